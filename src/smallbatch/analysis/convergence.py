@@ -1,0 +1,51 @@
+"""Convergence curves of all batch sizes at one base learning rate (paper, Fig. 4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+MEASURES = ["test_accuracy", "train_loss", "train_accuracy"]
+# Accuracies are better high, losses better low: a diverged run ranks behind every finished one.
+_WORST = {"test_accuracy": -np.inf, "train_loss": np.inf, "train_accuracy": -np.inf}
+
+
+def common_base_lr(cells: pd.DataFrame) -> float:
+    """Choose the η̃ that is reliable at the most batch sizes of one study; of equals the largest."""
+    counts = cells.groupby("base_lr")["reliable"].sum().sort_index()
+    return float(counts[counts == counts.max()].index[-1])
+
+
+def median_curves(history: pd.DataFrame) -> pd.DataFrame:
+    """Take the median over seeds at every epoch, for the rows of one study and one η̃.
+
+    A run that diverged counts from the epoch of its divergence on as worse than every other run;
+    where the median falls on such a run it is NaN.
+
+    Returns:
+        One row per (batch_size, epoch): ``base_lr``, ``updates``, ``n_seeds``, and the medians of
+        test accuracy, training loss and training accuracy (running means over the epoch).
+    """
+    parts = [_median_of_column(column) for _, column in history.groupby("batch_size")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _median_of_column(column: pd.DataFrame) -> pd.DataFrame:
+    diverged_in = column[column["outcome"] == "diverged"].groupby("run")["epoch"].max()
+    epochs = pd.RangeIndex(1, int(column["epoch"].max()) + 1, name="epoch")
+    table: dict[str, object] = {}
+    for measure, worst in _WORST.items():
+        # rows: epochs, columns: runs
+        values = column.pivot_table(index="epoch", columns="run", values=measure, dropna=False)
+        values = values.reindex(epochs)
+        for run, epoch in diverged_in.items():
+            values.loc[values.index >= epoch, str(run)] = worst
+        with np.errstate(invalid="ignore"):  # a median between two diverged runs
+            median = values.median(axis=1)
+        table[measure] = median.where(np.isfinite(median))
+    curves = pd.DataFrame(table, index=epochs).reset_index()
+    curves.insert(0, "batch_size", int(column["batch_size"].iloc[0]))
+    curves.insert(1, "base_lr", float(column["base_lr"].iloc[0]))
+    curves.insert(3, "updates", curves["epoch"].map(column.groupby("epoch")["updates"].max()))
+    curves.insert(4, "n_seeds", column["run"].nunique())
+    return curves

@@ -1,0 +1,162 @@
+"""The evaluate stage: result files in; tables of runs, cells, history and a metrics file out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
+from smallbatch.analysis.generalisation import best_by_study, best_cells
+from smallbatch.analysis.results import load_results, mixed_settings
+from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
+from smallbatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` wrote, for printing.
+
+    Attributes:
+        out: the directory of the files.
+        n_studies, n_runs, n_diverged: how much was evaluated.
+        skipped: unfinished columns, relative to the models directory.
+        warnings: one line for each study whose columns do not belong together.
+    """
+
+    out: Path
+    n_studies: int
+    n_runs: int
+    n_diverged: int
+    skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The outcome in a few plain lines."""
+        counts = f"{self.n_runs} runs in {self.n_studies} studies, {self.n_diverged} diverged"
+        lines = [f"{self.out}: {counts}"]
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped)} unfinished: {', '.join(self.skipped)}")
+        return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def evaluate(
+    models_dir: Path = Path("models"),
+    out: Path = Path("reports/evaluation"),
+    data_dir: Path = Path("data"),
+) -> Evaluation:
+    """Evaluate every complete column and write the tables.
+
+    Writes ``runs`` and ``cells`` as Parquet and CSV, ``history.parquet`` and ``metrics.json``.
+
+    Raises:
+        UserError: nothing to evaluate, or a damaged file.
+    """
+    results = load_results(models_dir, data_dir)
+    cells = summarise_cells(results.runs)
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(results.runs, out / "runs.parquet")
+    write_table(results.runs, out / "runs.csv")
+    write_table(cells, out / "cells.parquet")
+    write_table(cells, out / "cells.csv")
+    write_table(results.history, out / "history.parquet")
+    metrics = json.dumps(study_metrics(results.runs, cells), indent=2, allow_nan=False)
+    write_text(out / "metrics.json", metrics + "\n")
+    return Evaluation(
+        out=out,
+        n_studies=results.runs.groupby(STUDY_KEYS).ngroups,
+        n_runs=len(results.runs),
+        n_diverged=int(results.runs["outcome"].eq("diverged").sum()),
+        skipped=results.skipped,
+        warnings=tuple(mixed_settings(results.runs)),
+    )
+
+
+def study_metrics(runs: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
+    """The numbers of ``dvc metrics show``: data set → study → name → value.
+
+    Nothing here depends on the clock or the machine. A number that does not exist (no finished
+    run, an empty range, no fit) is null.
+    """
+    winners = {
+        (str(winner.dataset), str(winner.study)): winner
+        for winner in best_by_study(best_cells(cells)).itertuples()
+    }
+    ranges = stable_ranges(cells, [MAIN_FRACTION])
+    metrics: dict[str, Any] = {}
+    for (dataset, study), group in cells.groupby(STUDY_KEYS):
+        own_runs = runs[(runs["dataset"] == dataset) & (runs["study"] == study)]
+        own_ranges = ranges[(ranges["dataset"] == dataset) & (ranges["study"] == study)]
+        fit = fit_upper_limit(own_ranges)
+        best: dict[str, Any] = {
+            "best_accuracy": None,
+            "best_batch_size": None,
+            "best_base_lr": None,
+        }
+        winner: Any = winners.get((str(dataset), str(study)))
+        if winner is not None:
+            best = {
+                "best_accuracy": _rounded(winner.accuracy),
+                "best_batch_size": int(winner.batch_size),
+                "best_base_lr": float(winner.base_lr),
+            }
+        metrics.setdefault(str(dataset), {})[str(study)] = {
+            **best,
+            "runs": len(own_runs),
+            "diverged_runs": int(own_runs["outcome"].eq("diverged").sum()),
+            "cells": len(group),
+            "reliable_cells": int(group["reliable"].sum()),
+            "fit_base_lr_0": _rounded(fit.base_lr_0) if fit else None,
+            "fit_m_star": _rounded(fit.m_star) if fit and not fit.m_star_bound else None,
+            "stable_octaves": {
+                f"m{batch_size}": _rounded(octaves)
+                for batch_size, octaves in zip(
+                    own_ranges["batch_size"], own_ranges["octaves"], strict=True
+                )
+            },
+        }
+    return metrics
+
+
+def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Read back runs, cells and history.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    frames: list[pd.DataFrame] = []
+    for name in ("runs", "cells", "history"):
+        path = directory / f"{name}.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; run smallbatch evaluate first")
+        try:
+            frames.append(pd.read_parquet(path))
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise UserError(f"{path}: damaged or unreadable ({error})") from error
+    runs, cells, history = frames
+    return runs, cells, history
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table whole or not at all; the file name's ending says CSV or Parquet."""
+    draft = path.with_name(path.name + ".part")
+    if path.suffix == ".csv":
+        frame.to_csv(draft, index=False)
+    else:
+        frame.to_parquet(draft, index=False)
+    draft.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.6g}")

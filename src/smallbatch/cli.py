@@ -1,0 +1,294 @@
+"""The `smallbatch` command: parses, calls, prints; the work is in the modules it calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smallbatch.errors import UserError
+
+if TYPE_CHECKING:
+    from smallbatch.config import Params
+
+PARAMS = click.option(
+    "--params",
+    "params_file",
+    type=click.Path(path_type=Path),
+    default=Path("params.yaml"),
+    show_default=True,
+    help="The params file.",
+)
+MODELS = click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Folder of the result files.",
+)
+
+
+class _Group(click.Group):
+    """Shows a UserError as one line with exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            line = click.ClickException(" ".join(str(error).split()))
+            line.exit_code = 2
+            raise line from None
+
+
+class _BaseLr(click.ParamType):
+    name = "number or 2^k"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from smallbatch.config import parse_base_lr
+
+        try:
+            return parse_base_lr(value)
+        except ValueError as error:
+            self.fail(f"found {value!r}, {error}", param, ctx)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="smallbatch")
+def main() -> None:
+    """Which batch sizes train stably, and which generalise?
+
+    A pipeline after Masters & Luschi 2018, "Revisiting Small Batch Training for Deep Neural
+    Networks". `dvc repro` runs it whole; these commands are its stages and its tools.
+
+    \b
+    Examples:
+      dvc repro                                        # data → runs → report
+      smallbatch run --model resnet8 --batch-size 4 --base-lr 2^-6 --epochs 20
+      smallbatch ui                                    # browse the runs in MLflow
+    """
+
+
+@main.command()
+@PARAMS
+def prepare(params_file: Path) -> None:
+    """Make the data set's arrays under data/prepared/.
+
+    \b
+    Examples:
+      smallbatch prepare
+      smallbatch prepare --params profiles/cifar10-cpu.yaml
+    """
+    from smallbatch.data.prepare import prepare as prepare_data
+
+    params = _load(params_file)
+    meta = prepare_data(params.dataset)
+    largest, train = max(params.grid.batch_sizes), meta.counts["train"]
+    if largest > train:
+        raise UserError(
+            f"{params_file}: grid.batch_sizes: found {largest}, allowed: at most the {train} "
+            f"training examples of {meta.name}"
+        )
+    counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
+    shape = f"{meta.channels}×{meta.height}×{meta.width}"
+    click.echo(f"data/prepared/{meta.name}: {counts} images {shape}, {len(meta.classes)} classes")
+
+
+@main.command()
+@click.argument("study")
+@click.argument("batch_size", type=click.IntRange(min=1))
+@PARAMS
+def train(study: str, batch_size: int, params_file: Path) -> None:
+    """Train one column: every base learning rate and seed of STUDY at BATCH_SIZE.
+
+    \b
+    Examples:
+      smallbatch train resnet8-bn 8
+      dvc repro train@resnet8-bn-8
+    """
+    from smallbatch.experiments import train_study_column
+
+    train_study_column(_load(params_file), study, batch_size)
+
+
+@main.command()
+@click.option("--dataset", default="digits", show_default=True,
+              help="A built-in data set (digits, cifar10, cifar100), or the one of params.yaml.")
+@click.option("--model", default="resnet8", show_default=True,
+              help="resnet8, resnet20, resnet32, alexnet, or any timm model.")
+@click.option("--norm", default="none", show_default=True,
+              help="none, batch, batch_conv (alexnet), ghost or group.")
+@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+@click.option("--batch-size", "-m", required=True, type=click.IntRange(min=1),
+              help="m, examples per update.")
+@click.option("--base-lr", type=_BaseLr(), help="η̃ = η/m, the learning rate of one example.")
+@click.option("--lr", type=_BaseLr(), help="η of the mean gradient, instead of --base-lr.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--weight-decay", default=1e-4, show_default=True, type=float)
+@click.option("--warmup", default=0.0, show_default=True, type=float,
+              help="Fraction of training, from η/32 up to η.")
+@click.option("--augment/--no-augment", default=False, show_default=True,
+              help="Random crops after padding by 4, and flips.")
+@click.option("--device", default="auto", show_default=True,
+              type=click.Choice(["auto", "cpu", "cuda"]))
+@PARAMS
+def run(
+    dataset: str,
+    batch_size: int,
+    base_lr: float | None,
+    lr: float | None,
+    seed: int,
+    device: str,
+    params_file: Path,
+    **settings: Any,
+) -> None:
+    """Train one run, outside the pipeline, and log it to MLflow like any other.
+
+    \b
+    Examples:
+      smallbatch run --dataset digits --model resnet8 --norm none --batch-size 4 \\
+          --base-lr 2^-6 --epochs 20
+      smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
+    """
+    from smallbatch.config import format_base_lr
+    from smallbatch.experiments import single_run
+
+    if (base_lr is None) == (lr is None):
+        raise click.UsageError("give one of --base-lr and --lr")
+    if base_lr is None and lr is not None:
+        base_lr = lr / batch_size
+        click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
+    assert base_lr is not None  # one of the two was given
+    summary = single_run(
+        params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
+        device=device,
+    )  # fmt: skip
+    click.echo(summary)
+
+
+@main.command()
+@MODELS
+def evaluate(models: Path) -> None:
+    """Turn all runs under models/ into tables and metrics.
+
+    \b
+    Examples:
+      smallbatch evaluate
+      dvc metrics show
+    """
+    from smallbatch.analysis import evaluate as evaluate_runs
+
+    click.echo(evaluate_runs(models, Path("reports/evaluation")))
+
+
+@main.command()
+@MODELS
+def report(models: Path) -> None:
+    """Write reports/report.html with its figures and tables.
+
+    \b
+    Examples:
+      smallbatch report
+    """
+    from smallbatch.report import build_report
+
+    page = build_report(Path("reports/evaluation"), models, Path("reports"))
+    click.echo(f"{page}")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path))
+def sync(folders: tuple[Path, ...]) -> None:
+    """Replay result files to MLflow; what is there already stays as it is.
+
+    FOLDERS default to models/ and the single runs. MLFLOW_TRACKING_URI names the server; without
+    it, mlflow.db in this folder.
+
+    \b
+    Examples:
+      smallbatch sync
+      MLFLOW_TRACKING_URI=http://localhost:5000 smallbatch sync models/digits
+    """
+    from smallbatch.experiments import result_folders
+    from smallbatch.tracking import sync as sync_files
+
+    click.echo(sync_files(folders or result_folders()))
+
+
+@main.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+def ui(port: int) -> None:
+    """Start the MLflow UI on 127.0.0.1.
+
+    \b
+    Examples:
+      smallbatch ui
+      smallbatch ui --port 5001
+    """
+    from smallbatch.tracking import ui as start_ui
+
+    start_ui(port=port)
+
+
+@main.group()
+def profile() -> None:
+    """Ready-made params.yaml files.
+
+    \b
+    Examples:
+      smallbatch profile list
+      smallbatch profile use cifar10-cpu
+    """
+
+
+@profile.command("list")
+def list_profiles() -> None:
+    """List the profiles, a line each.
+
+    \b
+    Examples:
+      smallbatch profile list
+    """
+    from smallbatch import profiles
+
+    for name, summary in profiles.summaries().items():
+        click.echo(f"{name:16} {summary}")
+
+
+@profile.command("show")
+@click.argument("name")
+def show_profile(name: str) -> None:
+    """Print a profile.
+
+    \b
+    Examples:
+      smallbatch profile show quick
+    """
+    from smallbatch import profiles
+
+    click.echo(profiles.read(name), nl=False)
+
+
+@profile.command("use")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Replace a params.yaml with edits of its own.")
+def use_profile(name: str, force: bool) -> None:
+    """Make a profile the params.yaml of this folder.
+
+    \b
+    Examples:
+      smallbatch profile use cifar10-cpu && dvc repro
+    """
+    from smallbatch import profiles
+
+    profiles.install(name, force=force)
+    click.echo(f"params.yaml is now the profile {name}; `dvc repro` runs it")
+
+
+def _load(path: Path) -> Params:
+    from smallbatch.experiments import load_checked
+
+    return load_checked(path)

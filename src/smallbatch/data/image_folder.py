@@ -1,0 +1,125 @@
+"""The source ``image_folder``: ``train/<class>/*`` and ``test|val/<class>/*``."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.split import Images, Rows, Source, Split
+from smallbatch.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+TEST_NAMES = ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One split's folder: its classes and, per class, its image files, all sorted by name."""
+
+    path: Path
+    files: dict[str, list[Path]]
+
+
+def open_image_folder(path: Path, image_size: int | None) -> Source:
+    """Lists a folder of images; the class names are the sorted names of its sub-folders.
+
+    ``test/`` is the test split; where there is none, ``val/`` or ``validation/`` is. Files and
+    folders whose name starts with a dot are ignored.
+
+    Args:
+        path: The folder with ``train/`` and ``test/``.
+        image_size: Side of the square that images are resized to; None needs equal sizes.
+
+    Returns:
+        The source; images are decoded when they are read.
+
+    Raises:
+        UserError: A folder is missing or empty, a class is missing from a split, a file is not
+            an image, or one file serves two classes or both splits.
+    """
+    if not path.is_dir():
+        raise UserError(f"dataset.path: found {path}, which is not a folder; allowed: a folder")
+    try:
+        train = _list_split(_split_folder(path, ("train",)))
+        test = _list_split(_split_folder(path, TEST_NAMES))
+        _check_same_classes(train, test)
+        _check_no_shared_files(train, test)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot read it ({error.strerror})") from error
+    classes = tuple(train.files)
+    return Source(classes, _split(train, image_size), _split(test, image_size))
+
+
+def _split_folder(path: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (path / name).is_dir():
+            return path / name
+    wanted = " or ".join(f"{name}/" for name in names)
+    raise UserError(f"{path}: found no folder {wanted}; allowed: train/ and test/ or val/")
+
+
+def _list_split(folder: Path) -> _Folder:
+    files: dict[str, list[Path]] = {}
+    for entry in _entries(folder):
+        if entry.is_dir():
+            files[entry.name] = _list_class(Path(entry.path))
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            raise UserError(f"{entry.path}: image outside a class; allowed: {folder}/<class>/*")
+    if not files:
+        raise UserError(f"{folder}: empty; allowed: a folder of images for each class")
+    return _Folder(folder, files)
+
+
+def _list_class(folder: Path) -> list[Path]:
+    files: list[Path] = []
+    for entry in _entries(folder):
+        if not entry.is_file() or Path(entry.name).suffix.lower() not in SUFFIXES:
+            raise UserError(f"{entry.path}: not an image; allowed: files {' '.join(SUFFIXES)}")
+        files.append(Path(entry.path))
+    if not files:
+        raise UserError(f"{folder}: empty; allowed: at least one image a class")
+    return files
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _check_same_classes(train: _Folder, test: _Folder) -> None:
+    for has, lacks in ((train, test), (test, train)):
+        missing = [name for name in has.files if name not in lacks.files]
+        if missing:
+            raise UserError(
+                f"{lacks.path}: class {missing[0]!r} of {has.path} is missing; "
+                "allowed: every class in both splits"
+            )
+
+
+def _check_no_shared_files(train: _Folder, test: _Folder) -> None:
+    """Links must not put one file into two classes or splits: that is a leak or a mislabel."""
+    seen: dict[tuple[int, int], Path] = {}
+    for folder in (train, test):
+        for files in folder.files.values():
+            for file in files:
+                status = file.stat()
+                other = seen.setdefault((status.st_dev, status.st_ino), file)
+                if other.parent != file.parent:
+                    raise UserError(
+                        f"{file}: the same file as {other}; allowed: one class and one split"
+                    )
+
+
+def _split(folder: _Folder, image_size: int | None) -> Split:
+    files = [file for group in folder.files.values() for file in group]
+    sizes = [len(group) for group in folder.files.values()]
+
+    def read(rows: Rows) -> Images:
+        encoded = (Encoded(str(files[row]), files[row]) for row in rows)
+        return decode_all(encoded, len(rows), image_size)
+
+    labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+    return Split(str(folder.path), labels, read)

@@ -1,0 +1,248 @@
+"""The source ``parquet``: shards in the layout of the Hugging Face hub.
+
+A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or, where there is none, ``validation-*``
+or ``val-*``). Only the labels are read at once; images are read a row group at a time, and only
+the rows asked for are decoded.
+"""
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.split import Images, Labels, Rows, Source, Split
+from smallbatch.errors import UserError
+
+TEST_PREFIXES = ("test", "validation", "val")
+_NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file: its labels (n,) as written, and the class names that its schema states, if any."""
+
+    path: Path
+    labels: Labels
+    classes: tuple[str, ...] | None
+
+
+def open_parquet(
+    folder: Path, image_column: str, label_column: str, image_size: int | None
+) -> Source:
+    """Opens a folder of Parquet shards.
+
+    The image column holds encoded images (PNG, JPEG, WebP), either as binary or as a struct of
+    ``bytes`` and ``path``; where ``bytes`` is null, ``path`` is a file inside the folder. Class
+    names are those of the ClassLabel in the schema's ``huggingface`` metadata, else the labels.
+
+    Args:
+        folder: The folder with the shards.
+        image_column: Name of the image column.
+        label_column: Name of the label column, of an integer type.
+        image_size: Side of the square that images are resized to; None needs equal sizes.
+
+    Returns:
+        The source; images are decoded when they are read.
+
+    Raises:
+        UserError: A shard or column is missing or damaged, or a label is null, not an integer
+            or out of range.
+    """
+    if not folder.is_dir():
+        raise UserError(f"dataset.path: found {folder}, which is not a folder; allowed: a folder")
+    splits = [
+        [_open_shard(path, image_column, label_column) for path in _find(folder, prefixes)]
+        for prefixes in (("train",), TEST_PREFIXES)
+    ]
+    classes = _class_names([shard for shards in splits for shard in shards], label_column)
+    train, test = (_split(shards, len(classes), image_column, image_size) for shards in splits)
+    return Source(classes, train, test)
+
+
+def _find(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    """The shards of a split in order, checked against names such as train-00000-of-00002."""
+    for prefix in prefixes:
+        paths = sorted(folder.glob(f"{prefix}-*.parquet"))
+        if paths:
+            _check_complete(paths)
+            return paths
+    wanted = " or ".join(f"{prefix}-*.parquet" for prefix in prefixes)
+    raise UserError(f"{folder}: found no {wanted}; allowed: a folder with train and test shards")
+
+
+def _check_complete(paths: list[Path]) -> None:
+    present = [match for path in paths if (match := _NUMBERED.search(path.stem))]
+    if not present:
+        return
+    expected, found = int(present[0][2]), {int(match[1]) for match in present}
+    if len(paths) != expected or len(found) != expected:
+        raise UserError(
+            f"{paths[0]}: its name says {expected} shards, found {len(paths)}; "
+            "allowed: every shard of one version of the split"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None, None, None]:
+    """Turns whatever a damaged file makes the Parquet reader raise into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    # Damage surfaces as ArrowException, OSError, ValueError, UnicodeDecodeError and others.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: not a readable Parquet file ({reason})") from error
+
+
+def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        schema = file.schema_arrow
+        for key, column in (("image_column", image_column), ("label_column", label_column)):
+            if schema.names.count(column) != 1:
+                raise UserError(
+                    f"{path}: found no column {column!r}; "
+                    f"allowed for dataset.{key}: {', '.join(schema.names)}"
+                )
+        _check_image_type(path, image_column, schema.field(image_column).type)
+        classes = _stated_classes(path, schema.metadata or {}, label_column)
+        labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
+        return _Shard(path, labels, classes)
+
+
+def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
+    inner = found
+    if pa.types.is_struct(found):
+        index = found.get_field_index("bytes")
+        inner = found.field(index).type if index >= 0 else found
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise UserError(
+            f"{path}: column {name!r} has type {found}; "
+            "allowed: binary, or struct<bytes: binary, path: string>"
+        )
+
+
+def _stated_classes(
+    path: Path, metadata: dict[bytes, bytes], label_column: str
+) -> tuple[str, ...] | None:
+    if b"huggingface" not in metadata:
+        return None
+    try:
+        features: Any = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names: Any = features[label_column].get("names")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # the metadata describes something else; labels then name themselves
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the class names in its schema metadata are not a list of text")
+    return tuple(names)
+
+
+def _labels(path: Path, name: str, column: pa.ChunkedArray) -> Labels:
+    if not pa.types.is_integer(column.type):
+        raise UserError(f"{path}: column {name!r} has type {column.type}; allowed: integers")
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy()))
+        raise UserError(f"{path}, row {row}: found no label in {name!r}; allowed: an integer")
+    return column.cast(pa.int64()).to_numpy()
+
+
+def _class_names(shards: list[_Shard], label_column: str) -> tuple[str, ...]:
+    """The classes that the schemas agree on, else 0 … the largest label in any shard."""
+    stated = shards[0].classes
+    for shard in shards:
+        if shard.classes != stated:
+            raise UserError(
+                f"{shard.path}: its schema's class names differ from those of {shards[0].path}"
+            )
+    if stated is not None:
+        return stated
+    present = np.unique(np.concatenate([shard.labels for shard in shards]))
+    present = present[present >= 0]
+    # The first gap, found without counting up to a label that may be astronomically large.
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    if len(gaps):
+        raise UserError(
+            f"{shards[0].path.parent}: column {label_column!r} has no label {gaps[0]} but has "
+            f"{present[-1]}; allowed: labels 0, 1, 2, … without a gap"
+        )
+    return tuple(str(label) for label in present)
+
+
+def _split(shards: list[_Shard], classes: int, image_column: str, image_size: int | None) -> Split:
+    for shard in shards:
+        outside = (shard.labels < 0) | (shard.labels >= classes)
+        if outside.any():
+            row = int(np.argmax(outside))
+            raise UserError(
+                f"{shard.path}, row {row}: found label {shard.labels[row]}; "
+                f"allowed: 0 to {classes - 1}"
+            )
+
+    def read(rows: Rows) -> Images:
+        return decode_all(_encoded(shards, rows, image_column), len(rows), image_size)
+
+    where = f"{shards[0].path.parent}/{shards[0].path.name.split('-')[0]}-*.parquet"
+    return Split(where, np.concatenate([shard.labels for shard in shards]), read)
+
+
+def _encoded(shards: list[_Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:
+    """Yields the images of ascending rows, counted over all shards."""
+    start = 0
+    for shard in shards:
+        end = start + len(shard.labels)
+        inside = rows[(rows >= start) & (rows < end)] - start
+        if len(inside):
+            yield from _encoded_in_shard(shard.path, inside, image_column)
+        start = end
+
+
+def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
+    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            inside = rows[(rows >= start) & (rows < end)]
+            if len(inside):
+                column = file.read_row_group(group, columns=[image_column])[image_column]
+                values = column.take(pa.array(inside - start))
+                for row, (content, name) in zip(inside, _contents(values), strict=True):
+                    yield _one(path, int(row), content, name)
+            start = end
+
+
+def _contents(column: pa.ChunkedArray) -> Iterator[tuple[bytes | None, str | None]]:
+    """Yields (bytes, path) of each row of an image column of either layout."""
+    for chunk in column.chunks:
+        if not pa.types.is_struct(chunk.type):
+            yield from ((value.as_py(), None) for value in chunk)
+            continue
+        fields = chunk.flatten()  # unlike field(), makes the children of a null row null
+        contents = fields[chunk.type.get_field_index("bytes")]
+        index = chunk.type.get_field_index("path")
+        for row in range(len(chunk)):
+            content = contents[row].as_py()
+            # An unused path may be of any type or not even valid text.
+            yield content, fields[index][row].as_py() if content is None and index >= 0 else None
+
+
+def _one(shard: Path, row: int, content: bytes | None, name: str | None) -> Encoded:
+    where = f"{shard}, row {row}"
+    if content is not None:
+        return Encoded(where, content)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: found no image; allowed: encoded bytes or the path of a file")
+    folder = shard.parent.resolve()
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder):
+        raise UserError(f"{where}: path {name!r} leads outside {folder}; allowed: a file inside")
+    return Encoded(f"{where} ({name})", file)

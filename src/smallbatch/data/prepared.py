@@ -1,0 +1,200 @@
+"""A prepared data set: arrays and ``meta.json`` in one folder, written at once or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from smallbatch.data.scratch import scratch_folder
+from smallbatch.data.split import Arrays, Images, Labels
+from smallbatch.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What ``meta.json`` says about a prepared data set.
+
+    Attributes:
+        name: The data set's name in params.yaml, and of its folder.
+        source: The kind of source that it came from.
+        classes: Class names; a label is an index into them.
+        channels: 1 (grayscale) or 3.
+        height: In pixels.
+        width: In pixels.
+        mean: Per channel, of the training pixels divided by 255.
+        std: Per channel, likewise, the population standard deviation. It is 0 for a channel that
+            is constant over the training set: whoever divides by it must guard against that.
+        counts: Number of images by split: train, validation (0 if there is none) and test.
+        fingerprint: SHA-256 (hex) of arrays, labels and class names. Neither the name nor the
+            source nor where and when it was prepared enters.
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    counts: dict[str, int]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images, uint8 (N, C, H, W), and labels, int64 (N,), of each split, and their description."""
+
+    meta: Meta
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    validation_images: Images | None = None
+    validation_labels: Labels | None = None
+
+    def arrays(self) -> Arrays:
+        """The arrays by file name without suffix, those of an absent validation split left out."""
+        found = {
+            f"{split}_{kind}": getattr(self, f"{split}_{kind}")
+            for split in SPLITS
+            for kind in ("images", "labels")
+        }
+        return {name: array for name, array in found.items() if array is not None}
+
+
+def fingerprint(classes: tuple[str, ...], arrays: Arrays) -> str:
+    """SHA-256 (hex) over class names and every array's name, type, shape and content."""
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for name, array in sorted(arrays.items()):
+        little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        digest.update(json.dumps([name, little_endian.dtype.str, array.shape]).encode())
+        digest.update(little_endian.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def load_prepared(directory: Path) -> Dataset:
+    """Reads a prepared data set and checks it against its own description and fingerprint.
+
+    Args:
+        directory: The folder, ``data/prepared/<dataset>``.
+
+    Returns:
+        The data set, wholly in memory.
+
+    Raises:
+        UserError: A file is missing or damaged, or does not match ``meta.json``.
+    """
+    meta = _load_meta(directory)
+    validation = ("validation",) if meta.counts["validation"] else ()
+    arrays: Arrays = {}
+    for split in ("train", "test", *validation):
+        shape = (meta.counts[split], meta.channels, meta.height, meta.width)
+        images = _load_array(directory / f"{split}_images.npy", np.dtype(np.uint8), shape)
+        labels = _load_array(directory / f"{split}_labels.npy", np.dtype(np.int64), shape[:1])
+        arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    if fingerprint(meta.classes, arrays) != meta.fingerprint:
+        raise UserError(f"{directory}: its content doesn't match the fingerprint; prepare it again")
+    return Dataset(meta=meta, **arrays)
+
+
+def write_prepared(dataset: Dataset, directory: Path) -> None:
+    """Writes a data set into a folder, replacing what was there; byte for byte reproducible.
+
+    The files are written and synced in a temporary folder beside it and then moved into place by
+    a rename: no error or interrupt leaves a half-written data set.
+
+    Args:
+        dataset: What to write.
+        directory: The folder, ``data/prepared/<dataset>``.
+
+    Raises:
+        UserError: The folder can't be written.
+    """
+    try:
+        with scratch_folder(directory.parent, directory.name) as scratch:
+            _write_files(dataset, scratch / "new")
+            _replace(scratch / "new", directory, aside=scratch / "old")
+    except OSError as error:
+        raise UserError(f"{directory}: cannot write it ({error.strerror or error})") from error
+
+
+def _load_meta(directory: Path) -> Meta:
+    from pydantic import TypeAdapter, ValidationError
+
+    path = directory / "meta.json"
+    try:
+        meta = TypeAdapter(Meta).validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{directory}: found no prepared data set (no meta.json); run `smallbatch prepare`"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "content"
+        raise UserError(f"{path}: {key}: {first['msg']}; prepare the data set again") from error
+    if sorted(meta.counts) != sorted(SPLITS):
+        raise UserError(f"{path}: counts: found {sorted(meta.counts)}; allowed: {sorted(SPLITS)}")
+    return meta
+
+
+def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    try:
+        # Mapped first, so that a damaged header that claims terabytes allocates nothing.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing; prepare the data set again") from error
+    # A damaged header reaches NumPy's parser, which raises nearly anything.
+    except Exception as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error
+    if array.dtype != dtype or array.shape != shape:
+        raise UserError(
+            f"{path}: found {array.dtype} {array.shape}; meta.json says {dtype} {shape}"
+        )
+    return np.array(array)
+
+
+def _write_files(dataset: Dataset, directory: Path) -> None:
+    directory.mkdir()
+    for name, array in dataset.arrays().items():
+        _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
+    text = json.dumps(asdict(dataset.meta), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    _write(directory / "meta.json", lambda file: file.write(text.encode()))
+    _sync(directory)
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(new: Path, directory: Path, aside: Path) -> None:
+    """Renames ``new`` to ``directory``; what is there is moved ``aside``, and back on failure."""
+    if directory.exists():
+        directory.rename(aside)
+    try:
+        new.rename(directory)
+    except BaseException:
+        if aside.exists():
+            aside.rename(directory)
+        raise
+    _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

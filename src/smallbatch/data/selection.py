@@ -1,0 +1,65 @@
+"""Which rows of a split are used: class-balanced subsets and stratified parts.
+
+Everything derives from raw 64-bit words of PCG64, whose stream NumPy guarantees across
+versions, which it does not for ``permutation`` or ``shuffle``. The same seed therefore selects
+the same rows on every machine.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from smallbatch.data.split import Labels, Rows
+
+TRAIN_STREAM, TEST_STREAM, VALIDATION_STREAM, DIGITS_STREAM = range(4)
+
+
+def balanced(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
+    """Selects ``count`` rows, as equally many of each class as the classes' sizes allow.
+
+    Class sizes in the selection differ by at most one, except that a class with fewer rows is
+    taken whole. For one seed a smaller selection is part of every larger one.
+
+    Args:
+        labels: Class indices (N,).
+        count: How many rows, at most N.
+        seed: The data set's seed.
+        stream: Which of the independent random streams of the seed.
+
+    Returns:
+        Ascending row numbers (count,).
+    """
+    ranks, words = _ranks_within_class(labels, seed, stream)
+    return np.sort(np.lexsort((words, ranks))[:count])
+
+
+def stratified(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
+    """Selects ``count`` rows in which each class keeps its share of all rows.
+
+    Seats go to classes by the Webster rule: the rows with the lowest (rank + 1/2) / class size.
+
+    Args:
+        labels: Class indices (N,).
+        count: How many rows, at most N.
+        seed: The data set's seed.
+        stream: Which of the independent random streams of the seed.
+
+    Returns:
+        Ascending row numbers (count,).
+    """
+    ranks, words = _ranks_within_class(labels, seed, stream)
+    share = (ranks + 0.5) / np.bincount(labels)[labels]
+    return np.sort(np.lexsort((words, share))[:count])
+
+
+def _ranks_within_class(
+    labels: Labels, seed: int, stream: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+    """Numbers the rows of each class 0, 1, 2, … in a random order; also the random words."""
+    generator = np.random.PCG64(np.random.SeedSequence([seed, stream]))
+    words = np.asarray(generator.random_raw(len(labels)), dtype=np.uint64)
+    order = np.lexsort((words, labels))
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    ranks = np.empty(len(labels), dtype=np.intp)
+    ranks[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
+    return ranks, words

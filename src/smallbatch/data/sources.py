@@ -1,0 +1,97 @@
+"""Opens the source that a configuration names, after checking the options that it takes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallbatch.config import DatasetConfig
+from smallbatch.data.images import resize_all
+from smallbatch.data.selection import DIGITS_STREAM, stratified
+from smallbatch.data.split import Images, Rows, Source, Split
+from smallbatch.errors import UserError
+
+DIGITS_TEST_IMAGES = 360
+
+
+def open_source(config: DatasetConfig, root: Path) -> Source:
+    """Opens a source: its classes and labels; images follow when they are read.
+
+    Args:
+        config: The data set's configuration.
+        root: The data folder; downloads without a ``path`` go to ``root/raw/<source>``.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: An option is missing or does not apply, or the source can't be opened.
+    """
+    _check_options(config)
+    path = _path(config, root)
+    if config.source == "digits":
+        return _open_digits(config.image_size)
+    if config.source == "parquet":
+        from smallbatch.data.parquet import open_parquet
+
+        return open_parquet(path, config.image_column, config.label_column, config.image_size)
+    if config.source == "image_folder":
+        from smallbatch.data.image_folder import open_image_folder
+
+        return open_image_folder(path, config.image_size)
+    from smallbatch.data.cifar import open_cifar
+
+    return open_cifar(config.source, path, config.image_size)
+
+
+def _path(config: DatasetConfig, root: Path) -> Path:
+    if not config.path:
+        return root / "raw" / config.source
+    try:
+        return Path(config.path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"dataset.path: found {config.path!r} ({error})") from error
+
+
+def _check_options(config: DatasetConfig) -> None:
+    if config.source == "digits" and config.path is not None:
+        raise UserError(
+            f"dataset.path: found {config.path!r} with source digits, which is embedded; "
+            "allowed: no path"
+        )
+    if config.source in ("parquet", "image_folder") and not config.path:
+        raise UserError(
+            f"dataset.path: missing; allowed with source {config.source}: the folder of the images"
+        )
+    for key in ("image_column", "label_column"):
+        value = getattr(config, key)
+        if config.source != "parquet" and value != DatasetConfig.model_fields[key].default:
+            raise UserError(
+                f"dataset.{key}: found {value!r} with source {config.source}; "
+                "allowed: with source parquet only"
+            )
+
+
+def _open_digits(image_size: int | None) -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8×8, split into 1,437 and 360 once and for all.
+
+    The split does not depend on the configured seed, so every result on digits is measured on
+    the same test images (unless ``test_subset`` selects among them).
+    """
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    # 0 … 16 in the original; integer arithmetic rounds alike everywhere.
+    pixels = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[:, np.newaxis]
+    labels = digits.target.astype(np.int64)
+    test = stratified(labels, DIGITS_TEST_IMAGES, seed=0, stream=DIGITS_STREAM)
+    train = np.setdiff1d(np.arange(len(labels)), test)
+
+    def split(name: str, members: Rows) -> Split:
+        def read(rows: Rows) -> Images:
+            return resize_all(pixels[members[rows]], image_size)
+
+        return Split(f"digits {name} split", labels[members], read)
+
+    classes = tuple(str(name) for name in digits.target_names)
+    return Source(classes, split("training", train), split("test", test))

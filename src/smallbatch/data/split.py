@@ -1,0 +1,40 @@
+"""What a source hands to ``prepare``: labels at once, images on request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Images: TypeAlias = npt.NDArray[np.uint8]
+Labels: TypeAlias = npt.NDArray[np.int64]
+# The arrays of a data set by the name of their file, such as train_images.
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Rows: TypeAlias = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the test images of a source, not yet read.
+
+    Attributes:
+        where: What an error calls this split: a folder, or the source and the split's name.
+        labels: Class indices of every image, int64 (N,).
+        read: Maps ascending row numbers (n,) to their pixels, uint8 (n, C, H, W), resized
+            where the configuration asks for it. C is 1 only if all these images are
+            grayscale, else 3. Raises UserError naming the file of an unreadable image.
+    """
+
+    where: str
+    labels: Labels
+    read: Callable[[Rows], Images]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A classified image data set: its class names in label order and its two splits."""
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split

@@ -1,0 +1,216 @@
+"""Puts the parts together for the CLI: a checked params file, a column trained and tracked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.config import (
+    ComputeConfig,
+    DatasetConfig,
+    Params,
+    format_base_lr,
+    load_params,
+    parse_compute,
+    parse_dataset,
+    parse_study,
+)
+from smallbatch.errors import UserError
+
+if TYPE_CHECKING:
+    from smallbatch.tracking import ColumnInfo, LiveMirror
+    from smallbatch.training.column import Column
+    from smallbatch.training.protocol import Run
+
+PREPARED = Path("data/prepared")
+MODELS = Path("models")
+SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
+BUILT_IN = ("digits", "cifar10", "cifar100")
+
+
+def load_checked(path: Path) -> Params:
+    """Read a params file and check its model names too.
+
+    Raises:
+        UserError: one line naming the file and key.
+    """
+    from smallbatch.models import validate_model
+
+    params = load_params(path)
+    for name, study in params.studies.items():
+        try:
+            validate_model(study.model, study.norm, bn_batch_size=study.bn_batch_size)
+        except UserError as error:
+            raise UserError(f"{path}: studies.{name}: {error}") from None
+    return params
+
+
+def train_study_column(params: Params, study: str, batch_size: int) -> None:
+    """Train one column of the pipeline into `models/<dataset>/<study>/m<m>`.
+
+    Raises:
+        UserError: an unknown study, data not prepared, or a batch size larger than the training set.
+    """
+    if study not in params.studies:
+        raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
+    _train_and_track(
+        params.dataset.name,
+        lambda data: _plan(data, study, params, batch_size),
+        params.compute,
+        MODELS / params.dataset.name / study / f"m{batch_size}",
+        stage=f"train@{study}-{batch_size}",
+    )
+
+
+def single_run(
+    params_file: Path,
+    dataset: str,
+    settings: dict[str, Any],
+    *,
+    batch_size: int,
+    base_lr: float,
+    seed: int,
+    device: str,
+) -> str:
+    """Train one run outside the pipeline; returns one line of results.
+
+    Args:
+        params_file: consulted only if it names the data set.
+        dataset: a built-in data set, or the name of the params file's.
+        settings: of the study, as `params.yaml` writes them.
+        batch_size: m.
+        base_lr: η̃.
+        seed: of weights and stream.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: bad settings, unknown data set.
+    """
+    from smallbatch.data.prepare import prepare
+    from smallbatch.models import validate_model
+    from smallbatch.training.column import plan_column
+
+    study = parse_study(settings, "run")
+    validate_model(
+        study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
+    )
+    config = _dataset_config(params_file, dataset)
+    if not (PREPARED / config.name / "meta.json").exists():
+        prepare(config)
+    name = f"{study.model}-{study.norm}".lower()
+    column_dir = SINGLE_RUNS / config.name / name / f"m{batch_size}" / f"{format_base_lr(base_lr)}"
+    column_dir = column_dir / f"seed{seed}"
+    _train_and_track(
+        config.name,
+        lambda data: plan_column(
+            name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
+        ),
+        parse_compute({"device": device}, "run"),
+        column_dir,
+        stage=None,
+    )
+    run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
+    if run["outcome"] == "diverged":
+        return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
+    final = run["final"]
+    return (
+        f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
+        f"after {run['updates']} updates: {column_dir}"
+    )
+
+
+def result_folders() -> list[Path]:
+    """Folders that may hold result files."""
+    return [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
+
+
+def _plan(data: Any, study: str, params: Params, batch_size: int) -> Column:
+    from smallbatch.training.column import plan_column
+
+    return plan_column(
+        study,
+        params.studies[study],
+        data,
+        batch_size=batch_size,
+        base_lrs=params.base_lrs(study),
+        seeds=range(params.grid.seeds),
+    )
+
+
+def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
+    params = load_params(params_file) if params_file.exists() else None
+    if params is not None and params.dataset.name == dataset:
+        return params.dataset
+    if dataset in BUILT_IN:
+        return parse_dataset({"name": dataset, "source": dataset}, "run")
+    known = [*BUILT_IN, *([params.dataset.name] if params else [])]
+    raise UserError(f"--dataset: found {dataset!r}, allowed: {', '.join(known)}")
+
+
+def _train_and_track(
+    dataset: str,
+    plan: Callable[[Any], Column],
+    compute: ComputeConfig,
+    directory: Path,
+    *,
+    stage: str | None,
+) -> None:
+    from smallbatch.data.prepared import load_prepared
+    from smallbatch.progress import Progress
+    from smallbatch.tracking import LiveMirror
+
+    mirror = LiveMirror()  # before torch: its process imports mlflow meanwhile
+    try:
+        from smallbatch.training.column import resolve_device, train_column
+
+        column = plan(load_prepared(PREPARED / dataset))
+        device = resolve_device(compute.device)
+        mirror.start(_column_info(column, device, stage))
+        title = f"{dataset}/{column.study} m={column.batch_size}"
+        with Progress(title, len(column.runs), column.runs[0].settings.epochs) as progress:
+            observers = [progress, _Tracked(mirror, column)]
+            train_column(column, directory, compute=compute, observers=observers)
+    except BaseException:
+        mirror.abort()
+        raise
+    mirror.finish(directory)
+
+
+def _column_info(column: Column, device: str, stage: str | None) -> ColumnInfo:
+    from smallbatch.tracking import ColumnInfo
+    from smallbatch.training import environment, files
+    from smallbatch.training.protocol import PROTOCOL
+
+    meta = column.dataset.meta
+    return ColumnInfo(
+        dataset=meta.name,
+        fingerprint=meta.fingerprint,
+        study=column.study,
+        batch_size=column.batch_size,
+        settings=files.recorded_settings(column.runs[0]),
+        source=meta.source,
+        stage=stage,
+        environment={**environment.describe(device), "device": device, "engine": "loop"},
+        protocol=PROTOCOL,
+    )
+
+
+class _Tracked:
+    """Tells a mirror of a column's epochs; see :class:`~training.column.Observer`."""
+
+    def __init__(self, mirror: LiveMirror, column: Column) -> None:
+        from smallbatch.tracking import RunInfo
+
+        self._mirror = mirror
+        self._infos = {
+            run.hash: RunInfo(run.hash, run.base_lr, run.seed, column.updates(run))
+            for run in column.runs
+        }
+
+    def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        self._mirror.run_epoch(self._infos[run.hash], row)
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        """Nothing: the result files tell how a run ended."""

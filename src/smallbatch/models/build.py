@@ -1,0 +1,127 @@
+"""From a study's model and norm to a module, initialised from the seed alone."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from smallbatch.errors import UserError
+from smallbatch.models.initialise import he_initialise
+from smallbatch.models.names import ALIASES, registered_name, validate_model
+from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
+from smallbatch.models.population import batch_norms, has_batch_norm
+
+
+def build_model(
+    model: str,
+    norm: str = "none",
+    *,
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    seed: int,
+    batch_size: int,
+    bn_batch_size: int | None = None,
+) -> nn.Module:
+    """Build a model for one run, on the CPU, in float32 and training mode.
+
+    The paper's models get He initialisation; its weights depend on the seed only, not on the norm.
+    Every other timm model keeps timm's own initialisation, drawn from the seed. Its norm `batch`
+    means timm's own normalisation, whatever that is; `none` is allowed where that has no batch
+    norm; `ghost` and `group` replace each plain batch norm.
+
+    torch's global random state is left as it was.
+
+    Args:
+        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
+        norm: `none`, `batch`, `batch_conv` (alexnet only), `ghost` or `group`.
+        num_classes: Outputs.
+        in_chans: Channels of the images.
+        image_size: Height and width of the images.
+        seed: Seed of the initial weights.
+        batch_size: Examples per weight update (m), which sets the running statistics' momentum.
+        bn_batch_size: Examples per sub-batch of ghost batch norm, 2 to `batch_size`.
+
+    Raises:
+        UserError: As `validate_model`; or timm cannot build the model for such images or norm.
+    """
+    validate_model(model, norm, batch_size=batch_size, bn_batch_size=bn_batch_size)
+    name = registered_name(model)
+    shape: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
+    momentum = bn_momentum(batch_size)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs.
+        torch.default_generator.manual_seed(seed)
+        if name in ALIASES.values():
+            shape |= {"norm": norm, "bn_batch_size": bn_batch_size, "bn_momentum": momentum}
+            if name == "smallbatch_alexnet":
+                shape["img_size"] = image_size
+            built = timm.create_model(name, **shape)
+            he_initialise(built, torch.Generator().manual_seed(seed))
+            return built
+        built = _build_timm(name, image_size, shape)
+    _apply_norm(built, name, norm, bn_batch_size)
+    for layer in batch_norms(built):
+        layer.momentum = momentum
+    return built
+
+
+def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
+    """Build a model of timm's own and try it on one blank image.
+
+    Raises:
+        UserError: It cannot be built for such images, or cannot take them.
+    """
+    try:
+        try:
+            built = timm.create_model(name, img_size=image_size, **shape)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            built = timm.create_model(name, **shape)
+        with torch.no_grad():
+            built.eval()(torch.zeros(1, shape["in_chans"], image_size, image_size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model: timm's {name!r} does not take images of "
+            f"{shape['in_chans']}×{image_size}×{image_size} (channels × height × width): {reason}"
+        ) from error
+    return built.train()
+
+
+def _apply_norm(model: nn.Module, name: str, norm: str, bn_batch_size: int | None) -> None:
+    """Give a timm model the norm asked for.
+
+    Raises:
+        UserError: It has batch norm and should have none; or should have another norm, and has
+            none to replace or one that is fused with an activation.
+    """
+    if norm == "batch" or (norm == "none" and not has_batch_norm(model)):
+        return
+    plain = {path: layer for path, layer in model.named_modules() if type(layer) is nn.BatchNorm2d}
+    if norm == "none":
+        raise UserError(
+            f"norm: 'none' is not possible for timm's {name!r}, which is defined with batch norm; "
+            f"allowed: batch{', ghost, group' if plain else ''}"
+        )
+    if not plain or len(plain) != sum(1 for _ in batch_norms(model)):
+        raise UserError(
+            f"norm: {norm!r} is not possible for timm's {name!r}, which has no plain batch norm "
+            f"to replace; allowed: {'batch' if has_batch_norm(model) else 'none, batch'}"
+        )
+    for path, layer in plain.items():
+        parent, _, child = path.rpartition(".")
+        model.get_submodule(parent).register_module(child, _replacement(layer, bn_batch_size))
+
+
+def _replacement(layer: nn.BatchNorm2d, bn_batch_size: int | None) -> nn.Module:
+    """A ghost batch norm, or a group norm if there is no sub-batch size, with the same weights."""
+    if bn_batch_size is None:
+        new: nn.Module = group_norm(layer.num_features)
+    else:
+        new = GhostBatchNorm(layer.num_features, bn_batch_size, layer.eps)
+    state = layer.state_dict()
+    new.load_state_dict({key: state[key] for key in new.state_dict()})
+    return new

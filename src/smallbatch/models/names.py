@@ -1,0 +1,112 @@
+"""Which models and norms exist, and which go together; imports neither torch nor timm."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from smallbatch.errors import UserError
+
+ALIASES = {
+    "resnet8": "smallbatch_resnet8",
+    "resnet20": "smallbatch_resnet20",
+    "resnet32": "smallbatch_resnet32",
+    "alexnet": "smallbatch_alexnet",
+}
+NORMS = ("none", "batch", "batch_conv", "ghost", "group")
+
+
+def registered_name(model: str) -> str:
+    """The timm name of a model: the paper's four have short names, all others their own."""
+    return ALIASES.get(model, model)
+
+
+def validate_model(
+    model: str,
+    norm: str = "none",
+    *,
+    batch_size: int | None = None,
+    bn_batch_size: int | None = None,
+) -> None:
+    """Check a model and its normalisation, as far as names and numbers tell.
+
+    Args:
+        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
+        norm: One of `NORMS`.
+        batch_size: Examples per weight update (m); None leaves the checks that need it out.
+        bn_batch_size: Examples per sub-batch of ghost batch norm.
+
+    Raises:
+        UserError: Unknown model or norm (with the closest match), or a combination that does not
+            exist. Only a name outside the paper's four makes this function import timm.
+    """
+    _check_name(model)
+    validate_norm(model, norm, bn_batch_size)
+    if batch_size is not None:
+        _check_batch_size(norm, batch_size, bn_batch_size)
+
+
+def validate_norm(model: str, norm: str, bn_batch_size: int | None) -> None:
+    """Check that `norm` exists for `model` and has the sub-batch size it needs, and no other.
+
+    Raises:
+        UserError: It does not.
+    """
+    if norm not in NORMS:
+        raise UserError(f"norm: unknown norm {norm!r}{_hint(norm, NORMS)}; allowed: {_join(NORMS)}")
+    if norm == "batch_conv" and registered_name(model) != "smallbatch_alexnet":
+        allowed = _join(name for name in NORMS if name != norm)
+        raise UserError(
+            f"norm: 'batch_conv' (convolutions but not hidden FC layers) exists for alexnet only: "
+            f"{model!r} has no hidden FC layer of this package's; allowed: {allowed}"
+        )
+    if norm == "ghost" and (bn_batch_size is None or bn_batch_size < 2):
+        found = "none given" if bn_batch_size is None else f"found {bn_batch_size}"
+        raise UserError(f"bn_batch_size: {found}; norm 'ghost' needs a whole number of at least 2")
+    if norm != "ghost" and bn_batch_size is not None:
+        raise UserError(
+            f"bn_batch_size: found {bn_batch_size} with norm {norm!r}; allowed with 'ghost' only"
+        )
+
+
+def _check_name(model: str) -> None:
+    """Raise a UserError unless `model` is one of the paper's four or timm's."""
+    if model in ALIASES or model in ALIASES.values():
+        return
+    import timm
+
+    known = (*ALIASES, *timm.list_models())
+    if model not in known:
+        raise UserError(
+            f"model: unknown model {model!r}{_hint(model, known)}; "
+            f"allowed: {_join(ALIASES)}, or any model of timm.list_models()"
+        )
+
+
+def _check_batch_size(norm: str, batch_size: int, bn_batch_size: int | None) -> None:
+    """Raise a UserError where a batch norm would see a single example."""
+    if norm in ("batch", "ghost") and batch_size < 2:
+        raise UserError(
+            f"batch_size: found {batch_size} with norm {norm!r}; allowed: at least 2, "
+            f"because the variance over one example is zero or undefined"
+        )
+    if bn_batch_size is None:
+        return
+    if bn_batch_size > batch_size:
+        raise UserError(
+            f"bn_batch_size: found {bn_batch_size} with batch_size {batch_size}; "
+            f"allowed: 2 to batch_size"
+        )
+    if batch_size % bn_batch_size == 1:
+        raise UserError(
+            f"bn_batch_size: found {bn_batch_size} with batch_size {batch_size}, which leaves a "
+            f"last sub-batch of one example; allowed: a size whose remainder is not 1"
+        )
+
+
+def _hint(found: str, known: tuple[str, ...]) -> str:
+    """The closest match, as an insertion into an error line."""
+    matches = get_close_matches(found, known, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(names)

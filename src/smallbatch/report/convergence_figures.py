@@ -1,0 +1,52 @@
+"""Convergence curves of all batch sizes at one base learning rate (paper, Fig. 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+
+from smallbatch.report.style import MARKERS, new_figure, ordered_colours
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_AXIS = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (log scale)"}
+
+
+def convergence(curves: pd.DataFrame, measure: str) -> Figure:
+    """Draw ``test_accuracy`` or ``train_loss`` against the epoch, a curve per m.
+
+    A curve ends with a cross in the last epoch before its median falls on a diverged run.
+    """
+    figure, axes = new_figure()
+    batch_sizes = sorted(curves["batch_size"].unique())
+    last_epoch = int(curves["epoch"].max())
+    factor = 100 if measure == "test_accuracy" else 1
+    for index, (batch_size, colour) in enumerate(
+        zip(batch_sizes, ordered_colours(len(batch_sizes)), strict=True)
+    ):
+        curve = curves[curves["batch_size"] == batch_size].dropna(subset=[measure])
+        epochs, values = curve["epoch"], factor * curve[measure]
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            marker=MARKERS[index % len(MARKERS)],
+            markevery=(index % 3, max(3, last_epoch // 8)),
+            label=str(batch_size) if len(curve) else f"{batch_size} (diverged)",
+        )
+        if len(curve) and epochs.iloc[-1] < last_epoch:
+            axes.plot(
+                [epochs.iloc[-1]], [values.iloc[-1]], marker="x", color=colour, markersize=8, mew=2
+            )
+    if measure == "train_loss":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 1)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(_AXIS[measure])
+    figure.legend(loc="outside lower center", ncols=min(6, len(batch_sizes)), title="batch size m")
+    return figure

@@ -1,0 +1,97 @@
+"""Where and how long the columns were trained, from their timing files."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from smallbatch.analysis.results import find_columns, read_json
+from smallbatch.report.labels import DASH, duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LABELS = {
+    "device": "Device",
+    "engine": "Engine",
+    "workers": "Workers",
+    "cpu": "CPU",
+    "cores": "CPU cores",
+    "gpu": "GPU",
+    "platform": "Platform",
+    "python": "Python",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "smallbatch": "smallbatch",
+    "git_commit": "Code (git commit)",
+}
+
+
+def read_timings(models_dir: Path) -> pd.DataFrame:
+    """Read the timing file of every complete column.
+
+    Returns:
+        One row per column: dataset, study, batch_size, started (ISO 8601), seconds,
+        images_per_second, peak_memory_bytes, and ``environment``, a JSON text of what it ran on.
+        Columns without a timing file are left out.
+
+    Raises:
+        UserError: a timing file is damaged.
+    """
+    rows: list[dict[str, Any]] = []
+    complete = find_columns(models_dir)[0] if models_dir.is_dir() else []
+    for column in complete:
+        if not (column / "timing.json").is_file():
+            continue
+        content = read_json(column / "timing.json")
+        environment = dict(content.get("environment", {}))
+        timing = content.get("column", {})
+        if environment.pop("git_dirty", False) and environment.get("git_commit"):
+            environment["git_commit"] += " with uncommitted changes"
+        environment |= {key: timing.get(key) for key in ("device", "engine", "workers")}
+        rows.append(
+            {
+                "dataset": column.parent.parent.name,
+                "study": column.parent.name,
+                "batch_size": int(column.name[1:]),
+                "started": timing.get("started"),
+                "seconds": timing.get("seconds", math.nan),
+                "images_per_second": timing.get("images_per_second", math.nan),
+                "peak_memory_bytes": timing.get("peak_memory_bytes"),
+                "environment": json.dumps(environment, sort_keys=True),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def environment_rows(timings: pd.DataFrame) -> list[list[str]]:
+    """Lay the distinct environments out for reading: a row per property, a column for each."""
+    if timings.empty:
+        return []
+    groups = [group for _, group in timings.groupby("environment", sort=False)]
+    environments = [json.loads(group["environment"].iloc[0]) for group in groups]
+    known = [key for key in _LABELS if any(key in each for each in environments)]
+    others = sorted({key for each in environments for key in each} - set(_LABELS))
+    rows = [
+        [_LABELS.get(key, key), *(_text(each.get(key)) for each in environments)]
+        for key in [*known, *others]
+    ]
+    return [
+        *rows,
+        ["Columns trained", *(str(len(group)) for group in groups)],
+        ["First started (UTC)", *(_text(group["started"].min()) for group in groups)],
+        ["Last started (UTC)", *(_text(group["started"].max()) for group in groups)],
+        ["Time in training, summed", *(duration(float(g["seconds"].sum())) for g in groups)],
+    ]
+
+
+def _text(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

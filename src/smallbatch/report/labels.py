@@ -1,0 +1,58 @@
+"""How numbers are written on the page and in the figures."""
+
+from __future__ import annotations
+
+import math
+
+_SUPERSCRIPTS = str.maketrans("-0123456789.", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
+DASH = "–"
+
+
+def power_of_two(value: float) -> str:
+    """Write a learning rate as 2ᵏ if it is a power of two, else in plain digits; NaN as a dash."""
+    if math.isnan(value):
+        return DASH
+    mantissa, exponent = math.frexp(value)
+    if mantissa == 0.5:
+        return "2" + str(exponent - 1).translate(_SUPERSCRIPTS)
+    return f"{value:.3g}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Write a fraction of 1 in percent; NaN as a dash."""
+    return DASH if math.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def points(fraction: float, digits: int = 1) -> str:
+    """Write a difference of two fractions in percentage points, with its sign; NaN as a dash."""
+    if math.isnan(fraction):
+        return DASH
+    return f"{100 * fraction:+.{digits}f}".replace("-", "−")
+
+
+def spread(low: float, high: float) -> str:
+    """Write the range of an accuracy over seeds; a low end that diverged is named."""
+    if math.isnan(high):
+        return "all diverged"
+    bottom = "diverged" if math.isnan(low) else f"{100 * low:.1f}"
+    return f"{bottom} … {100 * high:.1f} %"
+
+
+def listed(values: list[str]) -> str:
+    """Join for prose: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(values[:-1]), values[-1]])) if values else ""
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the unit that suits it."""
+    if math.isnan(seconds):
+        return DASH
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def count(number: int, thing: str, plural: str = "") -> str:
+    """Write "1 run", "2 runs"."""
+    return f"{number} {thing if number == 1 else plural or thing + 's'}"

@@ -1,0 +1,107 @@
+"""The look of all figures, and how they are saved: the same bytes for the same data."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from smallbatch.report.labels import power_of_two
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+# Inches. Narrow enough for 9 pt type to stay legible on a phone's width.
+SIZE = (4.8, 3.9)
+# Okabe and Ito's colours, which stay apart for colour-blind readers; yellow is too faint on white.
+CATEGORICAL = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MARKERS = "osD^vP*X"
+BEST = "#d62728"
+# The colours of an ordered series come from viridis without its faintest end.
+_VIRIDIS_END = 0.88
+
+_RC: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e2e2e2",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "figure.facecolor": "white",
+    # Text stays text, so the file is small and can be searched.
+    "svg.fonttype": "none",
+    # Without a fixed salt the ids inside an SVG differ from one writing to the next.
+    "svg.hashsalt": "smallbatch",
+    "path.simplify": True,
+}
+
+
+@contextlib.contextmanager
+def figure_style() -> Generator[None]:
+    """Draw and save under the report's style, whatever the user's own matplotlib settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        for key, value in _RC.items():
+            mpl.rcParams[key] = value
+        yield
+
+
+def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """Make a figure with one pair of axes that keeps its labels inside."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``<stem>.svg`` and ``<stem>.png``, without a date in either."""
+    figure.savefig(stem.with_name(stem.name + ".svg"), metadata={"Date": None, "Creator": None})
+    figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
+
+
+def ordered_colours(count: int) -> list[str]:
+    """Colours for an ordered series (base learning rates, batch sizes), dark to light."""
+    viridis = mpl.colormaps["viridis"]
+    return [to_hex(viridis(position)) for position in np.linspace(0, _VIRIDIS_END, count)]
+
+
+def categorical(index: int) -> tuple[str, str]:
+    """Colour and marker of the index-th of several unordered things."""
+    return CATEGORICAL[index % len(CATEGORICAL)], MARKERS[index % len(MARKERS)]
+
+
+def batch_size_axis(axes: Axes, batch_sizes: Iterable[int], margin: float = 0.4) -> None:
+    """Put log2 of the batch sizes on x, labelled with the batch sizes themselves."""
+    values = sorted(set(batch_sizes))
+    positions = np.log2(values)
+    axes.set_xticks(positions, [str(value) for value in values])
+    axes.set_xlim(positions[0] - margin, positions[-1] + margin)
+    axes.set_xlabel("batch size m (log₂ scale)")
+
+
+def learning_rate_ticks(axes: Axes, lowest: float, highest: float) -> None:
+    """Put log2 of a learning rate on y, labelled 2ᵏ at every octave or every few."""
+    bottom, top = int(np.floor(np.log2(lowest))), int(np.ceil(np.log2(highest)))
+    step = 1 + (top - bottom) // 12
+    ticks = np.arange(bottom, top + 1, step)
+    axes.set_yticks(ticks, [power_of_two(2.0 ** float(tick)) for tick in ticks])
+    axes.set_ylim(bottom - 0.5, top + 0.5)

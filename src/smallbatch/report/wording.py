@@ -1,0 +1,121 @@
+"""Sentences computed from the data; they claim no more than the data shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.analysis.cells import MAIN_FRACTION
+from smallbatch.analysis.stability import EDGE
+from smallbatch.report.labels import count, listed, percent, power_of_two, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from smallbatch.analysis.stability import LimitFit
+
+
+def best_sentence(winner: dict[Any, Any]) -> str:
+    """Which batch size came out best in one study, and how sure that is."""
+    n_seeds = int(winner["n_seeds"])
+    seeds = (
+        "one seed, so nothing is known about its spread"
+        if n_seeds == 1
+        else f"median of {n_seeds} seeds, {spread(winner['min_accuracy'], winner['max_accuracy'])}"
+    )
+    text = (
+        f"The highest reported accuracy is {percent(winner['accuracy'])} ({seeds}), at "
+        f"m = {winner['batch_size']} with η̃ = {power_of_two(winner['base_lr'])} "
+        f"(η = {power_of_two(winner['lr'])})."
+    )
+    if n_seeds == 1:
+        return text
+    if winner["overlapping"]:
+        others = listed([str(value) for value in winner["overlapping"]])
+        return f"{text} The seeds of m = {others} overlap with it: these runs do not settle their order."
+    return f"{text} No seed of another batch size's best cell reaches its worst seed."
+
+
+def range_sentence(ranges: pd.DataFrame) -> str:
+    """How the reliable range of one study changes from the smallest m to the largest."""
+    main = ranges[ranges["fraction"] == MAIN_FRACTION].sort_values("batch_size")
+    some: list[dict[Any, Any]] = main[main["n_reliable"] > 0].to_dict("records")
+    if not some:
+        return "No base learning rate converges reliably at any batch size."
+    shown = [some[0]] if len(some) == 1 else [some[0], some[-1]]
+    ends = [
+        f"from η̃ = {power_of_two(row['lower'])} to {power_of_two(row['upper'])} at "
+        f"m = {row['batch_size']} ({count(row['n_reliable'], 'value')} of the grid"
+        f"{_edges_of(row)})"
+        for row in shown
+    ]
+    text = f"The reliable range goes {listed(ends)}."
+    none = [str(value) for value in main.loc[main["n_reliable"] == 0, "batch_size"]]
+    return text + (f" No η̃ is reliable at m = {listed(none)}." if none else "")
+
+
+def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
+    """What limits the reading of one study: the edges of its grid, holes, single seeds."""
+    lines: list[str] = []
+    for edge, word, side in (
+        ("lower", "lowest", "below"),
+        ("upper", "highest", "above"),
+        ("only", "only", "outside"),
+    ):
+        at_edge = [str(value) for value in best.loc[best["grid_edge"] == edge, "batch_size"]]
+        if at_edge:
+            lines.append(
+                f"The best η̃ is the {word} one tried at m = {listed(at_edge)}: the optimum may lie "
+                f"{side} the grid, so the accuracy given there is a lower bound."
+            )
+    main = ranges[(ranges["fraction"] == MAIN_FRACTION) & (ranges["n_reliable"] > 0)]
+    for end, word in (("lower", "below"), ("upper", "above")):
+        bounds = [str(value) for value in main.loc[main[f"{end}_limit"] == EDGE, "batch_size"]]
+        if bounds:
+            lines.append(
+                f"The reliable range reaches the {end} edge of the grid at m = {listed(bounds)} "
+                f"and may go on {word} it; its width there is a lower bound."
+            )
+    holed = [str(row["batch_size"]) for row in main.to_dict("records") if len(row["holes"])]
+    if holed:
+        lines.append(f"The range at m = {listed(holed)} has unreliable η̃ inside (see the table).")
+    if len(best) and int(best["n_seeds"].min()) == 1:
+        lines.append("Some cells have one seed only: differences may be chance.")
+    return lines
+
+
+def fit_sentence(fit: LimitFit | None) -> str:
+    """What the fit of the upper ends says about one study."""
+    if fit is None:
+        return (
+            "The upper ends are not fitted: fewer than three batch sizes have one inside the grid."
+        )
+    quality = (
+        f"({count(fit.n_points, 'batch size')}, root mean square residual "
+        f"{fit.rms_octaves:.2f} octaves; the grid itself has steps of about one)"
+    )
+    if fit.m_star_bound == "upper":
+        return f"No fall of the upper end with m can be told from these ends {quality}."
+    if fit.m_star_bound == "lower":
+        return (
+            f"The upper end falls as 1/m over all of these batch sizes {quality}: it is a "
+            f"constant highest η of about {fit.base_lr_0 * fit.m_star:.2g}."
+        )
+    return (
+        f"Fitted upper end: η̃_max(m) = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) {quality}. "
+        f"Well below m* = {fit.m_star:.3g} the limit is a constant η̃, well above it a constant η "
+        f"of about {fit.base_lr_0 * fit.m_star:.2g}."
+    )
+
+
+def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
+    """Why the convergence curves are shown at this η̃."""
+    at_it = cells[cells["base_lr"] == base_lr]
+    return (
+        f"η̃ = {power_of_two(base_lr)} for all, the η̃ that is reliable at the most batch sizes "
+        f"({int(at_it['reliable'].sum())} of {cells['batch_size'].nunique()}; of equals the largest)"
+    )
+
+
+def _edges_of(row: dict[Any, Any]) -> str:
+    ends = [name for name in ("lower", "upper") if row[f"{name}_limit"] == EDGE]
+    return f", {listed(ends)} end on the grid's edge" if ends else ""

@@ -1,0 +1,198 @@
+"""A column's best model as a loadable MLflow model: weights, signature, no pickle.
+
+`mlflow.pyfunc.load_model(uri).predict(images)` takes uint8 pixels (N, C, H, W) as they are on disk,
+normalises them and gives class probabilities (N, classes). The column's own weights file is the
+source, so logging needs neither torch nor a forward pass; `mlflow.pytorch.log_model` would import
+both torch and the model and trace it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.tracking import entries
+from smallbatch.tracking.records import ColumnInfo, ColumnResult, read_json
+from smallbatch.tracking.store import unwarned
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smallbatch.tracking.store import Store
+
+LOADER = "smallbatch.tracking.loadable"
+NO_MODEL = "none"
+"""Tag value of a column in which no run finished."""
+
+_PREPARED = Path("data/prepared")
+_REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model needs besides weights, as `model.json` of a logged model keeps it.
+
+    Attributes:
+        model: Model name of the study.
+        norm: Its norm.
+        batch_size: m.
+        bn_batch_size: Sub-batch of ghost batch norm.
+        channels: C of the images.
+        height: H.
+        width: W.
+        mean: Per channel, of pixels / 255.
+        std: Likewise.
+        classes: Names in the order of the outputs.
+    """
+
+    model: str
+    norm: str
+    batch_size: int
+    bn_batch_size: int | None
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+
+def model_facts(column: ColumnResult) -> ModelFacts | None:
+    """Facts from `runs.json`, else from the prepared data of the same fingerprint, else None."""
+    dataset = _dataset_facts(column)
+    if dataset is None:
+        return None
+    info = column.info
+    return ModelFacts(
+        model=info.settings["model"],
+        norm=info.settings["norm"],
+        batch_size=info.batch_size,
+        bn_batch_size=info.settings.get("bn_batch_size"),
+        channels=dataset["channels"],
+        height=dataset["height"],
+        width=dataset["width"],
+        mean=tuple(dataset["mean"]),
+        std=tuple(dataset["std"]),
+        classes=tuple(dataset["classes"]),
+    )
+
+
+def log_best_model(
+    store: Store, experiment_id: str, column: ColumnResult, facts: ModelFacts, parent_id: str
+) -> str:
+    """Logs the model of highest reported accuracy to the column's parent run.
+
+    Returns:
+        Its URI, `models:/<id>`, or `none` where no run finished.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    best = column.best
+    if best is None:
+        return NO_MODEL
+    client = store.client
+    tags = {entries.RUN: best.info.run, entries.SYNCED: best.digest}
+    found = client.search_logged_models(
+        [experiment_id], f"source_run_id = '{parent_id}' AND status = 'READY'"
+    )
+    for earlier in found:  # left by a replay that was cut short
+        if earlier.tags.get(entries.SYNCED) == best.digest:
+            return f"models:/{earlier.model_id}"
+    logged = client.create_logged_model(
+        experiment_id,
+        name="best",
+        source_run_id=parent_id,
+        tags=tags,
+        params=entries.run_params(column.info, best.info),
+        model_type="classifier",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model"
+        save_model(target, column, facts, model_id=logged.model_id, run_id=parent_id)
+        client.log_model_artifacts(logged.model_id, str(target))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(parent_id, [LoggedModelOutput(logged.model_id, 0)])
+    return f"models:/{logged.model_id}"
+
+
+def save_model(
+    target: Path, column: ColumnResult, facts: ModelFacts, *, model_id: str, run_id: str
+) -> None:
+    """Writes a column's best model as an MLflow model directory.
+
+    Raises:
+        OSError: The weights file is missing.
+    """
+    import numpy as np
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with unwarned():
+        import mlflow.pyfunc
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+    best = column.best
+    if best is None:
+        raise ValueError(f"{column.directory}: no run finished")
+    data = target.with_name("data")
+    data.mkdir()
+    prefix = f"{best.info.run}/"
+    with safe_open(column.directory / "weights.safetensors", "numpy") as file:
+        weights = {
+            key.removeprefix(prefix): file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118 - not a mapping
+            if key.startswith(prefix)
+        }
+    save_file(weights, data / "weights.safetensors")
+    (data / "model.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+    image = (-1, facts.channels, facts.height, facts.width)
+    mlflow.pyfunc.save_model(
+        target,
+        loader_module=LOADER,
+        data_path=str(data),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype("uint8"), image)]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, len(facts.classes)))]),
+        ),
+        # Left to itself MLflow loads the model in a new process and asks the network.
+        pip_requirements=_requirements(),
+        metadata=_model_metadata(column.info, best.reported_accuracy),
+    )
+
+
+def _requirements() -> list[str]:
+    pins: list[str] = []
+    for name in _REQUIREMENTS:
+        try:
+            pins.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            pins.append(name)
+    return pins
+
+
+def _model_metadata(info: ColumnInfo, accuracy: float | None) -> dict[str, Any]:
+    return {
+        "dataset": info.dataset,
+        "fingerprint": info.fingerprint,
+        "study": info.study,
+        "batch_size": info.batch_size,
+        "reported_accuracy": accuracy,
+    }
+
+
+def _dataset_facts(column: ColumnResult) -> Mapping[str, Any] | None:
+    needed = {"channels", "height", "width", "mean", "std", "classes"}
+    own: Mapping[str, Any] = read_json(column.directory / "runs.json")["dataset"]
+    if needed <= own.keys():
+        return own
+    path = _PREPARED / column.info.dataset / "meta.json"
+    if not path.exists():
+        return None
+    meta = read_json(path)
+    return meta if meta.get("fingerprint") == column.info.fingerprint else None

@@ -1,0 +1,162 @@
+"""Names, params, tags and metrics under which columns and runs appear in MLflow.
+
+Params hold what was asked for, metrics what was measured, by epoch; the learning rate is therefore
+the param `lr` (η = m·η̃ before the schedule) and the metric `lr` (η of an epoch's last update).
+Only finite values become metrics: MLflow stores infinity as 1.8e308, which ruins every chart, and
+a diverged run says so in its tags.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from smallbatch.tracking.records import ColumnInfo, ColumnResult, RunInfo, RunResult
+
+RUN, COLUMN, SYNCED = "smallbatch.run", "smallbatch.column", "smallbatch.synced"
+SUPERSEDED, MODEL = "smallbatch.superseded", "smallbatch.model"
+PARENT = "mlflow.parentRunId"
+
+EPOCH_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "updates",
+)
+FINAL_METRICS = ("train_loss", "train_accuracy", "population_test_accuracy")
+"""Values after the last update that no epoch metric repeats; logged as `final_<name>`."""
+
+_ENVIRONMENT_TAGS = ("device", "engine", "cpu", "gpu", "python", "torch", "smallbatch", "platform")
+
+
+class Point(NamedTuple):
+    """One metric value."""
+
+    key: str
+    step: int
+    value: float
+
+
+def column_name(column: ColumnInfo) -> str:
+    """Such as `m=8`."""
+    return f"m={column.batch_size}"
+
+
+def run_name(column: ColumnInfo, run: RunInfo) -> str:
+    """Such as `m=8 η̃=2^-6 seed 0`."""
+    return f"{column_name(column)} η̃={power_of_two(run.base_lr)} seed {run.seed}"
+
+
+def power_of_two(value: float) -> str:
+    """`2^k` where `value` is a power of two, else its shortest decimal form."""
+    if value > 0 and math.isfinite(value):
+        mantissa, exponent = math.frexp(value)
+        if mantissa == 0.5:
+            return f"2^{exponent - 1}"
+    return repr(value)
+
+
+def column_params(column: ColumnInfo) -> dict[str, str]:
+    """Settings that all runs of a column share."""
+    params = {key: _text(value) for key, value in column.settings.items()}
+    params["dataset"] = column.dataset
+    params["study"] = column.study
+    params["batch_size"] = str(column.batch_size)
+    return params
+
+
+def run_params(column: ColumnInfo, run: RunInfo) -> dict[str, str]:
+    """Everything that determines a run's result and a reader may want to sort by."""
+    params = column_params(column)
+    params["base_lr"] = repr(run.base_lr)
+    params["lr"] = repr(column.batch_size * run.base_lr)
+    params["seed"] = str(run.seed)
+    params["updates"] = str(run.updates)
+    return params
+
+
+def column_tags(column: ColumnInfo) -> dict[str, str]:
+    """Tags of a column; its runs carry them too."""
+    environment = column.environment
+    tags = {
+        COLUMN: column.key,
+        "smallbatch.fingerprint": column.fingerprint,
+        "mlflow.source.name": "smallbatch",
+        "mlflow.source.type": "LOCAL",
+    }
+    if column.stage:
+        tags["dvc.stage"] = column.stage
+    if environment.get("git_commit"):
+        tags["mlflow.source.git.commit"] = str(environment["git_commit"])
+    if environment.get("git_dirty") is not None:
+        tags["smallbatch.git_dirty"] = str(bool(environment["git_dirty"])).lower()
+    for key in _ENVIRONMENT_TAGS:
+        if environment.get(key):
+            tags[f"smallbatch.{key}"] = str(environment[key])
+    return tags
+
+
+def run_tags(column: ColumnInfo, run: RunInfo, parent_id: str) -> dict[str, str]:
+    """Tags of a run from its creation on."""
+    return {**column_tags(column), RUN: run.run, PARENT: parent_id}
+
+
+def result_tags(run: RunResult) -> dict[str, str]:
+    """Tags of a run that is over."""
+    tags = {"smallbatch.outcome": run.outcome, SYNCED: run.digest}
+    if run.diverged_at is not None:
+        tags["smallbatch.diverged_at"] = str(run.diverged_at)
+    if run.parameters is not None:
+        tags["smallbatch.parameters"] = str(run.parameters)
+    return tags
+
+
+def epoch_points(row: Mapping[str, Any]) -> list[Point]:
+    """The finite metrics of one epoch."""
+    step = int(row["epoch"])
+    return _finite((key, step, row.get(key)) for key in EPOCH_METRICS)
+
+
+def result_points(run: RunResult) -> list[Point]:
+    """All points of a run that is over: every epoch, and its final values at the last one."""
+    points = [point for row in run.rows for point in epoch_points(row)]
+    last = int(run.rows[-1]["epoch"]) if run.rows else 0
+    final = [(f"final_{key}", last, run.final.get(key)) for key in FINAL_METRICS]
+    return points + _finite([*final, ("reported_accuracy", last, run.reported_accuracy)])
+
+
+def column_points(column: ColumnResult, step: int) -> list[Point]:
+    """Summary of a column that is over."""
+    best = column.best
+    diverged = sum(run.outcome == "diverged" for run in column.runs)
+    values: dict[str, Any] = {
+        "runs_finished": len(column.runs) - diverged,
+        "runs_diverged": diverged,
+        "best_accuracy": best.reported_accuracy if best else None,
+        "best_base_lr": best.info.base_lr if best else None,
+        "seconds": column.timing.get("seconds"),
+        "images_per_second": column.timing.get("images_per_second"),
+    }
+    return _finite((key, step, value) for key, value in values.items())
+
+
+def _finite(values: Iterable[tuple[str, int, Any]]) -> list[Point]:
+    return [
+        Point(key, step, float(value))
+        for key, step, value in values
+        if value is not None and math.isfinite(float(value))
+    ]
+
+
+def _text(value: Any) -> str:
+    """The same text for a tuple and for the list that JSON makes of it."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, cast("Iterable[Any]", value))) + "]"
+    return str(value)

@@ -1,0 +1,192 @@
+"""Showing a column in MLflow while it trains, without ever holding up the training.
+
+The mirror lives in a process of its own, which alone imports mlflow. The trainer hands it lines of
+JSON through a pipe that never blocks; whatever does not fit is dropped, because `finish`, or later
+`smallbatch sync`, replays the result files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.tracking.store import tracking_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smallbatch.tracking.records import ColumnInfo, RunInfo
+
+QUEUE = 4 * 2**20
+"""Most bytes waiting for the mirror; enough for tens of thousands of epochs."""
+
+
+class LiveMirror:
+    """Mirrors columns as they train. No method blocks, except `finish`, and none raises.
+
+    Args:
+        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+    """
+
+    def __init__(self, uri: str | None = None):
+        self._uri = tracking_uri(uri)
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._launch()
+
+    def start(self, column: ColumnInfo) -> None:
+        """A column begins."""
+        if self._process is None:
+            self._launch()
+        self._send("start", asdict(column))
+
+    def run_epoch(self, run: RunInfo, row: Mapping[str, Any]) -> None:
+        """An epoch ended; `row` holds its columns of `history.parquet`."""
+        with suppress(TypeError, ValueError):
+            values = {
+                key: float(value)
+                for key, value in row.items()
+                if not isinstance(value, str) and value is not None
+            }
+            self._send("epoch", {"run": asdict(run), "row": values, "time": time.time()})
+
+    def finish(self, directory: Path, timeout_s: float = 60.0) -> bool:
+        """The column's result files are written: makes MLflow complete, then ends the process.
+
+        Args:
+            directory: The column's directory.
+            timeout_s: Seconds to wait at most.
+
+        Returns:
+            Whether MLflow is complete. If not, one line on stderr says so.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._send("finish", {"directory": str(directory.absolute())})
+        reason = self._reply(deadline)
+        self._stop(graceful=reason is None)
+        if reason is None:
+            return True
+        print(
+            f"warning: MLflow ({self._uri}) does not show all of {directory}: {reason}; "
+            "`smallbatch sync` will replay it",
+            file=sys.stderr,
+        )
+        return False
+
+    def abort(self) -> None:
+        """The column ends without result files: its runs get marked as killed, behind our back."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._flush(process)
+        with suppress(OSError):
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()  # the process reads the end of its input and leaves
+        # Its exit status is of no interest, and waiting for it would block.
+        process.returncode = 0
+
+    def _launch(self) -> None:
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "MLFLOW_TRACKING_URI": self._uri,
+            # A server that hangs must not keep the process from noticing the end.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        self._waiting.clear()
+        self._size = 0
+        try:
+            # -P: folders such as ./data and ./models are no packages.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "smallbatch.tracking.live_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+            if self._process.stdin:
+                os.set_blocking(self._process.stdin.fileno(), False)
+        except OSError:
+            self._process = None
+
+    def _send(self, kind: str, content: Mapping[str, Any]) -> None:
+        process = self._process
+        if process is None:
+            return
+        try:
+            line = json.dumps({"kind": kind, **content}, default=list).encode() + b"\n"
+        except (TypeError, ValueError):
+            return
+        if kind != "epoch" or self._size + len(line) <= QUEUE:
+            self._waiting.append(line)
+            self._size += len(line)
+        self._flush(process)
+
+    def _flush(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is None:
+            return
+        try:
+            while self._waiting:
+                line = self._waiting[0]
+                written = os.write(process.stdin.fileno(), line)
+                self._size -= written
+                if written < len(line):
+                    self._waiting[0] = line[written:]
+                else:
+                    self._waiting.popleft()
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):  # the process is gone; `finish` will say so
+            self._waiting.clear()
+            self._size = 0
+
+    def _reply(self, deadline: float) -> str | None:
+        """Waits for the answer to `finish`: None for success, else what went wrong."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return "its mirror process did not start"
+        answer = b""
+        while not answer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return "the tracking store took too long"
+            self._flush(process)
+            if select.select([process.stdout], [], [], min(left, 0.2))[0]:
+                part = os.read(process.stdout.fileno(), 65536)
+                if not part:
+                    return "its mirror process died"
+                answer += part
+        return json.loads(answer).get("error")
+
+    def _stop(self, *, graceful: bool) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            if graceful:
+                process.wait(timeout=5)
+                return
+        except subprocess.TimeoutExpired:
+            pass
+        process.kill()
+        process.wait()

@@ -1,0 +1,218 @@
+"""The process behind `LiveMirror`: reads lines of JSON, writes to MLflow in batches.
+
+A fresh interpreter rather than a fork: it inherits neither threads nor CUDA state, and the end of
+its input tells it that the trainer is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.errors import UserError
+from smallbatch.tracking import entries, mirror
+from smallbatch.tracking.records import ColumnInfo, RunInfo
+from smallbatch.tracking.store import Store, exclusive, open_store, tracking_uri
+from smallbatch.tracking.sync import sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FLUSH_S = 5.0
+"""Seconds between batches."""
+RETRY_S = 15.0
+"""Seconds of rest after the store failed."""
+LEAVE_S = 15.0
+"""Seconds that a process without a trainer may take to leave."""
+
+Message = dict[str, Any]
+
+
+class LiveColumn:
+    """A column that trains: what to log next, and where."""
+
+    def __init__(self, column: ColumnInfo):
+        self.column = column
+        self._parent_id: str | None = None
+        self._experiment_id = ""
+        self._existing = mirror.Existing()
+        self._ids: dict[str, str] = {}
+        self._seen: dict[str, set[tuple[str, int]]] = {}
+        self._waiting: dict[RunInfo, list[tuple[Mapping[str, Any], int]]] = {}
+
+    def add(self, message: Message) -> None:
+        """Takes in an epoch."""
+        run = RunInfo(**message["run"])
+        self._waiting.setdefault(run, []).append((message["row"], round(message["time"] * 1000)))
+
+    def flush(self, store: Store) -> None:
+        """Logs all that waits; what fails waits on, with the same timestamps."""
+        parent_id = self._parent_id or self._open(store)
+        # Unset until all is logged: after a failure, what the store has is looked up anew.
+        self._parent_id = None
+        for run in list(self._waiting):
+            rows = self._waiting[run]
+            if not self._is_complete(run):
+                self._log(store, parent_id, run, rows)
+            del self._waiting[run]
+        self._parent_id = parent_id
+
+    def kill(self, store: Store) -> None:
+        """Marks what this process left running as killed."""
+        for run_id in [*self._ids.values(), *filter(None, [self._parent_id])]:
+            store.client.set_terminated(run_id, "KILLED")
+
+    def _open(self, store: Store) -> str:
+        self._experiment_id = store.experiment_id(self.column.experiment)
+        with exclusive(store.uri, self.column.experiment):
+            key = self.column.key
+            self._existing = mirror.find_existing(store, self._experiment_id, key)
+            parent = self._existing.columns.get(key)
+            if parent is None:
+                now = round(time.time() * 1000)
+                return mirror.create_column(store, self._experiment_id, self.column, now)
+        store.client.update_run(parent.info.run_id, "RUNNING")
+        return parent.info.run_id
+
+    def _is_complete(self, run: RunInfo) -> bool:
+        """Whether MLflow has this run from its result files; the next replay compares them."""
+        existing = self._existing.runs.get(run.run)
+        return existing is not None and entries.SYNCED in existing.data.tags
+
+    def _log(
+        self, store: Store, parent_id: str, run: RunInfo, rows: list[tuple[Mapping[str, Any], int]]
+    ) -> None:
+        run_id, params = self._ids.get(run.run), dict[str, str]()
+        if run_id is None:
+            run_id, params = self._adopt(store, parent_id, run, rows[0][1])
+        seen = self._seen[run.run]
+        points = [point for row, _ in rows for point in entries.epoch_points(row)]
+        points = [point for point in points if (point.key, point.step) not in seen]
+        when = {int(row["epoch"]): moment for row, moment in rows}
+        mirror.log(store, run_id, points, when, params=params)
+        self._ids[run.run] = run_id
+        seen.update((point.key, point.step) for point in points)
+
+    def _adopt(
+        self, store: Store, parent_id: str, run: RunInfo, now_ms: int
+    ) -> tuple[str, dict[str, str]]:
+        """Finds or creates the run; its id and the params it lacks."""
+        params = entries.run_params(self.column, run)
+        existing = self._existing.runs.get(run.run)
+        if existing is None:
+            run_id = mirror.create_run(
+                store,
+                self._experiment_id,
+                self.column,
+                run,
+                parent_id=parent_id,
+                started_ms=now_ms,
+            )
+            self._seen[run.run] = set()
+        else:
+            run_id = existing.info.run_id
+            store.client.update_run(run_id, "RUNNING")
+            self._seen[run.run] = set(mirror.logged_points(store, existing))
+            params = {key: params[key] for key in params.keys() - existing.data.params.keys()}
+        return run_id, params
+
+
+class Mirror:
+    """Handles messages one after another; a failing store is left alone for a while."""
+
+    def __init__(self, uri: str):
+        self._uri = uri
+        self._store: Store | None = None
+        self._column: LiveColumn | None = None
+        self._due = 0.0
+
+    def handle(self, message: Message) -> None:
+        """Acts on one message from the trainer."""
+        kind = message.pop("kind")
+        if kind == "start":
+            self._column = LiveColumn(ColumnInfo(**message))
+            self._due = 0.0
+        elif kind == "epoch" and self._column:
+            self._column.add(message)
+        elif kind == "finish":
+            self._column = None  # the files hold all that still waits
+            error = _reason(lambda: sync(Path(message["directory"]), self._uri))
+            print(json.dumps({"error": error}), flush=True)
+
+    def tick(self) -> None:
+        """Flushes when it is time to."""
+        if self._column is None or time.monotonic() < self._due:
+            return
+        failed = _reason(self._flush)
+        self._due = time.monotonic() + (RETRY_S if failed else FLUSH_S)
+
+    def leave(self) -> None:
+        """The trainer is gone."""
+        if self._column and self._store:
+            column, store = self._column, self._store
+            _reason(lambda: column.kill(store))
+
+    def _flush(self) -> None:
+        if self._store is None:
+            self._store = open_store(self._uri)
+        if self._column:
+            self._column.flush(self._store)
+
+
+def main() -> None:
+    """Runs until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; its end is ours
+    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
+    state = Mirror(tracking_uri())
+    while True:
+        try:
+            message = inbox.get(timeout=0.5)
+        except queue.Empty:
+            state.tick()
+            continue
+        if message is None:
+            break
+        state.handle(message)
+        state.tick()
+    state.leave()
+
+
+def _read(inbox: queue.SimpleQueue[Message | None], parent: int) -> None:
+    """Drains the pipe, so that the trainer never finds it full; at its end, sets a limit."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    for line in sys.stdin:
+        inbox.put(json.loads(line))
+    inbox.put(None)
+    time.sleep(LEAVE_S)
+    os._exit(1)  # the store hangs, and nobody waits for it
+
+
+def _watch(parent: int) -> None:
+    # Workers forked by the trainer may hold its end of the pipe open when it is gone.
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(LEAVE_S)
+    os._exit(1)
+
+
+def _reason(action: Callable[[], object]) -> str | None:
+    """Runs an action; in one line what went wrong, None if nothing did."""
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - whatever mlflow raises, training goes on
+        return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The model that `mlflow.pyfunc.load_model` gives back: raw pixels in, class probabilities out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+BATCH = 256
+"""Images in one forward pass; evaluation mode, so it does not change the result."""
+
+
+class LoadableModel:
+    """A trained model with its normalisation.
+
+    Attributes:
+        network: The torch model in evaluation mode; takes normalised images, gives logits.
+        classes: Class names in the order of the outputs.
+    """
+
+    def __init__(self, directory: Path):
+        import torch
+        from safetensors.torch import load_file
+
+        from smallbatch.models import build_model
+
+        facts: dict[str, Any] = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+        self.classes: tuple[str, ...] = tuple(facts["classes"])
+        self.network: torch.nn.Module = build_model(
+            facts["model"],
+            facts["norm"],
+            num_classes=len(self.classes),
+            in_chans=facts["channels"],
+            image_size=facts["height"],
+            seed=0,
+            batch_size=facts["batch_size"],
+            bn_batch_size=facts["bn_batch_size"],
+        )
+        self.network.load_state_dict(load_file(directory / "weights.safetensors"))
+        self.network.eval()
+        self._mean = torch.tensor(facts["mean"]).view(1, -1, 1, 1)
+        self._std = torch.tensor(facts["std"]).view(1, -1, 1, 1)
+
+    def predict(
+        self,
+        images: npt.NDArray[np.uint8],
+        params: dict[str, Any] | None = None,  # noqa: ARG002 - part of MLflow's interface
+    ) -> npt.NDArray[np.float32]:
+        """Class probabilities.
+
+        Args:
+            images: uint8 pixels (N, C, H, W).
+            params: Unused.
+
+        Returns:
+            float32 (N, classes), rows summing to 1.
+        """
+        import torch
+
+        with torch.inference_mode():
+            parts = [
+                torch.softmax(self.network(self.normalise(batch)), dim=1)
+                for batch in torch.from_numpy(images.copy()).split(BATCH)
+            ]
+        return torch.cat(parts).numpy()
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network was trained on: (pixels / 255 − mean) / std, per channel."""
+        return (images.float() / 255 - self._mean) / self._std
+
+
+def _load_pyfunc(path: str) -> LoadableModel:  # pyright: ignore[reportUnusedFunction]
+    """MLflow's hook: the model in the directory `path`."""
+    return LoadableModel(Path(path))

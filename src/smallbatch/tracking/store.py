@@ -1,0 +1,163 @@
+"""Opening the tracking store: which one, initialised once, with bounded waiting."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import sqlite3
+import tempfile
+import warnings
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from mlflow.tracking import MlflowClient
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+ARTIFACTS = "mlartifacts"
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow's own defaults let an absent server hold its caller for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open tracking store.
+
+    Attributes:
+        uri: Its tracking URI.
+        client: MLflow's client for it.
+        artifacts: Folder for the artifacts of new experiments; None when the server decides.
+    """
+
+    uri: str
+    client: MlflowClient
+    artifacts: Path | None
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment of that name: found, brought back if deleted, or created."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = (self.artifacts / name).as_uri() if self.artifacts else None
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)
+        if found is None:
+            raise RuntimeError(f"experiment {name!r} exists but cannot be read")
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """`uri`, else MLFLOW_TRACKING_URI, else the database `mlflow.db` in the current directory."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def open_store(uri: str | None = None) -> Store:
+    """Opens a tracking store; initialises an sqlite database on its first opening.
+
+    Raises:
+        mlflow.exceptions.MlflowException: MLflow refuses the URI or the database.
+    """
+    uri = tracking_uri(uri)
+    prepare_environment()
+    with unwarned():
+        from mlflow.tracking import MlflowClient
+
+        database = sqlite_path(uri)
+        if database is None:
+            return Store(uri, MlflowClient(uri, registry_uri=uri), None)
+        with _quiet("mlflow", "alembic"):
+            client = _open_sqlite(database, uri)
+    return Store(uri, client, database.parent / ARTIFACTS)
+
+
+def prepare_environment() -> None:
+    """Sets MLflow's switches (no telemetry, bounded retries) unless the user has."""
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Absolute path of the database that an sqlite URI names; None for any other URI."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+
+
+@contextmanager
+def unwarned() -> Generator[None]:
+    """Silences warnings: MLflow and its dependencies warn about each other when imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def exclusive(uri: str, purpose: str) -> Generator[None]:
+    """Holds off other processes of this machine that name the same store and purpose.
+
+    The lock files lie in the temporary directory: nothing appears beside the user's files.
+    """
+    name = f"{sqlite_path(uri) or uri}\n{purpose}"
+    folder = Path(tempfile.gettempdir()) / f"smallbatch-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open_sqlite(database: Path, uri: str) -> MlflowClient:
+    from mlflow.tracking import MlflowClient
+
+    if _is_initialised(database):
+        return MlflowClient(uri, registry_uri=uri)
+    # Processes that open a fresh database together fail with "table already exists".
+    with exclusive(uri, "initialise"):
+        client = MlflowClient(uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        connection = sqlite3.connect(database, timeout=5)
+        # Halves the time of a write; stays in the file, and so marks it as initialised. It fails
+        # where another program holds the database: slower, no harm.
+        with closing(connection), suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
+    return client
+
+
+def _is_initialised(database: Path) -> bool:
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(database, timeout=5)) as connection:
+        try:
+            return connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        except sqlite3.DatabaseError:  # MLflow words this better
+            return False
+
+
+@contextmanager
+def _quiet(*names: str) -> Generator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,164 @@
+"""A column's result files and the finished runs they are assembled from, written atomically.
+
+Declared outputs appear once, whole, at the end. A run that finished before its column did is kept
+as a record in the work directory, keyed by the run's hash, so an interrupted or widened column
+trains only what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.training.protocol import PROTOCOL, Run
+
+if TYPE_CHECKING:
+    from smallbatch.training.loop import RunResult
+
+# The modules that determine the numbers; a record made by other code is trained again.
+_CODE = ("data/sampling.py", "models", "training/loop.py", "training/protocol.py")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a run started (ISO 8601, UTC), how long it took (seconds) and its training images."""
+
+    started: str
+    seconds: float
+    images: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The run's entry of `timing.json`."""
+        speed = self.images / self.seconds if self.seconds else None
+        return {"started": self.started, "seconds": self.seconds, "images_per_second": speed}
+
+
+@cache
+def code_digest() -> str:
+    """Hash of the sources that determine a run's numbers."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for name in _CODE:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str) -> None:
+    """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / "weights.safetensors.part"
+    save_file(result.weights, weights)
+    record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
+    part = directory / "result.json.part"
+    part.write_text(json.dumps(record))
+    os.replace(weights, directory / "weights.safetensors")
+    os.replace(part, directory / "result.json")  # last: its presence says that the record is whole
+
+
+def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
+    """A kept run, or None where there is none, it is damaged, or other code made it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from smallbatch.training.loop import RunResult
+
+    try:
+        record = json.loads((directory / "result.json").read_text())
+        if record.pop("made_by") != made_by:
+            return None
+        timing = Timing(**record.pop("timing"))
+        record["weights"] = load_file(directory / "weights.safetensors")
+        return RunResult(**record), timing
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
+        return None
+
+
+def write_column(
+    directory: Path,
+    *,
+    dataset: Mapping[str, str],
+    study: str,
+    updates: int,
+    results: Iterable[tuple[Run, RunResult]],
+    timing: Mapping[str, Any],
+) -> None:
+    """Write a column's four files as one directory that appears whole or not at all.
+
+    Args:
+        directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
+        dataset: name and fingerprint.
+        study: the study's name.
+        updates: planned for every run of the column.
+        results: every run of the column; written in order of base learning rate, then seed.
+        timing: content of `timing.json`, the only file in which the clock or machine shows.
+    """
+    import pandas as pd
+    from safetensors.torch import save_file
+
+    ordered = sorted(results, key=lambda pair: (pair[0].base_lr, pair[0].seed))
+    first = ordered[0][0]
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    rows = [
+        {"run": run.hash, "study": study, "batch_size": run.batch_size, "base_lr": run.base_lr,
+         "seed": run.seed, **row, "outcome": result.outcome}
+        for run, result in ordered for row in result.rows
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_parquet(part / "history.parquet", index=False)
+    weights = {
+        f"{run.hash}/{name}": value
+        for run, result in ordered
+        for name, value in result.weights.items()
+    }
+    save_file(weights, part / "weights.safetensors")
+    runs = {
+        "protocol": PROTOCOL,
+        "dataset": dict(dataset),
+        "study": study,
+        "batch_size": first.batch_size,
+        "settings": recorded_settings(first),
+        "runs": [_run_entry(run, result, updates) for run, result in ordered],
+    }
+    (part / "runs.json").write_text(_json(runs))
+    (part / "timing.json").write_text(_json(timing))
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(part, directory)
+
+
+def recorded_settings(run: Run) -> dict[str, Any]:
+    """The study's settings as `runs.json` records them: all but its base learning rates."""
+    return run.settings.model_dump(mode="json", exclude={"base_lrs"})
+
+
+def _run_entry(run: Run, result: RunResult, updates: int) -> dict[str, Any]:
+    return {
+        "run": run.hash,
+        "base_lr": run.base_lr,
+        "lr": run.lr,
+        "seed": run.seed,
+        "outcome": result.outcome,
+        "diverged_at": result.diverged_at,
+        "updates": updates,
+        "parameters": result.parameters,
+        "final": {key: _finite_or_none(value) for key, value in result.final.items()},
+    }
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

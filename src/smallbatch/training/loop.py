@@ -1,0 +1,242 @@
+"""The `loop` engine: one plain run after another. Slow, readable, and the oracle for the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from smallbatch.config import Precision
+from smallbatch.data.sampling import batches
+from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
+from smallbatch.training.protocol import Run, scheduled_lr, updates_after
+from smallbatch.training.resident import Resident, Split
+
+EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for a CPU's cache
+POPULATION_CAP = 10_000  # training examples whose exact BN statistics are taken, for memory's sake
+
+Outcome = Literal["finished", "diverged"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run left behind.
+
+    Attributes:
+        outcome: ``finished``, or ``diverged`` where a loss or weight was not finite.
+        diverged_at: the update, counted from 1, at which that happened.
+        rows: one per epoch; a diverged run's last row is the epoch it diverged in.
+        final: losses and accuracies of the final weights in evaluation mode over whole splits;
+            all None for a diverged run.
+        parameters: number of trained parameters.
+        weights: the final state dict, on the CPU; empty for a diverged run.
+    """
+
+    outcome: Outcome
+    diverged_at: int | None
+    rows: list[Row]
+    final: dict[str, float | None]
+    parameters: int
+    weights: dict[str, Tensor]
+
+
+class FlatSGD:
+    """Plain SGD in the sum form on all parameters at once (eq. 5), with coupled weight decay.
+
+    One update is θ ← θ − η̃·Σ∇L_i(θ) − η·λ·θ with η = m·η̃. Parameters and gradients are views into
+    two flat vectors, so an update is two vector operations however many layers there are.
+    """
+
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+        parameters = list(model.parameters())
+        self.theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.gradient = torch.zeros_like(self.theta)
+        sizes = [p.numel() for p in parameters]
+        pairs = zip(self.theta.split(sizes), self.gradient.split(sizes), strict=True)
+        for parameter, (weights, gradient) in zip(parameters, pairs, strict=True):
+            parameter.data = weights.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+
+    def update(self, base_lr: float, lr: float) -> None:
+        """Apply the accumulated gradient of the summed loss and clear it."""
+        self.theta.mul_(1 - lr * self.weight_decay).sub_(self.gradient, alpha=base_lr)
+        self.gradient.zero_()
+
+    def finite(self) -> bool:
+        """Whether every weight is finite."""
+        # A finite sum has only finite terms; the exact test is for sums that overflow on their own.
+        return math.isfinite(self.theta.sum().item()) or bool(self.theta.isfinite().all())
+
+
+@dataclass
+class _Running:
+    """Running means over the training batches of one epoch."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    seen: int = 0
+
+    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
+        self.loss += loss
+        self.correct += float((logits.argmax(1) == labels).sum())
+        self.seen += len(labels)
+
+
+def train(
+    run: Run,
+    data: Resident,
+    *,
+    dtype: torch.dtype = torch.float32,
+    on_epoch: Callable[[Row], None] = lambda row: None,
+) -> RunResult:
+    """Train one run from its seed to its last update or to its divergence.
+
+    Args:
+        run: what to train.
+        data: the resident data set; its device and dtype are the run's.
+        dtype: of the weights; float64 is for tests of exactness.
+        on_epoch: called with each row as its epoch ends.
+    """
+    device = data.train.images.device
+    model = _initial_model(run, data).to(device, dtype)
+    sgd = FlatSGD(model, run.settings.weight_decay)
+    with arithmetic(run.settings.precision, device):
+        trained = _Trainer(run, data, model, sgd, on_epoch).run()
+        final = _final_metrics(model, data, trained.diverged_at is None)
+    return RunResult(
+        outcome="finished" if trained.diverged_at is None else "diverged",
+        diverged_at=trained.diverged_at,
+        rows=trained.rows,
+        final=final,
+        parameters=sgd.theta.numel(),
+        weights=_weights(model) if trained.diverged_at is None else {},
+    )
+
+
+@dataclass
+class _Trainer:
+    run_: Run
+    data: Resident
+    model: nn.Module
+    sgd: FlatSGD
+    on_epoch: Callable[[Row], None]
+    rows: list[Row] = field(default_factory=list)
+    diverged_at: int | None = None
+
+    def run(self) -> _Trainer:
+        run, study = self.run_, self.run_.settings
+        n = len(self.data.train)
+        updates = updates_after(study.epochs, n, run.batch_size)
+        epoch, running = 1, _Running()
+        for update, examples in enumerate(batches(run.seed, n, study.epochs, run.batch_size)):
+            lr = scheduled_lr(update, updates, run.lr, study)
+            images, labels = self.data.batch(examples)
+            logits = self.model(images)
+            loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
+                                 reduction="sum")  # fmt: skip
+            running.add(loss.item(), logits, labels)
+            if math.isfinite(loss.item()):
+                loss.backward()
+                self.sgd.update(lr / run.batch_size, lr)
+            if not (math.isfinite(loss.item()) and self.sgd.finite()):
+                self.diverged_at = update + 1
+                self._record(epoch, update + 1, lr, running)
+                return self
+            if update + 1 == updates_after(epoch, n, run.batch_size):
+                self._record(epoch, update + 1, lr, running)
+                epoch, running = epoch + 1, _Running()
+        return self
+
+    def _record(self, epoch: int, updates: int, lr: float, running: _Running) -> None:
+        row: Row = {
+            "epoch": epoch,
+            "updates": updates,
+            "lr": lr,
+            "train_loss": running.loss / running.seen,
+            "train_accuracy": running.correct / running.seen,
+        }
+        splits = {"validation": self.data.validation, "test": self.data.test}
+        for name, split in splits.items():
+            loss, accuracy = math.nan, math.nan
+            if split is not None and self.diverged_at is None:
+                loss, accuracy = evaluate(self.model, split)
+            row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        self.rows.append(row)
+        self.on_epoch(row)
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode (running BN statistics)."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for images, labels in zip(
+        split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True
+    ):
+        logits = model(images)
+        loss += cross_entropy(logits.double(), labels, reduction="sum").item()
+        correct += int((logits.argmax(1) == labels).sum())
+    model.train()
+    return loss / len(split), correct / len(split)
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Run a block in the study's precision: plain float32, TF32 matrix products, or bf16 autocast."""
+    tf32 = precision == "tf32"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _initial_model(run: Run, data: Resident) -> nn.Module:
+    # Models with randomness of their own (dropout in a timm model) draw it from the run's seed too.
+    torch.manual_seed(run.seed)
+    _, channels, height, _ = data.train.images.shape
+    return build_model(
+        run.settings.model,
+        run.settings.norm,
+        num_classes=data.classes,
+        in_chans=channels,
+        image_size=height,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        bn_batch_size=run.settings.bn_batch_size,
+    ).train()
+
+
+def _final_metrics(model: nn.Module, data: Resident, finished: bool) -> dict[str, float | None]:
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    final: dict[str, float | None] = {}
+    for name, split in splits.items():
+        scores = evaluate(model, split) if finished and split is not None else (None, None)
+        final[f"{name}_loss"], final[f"{name}_accuracy"] = scores
+    final["population_test_loss"] = final["population_test_accuracy"] = None
+    if finished and has_batch_norm(model):
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        # A stride, not a prefix: image folders come sorted by class.
+        stride = -(-len(data.train) // POPULATION_CAP)
+        recompute_population_statistics(model, data.train.images[::stride])
+        scores = evaluate(model, data.test)
+        final["population_test_loss"], final["population_test_accuracy"] = scores
+        model.load_state_dict(kept)
+    return final
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    # Parameters are views into one flat vector; each must own its memory to be saved.
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smallbatch.data.image_folder import open_image_folder
+from smallbatch.errors import UserError
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).transpose(2, 0, 1)
+
+
+def test_classes_labels_and_pixels(folder: Path) -> None:
+    source = open_image_folder(folder, None)
+    assert source.classes == ("ant", "bee")
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert source.test.labels.tolist() == [0, 0, 1, 1]
+    images = source.train.read(np.array([1, 5]))
+    np.testing.assert_array_equal(images[0], pixels_of(folder / "train/ant/1.png"))
+    np.testing.assert_array_equal(images[1], pixels_of(folder / "train/bee/2.png"))
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_val_stands_in_for_a_missing_test(folder: Path, name: str) -> None:
+    (folder / "test").rename(folder / name)
+    assert len(open_image_folder(folder, None).test.labels) == 4
+
+
+def test_only_requested_images_are_opened(folder: Path) -> None:
+    (folder / "train/ant/0.png").write_bytes(b"damaged")
+    source = open_image_folder(folder, None)
+    assert source.train.read(np.array([1, 2])).shape == (2, 3, 5, 5)
+    with pytest.raises(UserError, match=r"train/ant/0\.png: not a readable image"):
+        source.train.read(np.array([0, 1]))
+
+
+def test_hidden_files_and_notes_beside_classes_are_ignored(folder: Path) -> None:
+    (folder / "train/.DS_Store").write_bytes(b"x")
+    (folder / "train/ant/.thumbnail.png").write_bytes(b"x")
+    (folder / "train/README.md").write_text("x")
+    assert len(open_image_folder(folder, None).train.labels) == 6
+
+
+def test_suffixes_in_capitals_and_jpeg_and_webp(folder: Path) -> None:
+    image = Image.open(folder / "train/ant/0.png")
+    image.save(folder / "train/ant/a.JPG")
+    image.save(folder / "train/ant/b.jpeg")
+    image.save(folder / "train/ant/c.webp", lossless=True)
+    source = open_image_folder(folder, None)
+    assert source.train.read(np.arange(6)).shape == (6, 3, 5, 5)
+    # In the order of names: 0.png 1.png 2.png a.JPG b.jpeg c.webp.
+    np.testing.assert_array_equal(
+        source.train.read(np.array([5]))[0], pixels_of(folder / "train/ant/0.png")
+    )
+
+
+def remove(path: Path) -> None:
+    for child in path.iterdir():
+        child.unlink()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no test": (lambda f: (f / "test").rename(f / "other"), r"images: found no folder test/ or val/"),
+    "no train": (lambda f: (f / "train").rename(f / "other"), r"images: found no folder train/"),
+    "empty class": (lambda f: remove(f / "test/bee"), r"test/bee: empty"),
+    "class only in train": (
+        lambda f: (f / "test/bee").rename(f / "test/.bee"),
+        r"test: class 'bee' of .*train is missing",
+    ),
+    "class only in test": (
+        lambda f: (f / "train/bee").rename(f / "train/.bee"),
+        r"train: class 'bee' of .*test is missing",
+    ),
+    "empty train": (
+        lambda f: [(f / "train" / n).rename(f / "train" / f".{n}") for n in ("ant", "bee")],
+        r"train: empty",
+    ),
+    "stray file": (lambda f: (f / "train/ant/x.txt").write_text("x"), r"train/ant/x\.txt: not an"),
+    "nested folder": (lambda f: (f / "train/ant/x.png").mkdir(), r"train/ant/x\.png: not an image"),
+    "unsupported": (lambda f: (f / "train/ant/x.bmp").write_text("x"), r"x\.bmp: .*\.png \.jpg"),
+    "no class": (lambda f: (f / "train/x.png").write_text("x"), r"x\.png: image outside a class"),
+    "broken link": (lambda f: (f / "test/ant/x.png").symlink_to("absent"), r"x\.png: not an image"),
+    "leak": (
+        lambda f: (f / "test/ant/x.png").symlink_to(f / "train/ant/0.png"),
+        r"test/ant/x\.png: the same file as .*train/ant/0\.png",
+    ),
+    "two classes": (
+        lambda f: (f / "train/bee/x.png").hardlink_to(f / "train/ant/0.png"),
+        r"train/bee/x\.png: the same file as .*train/ant/0\.png",
+    ),
+    "link to itself": (
+        lambda f: (f / "test/ant/x.png").symlink_to(f / "test/ant/x.png"),
+        r"x\.png: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+def test_damaged_folders_name_the_culprit(folder: Path, damage: str) -> None:
+    break_it, message = DAMAGES[damage]
+    break_it(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        open_image_folder(folder, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_linked_twice_within_its_class_is_allowed(folder: Path) -> None:
+    (folder / "train/ant/x.png").symlink_to(folder / "train/ant/0.png")
+    assert len(open_image_folder(folder, None).train.labels) == 7
+
+
+def test_absent_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset\.path: found .*nowhere"):
+        open_image_folder(tmp_path / "nowhere", None)

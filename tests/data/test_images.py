@@ -1,0 +1,162 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from smallbatch.data.images import Encoded, decode, decode_all, resize_all
+from smallbatch.data.split import Images
+from smallbatch.errors import UserError
+
+
+def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def random_image(seed: int, *shape: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+SAMPLES = {
+    "PNG": encode(random_image(0, 9, 7, 3), "PNG"),
+    "JPEG": encode(random_image(1, 9, 7, 3), "JPEG"),
+    "WEBP": encode(random_image(2, 9, 7, 3), "WEBP", lossless=True),
+    "GREY": encode(random_image(3, 9, 7), "PNG"),
+}
+
+
+@pytest.mark.parametrize(("image_format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_pixels_come_back_as_they_were(
+    image_format: str, options: dict[str, bool]
+) -> None:
+    image = random_image(5, 6, 4, 3)
+    pixels = decode(Encoded("x", encode(image, image_format, **options)))
+    assert pixels.shape == (3, 6, 4)
+    np.testing.assert_array_equal(pixels, np.asarray(image).transpose(2, 0, 1))
+
+
+def test_grey_and_bilevel_have_one_channel() -> None:
+    grey = random_image(6, 5, 5)
+    np.testing.assert_array_equal(decode(Encoded("x", encode(grey, "PNG")))[0], np.asarray(grey))
+    with_alpha = encode(grey.convert("LA"), "PNG")
+    np.testing.assert_array_equal(decode(Encoded("x", with_alpha))[0], np.asarray(grey))
+    bilevel = decode(Encoded("x", encode(grey.convert("1"), "PNG")))
+    assert bilevel.shape == (1, 5, 5)
+    assert set(np.unique(bilevel)) <= {0, 255}
+
+
+def test_palette_with_transparency_becomes_colour_without_a_warning() -> None:
+    image = random_image(7, 8, 8, 3).quantize(8)
+    content = encode(image, "PNG", transparency=bytes([0, 128, 255]))
+    np.testing.assert_array_equal(
+        decode(Encoded("x", content)), np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    )
+
+
+def test_exif_orientation_is_applied() -> None:
+    image = random_image(8, 4, 6, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown upright after a quarter turn clockwise
+    pixels = decode(Encoded("x", encode(image, "PNG", exif=exif)))
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(image), -1).transpose(2, 0, 1))
+
+
+def test_halving_averages_over_the_pixels_it_drops() -> None:
+    """An antialiased filter keeps the mean of a checkerboard; point sampling would not."""
+    checkerboard = (np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)
+    pixels = decode(Encoded("x", encode(Image.fromarray(checkerboard), "PNG")), image_size=8)
+    assert pixels.shape == (1, 8, 8)
+    assert np.abs(pixels[0, 1:-1, 1:-1].astype(int) - 128).max() <= 1
+
+
+def test_resized_arrays_equal_resized_files() -> None:
+    for shape in ((1, 9, 7), (3, 9, 7)):
+        array = np.random.default_rng(9).integers(0, 256, shape, dtype=np.uint8)
+        image = Image.fromarray(array[0] if shape[0] == 1 else array.transpose(1, 2, 0))
+        expected = decode(Encoded("x", encode(image, "PNG")), image_size=5)
+        np.testing.assert_array_equal(resize_all(array[np.newaxis], 5)[0], expected)
+
+
+def test_order_is_kept_over_many_chunks() -> None:
+    images = [np.full((2, 2), index % 256, dtype=np.uint8) for index in range(1000)]
+    encoded = (
+        Encoded(str(i), encode(Image.fromarray(image), "PNG")) for i, image in enumerate(images)
+    )
+    np.testing.assert_array_equal(decode_all(encoded, 1000)[:, 0], np.stack(images))
+
+
+@pytest.mark.parametrize("order", [("GREY", "PNG", "GREY"), ("PNG", "GREY", "GREY")])
+def test_one_colour_image_makes_all_colour(order: tuple[str, ...]) -> None:
+    images: Images = decode_all([Encoded(name, SAMPLES[name]) for name in order], 3)
+    assert images.shape == (3, 3, 9, 7)
+    for name, pixels in zip(order, images, strict=True):
+        alone = decode(Encoded(name, SAMPLES[name]))
+        np.testing.assert_array_equal(pixels, np.broadcast_to(alone, (3, 9, 7)))
+
+
+def test_all_grey_stays_one_channel() -> None:
+    assert decode_all([Encoded("a", SAMPLES["GREY"])] * 3, 3).shape == (3, 1, 9, 7)
+
+
+def test_different_sizes_need_image_size() -> None:
+    encoded = [
+        Encoded("a.png", SAMPLES["PNG"]),
+        Encoded("b.png", encode(random_image(1, 3, 4), "PNG")),
+    ]
+    with pytest.raises(UserError, match=r"b\.png: found 3x4 .* a\.png has 9x7.*image_size"):
+        decode_all(encoded, 2)
+    assert decode_all(encoded, 2, image_size=4).shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_truncated_image_names_the_file(name: str) -> None:
+    with pytest.raises(UserError, match=r"^some/file: "):
+        decode(Encoded("some/file", SAMPLES[name][: len(SAMPLES[name]) * 2 // 3]))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"GIF89a" + bytes(40)])
+def test_not_an_image(content: bytes) -> None:
+    with pytest.raises(UserError, match="some/file: not a readable image; allowed: PNG"):
+        decode(Encoded("some/file", content))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.png", tmp_path):
+        with pytest.raises(UserError, match="some/file: damaged image"):
+            decode(Encoded("some/file", path))
+
+
+def test_sixteen_bit_grey_is_refused_rather_than_clipped() -> None:
+    deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
+    with pytest.raises(UserError, match="more than 8 bits"):
+        decode(Encoded("deep.png", encode(deep, "PNG")))
+
+
+def test_decompression_bomb_is_refused() -> None:
+    """A header that claims 60,000×60,000 pixels must not allocate them."""
+    content = bytearray(SAMPLES["PNG"])
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    with pytest.raises(UserError, match=r"bomb\.png: "):
+        decode(Encoded("bomb.png", bytes(content)))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(name=st.sampled_from(sorted(SAMPLES)), data=st.data())
+def test_corrupted_bytes_decode_or_raise_user_error(name: str, data: st.DataObject) -> None:
+    content = bytearray(SAMPLES[name])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    try:
+        pixels = decode(Encoded("some/file", bytes(content[:cut])), image_size=4)
+    except UserError as error:
+        assert str(error).startswith("some/file: ")
+        assert "\n" not in str(error)
+    else:
+        assert pixels.shape in ((1, 4, 4), (3, 4, 4))

@@ -1,0 +1,220 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from smallbatch.data.parquet import open_parquet
+from smallbatch.data.split import Source
+from smallbatch.errors import UserError
+
+Write = Callable[..., Path]
+
+
+def open_default(folder: Path) -> Source:
+    return open_parquet(folder, "img", "label", None)
+
+
+def test_rows_count_through_all_shards_and_row_groups(shards: Path) -> None:
+    source = open_default(shards)
+    assert source.classes == ("cat", "dog")
+    assert source.train.labels.tolist() == [0, 1] * 10
+    assert source.test.labels.tolist() == [0, 1] * 3
+    rows = np.array([0, 4, 5, 11, 12, 19])
+    seeds = [100, 104, 105, 111, 200, 207]
+    images = source.train.read(rows)
+    for seed, pixels in zip(seeds, images, strict=True):
+        expected = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["validation", "val"])
+def test_validation_stands_in_for_a_missing_test(shards: Path, name: str) -> None:
+    (shards / "test-00000-of-00001.parquet").rename(shards / f"{name}-00000-of-00001.parquet")
+    assert len(open_default(shards).test.labels) == 6
+
+
+@pytest.mark.parametrize("image_type", [pa.binary(), pa.large_binary()])
+def test_plain_binary_column_and_other_column_names(
+    tmp_path: Path, png: bytes, image_type: pa.DataType
+) -> None:
+    table = pa.table({"picture": pa.array([png] * 4, type=image_type), "kind": [0, 1, 0, 1]})
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}-0.parquet")
+    source = open_parquet(tmp_path, "picture", "kind", None)
+    assert source.classes == ("0", "1")
+    assert source.test.read(np.arange(4)).shape == (4, 3, 4, 4)
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> bytes:
+    path = tmp_path / "one.png"
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("label_type", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64()])
+def test_any_integer_type_of_label(
+    shards: Path, write_shard: Write, png: bytes, label_type: pa.DataType
+) -> None:
+    path = shards / "test-00000-of-00001.parquet"
+    write_shard(path, [png] * 3, [1, 0, 1], ["cat", "dog"], label_type=label_type)
+    labels = open_default(shards).test.labels
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [1, 0, 1]
+
+
+def test_image_by_path_inside_the_folder(shards: Path, write_shard: Write, png: bytes) -> None:
+    (shards / "files").mkdir()
+    (shards / "files/a.png").write_bytes(png)
+    rows = [{"bytes": png, "path": "../ignored"}, {"bytes": None, "path": "files/a.png"}]
+    write_shard(shards / "test-00000-of-00001.parquet", rows, [0, 1], ["cat", "dog"])
+    images = open_default(shards).test.read(np.arange(2))
+    np.testing.assert_array_equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link/secret.png"])
+def test_paths_must_not_lead_outside(
+    shards: Path, write_shard: Write, png: bytes, name: str
+) -> None:
+    (shards.parent / "secret.png").write_bytes(png)
+    (shards / "link").symlink_to(shards.parent)
+    rows = [{"bytes": None, "path": name}] * 2
+    path = write_shard(shards / "test-00000-of-00001.parquet", rows, [0, 1], ["cat", "dog"])
+    with pytest.raises(UserError, match=rf"{path.name}, row 0: path .* leads outside"):
+        open_default(shards).test.read(np.arange(2))
+
+
+@pytest.mark.parametrize("row", [None, {"bytes": None, "path": None}, {"bytes": None, "path": ""}])
+def test_row_without_image(shards: Path, write_shard: Write, png: bytes, row: Any) -> None:
+    path = shards / "test-00000-of-00001.parquet"
+    write_shard(path, [png, png, row], [0, 1, 1], ["cat", "dog"])
+    with pytest.raises(UserError, match=rf"{path.name}, row 2: found no image"):
+        open_default(shards).test.read(np.arange(3))
+
+
+def test_damaged_image_names_file_and_row(shards: Path, write_shard: Write, png: bytes) -> None:
+    path = shards / "train-00001-of-00002.parquet"
+    images = [png] * 7 + [png[:40]]
+    write_shard(path, images, [0, 1] * 4, ["cat", "dog"], row_group_size=3)
+    source = open_default(shards)
+    assert source.train.read(np.array([18])).shape == (1, 3, 4, 4)
+    with pytest.raises(UserError, match=rf"{path.name}, row 7: "):
+        source.train.read(np.array([3, 19]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "label_type", "message"),
+    [
+        ([0, 1, 2], None, r"row 2: found label 2; allowed: 0 to 1"),
+        ([0, -1, 1], None, r"row 1: found label -1; allowed: 0 to 1"),
+        ([0, None, 1], None, r"row 1: found no label in 'label'"),
+        ([0.0, 1.0, 1.5], pa.float64(), r"column 'label' has type double; allowed: integers"),
+        (["a", "b", "c"], pa.string(), r"column 'label' has type string; allowed: integers"),
+        ([True, False, True], pa.bool_(), r"column 'label' has type bool; allowed: integers"),
+        ([0, 1, 2**64 - 1], pa.uint64(), r"18446744073709551615"),
+    ],
+)
+def test_bad_labels_name_file_and_row(
+    shards: Path, write_shard: Write, png: bytes, labels: Any, label_type: Any, message: str
+) -> None:
+    path = shards / "test-00000-of-00001.parquet"
+    write_shard(path, [png] * 3, labels, ["cat", "dog"], label_type=label_type)
+    with pytest.raises(UserError, match=rf"{path.name}.*{message}"):
+        open_default(shards)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 2], [0, 2**62]])
+def test_labels_without_names_must_have_no_gap(
+    tmp_path: Path, write_shard: Write, png: bytes, labels: list[int]
+) -> None:
+    for split in ("train", "test"):
+        write_shard(tmp_path / "s" / f"{split}-0.parquet", [png] * 2, labels)
+    with pytest.raises(UserError, match=r"column 'label' has no label [01] but has"):
+        open_default(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "metadata", ["not json", "[]", '{"info": {"features": []}}', '{"info": {"features": {}}}']
+)
+def test_metadata_about_something_else_is_ignored(
+    shards: Path, png: bytes, metadata: str
+) -> None:
+    table = pa.table({"img": [png, png], "label": [0, 1]}).replace_schema_metadata(
+        {"huggingface": metadata}
+    )
+    folder = shards.parent / "plain"
+    folder.mkdir()
+    for split in ("train", "test"):
+        pq.write_table(table, folder / f"{split}-0.parquet")
+    assert open_default(folder).classes == ("0", "1")
+
+
+def test_shards_must_agree_on_class_names(shards: Path, write_shard: Write, png: bytes) -> None:
+    path = write_shard(shards / "test-00000-of-00001.parquet", [png] * 2, [0, 1], ["dog", "cat"])
+    with pytest.raises(UserError, match=rf"{path.name}: its schema's class names differ"):
+        open_default(shards)
+
+
+def test_missing_shard(shards: Path) -> None:
+    (shards / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"says 2 shards, found 1"):
+        open_default(shards)
+
+
+def test_missing_split_and_folder(shards: Path) -> None:
+    (shards / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"found no test-\*\.parquet or validation-\*"):
+        open_default(shards)
+    with pytest.raises(UserError, match=r"dataset\.path"):
+        open_default(shards / "absent")
+
+
+@pytest.mark.parametrize(("key", "columns"), [("image", ("x", "label")), ("label", ("img", "x"))])
+def test_missing_column(shards: Path, key: str, columns: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=rf"no column 'x'; allowed for dataset.{key}_column: img"):
+        open_parquet(shards, *columns, None)
+
+
+def test_column_of_another_type(shards: Path) -> None:
+    with pytest.raises(UserError, match=r"column 'label' has type int64; allowed: binary"):
+        open_parquet(shards, "label", "label", None)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
+def test_truncated_file(shards: Path, keep: float) -> None:
+    path = shards / "train-00001-of-00002.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match=rf"{path.name}: not a readable Parquet file"):
+        open_default(shards)
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_corrupted_file_reads_or_raises_user_error(shards: Path, data: st.DataObject) -> None:
+    path = shards / "train-00001-of-00002.parquet"
+    intact = path.with_suffix(".intact")
+    if not intact.exists():
+        shutil.copy(path, intact)
+    content = bytearray(intact.read_bytes())
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        source = open_default(shards)
+        source.train.read(np.arange(len(source.train.labels)))
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallbatch.data.selection import balanced, stratified
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
+
+
+def water_filling(sizes: list[int], count: int) -> list[int]:
+    """Deals ``count`` seats one at a time to the class with the fewest, as long as it has rows."""
+    taken = [0] * len(sizes)
+    for _ in range(count):
+        open_classes = [k for k, size in enumerate(sizes) if taken[k] < size]
+        taken[min(open_classes, key=lambda k: taken[k])] += 1
+    return sorted(taken)
+
+
+@given(labels=LABELS, seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_balanced_is_as_equal_as_class_sizes_allow(
+    labels: list[int], seed: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, len(labels)))
+    array = np.array(labels)
+    rows = balanced(array, count, seed=seed, stream=0)
+    assert len(set(rows.tolist())) == count
+    assert rows.tolist() == sorted(rows.tolist())
+    sizes = np.bincount(array).tolist()
+    found = np.bincount(array[rows], minlength=len(sizes)).tolist()
+    assert sorted(found) == water_filling(sizes, count)
+
+
+@given(labels=LABELS, seed=st.integers(0, 2**32 - 1))
+def test_smaller_balanced_selections_are_nested(labels: list[int], seed: int) -> None:
+    array = np.array(labels)
+    previous: set[int] = set()
+    for count in range(1, len(labels) + 1):
+        rows = set(balanced(array, count, seed=seed, stream=1).tolist())
+        assert previous < rows
+        previous = rows
+
+
+def test_balanced_selections_depend_on_seed_and_stream() -> None:
+    labels = np.repeat(np.arange(10), 100)
+    first = balanced(labels, 50, seed=0, stream=0)
+    assert first.tolist() == balanced(labels, 50, seed=0, stream=0).tolist()
+    assert first.tolist() != balanced(labels, 50, seed=1, stream=0).tolist()
+    assert first.tolist() != balanced(labels, 50, seed=0, stream=1).tolist()
+
+
+def test_selection_is_uniform_within_a_class() -> None:
+    labels = np.repeat(np.arange(2), 10)
+    hits = np.zeros(20)
+    for seed in range(2000):
+        hits[balanced(labels, 10, seed=seed, stream=0)] += 1
+    # Each row is drawn with probability 1/2: five standard deviations of a binomial.
+    assert np.abs(hits - 1000).max() < 5 * np.sqrt(2000 / 4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [([100, 100], 20, [10, 10]), ([90, 10], 10, [9, 1]), ([60, 30, 10], 50, [30, 15, 5])],
+)
+def test_stratified_keeps_shares(sizes: list[int], count: int, expected: list[int]) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    rows = stratified(labels, count, seed=3, stream=2)
+    assert np.bincount(labels[rows]).tolist() == expected
+
+
+def test_selected_rows_are_pinned() -> None:
+    """The rows of a seed must never change: prepared data sets are identified by content."""
+    labels = np.arange(12) % 3
+    assert balanced(labels, 5, seed=7, stream=0).tolist() == PINNED_BALANCED
+    assert stratified(labels, 5, seed=7, stream=0).tolist() == PINNED_STRATIFIED
+
+
+PINNED_BALANCED: list[int] = []
+PINNED_STRATIFIED: list[int] = []

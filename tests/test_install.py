@@ -1,0 +1,240 @@
+"""The commands in bin/, run as processes, with a stand-in for Python that records its calls."""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+INSTALL_FILES = ["pyproject.toml", "requirements.lock", "requirements-build.lock"]
+
+# Everything the commands may use besides Python: bash and coreutils.
+TOOLS = ["bash", "cat", "chmod", "cp", "dirname", "env", "mkdir"]
+TOOLS += ["realpath", "rm", "sha256sum", "touch"]
+
+# Answers the probe with FINDING, makes an "environment" that holds itself and a pytest, and fails
+# where FAIL says: as pip at all, or in an install.
+FAKE_PYTHON = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$CALLS"
+case "$*" in
+    *find_spec*) [[ -n "$FINDING" ]] && echo "$FINDING" ;;
+    "-m venv "*)
+        target="${@: -1}"
+        mkdir -p "$target/bin"
+        cp "$0" "$target/bin/python"
+        printf '#!/usr/bin/env bash\\necho "pytest in $PWD: $*"\\n' >"$target/bin/pytest"
+        chmod +x "$target/bin/pytest"
+        ;;
+    *"pip"*" --version" | "-m ensurepip") [[ "$FAIL" != pip ]] ;;
+    *"pip install"*) [[ "$FAIL" != install ]] ;;
+    --version) echo "Python 3.9.2" ;;
+esac
+"""
+
+
+class Clone:
+    """A copy of what an install needs, below a path with spaces, and the calls Python got there."""
+
+    def __init__(self, parent: Path) -> None:
+        self.root = parent / "a clone"
+        self.venv = self.root / ".venv"
+        self.log = parent / "calls"
+        self.path = parent / "path"
+        shutil.copytree(REPOSITORY / "bin", self.root / "bin")
+        for name in INSTALL_FILES:
+            shutil.copy(REPOSITORY / name, self.root / name)
+        self.path.mkdir()
+        for tool in TOOLS:
+            (self.path / tool).symlink_to(shutil.which(tool) or pytest.fail(f"no {tool}"))
+
+    def add_python(self, name: str = "python3") -> None:
+        """Puts the stand-in on the commands' PATH."""
+        program = self.path / name
+        program.write_text(FAKE_PYTHON)
+        program.chmod(0o755)
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables of a call."""
+        return {"PATH": str(self.path), "CALLS": str(self.log), "FINDING": "pip", "FAIL": ""}
+
+    def call(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs bin/test with the arguments, from another directory."""
+        self.log.write_text("")
+        return subprocess.run(
+            [self.root / "bin" / "test", *arguments],
+            cwd=self.path,
+            env=self.environment() | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def pip_calls(self) -> list[str]:
+        """The installs of the last call."""
+        return [line for line in self.log.read_text().splitlines() if "pip install" in line]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+def test_the_first_call_installs_and_the_second_does_not(clone: Clone) -> None:
+    clone.add_python()
+    first = clone.call("-k", "one two")
+    assert (first.returncode, first.stdout) == (0, f"pytest in {clone.root}: -k one two\n")
+    build, locked, package = clone.pip_calls()
+    for install, lock in [(build, "requirements-build.lock"), (locked, "requirements.lock")]:
+        assert "--require-hashes" in install
+        assert install.endswith(f"/{lock}")
+    assert package.endswith(f"--no-deps --no-build-isolation -e {clone.root}")
+
+    second = clone.call()
+    assert (second.returncode, second.stderr, clone.pip_calls()) == (0, "", [])
+
+
+def test_a_changed_lock_is_installed_in_place(clone: Clone) -> None:
+    clone.add_python()
+    clone.call()
+    (clone.venv / "kept").touch()
+    with (clone.root / "requirements.lock").open("a") as lock:
+        lock.write("# changed\n")
+    assert clone.call().returncode == 0
+    assert len(clone.pip_calls()) == 3
+    assert (clone.venv / "kept").exists()
+
+
+def test_an_interrupted_install_is_made_anew(clone: Clone) -> None:
+    clone.add_python()
+    failed = clone.call(FAIL="install")
+    assert failed.returncode != 0
+    assert "did not finish" in failed.stderr
+    (clone.venv / "half-written").touch()
+
+    repaired = clone.call()
+    assert (repaired.returncode, repaired.stdout) == (0, f"pytest in {clone.root}: \n")
+    assert not (clone.venv / "half-written").exists()
+
+
+def test_a_moved_clone_is_installed_anew(clone: Clone) -> None:
+    clone.add_python()
+    clone.call()
+    clone.root = clone.root.rename(clone.root.parent / "moved")
+    moved = clone.call()
+    assert moved.stdout == f"pytest in {clone.root}: \n"
+    assert len(clone.pip_calls()) == 3
+
+
+def test_an_environment_of_somebody_else_is_never_deleted(clone: Clone) -> None:
+    clone.add_python()
+    (clone.venv / "bin").mkdir(parents=True)
+    for name in ["python", "pytest"]:
+        shutil.copy(clone.path / "python3", clone.venv / "bin" / name)
+    assert clone.call(FAIL="install").returncode != 0
+    (clone.venv / "theirs").touch()
+
+    assert clone.call().returncode == 0
+    assert (clone.venv / "theirs").exists()
+    assert all("--force-reinstall" in install for install in clone.pip_calls()[:2])
+
+
+def test_the_environment_can_live_elsewhere(clone: Clone, tmp_path: Path) -> None:
+    clone.add_python()
+    assert clone.call(SMALLBATCH_VENV=str(tmp_path / "else where")).returncode == 0
+    assert (tmp_path / "else where" / "bin" / "python").exists()
+    assert not clone.venv.exists()
+
+
+def test_two_calls_at_once_install_once(clone: Clone) -> None:
+    clone.add_python()
+    (clone.path / "flock").symlink_to(shutil.which("flock") or pytest.skip("no flock"))
+    directory = os.open(clone.root, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    both = [
+        subprocess.Popen(
+            [clone.root / "bin" / "test"], env=clone.environment(), stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"smallbatch: waiting for another install\n"
+    os.close(directory)
+    for process in both:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(clone.pip_calls()) == 3
+
+
+@pytest.mark.parametrize(
+    ("python", "variables", "message"),
+    [
+        (None, {}, "found no Python 3.11 to 3.14 with venv on PATH (python3 is "),
+        ("python3", {"FINDING": ""}, "(python3 is Python 3.9.2); install one or name it"),
+        ("python3.12", {"SMALLBATCH_PYTHON": "python7"}, "SMALLBATCH_PYTHON: 'python7' is no"),
+        ("python3.12", {"FINDING": "no pip", "FAIL": "pip"}, "has neither ensurepip nor pip"),
+    ],
+)
+def test_without_a_usable_python_one_line_says_so(
+    clone: Clone, python: str | None, variables: dict[str, str], message: str
+) -> None:
+    if python:
+        clone.add_python(python)
+    result = clone.call(**variables)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("smallbatch: ")
+    assert message in result.stderr.splitlines()[-1]
+    assert clone.pip_calls() == []
+
+
+def test_an_interpreter_with_pip_is_preferred(clone: Clone) -> None:
+    clone.add_python("python3.12")
+    bare = clone.path / "python3"
+    bare.write_text("#!/usr/bin/env bash\necho no pip\n")
+    bare.chmod(0o755)
+    assert clone.call().returncode == 0
+    assert len(clone.pip_calls()) == 3
+
+
+def locked_versions() -> dict[str, set[str]]:
+    """The versions in the lock by package: one, or several for different Python versions."""
+    versions: dict[str, set[str]] = {}
+    text = (REPOSITORY / "requirements.lock").read_text()
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE):
+        versions.setdefault(canonicalize_name(name), set()).add(version)
+    return versions
+
+
+def test_the_lock_meets_pyproject() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    locked = locked_versions()
+    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        requirement = Requirement(line)
+        versions = locked.get(canonicalize_name(requirement.name), set())
+        assert versions, f"{requirement} is not locked: run bin/lock"
+        assert all(requirement.specifier.contains(version) for version in versions), line
+
+
+def test_torch_and_torchvision_are_locked_as_the_stated_pair() -> None:
+    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]
+    pair = dict(line.split("==") for line in tool["uv"]["constraint-dependencies"])
+    locked = locked_versions()
+    assert {name: locked[name] for name in ("torch", "torchvision")} == {
+        name: {version} for name, version in pair.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])
+def test_locks_hold_hashes_and_name_no_package_host(name: str) -> None:
+    text = (REPOSITORY / name).read_text()
+    assert not re.search(r"https?:|//|--index|--find-links|@ ", text)
+    requirements = text.replace("\\\n", " ").splitlines()
+    assert all("--hash=sha256:" in line for line in requirements if not line.startswith("#"))

@@ -1,0 +1,266 @@
+"""Replaying result files, checked against the sqlite tables themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smallbatch.errors import UserError
+from smallbatch.tracking import SyncReport, sync
+from smallbatch.tracking.records import read_column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def test_every_point_arrives_exactly_once(columns: Any, tables: Any, expected_points: Any) -> None:
+    small = columns.write(2, diverged=(2.0**-3,))
+    large = columns.write(64)
+    report = sync(columns.root)
+    assert report.columns == 2
+    assert report.runs_created == 2 + 8
+    assert sorted(tables.points()) == sorted(expected_points(small) + expected_points(large))
+    summary = 2 * 6
+    assert report.points_logged == len(tables.points()) + summary
+
+
+def test_the_second_sync_changes_nothing(columns: Any, tables: Any) -> None:
+    columns.write(2, diverged=(2.0**-3,))
+    columns.write(64, timing=False)
+    columns.write(8, study="other")
+    sync(columns.root)
+    before = tables.content()
+    assert sync(columns.root) == SyncReport(3, 0, 0, 0, unchanged=3 * 5)
+    assert tables.content() == before
+
+
+def test_runs_carry_names_params_tags_and_the_data_set(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, base_lrs=(2.0**-6, 0.3), seeds=1, diverged=(0.3,))
+    sync(columns.root)
+    assert tables.query("select name from experiments where experiment_id > 0") == [
+        ("digits/study",)
+    ]
+    runs = {name: (uuid, status, start, end) for name, uuid, status, start, end in tables.query(
+        "select name, run_uuid, status, start_time, end_time from runs")}  # fmt: skip
+    assert set(runs) == {"m=8", "m=8 η̃=2^-6 seed 0", "m=8 η̃=0.3 seed 0"}
+    uuid, status, start, end = runs["m=8 η̃=0.3 seed 0"]
+    assert (status, end - start) == ("FINISHED", 12_000)
+    assert start == 1767323046_000  # 2026-01-02T03:04:06Z
+    params = dict(tables.query(f"select key, value from params where run_uuid = '{uuid}'"))
+    assert params["base_lr"] == "0.3"
+    assert float(params["lr"]) == pytest.approx(2.4)
+    assert params.items() >= {"batch_size": "8", "seed": "0", "milestones": "[0.5, 0.75]"}.items()
+    tags = dict(tables.query(f"select key, value from tags where run_uuid = '{uuid}'"))
+    hashes = [run["run"] for run in json.loads((directory / "runs.json").read_text())["runs"]]
+    assert tags["smallbatch.run"] == hashes[1]
+    assert tags["mlflow.parentRunId"] == runs["m=8"][0]
+    assert tags["mlflow.source.git.commit"] == "c0ffee"
+    expected = {"outcome": "diverged", "diverged_at": "251", "git_dirty": "true", "device": "cpu"}
+    assert tags.items() >= {f"smallbatch.{key}": value for key, value in expected.items()}.items()
+    assert tags["dvc.stage"] == "train@study-8"
+    assert tables.query("select name, digest from datasets") == [
+        ("digits", ("0123456789abcdef" * 4)[:36])
+    ]
+    inputs = tables.query("select count(*) from inputs where destination_type = 'RUN'")
+    assert inputs == [(3,)]
+
+
+def test_the_parent_run_sums_up_its_column(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, diverged=(2.0**-3,))
+    sync(directory)
+    summary = dict(
+        tables.query(
+            "select m.key, m.value from metrics m join runs r using (run_uuid) where r.name = 'm=8'"
+        )
+    )
+    best = read_column(directory).best
+    assert best is not None
+    assert summary == {
+        "runs_finished": 2,
+        "runs_diverged": 2,
+        "best_accuracy": best.reported_accuracy,
+        "best_base_lr": 2.0**-6,
+        "seconds": 60.0,
+        "images_per_second": 1234.5,
+    }
+
+
+def test_timestamps_come_from_the_timing_file(columns: Any, tables: Any) -> None:
+    columns.write(8, base_lrs=(2.0**-6,), seeds=1, epochs=6)
+    sync(columns.root)
+    stamps = tables.query("select step, timestamp from metrics where key = 'updates' order by step")
+    start = 1767323045_000
+    assert stamps == [(epoch, start + 2000 * epoch) for epoch in range(1, 7)]
+
+
+def test_an_emptied_database_is_rebuilt_alike(columns: Any, tables: Any, workplace: Path) -> None:
+    columns.write(8)
+    sync(columns.root)
+    before = sorted(tables.points())
+    for file in workplace.glob("mlflow.db*"):
+        file.unlink()
+    sync(columns.root)
+    assert sorted(tables.points()) == before
+
+
+def test_a_widened_column_keeps_its_parent_and_runs(columns: Any, tables: Any) -> None:
+    columns.write(8, seeds=2)
+    sync(columns.root)
+    columns.write(8, seeds=3)
+    report = sync(columns.root)
+    assert (report.runs_created, report.runs_updated, report.unchanged) == (2, 1, 4)
+    finished = tables.query("select step, value from metrics where key = 'runs_finished'")
+    assert sorted(finished) == [(0, 4.0), (1, 6.0)]
+    assert sync(columns.root).unchanged == 7
+
+
+def test_other_results_of_the_same_run_supersede_it(
+    columns: Any, tables: Any, expected_points: Any
+) -> None:
+    columns.write(8)
+    sync(columns.root)
+    directory = columns.write(8, salt=1)
+    report = sync(columns.root)
+    assert (report.runs_created, report.runs_updated) == (4, 1)
+    assert sorted(tables.points()) == expected_points(directory)
+    superseded = tables.query("select value from tags where key = 'smallbatch.superseded'")
+    runs = {uuid for (uuid,) in tables.query("select run_uuid from runs")}
+    assert len(superseded) == 4
+    assert {uuid for (uuid,) in superseded} <= runs
+    before = tables.content()
+    assert sync(columns.root).unchanged == 5
+    assert tables.content() == before
+
+
+def test_a_replay_cut_short_is_taken_up_again(
+    columns: Any, tables: Any, expected_points: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    directory = columns.write(8)
+    real, calls = MlflowClient.log_batch, 0
+
+    def failing(self: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise OSError("cut")
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    with pytest.raises(UserError, match="cut"):
+        sync(columns.root)
+    monkeypatch.undo()
+    monkeypatch.chdir(columns.root.parent)
+    report = sync(columns.root)
+    assert sorted(tables.points()) == expected_points(directory)
+    assert report.unchanged == 2
+    assert tables.query("select count(*) from runs") == [(5,)]
+    assert sync(columns.root).points_logged == 0
+
+
+def test_long_runs_exceed_one_request(columns: Any, tables: Any, expected_points: Any) -> None:
+    directory = columns.write(8, base_lrs=(2.0**-6,), seeds=1, epochs=300)
+    sync(columns.root)
+    assert sorted(tables.points()) == expected_points(directory)
+
+
+def test_the_environment_names_the_store(
+    columns: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'elsewhere.db'}")
+    columns.write(8, base_lrs=(2.0**-6,), seeds=1)
+    sync(columns.root)
+    assert (workplace / "elsewhere.db").exists()
+    assert not (workplace / "mlflow.db").exists()
+
+
+def test_nothing_found_needs_no_store(workplace: Path) -> None:
+    assert sync(workplace) == SyncReport(0, 0, 0, 0, 0)
+    assert not (workplace / "mlflow.db").exists()
+
+
+def test_bad_paths_files_and_stores_are_named(columns: Any, workplace: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: not a directory"):
+        sync(workplace / "nowhere")
+    directory = columns.write(8)
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI: bogus://x cannot be used"):
+        sync(directory, "bogus://x")
+    (directory / "history.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"history\.parquet"):
+        sync(directory)
+    (directory / "runs.json").write_text('{"protocol": 1}')
+    with pytest.raises(UserError, match=r"runs\.json.*KeyError"):
+        sync(directory)
+
+
+def test_an_absent_server_is_reported_soon(columns: Any) -> None:
+    columns.write(8)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 cannot be used"):
+        sync(columns.root, "http://127.0.0.1:9")
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.slow
+def test_several_processes_open_a_fresh_database(columns: Any, tables: Any) -> None:
+    directories = [columns.write(m, seeds=1) for m in (2, 4, 8, 16)]
+    program = (
+        "import sys; from pathlib import Path; from smallbatch.tracking import sync\n"
+        "print(sync(Path(sys.argv[1])).runs_created)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(directory)],
+            env={"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for directory in directories
+    ]
+    answers = [process.communicate(timeout=120) for process in processes]
+    assert [out.strip() for out, _ in answers] == ["3"] * 4, answers
+    assert tables.query("pragma journal_mode") == [("wal",)]
+    assert tables.query("select count(*) from runs") == [(12,)]
+
+
+@pytest.mark.slow
+def test_a_real_server_over_http(
+    columns: Any, start_server: Callable[[str], Any], expected_points: Any, workplace: Path
+) -> None:
+    import mlflow.artifacts
+
+    from smallbatch.tracking.store import open_store
+
+    directory = columns.write(8, diverged=(2.0**-3,))
+    server = start_server("server")
+    report = sync(columns.root, server.uri)
+    assert report.runs_created == 5
+    store = open_store(server.uri)
+    experiment = store.client.get_experiment_by_name("digits/study")
+    assert experiment is not None
+    runs = store.client.search_runs([experiment.experiment_id])
+    found = [
+        (run.data.tags["smallbatch.run"], metric.key, metric.step, metric.value)
+        for run in runs
+        if "smallbatch.run" in run.data.tags
+        for key in run.data.metrics
+        for metric in store.client.get_metric_history(run.info.run_id, key)
+    ]
+    assert sorted(found) == expected_points(directory)
+    uri = next(run.data.tags["smallbatch.model"] for run in runs if run.info.run_name == "m=8")
+    folder = mlflow.artifacts.download_artifacts(
+        uri, dst_path=str(workplace / "copy"), tracking_uri=server.uri
+    )
+    assert (Path(folder) / "data" / "data" / "weights.safetensors").exists()
+    assert sync(columns.root, server.uri).unchanged == 5
+    assert not (workplace / "mlflow.db").exists()
