@@ -16,8 +16,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL_FILES = ["pyproject.toml", "requirements.lock", "requirements-build.lock"]
 
 # Everything the commands may use besides Python: bash and coreutils.
-TOOLS = ["bash", "cat", "chmod", "cp", "dirname", "env", "mkdir"]
-TOOLS += ["realpath", "rm", "sha256sum", "touch"]
+COREUTILS = [
+    "cat",
+    "chmod",
+    "cp",
+    "dirname",
+    "env",
+    "mkdir",
+    "realpath",
+    "rm",
+    "sha256sum",
+    "touch",
+]
 
 # Answers the probe with FINDING, makes an "environment" that holds itself and a pytest, and fails
 # where FAIL says: as pip at all, or in an install.
@@ -51,7 +61,7 @@ class Clone:
         for name in INSTALL_FILES:
             shutil.copy(REPOSITORY / name, self.root / name)
         self.path.mkdir()
-        for tool in TOOLS:
+        for tool in ["bash", *COREUTILS]:
             (self.path / tool).symlink_to(shutil.which(tool) or pytest.fail(f"no {tool}"))
 
     def add_python(self, name: str = "python3") -> None:

@@ -36,12 +36,14 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            line = click.ClickException(" ".join(str(error).split()))
-            line.exit_code = 2
-            raise line from None
+            raise _BadInput(" ".join(str(error).split())) from None
 
 
-class _BaseLr(click.ParamType):
+class _BadInput(click.ClickException):
+    exit_code = 2
+
+
+class _BaseLr(click.ParamType[float]):
     name = "number or 2^k"
 
     def convert(
@@ -114,26 +116,49 @@ def train(study: str, batch_size: int, params_file: Path) -> None:
 
 
 @main.command()
-@click.option("--dataset", default="digits", show_default=True,
-              help="A built-in data set (digits, cifar10, cifar100), or the one of params.yaml.")
-@click.option("--model", default="resnet8", show_default=True,
-              help="resnet8, resnet20, resnet32, alexnet, or any timm model.")
-@click.option("--norm", default="none", show_default=True,
-              help="none, batch, batch_conv (alexnet), ghost or group.")
+@click.option(
+    "--dataset",
+    default="digits",
+    show_default=True,
+    help="A built-in data set (digits, cifar10, cifar100), or the one of params.yaml.",
+)
+@click.option(
+    "--model",
+    default="resnet8",
+    show_default=True,
+    help="resnet8, resnet20, resnet32, alexnet, or any timm model.",
+)
+@click.option(
+    "--norm",
+    default="none",
+    show_default=True,
+    help="none, batch, batch_conv (alexnet), ghost or group.",
+)
 @click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
-@click.option("--batch-size", "-m", required=True, type=click.IntRange(min=1),
-              help="m, examples per update.")
+@click.option(
+    "--batch-size", "-m", required=True, type=click.IntRange(min=1), help="m, examples per update."
+)
 @click.option("--base-lr", type=_BaseLr(), help="η̃ = η/m, the learning rate of one example.")
 @click.option("--lr", type=_BaseLr(), help="η of the mean gradient, instead of --base-lr.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
-@click.option("--warmup", default=0.0, show_default=True, type=float,
-              help="Fraction of training, from η/32 up to η.")
-@click.option("--augment/--no-augment", default=False, show_default=True,
-              help="Random crops after padding by 4, and flips.")
-@click.option("--device", default="auto", show_default=True,
-              type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option(
+    "--warmup",
+    default=0.0,
+    show_default=True,
+    type=float,
+    help="Fraction of training, from η/32 up to η.",
+)
+@click.option(
+    "--augment/--no-augment",
+    default=False,
+    show_default=True,
+    help="Random crops after padding by 4, and flips.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
 @PARAMS
 def run(
     dataset: str,
@@ -156,12 +181,11 @@ def run(
     from smallbatch.config import format_base_lr
     from smallbatch.experiments import single_run
 
-    if (base_lr is None) == (lr is None):
-        raise click.UsageError("give one of --base-lr and --lr")
-    if base_lr is None and lr is not None:
+    if lr is not None and base_lr is None:
         base_lr = lr / batch_size
         click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
-    assert base_lr is not None  # one of the two was given
+    elif base_lr is None or lr is not None:
+        raise click.UsageError("give one of --base-lr and --lr")
     summary = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
         device=device,
@@ -289,6 +313,6 @@ def use_profile(name: str, force: bool) -> None:
 
 
 def _load(path: Path) -> Params:
-    from smallbatch.experiments import load_checked
+    from smallbatch.config import load_params
 
-    return load_checked(path)
+    return load_params(path)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from smallbatch.errors import UserError
+from smallbatch.model_names import validate_model
 
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
 Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
@@ -42,7 +43,7 @@ def parse_base_lr(value: object) -> float:
 
 
 def format_base_lr(value: float) -> str:
-    """Write a learning rate the way the paper does: ``2^-6``, or plain where it is no power of two."""
+    """Write a learning rate as the paper does: ``2^-6``, or plain where it is no power of two."""
     mantissa, exponent = math.frexp(value)
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:g}"
 
@@ -62,8 +63,9 @@ class _Strict(BaseModel):
 class DatasetConfig(_Strict):
     """Where the images come from and which of them are used.
 
-    ``subset`` and ``test_subset`` count examples, balanced over the classes; ``validation_fraction``
-    is taken out of the training examples that remain; ``image_size`` is in pixels (square).
+    ``subset`` and ``test_subset`` count examples, balanced over the classes;
+    ``validation_fraction`` is taken out of the training examples that remain; ``image_size`` is
+    in pixels (square).
     """
 
     name: Name
@@ -97,12 +99,6 @@ class StudyConfig(_Strict):
     precision: Precision = "float32"
     base_lrs: BaseLrs | None = None
     figure: str | None = None
-
-    @model_validator(mode="after")
-    def _ghost_needs_its_batch(self) -> Self:
-        if (self.norm == "ghost") != (self.bn_batch_size is not None):
-            raise ValueError("bn_batch_size is needed with norm: ghost, and only there")
-        return self
 
 
 class GridConfig(_Strict):
@@ -146,20 +142,9 @@ class Params(_Strict):
                 raise ValueError(
                     f"grid.studies: found {name!r}, {_allowed(name, list(self.studies))}"
                 )
-            study = self.studies[name]
-            smallest = min(self.grid.batch_sizes)
-            if study.norm in ("batch", "batch_conv", "ghost") and smallest < 2:
-                raise ValueError(
-                    f"grid.batch_sizes: found {smallest}, allowed: 2 or more with "
-                    f"studies.{name}.norm: {study.norm} (no variance in one example)"
-                )
-            if study.bn_batch_size is not None and study.bn_batch_size > smallest:
-                raise ValueError(
-                    f"studies.{name}.bn_batch_size: found {study.bn_batch_size}, "
-                    f"allowed: 2 up to the smallest batch size, {smallest}"
-                )
         if self.dataset.subset is not None:
-            kept = round(self.dataset.subset * (1 - self.dataset.validation_fraction))
+            subset = self.dataset.subset
+            kept = subset - round(self.dataset.validation_fraction * subset)
             if max(self.grid.batch_sizes) > kept:
                 raise ValueError(
                     f"grid.batch_sizes: found {max(self.grid.batch_sizes)}, allowed: at most the "
@@ -196,8 +181,21 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
 
 def parse_params(raw: object, origin: str) -> Params:
-    """Check plain data (as YAML gives it) against :class:`Params`; ``origin`` names it in errors."""
-    return _validate(Params, raw, origin)
+    """Check plain data (as YAML gives it) and model names; ``origin`` names the data in errors."""
+    params = _validate(Params, raw, origin)
+    for name, study in params.studies.items():
+        sizes = params.grid.batch_sizes if name in params.grid.studies else ()
+        for batch_size in (None, *sizes):
+            try:
+                validate_model(
+                    study.model,
+                    study.norm,
+                    batch_size=batch_size,
+                    bn_batch_size=study.bn_batch_size,
+                )
+            except UserError as error:
+                raise UserError(f"{origin}: studies.{name}.{error}") from None
+    return params
 
 
 def parse_study(raw: object, origin: str) -> StudyConfig:

@@ -30,28 +30,11 @@ SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeli
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
-def load_checked(path: Path) -> Params:
-    """Read a params file and check its model names too.
-
-    Raises:
-        UserError: one line naming the file and key.
-    """
-    from smallbatch.models import validate_model
-
-    params = load_params(path)
-    for name, study in params.studies.items():
-        try:
-            validate_model(study.model, study.norm, bn_batch_size=study.bn_batch_size)
-        except UserError as error:
-            raise UserError(f"{path}: studies.{name}: {error}") from None
-    return params
-
-
 def train_study_column(params: Params, study: str, batch_size: int) -> None:
     """Train one column of the pipeline into `models/<dataset>/<study>/m<m>`.
 
     Raises:
-        UserError: an unknown study, data not prepared, or a batch size larger than the training set.
+        UserError: an unknown study, data not prepared, a batch larger than the training set.
     """
     if study not in params.studies:
         raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
@@ -89,7 +72,7 @@ def single_run(
         UserError: bad settings, unknown data set.
     """
     from smallbatch.data.prepare import prepare
-    from smallbatch.models import validate_model
+    from smallbatch.model_names import validate_model
     from smallbatch.training.column import plan_column
 
     study = parse_study(settings, "run")

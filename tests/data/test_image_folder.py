@@ -63,7 +63,10 @@ def remove(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no test": (lambda f: (f / "test").rename(f / "other"), r"images: found no folder test/ or val/"),
+    "no test": (
+        lambda f: (f / "test").rename(f / "other"),
+        r"images: found no folder test/ or val/",
+    ),
     "no train": (lambda f: (f / "train").rename(f / "other"), r"images: found no folder train/"),
     "empty class": (lambda f: remove(f / "test/bee"), r"test/bee: empty"),
     "class only in train": (

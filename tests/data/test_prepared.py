@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallbatch.data import prepared
 from smallbatch.data.prepared import (
     Dataset,
     Meta,
@@ -195,23 +196,36 @@ def test_wrong_description(tmp_path: Path, key: str, value: Any, message: str) -
 )
 @given(data=st.data())
 def test_damaged_files_are_noticed(tmp_path: Path, data: st.DataObject) -> None:
-    write_prepared(make(), tmp_path / "toy")
+    if not (tmp_path / "toy").exists():
+        write_prepared(make(), tmp_path / "toy")
     names = ["meta.json", "train_images.npy", "test_labels.npy"]
     path = tmp_path / "toy" / data.draw(st.sampled_from(names))
-    damaged = bytearray(path.read_bytes())
+    intact = path.read_bytes()
+    damaged = bytearray(intact)
     position = data.draw(st.integers(0, len(damaged) - 1))
     damaged[position] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(damaged)))
     path.write_bytes(damaged[:cut] if data.draw(st.booleans()) else damaged)
+    message = ""
     try:
         read = load_prepared(tmp_path / "toy")
     except UserError as error:
-        assert "\n" not in str(error)
+        message = str(error)
     else:
         for name, array in make().arrays().items():
             np.testing.assert_array_equal(read.arrays()[name], array)
+    finally:
+        path.write_bytes(intact)
+    assert "\n" not in message
 
 
 def test_importing_the_reader_stays_light() -> None:
-    """Workers read data sets: no Parquet, image or scikit-learn import may ride along."""
-    assert not {"pq", "Image", "sklearn", "torch"} & set(vars(prepared))
+    """Workers read data sets: no Parquet, image, scikit-learn or torch import may ride along."""
+    code = (
+        "import sys, smallbatch.data.prepared; "
+        "print(sorted({'pyarrow', 'PIL', 'sklearn', 'torch', 'pydantic'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

@@ -35,8 +35,10 @@ def test_ghost_batch_norm_is_numpy_per_sub_batch(shape: tuple[int, ...], size: i
     y = layer(torch.from_numpy(x)).detach().numpy()
 
     np.testing.assert_allclose(y, np.concatenate([part for part, _, _ in expected]), atol=1e-12)
-    np.testing.assert_allclose(layer.running_mean, 0.3 * np.asarray(mean), atol=1e-12)
-    np.testing.assert_allclose(layer.running_var, 0.7 + 0.3 * np.asarray(var), atol=1e-12)
+    np.testing.assert_allclose(layer.get_buffer("running_mean"), 0.3 * np.asarray(mean), atol=1e-12)
+    np.testing.assert_allclose(
+        layer.get_buffer("running_var"), 0.7 + 0.3 * np.asarray(var), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", [4, 3])

@@ -40,10 +40,12 @@ def test_statistics_are_numpys_layer_after_layer(ghost: bool) -> None:
     y = y * np.array([0.5, -2.0])[:, None, None]
     z = np.einsum("oc,nchw->nohw", model.conv.weight.detach().numpy()[:, :, 0, 0], y)
     z = np.maximum(z, 0)
-    np.testing.assert_allclose(model.norm1.running_mean, mean1, atol=1e-12)
-    np.testing.assert_allclose(model.norm1.running_var, var1, atol=1e-12)
-    np.testing.assert_allclose(model.norm2.running_mean, z.mean((0, 2, 3)), atol=1e-12)
-    np.testing.assert_allclose(model.norm2.running_var, z.var((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(model.norm1.get_buffer("running_mean"), mean1, atol=1e-12)
+    np.testing.assert_allclose(model.norm1.get_buffer("running_var"), var1, atol=1e-12)
+    np.testing.assert_allclose(
+        model.norm2.get_buffer("running_mean"), z.mean((0, 2, 3)), atol=1e-12
+    )
+    np.testing.assert_allclose(model.norm2.get_buffer("running_var"), z.var((0, 2, 3)), atol=1e-12)
 
 
 @pytest.mark.parametrize("model", ["resnet20", "alexnet", "resnet18", "mobilenetv3_small_050"])

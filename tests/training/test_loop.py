@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -88,7 +89,7 @@ def test_loop_equals_the_numpy_twin(
     for weights, expected in zip(result.weights.values(), net.parameters(), strict=True):
         np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-10, atol=1e-12)
     ends = [0] + [row["updates"] for row in result.rows]
-    epoch_means = [np.mean(losses[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    epoch_means = [np.mean(losses[a:b]) for a, b in itertools.pairwise(ends)]
     np.testing.assert_allclose([row["train_loss"] for row in result.rows], epoch_means, rtol=1e-9)
 
 

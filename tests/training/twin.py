@@ -41,7 +41,7 @@ class Linear:
 
 @dataclass
 class ConvNet:
-    """3×3 conv (padding 1, bias) → ReLU → mean over pixels → FC, by explicit loops over the taps."""
+    """3×3 conv (padding 1, bias) → ReLU → mean over pixels → FC, by loops over the taps."""
 
     kernel: Array  # (K, C, 3, 3)
     kernel_bias: Array

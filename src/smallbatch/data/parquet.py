@@ -218,6 +218,8 @@ def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Enc
                 for row, (content, name) in zip(inside, _contents(values), strict=True):
                     yield _one(path, int(row), content, name)
             start = end
+        if rows[-1] >= start:
+            raise UserError(f"{path}: found {start} rows of images; allowed: one for each label")
 
 
 def _contents(column: pa.ChunkedArray) -> Iterator[tuple[bytes | None, str | None]]:

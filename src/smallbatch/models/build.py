@@ -8,9 +8,10 @@ from torch import nn
 
 from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
-from smallbatch.models.names import ALIASES, registered_name, validate_model
+from smallbatch.model_names import registered_name, validate_model
 from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
 from smallbatch.models.population import batch_norms, has_batch_norm
+from smallbatch.models.registry import default_cfgs
 
 
 def build_model(
@@ -53,7 +54,7 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the GPUs.
         torch.default_generator.manual_seed(seed)
-        if name in ALIASES.values():
+        if name in default_cfgs:
             shape |= {"norm": norm, "bn_batch_size": bn_batch_size, "bn_momentum": momentum}
             if name == "smallbatch_alexnet":
                 shape["img_size"] = image_size

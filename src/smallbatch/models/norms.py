@@ -24,7 +24,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (N, C) and (N, C, H, W) alike.
 
     As torch's, except that nothing counts the batches: with a fixed momentum nothing reads
-    `num_batches_tracked`, and at m = 2 counting costs a third of the layer's forward time.
+    `num_batches_tracked`, and at m = 2 counting costs a quarter of the layer's forward time.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -109,7 +109,7 @@ def norm_factory(norm: str, bn_batch_size: int | None, momentum: float) -> NormF
     """What makes a normalisation layer from its number of channels; None for norm `none`.
 
     Args:
-        norm: One of `names.NORMS`; where `batch_conv` applies is the model's business.
+        norm: One of `model_names.NORMS`; where `batch_conv` applies is the model's business.
         bn_batch_size: Examples per sub-batch, for `ghost`.
         momentum: Weight of the newest batch in the running statistics.
     """

@@ -17,6 +17,7 @@ from smallbatch.report.style import (
     MARKERS,
     batch_size_axis,
     categorical,
+    legend_columns,
     new_figure,
     ordered_colours,
 )
@@ -41,7 +42,7 @@ def accuracy_curves(cells: pd.DataFrame) -> Figure:
             100 * row.to_numpy(dtype=float),
             color=colours[index],
             marker=MARKERS[index % len(MARKERS)],
-            label=power_of_two(float(str(base_lr))),
+            label=power_of_two(float(str(base_lr))) + ("" if row.notna().any() else " ×"),
         )
     _chance_line(axes, cells)
     batch_size_axis(axes, cells["batch_size"])
@@ -59,7 +60,7 @@ def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
         cells: of one study.
         best: the best cell of each m, which is framed.
     """
-    figure, axes = new_figure((4.8, 4.3))
+    figure, axes = new_figure((4.4, 4.1))
     batch_sizes = sorted(cells["batch_size"].unique())
     base_lrs = sorted(cells["base_lr"].unique())
     finite = cells["accuracy"].dropna()
@@ -89,16 +90,18 @@ def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
     return figure
 
 
-def best_accuracy(best: pd.DataFrame) -> Figure:
+def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
     """Best accuracy against m, a curve per study (paper, Fig. 15); ``best`` of one data set.
 
     Points are medians over the seeds at the best η̃, bars reach from the worst seed to the best.
     """
     figure, axes = new_figure()
-    studies = list(best.groupby("study"))
-    for index, (study, group) in enumerate(studies):
+    for index, study in enumerate(studies):
+        # A study keeps its colour through all figures, so one without a best cell is counted too.
         colour, marker = categorical(index)
-        ordered = group.sort_values("batch_size")
+        ordered = best[best["study"] == study].sort_values("batch_size")
+        if ordered.empty:
+            continue
         # Set apart sideways by a little, or the bars of two studies would hide each other.
         shift = 0.09 * (index - (len(studies) - 1) / 2)
         middle = ordered["accuracy"].to_numpy(dtype=float)
@@ -113,11 +116,11 @@ def best_accuracy(best: pd.DataFrame) -> Figure:
             marker=marker,
             capsize=2.5,
             elinewidth=1,
-            label=str(study),
+            label=study,
         )
     batch_size_axis(axes, best["batch_size"])
     axes.set_ylabel("best reported test accuracy (%)")
-    figure.legend(loc="outside lower center", ncols=min(3, len(studies)))
+    figure.legend(loc="outside lower center", ncols=legend_columns(studies))
     return figure
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from smallbatch.analysis.results import find_columns, read_json
 from smallbatch.report.labels import DASH, duration
+from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,10 +69,10 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def environment_rows(timings: pd.DataFrame) -> list[list[str]]:
+def environment_table(timings: pd.DataFrame) -> Table | None:
     """Lay the distinct environments out for reading: a row per property, a column for each."""
     if timings.empty:
-        return []
+        return None
     groups = [group for _, group in timings.groupby("environment", sort=False)]
     environments = [json.loads(group["environment"].iloc[0]) for group in groups]
     known = [key for key in _LABELS if any(key in each for each in environments)]
@@ -80,13 +81,16 @@ def environment_rows(timings: pd.DataFrame) -> list[list[str]]:
         [_LABELS.get(key, key), *(_text(each.get(key)) for each in environments)]
         for key in [*known, *others]
     ]
-    return [
-        *rows,
+    rows += [
         ["Columns trained", *(str(len(group)) for group in groups)],
         ["First started (UTC)", *(_text(group["started"].min()) for group in groups)],
         ["Last started (UTC)", *(_text(group["started"].max()) for group in groups)],
         ["Time in training, summed", *(duration(float(g["seconds"].sum())) for g in groups)],
     ]
+    one = len(groups) == 1
+    headers = ["value"] if one else [f"environment {index + 1}" for index in range(len(groups))]
+    caption = "What the columns (all runs of one study at one batch size) were trained on."
+    return Table(caption, ("item", *headers), rows, prose=True)
 
 
 def _text(value: object) -> str:

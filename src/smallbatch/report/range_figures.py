@@ -13,6 +13,7 @@ from smallbatch.report.style import (
     batch_size_axis,
     categorical,
     learning_rate_ticks,
+    legend_columns,
     new_figure,
     ordered_colours,
 )
@@ -59,10 +60,9 @@ def study_ranges(
     return figure
 
 
-def all_ranges(ranges: pd.DataFrame, cells: pd.DataFrame, unit: str) -> Figure:
+def all_ranges(ranges: pd.DataFrame, cells: pd.DataFrame, studies: list[str], unit: str) -> Figure:
     """Draw all studies' ranges of one data set side by side, at the main fraction."""
     figure, axes = new_figure()
-    studies = sorted(cells["study"].unique())
     step = min(0.2, 0.7 / len(studies))
     keys: list[Line2D] = []
     main = ranges[ranges["fraction"] == MAIN_FRACTION]
@@ -78,7 +78,7 @@ def all_ranges(ranges: pd.DataFrame, cells: pd.DataFrame, unit: str) -> Figure:
         _bars(axes, main[main["study"] == study], own_cells, offset, unit, style)
         keys.append(Line2D([], [], label=study, **style))
     _finish(axes, cells, unit)
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(3, len(keys)))
+    figure.legend(handles=keys, loc="outside lower center", ncols=legend_columns(studies))
     return figure
 
 
@@ -90,36 +90,39 @@ def _bars(
     unit: str,
     style: dict[str, Any],
 ) -> None:
-    """Draw a bar per m with a dot at each reliable η̃, and an open arrow where the grid ends."""
-    fraction = ranges["fraction"].iloc[0] if len(ranges) else MAIN_FRACTION
-    colour, width = style["color"], style["linewidth"]
-    for row in ranges[ranges["n_reliable"] > 0].to_dict("records"):
-        batch_size = row["batch_size"]
-        x = np.log2(batch_size) + offset
-        scale = batch_size if unit == "lr" else 1
-        low, high = np.log2(scale * row["lower"]), np.log2(scale * row["upper"])
-        axes.plot([x, x], [low, high], color=colour, linewidth=width, alpha=0.55)
-        column = cells[cells["batch_size"] == batch_size]
-        good = [value for value in column["base_lr"] if _inside(row, value)]
-        axes.plot(
-            np.full(len(good), x),
-            np.log2(np.array(good) * scale),
-            linestyle="none",
-            marker=style.get("marker", "o"),
-            markersize=max(2.5, min(4.5, 1.1 * width)),
-            color=colour,
-        )
-        if fraction != MAIN_FRACTION:
-            continue
-        arrow: dict[str, Any] = {"color": "#202020", "linestyle": "none", "markersize": 5}
-        if row["upper_limit"] == EDGE:
-            axes.plot([x], [high + 0.33], marker="^", markerfacecolor="white", **arrow)
-        if row["lower_limit"] == EDGE:
-            axes.plot([x], [low - 0.33], marker="v", markerfacecolor="white", **arrow)
+    """Draw a bar per m with a dot at each reliable η̃, and an open arrow where the grid ends.
+
+    ``ranges`` are one study's at one fraction. Arrows are drawn at the main fraction only.
+    """
+    found = ranges[ranges["n_reliable"] > 0]
+    x = np.log2(found["batch_size"].to_numpy(dtype=float)) + offset
+    suffix = "_lr" if unit == "lr" else ""
+    low = np.log2(found[f"lower{suffix}"].to_numpy(dtype=float))
+    high = np.log2(found[f"upper{suffix}"].to_numpy(dtype=float))
+    axes.vlines(x, low, high, color=style["color"], linewidth=style["linewidth"], alpha=0.55)
+    dots = cells.merge(found[["batch_size", "lower", "upper", "holes"]], on="batch_size")
+    dots = dots[np.array([_inside(row) for row in dots.to_dict("records")], dtype=bool)]
+    axes.plot(
+        np.log2(dots["batch_size"].to_numpy(dtype=float)) + offset,
+        np.log2(dots[unit].to_numpy(dtype=float)),
+        linestyle="none",
+        marker=style.get("marker", "o"),
+        markersize=max(2.5, min(4.5, 1.1 * style["linewidth"])),
+        color=style["color"],
+    )
+    if not (found["fraction"] == MAIN_FRACTION).all():
+        return
+    for limit, ends, step, marker in (
+        ("upper_limit", high, 0.33, "^"),
+        ("lower_limit", low, -0.33, "v"),
+    ):
+        edge = (found[limit] == EDGE).to_numpy()
+        arrow: dict[str, Any] = {"color": "#202020", "markerfacecolor": "white", "markersize": 5}
+        axes.plot(x[edge], ends[edge] + step, linestyle="none", marker=marker, **arrow)
 
 
-def _inside(row: dict[Any, Any], base_lr: float) -> bool:
-    return row["lower"] <= base_lr <= row["upper"] and base_lr not in row["holes"]
+def _inside(row: dict[Any, Any]) -> bool:
+    return row["lower"] <= row["base_lr"] <= row["upper"] and row["base_lr"] not in row["holes"]
 
 
 def _fit_line(axes: Axes, fit: LimitFit, ranges: pd.DataFrame, unit: str) -> Line2D:

@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
 from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE
 from smallbatch.report.labels import DASH, listed, percent, points, power_of_two, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pandas as pd
 
 _LIMITS = {EDGE: "edge of the grid", DIVERGED: "diverges", BELOW: "too low", "": DASH}
 _EDGES = {"lower": "lowest tried", "upper": "highest tried", "only": "only one tried", "": ""}
@@ -28,11 +28,12 @@ _NORMS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: the first cell of every row is its header."""
+    """A table of the page: the first cell of every row is its header; prose cells may wrap."""
 
     caption: str
     headers: tuple[str, ...]
     rows: Sequence[Sequence[str]]
+    prose: bool = False
 
 
 def best_table(best: pd.DataFrame, chosen_on: str) -> Table:
@@ -102,7 +103,9 @@ def range_table(ranges: pd.DataFrame) -> Table:
         "holes",
     )
     threshold = ranges.loc[ranges["fraction"] == MAIN_FRACTION, "threshold"].iloc[0]
-    caption = f"Base learning rates that converge reliably (every seed at least {percent(threshold)})."
+    caption = (
+        f"Base learning rates that converge reliably (every seed at least {percent(threshold)})."
+    )
     return _without_empty(Table(caption, headers, rows))
 
 
@@ -136,6 +139,9 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
         ]
         for row in winners.to_dict("records")
     ]
+    for study in sorted(set(runs["study"]) - set(winners["study"])):
+        counts = _run_counts(runs[runs["study"] == study])
+        rows.append([study, "no finished run", DASH, DASH, DASH, DASH, DASH, counts])
     headers = (
         "study",
         "best accuracy",
@@ -152,8 +158,8 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
 def settings_table(runs: pd.DataFrame) -> Table:
     """What one study ran: data, model, schedule, grid."""
     first: dict[Any, Any] = runs.iloc[0].to_dict()
-    norm = _NORMS.get(first["norm"], first["norm"])
-    if first.get("bn_batch_size") and first["bn_batch_size"] == first["bn_batch_size"]:
+    norm = _NORMS.get(str(first["norm"]), str(first["norm"]))
+    if pd.notna(first["bn_batch_size"]):
         norm += f" over {first['bn_batch_size']:.0f} examples"
     decays = listed([f"{100 * float(share):g} %" for share in json.loads(first["milestones"])])
     schedule = f"η × {first['lr_decay']:g} at {decays} of the updates" if decays else "constant η"
@@ -163,13 +169,17 @@ def settings_table(runs: pd.DataFrame) -> Table:
     base_lrs = sorted(runs["base_lr"].unique())
     examples = [
         f"{first[key]} {name}"
-        for key, name in (("n_train", "training"), ("n_validation", "validation"), ("n_test", "test"))
-        if first[key] == first[key] and first[key] is not None and str(first[key]) not in ("0", "<NA>")
+        for key, name in (
+            ("n_train", "training"),
+            ("n_validation", "validation"),
+            ("n_test", "test"),
+        )
+        if pd.notna(first[key]) and first[key] > 0
     ]
     rows = [
         ["Data", f"{first['dataset']}, {first['classes']} classes"],
         ["Examples", listed(examples) or "not recorded"],
-        ["Model", f"{first['model']}, {first['parameters']:,} parameters".replace(",", " ", 0)],
+        ["Model", f"{first['model']}, {first['parameters']:,} parameters"],
         ["Normalisation", norm],
         ["Augmentation", "padding, random crop, random flip" if first["augment"] else "none"],
         ["Budget", f"{first['epochs']} epochs for every run"],
@@ -180,7 +190,7 @@ def settings_table(runs: pd.DataFrame) -> Table:
         ["Seeds per cell", _seed_counts(runs)],
         ["Runs (diverged)", _run_counts(runs)],
     ]
-    return Table("What was run.", ("item", "value"), rows)
+    return Table("What was run.", ("item", "value"), rows, prose=True)
 
 
 def _range_text(group: pd.DataFrame, fraction: float) -> str:

@@ -31,7 +31,7 @@ def best_sentence(winner: dict[Any, Any]) -> str:
         return text
     if winner["overlapping"]:
         others = listed([str(value) for value in winner["overlapping"]])
-        return f"{text} The seeds of m = {others} overlap with it: these runs do not settle their order."
+        return f"{text} Seeds of m = {others} overlap with it: these runs do not settle the order."
     return f"{text} No seed of another batch size's best cell reaches its worst seed."
 
 
@@ -43,12 +43,11 @@ def range_sentence(ranges: pd.DataFrame) -> str:
         return "No base learning rate converges reliably at any batch size."
     shown = [some[0]] if len(some) == 1 else [some[0], some[-1]]
     ends = [
-        f"from η̃ = {power_of_two(row['lower'])} to {power_of_two(row['upper'])} at "
-        f"m = {row['batch_size']} ({count(row['n_reliable'], 'value')} of the grid"
+        f"{_span(row)} at m = {row['batch_size']} ({count(row['n_reliable'], 'value')} of the grid"
         f"{_edges_of(row)})"
         for row in shown
     ]
-    text = f"The reliable range goes {listed(ends)}."
+    text = f"The reliable range is η̃ = {listed(ends)}."
     none = [str(value) for value in main.loc[main["n_reliable"] == 0, "batch_size"]]
     return text + (f" No η̃ is reliable at m = {listed(none)}." if none else "")
 
@@ -67,6 +66,12 @@ def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
                 f"The best η̃ is the {word} one tried at m = {listed(at_edge)}: the optimum may lie "
                 f"{side} the grid, so the accuracy given there is a lower bound."
             )
+    lost = [str(value) for value in best.loc[best["n_diverged"] > 0, "batch_size"]]
+    if lost:
+        lines.append(
+            f"Some seeds of the best cell diverged at m = {listed(lost)}: its η̃ is at the limit of "
+            "stability."
+        )
     main = ranges[(ranges["fraction"] == MAIN_FRACTION) & (ranges["n_reliable"] > 0)]
     for end, word in (("lower", "below"), ("upper", "above")):
         bounds = [str(value) for value in main.loc[main[f"{end}_limit"] == EDGE, "batch_size"]]
@@ -109,11 +114,16 @@ def fit_sentence(fit: LimitFit | None) -> str:
 
 def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
     """Why the convergence curves are shown at this η̃."""
-    at_it = cells[cells["base_lr"] == base_lr]
+    reliable = int(cells.loc[cells["base_lr"] == base_lr, "reliable"].sum())
     return (
-        f"η̃ = {power_of_two(base_lr)} for all, the η̃ that is reliable at the most batch sizes "
-        f"({int(at_it['reliable'].sum())} of {cells['batch_size'].nunique()}; of equals the largest)"
+        f"η̃ = {power_of_two(base_lr)}, the η̃ that is reliable at the most batch sizes "
+        f"({reliable} of {cells['batch_size'].nunique()}; of equals the largest)"
     )
+
+
+def _span(row: dict[Any, Any]) -> str:
+    ends = [power_of_two(row["lower"]), power_of_two(row["upper"])]
+    return ends[0] if ends[0] == ends[1] else " … ".join(ends)
 
 
 def _edges_of(row: dict[Any, Any]) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.tracking import entries
 from smallbatch.tracking.records import ColumnInfo, ColumnResult, read_json
-from smallbatch.tracking.store import unwarned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,14 +126,12 @@ def save_model(
     Raises:
         OSError: The weights file is missing.
     """
+    import mlflow.pyfunc
     import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
     from safetensors import safe_open
     from safetensors.numpy import save_file
-
-    with unwarned():
-        import mlflow.pyfunc
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import Schema, TensorSpec
 
     best = column.best
     if best is None:

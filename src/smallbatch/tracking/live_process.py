@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
@@ -127,8 +127,9 @@ class LiveColumn:
 class Mirror:
     """Handles messages one after another; a failing store is left alone for a while."""
 
-    def __init__(self, uri: str):
+    def __init__(self, uri: str, answers: TextIO):
         self._uri = uri
+        self._answers = answers
         self._store: Store | None = None
         self._column: LiveColumn | None = None
         self._due = 0.0
@@ -144,7 +145,7 @@ class Mirror:
         elif kind == "finish":
             self._column = None  # the files hold all that still waits
             error = _reason(lambda: sync(Path(message["directory"]), self._uri))
-            print(json.dumps({"error": error}), flush=True)
+            print(json.dumps({"error": error}), file=self._answers, flush=True)
 
     def tick(self) -> None:
         """Flushes when it is time to."""
@@ -171,7 +172,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; its end is ours
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
-    state = Mirror(tracking_uri())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    state = Mirror(tracking_uri(), answers)
     while True:
         try:
             message = inbox.get(timeout=0.5)

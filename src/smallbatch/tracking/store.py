@@ -25,6 +25,7 @@ ARTIFACTS = "mlartifacts"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow's own defaults let an absent server hold its caller for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -84,6 +85,7 @@ def open_store(uri: str | None = None) -> Store:
         database = sqlite_path(uri)
         if database is None:
             return Store(uri, MlflowClient(uri, registry_uri=uri), None)
+        uri = f"sqlite:///{database}"  # MLflow keeps stores by URI, whatever directory it meant
         with _quiet("mlflow", "alembic"):
             client = _open_sqlite(database, uri)
     return Store(uri, client, database.parent / ARTIFACTS)
@@ -103,7 +105,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 @contextmanager
 def unwarned() -> Generator[None]:
-    """Silences warnings: MLflow and its dependencies warn about each other when imported."""
+    """Silences warnings: MLflow's are about its dependencies, or advice that is not for users."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

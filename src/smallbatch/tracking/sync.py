@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
 from smallbatch.tracking.records import ColumnResult, find_columns, read_column
-from smallbatch.tracking.store import exclusive, open_store, tracking_uri
+from smallbatch.tracking.store import exclusive, open_store, tracking_uri, unwarned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,11 +57,13 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     if not columns:
         return SyncReport(0, 0, 0, 0, 0)
     try:
-        import mlflow.exceptions as mlflow_exceptions
+        with unwarned():
+            import mlflow.exceptions as mlflow_exceptions
     except ImportError as error:
         raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
     try:
-        changes = _replay(columns, uri)
+        with unwarned():
+            changes = _replay(columns, uri)
     # requests' errors, which artifact uploads let through, are OSErrors.
     except (mlflow_exceptions.MlflowException, OSError) as error:
         reason = str(error).strip().splitlines()[0][:300]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -62,8 +61,8 @@ def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str
     record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
     part = directory / "result.json.part"
     part.write_text(json.dumps(record))
-    os.replace(weights, directory / "weights.safetensors")
-    os.replace(part, directory / "result.json")  # last: its presence says that the record is whole
+    weights.replace(directory / "weights.safetensors")
+    part.replace(directory / "result.json")  # last: its presence says that the record is whole
 
 
 def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
@@ -134,7 +133,7 @@ def write_column(
     (part / "runs.json").write_text(_json(runs))
     (part / "timing.json").write_text(_json(timing))
     shutil.rmtree(directory, ignore_errors=True)
-    os.replace(part, directory)
+    part.replace(directory)
 
 
 def recorded_settings(run: Run) -> dict[str, Any]:

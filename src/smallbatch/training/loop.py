@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -95,7 +95,7 @@ def train(
     data: Resident,
     *,
     dtype: torch.dtype = torch.float32,
-    on_epoch: Callable[[Row], None] = lambda row: None,
+    on_epoch: Callable[[Row], None] = lambda _: None,
 ) -> RunResult:
     """Train one run from its seed to its last update or to its divergence.
 
@@ -175,7 +175,7 @@ class _Trainer:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode (running BN statistics)."""
+    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode."""
     model.eval()
     loss, correct = 0.0, 0
     for images, labels in zip(
@@ -189,8 +189,8 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Run a block in the study's precision: plain float32, TF32 matrix products, or bf16 autocast."""
+def arithmetic(precision: Precision, device: torch.device) -> Generator[None, None, None]:
+    """Run a block in a study's precision: float32, TF32 matrix products, or bf16 autocast."""
     tf32 = precision == "tf32"
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

@@ -1,4 +1,4 @@
-"""The paper's training protocol as arithmetic: runs, updates, learning rates (paper.md, 1 and 2)."""
+"""The paper's training protocol as arithmetic: runs, updates, learning rates (sections 2, 5)."""
 
 from __future__ import annotations
 

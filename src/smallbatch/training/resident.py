@@ -50,12 +50,12 @@ class Resident:
         index = torch.from_numpy(examples.index).to(device)
         labels = self.train.labels[index]
         if self.windows is None:
-            return self.train.images[index], labels
+            return _laid_out(self.train.images[index]), labels
         top = torch.from_numpy(examples.top).to(device)
         left = torch.from_numpy(examples.left).to(device)
         flip = torch.from_numpy(examples.flip).to(device)
         crops = self.windows[index, :, top, left]
-        return torch.where(flip[:, None, None, None], crops.flip(3), crops), labels
+        return _laid_out(torch.where(flip[:, None, None, None], crops.flip(3), crops)), labels
 
 
 def load_resident(
@@ -70,16 +70,22 @@ def load_resident(
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(dtype)
         scale = torch.as_tensor(1 / (255 * std), dtype=dtype, device=device)
         shift = torch.as_tensor(mean / std, dtype=dtype, device=device)
-        return Split(pixels.mul_(scale).sub_(shift), torch.as_tensor(labels, device=device).long())
+        normalised = _laid_out(pixels.mul_(scale).sub_(shift))
+        return Split(normalised, torch.as_tensor(labels, device=device).long())
 
     train = split(data.train_images, data.train_labels)
     windows = None
     if augment:
         height, width = train.images.shape[2:]
-        padded = torch.nn.functional.pad(train.images, (PAD, PAD, PAD, PAD))
+        padded = torch.nn.functional.pad(train.images.contiguous(), (PAD, PAD, PAD, PAD))
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
     validation = None
     if data.validation_images is not None and data.validation_labels is not None:
         validation = split(data.validation_images, data.validation_labels)
     test = split(data.test_images, data.test_labels)
     return Resident(train, test, validation, windows, len(data.meta.classes))
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    # A CPU's convolutions work on channels_last: 5 to 30 % faster than converting at every layer.
+    return images.contiguous(memory_format=torch.channels_last) if images.is_cpu else images

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from smallbatch.errors import UserError
-from smallbatch.models import validate_model
-from smallbatch.models.names import ALIASES, NORMS
+from smallbatch.model_names import ALIASES, NORMS, validate_model
 
 
 @pytest.mark.parametrize("model", [*ALIASES, *ALIASES.values()])
@@ -69,7 +68,7 @@ def test_norms_are_the_documented_ones() -> None:
 
 def test_checking_a_paper_model_imports_neither_torch_nor_timm() -> None:
     program = (
-        "import sys; from smallbatch.models import validate_model\n"
+        "import sys; from smallbatch.model_names import validate_model\n"
         "for model in ('resnet8', 'resnet20', 'resnet32', 'alexnet'):\n"
         "    validate_model(model, 'ghost', batch_size=8, bn_batch_size=4)\n"
         "assert not {'torch', 'timm'} & set(sys.modules)"

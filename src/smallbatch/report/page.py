@@ -1,0 +1,228 @@
+"""The report stage: evaluation in; figures, tables and one self-contained HTML page out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
+from smallbatch.analysis.convergence import common_base_lr, median_curves
+from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
+from smallbatch.analysis.generalisation import best_by_study, best_cells
+from smallbatch.analysis.results import find_columns, mixed_settings
+from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
+from smallbatch.report import paper, tables, wording
+from smallbatch.report.environment import environment_table, read_timings
+from smallbatch.report.labels import count
+from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
+
+# Figures that an earlier report drew of studies that exist no longer must not stay behind.
+_FIGURE_SUFFIXES = (".svg", ".png")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything the page is made of, all studies together or one alone."""
+
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+    history: pd.DataFrame
+    best: pd.DataFrame
+    best_on_validation: pd.DataFrame
+    winners: pd.DataFrame
+    ranges: pd.DataFrame
+
+    def only(self, **where: str) -> Frames:
+        """Keep the rows of one data set, or of one study of it."""
+        kept: dict[str, pd.DataFrame] = {}
+        for name, frame in vars(self).items():
+            for key, value in where.items():
+                frame = frame[frame[key] == value]
+            kept[name] = frame
+        return Frames(**kept)
+
+
+def build_report(
+    evaluation_dir: Path = Path("reports/evaluation"),
+    models_dir: Path = Path("models"),
+    out: Path = Path("reports"),
+) -> Path:
+    """Draw all figures, write all tables and the page.
+
+    Args:
+        evaluation_dir: what `evaluate` wrote.
+        models_dir: the columns, for their timing files and for naming unfinished ones.
+        out: gets ``report.html``, ``figures/`` (SVG and PNG) and ``tables/`` (CSV).
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: the evaluation is missing, or a file is damaged.
+    """
+    frames = _load(evaluation_dir)
+    timings = read_timings(models_dir)
+    for name in ("figures", "tables"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    gallery = Gallery(out / "figures")
+    studies: list[dict[str, Any]] = []
+    curves: list[pd.DataFrame] = []
+    for dataset, study in _study_keys(frames.cells):
+        own = frames.only(dataset=dataset, study=study)
+        own_curves = _curves(own)
+        curves.append(own_curves)
+        studies.append(_study_section(gallery, f"{dataset}.{study}", own, own_curves))
+    datasets = [
+        _dataset_section(gallery, frames.only(dataset=dataset), studies)
+        for dataset in sorted(frames.cells["dataset"].unique())
+    ]
+    _remove_other_figures(gallery.directory, [*datasets, *studies])
+    _write_tables(out / "tables", frames, pd.concat(curves), timings)
+    page = _template().render(
+        datasets=datasets,
+        environment=environment_table(timings),
+        notices=[*mixed_settings(frames.runs), *_unfinished(models_dir)],
+        counts=_counts(frames),
+        fraction=MAIN_FRACTION,
+        reference=paper.REFERENCE,
+        overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
+    )
+    path = out / "report.html"
+    write_text(path, page)
+    return path
+
+
+def _load(evaluation_dir: Path) -> Frames:
+    runs, cells, history = read_evaluation(evaluation_dir)
+    best = best_cells(cells)
+    return Frames(
+        runs=runs,
+        cells=cells,
+        history=history,
+        best=best,
+        best_on_validation=best_cells(cells, "validation"),
+        winners=best_by_study(best),
+        ranges=stable_ranges(cells),
+    )
+
+
+def _study_keys(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    keys = cells[STUDY_KEYS].drop_duplicates().sort_values(STUDY_KEYS)
+    return list(zip(keys["dataset"], keys["study"], strict=True))
+
+
+def _curves(own: Frames) -> pd.DataFrame:
+    base_lr = common_base_lr(own.cells)
+    curves = median_curves(own.history[own.history["base_lr"] == base_lr])
+    curves.insert(0, "dataset", own.cells["dataset"].iloc[0])
+    curves.insert(1, "study", own.cells["study"].iloc[0])
+    return curves
+
+
+def _study_section(
+    gallery: Gallery, name: str, own: Frames, curves: pd.DataFrame
+) -> dict[str, Any]:
+    fit = fit_upper_limit(own.ranges[own.ranges["fraction"] == MAIN_FRACTION])
+    best_sentence = "Every run diverged, or none has an accuracy."
+    if len(own.winners):
+        winner: dict[Any, Any] = own.winners.iloc[0].to_dict()
+        best_sentence = wording.best_sentence(winner)
+    shown = [tables.settings_table(own.runs)]
+    if len(own.best):
+        shown.append(tables.best_table(own.best, "test"))
+    if len(own.best_on_validation):
+        shown.append(tables.best_table(own.best_on_validation, "validation"))
+    shown += [tables.range_table(own.ranges), tables.fraction_table(own.ranges)]
+    figure = own.runs["figure"].iloc[0]
+    return {
+        "dataset": str(own.cells["dataset"].iloc[0]),
+        "name": str(own.cells["study"].iloc[0]),
+        "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
+        "best": best_sentence,
+        "range": wording.range_sentence(own.ranges),
+        "fit": wording.fit_sentence(fit),
+        "warnings": wording.warnings(own.best, own.ranges),
+        "pictures": study_pictures(gallery, name, own.cells, own.best, own.ranges, curves),
+        "tables": shown,
+    }
+
+
+def _dataset_section(
+    gallery: Gallery, own: Frames, studies: list[dict[str, Any]]
+) -> dict[str, Any]:
+    dataset = str(own.cells["dataset"].iloc[0])
+    return {
+        "name": dataset,
+        "pictures": summary_pictures(gallery, dataset, own.cells, own.best, own.ranges),
+        "table": tables.study_table(own.winners, own.runs),
+        "studies": [study for study in studies if study["dataset"] == dataset],
+    }
+
+
+def _write_tables(
+    directory: Path, frames: Frames, curves: pd.DataFrame, timings: pd.DataFrame
+) -> None:
+    ranges = frames.ranges.assign(
+        holes=[" ".join(f"{value:g}" for value in holes) for holes in frames.ranges["holes"]]
+    )
+    winners = frames.winners.assign(
+        overlapping=[" ".join(map(str, values)) for values in frames.winners["overlapping"]]
+    )
+    write_table(frames.best, directory / "best_accuracy.csv")
+    write_table(frames.best_on_validation, directory / "best_accuracy_on_validation.csv")
+    write_table(ranges, directory / "stable_range.csv")
+    write_table(curves, directory / "convergence.csv")
+    write_table(winners, directory / "studies.csv")
+    write_table(frames.cells, directory / "cells.csv")
+    write_table(_fits(frames.ranges), directory / "limit_fit.csv")
+    write_table(timings, directory / "timing.csv")
+
+
+def _fits(ranges: pd.DataFrame) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for (dataset, study, fraction), group in ranges.groupby([*STUDY_KEYS, "fraction"]):
+        fit = fit_upper_limit(group)
+        if fit is not None:
+            rows.append({"dataset": dataset, "study": study, "fraction": fraction, **vars(fit)})
+    names = ["base_lr_0", "m_star", "rms_octaves", "n_points", "m_star_bound"]
+    return pd.DataFrame(rows, columns=[*STUDY_KEYS, "fraction", *names])
+
+
+def _counts(frames: Frames) -> str:
+    diverged = int(frames.runs["outcome"].eq("diverged").sum())
+    return (
+        f"{count(len(frames.runs), 'run')} in {count(len(frames.cells), 'cell')} of "
+        f"{count(len(_study_keys(frames.cells)), 'study', 'studies')}; {diverged} runs diverged"
+    )
+
+
+def _unfinished(models_dir: Path) -> list[str]:
+    if not models_dir.is_dir():
+        return []
+    names = [path.relative_to(models_dir).as_posix() for path in find_columns(models_dir)[1]]
+    return [f"Not trained to the end and left out: {', '.join(names)}."] if names else []
+
+
+def _remove_other_figures(directory: Path, sections: list[dict[str, Any]]) -> None:
+    drawn: set[str] = set()
+    for section in sections:
+        pictures: list[Picture] = section["pictures"]
+        drawn |= {picture.name for picture in pictures}
+    for path in directory.iterdir():
+        if path.suffix in _FIGURE_SUFFIXES and path.stem not in drawn:
+            path.unlink()
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")

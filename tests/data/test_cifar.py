@@ -1,0 +1,203 @@
+"""The CIFAR sources against a small server that plays the publisher's, on 127.0.0.1."""
+
+import hashlib
+import http.server
+import io
+import pickle
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from smallbatch.config import DatasetConfig
+from smallbatch.data.cifar import open_cifar
+from smallbatch.data.prepare import prepare
+from smallbatch.errors import UserError
+
+FILES = {"data_batch_1": 6, "test_batch": 4}
+ARCHIVE = "cifar-10-python.tar.gz"
+BASE = "cifar-10-batches-py"
+
+
+def batch(seed: int, count: int) -> dict[str, Any]:
+    data = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+    return {"data": data, "labels": [row % 2 for row in range(count)]}
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A tiny archive in the published layout; torchvision's checksums are set to match it."""
+    members = {
+        name: pickle.dumps(batch(seed, count)) for seed, (name, count) in enumerate(FILES.items())
+    }
+    members["batches.meta"] = pickle.dumps({"label_names": ["plane", "car"]})
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"{BASE}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in members.items()}
+    kind = datasets.CIFAR10
+    monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": sums["batches.meta"]})
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(buffer.getvalue()).hexdigest())
+    return buffer.getvalue()
+
+
+class Publisher:
+    """Serves ``content`` at any path and counts the requests."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.requests = 0
+        publisher = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(publisher.content)))
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                publisher.requests += 1
+                self.do_HEAD()
+                self.wfile.write(publisher.content)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/{ARCHIVE}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def publisher(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    served = Publisher(archive)
+    monkeypatch.setattr(datasets.CIFAR10, "url", served.url)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+@pytest.fixture
+def no_network(archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that nothing listens on."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"http://127.0.0.1:{port}/{ARCHIVE}")
+
+
+def test_downloads_once_and_reads(publisher: Publisher, tmp_path: Path) -> None:
+    open_cifar("cifar10", tmp_path / "raw", None)
+    requests = publisher.requests
+    source = open_cifar("cifar10", tmp_path / "raw", None)
+    assert publisher.requests == requests
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == [BASE]
+    assert source.classes == ("plane", "car")
+    assert source.train.labels.tolist() == [0, 1] * 3
+    expected = batch(0, 6)["data"].reshape(6, 3, 32, 32)
+    np.testing.assert_array_equal(source.train.read(np.array([1, 4])), expected[[1, 4]])
+    expected = batch(1, 4)["data"].reshape(4, 3, 32, 32)
+    np.testing.assert_array_equal(source.test.read(np.arange(4)), expected)
+    assert open_cifar("cifar10", tmp_path / "raw", 8).test.read(np.arange(2)).shape == (2, 3, 8, 8)
+
+
+def test_default_folder_is_under_raw(publisher: Publisher, tmp_path: Path) -> None:
+    meta = prepare(DatasetConfig(name="c10", source="cifar10"), tmp_path / "data")
+    assert meta.counts == {"train": 6, "validation": 0, "test": 4}
+    assert (tmp_path / "data/raw/cifar10" / BASE).is_dir()
+    assert (tmp_path / "data/prepared/c10/meta.json").is_file()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_no_network_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    timeout = socket.getdefaulttimeout()
+    with pytest.raises(UserError) as caught:
+        prepare(DatasetConfig(name="c10", source="cifar10"), tmp_path / "data")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert datasets.CIFAR10.url in message
+    assert f"put the intact {ARCHIVE} into {tmp_path}/data/raw/cifar10" in message
+    assert list(tmp_path.iterdir()) == []
+    assert socket.getdefaulttimeout() == timeout
+
+
+@pytest.mark.usefixtures("no_network")
+def test_archive_put_there_by_hand_is_used_and_kept(archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / ARCHIVE).write_bytes(archive)
+    assert len(open_cifar("cifar10", tmp_path, None).train.labels) == 6
+    assert (tmp_path / ARCHIVE).read_bytes() == archive
+
+
+@pytest.mark.usefixtures("no_network")
+def test_damaged_archive_put_there_by_hand_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ARCHIVE).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot download"):
+        open_cifar("cifar10", tmp_path, None)
+    assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE]
+    assert (tmp_path / ARCHIVE).read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_damaged_download_leaves_nothing(publisher: Publisher, tmp_path: Path, damage: str) -> None:
+    content = publisher.content
+    publisher.content = content[:-100] if damage == "truncated" else content[:-1] + b"x"
+    with pytest.raises(UserError, match="cannot download"):
+        open_cifar("cifar10", tmp_path / "raw", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_download_leaves_nothing(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        open_cifar("cifar10", tmp_path / "raw", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_copy_is_named_and_not_touched(publisher: Publisher, tmp_path: Path) -> None:
+    open_cifar("cifar10", tmp_path, None)
+    requests = publisher.requests
+    (tmp_path / BASE / "data_batch_1").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"{BASE}: damaged .*remove this folder"):
+        open_cifar("cifar10", tmp_path, None)
+    assert (tmp_path / BASE / "data_batch_1").read_bytes() == b"damaged"
+    assert publisher.requests == requests
+
+
+def test_cifar100_uses_the_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = datasets.CIFAR100
+    base = tmp_path / kind.base_folder
+    base.mkdir()
+    names = ["apple", "fish"]
+    contents = {
+        "train": {"data": batch(0, 4)["data"], "fine_labels": [1, 0, 1, 0], "coarse_labels": [0]},
+        "test": {"data": batch(1, 2)["data"], "fine_labels": [0, 1], "coarse_labels": [0]},
+        "meta": {"fine_label_names": names, "coarse_label_names": ["x"]},
+    }
+    for name, content in contents.items():
+        (base / name).write_bytes(pickle.dumps(content))
+        digest = hashlib.md5((base / name).read_bytes()).hexdigest()
+        if name == "meta":
+            monkeypatch.setattr(kind, "meta", kind.meta | {"md5": digest})
+        else:
+            monkeypatch.setattr(kind, f"{name}_list", [[name, digest]])
+    source = open_cifar("cifar100", tmp_path, None)
+    assert source.classes == ("apple", "fish")
+    assert source.train.labels.tolist() == [1, 0, 1, 0]

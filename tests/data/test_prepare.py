@@ -1,0 +1,283 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from smallbatch.config import DatasetConfig
+from smallbatch.data.prepare import channel_statistics, prepare
+from smallbatch.data.prepared import Dataset, load_prepared
+from smallbatch.errors import UserError
+
+CIFAR10 = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "cifar10"
+needs_cifar10 = pytest.mark.skipif(
+    not CIFAR10.is_dir(), reason="no CIFAR-10 Parquet shards at ../shared/datasets/cifar10"
+)
+
+
+def digits(**options: Any) -> DatasetConfig:
+    return DatasetConfig(name="toy", source="digits", **options)
+
+
+def prepared(config: DatasetConfig, root: Path) -> Dataset:
+    meta = prepare(config, root)
+    dataset = load_prepared(root / "prepared" / config.name)
+    assert dataset.meta == meta
+    return dataset
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    dataset = prepared(digits(), tmp_path)
+    meta = dataset.meta
+    assert (meta.channels, meta.height, meta.width) == (1, 8, 8)
+    assert meta.classes == tuple("0123456789")
+    assert meta.counts == {"train": 1437, "validation": 0, "test": 360}
+    images = np.concatenate([dataset.train_images, dataset.test_images])
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    original: Any = load_digits()
+    scaled = np.floor(original.images * 255 / 16 + 0.5).astype(np.uint8)
+    assert sorted(
+        (label, image.tobytes()) for label, image in zip(labels, images, strict=True)
+    ) == (
+        sorted(
+            (label, image.tobytes()) for label, image in zip(original.target, scaled, strict=True)
+        )
+    )
+    shares = np.bincount(dataset.test_labels) / np.bincount(original.target)
+    assert np.abs(shares - 360 / 1797).max() < 0.005
+
+
+def test_statistics_are_those_of_the_training_split(tmp_path: Path) -> None:
+    dataset = prepared(digits(subset=200, validation_fraction=0.25, seed=4), tmp_path)
+    pixels = dataset.train_images.astype(np.float64) / 255
+    assert dataset.meta.mean == pytest.approx([pixels.mean()], rel=1e-12)
+    assert dataset.meta.std == pytest.approx([pixels.std()], rel=1e-12)
+
+
+def test_statistics_by_channel_and_of_a_constant_one() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2500, 3, 4, 5), dtype=np.uint8)
+    images[:, 1] = 77
+    mean, std = channel_statistics(images)
+    pixels = images.astype(np.float64) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), rtol=1e-12, atol=1e-12)
+    assert std[1] == 0.0
+
+
+def test_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        prepare(digits(subset=100, validation_fraction=0.1), tmp_path / name)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_seed_governs_subset_and_validation_but_not_the_test_split(tmp_path: Path) -> None:
+    first, second = (
+        prepared(digits(subset=100, validation_fraction=0.2, seed=seed), tmp_path)
+        for seed in (0, 1)
+    )
+    assert first.meta.fingerprint != second.meta.fingerprint
+    np.testing.assert_array_equal(first.test_images, second.test_images)
+    assert not np.array_equal(first.train_images, second.train_images)
+
+
+def test_name_does_not_enter_the_fingerprint(tmp_path: Path) -> None:
+    other = DatasetConfig(name="other", source="digits", subset=100)
+    assert prepare(other, tmp_path).fingerprint == prepare(digits(subset=100), tmp_path).fingerprint
+
+
+def test_subset_is_balanced_and_validation_comes_out_of_it(tmp_path: Path) -> None:
+    whole = prepared(digits(subset=203, test_subset=55, seed=2), tmp_path)
+    parted = prepared(digits(subset=203, test_subset=55, seed=2, validation_fraction=0.3), tmp_path)
+    assert parted.meta.counts == {"train": 142, "validation": 61, "test": 55}
+    assert set(np.bincount(whole.train_labels)) == {20, 21}
+    assert set(np.bincount(whole.test_labels)) == {5, 6}
+    assert parted.validation_images is not None
+    assert parted.validation_labels is not None
+    assert set(np.bincount(parted.validation_labels)) <= {6, 7}
+    together = np.concatenate([parted.train_images, parted.validation_images])
+    assert sorted(image.tobytes() for image in together) == sorted(
+        image.tobytes() for image in whole.train_images
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"subset": 1438}, r"dataset\.subset: found 1438; allowed: 10 .* to 1437"),
+        ({"subset": 9}, r"dataset\.subset: found 9; allowed: 10 .* to 1437"),
+        ({"test_subset": 361}, r"dataset\.test_subset: found 361; allowed: 10 .* to 360"),
+        ({"test_subset": 3}, r"dataset\.test_subset: found 3; allowed: 10 .* to 360"),
+        (
+            {"subset": 30, "validation_fraction": 0.1},
+            r"dataset\.validation_fraction: found 0\.1, .* out of the validation split of 30",
+        ),
+        (
+            {"subset": 30, "validation_fraction": 0.95},
+            r"dataset\.validation_fraction: found 0\.95, .* out of the training split of 30",
+        ),
+        ({"validation_fraction": 1e-9}, r"dataset\.validation_fraction: found 1e-09"),
+        ({"path": "somewhere"}, r"dataset\.path: found 'somewhere' with source digits"),
+        ({"image_column": "x"}, r"dataset\.image_column: found 'x' with source digits"),
+        ({"label_column": "x"}, r"dataset\.label_column: found 'x' with source digits"),
+    ],
+)
+def test_impossible_options_name_the_key_and_write_nothing(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(digits(**options), tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["parquet", "image_folder"])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [(None, "missing"), ("nowhere", "nowhere"), ("~no-such-user/x", "home directory")],
+)
+def test_path_is_required(tmp_path: Path, source: Any, path: str | None, message: str) -> None:
+    config = DatasetConfig(name="toy", source=source, path=path)
+    with pytest.raises(UserError, match=rf"dataset\.path: .*({message})"):
+        prepare(config, tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resizing_digits(tmp_path: Path) -> None:
+    dataset = prepared(digits(subset=20, image_size=12), tmp_path)
+    assert dataset.train_images.shape == (20, 1, 12, 12)
+    assert dataset.test_images.shape == (360, 1, 12, 12)
+
+
+def test_image_folder(folder: Path, tmp_path: Path) -> None:
+    config = DatasetConfig(name="own", source="image_folder", path=str(folder), image_size=4)
+    dataset = prepared(config, tmp_path / "data")
+    assert dataset.meta.counts == {"train": 6, "validation": 0, "test": 4}
+    assert dataset.meta.classes == ("ant", "bee")
+    assert dataset.train_images.shape == (6, 3, 4, 4)
+
+
+def test_colour_in_one_split_makes_both_colour(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for path in (folder / "train").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    config = DatasetConfig(name="own", source="image_folder", path=str(folder))
+    dataset = prepared(config, tmp_path / "data")
+    assert dataset.meta.channels == 3
+    np.testing.assert_array_equal(dataset.train_images[:, 0], dataset.train_images[:, 2])
+    for path in (folder / "test").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    assert prepared(config, tmp_path / "data").meta.channels == 1
+
+
+def test_splits_of_different_size_need_image_size(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for path in (folder / "test").rglob("*.png"):
+        Image.open(path).resize((7, 6)).save(path)
+    config = DatasetConfig(name="own", source="image_folder", path=str(folder))
+    with pytest.raises(UserError, match=r"test: found 6x7 .*train has 5x5.*dataset\.image_size"):
+        prepare(config, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_failure_keeps_what_was_prepared_before(folder: Path, tmp_path: Path) -> None:
+    config = DatasetConfig(name="own", source="image_folder", path=str(folder))
+    prepare(config, tmp_path / "data")
+    before = tree(tmp_path / "data")
+    image = folder / "test/bee/1.png"
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"test/bee/1\.png: "):
+        prepare(config, tmp_path / "data")
+    assert tree(tmp_path / "data") == before
+
+
+def test_damage_outside_the_subset_goes_unread(
+    shards: Path, write_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = DatasetConfig(name="own", source="parquet", path=str(shards), subset=4, test_subset=2)
+    intact = prepared(config, tmp_path / "data")
+    every = prepared(DatasetConfig(name="all", source="parquet", path=str(shards)), tmp_path / "d")
+    chosen = {image.tobytes() for image in intact.train_images}
+    unused = [i for i, image in enumerate(every.train_images) if image.tobytes() not in chosen]
+    assert len(unused) == 16
+    import pyarrow.parquet as pq
+
+    start = 0
+    for path in sorted(shards.glob("train-*")):
+        rows = pq.read_table(path).to_pylist()
+        contents = [
+            b"damaged" if start + i in unused else row["img"]["bytes"] for i, row in enumerate(rows)
+        ]
+        write_shard(path, contents, [row["label"] for row in rows], ["cat", "dog"])
+        start += len(rows)
+    assert prepared(config, tmp_path / "data").meta.fingerprint == intact.meta.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (["a", "b", "c"], [0, 1], r"train-\*\.parquet: class 'c' has no images"),
+        (["a", "a"], [0, 1], r"two classes are called 'a'"),
+        (["a"], [0, 0], r"found 1 class; allowed: 2 or more"),
+        (["a", "\ud800"], [0, 1], r"valid Unicode"),
+        ([0, 1], [0, 1], r"not a list of text"),
+    ],
+)
+def test_classes_must_make_sense(
+    tmp_path: Path, write_shard: Callable[..., Path], names: Any, labels: Any, message: str
+) -> None:
+    for split in ("train", "test"):
+        write_shard(tmp_path / "s" / f"{split}-0.parquet", [b"", b""], labels, names)
+    config = DatasetConfig(name="own", source="parquet", path=str(tmp_path / "s"))
+    with pytest.raises(UserError, match=message):
+        prepare(config, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@needs_cifar10
+def test_real_cifar10_subset(tmp_path: Path) -> None:
+    config = DatasetConfig(
+        name="c10",
+        source="parquet",
+        path=str(CIFAR10),
+        subset=1000,
+        test_subset=500,
+        validation_fraction=0.1,
+    )
+    dataset = prepared(config, tmp_path)
+    meta = dataset.meta
+    assert meta.classes[0] == "airplane"
+    assert meta.classes[9] == "truck"
+    assert meta.counts == {"train": 900, "validation": 100, "test": 500}
+    assert np.bincount(dataset.train_labels).tolist() == [90] * 10
+    assert np.bincount(dataset.test_labels).tolist() == [50] * 10
+    assert np.abs(np.array(meta.mean) - [0.4914, 0.4822, 0.4465]).max() < 0.02
+    text = (tmp_path / "prepared/c10/meta.json").read_text()
+    assert json.loads(text)["fingerprint"] == meta.fingerprint
+    assert str(CIFAR10) not in text
+
+
+@pytest.mark.slow
+@needs_cifar10
+def test_real_cifar10_whole(tmp_path: Path) -> None:
+    config = DatasetConfig(name="c10", source="parquet", path=str(CIFAR10))
+    dataset = prepared(config, tmp_path)
+    meta = dataset.meta
+    assert meta.counts == {"train": 50_000, "validation": 0, "test": 10_000}
+    assert (meta.channels, meta.height, meta.width) == (3, 32, 32)
+    assert np.bincount(dataset.train_labels).tolist() == [5000] * 10
+    assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
+    assert [round(value, 4) for value in meta.mean] == [0.4914, 0.4822, 0.4465]
+    assert [round(value, 4) for value in meta.std] == [0.2470, 0.2435, 0.2616]

@@ -1,0 +1,98 @@
+"""The best model of a column, loaded back the way a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from smallbatch.tracking import sync
+from smallbatch.tracking.records import read_column
+
+if TYPE_CHECKING:
+    import torch
+
+
+def make_network(seed: int) -> torch.nn.Module:
+    from smallbatch.models import build_model
+
+    return build_model(
+        "resnet8", "none", num_classes=10, in_chans=1, image_size=8, seed=seed, batch_size=8
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:sqlalchemy")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+def test_it_loads_and_predicts_as_torch_does(
+    columns: Any, tables: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+    import torch
+
+    network = make_network(seed=3).eval()
+    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    directory = columns.write(8, diverged=(2.0**-3,), weights=weights)
+    sync(directory)
+    [(uri,)] = tables.query("select value from tags where key = 'smallbatch.model'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model(uri)
+    images = np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8)
+    with torch.inference_mode():
+        logits = network((torch.from_numpy(images).float() / 255 - 0.3) / 0.2)
+    expected = torch.softmax(logits, 1).numpy()
+    found = model.predict(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    with pytest.raises(mlflow.MlflowException, match="does not match expected dtype"):
+        model.predict(images.astype(np.float32) / 255)
+    files = {path.name for path in workplace.glob("mlartifacts/**/artifacts/**/*")}
+    assert "weights.safetensors" in files
+    assert not {name for name in files if name.endswith((".pkl", ".pt", ".pth"))}
+
+
+def test_it_is_the_run_of_highest_median_accuracy(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, seeds=3)
+    best = read_column(directory).best
+    assert best is not None
+    import pandas as pd
+
+    history = pd.read_parquet(directory / "history.parquet").sort_values("epoch")
+    medians = {
+        str(run): float(np.median(own.to_numpy()[-5:]))
+        for run, own in history.groupby("run")["test_accuracy"]
+    }
+    assert best.info.run == max(medians, key=lambda run: medians[run])
+    sync(directory)
+    tags = dict(tables.query("select tag_key, tag_value from logged_model_tags"))
+    assert tags["smallbatch.run"] == best.info.run
+
+
+def test_a_column_of_diverged_runs_has_none(columns: Any, tables: Any) -> None:
+    sync(columns.write(8, base_lrs=(2.0**-3,), diverged=(2.0**-3,)))
+    assert tables.query("select value from tags where key = 'smallbatch.model'") == [("none",)]
+    assert tables.query("select count(*) from logged_models") == [(0,)]
+
+
+def test_it_waits_for_the_facts_of_the_data(columns: Any, tables: Any, workplace: Path) -> None:
+    directory = columns.write(8, model=False)
+    sync(directory)
+    assert tables.query("select count(*) from logged_models") == [(0,)]
+    assert sync(directory).unchanged == 5
+    prepared = workplace / "data" / "prepared" / "digits"
+    prepared.mkdir(parents=True)
+    meta = {"fingerprint": "of other data", "channels": 1, "height": 8, "width": 8}
+    meta |= {"mean": [0.3], "std": [0.2], "classes": ["a", "b"]}
+    (prepared / "meta.json").write_text(json.dumps(meta))
+    assert sync(directory).unchanged == 5
+    meta["fingerprint"] = "0123456789abcdef" * 4
+    (prepared / "meta.json").write_text(json.dumps(meta))
+    report = sync(directory)
+    assert (report.runs_updated, report.points_logged, report.unchanged) == (1, 0, 4)
+    assert tables.query("select count(*) from logged_models") == [(1,)]
+    assert sync(directory).unchanged == 5

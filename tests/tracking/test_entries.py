@@ -1,0 +1,53 @@
+"""Names, params and metric points."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from smallbatch.tracking import ColumnInfo, RunInfo
+from smallbatch.tracking.entries import epoch_points, power_of_two, run_name, run_params
+
+COLUMN = ColumnInfo("digits", "f" * 64, "study", 8, {"milestones": (0.5, 0.75), "epochs": 20})
+RUN = RunInfo("0" * 16, 2.0**-6, 0, 600)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.0**-6, "2^-6"), (1.0, "2^0"), (4.0, "2^2"), (0.3, "0.3"), (3.0, "3.0")],
+)
+def test_powers_of_two_are_printed_as_such(value: float, text: str) -> None:
+    assert power_of_two(value) == text
+
+
+def test_a_run_is_named_by_what_varies() -> None:
+    assert run_name(COLUMN, RUN) == "m=8 η̃=2^-6 seed 0"
+    assert COLUMN.experiment == "digits/study"
+
+
+def test_live_settings_and_those_read_back_from_json_are_the_same() -> None:
+    read = ColumnInfo("digits", "f" * 64, "study", 8, {"epochs": 20, "milestones": [0.5, 0.75]})
+    assert read.key == COLUMN.key
+    assert run_params(read, RUN) == run_params(COLUMN, RUN)
+
+
+def test_columns_of_other_settings_or_data_have_other_keys() -> None:
+    others = [
+        ColumnInfo("digits", "f" * 64, "study", 8, {"epochs": 21}),
+        ColumnInfo("digits", "e" * 64, "study", 8, COLUMN.settings),
+        ColumnInfo("digits", "f" * 64, "study", 16, COLUMN.settings),
+    ]
+    assert len({COLUMN.key, *(other.key for other in others)}) == 4
+
+
+def test_the_stage_and_machine_do_not_change_the_key() -> None:
+    other = ColumnInfo(
+        "digits", "f" * 64, "study", 8, COLUMN.settings, stage="x", environment={"device": "cuda"}
+    )
+    assert other.key == COLUMN.key
+
+
+def test_only_finite_values_become_points() -> None:
+    row = {"epoch": 2, "train_loss": math.inf, "test_loss": math.nan, "lr": 0.5, "other": 1}
+    assert epoch_points(row) == [("lr", 2, 0.5)]

@@ -1,0 +1,242 @@
+"""Mirroring while training: real processes, real servers, bounded waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+from smallbatch.tracking import ColumnInfo, LiveMirror, RunInfo, sync
+from smallbatch.tracking.records import read_column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def replay(mirror: LiveMirror, directory: Path, epochs: int = 1000) -> float:
+    """Feeds a finished column to the mirror as training would; the longest call in seconds."""
+    column = read_column(directory)
+    longest = 0.0
+    mirror.start(column.info)
+    history = pd.read_parquet(directory / "history.parquet").sort_values(["epoch", "run"])
+    infos = {run.info.run: run.info for run in column.runs}
+    for row in history[history["epoch"] <= epochs].to_dict("records"):
+        started = time.perf_counter()
+        mirror.run_epoch(infos[str(row["run"])], {str(key): value for key, value in row.items()})
+        longest = max(longest, time.perf_counter() - started)
+    return longest
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_runs_show_while_they_train_and_are_complete_at_the_end(
+    columns: Any, tables: Any, expected_points: Any
+) -> None:
+    directory = columns.write(8, diverged=(2.0**-3,))
+    mirror = LiveMirror()
+    replay(mirror, directory, epochs=2)
+    running = "select count(*) from runs where status = 'RUNNING'"
+    wait_until(lambda: tables.query(running) == [(5,)] and len(tables.points()) == 4 * 2 * 6)
+    assert mirror.finish(directory)
+    assert sorted(tables.points()) == expected_points(directory)
+    assert tables.query("select status, count(*) from runs group by 1") == [("FINISHED", 5)]
+    before = tables.content()
+    assert sync(directory).unchanged == 5
+    assert tables.content() == before
+
+
+@pytest.mark.slow
+def test_an_aborted_column_is_marked_and_taken_up_again(
+    columns: Any, tables: Any, expected_points: Any
+) -> None:
+    directory = columns.write(8)
+    mirror = LiveMirror()
+    replay(mirror, directory, epochs=3)
+    wait_until(lambda: len(tables.points()) == 4 * 3 * 6)
+    started = time.perf_counter()
+    mirror.abort()
+    assert time.perf_counter() - started < 0.5
+    killed = "select count(*) from runs where status = 'KILLED'"
+    wait_until(lambda: tables.query(killed) == [(5,)])
+    again = LiveMirror()
+    replay(again, directory)
+    wait_until(lambda: len(tables.points()) >= 4 * 6 * 6)
+    assert again.finish(directory)
+    assert sorted(tables.points()) == expected_points(directory)
+    assert tables.query("select count(*) from runs") == [(5,)]
+
+
+@pytest.fixture
+def hanging_server() -> Generator[str]:
+    """Accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def failing_server() -> Generator[str]:
+    """Answers everything with status 500."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(50)
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(
+                            b"HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                        )
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{port}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["absent", "hanging_server", "failing_server"])
+def test_a_bad_server_costs_the_trainer_nothing_but_a_warning(
+    kind: str,
+    columns: Any,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    expected_points: Any,
+    tables: Any,
+) -> None:
+    uri = "http://127.0.0.1:9" if kind == "absent" else request.getfixturevalue(kind)
+    directory = columns.write(8, epochs=60)
+    mirror = LiveMirror(uri)
+    assert replay(mirror, directory) < 0.05
+    started = time.monotonic()
+    assert not mirror.finish(directory, timeout_s=4)
+    assert time.monotonic() - started < 6
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: MLflow ({uri}) does not show all of {directory}: ")
+    assert line.endswith("`smallbatch sync` will replay it")
+    sync(directory)
+    assert sorted(tables.points()) == expected_points(directory)
+
+
+@pytest.mark.slow
+def test_a_server_killed_while_training(
+    columns: Any,
+    tables: Any,
+    start_server: Callable[[str], Any],
+    expected_points: Any,
+    capsys: pytest.CaptureFixture[str],
+    workplace: Path,
+) -> None:
+    directory = columns.write(8)
+    first = start_server("first")
+    mirror = LiveMirror(first.uri)
+    replay(mirror, directory, epochs=3)
+    logged = tables.of(workplace / "first.db")
+    wait_until(lambda: len(logged.points()) == 4 * 3 * 6)
+    first.kill()
+    assert replay(mirror, directory) < 0.05
+    assert not mirror.finish(directory, timeout_s=8)
+    assert "will replay" in capsys.readouterr().err
+    second = start_server("second")
+    assert sync(directory, second.uri).runs_created == 5
+    found = tables.of(workplace / "second.db")
+    assert sorted(found.points()) == expected_points(directory)
+
+
+def test_a_full_pipe_drops_epochs_and_does_not_block(columns: Any) -> None:
+    directory = columns.write(8)
+    mirror = LiveMirror()
+    process: subprocess.Popen[bytes] = mirror._process  # type: ignore[assignment]
+    os.kill(process.pid, signal.SIGSTOP)
+    run = RunInfo("0" * 16, 0.5, 0, 100)
+    started = time.perf_counter()
+    mirror.start(read_column(directory).info)
+    for epoch in range(20_000):
+        mirror.run_epoch(run, {"epoch": epoch, "lr": 0.5, "train_loss": 1.0})
+    assert time.perf_counter() - started < 5
+    assert mirror._size <= 4 * 2**20 + 65536
+    assert not mirror.finish(directory, timeout_s=0.5)
+
+
+def test_it_never_raises(columns: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = columns.write(8)
+    mirror = LiveMirror()
+    process: subprocess.Popen[bytes] = mirror._process  # type: ignore[assignment]
+    process.kill()
+    process.wait()
+    column = ColumnInfo("d", "f", "s", 8, {"odd": object()})
+    run = RunInfo("0" * 16, 0.5, 0, 100)
+    mirror.start(column)
+    mirror.run_epoch(run, {"epoch": 1, "lr": object()})
+    mirror.run_epoch(run, {"epoch": 1, "lr": 0.5})
+    assert not mirror.finish(directory, timeout_s=2)
+    mirror.abort()
+    mirror.run_epoch(run, {"epoch": 1})
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_process_leaves_when_its_trainer_is_killed() -> None:
+    program = (
+        "import os, time; from smallbatch.tracking import LiveMirror\n"
+        "mirror = LiveMirror(); print(mirror._process.pid, flush=True); time.sleep(60)"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )
+    with trainer:
+        assert trainer.stdout is not None
+        pid = int(trainer.stdout.readline())
+        trainer.kill()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_importing_and_using_it_does_not_import_mlflow() -> None:
+    program = (
+        "import sys; from smallbatch.tracking import LiveMirror\n"
+        "LiveMirror().abort(); print({'mlflow', 'torch', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
+    assert done.stderr == ""
+
+
+def test_messages_survive_json() -> None:
+    column = ColumnInfo("d", "f", "s", 8, {"milestones": (0.5,)}, environment={"gpu": None})
+    from dataclasses import asdict
+
+    back = ColumnInfo(**json.loads(json.dumps(asdict(column))))
+    assert back.key == column.key
