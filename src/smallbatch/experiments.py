@@ -154,7 +154,7 @@ def _train_and_track(
         title = f"{dataset}/{column.study} m={column.batch_size}"
         with Progress(title, len(column.runs), column.runs[0].settings.epochs) as progress:
             observers = [progress, _Tracked(mirror, column)]
-            train_column(column, directory, compute=compute, observers=observers)
+            train_column(column, directory, compute=compute, observers=observers, stage=stage)
     except BaseException:
         mirror.abort()
         raise

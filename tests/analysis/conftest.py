@@ -10,8 +10,5 @@ import pytest
 @pytest.fixture(scope="session")
 def synthetic() -> SimpleNamespace:
     """The made-up studies of synthetic.py."""
-    return SimpleNamespace(**_load())
-
-
-def _load() -> dict[str, object]:
-    return runpy.run_path(str(Path(__file__).with_name("synthetic.py")), run_name="synthetic")
+    path = Path(__file__).with_name("synthetic.py")
+    return SimpleNamespace(**runpy.run_path(str(path), run_name="synthetic"))

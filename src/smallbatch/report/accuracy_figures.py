@@ -47,8 +47,9 @@ def accuracy_curves(cells: pd.DataFrame) -> Figure:
     _chance_line(axes, cells)
     batch_size_axis(axes, cells["batch_size"])
     axes.set_ylabel("reported test accuracy (%)")
+    labels = axes.get_legend_handles_labels()[1]
     figure.legend(
-        loc="outside lower center", ncols=min(7, len(grid) + 1), title="base learning rate η̃"
+        loc="outside lower center", ncols=legend_columns(labels), title="base learning rate η̃"
     )
     return figure
 
@@ -79,6 +80,8 @@ def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
     axes.set_xticks(np.arange(len(batch_sizes)) + 0.5, [str(value) for value in batch_sizes])
     axes.set_yticks(np.arange(len(base_lrs)) + 0.5, [power_of_two(value) for value in base_lrs])
     axes.tick_params(length=0)
+    if len(batch_sizes) > 9:
+        axes.tick_params(axis="x", labelrotation=45)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("batch size m")

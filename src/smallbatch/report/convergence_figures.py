@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from smallbatch.report.style import MARKERS, new_figure, ordered_colours
+from smallbatch.report.style import MARKERS, legend_columns, new_figure, ordered_colours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,5 +49,6 @@ def convergence(curves: pd.DataFrame, measure: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(_AXIS[measure])
-    figure.legend(loc="outside lower center", ncols=min(6, len(batch_sizes)), title="batch size m")
+    labels = axes.get_legend_handles_labels()[1]
+    figure.legend(loc="outside lower center", ncols=legend_columns(labels), title="batch size m")
     return figure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-_SUPERSCRIPTS = str.maketrans("-0123456789.", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹·")
+SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
+_RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
 DASH = "–"
 
 
@@ -14,7 +15,7 @@ def power_of_two(value: float) -> str:
         return DASH
     mantissa, exponent = math.frexp(value)
     if mantissa == 0.5:
-        return "2" + str(exponent - 1).translate(_SUPERSCRIPTS)
+        return "2" + str(exponent - 1).translate(_RAISED)
     return f"{value:.3g}"
 
 

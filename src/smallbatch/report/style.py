@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from smallbatch.report.labels import power_of_two
+from smallbatch.report.labels import SUPERSCRIPTS, power_of_two
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -91,7 +91,8 @@ def categorical(index: int) -> tuple[str, str]:
 
 def legend_columns(labels: Iterable[str]) -> int:
     """How many legend entries fit side by side under a figure of the usual width."""
-    lengths = [len(label) for label in labels]
+    # A superscript is half as wide as a letter.
+    lengths = [len(label) - 0.5 * sum(sign in SUPERSCRIPTS for sign in label) for label in labels]
     # In points: a letter of 8 pt type is about 5 wide, a handle with its gaps about 34.
     fitting = int(72 * SIZE[0] // (5 * max(lengths) + 34))
     return max(1, min(fitting, len(lengths)))

@@ -9,7 +9,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty
@@ -105,6 +105,7 @@ def train_column(
     compute: ComputeConfig,
     work: Path = Path(".smallbatch/work"),
     observers: Sequence[Observer] = (),
+    stage: str | None = None,
 ) -> None:
     """Train what is missing of a column and write its result files to ``directory``.
 
@@ -115,6 +116,7 @@ def train_column(
             single-thread processes, by default one per core; a GPU trains them one after another.
         work: where finished runs are kept until, and after, their column is whole.
         observers: told of every epoch and every end.
+        stage: the DVC stage this is, for the record.
 
     Raises:
         UserError: the device is not there.
@@ -152,13 +154,14 @@ def train_column(
             "workers": workers,
             "engine": "loop",
             "device": device,
+            "stage": stage,
             "peak_memory_bytes": _peak_memory(device),
         },
         "runs": {run.hash: done[run.hash][1].as_json() for run in column.runs},
     }
     files.write_column(
         directory,
-        dataset={"name": column.dataset.meta.name, "fingerprint": column.dataset.meta.fingerprint},
+        dataset={**asdict(column.dataset.meta)},
         study=column.study,
         updates=column.updates(column.runs[0]),
         results=[(run, done[run.hash][0]) for run in column.runs],

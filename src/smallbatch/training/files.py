@@ -53,11 +53,11 @@ def code_digest() -> str:
 
 def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str) -> None:
     """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     directory.mkdir(parents=True, exist_ok=True)
     weights = directory / "weights.safetensors.part"
-    save_file(result.weights, weights)
+    weights.write_bytes(save(result.weights))
     record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
     part = directory / "result.json.part"
     part.write_text(json.dumps(record))
@@ -86,7 +86,7 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | Non
 def write_column(
     directory: Path,
     *,
-    dataset: Mapping[str, str],
+    dataset: Mapping[str, Any],
     study: str,
     updates: int,
     results: Iterable[tuple[Run, RunResult]],
@@ -96,14 +96,14 @@ def write_column(
 
     Args:
         directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
-        dataset: name and fingerprint.
+        dataset: the prepared data set's meta: name, fingerprint, classes, shape, mean and std.
         study: the study's name.
         updates: planned for every run of the column.
         results: every run of the column; written in order of base learning rate, then seed.
         timing: content of `timing.json`, the only file in which the clock or machine shows.
     """
     import pandas as pd
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     ordered = sorted(results, key=lambda pair: (pair[0].base_lr, pair[0].seed))
     first = ordered[0][0]
@@ -121,7 +121,7 @@ def write_column(
         for run, result in ordered
         for name, value in result.weights.items()
     }
-    save_file(weights, part / "weights.safetensors")
+    (part / "weights.safetensors").write_bytes(save(weights))
     runs = {
         "protocol": PROTOCOL,
         "dataset": dict(dataset),

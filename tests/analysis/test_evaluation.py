@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from smallbatch.analysis.evaluation import evaluate, read_evaluation
+from smallbatch.analysis.generalisation import best_by_study, best_cells
+from smallbatch.analysis.results import load_results
+from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
+from smallbatch.errors import UserError
+
+
+@pytest.fixture
+def models(tmp_path: Path, synthetic: Any) -> Path:
+    small = synthetic.Study("tiny", batch_sizes=(2, 32), base_lrs=(2**-6, 2**-4, 2**-3), epochs=7)
+    return synthetic.write_models(tmp_path / "models", (small,))
+
+
+def test_known_answers_come_back(tmp_path: Path, synthetic: Any) -> None:
+    models = synthetic.write_models(tmp_path / "models")
+    outcome = evaluate(models, tmp_path / "out")
+    assert (outcome.n_studies, outcome.n_runs, outcome.skipped) == (2, 2 * 6 * 8 * 3, ())
+    runs, cells, _ = read_evaluation(tmp_path / "out")
+    assert best_by_study(best_cells(cells))["batch_size"].tolist() == [8, 8]
+    study = synthetic.STUDIES[1]
+    ranges = stable_ranges(cells, [0.5])
+    ranges = ranges[ranges["study"] == study.name].set_index("batch_size", drop=False)
+    for m in study.batch_sizes:
+        # the highest η̃ of the grid that lies at or below the made-up limit
+        expected = max(value for value in study.base_lrs if value <= study.limit(m))
+        assert ranges.loc[m, "upper"] == expected
+    fit = fit_upper_limit(ranges)
+    assert fit is not None
+    # the grid hides where in its octave the limit lies
+    assert fit.rms_octaves < 0.5
+    assert 16 < fit.m_star < 64
+    finished = runs[runs["outcome"] == "finished"]
+    assert (finished["generalisation_gap"] - 0.05).abs().max() < 1e-9
+    assert runs.loc[runs["outcome"] == "diverged", "reported_accuracy"].isna().all()
+    assert runs.loc[runs["outcome"] == "diverged", "diverged_at"].notna().all()
+
+
+def test_reported_accuracy_is_the_median_of_the_last_five_epochs(models: Path) -> None:
+    path = models / "synthetic/tiny/m2/history.parquet"
+    history = pd.read_parquet(path)
+    run = history.loc[history["outcome"] == "finished", "run"].iloc[0]
+    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.8, 0.3]
+    history.loc[history["run"] == run, "test_accuracy"] = values
+    history.sample(frac=1, random_state=0).to_parquet(path)  # the order of rows does not matter
+    runs = load_results(models).runs
+    (row,) = runs[runs["run"] == run].to_dict("records")
+    assert row["reported_accuracy"] == statistics.median(values[-5:]) == 0.4
+    assert (row["best_epoch"], row["best_test_accuracy"]) == (2, 0.99)
+
+
+def test_metrics_hold_no_clock_and_are_the_same_twice(models: Path, tmp_path: Path) -> None:
+    evaluate(models, tmp_path / "one")
+    timing = models / "synthetic/tiny/m2/timing.json"
+    timing.unlink()
+    evaluate(models, tmp_path / "two")
+    text = (tmp_path / "one/metrics.json").read_text()
+    assert text == (tmp_path / "two/metrics.json").read_text()
+    metrics = json.loads(text)["synthetic"]["tiny"]
+    assert metrics["runs"] == 18
+    assert set(metrics["stable_octaves"]) == {"m2", "m32"}
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
+        "cells.csv", "cells.parquet", "history.parquet", "metrics.json", "runs.csv", "runs.parquet",
+    ]  # fmt: skip
+
+
+def test_unfinished_columns_are_skipped_and_named(models: Path, tmp_path: Path) -> None:
+    (models / "synthetic/tiny/m32/history.parquet").unlink()
+    (models / "synthetic/tiny/m8").mkdir()
+    outcome = evaluate(models, tmp_path / "out")
+    assert outcome.skipped == ("synthetic/tiny/m8", "synthetic/tiny/m32")
+    assert "skipped 2 unfinished: synthetic/tiny/m8, synthetic/tiny/m32" in outcome.lines()
+
+
+def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: Path) -> None:
+    path = models / "synthetic/tiny/m32/runs.json"
+    content = json.loads(path.read_text())
+    content["settings"]["weight_decay"] = 0.5
+    path.write_text(json.dumps(content))
+    (warning,) = evaluate(models, tmp_path / "out").warnings
+    assert "synthetic/tiny" in warning
+    assert "weight_decay" in warning
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("name", ["runs.json", "history.parquet", "timing.json"])
+def test_a_damaged_file_is_named(models: Path, tmp_path: Path, name: str) -> None:
+    _truncate(models / "synthetic/tiny/m2" / name)
+    with pytest.raises(UserError, match=rf"m2/{name}: damaged") as caught:
+        evaluate(models, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_key_is_named(models: Path) -> None:
+    path = models / "synthetic/tiny/m2/runs.json"
+    content = json.loads(path.read_text())
+    del content["runs"][0]["outcome"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"m2/runs\.json: damaged, cannot find 'outcome'"):
+        load_results(models)
+
+
+def test_runs_and_history_must_agree(models: Path) -> None:
+    path = models / "synthetic/tiny/m2/history.parquet"
+    history = pd.read_parquet(path)
+    history[history["run"] != history["run"].iloc[0]].to_parquet(path)
+    with pytest.raises(UserError, match="does not hold the same runs"):
+        load_results(models)
+
+
+def test_nothing_trained_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory"):
+        evaluate(tmp_path / "models", tmp_path / "out")
+    (tmp_path / "models").mkdir()
+    with pytest.raises(UserError, match="no complete column"):
+        evaluate(tmp_path / "models", tmp_path / "out")
+
+
+def test_the_number_of_classes_comes_from_the_prepared_data_it_was_trained_on(
+    models: Path, tmp_path: Path
+) -> None:
+    fingerprint = ""
+    for path in models.glob("*/*/*/runs.json"):
+        content = json.loads(path.read_text())
+        del content["dataset"]["classes"], content["dataset"]["counts"]
+        fingerprint = content["dataset"]["fingerprint"]
+        path.write_text(json.dumps(content))
+    meta = tmp_path / "data/prepared/synthetic/meta.json"
+    meta.parent.mkdir(parents=True)
+    known = {"classes": list("abcde"), "counts": {"train": 7, "validation": 0, "test": 3}}
+    meta.write_text(json.dumps({**known, "fingerprint": fingerprint}))
+    runs = load_results(models, tmp_path / "data").runs
+    assert set(runs["classes"]) == {5}
+    assert set(runs["n_train"]) == {7}
+    meta.write_text(json.dumps({**known, "fingerprint": "other"}))
+    with pytest.raises(UserError, match="number of classes of 'synthetic'"):
+        load_results(models, tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_two_thousand_long_runs_take_seconds(tmp_path: Path, synthetic: Any) -> None:
+    studies = tuple(
+        synthetic.Study(
+            f"s{index}",
+            epochs=82,
+            log_base_lr_0=1.0,
+            m_star=2.0**20,
+            batch_sizes=tuple(2**k for k in range(1, 12)),
+            base_lrs=tuple(2.0**k for k in range(-12, 1)),
+        )
+        for index in range(5)
+    )
+    models = synthetic.write_models(tmp_path / "models", studies)
+    start = time.perf_counter()
+    assert evaluate(models, tmp_path / "out").n_runs == 5 * 429
+    assert time.perf_counter() - start < 20
+    shutil.rmtree(models)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from smallbatch.analysis.evaluation import evaluate
+from smallbatch.errors import UserError
+from smallbatch.report.page import build_report
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load and checks that every tag is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(attributes)
+        if tag in ("img", "script", "iframe", "link", "source"):
+            self.loaded.append(str(attributes.get("src") or attributes.get("href")))
+        if tag == "a":
+            self.links.append(str(attributes["href"]))
+        if attributes.get("id"):
+            self.ids.append(str(attributes["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> Path:
+    """A report of the two made-up studies, one without any finished run, and a single run."""
+    root = tmp_path_factory.mktemp("report")
+    hopeless = synthetic.Study("hopeless", log_base_lr_0=-30.0, batch_sizes=(2, 4))
+    single = synthetic.Study(
+        "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings={"figure": "text"}
+    )
+    synthetic.write_models(root / "models", (*synthetic.STUDIES, hopeless, single))
+    (root / "models/synthetic/single/m8").mkdir()
+    evaluate(root / "models", root / "reports/evaluation")
+    build_report(root / "reports/evaluation", root / "models", root / "reports")
+    return root / "reports"
+
+
+@pytest.fixture(scope="module")
+def page(reports: Path) -> Page:
+    return Page((reports / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_loads_nothing(page: Page, reports: Path) -> None:
+    assert page.open == []
+    assert all(address.startswith("data:") for address in page.loaded)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    text = (reports / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=\"https?:", text)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_every_figure_is_embedded_described_and_saved_twice(page: Page, reports: Path) -> None:
+    figures = reports / "figures"
+    assert len(page.images) == 3 + 2 * 6 + 4 + 6
+    stems = {path.stem for path in figures.glob("*.svg")}
+    assert len(stems) == len(page.images)
+    assert stems == {path.stem for path in figures.glob("*.png")}
+    for image in page.images:
+        source = image["src"] or ""
+        assert image["alt"]
+        kind, data = source.split(",", 1)
+        assert kind == "data:image/svg+xml;base64"
+        root = ElementTree.fromstring(base64.b64decode(data))
+        assert root.tag.endswith("svg")
+        assert "nan" not in "".join(root.itertext()).lower()
+
+
+def test_no_missing_number_shows_through(page: Page) -> None:
+    text = " ".join(page.words)
+    assert not re.search(r"\b(nan|inf|None|<NA>|NaT|null)\b", text)
+    assert "{{" not in text
+
+
+def test_the_page_says_what_the_data_says(page: Page) -> None:
+    text = re.sub(r"\s+", " ", " ".join(page.words))
+    assert "The highest reported accuracy is 90.0 % (median of 3 seeds" in text
+    assert "at m = 8 with η̃ = 2⁻⁴ (η = 2⁻¹)" in text
+    assert "one seed, so nothing is known about its spread" in text
+    assert "Every run diverged, or none has an accuracy." in text
+    assert "Not trained to the end and left out: synthetic/single/m8." in text
+    assert "The best η̃ is the lowest one tried at m = 512" in text
+    assert "Shallue et al. (2018) found no evidence" in text
+    # versions and machine from the timing files
+    for value in ("Example CPU", "2.11.0", "1.0.31", "0123456789abcdef"):
+        assert value in text
+    # what the paper concludes of the figures named in the settings, and of its summaries
+    for label in ("Fig. 2", "Fig. 8", "Fig. 15", "Fig. 16", "text"):
+        assert f"The paper, {label}" in text
+
+
+def test_tables_can_be_read_back(reports: Path) -> None:
+    best = pd.read_csv(reports / "tables/best_accuracy.csv", keep_default_na=False)
+    assert best.groupby("study").size().to_dict() == {"resnet8": 6, "resnet8-bn": 6, "single": 1}
+    ranges = pd.read_csv(reports / "tables/stable_range.csv")
+    assert len(ranges) == 4 * (6 + 6 + 2 + 1)
+    bn = ranges[(ranges["study"] == "resnet8-bn") & (ranges["fraction"] == 0.5)]
+    assert bn.set_index("batch_size")["upper"].to_dict()[2] == 2**-4
+    curves = pd.read_csv(reports / "tables/convergence.csv")
+    assert {"study", "batch_size", "epoch", "test_accuracy", "train_loss"} <= set(curves)
+
+
+def test_the_same_data_gives_the_same_bytes(reports: Path, tmp_path: Path) -> None:
+    build_report(reports / "evaluation", reports.parent / "models", tmp_path)
+    for path in sorted(tmp_path.rglob("*.*")):
+        assert path.read_bytes() == (reports / path.relative_to(tmp_path)).read_bytes(), path.name
+
+
+def test_figures_of_studies_that_are_gone_are_removed(reports: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(reports.parent / "models/synthetic/single/m4", models / "d/single/m4")
+    stale = tmp_path / "reports/figures/synthetic.gone.accuracy.svg"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    evaluate(models, tmp_path / "reports/evaluation")
+    build_report(tmp_path / "reports/evaluation", models, tmp_path / "reports")
+    assert not stale.exists()
+
+
+def test_without_timing_files_hardware_is_said_to_be_unknown(reports: Path, tmp_path: Path) -> None:
+    path = build_report(reports / "evaluation", tmp_path / "elsewhere", tmp_path)
+    assert "Not recorded: there are no timing files" in path.read_text(encoding="utf-8")
+
+
+def test_a_report_needs_an_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"runs\.parquet: no such file; run smallbatch evaluate"):
+        build_report(tmp_path, tmp_path, tmp_path)
+
+
+def test_names_are_escaped(reports: Path, tmp_path: Path, synthetic: Any) -> None:
+    settings = {"model": "<script>alert(1)</script>"}
+    odd = synthetic.Study("odd", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings=settings)
+    synthetic.write_models(tmp_path / "models", (odd,))
+    evaluate(tmp_path / "models", tmp_path / "evaluation")
+    path = build_report(tmp_path / "evaluation", tmp_path / "models", tmp_path)
+    assert "<script" not in path.read_text(encoding="utf-8")
