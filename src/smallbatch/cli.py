@@ -203,9 +203,10 @@ def evaluate(models: Path) -> None:
       smallbatch evaluate
       dvc metrics show
     """
-    from smallbatch.analysis import evaluate as evaluate_runs
+    from smallbatch.analysis.evaluation import evaluate as evaluate_runs
 
-    click.echo(evaluate_runs(models, Path("reports/evaluation")))
+    for line in evaluate_runs(models).lines():
+        click.echo(line)
 
 
 @main.command()
@@ -217,10 +218,9 @@ def report(models: Path) -> None:
     Examples:
       smallbatch report
     """
-    from smallbatch.report import build_report
+    from smallbatch.report.page import build_report
 
-    page = build_report(Path("reports/evaluation"), models, Path("reports"))
-    click.echo(f"{page}")
+    click.echo(build_report(models_dir=models))
 
 
 @main.command()
@@ -239,7 +239,11 @@ def sync(folders: tuple[Path, ...]) -> None:
     from smallbatch.experiments import result_folders
     from smallbatch.tracking import sync as sync_files
 
-    click.echo(sync_files(folders or result_folders()))
+    done = sync_files(folders or result_folders())
+    click.echo(
+        f"{done.columns} columns: {done.runs_created} runs created, {done.runs_updated} completed, "
+        f"{done.unchanged} unchanged; {done.points_logged} metric points logged"
+    )
 
 
 @main.command()

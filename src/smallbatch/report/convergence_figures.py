@@ -35,7 +35,7 @@ def convergence(curves: pd.DataFrame, measure: str) -> Figure:
             color=colour,
             marker=MARKERS[index % len(MARKERS)],
             markevery=(index % 3, max(3, last_epoch // 8)),
-            label=str(batch_size) if len(curve) else f"{batch_size} (diverged)",
+            label=str(batch_size) if len(curve) else f"{batch_size} ×",
         )
         if len(curve) and epochs.iloc[-1] < last_epoch:
             axes.plot(

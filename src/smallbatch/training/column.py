@@ -248,11 +248,10 @@ def _fork(
                 yield runs[i]
             else:
                 raise RuntimeError(f"training {_title(runs[i])} failed:\n{value}")
-        for process in processes:
-            process.join()
     finally:
         for process in processes:
-            process.terminate()
+            process.terminate()  # idle by now, unless something went wrong
+            process.join()
 
 
 def _work(job: _Job, data: Resident, runs: list[Run], tasks: Any, events: Any, parent: int) -> None:

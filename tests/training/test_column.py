@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from smallbatch.config import ComputeConfig, StudyConfig
+from smallbatch.data.prepared import Dataset
+from smallbatch.errors import UserError
+from smallbatch.training import column as columns
+from smallbatch.training import loop
+from smallbatch.training.column import Column, plan_column, train_column
+from smallbatch.training.protocol import Run
+
+LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
+
+
+def plan(data: Dataset, *, base_lrs: tuple[float, ...] = LRS, seeds: int = 2) -> Column:
+    settings = StudyConfig(model="resnet8", norm="none", epochs=3, weight_decay=1e-4)
+    return plan_column("study", settings, data, batch_size=4, base_lrs=base_lrs, seeds=range(seeds))
+
+
+def run_column(column: Column, root: Path, *, workers: int = 2, observers: Any = ()) -> Path:
+    out = root / "models" / "m4"
+    compute = ComputeConfig(device="cpu", workers=workers)
+    train_column(column, out, compute=compute, work=root / "work", observers=observers)
+    return out
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.epochs: list[tuple[str, int]] = []
+        self.done: dict[str, str] = {}
+
+    def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        self.epochs.append((run.hash, row["epoch"]))
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        self.done[run.hash] = outcome
+
+
+def test_a_column_holds_every_run_and_every_outcome(noise: Dataset, tmp_path: Path) -> None:
+    log = _Log()
+    column = plan(noise)
+    out = run_column(column, tmp_path, observers=[log])
+    record = json.loads((out / "runs.json").read_text())
+    runs = record["runs"]
+    assert [(run["base_lr"], run["seed"]) for run in runs] == [
+        (lr, seed) for lr in sorted(LRS) for seed in (0, 1)
+    ]
+    assert [run["outcome"] for run in runs] == ["finished"] * 4 + ["diverged"] * 2
+    assert record["dataset"]["fingerprint"] == noise.meta.fingerprint
+    assert record["settings"]["norm"] == "none"
+
+    history = pd.read_parquet(out / "history.parquet")
+    finished = history[history.outcome == "finished"]
+    assert finished.groupby("run").epoch.apply(list).tolist() == [[1, 2, 3]] * 4
+    diverged = history[history.outcome == "diverged"].groupby("run").updates.max()
+    assert diverged.to_dict() == {run["run"]: run["diverged_at"] for run in runs[4:]}
+    last = finished[finished.epoch == 3].set_index("run")
+    for run in runs[:4]:
+        assert run["final"]["test_accuracy"] == last.loc[run["run"], "test_accuracy"]
+        assert run["updates"] == 3 * 23 // 4
+
+    names = {key.split("/")[0] for key in load_file(out / "weights.safetensors")}
+    assert names == {run["run"] for run in runs[:4]}
+    assert log.done == {run["run"]: run["outcome"] for run in runs}
+    assert sorted(log.epochs) == sorted(zip(history.run, history.epoch, strict=True))
+
+
+def test_results_do_not_depend_on_the_workers_or_on_what_was_kept(
+    noise: Dataset, tmp_path: Path
+) -> None:
+    """Byte-identical with one worker, two workers, and a column resumed half-way."""
+    files = ("history.parquet", "weights.safetensors", "runs.json")
+    one = run_column(plan(noise), tmp_path / "one", workers=1)
+    two = run_column(plan(noise), tmp_path / "two", workers=2)
+    run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path / "resumed")
+    log = _Log()
+    resumed = run_column(plan(noise), tmp_path / "resumed", observers=[log])
+    assert len({run for run, _ in log.epochs}) == 5  # the sixth was kept
+    for name in files:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+        assert (one / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_a_damaged_record_is_trained_again(noise: Dataset, tmp_path: Path) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    first = run_column(column, tmp_path).joinpath("history.parquet").read_bytes()
+    kept = tmp_path / "work" / column.runs[0].hash
+    (kept / "weights.safetensors").write_bytes(b"torn")
+    log = _Log()
+    again = run_column(column, tmp_path, observers=[log])
+    assert len(log.epochs) == 3
+    assert (again / "history.parquet").read_bytes() == first
+
+
+def test_what_the_clock_and_machine_decide_is_in_timing_alone(
+    noise: Dataset, tmp_path: Path
+) -> None:
+    out = run_column(plan(noise, seeds=1), tmp_path)
+    timing = json.loads((out / "timing.json").read_text())
+    assert timing["column"]["seconds"] > 0
+    assert timing["column"]["workers"] == 2
+    assert timing["column"]["peak_memory_bytes"] > 10_000_000
+    runs = json.loads((out / "runs.json").read_text())["runs"]
+    assert set(timing["runs"]) == {run["run"] for run in runs}
+    assert timing["environment"]["torch"]
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(noise: Dataset) -> None:
+    settings = StudyConfig(model="resnet8", epochs=1, weight_decay=0.0)
+    with pytest.raises(UserError, match="found 24, allowed: at most the 23 training examples"):
+        plan_column("study", settings, noise, batch_size=24, base_lrs=[0.1], seeds=[0])
+
+
+def test_a_failing_worker_fails_the_column_and_leaves_nothing(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(loop, "train", broken)
+    with pytest.raises(RuntimeError, match=r"base_lr=2\^-\d+ seed=0 failed:[\s\S]*no such luck"):
+        run_column(plan(noise), tmp_path)
+    assert not (tmp_path / "models").exists()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_fails_the_column(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: columns.os._exit(9))
+    with pytest.raises(RuntimeError, match="a training worker died with exit code 9"):
+        run_column(plan(noise), tmp_path)
+
+
+def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:
+    history = pd.read_parquet(run_column(plan(noise), tmp_path) / "history.parquet")
+    kinds = {name: dtype.kind for name, dtype in history.dtypes.items()}
+    for name in ("batch_size", "seed", "epoch", "updates"):
+        assert kinds[name] == "i", name
+    for name in ("base_lr", "lr", "train_loss", "test_loss", "test_accuracy"):
+        assert kinds[name] == "f", name
+    assert np.isnan(history.validation_accuracy).all()
