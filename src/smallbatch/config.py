@@ -231,7 +231,9 @@ def _validate(model: type[_Model], raw: object, origin: str) -> _Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        # A misspelt key is also a missing one; the spelling is what helps.
+        first = min(errors, key=lambda found: found["type"] != "extra_forbidden")
         raise UserError(f"{origin}: {_one_line(model, first)}") from None
 
 

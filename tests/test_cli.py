@@ -1,0 +1,153 @@
+"""The command line as a user meets it; single runs and timings in real sub-processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from smallbatch.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with the profiles and the default params."""
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def process(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "smallbatch", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_answers_in_under_a_third_of_a_second() -> None:
+    times: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = process("--help", cwd=ROOT)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert "dvc repro" in done.stdout
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["prepare", "train", "run", "evaluate", "report", "sync", "ui", "profile",
+     "profile list", "profile show", "profile use"],
+)  # fmt: skip
+def test_every_command_shows_examples(command: str) -> None:
+    done = call(*command.split(), "--help")
+    assert done.exit_code == 0
+    assert "Examples:" in done.output
+    assert "smallbatch " + command in done.output or command in ("train", "evaluate")
+
+
+def test_bad_params_end_with_status_2_and_one_line(folder: Path) -> None:
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("weight_decay", "wieght_decay", 1))
+    done = process("prepare", cwd=folder)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "unknown key 'studies.resnet8.wieght_decay'" in line
+    assert "did you mean 'weight_decay'?" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "resnet9", "8"], "study: found 'resnet9', allowed: resnet8, resnet8-bn"),
+        (["train", "resnet8", "8"], "data/prepared/digits"),
+        (["prepare", "--params", "none.yaml"], "none.yaml: no such file"),
+        (["profile", "show", "quik"], "did you mean 'quick'?"),
+        (["evaluate"], "models"),
+        (["run", "-m", "4", "--base-lr", "2^-6", "--dataset", "digit"], "--dataset: found 'digit'"),
+        (["run", "-m", "4", "--base-lr", "2^-6", "--model", "resnet9"], "model"),
+        (["run", "-m", "4", "--base-lr", "2^-6", "--norm", "bn"], "norm: found 'bn'"),
+        (["run", "-m", "4", "--base-lr", "2^-6", "--warmup", "1"], "warmup: found 1.0"),
+        (["run", "-m", "4", "--base-lr", "0"], "found '0'"),
+        (["run", "-m", "4"], "--base-lr"),
+        (["run", "-m", "4", "--base-lr", "1", "--lr", "1"], "--base-lr"),
+        (["sync", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_named(folder: Path, words: list[str], said: str) -> None:
+    done = call(*words)
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_profiles_are_listed_shown_and_installed(folder: Path) -> None:
+    listed = call("profile", "list").output
+    for name in ("quick", "cifar10-cpu"):
+        assert name in listed
+    shown = call("profile", "show", "cifar10-cpu").output
+    assert shown == (ROOT / "profiles/cifar10-cpu.yaml").read_text()
+    assert call("profile", "use", "cifar10-cpu").exit_code == 0
+    assert (folder / "params.yaml").read_text() == shown
+
+
+def test_params_with_edits_are_not_lost(folder: Path) -> None:
+    params = folder / "params.yaml"
+    params.write_text(params.read_text() + "# mine\n")
+    refused = call("profile", "use", "cifar10-cpu")
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
+    assert params.read_text().endswith("# mine\n")
+    assert call("profile", "use", "cifar10-cpu", "--force").exit_code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:sqlalchemy")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
+def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
+    """`run` in a process of its own, with η instead of η̃; read back through MLflow's client."""
+    uri = f"sqlite:///{folder}/tracking.db"
+    words = ["run", "--batch-size", "32", "--lr", "0.5", "--epochs", "1", "--norm", "batch"]
+    done = process(*words, cwd=folder, MLFLOW_TRACKING_URI=uri)
+    assert done.returncode == 0, done.stderr
+    assert "lr 0.5 = 32 × base_lr 2^-6" in done.stdout
+    (record,) = (folder / ".smallbatch/runs").rglob("runs.json")
+    run = json.loads(record.read_text())["runs"][0]
+    assert f"test accuracy {run['final']['test_accuracy']:.4f}" in done.stdout
+    assert "1/1 runs" in done.stderr  # piped: plain lines
+    assert "\x1b" not in done.stderr
+    assert not (folder / "models").exists()
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "digits/resnet8-batch"]
+    runs = client.search_runs([experiment.experiment_id])
+    (child,) = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["smallbatch.run"] == run["run"]
+    assert child.data.metrics["test_accuracy"] == pytest.approx(run["final"]["test_accuracy"])
+
+    again = process("sync", cwd=folder, MLFLOW_TRACKING_URI=uri)
+    assert "0 MLflow runs created, 0 completed" in again.stdout
