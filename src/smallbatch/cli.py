@@ -242,7 +242,8 @@ def sync(folders: tuple[Path, ...]) -> None:
     done = sync_files(folders or result_folders())
     click.echo(
         f"{done.columns} columns: {done.runs_created} MLflow runs created, "
-        f"{done.runs_updated} completed, {done.unchanged} unchanged; {done.points_logged} metric points logged"
+        f"{done.runs_updated} completed, {done.unchanged} unchanged; "
+        f"{done.points_logged} metric points logged"
     )
 
 
