@@ -178,6 +178,7 @@ def _column_info(column: Column, device: str, stage: str | None) -> ColumnInfo:
         settings=files.recorded_settings(column.runs[0]),
         source=meta.source,
         stage=stage,
+        single=column.runs[0].hash if stage is None else None,
         environment={**environment.describe(device), "device": device, "engine": "loop"},
         protocol=PROTOCOL,
     )

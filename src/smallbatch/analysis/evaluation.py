@@ -45,9 +45,7 @@ class Evaluation:
 
 
 def evaluate(
-    models_dir: Path = Path("models"),
-    out: Path = Path("reports/evaluation"),
-    data_dir: Path = Path("data"),
+    models_dir: Path = Path("models"), out: Path = Path("reports/evaluation")
 ) -> Evaluation:
     """Evaluate every complete column and write the tables.
 
@@ -56,7 +54,7 @@ def evaluate(
     Raises:
         UserError: nothing to evaluate, or a damaged file.
     """
-    results = load_results(models_dir, data_dir)
+    results = load_results(models_dir)
     cells = summarise_cells(results.runs)
     out.mkdir(parents=True, exist_ok=True)
     write_table(results.runs, out / "runs.parquet")
