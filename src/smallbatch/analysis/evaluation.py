@@ -37,7 +37,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The outcome in a few plain lines."""
-        counts = f"{self.n_runs} runs in {self.n_studies} studies, {self.n_diverged} diverged"
+        counts = f"{self.n_runs} runs, {self.n_diverged} diverged; studies: {self.n_studies}"
         lines = [f"{self.out}: {counts}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unfinished: {', '.join(self.skipped)}")
