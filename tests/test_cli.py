@@ -99,6 +99,8 @@ def test_bad_params_end_with_status_2_and_one_line(folder: Path) -> None:
         (["run", "-m", "4"], "--base-lr"),
         (["run", "-m", "4", "--base-lr", "1", "--lr", "1"], "--base-lr"),
         (["sync", "nowhere"], "nowhere"),
+        (["sync"], "nothing to sync"),
+        (["run", "-m", "4", "--base-lr", "1", "--params", "no.yaml"], "no.yaml: no such file"),
     ],
 )
 def test_bad_input_is_named(folder: Path, words: list[str], said: str) -> None:

@@ -33,7 +33,7 @@ def test_piped_output_is_a_line_now_and_then_with_what_is_left(
 ) -> None:
     clock = _Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock)
-    with Progress("digits/plain m=8", len(RUNS), 4, terminal=False) as shown:
+    with Progress("digits/plain m=8", len(RUNS), 4, 1000, terminal=False) as shown:
         shown.run_done(RUNS[0], "finished")  # kept from an earlier attempt: took no time
         for epoch in (1, 2, 3, 4):
             clock.now += 10
@@ -46,7 +46,7 @@ def test_piped_output_is_a_line_now_and_then_with_what_is_left(
         shown.run_epoch(RUNS[3], {"epoch": 1, "train_loss": 0.5})
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "digits/plain m=8: 5 runs × 4 epochs",
+        "digits/plain m=8: 5 runs × 4 epochs × 1000 images",
         # 3 epochs in 30 s; 13 of 20 are left.
         "digits/plain m=8: 1/5 runs, loss 0.667, about 2:10 min left",
         # 6 epochs in 80 s; 7 are left, as the diverged run needs no more.
@@ -59,7 +59,7 @@ def test_a_terminal_gets_a_live_line() -> None:
     program = (
         "from tests.test_progress import RUNS\n"
         "from smallbatch.progress import Progress\n"
-        "with Progress('digits/plain m=8', 5, 4) as shown:\n"
+        "with Progress('digits/plain m=8', 5, 4, 1000) as shown:\n"
         "    shown.run_epoch(RUNS[0], {'epoch': 2, 'train_loss': 0.25})\n"
         "    shown.run_done(RUNS[0], 'finished')\n"
     )

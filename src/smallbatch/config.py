@@ -189,7 +189,9 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         raw: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `smallbatch profile use quick` makes one") from None
+        raise UserError(
+            f"{path}: no such file; in the project's folder `smallbatch profile use` makes one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except (YAMLError, ValueError, RecursionError) as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smallbatch.training.column import Column
     from smallbatch.training.protocol import Run
 
+DEFAULT_PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
@@ -96,8 +97,15 @@ def single_run(
 
 
 def result_folders() -> list[Path]:
-    """Folders that may hold result files."""
-    return [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
+    """Folders that hold result files.
+
+    Raises:
+        UserError: there are none in the current directory.
+    """
+    found = [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
+    if not found:
+        raise UserError(f"nothing to sync: neither {MODELS}/ nor {SINGLE_RUNS}/ is in this folder")
+    return found
 
 
 def _plan(study: str, params: Params, batch_size: int) -> Column:
@@ -128,13 +136,14 @@ def _prepared_for_itself(config: DatasetConfig) -> Path:
 
 
 def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
-    params = load_params(params_file) if params_file.exists() else None
+    default = params_file == DEFAULT_PARAMS
+    params = None if default and not params_file.exists() else load_params(params_file)
     if params is not None and params.dataset.name == dataset:
         return params.dataset
     if dataset in BUILT_IN:
         return parse_dataset({"name": dataset, "source": dataset}, "run")
-    known = [*BUILT_IN, *([params.dataset.name] if params else [])]
-    raise UserError(f"--dataset: found {dataset!r}, allowed: {', '.join(known)}")
+    own = () if params is None or params.dataset.name in BUILT_IN else (params.dataset.name,)
+    raise UserError(f"--dataset: found {dataset!r}, allowed: {', '.join((*BUILT_IN, *own))}")
 
 
 def _train_and_track(
@@ -155,7 +164,8 @@ def _train_and_track(
         device = resolve_device(compute.device)
         mirror.start(_column_info(column, device, stage))
         title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
-        with Progress(title, len(column.runs), column.runs[0].settings.epochs) as progress:
+        epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
+        with Progress(title, len(column.runs), epochs, images) as progress:
             observers = [progress, _Tracked(mirror, column)]
             train_column(column, directory, compute=compute, observers=observers, stage=stage)
     except BaseException:

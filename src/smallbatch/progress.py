@@ -23,11 +23,14 @@ class Progress:
         title: names the column, e.g. ``digits/resnet8-bn m=8``.
         runs: runs of the column.
         epochs: epochs per run.
+        images: training images per epoch.
         terminal: draw a live display; by default, where stderr is a terminal.
     """
 
-    def __init__(self, title: str, runs: int, epochs: int, terminal: bool | None = None) -> None:
-        self.title, self.runs, self.epochs = title, runs, epochs
+    def __init__(
+        self, title: str, runs: int, epochs: int, images: int, terminal: bool | None = None
+    ) -> None:
+        self.title, self.runs, self.epochs, self.images = title, runs, epochs, images
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.done = self.diverged = 0
         self.loss = math.nan
@@ -42,7 +45,7 @@ class Progress:
             self._rich.start()
             self._rich.add_task(self.title, total=self.runs * self.epochs, runs="", loss="")
         else:
-            self._say(f"{self.runs} runs × {self.epochs} epochs")
+            self._say(f"{self.runs} runs × {self.epochs} epochs × {self.images} images")
         return self
 
     def __exit__(

@@ -15,7 +15,7 @@ from smallbatch.report.labels import DASH, listed, percent, points, power_of_two
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LIMITS = {EDGE: "edge of the grid", DIVERGED: "diverges", BELOW: "too low", "": DASH}
+_LIMITS = {EDGE: "edge of the grid", DIVERGED: "diverges", BELOW: "accuracy below τ", "": DASH}
 _EDGES = {"lower": "lowest tried", "upper": "highest tried", "only": "only one tried", "": ""}
 _NORMS = {
     "none": "none",

@@ -96,7 +96,7 @@ def fit_sentence(fit: LimitFit | None) -> str:
         )
     quality = (
         f"({count(fit.n_points, 'batch size')}, root mean square residual "
-        f"{fit.rms_octaves:.2f} octaves; the grid itself has steps of about one)"
+        f"{fit.rms_octaves:.2f} octaves; an end is known to one step of the grid)"
     )
     if fit.m_star_bound == "upper":
         return f"No fall of the upper end with m can be told from these ends {quality}."
@@ -106,7 +106,8 @@ def fit_sentence(fit: LimitFit | None) -> str:
             f"constant highest η of about {fit.base_lr_0 * fit.m_star:.2g}."
         )
     return (
-        f"Fitted upper end: η̃_max(m) = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) {quality}. "
+        f"Fitted upper end: highest η̃ at m = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) "
+        f"{quality}. "
         f"Well below m* = {fit.m_star:.3g} the limit is a constant η̃, well above it a constant η "
         f"of about {fit.base_lr_0 * fit.m_star:.2g}."
     )
@@ -117,7 +118,7 @@ def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
     reliable = int(cells.loc[cells["base_lr"] == base_lr, "reliable"].sum())
     return (
         f"η̃ = {power_of_two(base_lr)}, the η̃ that is reliable at the most batch sizes "
-        f"({reliable} of {cells['batch_size'].nunique()}; of equals the largest)"
+        f"({reliable} of {cells['batch_size'].nunique()}; of several such, the largest)"
     )
 
 

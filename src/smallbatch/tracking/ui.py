@@ -37,5 +37,7 @@ def ui(port: int = 5000) -> NoReturn:
     command += ["--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    sys.stdout.flush()
+    # Without this the UI opens on its view for language models.
+    print(f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning")
+    print("In an experiment: Model training (top left), then Runs.", flush=True)
     os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
