@@ -1,0 +1,259 @@
+"""Layers over K lanes with backward passes written by hand.
+
+Activations are (K, C, H, W, m): the examples innermost, so that a kernel's taps are long runs of
+memory at any image size, batch statistics are sums over contiguous rows, and what an FC layer sees,
+(K, C·H·W, m), is the same memory. No autograd: at m = 2 recording a graph costs more than the
+arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from smallbatch.models.alexnet import same_max_pool
+from smallbatch.training.lanes import Lanes
+from smallbatch.training.unroll import Unroller, blocks
+
+
+class Layer(Protocol):
+    """A step of the network for all lanes at once."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Output for the input ``x`` (K, …, m); in training mode remembers what `backward` needs.
+
+        A layer may overwrite its input only if it is a ReLU.
+        """
+        ...
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:
+        """Gradient of the input from that of the output; leaves the parameters' in the lanes.
+
+        Args:
+            g: gradient of the summed loss with respect to the output; left as it is.
+            needed: whether anybody wants the gradient of the input; if not, the result is void.
+        """
+        ...
+
+
+class Conv:
+    """3×3 and other odd kernels with SAME padding, as products with unrolled rows of pixels."""
+
+    def __init__(self, lanes: Lanes, unroller: Unroller, name: str, module: nn.Conv2d) -> None:
+        kernel, stride, padding = module.kernel_size, module.stride[0], module.padding
+        if padding != tuple(k // 2 for k in kernel) or module.groups != 1:
+            raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
+        self.lanes, self.unroller = lanes, unroller
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if module.bias is not None else ""
+        self.kernel, self.stride, self.channels = kernel, stride, module.out_channels
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """(K, C, H, W, m) → (K, Cout, ⌈H / stride⌉, ⌈W / stride⌉, m)."""
+        if training:
+            self.x = x
+        k, c, h, w, m = x.shape
+        (kh, kw), s = self.kernel, self.stride
+        weight = self.lanes.views[self.weight].view(k, kh, c * kw, self.channels).transpose(2, 3)
+        out = x.new_empty(k, self.channels, -(-h // s), -(-w // s), m)
+        _convolve(self.unroller, x, weight, out, self.kernel, s, mirrored=False)
+        return out.add_(self.lanes.views[self.bias][:, :, None, None, None]) if self.bias else out
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:
+        """Gradients of weight, bias and, if needed, input."""
+        x = self.x
+        k, c, h, w, m = x.shape
+        (kh, kw), s = self.kernel, self.stride
+        gradient = x.new_empty(kh, k, c * kw, self.channels)
+        self._weight_gradient(g, gradient)
+        shaped = gradient.view(kh, k, c, kw, self.channels).transpose(0, 1)
+        self.lanes.gradients[self.weight] = shaped
+        if self.bias:
+            self.lanes.gradients[self.bias] = g.flatten(2).sum(2)
+        if not needed:
+            return g
+        if s > 1:
+            spread = g.new_zeros(k, self.channels, h, w, m)
+            spread[:, :, ::s, ::s] = g
+            g = spread
+        weight = self.lanes.views[self.weight].view(k, kh, c, kw * self.channels)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        _convolve(self.unroller, g, weight, out, self.kernel, 1, mirrored=True)
+        return out
+
+    def _weight_gradient(self, g: Tensor, gradient: Tensor) -> None:
+        """Sum of g ⊗ unrolled x into ``gradient`` (kh, K, C·kw, Cout)."""
+        flat_g = g.flatten(2)
+        width = g.shape[3] * g.shape[4]
+        for lanes, rows, whole in blocks(self.x, self.kernel, self.stride):
+            taps = self.unroller.unroll(self.x[lanes], self.kernel, self.stride, rows, False)
+            part = flat_g[lanes, :, rows.start * width : rows.stop * width].transpose(1, 2)
+            for dy, tap in enumerate(taps):
+                if whole:
+                    torch.bmm(tap, part, out=gradient[dy, lanes])
+                else:
+                    # beta = 0 ignores what is there, NaN included.
+                    gradient[dy, lanes.start].addmm_(tap[0], part[0], beta=float(rows.start > 0))
+
+
+def _convolve(
+    unroller: Unroller,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    kernel: tuple[int, int],
+    stride: int,
+    *,
+    mirrored: bool,
+) -> None:
+    """Out = Σ over kernel rows of weight (K, kh, Cout, rows) @ unrolled x, block by block."""
+    flat = out.flatten(2)
+    width = out.shape[3] * out.shape[4]
+    for lanes, rows, whole in blocks(x, kernel, stride):
+        taps = unroller.unroll(x[lanes], kernel, stride, rows, mirrored)
+        if whole:
+            part = flat[lanes]
+            torch.bmm(weight[lanes, 0], taps[0], out=part)
+            for dy in range(1, kernel[0]):
+                part.baddbmm_(weight[lanes, dy], taps[dy])
+        else:
+            part = flat[lanes.start, :, rows.start * width : rows.stop * width]
+            for dy, tap in enumerate(taps):
+                part.addmm_(weight[lanes.start, dy], tap[0], beta=float(dy > 0))
+
+
+class Linear:
+    """FC layer: (K, in, m) → (K, out, m)."""
+
+    def __init__(self, lanes: Lanes, name: str, module: nn.Linear) -> None:
+        self.lanes = lanes
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if module.bias is not None else ""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Weight · x + bias."""
+        if training:
+            self.x = x
+        out = torch.bmm(self.lanes.views[self.weight], x)
+        return out.add_(self.lanes.views[self.bias][:, :, None]) if self.bias else out
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:
+        """Gradients of weight, bias and, if needed, input."""
+        self.lanes.gradients[self.weight] = torch.bmm(g, self.x.transpose(1, 2))
+        if self.bias:
+            self.lanes.gradients[self.bias] = g.sum(2)
+        return torch.bmm(self.lanes.views[self.weight].transpose(1, 2), g) if needed else g
+
+
+class Relu:
+    """max(x, 0), in place."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Overwrites ``x``."""
+        x.relu_()
+        if training:
+            self.y = x
+        return x
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+        """The gradient where the output is above 0."""
+        return torch.ops.aten.threshold_backward(g, self.y, 0)
+
+
+class MaxPool:
+    """The reduced AlexNet's 3×3/2 SAME max pool."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """(K, C, H, W, m) → (K, C, ⌈H/2⌉, ⌈W/2⌉, m)."""
+        # With the examples as channels this is the channels_last layout, so nothing is copied.
+        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        if not training:
+            pooled = same_max_pool(images)
+        else:
+            self.images = images
+            self.padding = [side % 2 for side in images.shape[2:]]
+            pooled, self.index = torch.ops.aten.max_pool2d_with_indices(
+                images, [3, 3], [2, 2], self.padding, [1, 1], True
+            )
+        return pooled.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+        """The gradient goes to the pixel that won."""
+        images = torch.ops.aten.max_pool2d_with_indices_backward(
+            g.flatten(0, 1).permute(0, 3, 1, 2), self.images, [3, 3], [2, 2], self.padding,
+            [1, 1], True, self.index,
+        )  # fmt: skip
+        return images.permute(0, 2, 3, 1).contiguous().unflatten(0, g.shape[:2])
+
+
+class Flatten:
+    """(K, C, H, W, m) → (K, C·H·W, m)."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """The same memory, read otherwise."""
+        if training:
+            self.shape = x.shape
+        return x.flatten(1, 3)
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+        """The same memory again."""
+        return g.reshape(self.shape)
+
+
+class GlobalMean:
+    """Mean over the pixels: (K, C, H, W, m) → (K, C, m)."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Global average pool."""
+        if training:
+            self.shape = x.shape
+        return x.flatten(2, 3).mean(2)
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+        """Every pixel gets an equal share."""
+        h, w = self.shape[2:4]
+        return (g / (h * w))[:, :, None, None].expand(self.shape).contiguous()
+
+
+class Chain:
+    """Layers one after another."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = layers
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """First to last."""
+        for layer in self.layers:
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:
+        """Last to first."""
+        for i in reversed(range(len(self.layers))):
+            g = self.layers[i].backward(g, needed or i > 0)
+        return g
+
+
+class Residual:
+    """Relu(branch(x) + shortcut(x)) with the parameter-free option-A shortcut."""
+
+    def __init__(self, branch: Chain, stride: int) -> None:
+        self.branch, self.stride, self.relu = branch, stride, Relu()
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Every ``stride``-th pixel of ``x`` is added to the branch's first channels."""
+        s = self.stride
+        y = self.branch.forward(x, training)
+        y[:, : x.shape[1]].add_(x[:, :, ::s, ::s])
+        if training:
+            self.channels = x.shape[1]
+        return self.relu.forward(y, training)
+
+    def backward(self, g: Tensor, needed: bool) -> Tensor:
+        """Gradients of the branch and, added to its input's, of the shortcut."""
+        s = self.stride
+        g = self.relu.backward(g, True)
+        out = self.branch.backward(g, needed)
+        if needed:
+            out[:, :, ::s, ::s].add_(g[:, : self.channels])
+        return out
