@@ -68,6 +68,10 @@ BAD = [
     ("studies.a", None, ["studies.a: found None"]),
     ("dataset.subset", 4, ["grid.batch_sizes: found 8", "at most the 4"]),
     ("dataset.validation_fraction", 1.0, ["dataset.validation_fraction: found 1.0"]),
+    ("studies.a.warmup", 0.6, ["warmup: found 0.6", "at most the first of milestones, 0.5"]),
+    ("studies.a.base_lrs", ["2^-1", 0.5], ["base_lrs lists 0.5 more than once"]),
+    ("compute", {"workers": "all"}, ["compute.workers: found 'all', allowed: a whole number"]),
+    ("compute", {"workers": 0}, ["compute.workers: found 0", "or auto"]),
     ("compute", {"device": "gpu"}, ["compute.device: found 'gpu'", "auto, cpu, cuda"]),
 ]
 

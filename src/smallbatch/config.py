@@ -100,6 +100,16 @@ class StudyConfig(_Strict):
     base_lrs: BaseLrs | None = None
     figure: str | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.milestones and self.warmup > min(self.milestones):
+            raise ValueError(
+                f"warmup: found {self.warmup:g}, allowed: at most the first of milestones, "
+                f"{min(self.milestones):g}"
+            )
+        _refuse_repeats("base_lrs", self.base_lrs or ())
+        return self
+
 
 class GridConfig(_Strict):
     """What every study is run on: batch sizes × base learning rates × seeds 0 … seeds − 1."""
@@ -112,11 +122,14 @@ class GridConfig(_Strict):
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
         for key in ("studies", "batch_sizes", "base_lrs"):
-            values = getattr(self, key)
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
-            if twice:
-                raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+            _refuse_repeats(key, getattr(self, key))
         return self
+
+
+def _worker_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise ValueError("a whole number from 1 to 1024, or auto")
 
 
 class ComputeConfig(_Strict):
@@ -124,7 +137,7 @@ class ComputeConfig(_Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["auto", "loop"] = "auto"
-    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = "auto"
 
 
 class Params(_Strict):
@@ -155,6 +168,12 @@ class Params(_Strict):
     def base_lrs(self, study: str) -> tuple[float, ...]:
         """Base learning rates of one study: its own, else the grid's."""
         return self.studies[study].base_lrs or self.grid.base_lrs
+
+
+def _refuse_repeats(key: str, values: tuple[object, ...]) -> None:
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{key} lists {', '.join(twice)} more than once")
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -240,7 +259,7 @@ def _validate(model: type[_Model], raw: object, origin: str) -> _Model:
 def _one_line(model: type[BaseModel], error: Any) -> str:
     """Turn pydantic's first complaint into: key, what was found, what is allowed."""
     steps = [str(step) for step in error["loc"] if str(step) not in ("int", "tuple[float, ...]")]
-    steps = [step for step in steps if not step.startswith("literal[") and step != "[key]"]
+    steps = [step for step in steps if not step.startswith(("literal[", "["))]
     key = ".".join(steps)
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {_allowed(steps[-1], _fields_at(model, steps[:-1]))}"

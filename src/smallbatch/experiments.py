@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ from smallbatch.config import (
     ComputeConfig,
     DatasetConfig,
     Params,
-    format_base_lr,
     load_params,
     parse_compute,
     parse_dataset,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
+SINGLE_RUNS_DATA = Path(".smallbatch/data")
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
@@ -39,8 +40,7 @@ def train_study_column(params: Params, study: str, batch_size: int) -> None:
     if study not in params.studies:
         raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
     _train_and_track(
-        params.dataset.name,
-        lambda data: _plan(data, study, params, batch_size),
+        lambda: _plan(study, params, batch_size),
         params.compute,
         MODELS / params.dataset.name / study / f"m{batch_size}",
         stage=f"train@{study}-{batch_size}",
@@ -71,7 +71,7 @@ def single_run(
     Raises:
         UserError: bad settings, unknown data set.
     """
-    from smallbatch.data.prepare import prepare
+    from smallbatch.data.prepared import load_prepared
     from smallbatch.model_names import validate_model
     from smallbatch.training.column import plan_column
 
@@ -79,21 +79,12 @@ def single_run(
     validate_model(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
     )
-    config = _dataset_config(params_file, dataset)
-    if not (PREPARED / config.name / "meta.json").exists():
-        prepare(config)
     name = f"{study.model}-{study.norm}".lower()
-    column_dir = SINGLE_RUNS / config.name / name / f"m{batch_size}" / f"{format_base_lr(base_lr)}"
-    column_dir = column_dir / f"seed{seed}"
-    _train_and_track(
-        config.name,
-        lambda data: plan_column(
-            name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
-        ),
-        parse_compute({"device": device}, "run"),
-        column_dir,
-        stage=None,
-    )
+    data = load_prepared(_prepared_for_itself(_dataset_config(params_file, dataset)))
+    column = plan_column(name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed])
+    column_dir = SINGLE_RUNS / dataset / name / column.runs[0].hash
+    compute = parse_compute({"device": device}, "run")
+    _train_and_track(lambda: column, compute, column_dir, stage=None)
     run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
     if run["outcome"] == "diverged":
         return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
@@ -109,17 +100,31 @@ def result_folders() -> list[Path]:
     return [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
 
 
-def _plan(data: Any, study: str, params: Params, batch_size: int) -> Column:
+def _plan(study: str, params: Params, batch_size: int) -> Column:
+    from smallbatch.data.prepared import load_prepared
     from smallbatch.training.column import plan_column
 
     return plan_column(
         study,
         params.studies[study],
-        data,
+        load_prepared(PREPARED / params.dataset.name),
         batch_size=batch_size,
         base_lrs=params.base_lrs(study),
         seeds=range(params.grid.seeds),
     )
+
+
+def _prepared_for_itself(config: DatasetConfig) -> Path:
+    """Prepare a data set for single runs, once per configuration and apart from the pipeline's."""
+    from smallbatch.data.prepare import prepare
+
+    if config.path is None and config.source in ("cifar10", "cifar100"):
+        config = config.model_copy(update={"path": f"data/raw/{config.source}"})
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    directory = SINGLE_RUNS_DATA / digest / "prepared" / config.name
+    if not directory.exists():
+        prepare(config, SINGLE_RUNS_DATA / digest)
+    return directory
 
 
 def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
@@ -133,14 +138,12 @@ def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
 
 
 def _train_and_track(
-    dataset: str,
-    plan: Callable[[Any], Column],
+    plan: Callable[[], Column],
     compute: ComputeConfig,
     directory: Path,
     *,
     stage: str | None,
 ) -> None:
-    from smallbatch.data.prepared import load_prepared
     from smallbatch.progress import Progress
     from smallbatch.tracking import LiveMirror
 
@@ -148,10 +151,10 @@ def _train_and_track(
     try:
         from smallbatch.training.column import resolve_device, train_column
 
-        column = plan(load_prepared(PREPARED / dataset))
+        column = plan()
         device = resolve_device(compute.device)
         mirror.start(_column_info(column, device, stage))
-        title = f"{dataset}/{column.study} m={column.batch_size}"
+        title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
         with Progress(title, len(column.runs), column.runs[0].settings.epochs) as progress:
             observers = [progress, _Tracked(mirror, column)]
             train_column(column, directory, compute=compute, observers=observers, stage=stage)

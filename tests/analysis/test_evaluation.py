@@ -5,7 +5,6 @@ import shutil
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,15 +14,16 @@ from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.results import load_results
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
+from tests.analysis import synthetic
 
 
 @pytest.fixture
-def models(tmp_path: Path, synthetic: Any) -> Path:
+def models(tmp_path: Path) -> Path:
     small = synthetic.Study("tiny", batch_sizes=(2, 32), base_lrs=(2**-6, 2**-4, 2**-3), epochs=7)
     return synthetic.write_models(tmp_path / "models", (small,))
 
 
-def test_known_answers_come_back(tmp_path: Path, synthetic: Any) -> None:
+def test_known_answers_come_back(tmp_path: Path) -> None:
     models = synthetic.write_models(tmp_path / "models")
     outcome = evaluate(models, tmp_path / "out")
     assert (outcome.n_studies, outcome.n_runs, outcome.skipped) == (2, 2 * 6 * 8 * 3, ())
@@ -153,7 +153,7 @@ def test_the_number_of_classes_comes_from_the_prepared_data_it_was_trained_on(
 
 
 @pytest.mark.slow
-def test_two_thousand_long_runs_take_seconds(tmp_path: Path, synthetic: Any) -> None:
+def test_two_thousand_long_runs_take_seconds(tmp_path: Path) -> None:
     studies = tuple(
         synthetic.Study(
             f"s{index}",

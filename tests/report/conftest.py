@@ -1,15 +1,24 @@
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-SYNTHETIC = Path(__file__).parents[1] / "analysis" / "synthetic.py"
+from smallbatch.analysis.evaluation import evaluate
+from smallbatch.report.page import build_report
+from tests.analysis import synthetic
 
 
 @pytest.fixture(scope="session")
-def synthetic() -> SimpleNamespace:
-    """The made-up studies of tests/analysis/synthetic.py."""
-    return SimpleNamespace(**runpy.run_path(str(SYNTHETIC), run_name="synthetic"))
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the two made-up studies, one without any finished run, and a single run."""
+    root = tmp_path_factory.mktemp("report")
+    hopeless = synthetic.Study("hopeless", log_base_lr_0=-30.0, batch_sizes=(2, 4))
+    single = synthetic.Study(
+        "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings={"figure": "text"}
+    )
+    synthetic.write_models(root / "models", (*synthetic.STUDIES, hopeless, single))
+    (root / "models/synthetic/single/m8").mkdir()
+    evaluate(root / "models", root / "reports/evaluation")
+    build_report(root / "reports/evaluation", root / "models", root / "reports")
+    return root / "reports"

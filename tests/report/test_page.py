@@ -6,7 +6,6 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from smallbatch.analysis.evaluation import evaluate
 from smallbatch.errors import UserError
 from smallbatch.report.page import build_report
+from tests.analysis import synthetic
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -51,21 +51,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
             self.words.append(data)
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> Path:
-    """A report of the two made-up studies, one without any finished run, and a single run."""
-    root = tmp_path_factory.mktemp("report")
-    hopeless = synthetic.Study("hopeless", log_base_lr_0=-30.0, batch_sizes=(2, 4))
-    single = synthetic.Study(
-        "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings={"figure": "text"}
-    )
-    synthetic.write_models(root / "models", (*synthetic.STUDIES, hopeless, single))
-    (root / "models/synthetic/single/m8").mkdir()
-    evaluate(root / "models", root / "reports/evaluation")
-    build_report(root / "reports/evaluation", root / "models", root / "reports")
-    return root / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +147,7 @@ def test_a_report_needs_an_evaluation(tmp_path: Path) -> None:
         build_report(tmp_path, tmp_path, tmp_path)
 
 
-def test_names_are_escaped(reports: Path, tmp_path: Path, synthetic: Any) -> None:
+def test_names_are_escaped(reports: Path, tmp_path: Path) -> None:
     settings = {"model": "<script>alert(1)</script>"}
     odd = synthetic.Study("odd", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings=settings)
     synthetic.write_models(tmp_path / "models", (odd,))

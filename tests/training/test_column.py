@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
-from smallbatch.training import column as columns
-from smallbatch.training import loop
+from smallbatch.training import files, workers
 from smallbatch.training.column import Column, plan_column, train_column
 from smallbatch.training.protocol import Run
 
@@ -126,7 +130,7 @@ def test_a_failing_worker_fails_the_column_and_leaves_nothing(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no such luck")
 
-    monkeypatch.setattr(loop, "train", broken)
+    monkeypatch.setattr(workers, "train", broken)
     with pytest.raises(RuntimeError, match=r"base_lr=2\^-\d+ seed=0 failed:[\s\S]*no such luck"):
         run_column(plan(noise), tmp_path)
     assert not (tmp_path / "models").exists()
@@ -136,9 +140,62 @@ def test_a_failing_worker_fails_the_column_and_leaves_nothing(
 def test_a_killed_worker_fails_the_column(
     noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "train", lambda *_, **__: columns.os._exit(9))
+    monkeypatch.setattr(workers, "train", lambda *_, **__: os._exit(9))
     with pytest.raises(RuntimeError, match="a training worker died with exit code 9"):
         run_column(plan(noise), tmp_path)
+
+
+def test_a_model_that_does_not_fit_is_refused_in_one_line(noise: Dataset, tmp_path: Path) -> None:
+    settings = StudyConfig(model="resnet18", norm="none", epochs=1, weight_decay=0.0)
+    column = plan_column("study", settings, noise, batch_size=4, base_lrs=[0.1], seeds=[0])
+    with pytest.raises(UserError, match="norm: 'none' is not possible for timm's 'resnet18'"):
+        run_column(column, tmp_path)
+
+
+def test_runs_made_by_other_code_are_trained_again(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    run_column(column, tmp_path)
+    monkeypatch.setattr(files, "code_digest", lambda: "other")
+    log = _Log()
+    run_column(column, tmp_path, observers=[log])
+    assert len(log.epochs) == 3
+
+
+def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:
+    stages = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
+    deps = {dep.removeprefix("src/smallbatch/") for dep in stages["train"]["deps"]}
+    # The settings that config.py yields are part of a run's hash; DVC cannot know the hash.
+    assert deps == {*files.CODE, "config.py", "data/prepared/${dataset.name}"}
+
+
+def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from smallbatch.training import files\n"
+        "with files.one_writer(Path('work'), Path('models/m4')):\n"
+        "    print('in', flush=True); time.sleep(float(sys.argv[1])); print('out', flush=True)\n"
+    )
+
+    def start(seconds: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", program, seconds],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path("src").absolute())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with start("1.5") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "in\n"
+        begun = time.monotonic()
+        with start("0") as second:
+            out, said = second.communicate(timeout=30)
+        assert time.monotonic() - begun > 1
+        assert out == "in\nout\n"
+        assert f"models/m4: waiting for process {first.pid}" in said
 
 
 def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:

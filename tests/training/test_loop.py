@@ -113,7 +113,7 @@ def test_sum_form_equals_torch_sgd_on_the_mean_loss(noise: Dataset) -> None:
     run = Run(study(weight_decay=1e-3, milestones=()), noise.meta.fingerprint, 5, 2.0**-7, seed=2)
     result = loop.train(run, data, dtype=torch.float64)
 
-    model = loop._initial_model(run, data).double()  # pyright: ignore[reportPrivateUsage]
+    model = loop.initial_model(run, data).double()  # pyright: ignore[reportPrivateUsage]
     optimiser = torch.optim.SGD(model.parameters(), lr=5 * 2.0**-7, weight_decay=1e-3)
     order = [position[0] for position in twin.stream(2, 23, 3)]
     for start in range(0, 65, 5):
@@ -171,7 +171,7 @@ def test_population_accuracy_leaves_the_saved_statistics_alone(noise: Dataset) -
     data = resident(noise, dtype=torch.float32)
     run = Run(study(norm="batch"), noise.meta.fingerprint, 4, 2.0**-8, seed=0)
     result = loop.train(run, data)
-    model = loop._initial_model(run, data)  # pyright: ignore[reportPrivateUsage]
+    model = loop.initial_model(run, data)  # pyright: ignore[reportPrivateUsage]
     model.load_state_dict(result.weights)
     loss, accuracy = loop.evaluate(model, data.test)
     assert result.final["test_loss"] == pytest.approx(loss)

@@ -1,6 +1,6 @@
 """The stream of examples: which image, which crop, which flip, at every position.
 
-Common random numbers (paper.md, section 2): everything here is a function of the seed and the
+Common random numbers (docs/decisions.md): everything here is a function of the seed and the
 epoch alone, never of the batch size or the learning rate, so all cells of a seed see one stream.
 """
 

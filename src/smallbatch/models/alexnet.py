@@ -1,4 +1,4 @@
-"""The paper's reduced AlexNet (paper.md §3): five convs, three pools, two hidden FC layers."""
+"""The paper's reduced AlexNet: five convs, three pools, two hidden FC layers."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

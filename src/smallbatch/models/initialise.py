@@ -1,4 +1,4 @@
-"""He et al. 2015 initialisation ("Delving deep into rectifiers"), paper.md §2."""
+"""He et al. 2015 initialisation ("Delving deep into rectifiers"), which the paper names."""
 
 import torch
 from torch import nn

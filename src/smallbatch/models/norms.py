@@ -15,7 +15,7 @@ NormFactory = Callable[[int], nn.Module]
 def bn_momentum(batch_size: int) -> float:
     """Weight of the newest batch in the running statistics.
 
-    The averaging window is constant in examples: 0.1 at m = 128, so 1 - 0.9^(m/128) (paper.md §2).
+    The averaging window is constant in examples: 0.1 at m = 128, so 1 - 0.9^(m/128) (docs/decisions.md).
     """
     return 1.0 - 0.9 ** (batch_size / 128)
 

@@ -1,4 +1,4 @@
-"""Exact batch-norm statistics of a population, in place of running averages (paper.md §2)."""
+"""Exact batch-norm statistics of a population, in place of running averages (docs/decisions.md)."""
 
 from collections.abc import Iterator
 from typing import Any

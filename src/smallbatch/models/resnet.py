@@ -1,4 +1,4 @@
-"""The CIFAR ResNets of He et al. 2016, §4.2: depth 6n + 2, option-A shortcuts (paper.md §3)."""
+"""The CIFAR ResNets of He et al. 2016, §4.2: depth 6n + 2, option-A shortcuts."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

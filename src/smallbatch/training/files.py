@@ -7,10 +7,14 @@ trains only what is missing.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +26,13 @@ if TYPE_CHECKING:
     from smallbatch.training.loop import RunResult
 
 # The modules that determine the numbers; a record made by other code is trained again.
-_CODE = ("data/sampling.py", "models", "training/loop.py", "training/protocol.py")
+CODE = (
+    "data/sampling.py",
+    "models",
+    "training/loop.py",
+    "training/protocol.py",
+    "training/resident.py",
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,34 @@ class Timing:
         return {"started": self.started, "seconds": self.seconds, "images_per_second": speed}
 
 
+@contextmanager
+def one_writer(work: Path, directory: Path) -> Generator[None, None, None]:
+    """Hold the right to write a column; whoever else wants it waits and says for whom.
+
+    The lock ends with its process, however that ends.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+    with (work / f"{name}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            print(f"{directory}: waiting for process {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 @cache
 def code_digest() -> str:
     """Hash of the sources that determine a run's numbers."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for name in _CODE:
+    for name in CODE:
         path = package / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
@@ -92,7 +124,7 @@ def write_column(
     results: Iterable[tuple[Run, RunResult]],
     timing: Mapping[str, Any],
 ) -> None:
-    """Write a column's four files as one directory that appears whole or not at all.
+    """Write a column's four files as one directory, which is never there half-written.
 
     Args:
         directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
