@@ -157,7 +157,7 @@ def test_runs_made_by_other_code_are_trained_again(
 ) -> None:
     column = plan(noise, base_lrs=LRS[:1], seeds=1)
     run_column(column, tmp_path)
-    monkeypatch.setattr(files, "code_digest", lambda: "other")
+    monkeypatch.setattr(files, "code_digest", lambda _engine: "other")
     log = _Log()
     run_column(column, tmp_path, observers=[log])
     assert len(log.epochs) == 3
@@ -167,7 +167,7 @@ def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:
     stages = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
     deps = {dep.removeprefix("src/smallbatch/") for dep in stages["train"]["deps"]}
     # The settings that config.py yields are part of a run's hash; DVC cannot know the hash.
-    assert deps == {*files.CODE, "config.py", "data/prepared/${dataset.name}"}
+    assert deps == {*files.CODE["stacked"], "config.py", "data/prepared/${dataset.name}"}
 
 
 def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 # alignment in every lane: results must not depend on which lane a run is in.
 ALIGN = 16
 
-# (Cout, C, kh, kw) → (kh, C, kw, Cout). One kernel row is then a (C·kw, Cout) matrix for the forward
-# pass and, read otherwise, a (C, kw·Cout) matrix for the gradient of the input: no copies.
+# (Cout, C, kh, kw) → (kh, C, kw, Cout). One kernel row is then a (C·kw, Cout) matrix for the
+# forward pass and, read otherwise, a (C, kw·Cout) matrix for the input's gradient: no copies.
 _CONV_ORDER = (2, 1, 3, 0)
 
 
@@ -83,7 +83,7 @@ class Lanes:
 
     def finite(self) -> Tensor:
         """Whether every weight of a lane is finite, bool (K,)."""
-        # A finite sum has only finite terms; the exact test is for sums that overflow by themselves.
+        # A finite sum has only finite terms; the exact test is for sums that overflow themselves.
         finite = self.theta.sum(1).isfinite()
         return finite if bool(finite.all()) else self.theta.isfinite().all(1)
 

@@ -10,35 +10,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from smallbatch.config import StudyConfig
-from smallbatch.data.sampling import Examples, batches
-from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
-from smallbatch.training.lanes import Lanes, stack_lanes
+from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
-from smallbatch.training.loop import Row, RunResult, arithmetic
-from smallbatch.training.protocol import Run, scheduled_lr, updates_after
+from smallbatch.training.lane_inputs import Feed, Rates
+from smallbatch.training.lanes import Lanes, stack_lanes
+from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
+from smallbatch.training.protocol import Run, updates_after
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked_models import StackedNet, can_stack
+from smallbatch.training.stacked_models import StackedNet
 
 EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
 
 EpochObserver = Callable[[Run, Row], None]
 EndObserver = Callable[[Run, RunResult, float], None]
-
-
-def why_not(study: StudyConfig) -> str | None:
-    """Why this engine cannot train a study, in a few words, or None if it can."""
-    if not can_stack(study.model):
-        return f"{study.model} has no stacked form"
-    if study.precision == "bf16":
-        return "bf16 has no stacked form"
-    return None
 
 
 def train_lanes(
@@ -84,7 +74,7 @@ class _Trainer:
         self.data, self.on_epoch, self.on_end = data, on_epoch, on_end
         self.clock, self.share = time.perf_counter(), 0.0
         self.device = data.train.images.device
-        builders = [partial(_initial_model, run, data) for run in runs]
+        builders = [partial(initial_model, run, data) for run in runs]
         self.lanes, self.model = stack_lanes(builders, self.device, dtype)
         self.net = StackedNet(self.lanes, self.model)
         self.loss = torch.zeros(len(runs), device=self.device, dtype=torch.float64)
@@ -97,8 +87,8 @@ class _Trainer:
         """Train until every lane has finished or diverged."""
         run, study, n = self.runs[0], self.runs[0].settings, len(self.data.train)
         updates = updates_after(study.epochs, n, run.batch_size)
-        feed = _Feed(self.runs, self.data)
-        rates = _Rates(self.runs, updates, self.lanes.theta)
+        feed = Feed(self.runs, self.data)
+        rates = Rates(self.runs, updates, self.lanes.theta)
         epoch = 1
         for update in range(updates):
             images, labels = feed.next()
@@ -109,13 +99,13 @@ class _Trainer:
                 if not self.runs:
                     return
                 feed.keep(self.runs)
-                rates = _Rates(self.runs, updates, self.lanes.theta)
+                rates = Rates(self.runs, updates, self.lanes.theta)
             if update + 1 == updates_after(epoch, n, run.batch_size):
                 self._end_epoch(epoch, update + 1, rates.lrs(update))
                 epoch += 1
         self._end_finished()
 
-    def _step(self, images: Tensor, labels: Tensor, rates: _Rates, update: int) -> None:
+    def _step(self, images: Tensor, labels: Tensor, rates: Rates, update: int) -> None:
         logits = self.net.forward(images, training=True)
         losses, gradient = _cross_entropy(logits, labels)
         self.last_loss = losses.sum(1)
@@ -152,7 +142,7 @@ class _Trainer:
         self.correct.zero_()
         self.seen = 0
 
-    def _end_diverged(self, alive: list[bool], epoch: int, update: int, rates: _Rates) -> None:
+    def _end_diverged(self, alive: list[bool], epoch: int, update: int, rates: Rates) -> None:
         """Give the lanes that are not ``alive`` their outcome and drop them."""
         self._share_time()
         lrs = rates.lrs(update)
@@ -208,7 +198,7 @@ class _Trainer:
         self.on_end(run, result, self.share)
 
     def _share_time(self) -> None:
-        # Lanes share the clock equally while they live, so that runs' seconds add up to the column's.
+        # Lanes share the clock equally while they live: runs' seconds add up to the chunk's.
         now = time.perf_counter()
         self.share += (now - self.clock) / max(1, len(self.runs))
         self.clock = now
@@ -220,80 +210,9 @@ _FINAL = (
 )  # fmt: skip
 
 
-class _Rates:
-    """The scheduled learning rates of K lanes as vectors."""
-
-    def __init__(self, runs: Sequence[Run], updates: int, like: Tensor) -> None:
-        self.runs, self.updates, self.like = runs, updates, like
-        self.phase: float | None = None
-        self.vectors = like, like
-
-    def lrs(self, update: int) -> list[float]:
-        """η of each lane at an update, from 0."""
-        study = self.runs[0].settings
-        return [scheduled_lr(update, self.updates, run.lr, study) for run in self.runs]
-
-    def at(self, update: int) -> tuple[Tensor, Tensor]:
-        """1 − η·λ and η̃ of each lane, (K,)."""
-        study, m = self.runs[0].settings, self.runs[0].batch_size
-        phase = scheduled_lr(update, self.updates, 1.0, study)
-        if phase != self.phase:  # the schedule is the same factor for all
-            self.phase = phase
-            lrs = self.lrs(update)
-            self.vectors = (
-                self.like.new_tensor([1 - lr * study.weight_decay for lr in lrs]),
-                self.like.new_tensor([lr / m for lr in lrs]),
-            )
-        return self.vectors
-
-
-class _Feed:
-    """The lanes' batches: gathered once for each seed, shared by its lanes."""
-
-    def __init__(self, runs: Sequence[Run], data: Resident) -> None:
-        self.data = data
-        study, m = runs[0].settings, runs[0].batch_size
-        n = len(data.train)
-        self.streams: dict[int, Iterator[Examples]] = {
-            run.seed: batches(run.seed, n, study.epochs, m) for run in runs
-        }
-        self.keep(runs)
-
-    def keep(self, runs: Sequence[Run]) -> None:
-        """From now on serve these lanes."""
-        alive = {run.seed for run in runs}
-        self.streams = {seed: s for seed, s in self.streams.items() if seed in alive}
-        order = {seed: i for i, seed in enumerate(self.streams)}
-        device = self.data.train.images.device
-        self.lane_seed = torch.tensor([order[run.seed] for run in runs], device=device)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Images (K, C, H, W, m) and labels (K, m) of the next update."""
-        pairs = [self.data.batch(next(stream)) for stream in self.streams.values()]
-        images = [batch.permute(1, 2, 3, 0) for batch, _ in pairs]
-        if len(pairs) == 1:
-            k = len(self.lane_seed)
-            return images[0].contiguous().expand(k, -1, -1, -1, -1), pairs[0][1].expand(k, -1)
-        labels = torch.stack([label for _, label in pairs])
-        return torch.stack(images)[self.lane_seed], labels[self.lane_seed]
-
-
-def _initial_model(run: Run, data: Resident) -> nn.Module:
-    return build_model(
-        run.settings.model,
-        run.settings.norm,
-        num_classes=data.classes,
-        in_chans=data.train.images.shape[1],
-        image_size=data.train.images.shape[2],
-        seed=run.seed,
-        batch_size=run.batch_size,
-        bn_batch_size=run.settings.bn_batch_size,
-    )
-
-
 def _population_scores(model: nn.Module, data: Resident) -> tuple[float, float]:
     """Test loss and accuracy of a plain model under exact batch statistics, as the loop's."""
-    stride = -(-len(data.train) // loop.POPULATION_CAP)
+    stride = -(-data.train.images[:, 0].numel() // loop.POPULATION_PIXELS)
     recompute_population_statistics(model, data.train.images[::stride])
     return loop.evaluate(model, data.test)
 
@@ -322,3 +241,25 @@ def evaluate(net: StackedNet, split: Split) -> tuple[list[float], list[float]]:
         correct += (logits.argmax(1) == expanded).sum(1)
     n = len(split)
     return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
+
+
+def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> int:
+    """Memory that one lane takes, estimated from a plain model's activations for one image.
+
+    Every conv, FC and norm layer keeps its output for the backward pass, which itself holds a few
+    of the widest at a time; parameters are there as weights, gradients and the step's temporary.
+    """
+    model = initial_model(run, data)
+    sizes = [data.train.images[0].numel()]
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
+
+    def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        sizes.append(output.numel())
+
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.register_forward_hook(count)
+    model.eval()(data.train.images[:1].to("cpu", torch.float32))
+    activations = run.batch_size * (sum(sizes) + 4 * max(sizes))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return dtype.itemsize * (activations + 3 * parameters)

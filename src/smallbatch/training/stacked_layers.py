@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.training.lanes import Lanes
-from smallbatch.training.unroll import Unroller, blocks
+from smallbatch.training.unroll import Unroller
 
 
 class Layer(Protocol):
@@ -42,11 +42,11 @@ class Conv:
     """3×3 and other odd kernels with SAME padding, as products with unrolled rows of pixels."""
 
     def __init__(self, lanes: Lanes, unroller: Unroller, name: str, module: nn.Conv2d) -> None:
-        kernel, stride, padding = module.kernel_size, module.stride[0], module.padding
-        if padding != tuple(k // 2 for k in kernel) or module.groups != 1:
+        kernel, stride = (module.kernel_size[0], module.kernel_size[1]), module.stride[0]
+        if module.padding != (kernel[0] // 2, kernel[1] // 2) or module.groups != 1:
             raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
         self.lanes, self.unroller = lanes, unroller
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if module.bias is not None else ""
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
         self.kernel, self.stride, self.channels = kernel, stride, module.out_channels
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
@@ -58,7 +58,8 @@ class Conv:
         weight = self.lanes.views[self.weight].view(k, kh, c * kw, self.channels).transpose(2, 3)
         out = x.new_empty(k, self.channels, -(-h // s), -(-w // s), m)
         _convolve(self.unroller, x, weight, out, self.kernel, s, mirrored=False)
-        return out.add_(self.lanes.views[self.bias][:, :, None, None, None]) if self.bias else out
+        bias = self.lanes.views.get(self.bias)
+        return out if bias is None else out.add_(bias[:, :, None, None, None])
 
     def backward(self, g: Tensor, needed: bool) -> Tensor:
         """Gradients of weight, bias and, if needed, input."""
@@ -69,7 +70,7 @@ class Conv:
         self._weight_gradient(g, gradient)
         shaped = gradient.view(kh, k, c, kw, self.channels).transpose(0, 1)
         self.lanes.gradients[self.weight] = shaped
-        if self.bias:
+        if self.bias in self.lanes.views:
             self.lanes.gradients[self.bias] = g.flatten(2).sum(2)
         if not needed:
             return g
@@ -86,7 +87,7 @@ class Conv:
         """Sum of g ⊗ unrolled x into ``gradient`` (kh, K, C·kw, Cout)."""
         flat_g = g.flatten(2)
         width = g.shape[3] * g.shape[4]
-        for lanes, rows, whole in blocks(self.x, self.kernel, self.stride):
+        for lanes, rows, whole in self.unroller.blocks(self.x, self.kernel, self.stride):
             taps = self.unroller.unroll(self.x[lanes], self.kernel, self.stride, rows, False)
             part = flat_g[lanes, :, rows.start * width : rows.stop * width].transpose(1, 2)
             for dy, tap in enumerate(taps):
@@ -110,7 +111,7 @@ def _convolve(
     """Out = Σ over kernel rows of weight (K, kh, Cout, rows) @ unrolled x, block by block."""
     flat = out.flatten(2)
     width = out.shape[3] * out.shape[4]
-    for lanes, rows, whole in blocks(x, kernel, stride):
+    for lanes, rows, whole in unroller.blocks(x, kernel, stride):
         taps = unroller.unroll(x[lanes], kernel, stride, rows, mirrored)
         if whole:
             part = flat[lanes]
@@ -126,21 +127,22 @@ def _convolve(
 class Linear:
     """FC layer: (K, in, m) → (K, out, m)."""
 
-    def __init__(self, lanes: Lanes, name: str, module: nn.Linear) -> None:
+    def __init__(self, lanes: Lanes, name: str) -> None:
         self.lanes = lanes
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias" if module.bias is not None else ""
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Weight · x + bias."""
         if training:
             self.x = x
         out = torch.bmm(self.lanes.views[self.weight], x)
-        return out.add_(self.lanes.views[self.bias][:, :, None]) if self.bias else out
+        bias = self.lanes.views.get(self.bias)
+        return out if bias is None else out.add_(bias[:, :, None])
 
     def backward(self, g: Tensor, needed: bool) -> Tensor:
         """Gradients of weight, bias and, if needed, input."""
         self.lanes.gradients[self.weight] = torch.bmm(g, self.x.transpose(1, 2))
-        if self.bias:
+        if self.bias in self.lanes.views:
             self.lanes.gradients[self.bias] = g.sum(2)
         return torch.bmm(self.lanes.views[self.weight].transpose(1, 2), g) if needed else g
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from smallbatch.model_names import ALIASES
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
@@ -24,17 +23,12 @@ from smallbatch.training.stacked_norms import BatchNorm, GhostNorm, GroupNorm
 from smallbatch.training.unroll import Unroller
 
 
-def can_stack(model: str) -> bool:
-    """Whether a model (by the name of a study's setting) has a stacked form: the paper's do."""
-    return model in ALIASES or model in ALIASES.values()
-
-
 class StackedNet:
     """The network of all lanes."""
 
     def __init__(self, lanes: Lanes, model: nn.Module) -> None:
         self.lanes = lanes
-        self._unroller = Unroller()
+        self._unroller = Unroller(lanes.theta.device)
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):
             self._chain = self._resnet(model)
@@ -91,7 +85,7 @@ class StackedNet:
     def _linear(self, module: nn.Module) -> Layer:
         if not isinstance(module, nn.Linear):
             raise TypeError(f"found {type(module).__name__} where an FC layer is expected")
-        return Linear(self.lanes, self._names[id(module)], module)
+        return Linear(self.lanes, self._names[id(module)])
 
     def _norm(self, module: nn.Module | None) -> list[Layer]:
         if module is None:

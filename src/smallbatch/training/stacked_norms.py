@@ -88,7 +88,7 @@ class BatchNorm:
 
 
 class GhostNorm(BatchNorm):
-    """Batch norm over consecutive sub-batches; see :class:`smallbatch.models.norms.GhostBatchNorm`."""
+    """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`."""
 
     def __init__(self, lanes: Lanes, name: str, module: GhostBatchNorm) -> None:
         super().__init__(lanes, name, module)

@@ -1,8 +1,8 @@
 """Convolution as matrix products: the pixels that one kernel row meets, unrolled into rows.
 
 For each kernel row dy a convolution is a product of a (Cout, C·kw) matrix with a matrix whose row
-(c, dx) holds the image shifted by dx. Only the kw horizontal shifts need copies: a vertical shift is
-an offset into the same memory. That is a third of the copies of im2col for a 3×3 kernel.
+(c, dx) holds the image shifted by dx. Only the kw horizontal shifts need copies: a vertical shift
+is an offset into the same memory. That is a third of the copies of im2col for a 3×3 kernel.
 """
 
 from __future__ import annotations
@@ -13,41 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Numbers in the unrolled rows of one block: what the matrix products then read comes from a core's
-# second-level cache (1 MiB of float32).
-BLOCK = 2**18
-
-
-def blocks(
-    x: Tensor, kernel: tuple[int, int], stride: int
-) -> Iterator[tuple[slice, range, bool]]:
-    """Cut a convolution's work into blocks whose unrolled rows stay in the cache.
-
-    Whether a block has several whole lanes or a part of one depends on the layer and m alone, so a
-    lane's arithmetic does not depend on how many lanes there are.
-
-    Args:
-        x: the input, (K, C, H, W, m).
-        kernel: kh, kw.
-        stride: of both directions.
-
-    Yields:
-        Lanes, output rows, and whether these are all rows.
-    """
-    k, c, h, w, m = x.shape
-    height = -(-h // stride)
-    row = c * kernel[1] * stride * -(-w // stride) * m
-    if row * (height + (kernel[0] - 1) // stride) <= BLOCK:
-        size = max(1, BLOCK // (row * height))
-        for start in range(0, k, size):
-            yield slice(start, min(start + size, k)), range(height), True
-        return
-    # At least 4 rows: each block repeats kh - 1 rows of its neighbour.
-    parts = -(-height // max(4, BLOCK // row))
-    edges = [part * height // parts for part in range(parts + 1)]
-    for lane in range(k):
-        for i in range(parts):
-            yield slice(lane, lane + 1), range(edges[i], edges[i + 1]), parts == 1
+# Numbers in the unrolled rows of one block. On a CPU, what the matrix products read then comes from
+# a core's second-level cache (1 MiB of float32); a GPU wants few large products.
+BLOCK = {"cpu": 2**18, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
@@ -70,12 +38,44 @@ class _Plan:
 class Unroller:
     """Makes unrolled rows in buffers that are used again for every layer of the same shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.block = BLOCK["cpu" if device.type == "cpu" else "cuda"]
         self._plans: dict[object, _Plan] = {}
 
     def clear(self) -> None:
         """Give the buffers back."""
         self._plans.clear()
+
+    def blocks(
+        self, x: Tensor, kernel: tuple[int, int], stride: int
+    ) -> Iterator[tuple[slice, range, bool]]:
+        """Cut a convolution's work into blocks whose unrolled rows stay in the cache.
+
+        Whether a block has several whole lanes or a part of one depends on the layer and m alone,
+        so a lane's arithmetic does not depend on how many lanes there are.
+
+        Args:
+            x: the input, (K, C, H, W, m).
+            kernel: kh, kw.
+            stride: of both directions.
+
+        Yields:
+            Lanes, output rows, and whether these are all rows.
+        """
+        k, c, h, w, m = x.shape
+        height = -(-h // stride)
+        row = c * kernel[1] * stride * -(-w // stride) * m  # numbers for one output row
+        if row * height <= self.block:
+            size = self.block // (row * height)
+            for start in range(0, k, size):
+                yield slice(start, min(start + size, k)), range(height), True
+            return
+        # At least 4 rows: each block repeats kh - 1 rows of its neighbour.
+        parts = -(-height // max(4, self.block // row))
+        edges = [part * height // parts for part in range(parts + 1)]
+        for lane in range(k):
+            for i in range(parts):
+                yield slice(lane, lane + 1), range(edges[i], edges[i + 1]), parts == 1
 
     def unroll(
         self, x: Tensor, kernel: tuple[int, int], stride: int, rows: range, mirrored: bool

@@ -1,0 +1,92 @@
+"""Which engine trains a column, and how its runs are split over workers and memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from smallbatch.config import EngineSetting, StudyConfig
+from smallbatch.model_names import ALIASES
+
+Engine = Literal["loop", "stacked"]
+T = TypeVar("T")
+
+# Without a budget of their own, lanes may take this part of the memory that is free at the start.
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and one line about it where it is not the one asked for."""
+
+    engine: Engine
+    remark: str | None = None
+
+
+def why_not_stacked(study: StudyConfig) -> str | None:
+    """Why the stacked engine cannot train a study, in a few words, or None if it can."""
+    if study.model not in ALIASES and study.model not in ALIASES.values():
+        return f"{study.model} has no stacked form"
+    if study.precision == "bf16":
+        return "bf16 has no stacked form"
+    return None
+
+
+def choose(
+    asked: EngineSetting,
+    study: StudyConfig,
+    *,
+    batch_size: int,
+    pixels: int,
+    lanes: int,
+) -> Choice:
+    """Pick the engine of a column.
+
+    Args:
+        asked: ``compute.engine`` of the params file.
+        study: the study's settings.
+        batch_size: m.
+        pixels: of one channel of an image.
+        lanes: runs of the column.
+    """
+    if asked == "loop":
+        return Choice("loop")
+    if reason := why_not_stacked(study):
+        return Choice("loop", f"{reason}; the loop engine trains it")
+    if asked == "stacked" or stacked_is_faster(batch_size, pixels, lanes):
+        return Choice("stacked")
+    return Choice("loop")
+
+
+def stacked_is_faster(batch_size: int, pixels: int, lanes: int) -> bool:
+    """Whether stacked lanes beat plain runs on a CPU, by what was measured."""
+    return lanes > 1 and batch_size * pixels <= 2**13
+
+
+def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:
+    """Split a column's runs into chunks whose lanes are computed together.
+
+    Runs are dealt like cards, so that those with large learning rates, which often diverge and end
+    early, are spread over the chunks.
+
+    Args:
+        runs: in order of learning rate.
+        workers: that take chunks; each should get the same number.
+        lanes_at_most: that fit into a worker's memory.
+    """
+    rounds = -(-len(runs) // (workers * lanes_at_most))
+    chunks = min(len(runs), rounds * workers)
+    return [list(runs[i::chunks]) for i in range(chunks)]
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, or could be at once."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
