@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.models.norms import BatchNorm as PlainBatchNorm
 from smallbatch.models.norms import GhostBatchNorm, group_norm
-from smallbatch.training import stacked_layers, stacked_norms, unroll
+from smallbatch.training import stacked_conv, stacked_layers, stacked_norms, unroll
 from smallbatch.training.lanes import Lanes, stack_lanes
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def near(one: Tensor, other: Tensor) -> None:
 
 @pytest.mark.parametrize("block", [2**18, 300], ids=["whole-lanes", "rows"])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("height", [6, 9, 1])
 @pytest.mark.parametrize("bias", [True, False])
 def test_conv(
@@ -78,8 +78,8 @@ def test_conv(
     def make() -> nn.Conv2d:
         return nn.Conv2d(2, 3, kernel, stride, padding=kernel // 2, bias=bias)
 
-    def make_stacked(lanes: Lanes) -> stacked_layers.Conv:
-        return stacked_layers.Conv(lanes, unroll.Unroller(CPU), "layer", make())
+    def make_stacked(lanes: Lanes) -> stacked_conv.Conv:
+        return stacked_conv.Conv(lanes, unroll.Unroller(CPU), "layer", make())
 
     check(make, make_stacked, (2, height, 7, 4))
 
@@ -90,7 +90,7 @@ def test_conv_buffers_serve_again_without_traces_of_the_last_use(
     monkeypatch.setitem(unroll.BLOCK, "cpu", 200)
     conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     lanes, plain = stack_lanes([lambda: _Single(conv, 0)], CPU, torch.float32)
-    layer = stacked_layers.Conv(lanes, unroll.Unroller(CPU), "layer", conv)
+    layer = stacked_conv.Conv(lanes, unroll.Unroller(CPU), "layer", conv)
     with torch.no_grad():
         x = torch.randn(1, 2, 9, 7, 4)
         first = layer.forward(x, training=False)
@@ -166,4 +166,4 @@ def test_other_convolutions_are_refused() -> None:
     module = nn.Conv2d(4, 4, 3, padding=1, groups=2)
     lanes, _ = stack_lanes([lambda: _Single(module, 0)], CPU, torch.float32)
     with pytest.raises(ValueError, match="layer: only plain convolutions with SAME padding"):
-        stacked_layers.Conv(lanes, unroll.Unroller(CPU), "layer", module)
+        stacked_conv.Conv(lanes, unroll.Unroller(CPU), "layer", module)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.training.lanes import Lanes
-from smallbatch.training.unroll import Unroller
 
 
 class Layer(Protocol):
@@ -36,92 +35,6 @@ class Layer(Protocol):
             needed: whether anybody wants the gradient of the input; if not, the result is void.
         """
         ...
-
-
-class Conv:
-    """3×3 and other odd kernels with SAME padding, as products with unrolled rows of pixels."""
-
-    def __init__(self, lanes: Lanes, unroller: Unroller, name: str, module: nn.Conv2d) -> None:
-        kernel, stride = (module.kernel_size[0], module.kernel_size[1]), module.stride[0]
-        if module.padding != (kernel[0] // 2, kernel[1] // 2) or module.groups != 1:
-            raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
-        self.lanes, self.unroller = lanes, unroller
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
-        self.kernel, self.stride, self.channels = kernel, stride, module.out_channels
-
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """(K, C, H, W, m) → (K, Cout, ⌈H / stride⌉, ⌈W / stride⌉, m)."""
-        if training:
-            self.x = x
-        k, c, h, w, m = x.shape
-        (kh, kw), s = self.kernel, self.stride
-        weight = self.lanes.views[self.weight].view(k, kh, c * kw, self.channels).transpose(2, 3)
-        out = x.new_empty(k, self.channels, -(-h // s), -(-w // s), m)
-        _convolve(self.unroller, x, weight, out, self.kernel, s, mirrored=False)
-        bias = self.lanes.views.get(self.bias)
-        return out if bias is None else out.add_(bias[:, :, None, None, None])
-
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
-        """Gradients of weight, bias and, if needed, input."""
-        x = self.x
-        k, c, h, w, m = x.shape
-        (kh, kw), s = self.kernel, self.stride
-        gradient = x.new_empty(kh, k, c * kw, self.channels)
-        self._weight_gradient(g, gradient)
-        shaped = gradient.view(kh, k, c, kw, self.channels).transpose(0, 1)
-        self.lanes.gradients[self.weight] = shaped
-        if self.bias in self.lanes.views:
-            self.lanes.gradients[self.bias] = g.flatten(2).sum(2)
-        if not needed:
-            return g
-        if s > 1:
-            spread = g.new_zeros(k, self.channels, h, w, m)
-            spread[:, :, ::s, ::s] = g
-            g = spread
-        weight = self.lanes.views[self.weight].view(k, kh, c, kw * self.channels)
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _convolve(self.unroller, g, weight, out, self.kernel, 1, mirrored=True)
-        return out
-
-    def _weight_gradient(self, g: Tensor, gradient: Tensor) -> None:
-        """Sum of g ⊗ unrolled x into ``gradient`` (kh, K, C·kw, Cout)."""
-        flat_g = g.flatten(2)
-        width = g.shape[3] * g.shape[4]
-        for lanes, rows, whole in self.unroller.blocks(self.x, self.kernel, self.stride):
-            taps = self.unroller.unroll(self.x[lanes], self.kernel, self.stride, rows, False)
-            part = flat_g[lanes, :, rows.start * width : rows.stop * width].transpose(1, 2)
-            for dy, tap in enumerate(taps):
-                if whole:
-                    torch.bmm(tap, part, out=gradient[dy, lanes])
-                else:
-                    # beta = 0 ignores what is there, NaN included.
-                    gradient[dy, lanes.start].addmm_(tap[0], part[0], beta=float(rows.start > 0))
-
-
-def _convolve(
-    unroller: Unroller,
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    kernel: tuple[int, int],
-    stride: int,
-    *,
-    mirrored: bool,
-) -> None:
-    """Out = Σ over kernel rows of weight (K, kh, Cout, rows) @ unrolled x, block by block."""
-    flat = out.flatten(2)
-    width = out.shape[3] * out.shape[4]
-    for lanes, rows, whole in unroller.blocks(x, kernel, stride):
-        taps = unroller.unroll(x[lanes], kernel, stride, rows, mirrored)
-        if whole:
-            part = flat[lanes]
-            torch.bmm(weight[lanes, 0], taps[0], out=part)
-            for dy in range(1, kernel[0]):
-                part.baddbmm_(weight[lanes, dy], taps[dy])
-        else:
-            part = flat[lanes.start, :, rows.start * width : rows.stop * width]
-            for dy, tap in enumerate(taps):
-                part.addmm_(weight[lanes.start, dy], tap[0], beta=float(dy > 0))
 
 
 class Linear:

@@ -8,9 +8,9 @@ from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
 from smallbatch.training.lanes import Lanes
+from smallbatch.training.stacked_conv import Conv
 from smallbatch.training.stacked_layers import (
     Chain,
-    Conv,
     Flatten,
     GlobalMean,
     Layer,
