@@ -21,6 +21,7 @@ from smallbatch.errors import UserError
 from smallbatch.training import files, workers
 from smallbatch.training.column import Column, plan_column, train_column
 from smallbatch.training.protocol import Run
+from tests.training.conftest import make_dataset
 
 LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
 
@@ -112,7 +113,7 @@ def test_the_engines_make_the_same_column(noise: Dataset, tmp_path: Path) -> Non
     loop = run_column(plan(noise), tmp_path / "loop")
     stacked = run_column(plan(noise), tmp_path / "stacked", engine="stacked")
     histories = [pd.read_parquet(out / "history.parquet") for out in (loop, stacked)]
-    pd.testing.assert_frame_equal(*histories, rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-4, atol=1e-5)
     mine, theirs = (load_file(out / "weights.safetensors") for out in (stacked, loop))
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
@@ -137,15 +138,29 @@ def test_runs_of_one_engine_are_not_kept_for_another(noise: Dataset, tmp_path: P
     assert len(log.epochs) == 3
 
 
-def test_a_model_without_a_stacked_form_falls_back_in_one_line(
-    noise: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("model", "norm", "engine", "remark"),
+    [
+        ("test_resnet", "batch", "stacked", "test_resnet: lanes by torch.vmap"),
+        ("test_vit_relpos", "none", "loop", "test_vit_relpos has no stacked layers and fails"),
+    ],
+)
+def test_other_models_are_stacked_by_vmap_or_fall_back_in_one_line(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model: str,
+    norm: Any,
+    engine: str,
+    remark: str,
 ) -> None:
-    settings = StudyConfig(model="test_resnet", norm="batch", epochs=1, weight_decay=0.0)
-    column = plan_column("study", settings, noise, batch_size=4, base_lrs=[2**-9], seeds=[0])
+    data = make_dataset(n=12, test=8, size=32)
+    settings = StudyConfig(model=model, norm=norm, epochs=1, weight_decay=0.0)
+    column = plan_column("study", settings, data, batch_size=4, base_lrs=[2**-9], seeds=[0, 1])
     out = run_column(column, tmp_path, engine="stacked")
     said = capfd.readouterr().err.splitlines()
-    assert said == [f"{out}: test_resnet has no stacked form; the loop engine trains it"]
-    assert json.loads((out / "timing.json").read_text())["column"]["engine"] == "loop"
+    assert len(said) == 1
+    assert said[0].startswith(f"{out}: {remark}")
+    assert json.loads((out / "timing.json").read_text())["column"]["engine"] == engine
 
 
 def test_a_damaged_record_is_trained_again(noise: Dataset, tmp_path: Path) -> None:

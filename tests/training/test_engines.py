@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallbatch.config import StudyConfig
-from smallbatch.training.engines import choose, deal, free_memory
+from smallbatch.training.engines import Choice, choose, deal, free_memory
 
 
 def study(**changes: Any) -> StudyConfig:
@@ -31,28 +31,44 @@ def test_dealing_spreads_learning_rates_and_keeps_seeds_together() -> None:
     assert deal(runs, 2, 100) == [[(lr, seed) for lr in range(13)] for seed in range(2)]
 
 
+def pick(asked: Any, settings: StudyConfig, *, lanes: int = 26, vmap: Any = None) -> Choice:
+    return choose(
+        asked, settings, batch_size=2, pixels=64, lanes=lanes, device="cpu", vmap_works=vmap
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "settings", "engine", "remark"),
     [
-        ("loop", study(), "loop", None),
-        ("stacked", study(), "stacked", None),
-        ("stacked", study(model="alexnet", norm="batch_conv"), "stacked", None),
-        ("stacked", study(model="resnet18"), "loop", "resnet18 has no stacked form"),
-        ("auto", study(model="resnet18"), "loop", "resnet18 has no stacked form"),
-        ("stacked", study(precision="bf16"), "loop", "bf16 has no stacked form"),
-        ("auto", study(), "stacked", None),
+        ("loop", study(), "loop", ""),
+        ("stacked", study(), "stacked", ""),
+        ("stacked", study(model="alexnet", norm="batch_conv"), "stacked", ""),
+        ("stacked", study(precision="bf16"), "loop", "no bf16"),
+        ("auto", study(), "stacked", ""),
+        ("auto", study(model="resnet18"), "loop", ""),
     ],
 )
 def test_the_engine_is_the_one_asked_for_or_a_line_says_why_not(
-    asked: Any, settings: StudyConfig, engine: str, remark: str | None
+    asked: Any, settings: StudyConfig, engine: str, remark: str
 ) -> None:
-    choice = choose(asked, settings, batch_size=2, pixels=64, lanes=26)
+    choice = pick(asked, settings)
     assert choice.engine == engine
-    assert (choice.remark or "").split(";")[0] == (remark or "")
+    assert remark in (choice.remark or "")
+    assert bool(remark) == bool(choice.remark)
+
+
+@pytest.mark.parametrize(("works", "engine"), [(True, "stacked"), (False, "loop")])
+def test_other_models_are_stacked_by_vmap_where_that_works(works: bool, engine: str) -> None:
+    choice = pick("stacked", study(model="resnet18"), vmap=lambda: works)
+    assert choice.engine == engine
+    assert choice.remark is not None
+    assert "resnet18" in choice.remark
+    assert "vmap" in choice.remark
+    assert "\n" not in choice.remark
 
 
 def test_auto_trains_a_single_run_plainly() -> None:
-    assert choose("auto", study(), batch_size=2, pixels=64, lanes=1).engine == "loop"
+    assert pick("auto", study(), lanes=1).engine == "loop"
 
 
 def test_free_memory_is_a_plausible_number_of_bytes() -> None:

@@ -161,6 +161,14 @@ def test_a_lane_does_not_depend_on_its_neighbours(
             assert_equal(result, everyone[i])
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
+def test_other_models_under_vmap_equal_the_loop_in_float64(model: str) -> None:
+    data = noise_data(16, size=32, dtype=PRECISE)
+    runs = grid(study(model, "batch", epochs=1), 4, [2.0**-8])
+    for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=PRECISE), strict=True):
+        assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-9)
+
+
 def test_repeats_are_bit_identical_and_seeds_differ() -> None:
     data = noise_data(23, augment=True, dtype=torch.float32)
     runs = grid(study(norm="batch", augment=True), 4, [2.0**-8])
@@ -252,5 +260,6 @@ def test_accuracies_are_distributed_as_the_loops(tmp_path: Path) -> None:
     differences = np.array(mine) - np.array(theirs)
     error = differences.std(ddof=1) / math.sqrt(len(runs))
     assert abs(differences.mean()) <= max(3 * error, 0.001)
-    assert stats.ks_2samp(mine, theirs).pvalue > 0.05
+    comparison: Any = stats.ks_2samp(mine, theirs)
+    assert comparison.pvalue > 0.05
     assert np.std(theirs) > 0.005  # the seeds do differ: the test could fail

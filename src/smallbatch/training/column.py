@@ -192,14 +192,37 @@ def _train_column(
 
 
 def choose_engine(column: Column, compute: ComputeConfig) -> Choice:
-    """The engine that trains a column; see :func:`~training.engines.choose`."""
-    meta = column.dataset.meta
+    """The engine that trains a column; see :func:`~training.engines.choose`.
+
+    Raises:
+        UserError: the device is not there, or the model cannot be built for these images.
+    """
+    run, meta = column.runs[0], column.dataset.meta
+
+    def try_vmap() -> bool:
+        from smallbatch.models import build_model
+        from smallbatch.training.lane_vmap import vmap_works
+
+        model = build_model(
+            run.settings.model,
+            run.settings.norm,
+            num_classes=len(meta.classes),
+            in_chans=meta.channels,
+            image_size=meta.height,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            bn_batch_size=run.settings.bn_batch_size,
+        )
+        return vmap_works(model, meta.channels, meta.height, run.batch_size)
+
     return choose(
         compute.engine,
-        column.runs[0].settings,
-        batch_size=column.batch_size,
+        run.settings,
+        batch_size=run.batch_size,
         pixels=meta.height * meta.width,
         lanes=len(column.runs),
+        device=resolve_device(compute.device),
+        vmap_works=try_vmap,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -26,13 +26,9 @@ class Choice:
     remark: str | None = None
 
 
-def why_not_stacked(study: StudyConfig) -> str | None:
-    """Why the stacked engine cannot train a study, in a few words, or None if it can."""
-    if study.model not in ALIASES and study.model not in ALIASES.values():
-        return f"{study.model} has no stacked form"
-    if study.precision == "bf16":
-        return "bf16 has no stacked form"
-    return None
+def has_layers(model: str) -> bool:
+    """Whether a model has layers over K lanes (`stacked_layers`): the paper's models do."""
+    return model in ALIASES or model in ALIASES.values()
 
 
 def choose(
@@ -42,6 +38,8 @@ def choose(
     batch_size: int,
     pixels: int,
     lanes: int,
+    device: str,
+    vmap_works: Callable[[], bool],
 ) -> Choice:
     """Pick the engine of a column.
 
@@ -51,19 +49,30 @@ def choose(
         batch_size: m.
         pixels: of one channel of an image.
         lanes: runs of the column.
+        device: ``cpu`` or ``cuda``.
+        vmap_works: tries the model under `torch.vmap`; called only for models that need it.
     """
     if asked == "loop":
         return Choice("loop")
-    if reason := why_not_stacked(study):
-        return Choice("loop", f"{reason}; the loop engine trains it")
-    if asked == "stacked" or stacked_is_faster(batch_size, pixels, lanes):
+    if study.precision == "bf16":
+        return Choice("loop", "the stacked engine has no bf16; the loop engine trains it")
+    if asked == "auto" and not stacked_is_faster(study.model, batch_size, pixels, lanes, device):
+        return Choice("loop")
+    if has_layers(study.model):
         return Choice("stacked")
-    return Choice("loop")
+    if vmap_works():
+        return Choice("stacked", f"{study.model}: lanes by torch.vmap, it has no stacked layers")
+    reason = f"{study.model} has no stacked layers and fails under torch.vmap"
+    return Choice("loop", f"{reason}; the loop engine trains it")
 
 
-def stacked_is_faster(batch_size: int, pixels: int, lanes: int) -> bool:
-    """Whether stacked lanes beat plain runs on a CPU, by what was measured."""
-    return lanes > 1 and batch_size * pixels <= 2**13
+def stacked_is_faster(model: str, batch_size: int, pixels: int, lanes: int, device: str) -> bool:
+    """Whether stacked lanes beat plain runs, by what was measured."""
+    if lanes == 1:
+        return False
+    if device == "cuda":
+        return True
+    return has_layers(model) and batch_size * pixels <= 2**13
 
 
 def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:

@@ -39,6 +39,7 @@ CODE: dict[Engine, tuple[str, ...]] = {
     "stacked": (
         *_LOOP,
         "training/lane_inputs.py",
+        "training/lane_vmap.py",
         "training/lanes.py",
         "training/stacked.py",
         "training/stacked_conv.py",

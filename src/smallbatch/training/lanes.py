@@ -39,7 +39,7 @@ class Lanes:
         theta: all trained parameters, (K, P).
         views: each parameter by its name, a view (K, …) into ``theta``. A conv's weight is laid
             out as (K, kh, C, kw, Cout).
-        statistics: running means and variances by name, (K, C) each.
+        statistics: running means and variances by name, (K, C) each; for vmap, all buffers.
         gradients: of the summed loss, by name, each in the shape of its view; set by a backward
             pass.
         parameters: trained parameters of one lane, the padding of ``theta`` not counted.
@@ -96,14 +96,24 @@ class Lanes:
                 value = value.permute(*_inverse(slot.order))
             state[name] = value.detach().cpu().contiguous().clone()
         for name, value in self.statistics.items():
-            state[name] = value[lane].cpu().clone()
+            if name in state:
+                state[name] = value[lane].cpu().clone()
         return state
 
 
 def stack_lanes(
-    builders: Sequence[Callable[[], nn.Module]], device: torch.device, dtype: torch.dtype
+    builders: Sequence[Callable[[], nn.Module]],
+    device: torch.device,
+    dtype: torch.dtype,
+    plain: bool = False,
 ) -> tuple[Lanes, nn.Module]:
     """Build K plain models one after another and stack their states.
+
+    Args:
+        builders: make one model each.
+        device: of the lanes.
+        dtype: of the lanes' parameters and statistics.
+        plain: leave convs' weights in torch's layout and stack every buffer, as vmap wants it.
 
     Returns:
         The lanes, and the last of the models as the pattern of their structure.
@@ -112,10 +122,11 @@ def stack_lanes(
     for i, build in enumerate(builders):
         model = build()
         if lanes is None:
-            lanes = _empty_lanes(model, len(builders), device, dtype)
-        state = model.state_dict()
+            lanes = _empty_lanes(model, len(builders), device, dtype, plain)
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, slot in lanes.slots.items():
-            value = state[name].permute(*slot.order) if slot.order else state[name]
+            value = state[name].detach()
+            value = value.permute(*slot.order) if slot.order else value
             lanes.views[name][i].copy_(value)
         for name, value in lanes.statistics.items():
             value[i].copy_(state[name])
@@ -124,8 +135,11 @@ def stack_lanes(
     return lanes, model
 
 
-def _empty_lanes(model: nn.Module, k: int, device: torch.device, dtype: torch.dtype) -> Lanes:
-    convs = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+def _empty_lanes(
+    model: nn.Module, k: int, device: torch.device, dtype: torch.dtype, plain: bool
+) -> Lanes:
+    modules = {} if plain else dict(model.named_modules())
+    convs = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Conv2d)}
     slots: dict[str, _Slot] = {}
     start = 0
     for name, parameter in model.named_parameters():
@@ -135,9 +149,11 @@ def _empty_lanes(model: nn.Module, k: int, device: torch.device, dtype: torch.dt
         start += -(-parameter.numel() // ALIGN) * ALIGN
     kinds = ("running_mean", "running_var")
     statistics = {
-        name: torch.zeros(k, *value.shape, device=device, dtype=dtype)
+        name: value.new_zeros(
+            k, *value.shape, device=device, dtype=dtype if value.is_floating_point() else None
+        )
         for name, value in model.named_buffers()
-        if name.endswith(kinds)
+        if plain or name.endswith(kinds)
     }
     return Lanes(
         theta=torch.zeros(k, start, device=device, dtype=dtype),

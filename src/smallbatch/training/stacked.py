@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
+from smallbatch.training.engines import has_layers
 from smallbatch.training.lane_inputs import Feed, Rates
+from smallbatch.training.lane_vmap import VmapNet
 from smallbatch.training.lanes import Lanes, stack_lanes
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
 from smallbatch.training.protocol import Run, updates_after
@@ -75,8 +77,9 @@ class _Trainer:
         self.clock, self.share = time.perf_counter(), 0.0
         self.device = data.train.images.device
         builders = [partial(initial_model, run, data) for run in runs]
-        self.lanes, self.model = stack_lanes(builders, self.device, dtype)
-        self.net = StackedNet(self.lanes, self.model)
+        plain = not has_layers(runs[0].settings.model)
+        self.lanes, self.model = stack_lanes(builders, self.device, dtype, plain)
+        self.net = (VmapNet if plain else StackedNet)(self.lanes, self.model)
         self.loss = torch.zeros(len(runs), device=self.device, dtype=torch.float64)
         self.correct = torch.zeros(len(runs), device=self.device, dtype=torch.int64)
         self.seen = 0
@@ -226,7 +229,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, log_p.exp_().scatter_add_(1, index, minus)
 
 
-def evaluate(net: StackedNet, split: Split) -> tuple[list[float], list[float]]:
+def evaluate(net: StackedNet | VmapNet, split: Split) -> tuple[list[float], list[float]]:
     """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode."""
     lanes: Lanes = net.lanes
     k = len(lanes)
@@ -246,18 +249,18 @@ def evaluate(net: StackedNet, split: Split) -> tuple[list[float], list[float]]:
 def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> int:
     """Memory that one lane takes, estimated from a plain model's activations for one image.
 
-    Every conv, FC and norm layer keeps its output for the backward pass, which itself holds a few
-    of the widest at a time; parameters are there as weights, gradients and the step's temporary.
+    Every layer keeps its output for the backward pass, which itself holds a few of the widest at a
+    time; parameters are there as weights, gradients and the step's temporary.
     """
     model = initial_model(run, data)
     sizes = [data.train.images[0].numel()]
-    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm)
 
-    def count(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        sizes.append(output.numel())
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
 
     for module in model.modules():
-        if isinstance(module, kinds):
+        if not any(module.children()):
             module.register_forward_hook(count)
     model.eval()(data.train.images[:1].to("cpu", torch.float32))
     activations = run.batch_size * (sum(sizes) + 4 * max(sizes))
