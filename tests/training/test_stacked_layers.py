@@ -100,6 +100,14 @@ def test_conv_buffers_serve_again_without_traces_of_the_last_use(
     torch.testing.assert_close(_examples_first(first[0]), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(params=[(10**9, 0), (1, 2**17), (1, 20)], ids=["torch's", "long", "in-parts"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    long, cached = request.param
+    monkeypatch.setattr(stacked_norms, "LONG", long)
+    monkeypatch.setattr(stacked_norms, "CACHED", cached)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("pixels", [(4, 3), ()])
 @pytest.mark.parametrize(("size", "m"), [(None, 7), (2, 8), (3, 8), (4, 7), (7, 7)])
 def test_batch_and_ghost_norm(pixels: tuple[int, ...], size: int | None, m: int) -> None:
@@ -118,6 +126,7 @@ def test_batch_and_ghost_norm(pixels: tuple[int, ...], size: int | None, m: int)
     check(make, make_stacked, (5, *pixels, m))
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("channels", [16, 5])
 @pytest.mark.parametrize("shape", [(4, 3, 7), (7,)])
 def test_group_norm(channels: int, shape: tuple[int, ...]) -> None:
@@ -126,6 +135,26 @@ def test_group_norm(channels: int, shape: tuple[int, ...]) -> None:
         lambda lanes: stacked_norms.GroupNorm(lanes, "layer", group_norm(channels)),
         (channels, *shape),
     )
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e15, 1e17, 1e19, 1e30])
+def test_long_rows_are_normalised_as_torch_does(offset: float, scale: float) -> None:
+    """In float32, with sums of squares beyond it, and with a mean far above the spread."""
+    generator = torch.Generator().manual_seed(0)
+    x = scale * (torch.randn(6, 5000, generator=generator) + offset)
+    weight, bias, mean, var = torch.rand(4, 6, generator=generator)
+    expected_mean, expected_var = mean.clone(), var.clone()
+    expected, _, invstd = torch.native_batch_norm(
+        x[None], weight, bias, expected_mean, expected_var, True, 0.1, 1e-5
+    )
+    rows = stacked_norms._Rows(1e-5)
+    y = rows.forward(x.clone(), weight, bias, mean, var, 0.1)
+    tolerance = 1e-5 + 3e-7 * offset
+    torch.testing.assert_close(y, expected[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(rows.invstd, invstd, rtol=tolerance, atol=0)
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-5, atol=0)
+    torch.testing.assert_close(var, expected_var, rtol=1e-5, atol=0)
 
 
 def test_linear() -> None:

@@ -23,7 +23,7 @@ class Layer(Protocol):
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Output for the input ``x`` (K, …, m); in training mode remembers what `backward` needs.
 
-        A layer may overwrite its input only if it is a ReLU.
+        A ReLU or normalisation may overwrite its input.
         """
         ...
 
@@ -31,7 +31,7 @@ class Layer(Protocol):
         """Gradient of the input from that of the output; leaves the parameters' in the lanes.
 
         Args:
-            g: gradient of the summed loss with respect to the output; left as it is.
+            g: gradient of the summed loss with respect to the output; a ReLU may overwrite it.
             needed: whether anybody wants the gradient of the input; if not, the result is void.
         """
         ...
@@ -72,7 +72,7 @@ class Relu:
 
     def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
         """The gradient where the output is above 0."""
-        return torch.ops.aten.threshold_backward(g, self.y, 0)
+        return torch.ops.aten.threshold_backward.grad_input(g, self.y, 0, grad_input=g)
 
 
 class MaxPool:
