@@ -18,11 +18,13 @@ T = TypeVar("T")
 MEMORY_SHARE = 0.5
 
 
-# Pixels of one lane's batch up to which `auto` stacks lanes on a CPU. Images/s of the stacked engine
-# over the loop's, ResNet-8 with batch norm, two single-thread processes with 13 lanes each, 2 cores:
+# Pixels of one lane's batch up to which `auto` stacks lanes on a CPU. Measured: images/s of the
+# stacked engine over the loop's, ResNet-8 with batch norm, 2 single-thread processes of 13 lanes:
 # 8×8   m = 2: 4.7, 8: 2.4, 32: 1.4, 128: 1.1, 512: 0.6
+# 16×16 m = 8: 1.3, 32: 0.9
 # 32×32 m = 2: 1.3 to 1.7, 8: 0.8, 32: 0.7, 128: 0.6
-# With larger batches oneDNN's convolutions outrun matrix products with 16 to 64 rows.
+# AlexNet, ResNet-20 and the other norms cross over at the same place. With larger batches oneDNN's
+# convolutions outrun matrix products of 16 to 64 rows.
 STACKED_PIXELS = 2**12
 
 
