@@ -179,6 +179,7 @@ def _column_info(column: Column, device: str, engine: str, stage: str | None) ->
         settings=files.recorded_settings(column.runs[0]),
         source=meta.source,
         stage=stage,
+        single=column.runs[0].hash if stage is None else None,
         environment={**environment.describe(device), "device": device, "engine": engine},
         protocol=PROTOCOL,
     )

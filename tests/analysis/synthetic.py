@@ -112,8 +112,14 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
         "protocol": 1,
         "dataset": {
             "name": dataset,
+            "source": "digits",
             "fingerprint": hashlib.sha256(dataset.encode()).hexdigest(),
-            "classes": CLASSES,
+            "classes": [str(label) for label in range(CLASSES)],
+            "channels": 1,
+            "height": 8,
+            "width": 8,
+            "mean": [0.3],
+            "std": [0.2],
             "counts": {"train": N_TRAIN, "validation": 128, "test": 256},
         },
         "study": study.name,
@@ -144,6 +150,7 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
             "workers": 2,
             "engine": "loop",
             "device": "cpu",
+            "stage": f"train@{study.name}-{batch_size}",
             "peak_memory_bytes": 10**8,
         },
         "runs": {

@@ -46,32 +46,39 @@ class Columns:
         epochs: int = 6,
         diverged: tuple[float, ...] = (),
         timing: bool = True,
-        model: bool = True,
+        single_seed: int | None = None,
+        figure: str | None = "2",
         salt: int = 0,
         weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> Path:
         directory = self.root / "digits" / study / f"m{batch_size}"
+        kept_seeds = range(seeds)
+        if single_seed is not None:  # outside the pipeline: one run, a directory of its own
+            directory, kept_seeds = (
+                directory / f"seed{single_seed}",
+                range(single_seed, single_seed + 1),
+            )
         directory.mkdir(parents=True, exist_ok=True)
         runs: list[dict[str, Any]] = []
         rows: list[dict[str, Any]] = []
         for base_lr in base_lrs:
-            for seed in range(seeds):
+            for seed in kept_seeds:
                 run = sha256(f"{study} {batch_size} {base_lr} {seed}".encode()).hexdigest()[:16]
                 over = base_lr in diverged
                 own = _rows(epochs, batch_size, base_lr, seed, diverged=over, salt=salt)
                 rows += [{"run": run, "study": study, "seed": seed, **row} for row in own]
                 runs.append(_entry(run, base_lr, seed, own, batch_size, over))
-        dataset: dict[str, Any] = {"name": "digits", "fingerprint": FINGERPRINT}
-        if model:
-            channels, height, width = SHAPE
-            dataset |= {"channels": channels, "height": height, "width": width}
-            dataset |= {"mean": [0.3], "std": [0.2], "classes": list("0123456789")}
+        channels, height, width = SHAPE
+        dataset: dict[str, Any] = {"name": "digits", "source": "digits", "fingerprint": FINGERPRINT}
+        dataset |= {"channels": channels, "height": height, "width": width}
+        dataset |= {"mean": [0.3], "std": [0.2], "classes": list("0123456789")}
+        dataset |= {"counts": {"train": 800, "validation": 0, "test": 200}}
         document = {
             "protocol": 1,
             "dataset": dataset,
             "study": study,
             "batch_size": batch_size,
-            "settings": _settings(epochs),
+            "settings": {**_settings(epochs), "figure": figure},
             "runs": runs,
         }
         frame = pd.DataFrame(rows)
@@ -85,7 +92,10 @@ class Columns:
         )
         (directory / "timing.json").unlink(missing_ok=True)
         if timing:
-            (directory / "timing.json").write_text(json.dumps(_timing([r["run"] for r in runs])))
+            clocks = _timing([run["run"] for run in runs])
+            stage = None if single_seed is not None else f"train@{study}-{batch_size}"
+            clocks["column"]["stage"] = stage
+            (directory / "timing.json").write_text(json.dumps(clocks))
         return directory
 
 
@@ -101,7 +111,6 @@ def _settings(epochs: int) -> dict[str, Any]:
         "lr_decay": 0.1,
         "warmup": 0.0,
         "precision": "float32",
-        "figure": "2",
     }
 
 
@@ -237,8 +246,8 @@ class Tables:
         """(run hash, metric, step, value) of all live runs but parents, every stored row once."""
         return self.query(
             "select t.value, m.key, m.step, m.value from metrics m join tags t "
-            "on t.run_uuid = m.run_uuid and t.key = 'smallbatch.run' where m.run_uuid not in "
-            "(select run_uuid from tags where key = 'smallbatch.superseded')"
+            "on t.run_uuid = m.run_uuid and t.key = 'smallbatch.run' "
+            "join runs r on r.run_uuid = m.run_uuid and r.lifecycle_stage = 'active'"
         )
 
     def content(self) -> dict[str, list[tuple[Any, ...]]]:

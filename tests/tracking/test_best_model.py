@@ -79,20 +79,24 @@ def test_a_column_of_diverged_runs_has_none(columns: Any, tables: Any) -> None:
     assert tables.query("select count(*) from logged_models") == [(0,)]
 
 
-def test_it_waits_for_the_facts_of_the_data(columns: Any, tables: Any, workplace: Path) -> None:
-    directory = columns.write(8, model=False)
-    sync(directory)
-    assert tables.query("select count(*) from logged_models") == [(0,)]
-    assert sync(directory).unchanged == 5
-    prepared = workplace / "data" / "prepared" / "digits"
-    prepared.mkdir(parents=True)
-    meta = {"fingerprint": "of other data", "channels": 1, "height": 8, "width": 8}
-    meta |= {"mean": [0.3], "std": [0.2], "classes": ["a", "b"]}
-    (prepared / "meta.json").write_text(json.dumps(meta))
-    assert sync(directory).unchanged == 5
-    meta["fingerprint"] = "0123456789abcdef" * 4
-    (prepared / "meta.json").write_text(json.dumps(meta))
-    report = sync(directory)
-    assert (report.runs_updated, report.points_logged, report.unchanged) == (1, 0, 4)
-    assert tables.query("select count(*) from logged_models") == [(1,)]
-    assert sync(directory).unchanged == 5
+def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from smallbatch.tracking.loadable import LoadableModel
+
+    network = make_network(seed=3).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    facts: dict[str, Any] = {
+        "model": "resnet8",
+        "norm": "none",
+        "batch_size": 8,
+        "bn_batch_size": None,
+    }
+    facts |= {"channels": 1, "height": 8, "width": 8, "mean": [0.5], "std": [0.0]}
+    facts["classes"] = list("0123456789")
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = torch.softmax(network(torch.from_numpy(images).float() / 255 - 0.5), 1).numpy()
+    np.testing.assert_allclose(LoadableModel(tmp_path).predict(images), expected, rtol=1e-5)

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
 from smallbatch.tracking import ColumnInfo, RunInfo
-from smallbatch.tracking.entries import epoch_points, power_of_two, run_name, run_params
+from smallbatch.tracking.entries import epoch_points, run_name, run_params
 
 COLUMN = ColumnInfo("digits", "f" * 64, "study", 8, {"milestones": (0.5, 0.75), "epochs": 20})
 RUN = RunInfo("0" * 16, 2.0**-6, 0, 600)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(2.0**-6, "2^-6"), (1.0, "2^0"), (4.0, "2^2"), (0.3, "0.3"), (3.0, "3.0")],
-)
-def test_powers_of_two_are_printed_as_such(value: float, text: str) -> None:
-    assert power_of_two(value) == text
 
 
 def test_a_run_is_named_by_what_varies() -> None:
@@ -39,6 +29,20 @@ def test_columns_of_other_settings_or_data_have_other_keys() -> None:
         ColumnInfo("digits", "f" * 64, "study", 16, COLUMN.settings),
     ]
     assert len({COLUMN.key, *(other.key for other in others)}) == 4
+
+
+def test_a_figure_is_no_part_of_the_key_or_the_params() -> None:
+    other = ColumnInfo("digits", "f" * 64, "study", 8, {**COLUMN.settings, "figure": "8"})
+    assert other.key == COLUMN.key
+    assert run_params(other, RUN) == run_params(COLUMN, RUN)
+
+
+def test_a_single_run_has_a_key_of_its_own() -> None:
+    keys = {
+        ColumnInfo("digits", "f" * 64, "study", 8, COLUMN.settings, single=single).key
+        for single in (None, "0" * 16, "1" * 16)
+    }
+    assert len(keys) == 3
 
 
 def test_the_stage_and_machine_do_not_change_the_key() -> None:

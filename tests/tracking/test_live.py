@@ -85,6 +85,32 @@ def test_an_aborted_column_is_marked_and_taken_up_again(
     assert tables.query("select count(*) from runs") == [(5,)]
 
 
+@pytest.mark.slow
+def test_a_complete_column_that_trains_again_is_complete_at_its_end(
+    columns: Any, tables: Any
+) -> None:
+    directory = columns.write(8)
+    sync(directory)
+    mirror = LiveMirror()
+    replay(mirror, directory)
+    wait_until(lambda: tables.query("select name from runs where status = 'RUNNING'") == [("m=8",)])
+    assert mirror.finish(directory)
+    assert tables.query("select status, count(*) from runs group by 1") == [("FINISHED", 5)]
+    assert sync(directory).unchanged == 5
+
+
+@pytest.mark.slow
+def test_a_single_run_is_the_same_live_and_replayed(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, base_lrs=(2.0**-6,), single_seed=1)
+    info = read_column(directory).info
+    assert (info.stage, info.single) == (None, read_column(directory).runs[0].info.run)
+    mirror = LiveMirror()
+    replay(mirror, directory)
+    assert mirror.finish(directory)
+    assert sync(directory).unchanged == 2
+    assert tables.query("select count(*) from runs") == [(2,)]
+
+
 @pytest.fixture
 def hanging_server() -> Generator[str]:
     """Accepts connections and never answers."""
@@ -141,6 +167,16 @@ def test_a_bad_server_costs_the_trainer_nothing_but_a_warning(
     assert line.endswith("`smallbatch sync` will replay it")
     sync(directory)
     assert sorted(tables.points()) == expected_points(directory)
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_is_given_up_early(columns: Any, hanging_server: str) -> None:
+    directory = columns.write(8)
+    mirror = LiveMirror(hanging_server)
+    replay(mirror, directory)
+    started = time.monotonic()
+    assert not mirror.finish(directory)
+    assert time.monotonic() - started < 20  # 10, and the start of its process
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # "Reliable convergence" is undefined in the paper; half of the way from chance to the study's best
-# cell is this project's main reading, the others show how much hangs on it (paper.md, section 4).
+# cell is this project's main reading, the others show how much hangs on it (docs/decisions.md).
 MAIN_FRACTION = 0.5
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 
@@ -74,7 +74,7 @@ def add_reliability(cells: pd.DataFrame) -> pd.DataFrame:
 
     A cell converges reliably at fraction f when every seed finished and the reported accuracy of
     every seed is at least τ = chance + f·(best - chance), where best is the highest median over
-    seeds among the study's cells (paper.md, section 4, decision). With a single seed that is the
+    seeds among the study's cells (docs/decisions.md, Numbers). With a single seed that is the
     cell's reported accuracy; with more, the strictest reading: one bad seed makes a cell
     unreliable.
 

@@ -1,11 +1,10 @@
-"""Convergence curves of all batch sizes at one base learning rate (paper, Fig. 4)."""
+"""Convergence curves of all batch sizes at one base learning rate (arXiv 1804.07612, Fig. 4)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-MEASURES = ["test_accuracy", "train_loss", "train_accuracy"]
 # Accuracies are better high, losses better low: a diverged run ranks behind every finished one.
 _WORST = {"test_accuracy": -np.inf, "train_loss": np.inf, "train_accuracy": -np.inf}
 

@@ -37,7 +37,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The outcome in a few plain lines."""
-        counts = f"{self.n_runs} runs in {self.n_studies} studies, {self.n_diverged} diverged"
+        counts = f"{self.n_runs} runs, {self.n_diverged} diverged; studies: {self.n_studies}"
         lines = [f"{self.out}: {counts}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unfinished: {', '.join(self.skipped)}")
@@ -45,9 +45,7 @@ class Evaluation:
 
 
 def evaluate(
-    models_dir: Path = Path("models"),
-    out: Path = Path("reports/evaluation"),
-    data_dir: Path = Path("data"),
+    models_dir: Path = Path("models"), out: Path = Path("reports/evaluation")
 ) -> Evaluation:
     """Evaluate every complete column and write the tables.
 
@@ -56,7 +54,7 @@ def evaluate(
     Raises:
         UserError: nothing to evaluate, or a damaged file.
     """
-    results = load_results(models_dir, data_dir)
+    results = load_results(models_dir)
     cells = summarise_cells(results.runs)
     out.mkdir(parents=True, exist_ok=True)
     write_table(results.runs, out / "runs.parquet")

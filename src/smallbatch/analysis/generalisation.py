@@ -1,4 +1,4 @@
-"""The best base learning rate and accuracy at each batch size (paper, Fig. 15)."""
+"""The best base learning rate and accuracy at each batch size (arXiv 1804.07612, Fig. 15)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The range of base learning rates that converge reliably at each batch size (Fig. 16)."""
+"""The range of base learning rates that converge reliably (arXiv 1804.07612, Fig. 16)."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class LimitFit:
 
 
 def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
-    """Fit the upper ends of one study's ranges, at one fraction (paper.md, section 5).
+    """Fit the upper ends of one study's ranges, at one fraction (docs/decisions.md, Numbers).
 
     Least squares in log2 η̃ over the batch sizes whose upper end lies inside the grid; ends on the
     edge are only bounds and take no part. m* is searched from 8 times below the smallest of those

@@ -18,17 +18,19 @@ _AXIS = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (log
 def convergence(curves: pd.DataFrame, measure: str) -> Figure:
     """Draw ``test_accuracy`` or ``train_loss`` against the epoch, a curve per m.
 
-    A curve ends with a cross in the last epoch before its median falls on a diverged run.
+    A curve ends with a cross in the last epoch before its median falls on a diverged run. A loss
+    far above those of the curves that reach the last epoch is drawn at the top.
     """
     figure, axes = new_figure()
     batch_sizes = sorted(curves["batch_size"].unique())
     last_epoch = int(curves["epoch"].max())
+    highest = _highest(curves, measure, last_epoch)
     factor = 100 if measure == "test_accuracy" else 1
     for index, (batch_size, colour) in enumerate(
         zip(batch_sizes, ordered_colours(len(batch_sizes)), strict=True)
     ):
         curve = curves[curves["batch_size"] == batch_size].dropna(subset=[measure])
-        epochs, values = curve["epoch"], factor * curve[measure]
+        epochs, values = curve["epoch"], factor * curve[measure].clip(upper=highest)
         axes.plot(
             epochs,
             values,
@@ -52,3 +54,13 @@ def convergence(curves: pd.DataFrame, measure: str) -> Figure:
     labels = axes.get_legend_handles_labels()[1]
     figure.legend(loc="outside lower center", ncols=legend_columns(labels), title="batch size m")
     return figure
+
+
+def _highest(curves: pd.DataFrame, measure: str, last_epoch: int) -> float | None:
+    """Largest value to draw: a loss about to diverge would press all others onto the axis."""
+    if measure != "train_loss":
+        return None
+    values = curves.dropna(subset=[measure])
+    whole = values.loc[values["epoch"] == last_epoch, "batch_size"]
+    finished = values.loc[values["batch_size"].isin(whole), measure]
+    return 1.5 * float(finished.max()) if len(finished) else None

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from smallbatch.analysis.results import find_columns, read_json
 from smallbatch.report.labels import DASH, duration
 from smallbatch.report.tables import Table
+from smallbatch.results import find_columns, read_record, read_timing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,20 +45,19 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     complete = find_columns(models_dir)[0] if models_dir.is_dir() else []
-    for column in complete:
-        if not (column / "timing.json").is_file():
+    for directory in complete:
+        record, whole = read_record(directory), read_timing(directory)
+        timing, environment = whole.column, dict(whole.environment)
+        if not timing:
             continue
-        content = read_json(column / "timing.json")
-        environment = dict(content.get("environment", {}))
-        timing = content.get("column", {})
         if environment.pop("git_dirty", False) and environment.get("git_commit"):
             environment["git_commit"] += " with uncommitted changes"
         environment |= {key: timing.get(key) for key in ("device", "engine", "workers")}
         rows.append(
             {
-                "dataset": column.parent.parent.name,
-                "study": column.parent.name,
-                "batch_size": int(column.name[1:]),
+                "dataset": record.dataset.name,
+                "study": record.study,
+                "batch_size": record.batch_size,
                 "started": timing.get("started"),
                 "seconds": timing.get("seconds", math.nan),
                 "images_per_second": timing.get("images_per_second", math.nan),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from smallbatch.config import format_base_lr
+
 SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
 DASH = "–"
@@ -13,10 +15,8 @@ def power_of_two(value: float) -> str:
     """Write a learning rate as 2ᵏ if it is a power of two, else in plain digits; NaN as a dash."""
     if math.isnan(value):
         return DASH
-    mantissa, exponent = math.frexp(value)
-    if mantissa == 0.5:
-        return "2" + str(exponent - 1).translate(_RAISED)
-    return f"{value:.3g}"
+    base, power, exponent = format_base_lr(value).partition("^")
+    return base + exponent.translate(_RAISED) if power else f"{value:.3g}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

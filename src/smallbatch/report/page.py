@@ -13,12 +13,13 @@ from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.convergence import common_base_lr, median_curves
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
 from smallbatch.analysis.generalisation import best_by_study, best_cells
-from smallbatch.analysis.results import find_columns, mixed_settings
+from smallbatch.analysis.results import mixed_settings
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.report import paper, tables, wording
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.labels import count
 from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
+from smallbatch.results import find_columns
 
 # Figures that an earlier report drew of studies that exist no longer must not stay behind.
 _FIGURE_SUFFIXES = (".svg", ".png")

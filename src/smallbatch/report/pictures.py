@@ -160,7 +160,8 @@ def _convergence_pictures(
             f"{name}.convergence-{measure.replace('_', '-')}",
             f"Line chart: {words} of {study} against the epoch at η̃ = {power_of_two(base_lr)}, "
             f"one curve for each of {count(cells['batch_size'].nunique(), 'batch size')}.",
-            f"Convergence: {words} by epoch (median over seeds) at {why}. A cross: diverged.",
+            f"Convergence: {words} by epoch (median over seeds) at {why}. A cross: diverged "
+            "(a loss beyond the axis is drawn on its edge).",
         )
         for measure, words in (("test_accuracy", "test accuracy"), ("train_loss", "training loss"))
         if curves[measure].notna().any()

@@ -6,8 +6,9 @@ database. Nothing here imports mlflow before it is used, and training never need
 """
 
 from smallbatch.tracking.live import LiveMirror
+from smallbatch.tracking.mirror import SyncReport
 from smallbatch.tracking.records import ColumnInfo, RunInfo
-from smallbatch.tracking.sync import SyncReport, sync
+from smallbatch.tracking.sync import sync
 from smallbatch.tracking.ui import ui
 
 __all__ = ["ColumnInfo", "LiveMirror", "RunInfo", "SyncReport", "sync", "ui"]

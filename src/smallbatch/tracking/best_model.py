@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.tracking import entries
-from smallbatch.tracking.records import ColumnInfo, ColumnResult, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from smallbatch.tracking.records import ColumnInfo, TrackedColumn
     from smallbatch.tracking.store import Store
 
 LOADER = "smallbatch.tracking.loadable"
 NO_MODEL = "none"
 """Tag value of a column in which no run finished."""
 
-_PREPARED = Path("data/prepared")
 _REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 
@@ -60,29 +57,24 @@ class ModelFacts:
     classes: tuple[str, ...]
 
 
-def model_facts(column: ColumnResult) -> ModelFacts | None:
-    """Facts from `runs.json`, else from the prepared data of the same fingerprint, else None."""
-    dataset = _dataset_facts(column)
-    if dataset is None:
-        return None
-    info = column.info
+def model_facts(column: TrackedColumn) -> ModelFacts:
+    """What a column's model needs besides weights."""
+    info, dataset = column.info, column.dataset
     return ModelFacts(
         model=info.settings["model"],
         norm=info.settings["norm"],
         batch_size=info.batch_size,
         bn_batch_size=info.settings.get("bn_batch_size"),
-        channels=dataset["channels"],
-        height=dataset["height"],
-        width=dataset["width"],
-        mean=tuple(dataset["mean"]),
-        std=tuple(dataset["std"]),
-        classes=tuple(dataset["classes"]),
+        channels=dataset.channels,
+        height=dataset.height,
+        width=dataset.width,
+        mean=dataset.mean,
+        std=dataset.std,
+        classes=dataset.classes,
     )
 
 
-def log_best_model(
-    store: Store, experiment_id: str, column: ColumnResult, facts: ModelFacts, parent_id: str
-) -> str:
+def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, parent_id: str) -> str:
     """Logs the model of highest reported accuracy to the column's parent run.
 
     Returns:
@@ -111,16 +103,14 @@ def log_best_model(
     )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "model"
-        save_model(target, column, facts, model_id=logged.model_id, run_id=parent_id)
+        save_model(target, column, model_id=logged.model_id, run_id=parent_id)
         client.log_model_artifacts(logged.model_id, str(target))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(parent_id, [LoggedModelOutput(logged.model_id, 0)])
     return f"models:/{logged.model_id}"
 
 
-def save_model(
-    target: Path, column: ColumnResult, facts: ModelFacts, *, model_id: str, run_id: str
-) -> None:
+def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: str) -> None:
     """Writes a column's best model as an MLflow model directory.
 
     Raises:
@@ -136,6 +126,7 @@ def save_model(
     best = column.best
     if best is None:
         raise ValueError(f"{column.directory}: no run finished")
+    facts = model_facts(column)
     data = target.with_name("data")
     data.mkdir()
     prefix = f"{best.info.run}/"
@@ -181,15 +172,3 @@ def _model_metadata(info: ColumnInfo, accuracy: float | None) -> dict[str, Any]:
         "batch_size": info.batch_size,
         "reported_accuracy": accuracy,
     }
-
-
-def _dataset_facts(column: ColumnResult) -> Mapping[str, Any] | None:
-    needed = {"channels", "height", "width", "mean", "std", "classes"}
-    own: Mapping[str, Any] = read_json(column.directory / "runs.json")["dataset"]
-    if needed <= own.keys():
-        return own
-    path = _PREPARED / column.info.dataset / "meta.json"
-    if not path.exists():
-        return None
-    meta = read_json(path)
-    return meta if meta.get("fingerprint") == column.info.fingerprint else None

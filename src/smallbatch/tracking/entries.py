@@ -11,25 +11,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from smallbatch.config import format_base_lr
+from smallbatch.results import METRICS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from smallbatch.tracking.records import ColumnInfo, ColumnResult, RunInfo, RunResult
+    from smallbatch.tracking.records import ColumnInfo, RunInfo, TrackedColumn, TrackedRun
 
 RUN, COLUMN, SYNCED = "smallbatch.run", "smallbatch.column", "smallbatch.synced"
-SUPERSEDED, MODEL = "smallbatch.superseded", "smallbatch.model"
+MODEL = "smallbatch.model"
 PARENT = "mlflow.parentRunId"
 
-EPOCH_METRICS = (
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-    "lr",
-    "updates",
-)
+EPOCH_METRICS = (*METRICS, "lr", "updates")
 FINAL_METRICS = ("train_loss", "train_accuracy", "population_test_accuracy")
 """Values after the last update that no epoch metric repeats; logged as `final_<name>`."""
 
@@ -51,21 +45,12 @@ def column_name(column: ColumnInfo) -> str:
 
 def run_name(column: ColumnInfo, run: RunInfo) -> str:
     """Such as `m=8 η̃=2^-6 seed 0`."""
-    return f"{column_name(column)} η̃={power_of_two(run.base_lr)} seed {run.seed}"
-
-
-def power_of_two(value: float) -> str:
-    """`2^k` where `value` is a power of two, else its shortest decimal form."""
-    if value > 0 and math.isfinite(value):
-        mantissa, exponent = math.frexp(value)
-        if mantissa == 0.5:
-            return f"2^{exponent - 1}"
-    return repr(value)
+    return f"{column_name(column)} η̃={format_base_lr(run.base_lr)} seed {run.seed}"
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
-    """Settings that all runs of a column share."""
-    params = {key: _text(value) for key, value in column.settings.items()}
+    """Settings that all runs of a column share; `figure`, which may be edited, is a tag."""
+    params = {key: _text(value) for key, value in column.settings.items() if key != "figure"}
     params["dataset"] = column.dataset
     params["study"] = column.study
     params["batch_size"] = str(column.batch_size)
@@ -91,6 +76,8 @@ def column_tags(column: ColumnInfo) -> dict[str, str]:
         "mlflow.source.name": "smallbatch",
         "mlflow.source.type": "LOCAL",
     }
+    if column.settings.get("figure"):
+        tags["smallbatch.figure"] = str(column.settings["figure"])
     if column.stage:
         tags["dvc.stage"] = column.stage
     if environment.get("git_commit"):
@@ -108,13 +95,12 @@ def run_tags(column: ColumnInfo, run: RunInfo, parent_id: str) -> dict[str, str]
     return {**column_tags(column), RUN: run.run, PARENT: parent_id}
 
 
-def result_tags(run: RunResult) -> dict[str, str]:
+def result_tags(run: TrackedRun) -> dict[str, str]:
     """Tags of a run that is over."""
-    tags = {"smallbatch.outcome": run.outcome, SYNCED: run.digest}
-    if run.diverged_at is not None:
-        tags["smallbatch.diverged_at"] = str(run.diverged_at)
-    if run.parameters is not None:
-        tags["smallbatch.parameters"] = str(run.parameters)
+    tags = {"smallbatch.outcome": run.record.outcome, SYNCED: run.digest}
+    tags["smallbatch.parameters"] = str(run.record.parameters)
+    if run.record.diverged_at is not None:
+        tags["smallbatch.diverged_at"] = str(run.record.diverged_at)
     return tags
 
 
@@ -124,18 +110,18 @@ def epoch_points(row: Mapping[str, Any]) -> list[Point]:
     return _finite((key, step, row.get(key)) for key in EPOCH_METRICS)
 
 
-def result_points(run: RunResult) -> list[Point]:
+def result_points(run: TrackedRun) -> list[Point]:
     """All points of a run that is over: every epoch, and its final values at the last one."""
     points = [point for row in run.rows for point in epoch_points(row)]
     last = int(run.rows[-1]["epoch"]) if run.rows else 0
-    final = [(f"final_{key}", last, run.final.get(key)) for key in FINAL_METRICS]
+    final = [(f"final_{key}", last, run.record.final.get(key)) for key in FINAL_METRICS]
     return points + _finite([*final, ("reported_accuracy", last, run.reported_accuracy)])
 
 
-def column_points(column: ColumnResult, step: int) -> list[Point]:
+def column_points(column: TrackedColumn) -> list[Point]:
     """Summary of a column that is over."""
     best = column.best
-    diverged = sum(run.outcome == "diverged" for run in column.runs)
+    diverged = sum(run.record.outcome == "diverged" for run in column.runs)
     values: dict[str, Any] = {
         "runs_finished": len(column.runs) - diverged,
         "runs_diverged": diverged,
@@ -144,7 +130,7 @@ def column_points(column: ColumnResult, step: int) -> list[Point]:
         "seconds": column.timing.get("seconds"),
         "images_per_second": column.timing.get("images_per_second"),
     }
-    return _finite((key, step, value) for key, value in values.items())
+    return _finite((key, 0, value) for key, value in values.items())
 
 
 def _finite(values: Iterable[tuple[str, int, Any]]) -> list[Point]:

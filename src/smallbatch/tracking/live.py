@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 QUEUE = 4 * 2**20
 """Most bytes waiting for the mirror; enough for tens of thousands of epochs."""
+GIVE_UP_S = 10.0
+"""Seconds that a tracking server out of reach may take of a column's end."""
 
 
 class LiveMirror:
@@ -63,6 +65,11 @@ class LiveMirror:
     def finish(self, directory: Path, timeout_s: float = 60.0) -> bool:
         """The column's result files are written: makes MLflow complete, then ends the process.
 
+        A server that cannot be reached costs GIVE_UP_S at most, whether it was lost during the
+        training or only now; before its first request the process also needs its start-up, a few
+        seconds that a training longer than that hides. A server that answers, but slowly, and a
+        process that hangs cost `timeout_s` at most.
+
         Args:
             directory: The column's directory.
             timeout_s: Seconds to wait at most.
@@ -70,9 +77,8 @@ class LiveMirror:
         Returns:
             Whether MLflow is complete. If not, one line on stderr says so.
         """
-        deadline = time.monotonic() + timeout_s
         self._send("finish", {"directory": str(directory.absolute())})
-        reason = self._reply(deadline)
+        reason = self._reply(timeout_s)
         self._stop(graceful=reason is None)
         if reason is None:
             return True
@@ -103,9 +109,9 @@ class LiveMirror:
             **os.environ,
             "PYTHONPATH": path,
             "MLFLOW_TRACKING_URI": self._uri,
-            # A server that hangs must not keep the process from noticing the end.
+            # A server that hangs is given up after both attempts: GIVE_UP_S.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
@@ -156,23 +162,25 @@ class LiveMirror:
             self._waiting.clear()
             self._size = 0
 
-    def _reply(self, deadline: float) -> str | None:
+    def _reply(self, timeout_s: float) -> str | None:
         """Waits for the answer to `finish`: None for success, else what went wrong."""
         process = self._process
         if process is None or process.stdout is None:
             return "its mirror process did not start"
-        answer = b""
-        while not answer.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return "the tracking store took too long"
+        started, limit_s, received = time.monotonic(), timeout_s, b""
+        while (left := started + limit_s - time.monotonic()) > 0:
             self._flush(process)
-            if select.select([process.stdout], [], [], min(left, 0.2))[0]:
-                part = os.read(process.stdout.fileno(), 65536)
-                if not part:
-                    return "its mirror process died"
-                answer += part
-        return json.loads(answer).get("error")
+            if not select.select([process.stdout], [], [], min(left, 0.2))[0]:
+                continue
+            part = os.read(process.stdout.fileno(), 65536)
+            if not part:
+                return "its mirror process died"
+            *lines, received = (received + part).split(b"\n")
+            for answer in map(json.loads, lines):
+                if "error" in answer:
+                    return answer["error"]
+                limit_s = timeout_s if answer["reached"] else min(timeout_s, GIVE_UP_S)
+        return "the tracking store took too long"
 
     def _stop(self, *, graceful: bool) -> None:
         process, self._process = self._process, None

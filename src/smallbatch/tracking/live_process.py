@@ -29,6 +29,8 @@ FLUSH_S = 5.0
 """Seconds between batches."""
 RETRY_S = 15.0
 """Seconds of rest after the store failed."""
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""For the replay at the end, once the store has answered: uploads may take their time."""
 LEAVE_S = 15.0
 """Seconds that a process without a trainer may take to leave."""
 
@@ -77,21 +79,28 @@ class LiveColumn:
             parent = self._existing.columns.get(key)
             if parent is None:
                 now = round(time.time() * 1000)
-                return mirror.create_column(store, self._experiment_id, self.column, now)
-        store.client.update_run(parent.info.run_id, "RUNNING")
-        return parent.info.run_id
+                parent_id = mirror.create(store, self._experiment_id, self.column, now)
+                mirror.log(store, parent_id, [], {}, params=entries.column_params(self.column))
+                return parent_id
+        parent_id = parent.info.run_id
+        store.client.update_run(parent_id, "RUNNING")
+        if entries.SYNCED in parent.data.tags:
+            store.client.delete_tag(parent_id, entries.SYNCED)  # or no replay would end it again
+        return parent_id
 
     def _is_complete(self, run: RunInfo) -> bool:
         """Whether MLflow has this run from its result files; the next replay compares them."""
-        existing = self._existing.runs.get(run.run)
+        existing = self._existing.runs.get((self.column.key, run.run))
         return existing is not None and entries.SYNCED in existing.data.tags
 
     def _log(
         self, store: Store, parent_id: str, run: RunInfo, rows: list[tuple[Mapping[str, Any], int]]
     ) -> None:
-        run_id, params = self._ids.get(run.run), dict[str, str]()
+        params: dict[str, str] = {}
+        run_id = self._ids.get(run.run)
         if run_id is None:
-            run_id, params = self._adopt(store, parent_id, run, rows[0][1])
+            run_id = self._adopt(store, parent_id, run, rows[0][1])
+            params = entries.run_params(self.column, run)
         seen = self._seen[run.run]
         points = [point for row, _ in rows for point in entries.epoch_points(row)]
         points = [point for point in points if (point.key, point.step) not in seen]
@@ -100,32 +109,24 @@ class LiveColumn:
         self._ids[run.run] = run_id
         seen.update((point.key, point.step) for point in points)
 
-    def _adopt(
-        self, store: Store, parent_id: str, run: RunInfo, now_ms: int
-    ) -> tuple[str, dict[str, str]]:
-        """Finds or creates the run; its id and the params it lacks."""
-        params = entries.run_params(self.column, run)
-        existing = self._existing.runs.get(run.run)
+    def _adopt(self, store: Store, parent_id: str, run: RunInfo, now_ms: int) -> str:
+        """Finds or creates the run; its id."""
+        existing = self._existing.runs.get((self.column.key, run.run))
         if existing is None:
-            run_id = mirror.create_run(
-                store,
-                self._experiment_id,
-                self.column,
-                run,
-                parent_id=parent_id,
-                started_ms=now_ms,
-            )
             self._seen[run.run] = set()
-        else:
-            run_id = existing.info.run_id
-            store.client.update_run(run_id, "RUNNING")
-            self._seen[run.run] = set(mirror.logged_points(store, existing))
-            params = {key: params[key] for key in params.keys() - existing.data.params.keys()}
-        return run_id, params
+            return mirror.create(
+                store, self._experiment_id, self.column, now_ms, run=run, parent_id=parent_id
+            )
+        store.client.update_run(existing.info.run_id, "RUNNING")
+        self._seen[run.run] = set(mirror.logged_points(store, existing))
+        return existing.info.run_id
 
 
 class Mirror:
-    """Handles messages one after another; a failing store is left alone for a while."""
+    """Handles messages one after another; a failing store is left alone for a while.
+
+    Tells the trainer whether the store can be reached, and why MLflow is incomplete at the end.
+    """
 
     def __init__(self, uri: str, answers: TextIO):
         self._uri = uri
@@ -133,6 +134,7 @@ class Mirror:
         self._store: Store | None = None
         self._column: LiveColumn | None = None
         self._due = 0.0
+        self._reached: bool | None = None
 
     def handle(self, message: Message) -> None:
         """Acts on one message from the trainer."""
@@ -144,15 +146,21 @@ class Mirror:
             self._column.add(message)
         elif kind == "finish":
             self._column = None  # the files hold all that still waits
-            error = _reason(lambda: sync(Path(message["directory"]), self._uri))
-            print(json.dumps({"error": error}), file=self._answers, flush=True)
+            error = _reason(self._probe)
+            if error is None:
+                os.environ.update(PATIENT)
+                error = _reason(lambda: sync(Path(message["directory"]), self._uri))
+            self._answer(error=error)
 
     def tick(self) -> None:
         """Flushes when it is time to."""
         if self._column is None or time.monotonic() < self._due:
             return
-        failed = _reason(self._flush)
-        self._due = time.monotonic() + (RETRY_S if failed else FLUSH_S)
+        reached = _reason(self._flush) is None
+        if reached != self._reached:  # nobody reads before the end, so the pipe must not fill
+            self._reached = reached
+            self._answer(reached=reached)
+        self._due = time.monotonic() + (FLUSH_S if reached else RETRY_S)
 
     def leave(self) -> None:
         """The trainer is gone."""
@@ -161,10 +169,20 @@ class Mirror:
             _reason(lambda: column.kill(store))
 
     def _flush(self) -> None:
+        store = self._open()
+        if self._column:
+            self._column.flush(store)
+
+    def _probe(self) -> None:
+        self._open().client.search_experiments(max_results=1)
+
+    def _open(self) -> Store:
         if self._store is None:
             self._store = open_store(self._uri)
-        if self._column:
-            self._column.flush(self._store)
+        return self._store
+
+    def _answer(self, **content: object) -> None:
+        print(json.dumps(content), file=self._answers, flush=True)
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ class LoadableModel:
         self.network.load_state_dict(load_file(directory / "weights.safetensors"))
         self.network.eval()
         self._mean = torch.tensor(facts["mean"]).view(1, -1, 1, 1)
-        self._std = torch.tensor(facts["std"]).view(1, -1, 1, 1)
+        std = torch.tensor(facts["std"]).view(1, -1, 1, 1)
+        self._std = torch.where(std > 0, std, 1.0)  # as in training: a channel may be constant
 
     def predict(
         self,

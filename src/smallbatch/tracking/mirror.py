@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from smallbatch.tracking import entries
+from smallbatch.tracking.best_model import log_best_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,17 +16,26 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from smallbatch.tracking.entries import Point
-    from smallbatch.tracking.records import ColumnInfo, ColumnResult, RunInfo, RunResult
+    from smallbatch.tracking.records import ColumnInfo, RunInfo, TrackedColumn, TrackedRun
     from smallbatch.tracking.store import Store
 
-BATCH = 1000
-"""Most metric points that MLflow takes in one request."""
+BATCH = 800
+"""Metric points in one request; MLflow takes 1000 values, params and tags included."""
 
 
 @dataclass
-class Changes:
-    """What a replay did; all zeros but `unchanged` the second time."""
+class SyncReport:
+    """What a replay found and did; the second time, zeros but `columns` and `unchanged`.
 
+    Attributes:
+        columns: Columns found.
+        runs_created: MLflow runs created, the columns' parent runs included.
+        runs_updated: Runs that were there, incomplete, and are complete now.
+        points_logged: Metric points logged.
+        unchanged: Runs that were complete already.
+    """
+
+    columns: int = 0
     runs_created: int = 0
     runs_updated: int = 0
     points_logged: int = 0
@@ -34,15 +44,15 @@ class Changes:
 
 @dataclass
 class Existing:
-    """What an experiment holds already, superseded runs left out.
+    """What an experiment holds already.
 
     Attributes:
         columns: The parent run of each column, by column key.
-        runs: The run of each run hash.
+        runs: The run of each column key and run hash.
     """
 
     columns: dict[str, Run] = field(default_factory=dict[str, "Run"])
-    runs: dict[str, Run] = field(default_factory=dict[str, "Run"])
+    runs: dict[tuple[str, str], Run] = field(default_factory=dict[tuple[str, str], "Run"])
 
 
 def find_existing(store: Store, experiment_id: str, column_key: str | None = None) -> Existing:
@@ -56,10 +66,8 @@ def find_existing(store: Store, experiment_id: str, column_key: str | None = Non
         )
         for run in page:
             tags = run.data.tags
-            if entries.SUPERSEDED in tags:
-                continue
             if entries.RUN in tags:
-                existing.runs[tags[entries.RUN]] = run
+                existing.runs[tags[entries.COLUMN], tags[entries.RUN]] = run
             elif entries.COLUMN in tags:
                 existing.columns[tags[entries.COLUMN]] = run
         token = page.token
@@ -67,36 +75,22 @@ def find_existing(store: Store, experiment_id: str, column_key: str | None = Non
             return existing
 
 
-def create_column(store: Store, experiment_id: str, column: ColumnInfo, started_ms: int) -> str:
-    """Creates a column's parent run; its id."""
-    run = store.client.create_run(
-        experiment_id,
-        start_time=started_ms,
-        tags=entries.column_tags(column),
-        run_name=entries.column_name(column),
-    )
-    _log_dataset(store, run.info.run_id, column)
-    log(store, run.info.run_id, [], started_ms, params=entries.column_params(column))
-    return run.info.run_id
-
-
-def create_run(
+def create(
     store: Store,
     experiment_id: str,
     column: ColumnInfo,
-    run: RunInfo,
-    *,
-    parent_id: str,
     started_ms: int,
+    *,
+    run: RunInfo | None = None,
+    parent_id: str = "",
 ) -> str:
-    """Creates a run of a column, params included; its id."""
+    """Creates the MLflow run of a run, or with `run` left out of a column; its id."""
     created = store.client.create_run(
         experiment_id,
         start_time=started_ms,
-        tags=entries.run_tags(column, run, parent_id),
-        run_name=entries.run_name(column, run),
+        tags=entries.run_tags(column, run, parent_id) if run else entries.column_tags(column),
+        run_name=entries.run_name(column, run) if run else entries.column_name(column),
     )
-    _log_dataset(store, created.info.run_id, column)
     return created.info.run_id
 
 
@@ -104,7 +98,7 @@ def log(
     store: Store,
     run_id: str,
     points: Iterable[Point],
-    when_ms: int | Mapping[int, int],
+    when_ms: Mapping[int, int],
     *,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
@@ -115,19 +109,14 @@ def log(
         store: The store.
         run_id: The run.
         points: Metric values.
-        when_ms: Their timestamp, or one per step.
+        when_ms: Their timestamps, by step.
         params: Params.
         tags: Tags.
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [
-        Metric(key, value, when_ms if isinstance(when_ms, int) else when_ms[step], step)
-        for key, step, value in points
-    ]
-    # MLflow's limit of 1000 counts params and tags as well.
-    size = BATCH - 200
-    chunks = [metrics[i : i + size] for i in range(0, len(metrics), size)] or [[]]
+    metrics = [Metric(key, value, when_ms[step], step) for key, step, value in points]
+    chunks = [metrics[i : i + BATCH] for i in range(0, len(metrics), BATCH)] or [[]]
     for i, chunk in enumerate(chunks):
         first, last = i == 0, i == len(chunks) - 1
         store.client.log_batch(
@@ -150,139 +139,103 @@ def logged_points(store: Store, run: Run) -> dict[tuple[str, int], float]:
 class ColumnWriter:
     """Brings one column of a store in line with its result files."""
 
-    def __init__(self, store: Store, experiment_id: str, existing: Existing, changes: Changes):
+    def __init__(self, store: Store, experiment_id: str, existing: Existing, report: SyncReport):
         self.store = store
         self.experiment_id = experiment_id
         self.existing = existing
-        self.changes = changes
+        self.report = report
 
-    def write(self, column: ColumnResult, *, model_wanted: bool) -> tuple[str, bool]:
-        """Writes what is missing.
-
-        Args:
-            column: The column as its files tell it.
-            model_wanted: Whether the best model could be logged now if it is not yet.
-
-        Returns:
-            The parent run's id, and whether it still awaits its model and `close`.
-        """
-        parent = self.existing.columns.get(column.info.key)
-        if parent is None:
-            parent_id = create_column(
-                self.store, self.experiment_id, column.info, column.started_ms
-            )
-            self.changes.runs_created += 1
-        else:
-            parent_id = parent.info.run_id
-        for run in column.runs:
-            self._write_run(column.info, run, parent_id)
-        if parent is None:
-            return parent_id, True
-        tags = parent.data.tags
-        complete = tags.get(entries.SYNCED) == column.digest
-        if complete and (entries.MODEL in tags or not model_wanted):
-            self.changes.unchanged += 1
-            return parent_id, False
-        self.changes.runs_updated += 1
-        return parent_id, True
-
-    def close(self, column: ColumnResult, parent_id: str, model: str | None) -> None:
-        """Ends a column's parent run: summary, model and, last, the mark of completeness."""
-        client = self.store.client
-        parent = self.existing.columns.get(column.info.key)
-        done = parent is not None and parent.data.tags.get(entries.SYNCED) == column.digest
-        points: list[Point] = []
-        if not done:
-            # Results that changed since (a wider grid, a re-training) go to the next step.
-            step = 0
-            if parent is not None and "runs_finished" in parent.data.metrics:
-                step = len(client.get_metric_history(parent_id, "runs_finished"))
-            points = entries.column_points(column, step)
-            if parent is None or parent.info.status != "FINISHED":
-                _terminate(self.store, parent_id, column.ended_ms, parent)
-        tags = {**entries.column_tags(column.info), entries.SYNCED: column.digest}
-        if model is not None:
-            tags[entries.MODEL] = model
-        elif parent is not None and not done and entries.MODEL in parent.data.tags:
-            client.delete_tag(parent_id, entries.MODEL)  # it named the model of other results
-        log(self.store, parent_id, points, column.ended_ms, tags=tags)
-        self.changes.points_logged += len(points)
-
-    def _write_run(self, column: ColumnInfo, run: RunResult, parent_id: str) -> None:
-        existing = self.existing.runs.get(run.info.run)
-        if existing is None:
-            self._create(column, run, parent_id)
-        elif existing.data.tags.get(entries.SYNCED) == run.digest:
-            self.changes.unchanged += 1
-        elif entries.SYNCED in existing.data.tags:
-            self._supersede(existing, column, run, parent_id)
-        else:
-            logged = logged_points(self.store, existing)
-            if _contradicts(logged, run):
-                self._supersede(existing, column, run, parent_id)
-            else:
-                self._complete(existing, logged, column, run)
-
-    def _create(self, column: ColumnInfo, run: RunResult, parent_id: str) -> str:
-        run_id = create_run(
-            self.store,
-            self.experiment_id,
-            column,
-            run.info,
-            parent_id=parent_id,
-            started_ms=run.started_ms,
+    def write(self, column: TrackedColumn) -> None:
+        """Writes what is missing: runs, then the column's summary, its best model and the mark."""
+        info = column.info
+        parent = self.existing.columns.get(info.key)
+        parent_id = (
+            parent.info.run_id
+            if parent
+            else create(self.store, self.experiment_id, info, column.started_ms)
         )
-        points = entries.result_points(run)
-        self._finish(run_id, run, points, entries.run_params(column, run.info), None)
-        self.changes.runs_created += 1
-        return run_id
+        for run in column.runs:
+            self._write_run(info, run, parent_id)
+        if parent and parent.data.tags.get(entries.SYNCED) == column.digest:
+            self.report.unchanged += 1
+            return
+        tags = {**entries.column_tags(info), entries.SYNCED: column.digest}
+        tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
+        self._complete(
+            info,
+            parent_id,
+            parent,
+            entries.column_points(column),
+            {0: column.ended_ms},
+            params=entries.column_params(info),
+            tags=tags,
+        )
+
+    def _write_run(self, column: ColumnInfo, run: TrackedRun, parent_id: str) -> None:
+        existing = self.existing.runs.get((column.key, run.info.run))
+        logged: Mapping[tuple[str, int], float] = {}
+        if existing is not None:
+            synced = existing.data.tags.get(entries.SYNCED)
+            if synced == run.digest:
+                self.report.unchanged += 1
+                return
+            logged = logged_points(self.store, existing)
+            if synced or _contradicts(logged, run):
+                # Trained again with other results: the files win, MLflow's trash keeps the old run.
+                self.store.client.delete_run(existing.info.run_id)
+                existing, logged = None, {}
+        run_id = (
+            existing.info.run_id
+            if existing
+            else create(
+                self.store,
+                self.experiment_id,
+                column,
+                run.started_ms,
+                run=run.info,
+                parent_id=parent_id,
+            )
+        )
+        self._complete(
+            column,
+            run_id,
+            existing,
+            [
+                point
+                for point in entries.result_points(run)
+                if (point.key, point.step) not in logged
+            ],
+            {step: run.timestamp_ms(step) for step in range(len(run.rows) + 1)},
+            params=entries.run_params(column, run.info),
+            tags=entries.result_tags(run),
+        )
 
     def _complete(
         self,
-        existing: Run,
-        logged: Mapping[tuple[str, int], float],
         column: ColumnInfo,
-        run: RunResult,
-    ) -> None:
-        points = [it for it in entries.result_points(run) if (it.key, it.step) not in logged]
-        params = entries.run_params(column, run.info)
-        missing = {key: params[key] for key in params.keys() - existing.data.params.keys()}
-        if existing.inputs is None or not existing.inputs.dataset_inputs:
-            _log_dataset(self.store, existing.info.run_id, column)
-        self._finish(existing.info.run_id, run, points, missing, existing)
-        self.changes.runs_updated += 1
-
-    def _supersede(self, existing: Run, column: ColumnInfo, run: RunResult, parent_id: str) -> None:
-        new_id = self._create(column, run, parent_id)
-        old_id = existing.info.run_id
-        if existing.info.status == "RUNNING":
-            _terminate(self.store, old_id, _now_ms(), existing, status="KILLED")
-        self.store.client.set_tag(old_id, entries.SUPERSEDED, new_id)
-
-    def _finish(
-        self,
         run_id: str,
-        run: RunResult,
-        points: list[Point],
-        params: Mapping[str, str],
         existing: Run | None,
+        points: list[Point],
+        when_ms: Mapping[int, int],
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
     ) -> None:
-        last = len(run.rows)
-        _terminate(self.store, run_id, run.timestamp_ms(last), existing)
-        when = {step: run.timestamp_ms(step) for step in range(last + 1)}
+        """Ends a run. MLflow takes a data set or a param that it has as no change."""
+        _log_dataset(self.store, run_id, column)
+        started = existing.info.start_time if existing else None
+        ended_ms = max(*when_ms.values(), started or 0)
+        self.store.client.set_terminated(run_id, "FINISHED", end_time=ended_ms)
         # The mark of completeness comes with the last points: a replay cut short is taken up again.
-        log(self.store, run_id, points, when, params=params, tags=entries.result_tags(run))
-        self.changes.points_logged += len(points)
+        log(self.store, run_id, points, when_ms, params=params, tags=tags)
+        self.report.points_logged += len(points)
+        if existing:
+            self.report.runs_updated += 1
+        else:
+            self.report.runs_created += 1
 
 
-def _terminate(
-    store: Store, run_id: str, ended_ms: int, existing: Run | None, status: str = "FINISHED"
-) -> None:
-    started = existing.info.start_time if existing else None
-    store.client.set_terminated(run_id, status, end_time=max(ended_ms, started or 0))
-
-
-def _contradicts(logged: Mapping[tuple[str, int], float], run: RunResult) -> bool:
+def _contradicts(logged: Mapping[tuple[str, int], float], run: TrackedRun) -> bool:
     """Whether a store holds a value of this run that its result files do not."""
     true = {(it.key, it.step): it.value for it in entries.result_points(run)}
     return any(
@@ -292,8 +245,6 @@ def _contradicts(logged: Mapping[tuple[str, int], float], run: RunResult) -> boo
 
 
 def _log_dataset(store: Store, run_id: str, column: ColumnInfo) -> None:
-    import json
-
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
@@ -305,7 +256,3 @@ def _log_dataset(store: Store, run_id: str, column: ColumnInfo) -> None:
     )
     context = InputTag("mlflow.data.context", "training")
     store.client.log_inputs(run_id, [DatasetInput(dataset, [context])])
-
-
-def _now_ms() -> int:
-    return round(time.time() * 1000)

@@ -5,30 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
-from smallbatch.errors import UserError
+from smallbatch import results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
-REPORTED_EPOCHS = 5
-"""Epochs at the end of a run whose median test accuracy is reported (paper, section 5)."""
-
-_ROW_NUMBERS = (
-    "updates",
-    "lr",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-)
+Row = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,7 @@ class ColumnInfo:
         settings: Every field of the study's configuration.
         source: Where the data came from, such as `cifar10`; empty when unknown.
         stage: The DVC stage, `train@<study>-<m>`; None outside a pipeline.
+        single: Outside a pipeline, the hash of the column's only run; else None.
         environment: What `timing.json` says of machine, versions, git and engine, as known so far.
         protocol: Version of the training protocol.
     """
@@ -54,6 +43,7 @@ class ColumnInfo:
     settings: Mapping[str, Any]
     source: str = ""
     stage: str | None = None
+    single: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     protocol: int = 1
 
@@ -64,16 +54,14 @@ class ColumnInfo:
 
     @property
     def key(self) -> str:
-        """16 hex digits that name the column: what its runs share, without base_lr and seed."""
-        identity = [
-            self.dataset,
-            self.fingerprint,
-            self.study,
-            self.batch_size,
-            self.settings,
-            self.protocol,
-        ]
-        return _digest(identity)[:16]
+        """16 hex digits that name the column.
+
+        They cover what its runs share: all but base_lr, seed and `figure`, which is a label. A
+        single run, which has its result directory to itself, shares its column with no other.
+        """
+        settings = {key: value for key, value in self.settings.items() if key != "figure"}
+        shared = [self.dataset, self.fingerprint, self.study, self.batch_size, settings]
+        return _digest([*shared, self.protocol, self.single])[:16]
 
 
 @dataclass(frozen=True)
@@ -94,62 +82,58 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
-class RunResult:
+class TrackedRun:
     """One run as its result files tell it.
 
     Attributes:
         info: The run.
-        outcome: `finished` or `diverged`.
-        diverged_at: Update (1-based) at which the run diverged.
-        parameters: Number of model parameters.
-        final: Losses and accuracies in evaluation mode after the last update; None where absent.
+        record: Its entry in `runs.json`.
         rows: One mapping per epoch, in order, with the numeric columns of `history.parquet`.
-        digest: SHA-256 of all the above: changes when, and only when, the result changes.
+        reported_accuracy: The paper's measure; None for a diverged run.
         started_ms: Start in milliseconds since 1970; 1 when `timing.json` does not tell.
         seconds: Duration.
     """
 
     info: RunInfo
-    outcome: str
-    diverged_at: int | None
-    parameters: int | None
-    final: Mapping[str, float | None]
-    rows: tuple[Mapping[str, float], ...]
-    digest: str
+    record: results.RunRecord
+    rows: tuple[Row, ...]
+    reported_accuracy: float | None
     started_ms: int
     seconds: float
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the run's result: changes when, and only when, that does."""
+        return _digest([self.record.model_dump(), self.rows])
 
     def timestamp_ms(self, epoch: int) -> int:
         """The moment at which `epoch` (1-based) ended, epochs taken as equally long."""
         share = epoch / max(len(self.rows), 1)
         return self.started_ms + round(1000 * self.seconds * min(share, 1.0))
 
-    @property
-    def reported_accuracy(self) -> float | None:
-        """Median test accuracy over the last five epochs; None if diverged or not evaluated."""
-        if self.outcome != "finished":
-            return None
-        last = [row["test_accuracy"] for row in self.rows[-REPORTED_EPOCHS:]]
-        return float(median(last)) if last and all(map(math.isfinite, last)) else None
-
 
 @dataclass(frozen=True)
-class ColumnResult:
+class TrackedColumn:
     """One column directory, read.
 
     Attributes:
         info: The column.
+        dataset: What is known of its data.
         directory: Where it lies.
         runs: Its runs in the order of `runs.json`.
         timing: The `column` part of `timing.json`; empty when missing.
-        digest: Changes when any run's result does.
     """
 
     info: ColumnInfo
+    dataset: results.Meta
     directory: Path
-    runs: tuple[RunResult, ...]
+    runs: tuple[TrackedRun, ...]
     timing: Mapping[str, Any]
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes when any run's result does."""
+        return _digest(sorted(run.digest for run in self.runs))
 
     @property
     def started_ms(self) -> int:
@@ -162,121 +146,61 @@ class ColumnResult:
         return self.started_ms + round(1000 * float(self.timing.get("seconds") or 0.0))
 
     @property
-    def best(self) -> RunResult | None:
+    def best(self) -> TrackedRun | None:
         """The run of highest reported accuracy; of equals the smallest base_lr, then seed."""
-        candidates = [(run.reported_accuracy, run) for run in self.runs]
-        scored = [(score, run) for score, run in candidates if score is not None]
-        if not scored:
-            return None
-        return min(scored, key=lambda it: (-it[0], it[1].info.base_lr, it[1].info.seed))[1]
+        scored = [
+            (-run.reported_accuracy, run.info.base_lr, run.info.seed, run)
+            for run in self.runs
+            if run.reported_accuracy is not None
+        ]
+        return min(scored, key=lambda it: it[:3])[3] if scored else None
 
 
-def find_columns(paths: Path | Iterable[Path]) -> list[Path]:
-    """Directories holding a `runs.json`, at or below `paths`, sorted, each once.
-
-    Raises:
-        UserError: A path is no directory.
-    """
-    found: set[Path] = set()
-    for path in [paths] if isinstance(paths, Path) else paths:
-        if not path.is_dir():
-            raise UserError(f"{path}: not a directory; expected models/ or a column below it")
-        found.update(file.parent for file in path.rglob("runs.json"))
-    return sorted(found)
-
-
-def read_column(directory: Path) -> ColumnResult:
-    """Reads a column's `runs.json`, `history.parquet` and, if there, `timing.json`.
+def read_column(directory: Path) -> TrackedColumn:
+    """A column from its result files.
 
     Raises:
-        UserError: A file is missing, unreadable or lacks a key.
+        UserError: A file is missing or damaged.
     """
-    path = directory / "runs.json"
-    document = read_json(path)
-    timing: dict[str, Any] = {}
-    if (directory / "timing.json").exists():
-        timing = read_json(directory / "timing.json")
-    try:
-        rows = _rows_by_run(directory / "history.parquet")
-        info = _column_info(document, timing)
-        clock: Mapping[str, Any] = timing.get("runs", {})
-        runs = tuple(
-            _run_result(entry, rows.get(entry["run"], ()), clock.get(entry["run"], {}))
-            for entry in document["runs"]
+    files = results.read_column(directory)
+    record, timing = files.record, files.timing
+    accuracies = results.reported_accuracies(files.history).reset_index().set_index("run")
+    rows: dict[str, list[Row]] = {}
+    names = ["run", "epoch", "updates", "lr", *results.METRICS]
+    for row in files.history[names].sort_values("epoch").to_dict("records"):
+        rows.setdefault(str(row.pop("run")), []).append(cast("Row", row))
+    runs: list[TrackedRun] = []
+    for run in record.runs:
+        clock = timing.runs.get(run.run)
+        accuracy = float(accuracies["reported_accuracy"][run.run])
+        runs.append(
+            TrackedRun(
+                info=RunInfo(run.run, run.base_lr, run.seed, run.updates),
+                record=run,
+                rows=tuple(rows[run.run]),
+                reported_accuracy=accuracy if math.isfinite(accuracy) else None,
+                started_ms=_milliseconds(clock and clock.started),
+                seconds=clock.seconds if clock else 0.0,
+            )
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path}: not a column's result ({found})") from error
-    digest = _digest(sorted(run.digest for run in runs))
-    return ColumnResult(info, directory, runs, timing.get("column", {}), digest)
+    info = _column_info(record, timing)
+    return TrackedColumn(info, record.dataset, directory, tuple(runs), timing.column)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: The file is unreadable or holds something else.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: found a {type(document).__name__}, expected an object")
-    return document  # pyright: ignore[reportUnknownVariableType]
-
-
-def _column_info(document: Mapping[str, Any], timing: Mapping[str, Any]) -> ColumnInfo:
-    dataset = document["dataset"]
-    study, batch_size = str(document["study"]), int(document["batch_size"])
-    column = timing.get("column", {})
+def _column_info(record: results.ColumnRecord, timing: results.Timing) -> ColumnInfo:
+    stage = timing.column.get("stage", f"train@{record.study}-{record.batch_size}")
     return ColumnInfo(
-        dataset=str(dataset["name"]),
-        fingerprint=str(dataset["fingerprint"]),
-        study=study,
-        batch_size=batch_size,
-        settings=document["settings"],
-        source=str(dataset.get("source", "")),
-        stage=column.get("stage", f"train@{study}-{batch_size}"),
-        environment={**timing.get("environment", {}), **column},
-        protocol=int(document.get("protocol", 1)),
+        dataset=record.dataset.name,
+        fingerprint=record.dataset.fingerprint,
+        study=record.study,
+        batch_size=record.batch_size,
+        settings=record.settings,
+        source=record.dataset.source,
+        stage=stage,
+        single=record.runs[0].run if stage is None else None,
+        environment={**timing.environment, **timing.column},
+        protocol=record.protocol,
     )
-
-
-def _run_result(
-    entry: Mapping[str, Any], rows: tuple[Mapping[str, float], ...], clock: Mapping[str, Any]
-) -> RunResult:
-    info = RunInfo(
-        run=str(entry["run"]),
-        base_lr=float(entry["base_lr"]),
-        seed=int(entry["seed"]),
-        updates=int(entry["updates"]),
-    )
-    return RunResult(
-        info=info,
-        outcome=str(entry["outcome"]),
-        diverged_at=entry.get("diverged_at"),
-        parameters=entry.get("parameters"),
-        final=entry.get("final") or {},
-        rows=rows,
-        digest=_digest([entry, rows]),
-        started_ms=_milliseconds(clock.get("started")),
-        seconds=float(clock.get("seconds") or 0.0),
-    )
-
-
-def _rows_by_run(path: Path) -> dict[str, tuple[Mapping[str, float], ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=["run", "epoch", *_ROW_NUMBERS])
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not readable as a history ({error})") from error
-    rows: dict[str, list[dict[str, float]]] = {}
-    for row in table.to_pylist():
-        rows.setdefault(row.pop("run"), []).append(row)
-    return {run: tuple(sorted(own, key=lambda row: row["epoch"])) for run, own in rows.items()}
 
 
 def _milliseconds(moment: str | None) -> int:

@@ -32,6 +32,10 @@ _ENVIRONMENT = {
 }
 
 
+# Makes the UI open an experiment on its training runs, not on its view for language models.
+_TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}
+
+
 @dataclass(frozen=True)
 class Store:
     """An open tracking store.
@@ -54,7 +58,9 @@ class Store:
         if found is None:
             location = (self.artifacts / name).as_uri() if self.artifacts else None
             try:
-                return self.client.create_experiment(name, artifact_location=location)
+                return self.client.create_experiment(
+                    name, artifact_location=location, tags=_TRAINING_VIEW
+                )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

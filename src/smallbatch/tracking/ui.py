@@ -10,13 +10,14 @@ from typing import NoReturn
 from smallbatch.errors import UserError
 from smallbatch.tracking.store import ARTIFACTS, open_store, sqlite_path, tracking_uri
 
+HOST = "127.0.0.1"
 
-def ui(host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
+
+def ui(port: int = 5000) -> NoReturn:
     """Replaces this process by `mlflow server` on the local database.
 
     Args:
-        host: Address to listen on; the default is reachable from this machine alone.
-        port: TCP port.
+        port: TCP port on the loopback address: the UI has no log-in.
 
     Raises:
         UserError: The tracking URI names a server, which has its own UI, or the port is taken.
@@ -28,13 +29,13 @@ def ui(host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((HOST, port))
         except OSError as error:
-            raise UserError(f"--host/--port: cannot listen on {host}:{port} ({error})") from error
+            raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
     open_store(uri)  # before the server's several workers race to initialise a fresh database
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
