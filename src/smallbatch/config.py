@@ -16,6 +16,7 @@ from smallbatch.model_names import validate_model
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
 Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
 Precision = Literal["float32", "tf32", "bf16"]
+EngineSetting = Literal["auto", "loop", "stacked"]
 
 # Names become folder names and MLflow experiment names, so they must stay inside their folder.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
@@ -132,12 +133,23 @@ def _worker_count(value: object) -> object:
     raise ValueError("a whole number from 1 to 1024, or auto")
 
 
+def _gibibytes(value: object) -> object:
+    if value == "auto" or (type(value) in (int, float) and 0 < float(str(value)) < math.inf):
+        return value if value == "auto" else float(str(value))
+    raise ValueError("a number of GiB above 0, or auto")
+
+
 class ComputeConfig(_Strict):
-    """How runs are computed; nothing here changes a result beyond float rounding."""
+    """How runs are computed; nothing here changes a result beyond float rounding.
+
+    ``memory`` is the GiB that the stacked lanes of all workers may take together; ``auto`` is half
+    of what is free.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    engine: Literal["auto", "loop"] = "auto"
+    engine: EngineSetting = "auto"
     workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = "auto"
+    memory: Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)] = "auto"
 
 
 class Params(_Strict):

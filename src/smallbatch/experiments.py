@@ -158,11 +158,12 @@ def _train_and_track(
 
     mirror = LiveMirror()  # before torch: its process imports mlflow meanwhile
     try:
-        from smallbatch.training.column import resolve_device, train_column
+        from smallbatch.training.column import choose_engine, resolve_device, train_column
 
         column = plan()
         device = resolve_device(compute.device)
-        mirror.start(_column_info(column, device, stage))
+        engine = choose_engine(column, compute).engine
+        mirror.start(_column_info(column, device, engine, stage))
         title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
         epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
         with Progress(title, len(column.runs), epochs, images) as progress:
@@ -174,7 +175,7 @@ def _train_and_track(
     mirror.finish(directory)
 
 
-def _column_info(column: Column, device: str, stage: str | None) -> ColumnInfo:
+def _column_info(column: Column, device: str, engine: str, stage: str | None) -> ColumnInfo:
     from smallbatch.tracking import ColumnInfo
     from smallbatch.training import environment, files
     from smallbatch.training.protocol import PROTOCOL
@@ -189,7 +190,7 @@ def _column_info(column: Column, device: str, stage: str | None) -> ColumnInfo:
         source=meta.source,
         stage=stage,
         single=column.runs[0].hash if stage is None else None,
-        environment={**environment.describe(device), "device": device, "engine": "loop"},
+        environment={**environment.describe(device), "device": device, "engine": engine},
         protocol=PROTOCOL,
     )
 

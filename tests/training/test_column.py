@@ -21,6 +21,7 @@ from smallbatch.errors import UserError
 from smallbatch.training import files, workers
 from smallbatch.training.column import Column, plan_column, train_column
 from smallbatch.training.protocol import Run
+from tests.training.conftest import make_dataset
 
 LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
 
@@ -30,9 +31,17 @@ def plan(data: Dataset, *, base_lrs: tuple[float, ...] = LRS, seeds: int = 2) ->
     return plan_column("study", settings, data, batch_size=4, base_lrs=base_lrs, seeds=range(seeds))
 
 
-def run_column(column: Column, root: Path, *, workers: int = 2, observers: Any = ()) -> Path:
+def run_column(
+    column: Column,
+    root: Path,
+    *,
+    workers: int = 2,
+    observers: Any = (),
+    engine: Any = "loop",
+    memory: Any = "auto",
+) -> Path:
     out = root / "models" / "m4"
-    compute = ComputeConfig(device="cpu", workers=workers)
+    compute = ComputeConfig(device="cpu", workers=workers, engine=engine, memory=memory)
     train_column(column, out, compute=compute, work=root / "work", observers=observers)
     return out
 
@@ -49,10 +58,13 @@ class _Log:
         self.done[run.hash] = outcome
 
 
-def test_a_column_holds_every_run_and_every_outcome(noise: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_a_column_holds_every_run_and_every_outcome(
+    noise: Dataset, tmp_path: Path, engine: str
+) -> None:
     log = _Log()
     column = plan(noise)
-    out = run_column(column, tmp_path, observers=[log])
+    out = run_column(column, tmp_path, observers=[log], engine=engine)
     record = json.loads((out / "runs.json").read_text())
     runs = record["runs"]
     assert [(run["base_lr"], run["seed"]) for run in runs] == [
@@ -78,20 +90,77 @@ def test_a_column_holds_every_run_and_every_outcome(noise: Dataset, tmp_path: Pa
     assert sorted(log.epochs) == sorted(zip(history.run, history.epoch, strict=True))
 
 
-def test_results_do_not_depend_on_the_workers_or_on_what_was_kept(
-    noise: Dataset, tmp_path: Path
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_results_do_not_depend_on_workers_memory_or_what_was_kept(
+    noise: Dataset, tmp_path: Path, engine: str
 ) -> None:
-    """Byte-identical with one worker, two workers, and a column resumed half-way."""
-    files = ("history.parquet", "weights.safetensors", "runs.json")
-    one = run_column(plan(noise), tmp_path / "one", workers=1)
-    two = run_column(plan(noise), tmp_path / "two", workers=2)
-    run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path / "resumed")
+    """Byte-identical with one worker, two, memory for one lane, and a column resumed half-way."""
+    names = ("history.parquet", "weights.safetensors", "runs.json")
+    one = run_column(plan(noise), tmp_path / "one", workers=1, engine=engine)
+    two = run_column(plan(noise), tmp_path / "two", workers=2, engine=engine)
+    tight = run_column(plan(noise), tmp_path / "tight", workers=1, engine=engine, memory=1e-9)
+    run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path / "resumed", engine=engine)
     log = _Log()
-    resumed = run_column(plan(noise), tmp_path / "resumed", observers=[log])
+    resumed = run_column(plan(noise), tmp_path / "resumed", observers=[log], engine=engine)
     assert len({run for run, _ in log.epochs}) == 5  # the sixth was kept
-    for name in files:
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
-        assert (one / name).read_bytes() == (resumed / name).read_bytes(), name
+    for name in names:
+        for other in (two, tight, resumed):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (name, other)
+
+
+def test_the_engines_make_the_same_column(noise: Dataset, tmp_path: Path) -> None:
+    """Same files, runs and outcomes; numbers within float32 rounding of 17 updates."""
+    loop = run_column(plan(noise), tmp_path / "loop")
+    stacked = run_column(plan(noise), tmp_path / "stacked", engine="stacked")
+    histories = [pd.read_parquet(out / "history.parquet") for out in (loop, stacked)]
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-4, atol=1e-5)
+    mine, theirs = (load_file(out / "weights.safetensors") for out in (stacked, loop))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-5)
+    records = [json.loads((out / "runs.json").read_text()) for out in (loop, stacked)]
+    for record in records:
+        for run in record["runs"]:
+            run["final"] = {key: value is None for key, value in run["final"].items()}
+    assert records[0] == records[1]
+    timings = [json.loads((out / "timing.json").read_text()) for out in (loop, stacked)]
+    assert [timing["column"]["engine"] for timing in timings] == ["loop", "stacked"]
+    # The lanes of two workers share their seconds: together no more than both had.
+    seconds = sum(run["seconds"] for run in timings[1]["runs"].values())
+    assert 0 < seconds <= 2 * timings[1]["column"]["seconds"]
+
+
+def test_runs_of_one_engine_are_not_kept_for_another(noise: Dataset, tmp_path: Path) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    run_column(column, tmp_path, engine="loop")
+    log = _Log()
+    run_column(column, tmp_path, engine="stacked", observers=[log])
+    assert len(log.epochs) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "engine", "remark"),
+    [
+        ("test_resnet", "batch", "stacked", "test_resnet: lanes by torch.vmap"),
+        ("test_vit_relpos", "none", "loop", "test_vit_relpos has no stacked layers and fails"),
+    ],
+)
+def test_other_models_are_stacked_by_vmap_or_fall_back_in_one_line(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model: str,
+    norm: Any,
+    engine: str,
+    remark: str,
+) -> None:
+    data = make_dataset(n=12, test=8, size=32)
+    settings = StudyConfig(model=model, norm=norm, epochs=1, weight_decay=0.0)
+    column = plan_column("study", settings, data, batch_size=4, base_lrs=[2**-9], seeds=[0, 1])
+    out = run_column(column, tmp_path, engine="stacked")
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{out}: {remark}")
+    assert json.loads((out / "timing.json").read_text())["column"]["engine"] == engine
 
 
 def test_a_damaged_record_is_trained_again(noise: Dataset, tmp_path: Path) -> None:
@@ -157,7 +226,7 @@ def test_runs_made_by_other_code_are_trained_again(
 ) -> None:
     column = plan(noise, base_lrs=LRS[:1], seeds=1)
     run_column(column, tmp_path)
-    monkeypatch.setattr(files, "code_digest", lambda: "other")
+    monkeypatch.setattr(files, "code_digest", lambda _engine: "other")
     log = _Log()
     run_column(column, tmp_path, observers=[log])
     assert len(log.epochs) == 3
@@ -167,7 +236,7 @@ def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:
     stages = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
     deps = {dep.removeprefix("src/smallbatch/") for dep in stages["train"]["deps"]}
     # The settings that config.py yields are part of a run's hash; DVC cannot know the hash.
-    assert deps == {*files.CODE, "config.py", "data/prepared/${dataset.name}"}
+    assert deps == {*files.CODE["stacked"], "config.py", "data/prepared/${dataset.name}"}
 
 
 def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.training import environment, files
+from smallbatch.training.engines import Choice, Engine, choose
 from smallbatch.training.protocol import Run, updates_after
 
 if TYPE_CHECKING:
@@ -107,8 +109,9 @@ def train_column(
     Args:
         column: the runs.
         directory: where `history.parquet`, `weights.safetensors`, `runs.json` and `timing.json` go.
-        compute: device and worker processes. On the CPU independent runs go to several
-            single-thread processes, by default one per core; a GPU trains them one after another.
+        compute: engine, device and worker processes. On the CPU the runs, or chunks of lanes, go
+            to several single-thread processes, by default one per core; a GPU trains them one
+            after another.
         work: where finished runs are kept until, and after, their column is whole.
         observers: told of every epoch and every end.
         stage: the DVC stage this is, for the record.
@@ -130,7 +133,8 @@ def _train_column(
 ) -> None:
     started, clock = datetime.now(UTC), time.perf_counter()
     device = resolve_device(compute.device)
-    made_by = _made_by(device)
+    choice = choose_engine(column, compute)
+    made_by = _made_by(choice.engine, device)
     done = {run.hash: files.load_record(work / run.hash, made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
@@ -141,8 +145,19 @@ def _train_column(
     if missing:
         from smallbatch.training.workers import Job, train_all
 
+        if choice.remark:
+            print(f"{directory}: {choice.remark}", file=sys.stderr, flush=True)
         train_all(
-            Job(missing, column.dataset, device, min(workers, len(missing)), work, made_by),
+            Job(
+                runs=missing,
+                engine=choice.engine,
+                dataset=column.dataset,
+                device=device,
+                workers=min(workers, len(missing)),
+                memory=None if compute.memory == "auto" else int(compute.memory * 2**30),
+                work=work,
+                made_by=made_by,
+            ),
             on_epoch=lambda run, row: _tell(observers, run, row),
             on_done=lambda run, outcome: _end(observers, run, outcome),
         )
@@ -159,7 +174,7 @@ def _train_column(
             "seconds": time.perf_counter() - clock,
             "images_per_second": workers * images / seconds,
             "workers": workers,
-            "engine": "loop",
+            "engine": choice.engine,
             "device": device,
             "stage": stage,
             "peak_memory_bytes": _peak_memory(device),
@@ -173,6 +188,41 @@ def _train_column(
         updates=column.updates(column.runs[0]),
         results=[(run, records[run.hash][0]) for run in column.runs],
         timing=timing,
+    )
+
+
+def choose_engine(column: Column, compute: ComputeConfig) -> Choice:
+    """The engine that trains a column; see :func:`~training.engines.choose`.
+
+    Raises:
+        UserError: the device is not there, or the model cannot be built for these images.
+    """
+    run, meta = column.runs[0], column.dataset.meta
+
+    def try_vmap() -> bool:
+        from smallbatch.models import build_model
+        from smallbatch.training.lane_vmap import vmap_works
+
+        model = build_model(
+            run.settings.model,
+            run.settings.norm,
+            num_classes=len(meta.classes),
+            in_chans=meta.channels,
+            image_size=meta.height,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            bn_batch_size=run.settings.bn_batch_size,
+        )
+        return vmap_works(model, meta.channels, meta.height, run.batch_size)
+
+    return choose(
+        compute.engine,
+        run.settings,
+        batch_size=run.batch_size,
+        pixels=meta.height * meta.width,
+        lanes=len(column.runs),
+        device=resolve_device(compute.device),
+        vmap_works=try_vmap,
     )
 
 
@@ -197,10 +247,10 @@ def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
     return record
 
 
-def _made_by(device: str) -> str:
+def _made_by(engine: Engine, device: str) -> str:
     """What a run's numbers depend on besides its hash: the code, the libraries, the device."""
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
-    return " ".join([files.code_digest(), *versions, device])
+    return " ".join([files.code_digest(engine), *versions, device])
 
 
 def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:

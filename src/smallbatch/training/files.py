@@ -20,19 +20,35 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.training.engines import Engine
 from smallbatch.training.protocol import PROTOCOL, Run
 
 if TYPE_CHECKING:
     from smallbatch.training.loop import RunResult
 
-# The modules that determine the numbers; a record made by other code is trained again.
-CODE = (
+# The modules that determine each engine's numbers; a record made by other code is trained again.
+_LOOP = (
     "data/sampling.py",
     "models",
     "training/loop.py",
     "training/protocol.py",
     "training/resident.py",
 )
+CODE: dict[Engine, tuple[str, ...]] = {
+    "loop": _LOOP,
+    "stacked": (
+        *_LOOP,
+        "training/lane_inputs.py",
+        "training/lane_vmap.py",
+        "training/lanes.py",
+        "training/stacked.py",
+        "training/stacked_conv.py",
+        "training/stacked_layers.py",
+        "training/stacked_models.py",
+        "training/stacked_norms.py",
+        "training/unroll.py",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +88,11 @@ def one_writer(work: Path, directory: Path) -> Generator[None, None, None]:
 
 
 @cache
-def code_digest() -> str:
-    """Hash of the sources that determine a run's numbers."""
+def code_digest(engine: Engine) -> str:
+    """Hash of the sources that determine a run's numbers under an engine."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in CODE[engine]:
         path = package / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())

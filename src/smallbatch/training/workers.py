@@ -1,4 +1,4 @@
-"""Trains independent runs: in forked single-thread workers on a CPU, one after another on a GPU."""
+"""Trains a column's runs: in forked single-thread workers on a CPU, one after another on a GPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import torch
 from smallbatch.config import format_base_lr
 from smallbatch.errors import UserError
 from smallbatch.training import files
+from smallbatch.training.engines import MEMORY_SHARE, Engine, deal, free_memory
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
+from smallbatch.training.stacked import lane_bytes, train_lanes
 
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
@@ -36,18 +38,22 @@ class Job:
     """Runs to train and what they share.
 
     Attributes:
-        runs: the runs.
+        runs: the runs, in order of learning rate.
+        engine: ``loop`` or ``stacked``.
         dataset: the prepared data.
         device: ``cpu`` or ``cuda``.
         workers: processes on the CPU.
+        memory: bytes for the lanes of all workers, or None for a part of what is free.
         work: where each run's record goes as it ends.
         made_by: the code and versions that the records depend on.
     """
 
     runs: Sequence[Run]
+    engine: Engine
     dataset: Dataset
     device: str
     workers: int
+    memory: int | None
     work: Path
     made_by: str
 
@@ -68,33 +74,49 @@ def train_all(
     augment = job.runs[0].settings.augment
     data = load_resident(job.dataset, augment=augment, device=torch.device(job.device))
     initial_model(job.runs[0], data)  # so that a model which does not fit fails here, once
+    chunks = _chunks(job, data)
     if job.device == "cpu":
-        _train_in_workers(job, data, on_epoch, on_done)
+        _train_in_workers(job, data, chunks, on_epoch, on_done)
         return
     torch.backends.cudnn.deterministic = True
-    for run in job.runs:
-        result = _train_one(job, data, run, lambda row, run=run: on_epoch(run, row))
-        on_done(run, result.outcome)
+    for chunk in chunks:
+        _train_chunk(job, data, chunk, on_epoch, on_done)
+
+
+def _chunks(job: Job, data: Resident) -> list[list[Run]]:
+    """Groups of runs that are computed together, as many lanes as a worker's memory holds."""
+    if job.engine == "loop":
+        return [[run] for run in job.runs]
+    if job.memory is not None:
+        memory = job.memory
+    elif job.device == "cuda":
+        memory = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0])
+    else:
+        memory = int(MEMORY_SHARE * free_memory())
+    lanes = memory // job.workers // lane_bytes(job.runs[0], data)
+    return deal(job.runs, job.workers, max(1, lanes))
 
 
 def _train_in_workers(
     job: Job,
     data: Resident,
+    chunks: Sequence[Sequence[Run]],
     on_epoch: Callable[[Run, Row], None],
     on_done: Callable[[Run, str], None],
 ) -> None:
     # Forked children share the data set's pages and skip torch's import.
     context = multiprocessing.get_context("fork")
     taken, events = context.Value("l", 0), context.Queue()
-    arguments = (job, data, taken, events, os.getpid())
+    arguments = (job, data, chunks, taken, events, os.getpid())
     workers = [
         context.Process(target=_work, args=arguments, daemon=True) for _ in range(job.workers)
     ]
     for worker in workers:
         worker.start()
+    runs = {run.hash: run for run in job.runs}
     try:
-        for kind, i, value in _events(events, workers, ends=len(job.runs)):
-            run = job.runs[i]
+        for kind, name, value in _events(events, workers, ends=len(runs)):
+            run = runs[name]
             if kind == "epoch":
                 on_epoch(run, value)
             elif kind == "done":
@@ -110,7 +132,7 @@ def _train_in_workers(
             worker.join()
 
 
-def _events(events: Any, workers: Sequence[Any], ends: int) -> Iterator[tuple[str, int, Any]]:
+def _events(events: Any, workers: Sequence[Any], ends: int) -> Iterator[tuple[str, str, Any]]:
     """What the workers say, until ``ends`` runs have ended.
 
     Raises:
@@ -130,27 +152,37 @@ def _events(events: Any, workers: Sequence[Any], ends: int) -> Iterator[tuple[st
         yield event
 
 
-def _work(job: Job, data: Resident, taken: Any, events: Any, parent: int) -> None:
-    def on_epoch(i: int, row: Row) -> None:
+def _work(
+    job: Job,
+    data: Resident,
+    chunks: Sequence[Sequence[Run]],
+    taken: Any,
+    events: Any,
+    parent: int,
+) -> None:
+    def on_epoch(run: Run, row: Row) -> None:
         if os.getppid() != parent:  # nobody is left to train for
             os._exit(1)
-        events.put(("epoch", i, row))
+        events.put(("epoch", run.hash, row))
+
+    def on_done(run: Run, outcome: str) -> None:
+        events.put(("done", run.hash, outcome))
 
     _keep_freed_memory()
     while True:
         with taken.get_lock():
             i, taken.value = taken.value, taken.value + 1
-        if i >= len(job.runs):
+        if i >= len(chunks):
             return
+        chunk = chunks[i]
         try:
-            result = _train_one(job, data, job.runs[i], lambda row, i=i: on_epoch(i, row))
-            events.put(("done", i, result.outcome))
+            _train_chunk(job, data, chunk, on_epoch, on_done)
         except KeyboardInterrupt:
             return
         except UserError as error:
-            events.put(("refused", i, str(error)))
+            events.put(("refused", chunk[0].hash, str(error)))
         except Exception:  # noqa: BLE001 - whatever it is, the parent raises it
-            events.put(("failed", i, traceback.format_exc()))
+            events.put(("failed", chunk[0].hash, traceback.format_exc()))
 
 
 def _keep_freed_memory() -> None:
@@ -168,13 +200,29 @@ def _keep_freed_memory() -> None:
         return
 
 
-def _train_one(job: Job, data: Resident, run: Run, on_epoch: Callable[[Row], None]) -> RunResult:
+def _train_chunk(
+    job: Job,
+    data: Resident,
+    runs: Sequence[Run],
+    on_epoch: Callable[[Run, Row], None],
+    on_done: Callable[[Run, str], None],
+) -> None:
+    """Train runs that are computed together, and keep each one's record as it ends."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    result = train(run, data, on_epoch=on_epoch)
-    timing = files.Timing(
-        started=started.isoformat(timespec="milliseconds"),
-        seconds=time.perf_counter() - clock,
-        images=result.rows[-1]["updates"] * run.batch_size,
-    )
-    files.save_record(job.work / run.hash, result, timing, job.made_by)
-    return result
+
+    def keep(run: Run, result: RunResult, seconds: float) -> None:
+        timing = files.Timing(
+            started=started.isoformat(timespec="milliseconds"),
+            seconds=seconds,
+            images=result.rows[-1]["updates"] * run.batch_size,
+        )
+        files.save_record(job.work / run.hash, result, timing, job.made_by)
+        on_done(run, result.outcome)
+
+    if job.engine == "stacked":
+        train_lanes(runs, data, on_epoch=on_epoch, on_end=keep)
+        return
+    for run in runs:
+        result = train(run, data, on_epoch=lambda row, run=run: on_epoch(run, row))
+        keep(run, result, time.perf_counter() - clock)
+        started, clock = datetime.now(UTC), time.perf_counter()
