@@ -17,7 +17,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 60, test_subset: 40}
-grid: {studies: [plain, bn], batch_sizes: [8, 32], base_lrs: [2^-8, 2^-6, 2^6], seeds: 1}
+grid:
+  studies: [plain, bn]
+  dependent: []
+  batch_sizes: [8, 32]
+  base_lrs: [2^-8, 2^-6, 2^6]
+  seeds: 1
 studies:
   plain: {model: resnet8, norm: none, epochs: 2, weight_decay: 0.0001, figure: "2"}
   bn: {model: resnet8, norm: batch, epochs: 2, weight_decay: 0.0001}

@@ -27,6 +27,7 @@ MODELS = click.option(
     show_default=True,
     help="Folder of the result files.",
 )
+SCALE = click.option("--scale", help="A smaller copy of the profile, such as small or smoke.")
 
 
 class _Group(click.Group):
@@ -289,7 +290,8 @@ def list_profiles() -> None:
 
 @profile.command("show")
 @click.argument("name")
-def show_profile(name: str) -> None:
+@SCALE
+def show_profile(name: str, scale: str | None) -> None:
     """Print a profile.
 
     \b
@@ -298,23 +300,26 @@ def show_profile(name: str) -> None:
     """
     from smallbatch import profiles
 
-    click.echo(profiles.read(name), nl=False)
+    click.echo(profiles.read(name, scale), nl=False)
 
 
 @profile.command("use")
 @click.argument("name")
+@SCALE
 @click.option("--force", is_flag=True, help="Replace a params.yaml with edits of its own.")
-def use_profile(name: str, force: bool) -> None:
+def use_profile(name: str, scale: str | None, force: bool) -> None:
     """Make a profile the params.yaml of this folder.
 
     \b
     Examples:
       smallbatch profile use cifar10-cpu && dvc repro
+      smallbatch profile use paper-cifar10 --scale small
     """
     from smallbatch import profiles
 
-    profiles.install(name, force=force)
-    click.echo(f"params.yaml is now the profile {name}; `dvc repro` runs it")
+    profiles.install(name, scale, force=force)
+    at = f" at scale {scale}" if scale else ""
+    click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")
 
 
 def _load(path: Path) -> Params:

@@ -23,6 +23,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 _POWER = re.compile(r"^\s*2\s*(?:\^|\*\*)\s*([+-]?\d{1,4})\s*$")
+_BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
+_UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
 
 
 def parse_base_lr(value: object) -> float:
@@ -49,10 +51,23 @@ def format_base_lr(value: float) -> str:
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:g}"
 
 
+def _best_of(value: object) -> object:
+    if isinstance(value, str) and _BEST_OF.match(value):
+        return value
+    raise ValueError("`best of` and the name of a study that runs before, or base_lrs with a list")
+
+
+def _budget(value: object) -> object:
+    if value == "epochs" or (isinstance(value, str) and _UPDATES_OF.match(value)):
+        return value
+    raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
+
+
 _Model = TypeVar("_Model", bound=BaseModel)
 BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
 # A YAML list reads as a Python list; the items stay strict.
 BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
+BnBatchSizes = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1)]
 BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -66,7 +81,7 @@ class DatasetConfig(_Strict):
 
     ``subset`` and ``test_subset`` count examples, balanced over the classes;
     ``validation_fraction`` is taken out of the training examples that remain; ``image_size`` is
-    in pixels (square).
+    in pixels (square). ``scale`` is a label: how far a profile was shrunk (`smallbatch.scales`).
     """
 
     name: Name
@@ -79,6 +94,7 @@ class DatasetConfig(_Strict):
     test_subset: Annotated[int, Field(ge=1)] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    scale: Name | None = None
 
 
 class StudyConfig(_Strict):
@@ -86,11 +102,17 @@ class StudyConfig(_Strict):
 
     ``epochs`` counts passes over the training set, ``milestones`` and ``warmup`` are fractions of
     the updates, ``figure`` is the paper's figure that this study reproduces (a label, no setting).
+
+    ``bn_batch_sizes`` makes the sub-batch of ghost batch norm an axis of the grid (Figs. 13, 14):
+    at SGD batch size m every one that is at most m is run. ``base_lr: best of STUDY`` runs each m
+    at the best base learning rate of that study's column of the same m. With ``budget: updates of
+    B`` a run at m has epochs·m/B epochs, so that all make as many updates as one at B.
     """
 
     model: str
     norm: Norm = "none"
     bn_batch_size: Annotated[int, Field(ge=2)] | None = None
+    bn_batch_sizes: BnBatchSizes | None = None
     augment: bool = False
     epochs: Annotated[int, Field(ge=1)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -98,7 +120,9 @@ class StudyConfig(_Strict):
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Precision = "float32"
+    budget: Annotated[str, BeforeValidator(_budget)] = "epochs"
     base_lrs: BaseLrs | None = None
+    base_lr: Annotated[str, BeforeValidator(_best_of)] | None = None
     figure: str | None = None
 
     @model_validator(mode="after")
@@ -109,13 +133,64 @@ class StudyConfig(_Strict):
                 f"{min(self.milestones):g}"
             )
         _refuse_repeats("base_lrs", self.base_lrs or ())
+        _refuse_repeats("bn_batch_sizes", self.bn_batch_sizes or ())
+        if self.bn_batch_sizes and (self.norm != "ghost" or self.bn_batch_size is not None):
+            raise ValueError("bn_batch_sizes: allowed with norm ghost and without bn_batch_size")
+        if self.base_lr and self.base_lrs:
+            raise ValueError("base_lr: found beside base_lrs, allowed: one of the two")
         return self
+
+    @property
+    def best_of(self) -> str | None:
+        """The study whose best base learning rates this one takes."""
+        match = _BEST_OF.match(self.base_lr or "")
+        return match.group(1) if match else None
+
+    def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
+        """The settings of single runs at m: epochs by the budget, one per BN batch size.
+
+        Raises:
+            ValueError: the budget gives no whole number of epochs, or no BN batch size fits.
+        """
+        settings = self.model_copy(update={"epochs": self._epochs_at(batch_size)})
+        if self.bn_batch_sizes is None:
+            return (settings,)
+        fitting = [size for size in self.bn_batch_sizes if size <= batch_size]
+        if not fitting:
+            raise ValueError(
+                f"bn_batch_sizes: found none up to batch size {batch_size}, allowed: at least one"
+            )
+        return tuple(settings.model_copy(update={"bn_batch_size": size}) for size in fitting)
+
+    def _epochs_at(self, batch_size: int) -> int:
+        match = _UPDATES_OF.match(self.budget)
+        if match is None:
+            return self.epochs
+        epochs, rest = divmod(self.epochs * batch_size, int(match.group(1)))
+        if rest or not epochs:
+            found = self.epochs * batch_size / int(match.group(1))
+            raise ValueError(
+                f"budget: {self.epochs} epochs and {self.budget!r} give {found:g} epochs at batch "
+                f"size {batch_size}, allowed: a whole number"
+            )
+        return epochs
+
+
+class DependentStudy(_Strict):
+    """A study that runs after another, each of its columns after that one's of the same m."""
+
+    name: str
+    after: str
 
 
 class GridConfig(_Strict):
-    """What every study is run on: batch sizes × base learning rates × seeds 0 … seeds − 1."""
+    """What every study is run on: batch sizes × base learning rates × seeds 0 … seeds − 1.
+
+    ``dependent`` lists the studies whose ``base_lr`` is the best of another.
+    """
 
     studies: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    dependent: Annotated[tuple[DependentStudy, ...], Field(strict=False)] = ()
     batch_sizes: BatchSizes
     base_lrs: BaseLrs
     seeds: Annotated[int, Field(ge=1, le=10_000)]
@@ -153,12 +228,13 @@ class ComputeConfig(_Strict):
 
 
 class Params(_Strict):
-    """A whole params.yaml."""
+    """A whole params.yaml; ``scales``, the smaller copies of a profile, are `profiles`' alone."""
 
     dataset: DatasetConfig
     grid: GridConfig
     studies: dict[Name, StudyConfig]
     compute: ComputeConfig = ComputeConfig()
+    scales: dict[Name, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _grid_fits_studies_and_data(self) -> Self:
@@ -177,8 +253,34 @@ class Params(_Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _dependent_studies_come_after_another(self) -> Self:
+        for study in self.grid.dependent:
+            for name, known in ((study.name, self.studies), (study.after, self.grid.studies)):
+                if name not in known:
+                    raise ValueError(f"grid.dependent: found {name!r}, {_allowed(name, [*known])}")
+        after = {study.name: study.after for study in self.grid.dependent}
+        for name in (*self.grid.studies, *after):
+            asked = self.studies[name].best_of
+            if asked != after.get(name) or (name in after and name in self.grid.studies):
+                if asked is None:
+                    raise ValueError(
+                        f"studies.{name}.base_lr: missing, allowed with a study of grid.dependent: "
+                        f"best of {after[name]}"
+                    )
+                raise ValueError(
+                    f"studies.{name}.base_lr: found 'best of {asked}', which needs the study under "
+                    f"grid.dependent, not grid.studies: {{name: {name}, after: {asked}}}"
+                )
+        return self
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Names of all studies that are run."""
+        return (*self.grid.studies, *(study.name for study in self.grid.dependent))
+
     def base_lrs(self, study: str) -> tuple[float, ...]:
-        """Base learning rates of one study: its own, else the grid's."""
+        """Base learning rates of one independent study: its own, else the grid's."""
         return self.studies[study].base_lrs or self.grid.base_lrs
 
 
@@ -217,17 +319,21 @@ def parse_params(raw: object, origin: str) -> Params:
     """Check plain data (as YAML gives it) and model names; ``origin`` names the data in errors."""
     params = _validate(Params, raw, origin)
     for name, study in params.studies.items():
-        sizes = params.grid.batch_sizes if name in params.grid.studies else ()
-        for batch_size in (None, *sizes):
-            try:
-                validate_model(
-                    study.model,
-                    study.norm,
-                    batch_size=batch_size,
-                    bn_batch_size=study.bn_batch_size,
-                )
-            except UserError as error:
-                raise UserError(f"{origin}: studies.{name}.{error}") from None
+        sizes = params.grid.batch_sizes if name in params.running else ()
+        try:
+            # Of an axis of BN batch sizes the first stands for all where no batch size is given.
+            bn_batch_size = study.bn_batch_size or (study.bn_batch_sizes or (None,))[0]
+            validate_model(study.model, study.norm, bn_batch_size=bn_batch_size)
+            for batch_size in sizes:
+                for settings in study.at(batch_size):
+                    validate_model(
+                        settings.model,
+                        settings.norm,
+                        batch_size=batch_size,
+                        bn_batch_size=settings.bn_batch_size,
+                    )
+        except (UserError, ValueError) as error:
+            raise UserError(f"{origin}: studies.{name}.{error}") from None
     return params
 
 

@@ -43,9 +43,37 @@ def train_study_column(params: Params, study: str, batch_size: int) -> None:
     _train_and_track(
         lambda: _plan(study, params, batch_size),
         params.compute,
-        MODELS / params.dataset.name / study / f"m{batch_size}",
-        stage=f"train@{study}-{batch_size}",
+        _column_folder(params, study, batch_size),
+        stage=_stage(params, study, batch_size),
     )
+
+
+def best_base_lr(column: Path) -> float:
+    """The η̃ of a column's best cell: the highest median over seeds, on the test set.
+
+    Raises:
+        UserError: the column is not there, or none of its cells has an accuracy.
+    """
+    from smallbatch.analysis.cells import summarise_cells
+    from smallbatch.analysis.generalisation import best_cells
+    from smallbatch.analysis.results import load_results
+
+    best = best_cells(summarise_cells(load_results(column).runs))
+    if best.empty:
+        raise UserError(f"{column}: every base learning rate diverged, so none is the best")
+    return float(best["base_lr"].iloc[0])
+
+
+def _column_folder(params: Params, study: str, batch_size: int) -> Path:
+    return MODELS / params.dataset.name / study / f"m{batch_size}"
+
+
+def _stage(params: Params, study: str, batch_size: int) -> str:
+    """The column's stage in dvc.yaml, which numbers the dependent studies."""
+    dependent = [each.name for each in params.grid.dependent]
+    if study in dependent:
+        return f"train_dependent@study{dependent.index(study)}-{batch_size}"
+    return f"train@{study}-{batch_size}"
 
 
 def single_run(
@@ -112,12 +140,17 @@ def _plan(study: str, params: Params, batch_size: int) -> Column:
     from smallbatch.data.prepared import load_prepared
     from smallbatch.training.column import plan_column
 
+    source = params.studies[study].best_of
+    if source is None:
+        base_lrs = params.base_lrs(study)
+    else:
+        base_lrs = (best_base_lr(_column_folder(params, source, batch_size)),)
     return plan_column(
         study,
         params.studies[study],
         load_prepared(PREPARED / params.dataset.name),
         batch_size=batch_size,
-        base_lrs=params.base_lrs(study),
+        base_lrs=base_lrs,
         seeds=range(params.grid.seeds),
     )
 
@@ -203,7 +236,13 @@ class _Tracked:
 
         self._mirror = mirror
         self._infos = {
-            run.hash: RunInfo(run.hash, run.base_lr, run.seed, column.updates(run))
+            run.hash: RunInfo(
+                run.hash,
+                run.base_lr,
+                run.seed,
+                column.updates(run),
+                run.settings.bn_batch_size,
+            )
             for run in column.runs
         }
 

@@ -1,9 +1,18 @@
-"""Complete replacements for params.yaml, in `profiles/` beside it."""
+"""Complete replacements for params.yaml, in `profiles/` beside it, some of them in several scales.
+
+A profile's ``scales`` maps names to what a smaller copy of it changes: ``epochs`` multiplies the
+epochs of every study, everything else replaces the values under the same keys. What is installed
+is a plain params.yaml: DVC and `smallbatch` know of no scale but its label and the data set's name,
+which keeps the results of different scales apart.
+"""
 
 from __future__ import annotations
 
 import difflib
+import io
+from collections.abc import MutableMapping
 from pathlib import Path
+from typing import Any
 
 from smallbatch.errors import UserError
 
@@ -18,30 +27,94 @@ def summaries() -> dict[str, str]:
     }
 
 
-def read(name: str) -> str:
-    """Text of a profile.
+def read(name: str, scale: str | None = None) -> str:
+    """Text of a profile, as it is installed.
+
+    Args:
+        name: the profile's.
+        scale: one of its scales; by default the profile at full scale.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or no such scale.
     """
     names = list(summaries())
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = _hint(name, names)
         allowed = ", ".join(names) or f"none, as {FOLDER}/ is not in this folder"
         raise UserError(f"profile: found {name!r}, allowed: {allowed}{hint}")
-    return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    return _scaled(name, (FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), scale)
 
 
-def install(name: str, *, force: bool = False, target: Path = Path("params.yaml")) -> None:
+def install(
+    name: str,
+    scale: str | None = None,
+    *,
+    force: bool = False,
+    target: Path = Path("params.yaml"),
+) -> None:
     """Copy a profile to ``target``.
 
     Raises:
-        UserError: no such profile, or ``target`` holds something that is no profile's text and
-            ``force`` is not set.
+        UserError: no such profile or scale, or ``target`` holds something that is no profile's
+            text and ``force`` is not set.
     """
-    text = read(name)
-    known = {read(other) for other in summaries()}
-    if not force and target.exists() and target.read_text(encoding="utf-8") not in known:
+    text = read(name, scale)
+    if not force and target.exists() and target.read_text(encoding="utf-8") not in _all_texts():
         raise UserError(f"{target}: has edits of its own; keep a copy, or replace it with --force")
     target.write_text(text, encoding="utf-8")
+
+
+def _all_texts() -> set[str]:
+    texts: set[str] = set()
+    for name in summaries():
+        scales = _load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")).get("scales", {})
+        texts |= {read(name, scale) for scale in (None, *scales)}
+    return texts
+
+
+def _scaled(name: str, text: str, scale: str | None) -> str:
+    params = _load(text)
+    scales: dict[str, Any] = params.pop("scales", {})
+    if scale not in (None, *scales):
+        raise UserError(
+            f"scale: found {scale!r}, allowed with {name}: {', '.join(scales) or 'none'}"
+            f"{_hint(scale or '', [*scales])}"
+        )
+    if scale is None:
+        return text
+    change = scales[scale]
+    params["dataset"] |= {"scale": scale, "name": f"{params['dataset']['name']}-{scale}"}
+    factor = change.pop("epochs")
+    for study in params["studies"].values():
+        study["epochs"] = max(1, round(study["epochs"] * factor))
+    _replace(params, change)
+    return _dump(params)
+
+
+def _replace(values: MutableMapping[str, Any], change: MutableMapping[str, Any]) -> None:
+    for key, value in change.items():
+        if isinstance(value, MutableMapping) and key in values:
+            _replace(values[key], value)
+        else:
+            values[key] = value
+
+
+def _load(text: str) -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML().load(text)  # with its comments
+
+
+def _dump(params: Any) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.width = 4096
+    stream = io.StringIO()
+    yaml.dump(params, stream)
+    return stream.getvalue()
+
+
+def _hint(found: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(found, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -56,7 +56,8 @@ class _Record(BaseModel):
 class RunRecord(_Record):
     """One run in `runs.json`.
 
-    ``updates`` is the planned total, ``diverged_at`` counts updates from 1; ``final`` holds
+    ``bn_batch_size`` is the sub-batch of ghost batch norm, ``updates`` the planned total,
+    ``diverged_at`` counts updates from 1; ``final`` holds
     METRICS and POPULATION_METRICS, None where a value does not exist.
     """
 
@@ -64,6 +65,7 @@ class RunRecord(_Record):
     base_lr: float
     lr: float
     seed: int
+    bn_batch_size: int | None = None
     outcome: Literal["finished", "diverged"]
     diverged_at: int | None
     updates: int

@@ -167,5 +167,6 @@ def _describe(config: DatasetConfig, classes: tuple[str, ...], arrays: Arrays) -
             for split in ("train", "validation", "test")
         },
         fingerprint=fingerprint(classes, arrays),
+        scale=config.scale,
     )
     return Dataset(meta=meta, **arrays)

@@ -34,6 +34,7 @@ class Meta:
         counts: Number of images by split: train, validation (0 if there is none) and test.
         fingerprint: SHA-256 (hex) of arrays, labels and class names. Neither the name nor the
             source nor where and when it was prepared enters.
+        scale: How far a profile was shrunk when this was prepared, such as ``small``; a label.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Meta:
     std: tuple[float, ...]
     counts: dict[str, int]
     fingerprint: str
+    scale: str | None = None
 
 
 @dataclass(frozen=True)

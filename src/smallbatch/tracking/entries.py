@@ -44,8 +44,9 @@ def column_name(column: ColumnInfo) -> str:
 
 
 def run_name(column: ColumnInfo, run: RunInfo) -> str:
-    """Such as `m=8 η̃=2^-6 seed 0`."""
-    return f"{column_name(column)} η̃={format_base_lr(run.base_lr)} seed {run.seed}"
+    """Such as `m=8 η̃=2^-6 seed 0`; on an axis of BN batch sizes `m=8 b=4 η̃=2^-6 seed 0`."""
+    axis = f" b={run.bn_batch_size}" if column.settings.get("bn_batch_sizes") else ""
+    return f"{column_name(column)}{axis} η̃={format_base_lr(run.base_lr)} seed {run.seed}"
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
@@ -64,6 +65,8 @@ def run_params(column: ColumnInfo, run: RunInfo) -> dict[str, str]:
     params["lr"] = repr(column.batch_size * run.base_lr)
     params["seed"] = str(run.seed)
     params["updates"] = str(run.updates)
+    if run.bn_batch_size is not None:
+        params["bn_batch_size"] = str(run.bn_batch_size)
     return params
 
 

@@ -73,12 +73,14 @@ class RunInfo:
         base_lr: η̃.
         seed: Seed of weights, order and augmentation.
         updates: Planned number of updates.
+        bn_batch_size: Sub-batch of ghost batch norm.
     """
 
     run: str
     base_lr: float
     seed: int
     updates: int
+    bn_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def read_column(directory: Path) -> TrackedColumn:
         accuracy = float(accuracies["reported_accuracy"][run.run])
         runs.append(
             TrackedRun(
-                info=RunInfo(run.run, run.base_lr, run.seed, run.updates),
+                info=RunInfo(run.run, run.base_lr, run.seed, run.updates, run.bn_batch_size),
                 record=run,
                 rows=tuple(rows[run.run]),
                 reported_accuracy=accuracy if math.isfinite(accuracy) else None,

@@ -45,7 +45,7 @@ class Column:
     Attributes:
         study: the study's name.
         dataset: the prepared data.
-        runs: one per (η̃, seed), all of one batch size.
+        runs: one per (BN batch size, η̃, seed), all of one batch size.
     """
 
     study: str
@@ -75,7 +75,7 @@ def plan_column(
     """List the runs of a column.
 
     Raises:
-        UserError: the batch size exceeds the training set.
+        UserError: the batch size exceeds the training set, or does not suit the settings.
     """
     n = dataset.meta.counts["train"]
     if batch_size > n:
@@ -83,12 +83,17 @@ def plan_column(
             f"batch size: found {batch_size}, allowed: at most the {n} training examples "
             f"of {dataset.meta.name}"
         )
+    try:
+        variants = settings.at(batch_size)
+    except ValueError as error:
+        raise UserError(f"studies.{study}.{error}") from None
     fingerprint = dataset.meta.fingerprint
     return Column(
         study,
         dataset,
         tuple(
-            Run(settings, fingerprint, batch_size, base_lr, seed)
+            Run(variant, fingerprint, batch_size, base_lr, seed)
+            for variant in variants
             for base_lr in base_lrs
             for seed in seeds
         ),

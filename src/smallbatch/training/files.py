@@ -147,13 +147,14 @@ def write_column(
         dataset: the prepared data set's meta: name, fingerprint, classes, shape, mean and std.
         study: the study's name.
         updates: planned for every run of the column.
-        results: every run of the column; written in order of base learning rate, then seed.
+        results: every run of the column; written in order of BN batch size, base learning rate
+            and seed.
         timing: content of `timing.json`, the only file in which the clock or machine shows.
     """
     import pandas as pd
     from safetensors.torch import save
 
-    ordered = sorted(results, key=lambda pair: (pair[0].base_lr, pair[0].seed))
+    ordered = sorted(results, key=lambda pair: _order(pair[0]))
     first = ordered[0][0]
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -185,8 +186,15 @@ def write_column(
 
 
 def recorded_settings(run: Run) -> dict[str, Any]:
-    """The study's settings as `runs.json` records them: all but its base learning rates."""
-    return run.settings.model_dump(mode="json", exclude={"base_lrs"})
+    """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
+    settings = run.settings.model_dump(mode="json", exclude={"base_lrs"})
+    if run.settings.bn_batch_sizes:
+        settings["bn_batch_size"] = None
+    return settings
+
+
+def _order(run: Run) -> tuple[int, float, int]:
+    return run.settings.bn_batch_size or 0, run.base_lr, run.seed
 
 
 def _run_entry(run: Run, result: RunResult, updates: int) -> dict[str, Any]:
@@ -195,6 +203,7 @@ def _run_entry(run: Run, result: RunResult, updates: int) -> dict[str, Any]:
         "base_lr": run.base_lr,
         "lr": run.lr,
         "seed": run.seed,
+        "bn_batch_size": run.settings.bn_batch_size,
         "outcome": result.outcome,
         "diverged_at": result.diverged_at,
         "updates": updates,

@@ -14,8 +14,8 @@ PROTOCOL = 1
 
 WARMUP_START = 1 / 32  # warm-up begins at η/32
 
-# Settings that choose or label runs without changing any of them.
-_NOT_IDENTITY = {"figure", "base_lrs"}
+# Settings that choose or label runs without changing any of them; what they chose is in the run.
+_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "budget", "bn_batch_sizes"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Run:
     """One training: a lane of a column.
 
     Attributes:
-        settings: the study's settings.
+        settings: the study's settings at this batch size, with one BN batch size at most.
         fingerprint: content hash of the prepared data set.
         batch_size: m, examples per update.
         base_lr: η̃ = η / m.

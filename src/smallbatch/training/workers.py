@@ -25,6 +25,7 @@ from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
 
 if TYPE_CHECKING:
+    from smallbatch.config import StudyConfig
     from smallbatch.data.prepared import Dataset
     from smallbatch.training.loop import RunResult
     from smallbatch.training.protocol import Run
@@ -84,7 +85,10 @@ def train_all(
 
 
 def _chunks(job: Job, data: Resident) -> list[list[Run]]:
-    """Groups of runs that are computed together, as many lanes as a worker's memory holds."""
+    """Groups of runs that are computed together, as many lanes as a worker's memory holds.
+
+    Lanes share their settings, so each BN batch size has lanes of its own.
+    """
     if job.engine == "loop":
         return [[run] for run in job.runs]
     if job.memory is not None:
@@ -94,7 +98,10 @@ def _chunks(job: Job, data: Resident) -> list[list[Run]]:
     else:
         memory = int(MEMORY_SHARE * free_memory())
     lanes = memory // job.workers // lane_bytes(job.runs[0], data)
-    return deal(job.runs, job.workers, max(1, lanes))
+    groups: dict[StudyConfig, list[Run]] = {}
+    for run in job.runs:
+        groups.setdefault(run.settings, []).append(run)
+    return [chunk for runs in groups.values() for chunk in deal(runs, job.workers, max(1, lanes))]
 
 
 def _train_in_workers(
