@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallbatch.analysis.results import GRID_KEYS
+from smallbatch.analysis.results import GRID_KEYS, on_bn_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,8 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
     standard deviation are NaN as soon as one run diverged.
 
     Args:
-        runs: one row per run, as `load_results` makes them.
+        runs: one row per run, as `load_results` makes them. Studies of several BN batch sizes have
+            another grid and are left out (see `analysis.ghost`).
 
     Returns:
         One row per cell: ``n_seeds``, ``n_diverged``, ``accuracy`` (the median over seeds of the
@@ -37,15 +38,16 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
         ``sd_accuracy`` (n - 1), medians of further quantities, ``chance``, ``best_accuracy`` (of
         the study's best cell), ``reach`` and ``reliable`` (see `add_reliability`).
     """
-    ranked = runs.assign(
+    runs = runs[~on_bn_axis(runs)]
+    marked = runs.assign(
         _diverged=runs["outcome"].eq("diverged"),
-        _accuracy=_ranked(runs, "reported_accuracy"),
-        _validation=_ranked(runs, "reported_validation_accuracy"),
-        _train=_ranked(runs, "final_train_accuracy"),
-        _population=_ranked(runs, "population_test_accuracy"),
+        _accuracy=ranked(runs, "reported_accuracy"),
+        _validation=ranked(runs, "reported_validation_accuracy"),
+        _train=ranked(runs, "final_train_accuracy"),
+        _population=ranked(runs, "population_test_accuracy"),
         _gap=runs["generalisation_gap"],
     )
-    grouped = ranked.groupby(GRID_KEYS, as_index=False, sort=True)
+    grouped = marked.groupby(GRID_KEYS, as_index=False, sort=True)
     cells = grouped.agg(
         lr=("lr", "first"),
         n_seeds=("run", "size"),
@@ -106,5 +108,6 @@ def pivot(cells: pd.DataFrame, values: str | Sequence[str] = "accuracy") -> pd.D
     )
 
 
-def _ranked(runs: pd.DataFrame, name: str) -> pd.Series[float]:
+def ranked(runs: pd.DataFrame, name: str) -> pd.Series[float]:
+    """A column in which a diverged run ranks below every finished one."""
     return runs[name].mask(runs["outcome"].eq("diverged"), -np.inf)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from smallbatch.results import ColumnFiles, RunRecord
 
+# Settings that older result files lack, and what was the case then.
+_SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
+
 GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
 
 
@@ -83,7 +86,9 @@ def mixed_settings(runs: pd.DataFrame) -> list[str]:
     ]
     lines: list[str] = []
     for (dataset, study), group in runs.groupby(["dataset", "study"]):
-        counts = group[fixed].nunique(dropna=False)
+        varied = {"bn_batch_size"} if on_bn_axis(group).all() else set[str]()
+        varied |= {"epochs"} if (group["budget"] != "epochs").all() else set[str]()
+        counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
         differing = [str(key) for key in counts.index[counts > 1]]
         if differing:
             lines.append(
@@ -97,6 +102,11 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
     """Names of the columns that hold a study's settings, as `load_results` lays them out."""
     names = [str(name) for name in runs.columns]
     return names[names.index("updates") + 1 : names.index("parameters")]
+
+
+def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each run belongs to a study of several BN batch sizes (paper, Figs. 13 and 14)."""
+    return runs["bn_batch_sizes"].notna()
 
 
 def _refuse_copies(columns: list[ColumnFiles]) -> None:
@@ -116,8 +126,10 @@ def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
     record = column.record
     settings = {
         key: json.dumps(value) if isinstance(value, list) else value
-        for key, value in record.settings.items()
+        for key, value in {**_SINCE, **record.settings}.items()
     }
+    if run.bn_batch_size is not None:
+        settings["bn_batch_size"] = run.bn_batch_size
     clock = column.timing.runs.get(run.run)
     return {
         "dataset": record.dataset.name,
@@ -130,6 +142,7 @@ def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
         "outcome": run.outcome,
         "diverged_at": run.diverged_at,
         "protocol": record.protocol,
+        "scale": record.dataset.scale,
         "fingerprint": record.dataset.fingerprint,
         "classes": len(record.dataset.classes),
         **{f"n_{split}": n for split, n in record.dataset.counts.items()},

@@ -13,10 +13,12 @@ from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.convergence import common_base_lr, median_curves
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
 from smallbatch.analysis.generalisation import best_by_study, best_cells
-from smallbatch.analysis.results import mixed_settings
+from smallbatch.analysis.ghost import bn_cells
+from smallbatch.analysis.results import mixed_settings, on_bn_axis
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.report import paper, tables, wording
 from smallbatch.report.environment import environment_table, read_timings
+from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
 from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
 from smallbatch.results import find_columns
@@ -30,12 +32,14 @@ class Frames:
     """Everything the page is made of, all studies together or one alone."""
 
     runs: pd.DataFrame
+    bn_runs: pd.DataFrame
     cells: pd.DataFrame
     history: pd.DataFrame
     best: pd.DataFrame
     best_on_validation: pd.DataFrame
     winners: pd.DataFrame
     ranges: pd.DataFrame
+    bn_cells: pd.DataFrame
 
     def only(self, **where: str) -> Frames:
         """Keep the rows of one data set, or of one study of it."""
@@ -77,6 +81,10 @@ def build_report(
         own_curves = _curves(own)
         curves.append(own_curves)
         studies.append(_study_section(gallery, f"{dataset}.{study}", own, own_curves))
+    for dataset, study in _study_keys(frames.bn_cells):
+        own = frames.only(dataset=dataset, study=study)
+        name = f"{dataset}.{study}"
+        studies.append(ghost_section(gallery, name, own.bn_cells, own.bn_runs))
     datasets = [
         _dataset_section(gallery, frames.only(dataset=dataset), studies)
         for dataset in sorted(frames.cells["dataset"].unique())
@@ -86,7 +94,10 @@ def build_report(
     page = _template().render(
         datasets=datasets,
         environment=environment_table(timings),
-        notices=[*mixed_settings(frames.runs), *_unfinished(models_dir)],
+        notices=[
+            *mixed_settings(pd.concat([frames.runs, frames.bn_runs])),
+            *_unfinished(models_dir),
+        ],
         counts=_counts(frames),
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
@@ -101,13 +112,15 @@ def _load(evaluation_dir: Path) -> Frames:
     runs, cells, history = read_evaluation(evaluation_dir)
     best = best_cells(cells)
     return Frames(
-        runs=runs,
+        runs=runs[~on_bn_axis(runs)],
+        bn_runs=runs[on_bn_axis(runs)],
         cells=cells,
         history=history,
         best=best,
         best_on_validation=best_cells(cells, "validation"),
         winners=best_by_study(best),
         ranges=stable_ranges(cells),
+        bn_cells=bn_cells(runs),
     )
 
 
@@ -179,6 +192,7 @@ def _write_tables(
     write_table(curves, directory / "convergence.csv")
     write_table(winners, directory / "studies.csv")
     write_table(frames.cells, directory / "cells.csv")
+    write_table(frames.bn_cells, directory / "bn_batch.csv")
     write_table(_fits(frames.ranges), directory / "limit_fit.csv")
     write_table(timings, directory / "timing.csv")
 
@@ -193,11 +207,17 @@ def _fits(ranges: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*STUDY_KEYS, "fraction", *names])
 
 
+def _all_runs(frames: Frames) -> pd.DataFrame:
+    return pd.concat([frames.runs, frames.bn_runs])
+
+
 def _counts(frames: Frames) -> str:
-    diverged = int(frames.runs["outcome"].eq("diverged").sum())
+    runs = _all_runs(frames)
+    cells = len(frames.cells) + len(frames.bn_cells)
+    diverged = int(runs["outcome"].eq("diverged").sum())
     return (
-        f"{count(len(frames.runs), 'run')} in {count(len(frames.cells), 'cell')} of "
-        f"{count(len(_study_keys(frames.cells)), 'study', 'studies')}; {diverged} runs diverged"
+        f"{count(len(runs), 'run')} in {count(cells, 'cell')} of "
+        f"{count(len(_study_keys(runs)), 'study', 'studies')}; {diverged} runs diverged"
     )
 
 

@@ -159,7 +159,10 @@ def settings_table(runs: pd.DataFrame) -> Table:
     """What one study ran: data, model, schedule, grid."""
     first: dict[Any, Any] = runs.iloc[0].to_dict()
     norm = _NORMS.get(str(first["norm"]), str(first["norm"]))
-    if pd.notna(first["bn_batch_size"]):
+    if pd.notna(first["bn_batch_sizes"]):
+        sizes = sorted(runs["bn_batch_size"].astype(int).unique())
+        norm += f" over {', '.join(map(str, sizes))} examples"
+    elif pd.notna(first["bn_batch_size"]):
         norm += f" over {first['bn_batch_size']:.0f} examples"
     decays = listed([f"{100 * float(share):g} %" for share in json.loads(first["milestones"])])
     schedule = f"η × {first['lr_decay']:g} at {decays} of the updates" if decays else "constant η"
@@ -177,12 +180,12 @@ def settings_table(runs: pd.DataFrame) -> Table:
         if pd.notna(first[key]) and first[key] > 0
     ]
     rows = [
-        ["Data", f"{first['dataset']}, {first['classes']} classes"],
+        ["Data", f"{first['dataset']}, {first['classes']} classes{_scale(first['scale'])}"],
         ["Examples", listed(examples) or "not recorded"],
         ["Model", f"{first['model']}, {first['parameters']:,} parameters"],
         ["Normalisation", norm],
         ["Augmentation", "padding, random crop, random flip" if first["augment"] else "none"],
-        ["Budget", f"{first['epochs']} epochs for every run"],
+        ["Budget", _budget(runs)],
         ["Optimiser", f"plain SGD, weight decay {first['weight_decay']:g}, {schedule}"],
         ["Precision", str(first["precision"])],
         ["Batch sizes", ", ".join(str(value) for value in batch_sizes)],
@@ -200,6 +203,21 @@ def _range_text(group: pd.DataFrame, fraction: float) -> str:
     ends = [power_of_two(row["lower"]), power_of_two(row["upper"])]
     text = ends[0] if row["n_reliable"] == 1 else " … ".join(ends)
     return text + (f" ({len(row['holes'])} missing)" if len(row["holes"]) else "")
+
+
+def _budget(runs: pd.DataFrame) -> str:
+    """The epochs of every run, or the updates where those are what all have in common."""
+    epochs = runs["epochs"]
+    if runs["budget"].iloc[0] == "epochs":
+        return f"{epochs.iloc[0]} epochs for every run"
+    updates = f"{runs['updates'].min()}"
+    if runs["updates"].nunique() > 1:
+        updates += f" to {runs['updates'].max()}"
+    return f"{updates} updates for every run ({epochs.min()} to {epochs.max()} epochs)"
+
+
+def _scale(scale: object) -> str:
+    return f", scale {scale}" if isinstance(scale, str) else ""
 
 
 def _run_counts(runs: pd.DataFrame) -> str:

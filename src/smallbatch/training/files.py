@@ -187,7 +187,8 @@ def write_column(
 
 def recorded_settings(run: Run) -> dict[str, Any]:
     """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
-    settings = run.settings.model_dump(mode="json", exclude={"base_lrs"})
+    settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
+    settings["base_lr_from"] = run.settings.best_of
     if run.settings.bn_batch_sizes:
         settings["bn_batch_size"] = None
     return settings

@@ -1,0 +1,43 @@
+"""Accuracy over the BN batch size at each SGD batch size (arXiv 1804.07612, Figs. 13 and 14)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smallbatch.analysis.cells import STUDY_KEYS, ranked
+from smallbatch.analysis.results import on_bn_axis
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def bn_cells(runs: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the runs of the studies that have several BN batch sizes, over their seeds.
+
+    Args:
+        runs: one row per run, as `load_results` makes them.
+
+    Returns:
+        One row per (dataset, study, batch_size, bn_batch_size): ``base_lr`` (the one that the study
+        took from another), ``n_seeds``, ``n_diverged``, ``accuracy`` (median over seeds of the
+        reported accuracy, diverged runs below all others; NaN where it falls on one),
+        ``min_accuracy``, ``max_accuracy`` and ``chance``.
+    """
+    runs = runs[on_bn_axis(runs)]
+    marked = runs.assign(
+        _diverged=runs["outcome"].eq("diverged"), _accuracy=ranked(runs, "reported_accuracy")
+    )
+    grouped = marked.groupby([*STUDY_KEYS, "batch_size", "bn_batch_size"], as_index=False)
+    cells = grouped.agg(
+        base_lr=("base_lr", "first"),
+        n_seeds=("run", "size"),
+        n_diverged=("_diverged", "sum"),
+        accuracy=("_accuracy", "median"),
+        min_accuracy=("_accuracy", "min"),
+        max_accuracy=("_accuracy", "max"),
+        classes=("classes", "first"),
+    ).replace([-np.inf], np.nan)
+    cells["chance"] = 1.0 / cells.pop("classes")
+    return cells.astype({"bn_batch_size": int})

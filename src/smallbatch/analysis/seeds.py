@@ -1,0 +1,149 @@
+"""One study's accuracies as an array over its seeds, and the bootstrap over those.
+
+Cells of one seed share weights and stream (docs/decisions.md), so whole seeds are resampled, the
+same ones in every cell and in every study of a comparison: differences are paired by seed. Whatever
+is chosen on the data, such as the best η̃, is chosen anew in each resample.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smallbatch.analysis.cells import MAIN_FRACTION, ranked
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import numpy.typing as npt
+    import pandas as pd
+
+    Floats = npt.NDArray[np.float64]
+    Picks = npt.NDArray[np.intp]
+
+# Up to here every resample with replacement is enumerated: nⁿ of them, all equally likely.
+ENUMERATED_SEEDS = 4
+RANDOM_RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class SeedArray:
+    """Reported accuracies of one study.
+
+    Attributes:
+        name: of the study.
+        batch_sizes: m, ascending (B,).
+        columns: η̃ ascending, or BN batch sizes ascending (C,).
+        seeds: those that every cell has (S,).
+        values: accuracies (B, C, S); -inf for a diverged run, NaN where nothing was run.
+        chance: accuracy of guessing.
+    """
+
+    name: str
+    batch_sizes: npt.NDArray[np.int64]
+    columns: Floats
+    seeds: npt.NDArray[np.int64]
+    values: Floats
+    chance: float
+
+    def of_seeds(self, seeds: Collection[int]) -> SeedArray:
+        """Keep some of the seeds."""
+        kept = np.isin(self.seeds, list(seeds))
+        return SeedArray(
+            self.name,
+            self.batch_sizes,
+            self.columns,
+            self.seeds[kept],
+            self.values[..., kept],
+            self.chance,
+        )
+
+    def medians(self, picks: Picks) -> Floats:
+        """Median over the picked seeds of every cell: (B, C, R) for picks (R, n)."""
+        return np.median(self.values[:, :, picks], axis=-1)
+
+    def best(self, picks: Picks) -> Floats:
+        """Accuracy at the best η̃ of each m, (B, R); chance where nothing finishes."""
+        return np.fmax(_fmax(self.medians(picks), 1), self.chance)
+
+    def reach(self, medians: Floats) -> Floats:
+        """How far accuracies (B, …, R) get from chance (0) to the study's best cell (1)."""
+        top = _fmax(medians.reshape(-1, medians.shape[-1]), 0)
+        floored = np.fmax(medians, self.chance) - self.chance
+        return floored / np.maximum(top - self.chance, 1e-9)
+
+    def reliable(self, picks: Picks, fraction: float = MAIN_FRACTION) -> npt.NDArray[np.bool_]:
+        """Which cells converge reliably, (B, C, R); as `analysis.cells.add_reliability`."""
+        best = _fmax(self.medians(picks).reshape(-1, len(picks)), 0)
+        threshold = self.chance + fraction * (best - self.chance)
+        lowest = self.values[:, :, picks].min(axis=-1)
+        return (lowest >= threshold - 1e-9) & (best > self.chance)
+
+
+def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
+    """Lay the runs of one study out.
+
+    Args:
+        runs: of one study, as `load_results` makes them.
+        column: the second axis, ``base_lr`` or ``bn_batch_size``.
+    """
+    keys = ["batch_size", column]
+    marked = runs.assign(_value=ranked(runs, "reported_accuracy"))
+    table = marked.pivot_table(
+        index=keys, columns="seed", values="_value", aggfunc="first", dropna=False
+    )
+    # pivot_table makes every combination; a cell that was not run has no value for any seed.
+    ran = table.notna().any(axis=1)
+    whole = table.columns[table[ran].notna().all(axis=0)]
+    batch_sizes = np.unique(runs["batch_size"].to_numpy(dtype=np.int64))
+    columns = np.unique(runs[column].to_numpy(dtype=float))
+    values = np.full((len(batch_sizes), len(columns), len(whole)), np.nan)
+    places = zip(
+        np.searchsorted(batch_sizes, marked["batch_size"]),
+        np.searchsorted(columns, marked[column].astype(float)),
+        marked["seed"],
+        marked["_value"],
+        strict=True,
+    )
+    order = {int(seed): index for index, seed in enumerate(whole)}
+    for row, cell, seed, value in places:
+        if int(seed) in order:
+            values[row, cell, order[int(seed)]] = value
+    return SeedArray(
+        name=str(runs["study"].iloc[0]),
+        batch_sizes=batch_sizes,
+        columns=columns,
+        seeds=np.asarray(whole, dtype=np.int64),
+        values=values,
+        chance=1.0 / float(runs["classes"].iloc[0]),
+    )
+
+
+def all_once(n: int) -> Picks:
+    """The sample itself as the one pick (1, n)."""
+    return np.arange(n)[np.newaxis]
+
+
+def resamples(n: int) -> Picks:
+    """Picks of n seeds with replacement, (R, n): every one, or many at random."""
+    if n <= ENUMERATED_SEEDS:
+        return np.array(list(itertools.product(range(n), repeat=n)), dtype=np.intp)
+    generator = np.random.Generator(np.random.PCG64(0))
+    return generator.integers(0, n, size=(RANDOM_RESAMPLES, n))
+
+
+def interval(effects: Floats) -> tuple[float, float]:
+    """The percentile interval of resampled effects."""
+    tail = (1 - CONFIDENCE) / 2
+    low = np.quantile(effects, tail, method="lower")
+    high = np.quantile(effects, 1 - tail, method="higher")
+    return float(low), float(high)
+
+
+def _fmax(values: Floats, axis: int) -> Floats:
+    """Maximum that passes over NaN, which stands for what was not run."""
+    return np.fmax.reduce(values, axis=axis)

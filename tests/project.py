@@ -1,0 +1,77 @@
+"""A checkout in a folder of its own, for tests that run the pipeline by real `dvc` processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+class Project:
+    """A copy of the sources and the pipeline, with params of its own."""
+
+    def __init__(self, root: Path, params: str) -> None:
+        self.root = root
+        (root / ".dvc").mkdir(parents=True)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+            shutil.copy(ROOT / name, root / name)
+        shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
+        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "src", root / "src", ignore=skip)
+        (root / "params.yaml").write_text(params)
+        subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start a command in the project; its output is one stream."""
+        # The stages must find this interpreter's environment, and this copy of the source.
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root / "src"),
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        return subprocess.Popen(
+            words,
+            cwd=self.root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, *words: str) -> str:
+        """Run a command that must succeed; returns its output."""
+        with self.start(*words) as process:
+            output = process.communicate()[0]
+        assert process.returncode == 0, output
+        return output
+
+    def repro(self) -> list[str]:
+        """Run the pipeline; returns the stages whose commands ran."""
+        return stages_run(self.call("dvc", "repro"))
+
+    def outputs(self) -> dict[str, bytes]:
+        """What does not depend on the clock."""
+        paths = [p for p in self.root.glob("models/**/*") if p.is_file()]
+        return {str(p): p.read_bytes() for p in paths if p.name != "timing.json"}
+
+    def runs_in_mlflow(self) -> list[tuple[str, str]]:
+        """(experiment, run hash) of every child run, straight from the database."""
+        with sqlite3.connect(self.root / "mlflow.db") as database:
+            return sorted(
+                database.execute(
+                    "SELECT e.name, t.value FROM tags t JOIN runs r USING (run_uuid) "
+                    "JOIN experiments e USING (experiment_id) WHERE t.key = 'smallbatch.run'"
+                )
+            )
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages whose commands ran, from what `dvc repro` printed."""
+    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
