@@ -225,6 +225,25 @@ def report(models: Path) -> None:
 
 
 @main.command()
+@click.argument(
+    "file", type=click.Path(path_type=Path), default=Path("reports/claims.json"), required=False
+)
+def claims(file: Path) -> None:
+    """Print the verdicts on the paper's claims as a Markdown table.
+
+    FILE defaults to reports/claims.json, which `smallbatch report` writes.
+
+    \b
+    Examples:
+      smallbatch claims
+      smallbatch claims results/paper-cifar10-small/claims.json
+    """
+    from smallbatch.report.claims import markdown
+
+    click.echo(markdown(file))
+
+
+@main.command()
 @click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def sync(folders: tuple[Path, ...]) -> None:
     """Replay result files to MLflow; what is there already stays as it is.

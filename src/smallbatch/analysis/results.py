@@ -145,6 +145,7 @@ def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
         "scale": record.dataset.scale,
         "fingerprint": record.dataset.fingerprint,
         "classes": len(record.dataset.classes),
+        "height": record.dataset.height,
         **{f"n_{split}": n for split, n in record.dataset.counts.items()},
         "updates": run.updates,
         **settings,

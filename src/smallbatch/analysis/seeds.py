@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from smallbatch.analysis.cells import MAIN_FRACTION, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    import numpy.typing as npt
     import pandas as pd
 
-    Floats = npt.NDArray[np.float64]
-    Picks = npt.NDArray[np.intp]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Picks: TypeAlias = npt.NDArray[np.intp]
 
 # Up to here every resample with replacement is enumerated: nⁿ of them, all equally likely.
 ENUMERATED_SEEDS = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
+from smallbatch.analysis.claims import claims_record, judge_all
 from smallbatch.analysis.convergence import common_base_lr, median_curves
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
 from smallbatch.analysis.generalisation import best_by_study, best_cells
@@ -17,6 +19,7 @@ from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.results import mixed_settings, on_bn_axis
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.report import paper, tables, wording
+from smallbatch.report.claims import claims_tables, counts_sentence
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
@@ -61,7 +64,7 @@ def build_report(
     Args:
         evaluation_dir: what `evaluate` wrote.
         models_dir: the columns, for their timing files and for naming unfinished ones.
-        out: gets ``report.html``, ``figures/`` (SVG and PNG) and ``tables/`` (CSV).
+        out: gets ``report.html``, ``claims.json``, ``figures/`` (SVG, PNG) and ``tables/`` (CSV).
 
     Returns:
         The path of the page.
@@ -91,7 +94,12 @@ def build_report(
     ]
     _remove_other_figures(gallery.directory, [*datasets, *studies])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
+    judged = judge_all(_all_runs(frames), frames.history, timings)
+    claims = claims_record(judged)
+    write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
     page = _template().render(
+        claims=claims_tables(claims),
+        claim_counts=counts_sentence(claims),
         datasets=datasets,
         environment=environment_table(timings),
         notices=[

@@ -1,0 +1,198 @@
+"""The paper's statements as predicates over results: criteria fixed before any result is seen.
+
+Every claim is reduced to effects, numbers that are above 0 exactly where the statement holds. A
+claim is *supported* on a data set if the confidence interval of every effect lies above 0,
+*contradicted* if that of any lies below 0, and *undecided* otherwise: too few seeds, a grid whose
+edge may hide the answer, a study that learnt nothing. Where the data was not run it says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from smallbatch.analysis import (
+    claims_accuracy,
+    claims_ghost,
+    claims_memory,
+    claims_stability,
+    claims_time,
+)
+from smallbatch.analysis.claim import Claim, Part
+from smallbatch.analysis.evidence import Evidence, UndecidableError
+from smallbatch.analysis.seeds import all_once, interval, resamples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["supported", "contradicted", "undecided", "not run"]
+
+MIN_SEEDS = 3
+"""Below this a bootstrap over seeds says nothing, and no verdict is given."""
+
+CLAIMS: tuple[Claim, ...] = (
+    *claims_accuracy.CLAIMS,
+    *claims_stability.CLAIMS,
+    *claims_ghost.CLAIMS,
+    *claims_time.CLAIMS,
+    *claims_memory.CLAIMS,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one data set says about a claim.
+
+    Attributes:
+        dataset: its name; None where the claim was run nowhere.
+        scale: how large the runs were, in words.
+        verdict: supported, contradicted, undecided or not run.
+        effect: of the weakest part, in the claim's unit; above 0 where the statement holds.
+        low, high: its confidence interval.
+        n: seeds (or studies, where the claim compares those).
+        reason: why it is undecided or was not run; else what limits the reading.
+        parts: one mapping per comparison: name, effect, low, high, n, verdict, reason.
+    """
+
+    dataset: str | None
+    scale: str | None
+    verdict: Verdict
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    reason: str = ""
+    parts: tuple[dict[str, Any], ...] = ()
+
+
+def judge_all(
+    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame
+) -> list[tuple[Claim, list[Finding]]]:
+    """Judge every claim on every data set that has its studies.
+
+    Args:
+        runs: of all data sets, as `load_results` makes them.
+        history: likewise.
+        timings: a row per column, as `report.environment.read_timings` makes them.
+    """
+    evidence: list[Evidence] = []
+    for dataset in sorted(runs["dataset"].unique()):
+        own = [
+            frame[frame["dataset"] == dataset] if len(frame) else frame
+            for frame in (runs, history, timings)
+        ]
+        evidence.append(Evidence(str(dataset), *own))
+    return [(claim, judge(claim, evidence)) for claim in CLAIMS]
+
+
+def judge(claim: Claim, evidence: list[Evidence]) -> list[Finding]:
+    """Judge a claim on every data set that has its studies; one finding if none has."""
+    findings = [_judge_on(claim, each) for each in evidence if claim.has_its_studies(each)]
+    if findings:
+        return findings
+    return [Finding(None, None, "not run", reason=f"no data set has {claim.needed_text}")]
+
+
+def claims_record(judged: list[tuple[Claim, list[Finding]]]) -> dict[str, Any]:
+    """The content of ``claims.json``."""
+    return {
+        "claims": [
+            {
+                "claim": claim.name,
+                "figure": claim.figure,
+                "statement": claim.statement,
+                "criterion": claim.criterion,
+                "unit": claim.unit,
+                "findings": [
+                    {key: _plain(value) for key, value in vars(finding).items()}
+                    for finding in findings
+                ],
+            }
+            for claim, findings in judged
+        ]
+    }
+
+
+def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
+    scale = _scale(claim, evidence)
+    try:
+        parts = claim.parts(evidence)
+    except UndecidableError as error:
+        return Finding(evidence.dataset, scale, "undecided", reason=str(error))
+    judged = [_judge_part(part) for part in parts]
+    verdicts = {part["verdict"] for part in judged}
+    verdict: Verdict = "undecided"
+    if "contradicted" in verdicts:
+        verdict = "contradicted"
+    elif verdicts == {"supported"}:
+        verdict = "supported"
+    deciding = [
+        part for part in judged if part["verdict"] == verdict and part["effect"] == part["effect"]
+    ]
+    weakest = min(deciding or judged, key=lambda part: part["effect"])
+    reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
+    return Finding(
+        evidence.dataset,
+        scale,
+        verdict,
+        **{key: weakest[key] for key in ("effect", "low", "high", "n")},
+        reason="; ".join(reasons),
+        parts=tuple(judged),
+    )
+
+
+def _judge_part(part: Part) -> dict[str, Any]:
+    if part.effect is None:
+        nothing = dict.fromkeys(("effect", "low", "high"), math.nan)
+        undecided = {"n": part.n, "verdict": "undecided", "reason": part.limit}
+        return {"name": part.name, **nothing, **undecided}
+    effect = float(part.effect(all_once(part.n))[0])
+    low, high = interval(part.effect(resamples(part.n)))
+    verdict: Verdict = "undecided"
+    reason = part.limit
+    if part.n < MIN_SEEDS:
+        reason = f"n = {part.n}, at least {MIN_SEEDS} needed"
+    elif low > 0:
+        verdict = "undecided" if part.in_doubt_above else "supported"
+        reason = part.in_doubt_above or reason
+    elif high < 0:
+        verdict = "undecided" if part.in_doubt_below else "contradicted"
+        reason = part.in_doubt_below or reason
+    return {
+        "name": part.name,
+        "effect": effect,
+        "low": low,
+        "high": high,
+        "n": part.n,
+        "verdict": verdict,
+        "reason": reason,
+    }
+
+
+def _scale(claim: Claim, evidence: Evidence) -> str:
+    figures = [figure for figure in claim.studies if figure in evidence.studies]
+    names = {evidence.studies[figure] for figure in figures} or set(evidence.runs["study"])
+    runs = evidence.runs[evidence.runs["study"].isin(names)]
+    images, size = sorted(set(runs["n_train"])), sorted(set(runs["height"]))
+    epochs = sorted(set(runs["epochs"]))
+    label = next((str(name) for name in runs["scale"].dropna().unique()), "")
+    text = (
+        f"{_span(images)} images of {_span(size)}×{_span(size)}, "
+        f"{_span(epochs)} {'epoch' if epochs == [1] else 'epochs'}"
+    )
+    return f"{label}: {text}" if label else text
+
+
+def _span(values: list[Any]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, tuple):
+        return [{key: _plain(inner) for key, inner in part.items()} for part in value]
+    return value

@@ -1,0 +1,140 @@
+"""What the runs of one data set offer to the claims: seed arrays, curves and memory by figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from smallbatch.analysis.results import on_bn_axis
+from smallbatch.analysis.seeds import Floats, SeedArray, seed_array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class UndecidableError(Exception):
+    """The runs are there, but the criterion cannot be applied to them; the message says why."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The runs of one data set under ``models/``.
+
+    Attributes:
+        dataset: its name.
+        runs: as `load_results` makes them, of this data set.
+        history: likewise.
+        timings: a row per column, with ``engine``, ``device`` and ``peak_memory_bytes``.
+    """
+
+    dataset: str
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    timings: pd.DataFrame
+
+    @cached_property
+    def studies(self) -> dict[str, str]:
+        """The paper's figure → the study that carries its label; of several the one most run."""
+        labelled = self.runs.dropna(subset=["figure"])
+        sizes = labelled.groupby(["figure", "study"]).size().sort_values(kind="stable")
+        return {str(figure): str(study) for figure, study in sizes.index}
+
+    def array(self, figure: str) -> SeedArray:
+        """The seed array of a figure's study.
+
+        Raises:
+            UndecidableError: its best cell is hardly better than chance.
+        """
+        runs = self._runs(figure)
+        array = seed_array(runs, "bn_batch_size" if on_bn_axis(runs).all() else "base_lr")
+        if not len(array.seeds):
+            raise UndecidableError(f"{array.name}: its cells have no seed in common")
+        best = np.nanmax(array.medians(np.arange(len(array.seeds))[np.newaxis]))
+        if best < 2 * array.chance:
+            raise UndecidableError(
+                f"{array.name}: its best cell, {100 * best:.1f} %, is not twice as good as chance"
+            )
+        return array
+
+    def arrays(self, *figures: str) -> list[SeedArray]:
+        """The seed arrays of several figures, restricted to the seeds that all of them have."""
+        arrays = [self.array(figure) for figure in figures]
+        common = set.intersection(*(set(array.seeds.tolist()) for array in arrays))
+        if not common:
+            raise UndecidableError("the studies have no seed in common")
+        return [array.of_seeds(common) for array in arrays]
+
+    def curves(self, figure: str, base_lr: float) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Test accuracy by epoch at one η̃: batch sizes (B,) and values (B, S, E).
+
+        A diverged run counts as chance from its last epoch on.
+
+        Raises:
+            UndecidableError: that η̃ was not run.
+        """
+        runs = self._runs(figure)
+        own = self.history[self.history["study"] == runs["study"].iloc[0]]
+        own = own[own["base_lr"] == base_lr]
+        if own.empty:
+            raise UndecidableError(f"η̃ = {base_lr:g} was not run")
+        chance = 1.0 / float(runs["classes"].iloc[0])
+        wide = own.pivot_table(
+            index=["batch_size", "seed"], columns="epoch", values="test_accuracy", dropna=False
+        ).fillna(chance)
+        batch_sizes = np.unique(own["batch_size"].to_numpy(dtype=np.int64))
+        seeds = sorted(set(own["seed"]))
+        full = pd.MultiIndex.from_product([batch_sizes, seeds])
+        if not full.isin(wide.index).all():
+            raise UndecidableError("its batch sizes were run on different seeds")
+        values = wide.reindex(full).to_numpy(dtype=float)
+        return batch_sizes, values.reshape(len(batch_sizes), len(seeds), -1)
+
+    def edge_batch_sizes(self, array: SeedArray) -> set[int]:
+        """The m whose best η̃ is the lowest or highest tried."""
+        medians = array.medians(np.arange(len(array.seeds))[np.newaxis])[..., 0]
+        edges: set[int] = set()
+        for batch_size, row in zip(array.batch_sizes, medians, strict=True):
+            tried = np.flatnonzero(~np.isnan(row))
+            finite = tried[np.isfinite(row[tried])]
+            if len(finite) and finite[row[finite].argmax()] in (tried[0], tried[-1]):
+                edges.add(int(batch_size))
+        return edges
+
+    @property
+    def memory(self) -> pd.DataFrame:
+        """Peak bytes of the columns that trained one run at a time, by study and batch size."""
+        timings = self.timings
+        if timings.empty:
+            return timings
+        engines = timings["environment"].map(lambda text: json.loads(str(text)).get("engine"))
+        kept = timings[(engines == "loop") & timings["peak_memory_bytes"].notna()]
+        return kept.sort_values(["study", "batch_size"])
+
+    def _runs(self, figure: str) -> pd.DataFrame:
+        return self.runs[self.runs["study"] == self.studies[figure]]
+
+
+def common_batch_sizes(*arrays: SeedArray) -> tuple[npt.NDArray[np.int64], list[SeedArray]]:
+    """Restrict studies to the batch sizes that all of them ran.
+
+    Raises:
+        UndecidableError: there are none.
+    """
+    common = set.intersection(*(set(array.batch_sizes.tolist()) for array in arrays))
+    if not common:
+        raise UndecidableError("the studies have no batch size in common")
+    batch_sizes = np.array(sorted(common), dtype=np.int64)
+    kept = [
+        replace(
+            array,
+            batch_sizes=batch_sizes,
+            values=array.values[np.isin(array.batch_sizes, batch_sizes)],
+        )
+        for array in arrays
+    ]
+    return batch_sizes, kept

@@ -1,0 +1,93 @@
+"""The claims on the page, in `claims.json`, and as a Markdown table made from that file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.errors import UserError
+from smallbatch.report.labels import DASH
+from smallbatch.report.tables import Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HEADERS = (
+    "the paper's statement",
+    "Fig.",
+    "verdict",
+    "effect [95 % interval]",
+    "n",
+    "data",
+    "remarks",
+)
+
+
+def claims_tables(record: dict[str, Any]) -> list[Table]:
+    """A table of verdicts and one of the criteria.
+
+    Args:
+        record: the content of ``claims.json``.
+    """
+    criteria = [[claim["statement"], claim["figure"], claim["criterion"]] for claim in _all(record)]
+    return [
+        Table("The paper's claims, judged.", _HEADERS, _rows(record), prose=True),
+        Table(
+            "When a claim counts as true; fixed before any result was seen.",
+            ("the paper's statement", "Fig.", "criterion"),
+            criteria,
+            prose=True,
+        ),
+    ]
+
+
+def counts_sentence(record: dict[str, Any]) -> str:
+    """How many verdicts of each kind there are."""
+    verdicts = [finding["verdict"] for claim in _all(record) for finding in claim["findings"]]
+    kinds = ("supported", "contradicted", "undecided", "not run")
+    return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
+
+
+def markdown(path: Path) -> str:
+    """The table of verdicts in Markdown, from a ``claims.json``.
+
+    Raises:
+        UserError: the file is missing or no such file.
+    """
+    try:
+        rows = _rows(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `smallbatch report` writes it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no file of claims ({error})") from None
+    lines = [_HEADERS, tuple("---" for _ in _HEADERS), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _all(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return record["claims"]
+
+
+def _rows(record: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            claim["statement"],
+            claim["figure"],
+            finding["verdict"],
+            _effect(finding, claim["unit"]),
+            DASH if finding["n"] is None else str(finding["n"]),
+            ", ".join(text for text in (finding["dataset"], finding["scale"]) if text) or DASH,
+            finding["reason"],
+        ]
+        for claim in _all(record)
+        for finding in claim["findings"]
+    ]
+
+
+def _effect(finding: dict[str, Any], unit: str) -> str:
+    numbers = [finding[key] for key in ("effect", "low", "high")]
+    if any(number is None for number in numbers):
+        return DASH
+    factor, name = (100, "points") if unit == "accuracy" else (1, unit)
+    effect, low, high = (f"{factor * number:+.3g}" for number in numbers)
+    return f"{effect} [{low}, {high}] {name}"

@@ -1,0 +1,338 @@
+"""Every claim on made-up runs that make each of its verdicts come out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smallbatch.analysis import claims
+from smallbatch.analysis.claims import CLAIMS, Finding, claims_record, judge, judge_all
+from smallbatch.analysis.evidence import Evidence
+from smallbatch.analysis.seeds import interval, resamples, seed_array
+
+MS = (2, 4, 8, 16, 32, 64, 128)
+LRS = tuple(2.0**k for k in (-10, -8, -6))
+# By how much a statement holds for each of the seeds.
+HOLDS, FAILS, WAVERS = (0.1, 0.08, 0.12), (-0.1, -0.08, -0.12), (0.1, -0.1, 0.02)
+
+Accuracy = Callable[[int, float, int], float | None]  # of m, η̃ or BN batch, seed
+Rows = list[dict[str, Any]]
+
+
+def runs_of(
+    figure: str, accuracy: Accuracy, *, ms: tuple[int, ...] = MS, lrs: tuple[float, ...] = LRS,
+    bn: bool = False, seeds: int = 3, chance_of: int = 10, study: str | None = None,
+) -> Rows:  # fmt: skip
+    """Runs of one study; with ``bn`` the second axis is the BN batch size. None: diverged."""
+    rows: Rows = []
+    for m in ms:
+        for column in lrs:
+            for seed in range(seeds):
+                if bn and column > m:
+                    continue
+                value = accuracy(m, column, seed)
+                rows.append({
+                    "dataset": "made-up", "study": study or f"study-{figure}", "figure": figure,
+                    "batch_size": m, "base_lr": 2.0**-8 if bn else column, "seed": seed,
+                    "bn_batch_size": column if bn else None,
+                    "bn_batch_sizes": "[2]" if bn else None,
+                    "run": f"{figure}-{m}-{column}-{seed}",
+                    "outcome": "diverged" if value is None else "finished",
+                    "reported_accuracy": math.nan if value is None else value,
+                    "classes": chance_of, "n_train": 1000, "height": 16, "epochs": 10,
+                    "scale": "small",
+                })  # fmt: skip
+    return rows
+
+
+def at_best_lr(accuracy: Callable[[int, int], float]) -> Accuracy:
+    """Accuracy at the middle η̃; 0.2 lower at both others."""
+    return lambda m, lr, seed: accuracy(m, seed) - (0.0 if lr == LRS[1] else 0.2)
+
+
+def raised(d: tuple[float, ...], where: Callable[[int], bool]) -> Accuracy:
+    """0.6, and by d more at some m; seeds differ by far more than d, all alike."""
+    return at_best_lr(lambda m, seed: 0.55 + 0.1 * seed + (d[seed] if where(m) else 0.0))
+
+
+def level(value: float = 0.0) -> Accuracy:
+    return at_best_lr(lambda m, seed: 0.55 + 0.1 * seed + value)
+
+
+def best(figure: str, low: int, high: int) -> Callable[[tuple[float, ...]], Rows]:
+    return lambda d: runs_of(figure, raised(d, lambda m: low <= m <= high))
+
+
+def over(better: str, worse: str, where: Callable[[int], bool]) -> Callable[..., Rows]:
+    return lambda d: [*runs_of(better, raised(d, where)), *runs_of(worse, level())]
+
+
+def fraction_of_way(reach: float) -> float:
+    return 0.1 + 0.5 * reach
+
+
+def good_out_to_128(d: tuple[float, ...]) -> Rows:
+    return runs_of("10", at_best_lr(
+        lambda m, seed: fraction_of_way(0.9 + d[seed] / 2 if m >= 16 else 1.0)
+    ))  # fmt: skip
+
+
+def learns_to_8(d: tuple[float, ...]) -> Rows:
+    return runs_of("text", at_best_lr(
+        lambda m, seed: fraction_of_way(1.0 if m <= 8 else 0.25 - d[seed])
+    ))  # fmt: skip
+
+
+def optimum_unusable(figure: str, limit: int) -> Callable[..., Rows]:
+    return lambda d: runs_of(figure, at_best_lr(
+        lambda m, seed: fraction_of_way(1.0 if m <= limit else 0.5 - d[seed])
+    ))  # fmt: skip
+
+
+def ranges(d: tuple[float, ...]) -> Rows:
+    """Reliable η̃ around the middle of nine: 5, 3, 1 at m = 2, 8, 32, or the other way round."""
+    lrs = tuple(2.0**k for k in range(-12, -3))
+
+    def accuracy(m: int, lr: float, seed: int) -> float:
+        half = {2: 2, 8: 1, 32: 0}[m if d[seed] > 0 else 64 // m]
+        return 0.6 if abs(math.log2(lr) + 8) <= half else 0.15
+
+    return runs_of("2", accuracy, ms=(2, 8, 32), lrs=lrs)
+
+
+def bn_best(figure: str) -> Callable[..., Rows]:
+    return lambda d: runs_of(
+        figure, lambda m, b, seed: 0.6 + (d[seed] if b in (4, 8) else 0),
+        ms=(16, 64), lrs=(2, 4, 8, 16), bn=True,
+    )  # fmt: skip
+
+
+def bn_independent(figure: str) -> Callable[..., Rows]:
+    def accuracy(m: int, b: float, seed: int, d: tuple[float, ...]) -> float:
+        return {4: 0.65, 32: 0.65 - d[seed] if m == 64 else 0.5}.get(int(b), 0.4)
+
+    return lambda d: runs_of(
+        figure, lambda m, b, seed: accuracy(m, b, seed, d),
+        ms=(32, 64), lrs=(2, 4, 8, 16, 32), bn=True,
+    )  # fmt: skip
+
+
+def sgd_smaller(figure: str) -> Callable[..., Rows]:
+    return lambda d: runs_of(
+        figure, lambda m, _b, seed: 0.6 + (d[seed] if m == 8 else 0),
+        ms=(8, 32), lrs=(2, 4), bn=True,
+    )  # fmt: skip
+
+
+def longer(gain: Callable[[int, float], float]) -> Callable[..., Rows]:
+    return lambda d: [
+        *runs_of("17", level()),
+        *runs_of("18", at_best_lr(lambda m, seed: 0.55 + 0.1 * seed + gain(m, d[seed]))),
+    ]
+
+
+MAKERS: dict[str, Callable[[tuple[float, ...]], Rows]] = {
+    "best-batch-size-fig-1": best("1", 1, 8),
+    "best-batch-size-fig-2": best("2", 2, 4),
+    "best-batch-size-fig-3": best("3", 2, 4),
+    "small-m-eases-depth": over("3", "2", lambda m: m <= 8),
+    "best-batch-size-fig-5": best("5", 8, 64),
+    "bn-better-than-none-fig-5": over("5", "1", lambda m: 8 <= m <= 64),
+    "best-batch-size-fig-6": best("6", 4, 32),
+    "bn-after-convs-same-level-fig-6": lambda d: [
+        *runs_of("5", level()),
+        *runs_of("6", at_best_lr(lambda _, seed: 0.55 + 0.1 * seed + 0.02 - d[seed] / 10)),
+    ],
+    "best-batch-size-fig-7": best("7", 4, 8),
+    "best-batch-size-fig-8": best("8", 4, 8),
+    "best-batch-size-fig-9": best("9", 4, 8),
+    "best-batch-size-fig-10": best("10", 4, 8),
+    "warm-up-good-to-128": good_out_to_128,
+    "best-batch-size-fig-11": best("11", 4, 16),
+    "warm-up-helps-fig-10": over("10", "8", lambda m: m >= 16),
+    "warm-up-helps-fig-11": over("11", "9", lambda m: m >= 16),
+    "no-norm-improves-to-2": best("1", 2, 2),
+    "best-always-below-32": best("7", 1, 31),
+    "resnet32-no-norm-learns-to-8": learns_to_8,
+    "optimum-base-lr-unusable-fig-7": optimum_unusable("7", 16),
+    "optimum-base-lr-unusable-fig-8": optimum_unusable("8", 16),
+    "optimum-base-lr-unusable-fig-9": optimum_unusable("9", 8),
+    "range-shrinks": ranges,
+    "bn-batch-4-or-8-best-fig-13a": bn_best("13a"),
+    "bn-batch-independent-fig-13a": bn_independent("13a"),
+    "smaller-sgd-batch-better-fig-13a": sgd_smaller("13a"),
+    "bn-batch-4-or-8-best-fig-13b": bn_best("13b"),
+    "bn-batch-independent-fig-13b": bn_independent("13b"),
+    "smaller-sgd-batch-better-fig-13b": sgd_smaller("13b"),
+    "curves-alike-4-to-64": lambda d: runs_of(
+        "7", at_best_lr(lambda m, seed: 0.6 + (0.03 - d[seed] / 10 if m == 32 else 0)), ms=(8, 32)
+    ),
+    "curves-worse-beyond-64": best("7", 4, 64),
+    "longer-training-helps": longer(lambda _m, d: d),
+    "longer-training-helps-large-m-most": longer(lambda m, d: d if m >= 64 else 0.0),
+    "longer-training-does-not-close-the-gap": longer(lambda m, d: d if m <= 16 else 0.0),
+    "memory-grows": lambda _: [row for figure in "123" for row in runs_of(figure, level())],
+}  # fmt: skip
+
+
+def histories(runs: pd.DataFrame) -> pd.DataFrame:
+    """Two epochs of the reported accuracy for every run."""
+    keys = ["dataset", "study", "run", "batch_size", "base_lr", "seed", "outcome"]
+    frames = [
+        runs[keys].assign(epoch=epoch, test_accuracy=runs["reported_accuracy"]) for epoch in (1, 2)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def timings(d: tuple[float, ...], device: str = "cuda") -> pd.DataFrame:
+    rows = [
+        {
+            "dataset": "made-up", "study": f"study-{study}", "batch_size": m,
+            "peak_memory_bytes": 1e9 * 2 ** (d[study - 1] if m == 8 else 0),
+            "environment": json.dumps({"engine": "loop", "device": device}),
+        }
+        for study in (1, 2, 3) for m in (2, 8)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def finding_of(name: str, rows: Rows, d: tuple[float, ...] = HOLDS) -> Finding:
+    runs = pd.DataFrame(rows)
+    evidence = Evidence("made-up", runs, histories(runs), timings(d))
+    (claim,) = [claim for claim in CLAIMS if claim.name == name]
+    (finding,) = judge(claim, [evidence])
+    return finding
+
+
+def test_every_claim_is_tested_and_has_a_name_of_its_own() -> None:
+    assert sorted(MAKERS) == sorted(claim.name for claim in CLAIMS)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    ("d", "verdict"), [(HOLDS, "supported"), (FAILS, "contradicted"), (WAVERS, "undecided")]
+)
+def test_each_verdict_comes_out(name: str, d: tuple[float, ...], verdict: str) -> None:
+    finding = finding_of(name, MAKERS[name](d), d)
+    assert finding.verdict == verdict, finding
+    assert finding.n == 3
+    assert finding.effect is not None and finding.low is not None and finding.high is not None
+    assert finding.low <= finding.effect <= finding.high
+    if verdict != "undecided":
+        assert (finding.effect > 0) == (verdict == "supported")
+    assert finding.scale == "small: 1000 images of 16×16, 10 epochs"
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_was_not_run_says_so(name: str) -> None:
+    finding = finding_of(name, runs_of("12", level()))
+    assert finding.verdict == "not run"
+    assert finding.reason.startswith("no data set has ")
+    assert finding.dataset is None
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "memory-grows"])
+def test_two_seeds_decide_nothing(name: str) -> None:
+    rows = [row for row in MAKERS[name](HOLDS) if row["seed"] < 2]
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    assert "n = 2, at least 3 needed" in finding.reason
+
+
+def test_a_study_that_learnt_nothing_decides_nothing() -> None:
+    finding = finding_of("best-batch-size-fig-2", runs_of("2", lambda *_: 0.12))
+    assert finding.verdict == "undecided"
+    assert "not twice as good as chance" in finding.reason
+
+
+def test_a_loser_on_the_edge_of_the_grid_may_win_outside() -> None:
+    """At m = 8 accuracy still rises at the highest η̃ tried: m = 2 is not known to be better."""
+
+    def accuracy(m: int, lr: float, _seed: int) -> float:
+        return (
+            0.5 + 0.02 * LRS.index(lr) if m == 8 else 0.3 + (0.4 if (m, lr) == (2, LRS[1]) else 0)
+        )
+
+    finding = finding_of("best-batch-size-fig-2", runs_of("2", accuracy))
+    assert finding.verdict == "undecided"
+    assert "the best η̃ of m = 8 is on the edge of the grid" in finding.reason
+
+
+def test_batch_sizes_of_the_claim_that_were_not_run_are_named() -> None:
+    rows = runs_of("7", raised(HOLDS, lambda m: m == 8), ms=(2, 8, 32))
+    finding = finding_of("best-batch-size-fig-7", rows)
+    assert (finding.verdict, finding.reason) == ("supported", "m = 4 not run")
+
+
+def test_a_batch_size_at_which_all_diverge_counts_as_chance() -> None:
+    def accuracy(m: int, lr: float, seed: int) -> float | None:
+        return None if m > 8 else 0.5 - (lr != LRS[1]) * 0.1
+
+    finding = finding_of("best-batch-size-fig-1", runs_of("1", accuracy))
+    assert finding.verdict == "supported"
+    assert finding.effect == pytest.approx(0.4)
+
+
+def test_one_contradicting_study_contradicts_a_claim_on_all() -> None:
+    rows = [*best("1", 2, 2)(HOLDS), *best("2", 2, 2)(FAILS)]
+    finding = finding_of("no-norm-improves-to-2", rows)
+    assert finding.verdict == "contradicted"
+    assert [part["verdict"] for part in finding.parts] == ["supported", "contradicted"]
+
+
+def test_memory_of_a_cpu_process_contradicts_nothing() -> None:
+    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
+    evidence = Evidence("made-up", runs, histories(runs), timings(FAILS, "cpu"))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    assert judge(claim, [evidence])[0].verdict == "undecided"
+
+
+def test_every_data_set_is_judged_on_its_own() -> None:
+    own = pd.DataFrame(MAKERS["best-batch-size-fig-2"](HOLDS))
+    other = own.assign(dataset="other", run="x" + own["run"], scale=None)
+    runs = pd.concat([own, other], ignore_index=True)
+    record = claims_record(judge_all(runs, histories(runs), timings(HOLDS)))
+    json.dumps(record, allow_nan=False)
+    (claim,) = [each for each in record["claims"] if each["claim"] == "best-batch-size-fig-2"]
+    assert [finding["dataset"] for finding in claim["findings"]] == ["made-up", "other"]
+    assert {finding["verdict"] for finding in claim["findings"]} == {"supported"}
+
+
+def test_three_seeds_give_their_range() -> None:
+    """Hand-computed: of the 27 resamples 7 have the lowest seed at least twice, likewise the highest."""
+    values = np.array([0.1, 0.5, 0.3])
+    assert len(resamples(3)) == 27
+    assert interval(np.median(values[resamples(3)], axis=1)) == (0.1, 0.5)
+
+
+def test_many_seeds_give_the_usual_bootstrap_interval() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(1).normal(0.3, 0.1, 12)
+    low, high = interval(values[resamples(12)].mean(axis=1))
+    usual = scipy_stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (low, high) == pytest.approx((usual.low, usual.high), abs=0.01)
+
+
+def test_only_seeds_of_every_cell_are_compared() -> None:
+    rows = [
+        row for row in runs_of("2", level()) if not (row["seed"] == 1 and row["batch_size"] == 4)
+    ]
+    array = seed_array(pd.DataFrame(rows))
+    assert array.seeds.tolist() == [0, 2]
+    assert array.values.shape == (len(MS), len(LRS), 2)
+    assert not np.isnan(array.values).any()
+
+
+def test_criteria_are_written_out() -> None:
+    for claim in CLAIMS:
+        assert len(claim.criterion) > 40
+        assert claim.statement
+    assert claims.MIN_SEEDS == 3
