@@ -222,7 +222,9 @@ def test_each_verdict_comes_out(name: str, d: tuple[float, ...], verdict: str) -
     finding = finding_of(name, MAKERS[name](d), d)
     assert finding.verdict == verdict, finding
     assert finding.n == 3
-    assert finding.effect is not None and finding.low is not None and finding.high is not None
+    assert finding.effect is not None
+    assert finding.low is not None
+    assert finding.high is not None
     assert finding.low <= finding.effect <= finding.high
     if verdict != "undecided":
         assert (finding.effect > 0) == (verdict == "supported")
@@ -305,7 +307,7 @@ def test_every_data_set_is_judged_on_its_own() -> None:
 
 
 def test_three_seeds_give_their_range() -> None:
-    """Hand-computed: of the 27 resamples 7 have the lowest seed at least twice, likewise the highest."""
+    """By hand: of the 27 resamples 7 hold the lowest seed twice or more, 7 the highest."""
     values = np.array([0.1, 0.5, 0.3])
     assert len(resamples(3)) == 27
     assert interval(np.median(values[resamples(3)], axis=1)) == (0.1, 0.5)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from smallbatch.analysis.claim import Claim, Part, listed_sizes
+from smallbatch.analysis.convergence import PAPER_BASE_LR, PAPER_FIGURE
 from smallbatch.analysis.evidence import Evidence, UndecidableError, common_batch_sizes
 from smallbatch.analysis.seeds import Floats, Picks
 
-FIG_4_BASE_LR = 2.0**-8
 ALIKE = 0.03  # mean distance of two accuracy curves that are alike
 SMALL, LARGE = 16, 64  # "small" is m up to the first, "large" from the second on
 
 
 def _curves(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    m, curves = evidence.curves("7", FIG_4_BASE_LR)
+    m, curves = evidence.curves(PAPER_FIGURE, PAPER_BASE_LR)
     alike = (m >= 4) & (m <= 64)
     if alike.sum() < 2:
         raise UndecidableError("fewer than two batch sizes in 4 … 64")

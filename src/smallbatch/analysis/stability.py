@@ -136,8 +136,13 @@ def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
     inside = ranges[(ranges["n_reliable"] > 0) & (ranges["upper_limit"] != EDGE)]
     if len(inside) < 3:
         return None
-    batch_sizes = inside["batch_size"].to_numpy(dtype=float)
-    log_upper = np.log2(inside["upper"].to_numpy(dtype=float))
+    return fit_limit(
+        inside["batch_size"].to_numpy(dtype=float), np.log2(inside["upper"].to_numpy(dtype=float))
+    )
+
+
+def fit_limit(batch_sizes: npt.NDArray[np.float64], log_upper: npt.NDArray[np.float64]) -> LimitFit:
+    """Fit upper ends, log2 η̃, at some batch sizes, ascending; see `fit_upper_limit`."""
     low, high = np.log2(batch_sizes.min()) - 3.0, np.log2(batch_sizes.max()) + 3.0
     # For a given m* the best η̃₀ is a mean, so one dimension is left to search; the squared error
     # may have two minima, hence a scan (1/512 octave, far finer than a grid of octaves can tell).
@@ -151,6 +156,6 @@ def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
         base_lr_0=float(2.0 ** log_base[best]),
         m_star=float(2.0 ** log_m_star[best]),
         rms_octaves=float(rms[best]),
-        n_points=len(inside),
+        n_points=len(batch_sizes),
         m_star_bound=bound,
     )

@@ -12,13 +12,15 @@ import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all
-from smallbatch.analysis.convergence import common_base_lr, median_curves
+from smallbatch.analysis.convergence import median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
+from smallbatch.analysis.limit_band import fit_band
 from smallbatch.analysis.results import mixed_settings, on_bn_axis
+from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
-from smallbatch.report import paper, tables, wording
+from smallbatch.report import paper, second_opinions, tables, wording
 from smallbatch.report.claims import claims_tables, counts_sentence
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
@@ -92,7 +94,8 @@ def build_report(
         _dataset_section(gallery, frames.only(dataset=dataset), studies)
         for dataset in sorted(frames.cells["dataset"].unique())
     ]
-    _remove_other_figures(gallery.directory, [*datasets, *studies])
+    across = _across(gallery, frames) if len(datasets) > 1 else []
+    _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
     judged = judge_all(_all_runs(frames), frames.history, timings)
     claims = claims_record(judged)
@@ -101,6 +104,8 @@ def build_report(
         claims=claims_tables(claims),
         claim_counts=counts_sentence(claims),
         datasets=datasets,
+        across=across,
+        objection=second_opinions.objection(frames.best, frames.runs),
         environment=environment_table(timings),
         notices=[
             *mixed_settings(pd.concat([frames.runs, frames.bn_runs])),
@@ -138,7 +143,7 @@ def _study_keys(cells: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _curves(own: Frames) -> pd.DataFrame:
-    base_lr = common_base_lr(own.cells)
+    base_lr = shown_base_lr(own.cells, own.runs["figure"].iloc[0])
     curves = median_curves(own.history[own.history["base_lr"] == base_lr])
     curves.insert(0, "dataset", own.cells["dataset"].iloc[0])
     curves.insert(1, "study", own.cells["study"].iloc[0])
@@ -149,6 +154,7 @@ def _study_section(
     gallery: Gallery, name: str, own: Frames, curves: pd.DataFrame
 ) -> dict[str, Any]:
     fit = fit_upper_limit(own.ranges[own.ranges["fraction"] == MAIN_FRACTION])
+    band = fit_band(seed_array(own.runs)) if fit else None
     best_sentence = "Every run diverged, or none has an accuracy."
     if len(own.winners):
         winner: dict[Any, Any] = own.winners.iloc[0].to_dict()
@@ -158,7 +164,9 @@ def _study_section(
         shown.append(tables.best_table(own.best, "test"))
     if len(own.best_on_validation):
         shown.append(tables.best_table(own.best_on_validation, "validation"))
+        shown.append(second_opinions.choice_table(own.best, own.best_on_validation))
     shown += [tables.range_table(own.ranges), tables.fraction_table(own.ranges)]
+    shown += [tables.fit_table(own.ranges)]
     figure = own.runs["figure"].iloc[0]
     return {
         "dataset": str(own.cells["dataset"].iloc[0]),
@@ -166,9 +174,11 @@ def _study_section(
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
         "best": best_sentence,
         "range": wording.range_sentence(own.ranges),
-        "fit": wording.fit_sentence(fit),
+        "fit": wording.fit_sentence(fit, band),
         "warnings": wording.warnings(own.best, own.ranges),
-        "pictures": study_pictures(gallery, name, own.cells, own.best, own.ranges, curves),
+        "pictures": study_pictures(
+            gallery, name, own.cells, own.best, own.ranges, curves, fit, band
+        ),
         "tables": shown,
     }
 
@@ -180,9 +190,22 @@ def _dataset_section(
     return {
         "name": dataset,
         "pictures": summary_pictures(gallery, dataset, own.cells, own.best, own.ranges),
-        "table": tables.study_table(own.winners, own.runs),
+        "tables": [
+            tables.study_table(own.winners, own.runs),
+            *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
+        ],
         "studies": [study for study in studies if study["dataset"] == dataset],
     }
+
+
+def _across(gallery: Gallery, frames: Frames) -> list[Picture]:
+    """The summary figures over the studies of all data sets."""
+
+    def renamed(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame.assign(study=frame["dataset"] + " " + frame["study"])
+
+    shown = (renamed(frame) for frame in (frames.cells, frames.best, frames.ranges))
+    return summary_pictures(gallery, "all data sets", *shown)
 
 
 def _write_tables(

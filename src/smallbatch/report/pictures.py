@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
-from smallbatch.analysis.stability import fit_upper_limit
+from smallbatch.analysis.cells import FRACTIONS
 from smallbatch.report import accuracy_figures, convergence_figures, range_figures
 from smallbatch.report.labels import count, percent, power_of_two
 from smallbatch.report.style import figure_style, save
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from smallbatch.analysis.limit_band import LimitBand
+    from smallbatch.analysis.stability import LimitFit
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def study_pictures(
     best: pd.DataFrame,
     ranges: pd.DataFrame,
     curves: pd.DataFrame,
+    fit: LimitFit | None,
+    band: LimitBand | None,
 ) -> list[Picture]:
     """Draw the figures of one study; every frame holds that study alone.
 
@@ -73,6 +77,8 @@ def study_pictures(
         best: the best cell of each m, chosen on the test set.
         ranges: as `stable_ranges` makes them.
         curves: convergence at one η̃; empty if no run has a finite accuracy.
+        fit: of the upper ends at the main fraction, where there are enough.
+        band: its confidence band, where there are enough seeds.
     """
     study = str(cells["study"].iloc[0])
     with figure_style():
@@ -94,18 +100,18 @@ def study_pictures(
                 "a diverged run.",
             ),
         ]
-        fit = fit_upper_limit(ranges[ranges["fraction"] == MAIN_FRACTION])
         for unit, symbol in (("base_lr", "η̃"), ("lr", "η = m·η̃")):
             pictures.append(
                 gallery.add(
-                    range_figures.study_ranges(ranges, cells, fit, unit),
+                    range_figures.study_ranges(ranges, cells, fit, band, unit),
                     f"{name}.stable-range-{unit.replace('_', '-')}",
                     f"Bar chart of the reliable range of {symbol} of {study} at each batch size. "
                     f"{range_sentence(ranges)}",
                     f"Range of {symbol} that converges reliably, for the thresholds "
                     f"{', '.join(f'{fraction:g}' for fraction in FRACTIONS)}; dots are reliable "
                     "cells, an arrow means that the grid ends there"
-                    + (", dashed the fitted upper end." if fit else "."),
+                    + (", dashed the fitted upper end" if fit else "")
+                    + (" with its 95 % band (bootstrap over seeds)." if band else "."),
                 )
             )
         if len(curves):

@@ -23,13 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.stability import LimitFit
 
 _AXIS = {"base_lr": "base learning rate η̃", "lr": "learning rate η = m·η̃"}
 
 
 def study_ranges(
-    ranges: pd.DataFrame, cells: pd.DataFrame, fit: LimitFit | None, unit: str
+    ranges: pd.DataFrame,
+    cells: pd.DataFrame,
+    fit: LimitFit | None,
+    band: LimitBand | None,
+    unit: str,
 ) -> Figure:
     """Draw one study's reliable range against m, at every fraction of the way to its best cell.
 
@@ -37,6 +42,7 @@ def study_ranges(
         ranges: of one study, all fractions.
         cells: of the same study.
         fit: of the upper ends at the main fraction; drawn as a dashed line.
+        band: its confidence band, drawn as a shade.
         unit: "base_lr" draws η̃, "lr" draws η = m·η̃.
     """
     figure, axes = new_figure()
@@ -48,6 +54,11 @@ def study_ranges(
         offset = 0.17 * (index - (len(FRACTIONS) - 1) / 2)
         _bars(axes, ranges[ranges["fraction"] == fraction], cells, offset, unit, style)
         keys.append(Line2D([], [], label=f"{fraction:g}" + (" (main)" if main else ""), **style))
+    if band is not None:
+        shift = np.log2(band.batch_sizes) if unit == "lr" else 0.0
+        ends = np.log2(band.low) + shift, np.log2(band.high) + shift
+        shade: dict[str, Any] = {"color": "#202020", "alpha": 0.12, "linewidth": 0}
+        axes.fill_between(np.log2(band.batch_sizes), *ends, **shade)
     if fit is not None:
         keys.append(_fit_line(axes, fit, ranges, unit))
     _finish(axes, cells, unit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
-from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE
+from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE, fit_upper_limit
 from smallbatch.report.labels import DASH, listed, percent, points, power_of_two, spread
 
 if TYPE_CHECKING:
@@ -122,6 +122,26 @@ def fraction_table(ranges: pd.DataFrame) -> Table:
         "study's best cell (1)."
     )
     return Table(caption, ("m", *headers), rows)
+
+
+def fit_table(ranges: pd.DataFrame) -> Table:
+    """One study's fitted upper end at each fraction."""
+    rows: list[list[str]] = []
+    for fraction, group in ranges.groupby("fraction"):
+        fit = fit_upper_limit(group)
+        bounds = {"": "", "lower": "at most ", "upper": "at least "}
+        rows.append(
+            [
+                f"{fraction:g}",
+                f"{fit.base_lr_0:.3g}" if fit else DASH,
+                f"{bounds[fit.m_star_bound]}{fit.m_star:.3g}" if fit else DASH,
+                f"{fit.rms_octaves:.2f}" if fit else DASH,
+                str(fit.n_points) if fit else "fewer than 3",
+            ]
+        )
+    headers = ("fraction", "η̃₀", "m*", "residual (octaves)", "batch sizes")
+    caption = "The fitted upper end η̃₀/(1 + m/m*) for each threshold."
+    return Table(caption, headers, rows)
 
 
 def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:

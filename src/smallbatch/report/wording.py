@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import MAIN_FRACTION
+from smallbatch.analysis.convergence import common_base_lr
 from smallbatch.analysis.stability import EDGE
 from smallbatch.report.labels import count, listed, percent, power_of_two, spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.stability import LimitFit
 
 
@@ -88,7 +90,7 @@ def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
     return lines
 
 
-def fit_sentence(fit: LimitFit | None) -> str:
+def fit_sentence(fit: LimitFit | None, band: LimitBand | None) -> str:
     """What the fit of the upper ends says about one study."""
     if fit is None:
         return (
@@ -109,13 +111,27 @@ def fit_sentence(fit: LimitFit | None) -> str:
         f"Fitted upper end: highest η̃ at m = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) "
         f"{quality}. "
         f"Well below m* = {fit.m_star:.3g} the limit is a constant η̃, well above it a constant η "
-        f"of about {fit.base_lr_0 * fit.m_star:.2g}."
+        f"of about {fit.base_lr_0 * fit.m_star:.2g}.{_interval(band)}"
+    )
+
+
+def _interval(band: LimitBand | None) -> str:
+    if band is None:
+        return ""
+    return (
+        f" 95 % interval of m* over the seeds: {band.m_star_low:.3g} … {band.m_star_high:.3g} "
+        "(what the grid's step hides is not in it)."
     )
 
 
 def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
     """Why the convergence curves are shown at this η̃."""
     reliable = int(cells.loc[cells["base_lr"] == base_lr, "reliable"].sum())
+    if base_lr != common_base_lr(cells):
+        return (
+            f"η̃ = {power_of_two(base_lr)}, as in the paper's Fig. 4 (reliable at {reliable} of "
+            f"{cells['batch_size'].nunique()} batch sizes)"
+        )
     return (
         f"η̃ = {power_of_two(base_lr)}, the η̃ that is reliable at the most batch sizes "
         f"({reliable} of {cells['batch_size'].nunique()}; of several such, the largest)"

@@ -1,0 +1,153 @@
+"""What the paper's two choices are worth: the best η̃ on the test set, and equal epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smallbatch.report.labels import listed, percent, points, power_of_two
+from smallbatch.report.tables import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Studies that agree in these and differ in budget are one experiment under two budgets.
+_SHARED = [
+    "model",
+    "norm",
+    "bn_batch_size",
+    "augment",
+    "weight_decay",
+    "milestones",
+    "lr_decay",
+    "warmup",
+    "precision",
+]
+
+
+PAPER = (
+    "The paper: for the same number of epochs, small batches reach the best test accuracy, and "
+    "train reliably over a wider range of η̃."
+)
+SHALLUE = (
+    "Shallue et al. (2018) found no evidence that larger batches hurt, once the learning rate and "
+    "everything else is tuned again for each batch size and budget. With equal epochs a large m "
+    "makes fewer updates than it could use."
+)
+DECIDED = (
+    "What this data can decide: which m is best for the budget it had with plain SGD, when η̃ alone "
+    "is tuned, on this grid. What it cannot: whether a large m with momentum, another schedule, "
+    "another weight decay or more epochs would catch up."
+)
+
+
+def choice_table(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> Table:
+    """One study's best η̃ at each batch size, chosen on the test set and on the validation split."""
+    both = on_test.merge(on_validation, on="batch_size", suffixes=("_test", "_validation"))
+    rows = [
+        [
+            str(row["batch_size"]),
+            power_of_two(row["base_lr_test"]),
+            power_of_two(row["base_lr_validation"]),
+            percent(row["accuracy_test"]),
+            percent(row["accuracy_validation"]),
+            points(row["accuracy_test"] - row["accuracy_validation"]),
+        ]
+        for row in both.to_dict("records")
+    ]
+    headers = (
+        "m",
+        "η̃ chosen on test",
+        "η̃ chosen on validation",
+        "test accuracy, chosen on test",
+        "test accuracy, chosen on validation",
+        "gained by choosing on test (points)",
+    )
+    caption = "What choosing the best η̃ on the test set, as the paper does, is worth."
+    return Table(caption, headers, rows)
+
+
+def budget_table(best: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
+    """Best accuracies of studies that differ in their budget alone; None where there are none.
+
+    Args:
+        best: the best cell of each m, of one data set.
+        runs: of the same.
+    """
+    rows = [row for group in _under_both_budgets(runs) for row in _budget_rows(best, group)]
+    if not rows:
+        return None
+    headers = ("m", "study", "budget", "epochs", "updates", "best η̃", "accuracy (median)")
+    caption = (
+        "Equal epochs against equal updates: the same model with the same number of examples at "
+        "every m, and with the same number of updates."
+    )
+    return Table(caption, headers, rows)
+
+
+def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    """Shallue et al.'s objection beside the paper's claim, and what this data can say about it.
+
+    Args:
+        best: the best cell of each (data set, study, m), chosen on the test set.
+        runs: of all data sets.
+    """
+    edges = best[best["grid_edge"] != ""]
+    edge = (
+        f"In {len(edges)} of {len(best)} columns the best η̃ is on the edge of its grid: tuning "
+        "did not end there, and the accuracy is a lower bound."
+    )
+    if edges.empty:
+        edge = "In no column is the best η̃ on the edge of its grid."
+    return [PAPER, SHALLUE, DECIDED, _budgets_sentence(best, runs), edge]
+
+
+def _budgets_sentence(best: pd.DataFrame, runs: pd.DataFrame) -> str:
+    found: list[str] = []
+    for group in _under_both_budgets(runs):
+        own = best[best["dataset"] == group["dataset"].iloc[0]]
+        for budget, part in group.groupby(group["budget"].eq("epochs"), sort=False):
+            names = sorted(part["study"].unique())
+            cells = own[own["study"].isin(names)].sort_values(["batch_size"])
+            if len(cells):
+                top = cells.loc[cells["accuracy"].idxmax()]
+                word = "equal epochs" if budget else "equal updates"
+                found.append(
+                    f"{top['study']} on {top['dataset']} is best at m = {top['batch_size']} "
+                    f"({percent(float(top['accuracy']))}) with {word}"
+                )
+    if not found:
+        return (
+            "Every batch size had the same number of epochs; no study was run with equal updates "
+            "as well, so the objection is not put to the test."
+        )
+    return (
+        f"Under both budgets: {listed(found)}. With equal updates a large m sees more examples, "
+        "so neither budget is neutral: one favours small m, the other large m."
+    )
+
+
+def _under_both_budgets(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    return [
+        group
+        for _, group in runs.groupby(["dataset", *_SHARED], dropna=False)
+        if group["budget"].ne("epochs").any() and group["budget"].eq("epochs").any()
+    ]
+
+
+def _budget_rows(best: pd.DataFrame, runs: pd.DataFrame) -> list[list[str]]:
+    columns = runs.groupby(["batch_size", "study"], as_index=False)[
+        ["budget", "epochs", "updates"]
+    ].first()
+    found = columns.merge(best, on=["batch_size", "study"])
+    return [
+        [
+            str(row["batch_size"]),
+            row["study"],
+            "equal epochs" if row["budget"] == "epochs" else "equal updates",
+            str(row["epochs"]),
+            str(row["updates"]),
+            power_of_two(row["base_lr"]),
+            percent(row["accuracy"]),
+        ]
+        for row in found.to_dict("records")
+    ]
