@@ -62,7 +62,7 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "train", "run", "evaluate", "report", "sync", "ui", "profile",
+    ["prepare", "train", "run", "evaluate", "report", "sync", "ui", "claims", "profile",
      "profile list", "profile show", "profile use"],
 )  # fmt: skip
 def test_every_command_shows_examples(command: str) -> None:
@@ -162,3 +162,54 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
     assert len(list((folder / ".smallbatch/runs").rglob("runs.json"))) == 2
     again = process("sync", cwd=folder, MLFLOW_TRACKING_URI=uri)
     assert "0 MLflow runs created, 0 completed" in again.stdout
+
+
+def test_a_profile_is_installed_at_a_scale(folder: Path) -> None:
+    """Epochs shrink by one factor, data and grid are replaced, and the data set gets a new name."""
+    from smallbatch.config import load_params
+
+    full = load_params("profiles/paper-cifar10.yaml")
+    assert call("profile", "use", "paper-cifar10", "--scale", "small").exit_code == 0
+    small = load_params("params.yaml")
+    assert (full.dataset.name, small.dataset.name) == ("cifar10", "cifar10-small")
+    assert (full.dataset.scale, small.dataset.scale) == ("full", "small")
+    assert full.running == small.running
+    assert {full.studies[name].epochs for name in full.running} == {32, 41, 82, 164}
+    assert {small.studies[name].epochs for name in small.running} == {5, 10, 16, 20}
+    assert small.grid.seeds == full.grid.seeds == 3
+    assert "Command: smallbatch profile use paper-cifar10" in Path("params.yaml").read_text()
+    # A profile's own text, at whatever scale, is replaced without --force.
+    assert call("profile", "use", "paper-cifar10").exit_code == 0
+    assert Path("params.yaml").read_text() == Path("profiles/paper-cifar10.yaml").read_text()
+
+
+def test_an_unknown_scale_is_one_line(folder: Path) -> None:
+    wrong = call("profile", "use", "paper-cifar10", "--scale", "smal")
+    assert wrong.exit_code == 2
+    assert "scale: found 'smal', allowed with paper-cifar10: small, smoke" in wrong.output
+    assert "did you mean 'small'?" in wrong.output
+    none = call("profile", "use", "quick", "--scale", "small")
+    assert "allowed with quick: none" in none.output
+
+
+def test_claims_are_printed_as_markdown(folder: Path) -> None:
+    missing = call("claims")
+    assert missing.exit_code == 2
+    assert "reports/claims.json: no such file; `smallbatch report` writes it" in missing.output
+    finding = {
+        "dataset": "cifar10-small", "scale": "small: 1000 images", "verdict": "supported",
+        "effect": 0.0512, "low": 0.031, "high": 0.0774, "n": 3, "reason": "m = 4 not run",
+        "parts": [],
+    }  # fmt: skip
+    claim = {
+        "claim": "best", "figure": "2", "statement": "Best m = 2 and 4", "criterion": "…",
+        "unit": "accuracy", "findings": [finding],
+    }  # fmt: skip
+    Path("claims.json").write_text(json.dumps({"claims": [claim]}))
+    lines = call("claims", "claims.json").output.splitlines()
+    assert lines[2] == (
+        "| Best m = 2 and 4 | 2 | supported | +5.12 [+3.1, +7.74] points | 3 | "
+        "cifar10-small, small: 1000 images | m = 4 not run |"
+    )
+    Path("claims.json").write_text("[]")
+    assert "no file of claims" in call("claims", "claims.json").output

@@ -70,6 +70,16 @@ BAD = [
     ("dataset.validation_fraction", 1.0, ["dataset.validation_fraction: found 1.0"]),
     ("studies.a.warmup", 0.6, ["warmup: found 0.6", "at most the first of milestones, 0.5"]),
     ("studies.a.base_lrs", ["2^-1", 0.5], ["base_lrs lists 0.5 more than once"]),
+    ("studies.a.budget", "updates", ["studies.a.budget: found 'updates'", "updates of 64"]),
+    ("studies.a.budget", "updates of 4", ["give 1.5 epochs at batch size 2", "a whole number"]),
+    ("studies.a.base_lr", "the best", ["studies.a.base_lr: found 'the best'", "`best of`"]),
+    ("studies.a.base_lr", "best of b", ["studies.a.base_lr: found 'best of b'", "grid.dependent"]),
+    ("studies.a.bn_batch_sizes", [2], ["bn_batch_sizes: allowed with norm ghost"]),
+    ("studies.a.bn_batch_sizes", [1], ["studies.a.bn_batch_sizes.0: found 1"]),
+    ("grid.dependent", [{"name": "b", "after": "a"}], ["grid.dependent: found 'b'", "allowed: a"]),
+    ("grid.dependent", [{"name": "a", "after": "a"}], ["studies.a.base_lr: missing", "best of a"]),
+    ("grid.dependent", [{"name": "a"}], ["grid.dependent.0.after: missing"]),
+    ("dataset.scale", "So small", ["dataset.scale: found 'So small'"]),
     ("compute", {"workers": "all"}, ["compute.workers: found 'all', allowed: a whole number"]),
     ("compute", {"workers": 0}, ["compute.workers: found 0", "or auto"]),
     ("compute", {"device": "gpu"}, ["compute.device: found 'gpu'", "auto, cpu, cuda"]),
@@ -86,6 +96,44 @@ def test_bad_params_are_one_line_naming_the_key(path: str, value: object, said: 
     assert "\n" not in line
     for part in said:
         assert part in line
+
+
+def dependent_params() -> dict[str, Any]:
+    raw = changed("grid.dependent", [{"name": "g", "after": "a"}])
+    raw["studies"]["g"] = {
+        "model": "resnet8", "epochs": 3, "weight_decay": 0.0, "norm": "ghost",
+        "bn_batch_sizes": [2, 4, 8], "base_lr": "best of a",
+    }  # fmt: skip
+    return raw
+
+
+def test_a_dependent_study_names_the_one_it_follows() -> None:
+    params = parse_params(dependent_params(), "params.yaml")
+    assert params.running == ("a", "g")
+    assert params.studies["g"].best_of == "a"
+    raw = dependent_params()
+    raw["grid"]["studies"].append("g")
+    with pytest.raises(UserError, match=r"under grid\.dependent, not grid\.studies"):
+        parse_params(raw, "params.yaml")
+    raw = dependent_params()
+    raw["grid"]["batch_sizes"] = [2, 5]
+    with pytest.raises(UserError, match="leaves a last sub-batch of one example"):
+        parse_params(raw, "params.yaml")
+
+
+def test_a_column_has_the_bn_batch_sizes_up_to_its_own() -> None:
+    study = parse_params(dependent_params(), "params.yaml").studies["g"]
+    assert [each.bn_batch_size for each in study.at(4)] == [2, 4]
+    assert [each.bn_batch_size for each in study.at(2)] == [2]
+
+
+def test_with_equal_updates_epochs_grow_with_the_batch_size() -> None:
+    raw = changed("studies.a.budget", "updates of 8")
+    raw["studies"]["a"]["epochs"] = 4
+    study = parse_params(raw, "params.yaml").studies["a"]
+    assert [study.at(m)[0].epochs for m in (2, 8, 32)] == [1, 4, 16]
+    # N examples: epochs·N/m updates, the same for all.
+    assert {study.at(m)[0].epochs / m for m in (2, 8, 32)} == {0.5}
 
 
 def test_batch_norm_needs_two_examples() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from smallbatch.config_errors import allowed, one_line
 from smallbatch.errors import UserError
 from smallbatch.model_names import validate_model
 
@@ -241,7 +241,7 @@ class Params(_Strict):
         for name in self.grid.studies:
             if name not in self.studies:
                 raise ValueError(
-                    f"grid.studies: found {name!r}, {_allowed(name, list(self.studies))}"
+                    f"grid.studies: found {name!r}, {allowed(name, list(self.studies))}"
                 )
         if self.dataset.subset is not None:
             subset = self.dataset.subset
@@ -258,7 +258,7 @@ class Params(_Strict):
         for study in self.grid.dependent:
             for name, known in ((study.name, self.studies), (study.after, self.grid.studies)):
                 if name not in known:
-                    raise ValueError(f"grid.dependent: found {name!r}, {_allowed(name, [*known])}")
+                    raise ValueError(f"grid.dependent: found {name!r}, {allowed(name, [*known])}")
         after = {study.name: study.after for study in self.grid.dependent}
         for name in (*self.grid.studies, *after):
             asked = self.studies[name].best_of
@@ -352,20 +352,6 @@ def parse_compute(raw: object, origin: str) -> ComputeConfig:
     return _validate(ComputeConfig, raw, origin)
 
 
-_PLAIN_WORDS = {
-    "string_pattern_mismatch": (
-        "lower-case letters, digits, - and _, at most 64, starting with a letter or digit"
-    ),
-    "too_short": "a list of at least one item",
-    "tuple_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "string_type": "text",
-}
-
-
 def _validate(model: type[_Model], raw: object, origin: str) -> _Model:
     try:
         return model.model_validate(raw)
@@ -373,46 +359,4 @@ def _validate(model: type[_Model], raw: object, origin: str) -> _Model:
         errors = error.errors(include_url=False)
         # A misspelt key is also a missing one; the spelling is what helps.
         first = min(errors, key=lambda found: found["type"] != "extra_forbidden")
-        raise UserError(f"{origin}: {_one_line(model, first)}") from None
-
-
-def _one_line(model: type[BaseModel], error: Any) -> str:
-    """Turn pydantic's first complaint into: key, what was found, what is allowed."""
-    steps = [str(step) for step in error["loc"] if str(step) not in ("int", "tuple[float, ...]")]
-    steps = [step for step in steps if not step.startswith(("literal[", "["))]
-    key = ".".join(steps)
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {_allowed(steps[-1], _fields_at(model, steps[:-1]))}"
-    if error["type"] == "missing":
-        return f"{key}: missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error" and not isinstance(error["input"], str | int | float | bool):
-        return f"{key}: {message}" if key else message
-    found = repr(error["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
-    if error["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{key}: found {found}, {_allowed(str(error['input']), choices)}"
-    if error["type"] in _PLAIN_WORDS:
-        message = _PLAIN_WORDS[error["type"]]
-    for prefix in ("Input should be ", "expected "):
-        message = message.removeprefix(prefix)
-    return f"{key}: found {found}, allowed: {message}"
-
-
-def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
-    """Field names of the model that the key path ``steps`` leads to."""
-    for step in steps:
-        field = model.model_fields.get(step)
-        if field is None:  # a study's name: the value type of the mapping above
-            continue
-        inner = [field.annotation, *get_args(field.annotation)]
-        found = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
-        model = found[0] if found else model
-    return list(model.model_fields)
-
-
-def _allowed(found: str, choices: list[str]) -> str:
-    close = difflib.get_close_matches(found, choices, n=1, cutoff=0.6)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"allowed: {', '.join(choices)}{hint}"
+        raise UserError(f"{origin}: {one_line(model, first)}") from None

@@ -1,0 +1,65 @@
+"""What is wrong with a params.yaml, in one line: key, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+_PLAIN_WORDS = {
+    "string_pattern_mismatch": (
+        "lower-case letters, digits, - and _, at most 64, starting with a letter or digit"
+    ),
+    "too_short": "a list of at least one item",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "string_type": "text",
+}
+
+
+def one_line(model: type[BaseModel], error: Any) -> str:
+    """Turn pydantic's first complaint into: key, what was found, what is allowed."""
+    steps = [str(step) for step in error["loc"] if str(step) not in ("int", "tuple[float, ...]")]
+    steps = [step for step in steps if not step.startswith(("literal[", "["))]
+    key = ".".join(steps)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {allowed(steps[-1], _fields_at(model, steps[:-1]))}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error" and not isinstance(error["input"], str | int | float | bool):
+        return f"{key}: {message}" if key else message
+    found = repr(error["input"])
+    found = found if len(found) <= 80 else found[:77] + "..."
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
+        return f"{key}: found {found}, {allowed(str(error['input']), choices)}"
+    if error["type"] in _PLAIN_WORDS:
+        message = _PLAIN_WORDS[error["type"]]
+    for prefix in ("Input should be ", "expected "):
+        message = message.removeprefix(prefix)
+    return f"{key}: found {found}, allowed: {message}"
+
+
+def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
+    """Field names of the model that the key path ``steps`` leads to."""
+    for step in steps:
+        field = model.model_fields.get(step)
+        if field is None:  # a study's name: the value type of the mapping above
+            continue
+        inner = [field.annotation, *get_args(field.annotation)]
+        found = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
+        model = found[0] if found else model
+    return list(model.model_fields)
+
+
+def allowed(found: str, choices: list[str]) -> str:
+    """The allowed names, with the closest match."""
+    close = difflib.get_close_matches(found, choices, n=1, cutoff=0.6)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"allowed: {', '.join(choices)}{hint}"

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smallbatch.analysis.limit_band import fit_band
+from smallbatch.analysis.seeds import seed_array
+from tests.analysis.test_claims import runs_of
+
+LRS = tuple(2.0**k for k in range(-14, 1))
+MS = (2, 8, 32, 128, 512)
+
+
+def study(m_star: tuple[float, float, float], seeds: int = 3) -> pd.DataFrame:
+    """Runs that are good up to η̃ = 2⁻⁴/(1 + m/m*), m* of each seed, and diverge beyond."""
+
+    def accuracy(m: int, lr: float, seed: int) -> float | None:
+        return 0.8 if math.log2(lr) <= -4 - math.log2(1 + m / m_star[seed]) + 0.5 else None
+
+    return pd.DataFrame(runs_of("2", accuracy, ms=MS, lrs=LRS, seeds=seeds))
+
+
+def test_seeds_that_agree_leave_no_band() -> None:
+    band = fit_band(seed_array(study((32, 32, 32))))
+    assert band is not None
+    np.testing.assert_array_equal(band.low, band.high)
+    assert band.m_star_low == band.m_star_high
+    # To the grid's step of one octave, the limit that the runs were made with.
+    true = 2.0**-4 / (1 + band.batch_sizes / 32)
+    assert np.abs(np.log2(band.low / true)).max() < 1
+
+
+def test_the_band_spans_seeds_that_differ() -> None:
+    band = fit_band(seed_array(study((8, 32, 128))))
+    assert band is not None
+    assert band.m_star_low < band.m_star_high
+    # A range holds for every seed, so the seed with the lowest limit decides when it is drawn.
+    assert band.low[-1] == pytest.approx(2.0**-4 / (1 + 512 / 8), rel=0.6)
+    assert band.high[-1] > 4 * band.low[-1]
+
+
+def test_two_seeds_or_two_batch_sizes_give_no_band() -> None:
+    assert fit_band(seed_array(study((32, 32, 32), seeds=2))) is None
+    assert fit_band(seed_array(study((32, 32, 32)).query("batch_size <= 8"))) is None
