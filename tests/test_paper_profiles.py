@@ -70,7 +70,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
         assert process.returncode == 0, output
         params = YAML(typ="safe").load((found[name].root / "params.yaml").read_text())["grid"]
         columns = (len(params["studies"]) + len(params["dependent"])) * len(params["batch_sizes"])
-        assert len(stages_run(output)) == 1 + columns + 2
+        assert len(stages_run(output)) == 1 + columns + 3
     return found
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 def test_the_pipeline_from_data_to_report(tmp_path: Path) -> None:
     project = Project(tmp_path / "project", PARAMS)
     trains = ["train@plain-8", "train@plain-32", "train@bn-8", "train@bn-32"]
-    assert sorted(project.repro()) == sorted(["prepare", *trains, "evaluate", "report"])
+    assert sorted(project.repro()) == sorted(["prepare", *trains, "measure", "evaluate", "report"])
     assert (project.root / "reports/report.html").stat().st_size > 10_000
     runs = pd.read_parquet(project.root / "reports/evaluation/runs.parquet")
     assert len(runs) == 2 * 2 * 3
@@ -77,4 +77,4 @@ def _one_study_changed(project: Project) -> None:
     params = project.root / "params.yaml"
     text = params.read_text()
     params.write_text(text.replace("norm: batch, epochs: 2", "norm: batch, epochs: 3"))
-    assert sorted(project.repro()) == ["evaluate", "report", "train@bn-32", "train@bn-8"]
+    assert sorted(project.repro()) == ["evaluate", "measure", "report", "train@bn-32", "train@bn-8"]

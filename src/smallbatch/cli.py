@@ -195,6 +195,20 @@ def run(
 
 
 @main.command()
+@PARAMS
+def measure(params_file: Path) -> None:
+    """Measure how the variance of one update grows with the batch size.
+
+    \b
+    Examples:
+      smallbatch measure
+    """
+    from smallbatch.experiments import measure_updates
+
+    click.echo(measure_updates(_load(params_file)))
+
+
+@main.command()
 @MODELS
 def evaluate(models: Path) -> None:
     """Turn all runs under models/ into tables and metrics.

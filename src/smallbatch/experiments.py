@@ -28,6 +28,8 @@ DEFAULT_PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
+MEASUREMENTS = Path("reports/measurements")
+MEASURED_BASE_LR = 2.0**-8  # the paper's Fig. 4; a variance grows as its square
 SINGLE_RUNS_DATA = Path(".smallbatch/data")
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
@@ -46,6 +48,42 @@ def train_study_column(params: Params, study: str, batch_size: int) -> None:
         _column_folder(params, study, batch_size),
         stage=_stage(params, study, batch_size),
     )
+
+
+def measure_updates(params: Params) -> Path:
+    """Measure the variance of updates for the models without batch norm among the studies.
+
+    Returns:
+        The table, a row per model, seed and batch size; without rows where there is no such study.
+
+    Raises:
+        UserError: the data is not prepared.
+    """
+    import pandas as pd
+
+    from smallbatch.analysis.evaluation import write_table
+    from smallbatch.data.prepared import load_prepared
+    from smallbatch.training.update_variance import measure_study
+
+    dataset = load_prepared(PREPARED / params.dataset.name)
+    studies = {params.studies[name].model: name for name in reversed(params.grid.studies)
+               if params.studies[name].norm == "none"}  # fmt: skip
+    rows = [
+        row
+        for name in reversed(studies.values())
+        for row in measure_study(
+            name,
+            params.studies[name],
+            dataset,
+            base_lr=MEASURED_BASE_LR,
+            seeds=range(params.grid.seeds),
+        )
+    ]
+    columns = ["dataset", "study", "seed", "batch_size", "base_lr", "variance"]
+    path = MEASUREMENTS / f"{params.dataset.name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(pd.DataFrame(rows, columns=columns), path)
+    return path
 
 
 def best_base_lr(column: Path) -> float:

@@ -177,6 +177,7 @@ MAKERS: dict[str, Callable[[tuple[float, ...]], Rows]] = {
     "longer-training-helps": longer(lambda _m, d: d),
     "longer-training-helps-large-m-most": longer(lambda m, d: d if m >= 64 else 0.0),
     "longer-training-does-not-close-the-gap": longer(lambda m, d: d if m <= 16 else 0.0),
+    "update-variance-linear": lambda _: runs_of("2", level()),
     "memory-grows": lambda _: [row for figure in "123" for row in runs_of(figure, level())],
 }  # fmt: skip
 
@@ -202,9 +203,18 @@ def timings(d: tuple[float, ...], device: str = "cuda") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def variances(d: tuple[float, ...]) -> pd.DataFrame:
+    """Variances m^slope, the slope of each seed 0.1 - d/10 away from 1."""
+    return pd.DataFrame([
+        {"dataset": "made-up", "study": "study-2", "seed": seed, "batch_size": m,
+         "base_lr": 0.1, "variance": 3.0 * m ** (1.1 - d[seed] / 10)}
+        for seed in range(3) for m in (2, 8, 32)
+    ])  # fmt: skip
+
+
 def finding_of(name: str, rows: Rows, d: tuple[float, ...] = HOLDS) -> Finding:
     runs = pd.DataFrame(rows)
-    evidence = Evidence("made-up", runs, histories(runs), timings(d))
+    evidence = Evidence("made-up", runs, histories(runs), timings(d), variances(d))
     (claim,) = [claim for claim in CLAIMS if claim.name == name]
     (finding,) = judge(claim, [evidence])
     return finding
@@ -239,7 +249,9 @@ def test_what_was_not_run_says_so(name: str) -> None:
     assert finding.dataset is None
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "memory-grows"])
+@pytest.mark.parametrize(
+    "name", [name for name in MAKERS if name not in ("memory-grows", "update-variance-linear")]
+)
 def test_two_seeds_decide_nothing(name: str) -> None:
     rows = [row for row in MAKERS[name](HOLDS) if row["seed"] < 2]
     finding = finding_of(name, rows)
@@ -295,11 +307,18 @@ def test_memory_of_a_cpu_process_contradicts_nothing() -> None:
     assert judge(claim, [evidence])[0].verdict == "undecided"
 
 
+def test_a_variance_that_was_not_measured_says_so() -> None:
+    runs = pd.DataFrame(runs_of("2", level()))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS))])
+    assert finding.verdict == "not run"
+
+
 def test_every_data_set_is_judged_on_its_own() -> None:
     own = pd.DataFrame(MAKERS["best-batch-size-fig-2"](HOLDS))
     other = own.assign(dataset="other", run="x" + own["run"], scale=None)
     runs = pd.concat([own, other], ignore_index=True)
-    record = claims_record(judge_all(runs, histories(runs), timings(HOLDS)))
+    record = claims_record(judge_all(runs, histories(runs), timings(HOLDS), pd.DataFrame()))
     json.dumps(record, allow_nan=False)
     (claim,) = [each for each in record["claims"] if each["claim"] == "best-batch-size-fig-2"]
     assert [finding["dataset"] for finding in claim["findings"]] == ["made-up", "other"]

@@ -52,6 +52,7 @@ class Claim:
         studies: figures whose studies it is about.
         parts: the comparisons on one data set; raises `UndecidableError` where there are none.
         any_study: whether one of ``studies`` is enough, or all are needed.
+        measurement: attribute of `Evidence` that must hold rows besides; empty if none.
     """
 
     name: str
@@ -62,10 +63,13 @@ class Claim:
     studies: tuple[str, ...]
     parts: Callable[[Evidence], list[Part]]
     any_study: bool = False
+    measurement: str = ""
 
     def has_its_studies(self, evidence: Evidence) -> bool:
         """Whether a data set has what the claim is about."""
         found = [figure in evidence.studies for figure in self.studies]
+        if self.measurement and getattr(evidence, self.measurement).empty:
+            return False
         return any(found) if self.any_study else all(found)
 
     @property

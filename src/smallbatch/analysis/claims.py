@@ -20,12 +20,15 @@ from smallbatch.analysis import (
     claims_memory,
     claims_stability,
     claims_time,
+    claims_variance,
 )
 from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import all_once, interval, resamples
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 Verdict = Literal["supported", "contradicted", "undecided", "not run"]
@@ -39,6 +42,7 @@ CLAIMS: tuple[Claim, ...] = (
     *claims_ghost.CLAIMS,
     *claims_time.CLAIMS,
     *claims_memory.CLAIMS,
+    *claims_variance.CLAIMS,
 )
 
 
@@ -69,7 +73,7 @@ class Finding:
 
 
 def judge_all(
-    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame
+    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
 ) -> list[tuple[Claim, list[Finding]]]:
     """Judge every claim on every data set that has its studies.
 
@@ -77,15 +81,24 @@ def judge_all(
         runs: of all data sets, as `load_results` makes them.
         history: likewise.
         timings: a row per column, as `report.environment.read_timings` makes them.
+        variances: as `read_variances` makes them.
     """
     evidence: list[Evidence] = []
     for dataset in sorted(runs["dataset"].unique()):
         own = [
             frame[frame["dataset"] == dataset] if len(frame) else frame
-            for frame in (runs, history, timings)
+            for frame in (runs, history, timings, variances)
         ]
         evidence.append(Evidence(str(dataset), *own))
     return [(claim, judge(claim, evidence)) for claim in CLAIMS]
+
+
+def read_variances(folder: Path) -> pd.DataFrame:
+    """What `smallbatch measure` wrote, of all data sets; empty where it wrote nothing."""
+    import pandas as pd
+
+    frames = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def judge(claim: Claim, evidence: list[Evidence]) -> list[Finding]:

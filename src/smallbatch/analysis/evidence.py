@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,15 @@ class Evidence:
         dataset: its name.
         runs: as `load_results` makes them, of this data set.
         history: likewise.
-        timings: a row per column, with ``engine``, ``device`` and ``peak_memory_bytes``.
+        timings: a row per column, with ``environment`` and ``peak_memory_bytes``.
+        variances: rows of `training.update_variance`; empty where nothing was measured.
     """
 
     dataset: str
     runs: pd.DataFrame
     history: pd.DataFrame
     timings: pd.DataFrame
+    variances: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def studies(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
-from smallbatch.analysis.claims import claims_record, judge_all
+from smallbatch.analysis.claims import claims_record, judge_all, read_variances
 from smallbatch.analysis.convergence import median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
 from smallbatch.analysis.generalisation import best_by_study, best_cells
@@ -97,7 +97,8 @@ def build_report(
     across = _across(gallery, frames) if len(datasets) > 1 else []
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
-    judged = judge_all(_all_runs(frames), frames.history, timings)
+    variances = read_variances(out / "measurements")
+    judged = judge_all(_all_runs(frames), frames.history, timings, variances)
     claims = claims_record(judged)
     write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
     page = _template().render(

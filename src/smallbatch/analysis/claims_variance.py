@@ -1,0 +1,49 @@
+"""The claim on the variance of an update, measured by `smallbatch measure` and not by any run."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from smallbatch.analysis.claim import Claim, Part
+from smallbatch.analysis.evidence import Evidence, UndecidableError
+from smallbatch.analysis.seeds import Floats, Picks
+
+SLOPE_WITHIN = 0.1  # of 1, of log variance against log m
+
+
+def _linear(evidence: Evidence) -> list[Part]:
+    parts: list[Part] = []
+    for study, rows in evidence.variances.groupby("study"):
+        table = rows.pivot_table(index="seed", columns="batch_size", values="variance")
+        if table.shape[1] < 3 or table.isna().any(axis=None) or not (table > 0).all(axis=None):
+            raise UndecidableError(f"{study}: fewer than three batch sizes with a variance")
+        log_m = np.log2(table.columns.to_numpy(dtype=float))
+        centred = log_m - log_m.mean()
+        slopes = np.log2(table.to_numpy(dtype=float)) @ centred / (centred**2).sum()
+        parts.append(
+            Part(f"{study}: slope {slopes.mean():.3f}", len(slopes), partial(_closeness, slopes))
+        )
+    return parts
+
+
+def _closeness(slopes: Floats, picks: Picks) -> Floats:
+    return SLOPE_WITHIN - np.abs(slopes[picks].mean(axis=-1) - 1)
+
+
+CLAIMS = (
+    Claim(
+        name="update-variance-linear",
+        figure="text",
+        statement="At fixed η̃ the variance of an update is linear in m",
+        criterion="The slope of log variance of one update against log m at fixed η̃ and weights "
+        "(the first ones of each seed, batches of 2 … 128 examples, studies without BN) is within "
+        f"{SLOPE_WITHIN:g} of 1, averaged over seeds; the effect is that minus the distance from 1.",
+        unit="slope",
+        studies=("1", "2", "3", "text"),
+        parts=_linear,
+        any_study=True,
+        measurement="variances",
+    ),
+)
