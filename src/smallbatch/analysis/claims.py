@@ -97,7 +97,8 @@ def read_variances(folder: Path) -> pd.DataFrame:
     """What `smallbatch measure` wrote, of all data sets; empty where it wrote nothing."""
     import pandas as pd
 
-    frames = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
+    tables = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
+    frames = [table for table in tables if len(table)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
