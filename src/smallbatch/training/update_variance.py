@@ -46,6 +46,7 @@ def measure_study(
         A row per (seed, batch size): ``dataset``, ``study``, ``seed``, ``batch_size``, ``base_lr``
         and ``variance``, the trace of the covariance of one update.
     """
+    torch.set_num_threads(1)  # as for runs: thread counts change float sums
     data = load_resident(dataset, augment=False, device=torch.device("cpu"))
     n = len(data.train)
     return [
