@@ -237,6 +237,8 @@ def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:
     deps = {dep.removeprefix("src/smallbatch/") for dep in stages["train"]["deps"]}
     # The settings that config.py yields are part of a run's hash; DVC cannot know the hash.
     assert deps == {*files.CODE["stacked"], "config.py", "data/prepared/${dataset.name}"}
+    after = "models/${dataset.name}/${item.study.after}/m${item.batch_size}"
+    assert {*stages["train_dependent"]["deps"]} == {*stages["train"]["deps"], after}
 
 
 def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
