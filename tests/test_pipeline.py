@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -51,9 +51,15 @@ def test_the_pipeline_from_data_to_report(tmp_path: Path) -> None:
 
 
 def _nothing_changed(project: Project) -> None:
-    start = time.perf_counter()
+    """In processor time: other processes may hold up the clock."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    start = spent()
     assert project.repro() == []
-    assert time.perf_counter() - start < 5
+    assert spent() - start < 5
 
 
 def _restored_from_the_cache(project: Project) -> None:
