@@ -42,11 +42,9 @@ CODE: dict[Engine, tuple[str, ...]] = {
         "training/lane_vmap.py",
         "training/lanes.py",
         "training/stacked.py",
-        "training/stacked_conv.py",
         "training/stacked_layers.py",
         "training/stacked_models.py",
         "training/stacked_norms.py",
-        "training/unroll.py",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch import Tensor
 from smallbatch.data.sampling import Examples, batches
 from smallbatch.training.protocol import Run, scheduled_lr
 from smallbatch.training.resident import Resident
+
+
+class Shared(NamedTuple):
+    """Images (m, C, H, W) and how many lanes, next to each other, see them."""
+
+    images: Tensor
+    lanes: int
 
 
 class Rates:
@@ -40,7 +48,12 @@ class Rates:
 
 
 class Feed:
-    """The lanes' batches: gathered once for each seed, shared by its lanes."""
+    """The lanes' batches: gathered once for each seed, shared by its lanes.
+
+    Args:
+        runs: those of one seed next to each other.
+        data: the resident data set.
+    """
 
     def __init__(self, runs: Sequence[Run], data: Resident) -> None:
         self.data = data
@@ -53,18 +66,15 @@ class Feed:
 
     def keep(self, runs: Sequence[Run]) -> None:
         """From now on serve these lanes."""
-        alive = {run.seed for run in runs}
-        self.streams = {seed: s for seed, s in self.streams.items() if seed in alive}
-        order = {seed: i for i, seed in enumerate(self.streams)}
-        device = self.data.train.images.device
-        self.lane_seed = torch.tensor([order[run.seed] for run in runs], device=device)
+        seeds = [run.seed for run in runs]
+        self.streams = {seed: s for seed, s in self.streams.items() if seed in seeds}
+        self.lanes = [seeds.count(seed) for seed in self.streams]
+        if seeds != [seed for seed in self.streams for _ in range(seeds.count(seed))]:
+            raise ValueError("lanes of one seed are next to each other, in the order of the first")
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Images (K, C, H, W, m) and labels (K, m) of the next update."""
+    def next(self) -> tuple[list[Shared], Tensor]:
+        """Images of the next update, and labels (m, K)."""
         pairs = [self.data.batch(next(stream)) for stream in self.streams.values()]
-        images = [batch.permute(1, 2, 3, 0) for batch, _ in pairs]
-        if len(pairs) == 1:
-            k = len(self.lane_seed)
-            return images[0].contiguous().expand(k, -1, -1, -1, -1), pairs[0][1].expand(k, -1)
-        labels = torch.stack([label for _, label in pairs])
-        return torch.stack(images)[self.lane_seed], labels[self.lane_seed]
+        shared = [Shared(images, k) for (images, _), k in zip(pairs, self.lanes, strict=True)]
+        labels = [y[:, None].expand(-1, k) for (_, y), k in zip(pairs, self.lanes, strict=True)]
+        return shared, torch.cat(labels, 1)

@@ -8,47 +8,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-# Every parameter starts at a multiple of this many numbers, so that a matrix product meets the same
-# alignment in every lane: results must not depend on which lane a run is in.
-ALIGN = 16
-
-# (Cout, C, kh, kw) → (kh, C, kw, Cout). One kernel row is then a (C·kw, Cout) matrix for the
-# forward pass and, read otherwise, a (C, kw·Cout) matrix for the input's gradient: no copies.
-_CONV_ORDER = (2, 1, 3, 0)
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Where one parameter lies in a lane's row, and how it is laid out there."""
-
-    start: int
-    shape: tuple[int, ...]
-    order: tuple[int, ...] | None
-
-    def view(self, theta: Tensor) -> Tensor:
-        """The parameter in all rows of (K, P), as (K, …)."""
-        size = torch.Size(self.shape).numel()
-        return theta[:, self.start : self.start + size].view(-1, *self.shape)
-
 
 @dataclass
 class Lanes:
     """K copies of one model's state.
 
     Attributes:
-        theta: all trained parameters, (K, P).
-        views: each parameter by its name, a view (K, …) into ``theta``. A conv's weight is laid
-            out as (K, kh, C, kw, Cout).
+        theta: all trained parameters, flat: one after another, each with its K lanes together, so
+            that K lanes of a parameter are one tensor for a kernel.
+        views: each parameter by its name, a view (K, …) into ``theta``; four-dimensional ones have
+            their channels last in memory, as a CPU's convolutions want them.
         statistics: running means and variances by name, (K, C) each; for vmap, all buffers.
         gradients: of the summed loss, by name, each in the shape of its view; set by a backward
             pass.
-        parameters: trained parameters of one lane, the padding of ``theta`` not counted.
+        parameters: trained parameters of one lane.
     """
 
     theta: Tensor
+    shapes: dict[str, torch.Size]
     statistics: dict[str, Tensor]
     template: dict[str, Tensor]
-    slots: dict[str, _Slot]
     parameters: int
     views: dict[str, Tensor] = field(init=False)
     gradients: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -57,17 +36,28 @@ class Lanes:
         self._bind()
 
     def __len__(self) -> int:
-        return len(self.theta)
+        return len(self.theta) // self.parameters
 
     def _bind(self) -> None:
-        self.views = {name: slot.view(self.theta) for name, slot in self.slots.items()}
+        sizes = [len(self) * shape.numel() for shape in self.shapes.values()]
+        self.views = {}
+        for part, (name, shape) in zip(self.theta.split(sizes), self.shapes.items(), strict=True):
+            if len(shape) == 4:
+                out, channels, height, width = shape
+                view = part.view(-1, out, height, width, channels).permute(0, 1, 4, 2, 3)
+            else:
+                view = part.view(-1, *shape)
+            self.views[name] = view
 
     def keep(self, index: Tensor) -> None:
         """Drop all lanes but those of ``index``, int64."""
-        self.theta = self.theta[index]
+        views = self.views
+        self.theta = self.theta.new_empty(len(index) * self.parameters)
+        self._bind()
+        for name, view in self.views.items():
+            view.copy_(views[name][index])
         self.statistics = {name: value[index] for name, value in self.statistics.items()}
         self.gradients = {}
-        self._bind()
 
     def update(self, decay: Tensor, base_lr: Tensor) -> None:
         """One step of every lane: θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay).
@@ -76,28 +66,26 @@ class Lanes:
             decay: 1 − η·λ of each lane, (K,).
             base_lr: η̃ of each lane, (K,).
         """
-        self.theta.mul_(decay[:, None])
         for name, view in self.views.items():
-            step = base_lr.view(-1, *[1] * (view.dim() - 1))
-            view.addcmul_(self.gradients[name], step, value=-1)
+            shape = (-1, *[1] * (view.dim() - 1))
+            view.mul_(decay.view(shape))
+            view.addcmul_(self.gradients[name], base_lr.view(shape), value=-1)
 
     def finite(self) -> Tensor:
         """Whether every weight of a lane is finite, bool (K,)."""
         # A finite sum has only finite terms; the exact test is for sums that overflow themselves.
-        finite = self.theta.sum(1).isfinite()
-        return finite if bool(finite.all()) else self.theta.isfinite().all(1)
+        if bool(self.theta.sum().isfinite()):
+            return torch.ones(len(self), dtype=torch.bool, device=self.theta.device)
+        finite = [view.flatten(1).isfinite().all(1) for view in self.views.values()]
+        return torch.stack(finite).all(0)
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict, on the CPU, each tensor owning its memory."""
         state = {name: value.clone() for name, value in self.template.items()}
-        for name, slot in self.slots.items():
-            value = self.views[name][lane]
-            if slot.order:
-                value = value.permute(*_inverse(slot.order))
-            state[name] = value.detach().cpu().contiguous().clone()
-        for name, value in self.statistics.items():
+        for name, value in {**self.views, **self.statistics}.items():
             if name in state:
-                state[name] = value[lane].cpu().clone()
+                own = value[lane].detach().cpu()
+                state[name] = own.clone(memory_format=torch.contiguous_format)
         return state
 
 
@@ -105,7 +93,7 @@ def stack_lanes(
     builders: Sequence[Callable[[], nn.Module]],
     device: torch.device,
     dtype: torch.dtype,
-    plain: bool = False,
+    all_buffers: bool = False,
 ) -> tuple[Lanes, nn.Module]:
     """Build K plain models one after another and stack their states.
 
@@ -113,7 +101,7 @@ def stack_lanes(
         builders: make one model each.
         device: of the lanes.
         dtype: of the lanes' parameters and statistics.
-        plain: leave convs' weights in torch's layout and stack every buffer, as vmap wants it.
+        all_buffers: stack every buffer, as vmap wants it, not only running statistics.
 
     Returns:
         The lanes, and the last of the models as the pattern of their structure.
@@ -122,47 +110,32 @@ def stack_lanes(
     for i, build in enumerate(builders):
         model = build()
         if lanes is None:
-            lanes = _empty_lanes(model, len(builders), device, dtype, plain)
+            lanes = _empty_lanes(model, len(builders), device, dtype, all_buffers)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, slot in lanes.slots.items():
-            value = state[name].detach()
-            value = value.permute(*slot.order) if slot.order else value
-            lanes.views[name][i].copy_(value)
-        for name, value in lanes.statistics.items():
-            value[i].copy_(state[name])
+        for name, value in {**lanes.views, **lanes.statistics}.items():
+            value[i].copy_(state[name].detach())
     if lanes is None or model is None:
         raise ValueError("no lanes to stack")
     return lanes, model
 
 
 def _empty_lanes(
-    model: nn.Module, k: int, device: torch.device, dtype: torch.dtype, plain: bool
+    model: nn.Module, k: int, device: torch.device, dtype: torch.dtype, all_buffers: bool
 ) -> Lanes:
-    modules = {} if plain else dict(model.named_modules())
-    convs = {f"{name}.weight" for name, module in modules.items() if isinstance(module, nn.Conv2d)}
-    slots: dict[str, _Slot] = {}
-    start = 0
-    for name, parameter in model.named_parameters():
-        order = _CONV_ORDER if name in convs else None
-        shape = tuple(parameter.shape)
-        slots[name] = _Slot(start, tuple(shape[i] for i in order) if order else shape, order)
-        start += -(-parameter.numel() // ALIGN) * ALIGN
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters = sum(shape.numel() for shape in shapes.values())
     kinds = ("running_mean", "running_var")
     statistics = {
         name: value.new_zeros(
             k, *value.shape, device=device, dtype=dtype if value.is_floating_point() else None
         )
         for name, value in model.named_buffers()
-        if plain or name.endswith(kinds)
+        if all_buffers or name.endswith(kinds)
     }
     return Lanes(
-        theta=torch.zeros(k, start, device=device, dtype=dtype),
+        theta=torch.zeros(k * parameters, device=device, dtype=dtype),
+        shapes=shapes,
         statistics=statistics,
         template={name: value.detach().clone() for name, value in model.state_dict().items()},
-        slots=slots,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
     )
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(order.index(i) for i in range(len(order)))

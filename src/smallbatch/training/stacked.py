@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
 from smallbatch.training.engines import has_layers
-from smallbatch.training.lane_inputs import Feed, Rates
+from smallbatch.training.lane_inputs import Feed, Rates, Shared
 from smallbatch.training.lane_vmap import VmapNet
 from smallbatch.training.lanes import Lanes, stack_lanes
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
@@ -72,11 +72,11 @@ class _Trainer:
         on_epoch: EpochObserver,
         on_end: EndObserver,
     ) -> None:
-        self.runs = list(runs)
+        self.runs = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
         self.data, self.on_epoch, self.on_end = data, on_epoch, on_end
         self.clock, self.share = time.perf_counter(), 0.0
         self.device = data.train.images.device
-        builders = [partial(initial_model, run, data) for run in runs]
+        builders = [partial(initial_model, run, data) for run in self.runs]
         plain = not has_layers(runs[0].settings.model)
         self.lanes, self.model = stack_lanes(builders, self.device, dtype, plain)
         self.net = (VmapNet if plain else StackedNet)(self.lanes, self.model)
@@ -94,8 +94,7 @@ class _Trainer:
         rates = Rates(self.runs, updates, self.lanes.theta)
         epoch = 1
         for update in range(updates):
-            images, labels = feed.next()
-            self._step(images, labels, rates, update)
+            self._step(*feed.next(), rates, update)
             alive = (self.last_loss.isfinite() & self.lanes.finite()).tolist()
             if not all(alive):
                 self._end_diverged(alive, epoch, update, rates)
@@ -108,13 +107,15 @@ class _Trainer:
                 epoch += 1
         self._end_finished()
 
-    def _step(self, images: Tensor, labels: Tensor, rates: Rates, update: int) -> None:
+    def _step(
+        self, images: Sequence[Shared], labels: Tensor, rates: Rates, update: int
+    ) -> None:
         logits = self.net.forward(images, training=True)
         losses, gradient = _cross_entropy(logits, labels)
-        self.last_loss = losses.sum(1)
+        self.last_loss = losses.sum(0)
         self.loss += self.last_loss
-        self.correct += (logits.argmax(1) == labels).sum(1)
-        self.seen += labels.shape[1]
+        self.correct += (logits.argmax(2) == labels).sum(0)
+        self.seen += len(labels)
         self.net.backward(gradient)
         self.lanes.update(*rates.at(update))
 
@@ -159,7 +160,6 @@ class _Trainer:
         kept = kept.long()
         self.runs = [run for run, ok in zip(self.runs, alive, strict=True) if ok]
         self.lanes.keep(kept)
-        self.net.clear()
         self.loss, self.correct = self.loss[kept], self.correct[kept]
 
     def _end_finished(self) -> None:
@@ -221,12 +221,12 @@ def _population_scores(model: nn.Module, data: Resident) -> tuple[float, float]:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (K, m) of logits (K, classes, m), and the gradient of their sum in the logits."""
-    log_p = logits.log_softmax(1)
-    index = labels[:, None]
-    losses = -log_p.gather(1, index)[:, 0]
+    """Losses (m, K) of logits (m, K, classes), and the gradient of their sum in the logits."""
+    log_p = logits.log_softmax(2)
+    index = labels[:, :, None]
+    losses = -log_p.gather(2, index)[:, :, 0]
     minus = logits.new_full((1, 1, 1), -1.0).expand(index.shape)
-    return losses, log_p.exp_().scatter_add_(1, index, minus)
+    return losses, log_p.exp_().scatter_add_(2, index, minus)
 
 
 def evaluate(net: StackedNet | VmapNet, split: Split) -> tuple[list[float], list[float]]:
@@ -237,11 +237,10 @@ def evaluate(net: StackedNet | VmapNet, split: Split) -> tuple[list[float], list
     correct = torch.zeros(k, dtype=torch.int64, device=lanes.theta.device)
     size = max(16, EVAL_PIXELS // split.images[0, 0].numel())
     for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-        shared = images.permute(1, 2, 3, 0).contiguous()
-        logits = net.forward(shared.expand(k, *shared.shape), training=False)
-        expanded = labels.expand(k, -1)
-        loss -= logits.double().log_softmax(1).gather(1, expanded[:, None])[:, 0].sum(1)
-        correct += (logits.argmax(1) == expanded).sum(1)
+        logits = net.forward([Shared(images, k)], training=False)
+        expanded = labels[:, None].expand(-1, k)
+        loss -= logits.double().log_softmax(2).gather(2, expanded[:, :, None])[:, :, 0].sum(0)
+        correct += (logits.argmax(2) == expanded).sum(0)
     n = len(split)
     return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
 

@@ -1,19 +1,21 @@
 """Layers over K lanes with backward passes written by hand.
 
-Activations are (K, C, H, W, m): the examples innermost, so that a kernel's taps are long runs of
-memory at any image size, batch statistics are sums over contiguous rows, and what an FC layer sees,
-(K, C·H·W, m), is the same memory. No autograd: at m = 2 recording a graph costs more than the
-arithmetic.
+The lanes lie side by side in the channels: activations are (m, K·C, H, W), channels last in memory
+on a CPU, or (m, K·F). A convolution of all lanes is then one grouped convolution, batch norm is
+plain batch norm, and what has no parameters does not see the lanes at all. No autograd: at m = 2
+recording a graph costs more than the arithmetic.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
+from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
 
 
@@ -21,43 +23,138 @@ class Layer(Protocol):
     """A step of the network for all lanes at once."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Output for the input ``x`` (K, …, m); in training mode remembers what `backward` needs.
+        """Output for the input ``x`` (m, K·…); in training mode remembers what `backward` needs.
 
-        A ReLU or normalisation may overwrite its input.
+        A ReLU may overwrite its input.
         """
         ...
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
+    def backward(self, g: Tensor) -> Tensor:
         """Gradient of the input from that of the output; leaves the parameters' in the lanes.
 
         Args:
             g: gradient of the summed loss with respect to the output; a ReLU may overwrite it.
-            needed: whether anybody wants the gradient of the input; if not, the result is void.
         """
         ...
 
 
+class Conv:
+    """A convolution with SAME padding: (m, K·C, H, W) → (m, K·Cout, ⌈H / stride⌉, ⌈W / stride⌉)."""
+
+    def __init__(self, lanes: Lanes, name: str, module: nn.Conv2d) -> None:
+        kernel = module.kernel_size
+        if module.padding != (kernel[0] // 2, kernel[1] // 2) or module.groups != 1:
+            raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
+        self.lanes = lanes
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+        self.stride, self.padding = list(module.stride), [kernel[0] // 2, kernel[1] // 2]
+
+    def parameters(self, lanes: slice) -> tuple[Tensor, Tensor | None]:
+        """Weights (lanes·Cout, C, kh, kw) and biases (lanes·Cout,)."""
+        bias = self.lanes.views.get(self.bias)
+        weight = self.lanes.views[self.weight][lanes].flatten(0, 1)
+        return weight, None if bias is None else bias[lanes].flatten()
+
+    def convolve(self, x: Tensor, lanes: slice, groups: int) -> Tensor:
+        """Convolve with the weights of some lanes."""
+        weight, bias = self.parameters(lanes)
+        return torch.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
+
+    def gradients(
+        self, g: Tensor, x: Tensor, lanes: slice, groups: int, needed: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the input (void unless ``needed``) and of the weights of some lanes."""
+        weight, _ = self.parameters(lanes)
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+            g, x, weight, None, self.stride, self.padding, [1, 1], False, [0, 0], groups,
+            [needed, True, False],
+        )  # fmt: skip
+        return of_input, of_weight
+
+    def keep(self, g: Tensor, of_weight: Tensor) -> None:
+        """Leave the parameters' gradients in the lanes."""
+        k = len(self.lanes)
+        self.lanes.gradients[self.weight] = of_weight.unflatten(0, (k, -1))
+        if self.bias in self.lanes.views:
+            self.lanes.gradients[self.bias] = g.sum((0, 2, 3)).view(k, -1)
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """One grouped convolution."""
+        if training:
+            self.x = x
+        return self.convolve(x, slice(None), len(self.lanes))
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        of_input, of_weight = self.gradients(g, self.x, slice(None), len(self.lanes), True)
+        self.keep(g, of_weight)
+        return of_input
+
+
+class FirstConv:
+    """The convolution that sees the images: plain, since lanes of one seed see the same ones."""
+
+    def __init__(self, conv: Conv) -> None:
+        self.conv = conv
+
+    def forward(self, shared: Sequence[Shared], training: bool) -> Tensor:
+        """Images → (m, K·Cout, H, W)."""
+        if training:
+            self.shared = shared
+        parts = [self.conv.convolve(images, lanes, 1) for images, lanes in _placed(shared)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def backward(self, g: Tensor) -> None:
+        """Gradients of weight and bias; nobody wants the images'."""
+        k = len(self.conv.lanes)
+        parts: list[Tensor] = []
+        for images, lanes in _placed(self.shared):
+            part = g.unflatten(1, (k, -1))[:, lanes].flatten(1, 2)
+            part = part.contiguous(memory_format=torch.channels_last)
+            parts.append(self.conv.gradients(part, images, lanes, 1, False)[1])
+        self.conv.keep(g, torch.cat(parts))
+
+
+def _placed(shared: Sequence[Shared]) -> list[tuple[Tensor, slice]]:
+    """Images and which lanes see them."""
+    ends = [sum(part.lanes for part in shared[: i + 1]) for i in range(len(shared))]
+    return [
+        (part.images, slice(end - part.lanes, end)) for part, end in zip(shared, ends, strict=True)
+    ]
+
+
 class Linear:
-    """FC layer: (K, in, m) → (K, out, m)."""
+    """FC layer: (m, K·in) → (m, K·out)."""
 
     def __init__(self, lanes: Lanes, name: str) -> None:
         self.lanes = lanes
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Weight · x + bias."""
+        """x · weightᵀ + bias."""
+        x = self._by_lane(x)
         if training:
             self.x = x
-        out = torch.bmm(self.lanes.views[self.weight], x)
+        out = torch.bmm(x, self.lanes.views[self.weight].transpose(1, 2))
         bias = self.lanes.views.get(self.bias)
-        return out if bias is None else out.add_(bias[:, :, None])
+        return _side_by_side(out if bias is None else out.add_(bias[:, None]))
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
-        """Gradients of weight, bias and, if needed, input."""
-        self.lanes.gradients[self.weight] = torch.bmm(g, self.x.transpose(1, 2))
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        g = self._by_lane(g)
+        self.lanes.gradients[self.weight] = torch.bmm(g.transpose(1, 2), self.x)
         if self.bias in self.lanes.views:
-            self.lanes.gradients[self.bias] = g.sum(2)
-        return torch.bmm(self.lanes.views[self.weight].transpose(1, 2), g) if needed else g
+            self.lanes.gradients[self.bias] = g.sum(1)
+        return _side_by_side(torch.bmm(g, self.lanes.views[self.weight]))
+
+    def _by_lane(self, x: Tensor) -> Tensor:
+        """(m, K·F) → (K, m, F), each lane in memory of its own."""
+        return x.unflatten(1, (len(self.lanes), -1)).transpose(0, 1).contiguous()
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """(K, m, F) → (m, K·F)."""
+    return x.transpose(0, 1).flatten(1)
 
 
 class Relu:
@@ -70,7 +167,7 @@ class Relu:
             self.y = x
         return x
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """The gradient where the output is above 0."""
         return torch.ops.aten.threshold_backward.grad_input(g, self.y, 0, grad_input=g)
 
@@ -79,55 +176,53 @@ class MaxPool:
     """The reduced AlexNet's 3×3/2 SAME max pool."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """(K, C, H, W, m) → (K, C, ⌈H/2⌉, ⌈W/2⌉, m)."""
-        # With the examples as channels this is the channels_last layout, so nothing is copied.
-        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        """(m, K·C, H, W) → (m, K·C, ⌈H/2⌉, ⌈W/2⌉)."""
         if not training:
-            pooled = same_max_pool(images)
-        else:
-            self.images = images
-            self.padding = [side % 2 for side in images.shape[2:]]
-            pooled, self.index = torch.ops.aten.max_pool2d_with_indices(
-                images, [3, 3], [2, 2], self.padding, [1, 1], True
-            )
-        return pooled.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+            return same_max_pool(x)
+        self.x, self.padding = x, [side % 2 for side in x.shape[2:]]
+        pooled, self.index = torch.ops.aten.max_pool2d_with_indices(
+            x, [3, 3], [2, 2], self.padding, [1, 1], True
+        )
+        return pooled
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """The gradient goes to the pixel that won."""
-        images = torch.ops.aten.max_pool2d_with_indices_backward(
-            g.flatten(0, 1).permute(0, 3, 1, 2), self.images, [3, 3], [2, 2], self.padding,
-            [1, 1], True, self.index,
-        )  # fmt: skip
-        return images.permute(0, 2, 3, 1).contiguous().unflatten(0, g.shape[:2])
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            g, self.x, [3, 3], [2, 2], self.padding, [1, 1], True, self.index
+        )
 
 
 class Flatten:
-    """(K, C, H, W, m) → (K, C·H·W, m)."""
+    """(m, K·C, H, W) → (m, K·(C·H·W))."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """The same memory, read otherwise."""
+        """Every lane's features next to each other, in the plain model's order."""
         if training:
             self.shape = x.shape
-        return x.flatten(1, 3)
+        return x.contiguous().flatten(1)
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
-        """The same memory again."""
-        return g.reshape(self.shape)
+    def backward(self, g: Tensor) -> Tensor:
+        """Back to channels last."""
+        return g.reshape(self.shape).contiguous(memory_format=torch.channels_last)
 
 
 class GlobalMean:
-    """Mean over the pixels: (K, C, H, W, m) → (K, C, m)."""
+    """Mean over the pixels: (m, K·C, H, W) → (m, K·C)."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Global average pool."""
         if training:
             self.shape = x.shape
-        return x.flatten(2, 3).mean(2)
+        return x.mean((2, 3))
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """Every pixel gets an equal share."""
-        h, w = self.shape[2:4]
-        return (g / (h * w))[:, :, None, None].expand(self.shape).contiguous()
+        h, w = self.shape[2:]
+        share = (g / (h * w))[:, :, None, None]
+        return share.expand(self.shape).contiguous(memory_format=torch.channels_last)
 
 
 class Chain:
@@ -142,33 +237,41 @@ class Chain:
             x = layer.forward(x, training)
         return x
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
+    def backward(self, g: Tensor) -> Tensor:
         """Last to first."""
-        for i in reversed(range(len(self.layers))):
-            g = self.layers[i].backward(g, needed or i > 0)
+        for layer in reversed(self.layers):
+            g = layer.backward(g)
         return g
 
 
 class Residual:
     """Relu(branch(x) + shortcut(x)) with the parameter-free option-A shortcut."""
 
-    def __init__(self, branch: Chain, stride: int) -> None:
-        self.branch, self.stride, self.relu = branch, stride, Relu()
+    def __init__(self, lanes: Lanes, branch: Chain, stride: int) -> None:
+        self.lanes, self.branch, self.stride, self.relu = lanes, branch, stride, Relu()
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Every ``stride``-th pixel of ``x`` is added to the branch's first channels."""
-        s = self.stride
         y = self.branch.forward(x, training)
-        y[:, : x.shape[1]].add_(x[:, :, ::s, ::s])
+        self._shortcut(y, x)[0].add_(self._shortcut(y, x)[1])
         if training:
             self.channels = x.shape[1]
         return self.relu.forward(y, training)
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
+    def backward(self, g: Tensor) -> Tensor:
         """Gradients of the branch and, added to its input's, of the shortcut."""
-        s = self.stride
-        g = self.relu.backward(g, True)
-        out = self.branch.backward(g, needed)
-        if needed:
-            out[:, :, ::s, ::s].add_(g[:, : self.channels])
+        g = self.relu.backward(g)
+        # The branch's backward pass may not overwrite what the shortcut still needs: only a ReLU
+        # overwrites, and none comes last in a branch.
+        out = self.branch.backward(g)
+        mine, theirs = self._shortcut(g, out)
+        theirs.add_(mine)
         return out
+
+    def _shortcut(self, y: Tensor, x: Tensor) -> tuple[Any, Any]:
+        """The parts of output and input that the shortcut joins, in one shape."""
+        if x.shape == y.shape:
+            return y, x
+        k, s = len(self.lanes), self.stride
+        x = x.unflatten(1, (k, -1))
+        return y.unflatten(1, (k, -1))[:, :, : x.shape[2]], x[..., ::s, ::s]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
+from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
-from smallbatch.training.stacked_conv import Conv
 from smallbatch.training.stacked_layers import (
     Chain,
+    Conv,
+    FirstConv,
     Flatten,
     GlobalMean,
     Layer,
@@ -20,7 +24,6 @@ from smallbatch.training.stacked_layers import (
     Residual,
 )
 from smallbatch.training.stacked_norms import BatchNorm, GhostNorm, GroupNorm
-from smallbatch.training.unroll import Unroller
 
 
 class StackedNet:
@@ -28,59 +31,62 @@ class StackedNet:
 
     def __init__(self, lanes: Lanes, model: nn.Module) -> None:
         self.lanes = lanes
-        self._unroller = Unroller(lanes.theta.device)
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):
-            self._chain = self._resnet(model)
+            first, layers = self._resnet(model)
         elif isinstance(model, AlexNet):
-            self._chain = self._alexnet(model)
+            first, layers = self._alexnet(model)
         else:
             raise TypeError(f"{type(model).__name__} has no stacked form")
+        self._first, self._chain = FirstConv(first), Chain(*layers)
 
-    def forward(self, x: Tensor, *, training: bool) -> Tensor:
-        """(K, C, H, W, m) → logits (K, classes, m)."""
-        return self._chain.forward(x, training)
+    def forward(self, shared: Sequence[Shared], *, training: bool) -> Tensor:
+        """Images, for as many lanes as there are → logits (m, K, classes)."""
+        logits = self._chain.forward(self._first.forward(shared, training), training)
+        return logits.unflatten(1, (len(self.lanes), -1))
 
     def backward(self, g: Tensor) -> None:
         """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
-        self._chain.backward(g, needed=False)
+        self._first.backward(self._chain.backward(g.flatten(1)))
 
-    def clear(self) -> None:
-        """Give back buffers whose shapes are those of a number of lanes that is past."""
-        self._unroller.clear()
-
-    def _resnet(self, model: ResNet) -> Chain:
+    def _resnet(self, model: ResNet) -> tuple[Conv, list[Layer]]:
         blocks = [block for block in model.blocks if isinstance(block, BasicBlock)]
-        return Chain(
-            *self._conv(model.conv1, model.norm1),
+        layers = [
+            *self._norm(model.norm1),
             Relu(),
             *[self._block(block) for block in blocks],
             GlobalMean(),
             self._linear(model.fc),
-        )
+        ]
+        return self._conv(model.conv1), layers
 
     def _block(self, block: BasicBlock) -> Residual:
         branch = Chain(
-            *self._conv(block.conv1, block.norm1), Relu(), *self._conv(block.conv2, block.norm2)
+            self._conv(block.conv1),
+            *self._norm(block.norm1),
+            Relu(),
+            self._conv(block.conv2),
+            *self._norm(block.norm2),
         )
-        return Residual(branch, block.stride)
+        return Residual(self.lanes, branch, block.stride)
 
-    def _alexnet(self, model: AlexNet) -> Chain:
+    def _alexnet(self, model: AlexNet) -> tuple[Conv, list[Layer]]:
+        convs: list[Conv] = []
         layers: list[Layer] = []
         for layer in model.features.children():
             conv, norm, pooled = layer.conv, layer.norm, layer.pooled
             if not isinstance(conv, nn.Conv2d):
                 raise TypeError("the AlexNet's features are conv layers")
-            layers += [*self._conv(conv, norm if isinstance(norm, nn.Module) else None), Relu()]
-            layers += [MaxPool()] if pooled else []
+            convs.append(self._conv(conv))
+            layers += [*convs[1:][-1:], *self._norm(norm if isinstance(norm, nn.Module) else None)]
+            layers += [Relu(), MaxPool()] if pooled else [Relu()]
         layers.append(Flatten())
         for hidden in (model.fc1, model.fc2):
             layers += [self._linear(hidden.fc), *self._norm(hidden.norm), Relu()]
-        return Chain(*layers, self._linear(model.fc))
+        return convs[0], [*layers, self._linear(model.fc)]
 
-    def _conv(self, conv: nn.Conv2d, norm: nn.Module | None) -> list[Layer]:
-        name = self._names[id(conv)]
-        return [Conv(self.lanes, self._unroller, name, conv), *self._norm(norm)]
+    def _conv(self, conv: nn.Conv2d) -> Conv:
+        return Conv(self.lanes, self._names[id(conv)], conv)
 
     def _linear(self, module: nn.Module) -> Layer:
         if not isinstance(module, nn.Linear):
