@@ -8,7 +8,7 @@ may round differently with another number of lanes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,7 @@ class VmapNet:
         self.lanes = lanes
         self._model = model.to(lanes.theta.device, lanes.theta.dtype)
 
-    def forward(self, shared: Sequence[Shared], *, training: bool) -> Tensor:
+    def forward(self, shared: Shared, *, training: bool) -> Tensor:
         """Images, for as many lanes as there are → logits (m, K, classes)."""
         self._model.train(training)
         views = self.lanes.views
@@ -45,7 +45,8 @@ class VmapNet:
         ) -> Tensor:
             return functional_call(self._model, (parameters, buffers), images)
 
-        images = torch.cat([part.images.expand(part.lanes, *part.images.shape) for part in shared])
+        pairs = zip(shared.images, shared.lanes, strict=True)
+        images = torch.cat([part.expand(count, *part.shape) for part, count in pairs])
         with torch.set_grad_enabled(training), _quiet():
             self._logits = torch.vmap(one_lane)(self._parameters, self.lanes.statistics, images)
         return self._logits.detach().transpose(0, 1)
@@ -55,7 +56,8 @@ class VmapNet:
         parameters = list(self._parameters.values())
         with _quiet():
             gradients = torch.autograd.grad(self._logits, parameters, g.transpose(0, 1))
-        self.lanes.gradients.update(zip(self._parameters, gradients, strict=True))
+        for name, gradient in zip(self._parameters, gradients, strict=True):
+            self.lanes.gradients[name].copy_(gradient)
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int
         lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)
         net = VmapNet(lanes, pattern)
         images = torch.zeros(batch_size, channels, image_size, image_size)
-        logits = net.forward([Shared(images, 2)], training=True)
+        logits = net.forward(Shared(images[None], (2,)), training=True)
         net.backward(torch.zeros_like(logits))
     except UserError:
         raise

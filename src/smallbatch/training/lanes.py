@@ -14,50 +14,51 @@ class Lanes:
     """K copies of one model's state.
 
     Attributes:
-        theta: all trained parameters, flat: one after another, each with its K lanes together, so
-            that K lanes of a parameter are one tensor for a kernel.
-        views: each parameter by its name, a view (K, …) into ``theta``; four-dimensional ones have
-            their channels last in memory, as a CPU's convolutions want them.
+        theta: all trained parameters, (K, P): a lane is one row, so that an update and a look for
+            values that are not finite are a few operations however many layers there are.
+        shapes: of the parameters of one lane, by name.
         statistics: running means and variances by name, (K, C) each; for vmap, all buffers.
-        gradients: of the summed loss, by name, each in the shape of its view; set by a backward
-            pass.
-        parameters: trained parameters of one lane.
+        template: a plain model's state dict.
+        views: each parameter by its name, a view (K, …) into ``theta``.
+        gradient: of the summed loss, (K, P); a backward pass writes it.
+        gradients: each parameter's by its name, a view (K, …) into ``gradient``.
     """
 
     theta: Tensor
     shapes: dict[str, torch.Size]
     statistics: dict[str, Tensor]
     template: dict[str, Tensor]
-    parameters: int
     views: dict[str, Tensor] = field(init=False)
-    gradients: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    gradient: Tensor = field(init=False)
+    gradients: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self._bind()
 
     def __len__(self) -> int:
-        return len(self.theta) // self.parameters
+        return len(self.theta)
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters of one lane."""
+        return self.theta.shape[1]
 
     def _bind(self) -> None:
-        sizes = [len(self) * shape.numel() for shape in self.shapes.values()]
-        self.views = {}
-        for part, (name, shape) in zip(self.theta.split(sizes), self.shapes.items(), strict=True):
-            if len(shape) == 4:
-                out, channels, height, width = shape
-                view = part.view(-1, out, height, width, channels).permute(0, 1, 4, 2, 3)
-            else:
-                view = part.view(-1, *shape)
-            self.views[name] = view
+        self.gradient = torch.zeros_like(self.theta)
+        self.views, self.gradients = self._named(self.theta), self._named(self.gradient)
+
+    def _named(self, flat: Tensor) -> dict[str, Tensor]:
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], 1)
+        return {
+            name: part.unflatten(1, shape) if shape else part[:, 0]
+            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
+        }
 
     def keep(self, index: Tensor) -> None:
         """Drop all lanes but those of ``index``, int64."""
-        views = self.views
-        self.theta = self.theta.new_empty(len(index) * self.parameters)
-        self._bind()
-        for name, view in self.views.items():
-            view.copy_(views[name][index])
+        self.theta = self.theta[index]
         self.statistics = {name: value[index] for name, value in self.statistics.items()}
-        self.gradients = {}
+        self._bind()
 
     def update(self, decay: Tensor, base_lr: Tensor) -> None:
         """One step of every lane: θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay).
@@ -66,26 +67,20 @@ class Lanes:
             decay: 1 − η·λ of each lane, (K,).
             base_lr: η̃ of each lane, (K,).
         """
-        for name, view in self.views.items():
-            shape = (-1, *[1] * (view.dim() - 1))
-            view.mul_(decay.view(shape))
-            view.addcmul_(self.gradients[name], base_lr.view(shape), value=-1)
+        self.theta.mul_(decay[:, None]).addcmul_(self.gradient, base_lr[:, None], value=-1)
 
     def finite(self) -> Tensor:
         """Whether every weight of a lane is finite, bool (K,)."""
-        # A finite sum has only finite terms; the exact test is for sums that overflow themselves.
-        if bool(self.theta.sum().isfinite()):
-            return torch.ones(len(self), dtype=torch.bool, device=self.theta.device)
-        finite = [view.flatten(1).isfinite().all(1) for view in self.views.values()]
-        return torch.stack(finite).all(0)
+        # Both extremes pass NaN on, and none of this waits for the device.
+        low, high = self.theta.aminmax(dim=1)
+        return low.isfinite() & high.isfinite()
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict, on the CPU, each tensor owning its memory."""
         state = {name: value.clone() for name, value in self.template.items()}
         for name, value in {**self.views, **self.statistics}.items():
             if name in state:
-                own = value[lane].detach().cpu()
-                state[name] = own.clone(memory_format=torch.contiguous_format)
+                state[name] = value[lane].detach().cpu().clone()
         return state
 
 
@@ -133,9 +128,8 @@ def _empty_lanes(
         if all_buffers or name.endswith(kinds)
     }
     return Lanes(
-        theta=torch.zeros(k * parameters, device=device, dtype=dtype),
+        theta=torch.zeros(k, parameters, device=device, dtype=dtype),
         shapes=shapes,
         statistics=statistics,
         template={name: value.detach().clone() for name, value in model.state_dict().items()},
-        parameters=parameters,
     )

@@ -1,20 +1,23 @@
 """Layers over K lanes with backward passes written by hand.
 
-The lanes lie side by side in the channels: activations are (m, K·C, H, W), channels last in memory
-on a CPU, or (m, K·F). A convolution of all lanes is then one grouped convolution, batch norm is
-plain batch norm, and what has no parameters does not see the lanes at all. No autograd: at m = 2
-recording a graph costs more than the arithmetic.
+The lanes lie side by side in the channels: activations are (m, K·C, H, W) or (m, K·F). A
+convolution of all lanes is then a grouped one, batch norm is plain batch norm, and what has no
+parameters does not see the lanes at all. No autograd: it would keep a captured step from writing
+gradients where the update reads them, and at m = 2 costs more than the arithmetic.
+
+No layer is a ReLU. The layer in front of one clips its output; whoever gets that output as its
+input ``x`` returns its gradient masked by x > 0. So both can be part of a convolution's kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
+from smallbatch.training.lane_convs import Convs, Shortcut
 from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
 
@@ -23,72 +26,72 @@ class Layer(Protocol):
     """A step of the network for all lanes at once."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Output for the input ``x`` (m, K·…); in training mode remembers what `backward` needs.
-
-        A ReLU may overwrite its input.
-        """
+        """Output for the input ``x`` (m, K·…); in training mode remembers what `backward` needs."""
         ...
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradient of the input from that of the output; leaves the parameters' in the lanes.
+        """Gradient of the input from that of the output; leaves the parameters' in the lanes."""
+        ...
 
-        Args:
-            g: gradient of the summed loss with respect to the output; a ReLU may overwrite it.
-        """
+
+class Joinable(Protocol):
+    """A layer that can end a residual block."""
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Output plus the shortcut, clipped at 0."""
+        ...
+
+    def backward(self, g: Tensor) -> Tensor:
+        """As a layer's."""
         ...
 
 
 class Conv:
-    """A convolution with SAME padding: (m, K·C, H, W) → (m, K·Cout, ⌈H / stride⌉, ⌈W / stride⌉)."""
+    """A convolution with SAME padding: (m, K·C, H, W) → (m, K·Cout, ⌈H / stride⌉, ⌈W / stride⌉).
 
-    def __init__(self, lanes: Lanes, name: str, module: nn.Conv2d) -> None:
-        kernel = module.kernel_size
-        if module.padding != (kernel[0] // 2, kernel[1] // 2) or module.groups != 1:
+    Args:
+        lanes: the weights.
+        name: of the plain module.
+        module: the plain module.
+        convs: the algorithm.
+        relu: whether a ReLU follows at once.
+    """
+
+    def __init__(
+        self, lanes: Lanes, name: str, module: nn.Conv2d, convs: Convs, relu: bool
+    ) -> None:
+        size, stride = module.kernel_size[0], module.stride[0]
+        plain = module.groups == 1 and module.kernel_size == (size, size) and size % 2
+        if not plain or module.padding != (size // 2, size // 2) or module.dilation != (1, 1):
             raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
-        self.lanes = lanes
+        self.lanes, self.convs, self.relu, self.stride = lanes, convs, relu, stride
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
-        self.stride, self.padding = list(module.stride), [kernel[0] // 2, kernel[1] // 2]
 
-    def parameters(self, lanes: slice) -> tuple[Tensor, Tensor | None]:
-        """Weights (lanes·Cout, C, kh, kw) and biases (lanes·Cout,)."""
+    def parameters(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights (K, Cout, C, size, size) and biases (K, Cout) in the activations' precision."""
         bias = self.lanes.views.get(self.bias)
-        weight = self.lanes.views[self.weight][lanes].flatten(0, 1)
-        return weight, None if bias is None else bias[lanes].flatten()
+        weight = self.lanes.views[self.weight].to(like.dtype)
+        return weight, None if bias is None else bias.to(like.dtype)
 
-    def convolve(self, x: Tensor, lanes: slice, groups: int) -> Tensor:
-        """Convolve with the weights of some lanes."""
-        weight, bias = self.parameters(lanes)
-        return torch.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
-
-    def gradients(
-        self, g: Tensor, x: Tensor, lanes: slice, groups: int, needed: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of the input (void unless ``needed``) and of the weights of some lanes."""
-        weight, _ = self.parameters(lanes)
-        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            g, x, weight, None, self.stride, self.padding, [1, 1], False, [0, 0], groups,
-            [needed, True, False],
-        )  # fmt: skip
-        return of_input, of_weight
-
-    def keep(self, g: Tensor, of_weight: Tensor) -> None:
-        """Leave the parameters' gradients in the lanes."""
-        k = len(self.lanes)
-        self.lanes.gradients[self.weight] = of_weight.unflatten(0, (k, -1))
+    def keep_bias(self, g: Tensor) -> None:
+        """Leave the bias's gradient in the lanes."""
         if self.bias in self.lanes.views:
-            self.lanes.gradients[self.bias] = g.sum((0, 2, 3)).view(k, -1)
+            total = g.sum((0, 2, 3), dtype=self.lanes.theta.dtype)
+            self.lanes.gradients[self.bias].copy_(total.view(len(self.lanes), -1))
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """One grouped convolution."""
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Convolve all lanes."""
         if training:
             self.x = x
-        return self.convolve(x, slice(None), len(self.lanes))
+        weight, bias = self.parameters(x)
+        return self.convs.forward(x, weight, bias, self.stride, shortcut, self.relu)
 
-    def backward(self, g: Tensor) -> Tensor:
-        """Gradients of weight, bias and input."""
-        of_input, of_weight = self.gradients(g, self.x, slice(None), len(self.lanes), True)
-        self.keep(g, of_weight)
-        return of_input
+    def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
+        weight, _ = self.parameters(g)
+        self.keep_bias(g)
+        self.convs.weight_gradient(g, self.x, self.lanes.gradients[self.weight], self.stride)
+        return self.convs.input_gradient(g, weight, self.x, self.stride, shortcut)
 
 
 class FirstConv:
@@ -97,37 +100,48 @@ class FirstConv:
     def __init__(self, conv: Conv) -> None:
         self.conv = conv
 
-    def forward(self, shared: Sequence[Shared], training: bool) -> Tensor:
+    def forward(self, shared: Shared, training: bool) -> Tensor:
         """Images → (m, K·Cout, H, W)."""
         if training:
             self.shared = shared
-        parts = [self.conv.convolve(images, lanes, 1) for images, lanes in _placed(shared)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        weight, bias = self.conv.parameters(shared.images)
+        stride, padding = self.conv.stride, weight.shape[-1] // 2
+        parts: list[Tensor] = []
+        for images, lanes in _placed(shared):
+            own = None if bias is None else bias[lanes].flatten()
+            parts.append(
+                torch.conv2d(images, weight[lanes].flatten(0, 1), own, [stride] * 2, [padding] * 2)
+            )
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return y.relu_() if self.conv.relu else y
 
     def backward(self, g: Tensor) -> None:
         """Gradients of weight and bias; nobody wants the images'."""
-        k = len(self.conv.lanes)
-        parts: list[Tensor] = []
+        conv = self.conv
+        conv.keep_bias(g)
+        weight, _ = conv.parameters(g)
+        padding, out = [weight.shape[-1] // 2] * 2, conv.lanes.gradients[conv.weight]
+        g = g.unflatten(1, (len(conv.lanes), -1))
         for images, lanes in _placed(self.shared):
-            part = g.unflatten(1, (k, -1))[:, lanes].flatten(1, 2)
-            part = part.contiguous(memory_format=torch.channels_last)
-            parts.append(self.conv.gradients(part, images, lanes, 1, False)[1])
-        self.conv.keep(g, torch.cat(parts))
+            _, of_weight, _ = torch.ops.aten.convolution_backward(
+                g[:, lanes].flatten(1, 2), images, weight[lanes].flatten(0, 1), None,
+                [conv.stride] * 2, padding, [1, 1], False, [0, 0], 1, [False, True, False],
+            )  # fmt: skip
+            out[lanes].copy_(of_weight.view(-1, *out.shape[1:]))
 
 
-def _placed(shared: Sequence[Shared]) -> list[tuple[Tensor, slice]]:
-    """Images and which lanes see them."""
-    ends = [sum(part.lanes for part in shared[: i + 1]) for i in range(len(shared))]
-    return [
-        (part.images, slice(end - part.lanes, end)) for part, end in zip(shared, ends, strict=True)
-    ]
+def _placed(shared: Shared) -> list[tuple[Tensor, slice]]:
+    """Images (m, C, H, W) and which lanes see them."""
+    ends = [sum(shared.lanes[: i + 1]) for i in range(len(shared.lanes))]
+    slices = [slice(end - count, end) for end, count in zip(ends, shared.lanes, strict=True)]
+    return list(zip(shared.images, slices, strict=True))
 
 
 class Linear:
     """FC layer: (m, K·in) → (m, K·out)."""
 
-    def __init__(self, lanes: Lanes, name: str) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: Lanes, name: str, relu: bool) -> None:
+        self.lanes, self.relu = lanes, relu
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
@@ -135,21 +149,23 @@ class Linear:
         x = self._by_lane(x)
         if training:
             self.x = x
-        out = torch.bmm(x, self.lanes.views[self.weight].transpose(1, 2))
-        bias = self.lanes.views.get(self.bias)
-        return _side_by_side(out if bias is None else out.add_(bias[:, None]))
+        weight, bias = self.lanes.views[self.weight], self.lanes.views.get(self.bias)
+        out = torch.bmm(x, weight.to(x.dtype).transpose(1, 2))
+        out = _side_by_side(out if bias is None else out.add_(bias.to(x.dtype)[:, None]))
+        return out.relu_() if self.relu else out
 
     def backward(self, g: Tensor) -> Tensor:
         """Gradients of weight, bias and input."""
-        g = self._by_lane(g)
-        self.lanes.gradients[self.weight] = torch.bmm(g.transpose(1, 2), self.x)
-        if self.bias in self.lanes.views:
-            self.lanes.gradients[self.bias] = g.sum(1)
-        return _side_by_side(torch.bmm(g, self.lanes.views[self.weight]))
+        g, gradients = self._by_lane(g), self.lanes.gradients
+        gradients[self.weight].copy_(torch.bmm(g.transpose(1, 2), self.x))
+        if self.bias in gradients:
+            gradients[self.bias].copy_(g.sum(1, dtype=self.lanes.theta.dtype))
+        of_x = torch.bmm(g, self.lanes.views[self.weight].to(g.dtype))
+        return _side_by_side(torch.ops.aten.threshold_backward(of_x, self.x, 0))
 
     def _by_lane(self, x: Tensor) -> Tensor:
-        """(m, K·F) → (K, m, F), each lane in memory of its own."""
-        return x.unflatten(1, (len(self.lanes), -1)).transpose(0, 1).contiguous()
+        """(m, K·F) → (K, m, F), a view."""
+        return x.unflatten(1, (len(self.lanes), -1)).transpose(0, 1)
 
 
 def _side_by_side(x: Tensor) -> Tensor:
@@ -157,23 +173,11 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1)
 
 
-class Relu:
-    """max(x, 0), in place."""
-
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Overwrites ``x``."""
-        x.relu_()
-        if training:
-            self.y = x
-        return x
-
-    def backward(self, g: Tensor) -> Tensor:
-        """The gradient where the output is above 0."""
-        return torch.ops.aten.threshold_backward.grad_input(g, self.y, 0, grad_input=g)
-
-
 class MaxPool:
-    """The reduced AlexNet's 3×3/2 SAME max pool."""
+    """The reduced AlexNet's 3×3/2 SAME max pool of what a ReLU has made.
+
+    The mask of that ReLU is left to whoever gets the maxima: one is 0 where its pixel is.
+    """
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """(m, K·C, H, W) → (m, K·C, ⌈H/2⌉, ⌈W/2⌉)."""
@@ -188,41 +192,37 @@ class MaxPool:
     def backward(self, g: Tensor) -> Tensor:
         """The gradient goes to the pixel that won."""
         return torch.ops.aten.max_pool2d_with_indices_backward(
-            g, self.x, [3, 3], [2, 2], self.padding, [1, 1], True, self.index
+            g.contiguous(), self.x, [3, 3], [2, 2], self.padding, [1, 1], True, self.index
         )
 
 
 class Flatten:
-    """(m, K·C, H, W) → (m, K·(C·H·W))."""
-
-    def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
+    """(m, K·C, H, W) → (m, K·(C·H·W)): a view, every lane's features in the plain model's order."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Every lane's features next to each other, in the plain model's order."""
+        """All but the examples in one dimension."""
         if training:
             self.shape = x.shape
-        return x.contiguous().flatten(1)
+        return x.flatten(1)
 
     def backward(self, g: Tensor) -> Tensor:
-        """Back to channels last."""
-        return g.reshape(self.shape).contiguous(memory_format=torch.channels_last)
+        """Back to pixels."""
+        return g.reshape(self.shape)
 
 
 class GlobalMean:
-    """Mean over the pixels: (m, K·C, H, W) → (m, K·C)."""
+    """Mean over the pixels of what a ReLU has made: (m, K·C, H, W) → (m, K·C)."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Global average pool."""
         if training:
-            self.shape = x.shape
+            self.x = x
         return x.mean((2, 3))
 
     def backward(self, g: Tensor) -> Tensor:
-        """Every pixel gets an equal share."""
-        h, w = self.shape[2:]
-        share = (g / (h * w))[:, :, None, None]
-        return share.expand(self.shape).contiguous(memory_format=torch.channels_last)
+        """Every pixel above 0 gets an equal share."""
+        share = (g / self.x[0, 0].numel())[:, :, None, None]
+        return torch.where(self.x > 0, share, torch.zeros_like(share))
 
 
 class Chain:
@@ -245,33 +245,16 @@ class Chain:
 
 
 class Residual:
-    """Relu(branch(x) + shortcut(x)) with the parameter-free option-A shortcut."""
+    """Relu(last(inner(first(x))) + shortcut(x)) with the parameter-free option-A shortcut."""
 
-    def __init__(self, lanes: Lanes, branch: Chain, stride: int) -> None:
-        self.lanes, self.branch, self.stride, self.relu = lanes, branch, stride, Relu()
+    def __init__(self, first: Conv, inner: Chain, last: Joinable) -> None:
+        self.first, self.inner, self.last = first, inner, last
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Every ``stride``-th pixel of ``x`` is added to the branch's first channels."""
-        y = self.branch.forward(x, training)
-        self._shortcut(y, x)[0].add_(self._shortcut(y, x)[1])
-        if training:
-            self.channels = x.shape[1]
-        return self.relu.forward(y, training)
+        y = self.inner.forward(self.first.forward(x, training), training)
+        return self.last.forward(y, training, Shortcut(x, self.first.stride))
 
     def backward(self, g: Tensor) -> Tensor:
         """Gradients of the branch and, added to its input's, of the shortcut."""
-        g = self.relu.backward(g)
-        # The branch's backward pass may not overwrite what the shortcut still needs: only a ReLU
-        # overwrites, and none comes last in a branch.
-        out = self.branch.backward(g)
-        mine, theirs = self._shortcut(g, out)
-        theirs.add_(mine)
-        return out
-
-    def _shortcut(self, y: Tensor, x: Tensor) -> tuple[Any, Any]:
-        """The parts of output and input that the shortcut joins, in one shape."""
-        if x.shape == y.shape:
-            return y, x
-        k, s = len(self.lanes), self.stride
-        x = x.unflatten(1, (k, -1))
-        return y.unflatten(1, (k, -1))[:, :, : x.shape[2]], x[..., ::s, ::s]
+        return self.first.backward(self.inner.backward(self.last.backward(g)), g)

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.norms import GhostBatchNorm
+from smallbatch.training.lane_convs import Shortcut, finish
 from smallbatch.training.lanes import Lanes
 
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 
 
 class _Norm:
-    """A normalisation with scale and shift."""
+    """A normalisation with scale and shift, followed by a ReLU."""
 
     def __init__(self, lanes: Lanes, name: str) -> None:
         self.lanes = lanes
@@ -26,7 +27,15 @@ class _Norm:
     def keep(self, weight: Tensor, bias: Tensor) -> None:
         """Leave the gradients of scale and shift, (K·C,) each, in the lanes."""
         for name, value in ((self.weight, weight), (self.bias, bias)):
-            self.lanes.gradients[name] = value.view(len(self.lanes), -1)
+            self.lanes.gradients[name].copy_(value.view(len(self.lanes), -1))
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Normalise, add a shortcut, clip at 0."""
+        return finish(self.normalise(x, training), len(self.lanes), shortcut, relu=True)
+
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """The normalised input; in training mode remembers what `backward` needs."""
+        raise NotImplementedError
 
 
 class BatchNorm(_Norm):
@@ -42,8 +51,8 @@ class BatchNorm(_Norm):
         mean, var = (self.lanes.statistics[name] for name in self.statistics)
         return mean.view(-1), var.view(-1)
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise by the batch and move the running statistics, or normalise by those."""
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """By the batch, which moves the running statistics, or by those."""
         y, self.mean, self.invstd = torch.native_batch_norm(
             x, *self.affine(), *self.running(), training, self.momentum, self.eps
         )
@@ -62,53 +71,73 @@ class BatchNorm(_Norm):
 
 
 class GhostNorm(BatchNorm):
-    """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`."""
+    """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`.
+
+    Equal sub-batches are folded into the channels, as there; a smaller rest is done by itself.
+    """
 
     def __init__(self, lanes: Lanes, name: str, module: GhostBatchNorm) -> None:
         super().__init__(lanes, name, module)
         self.size = module.bn_batch_size
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise by sub-batch in training mode, by the running statistics otherwise."""
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """By sub-batch in training mode, by the running statistics otherwise."""
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
         if not training or len(x) <= self.size:
-            self.parts = []
-            return super().forward(x, training)
-        self.parts = x.split(self.size)
-        scale, shift = self.affine()
-        running = self.running()
+            return super().normalise(x, training)
+        running, outputs = self.running(), list[Tensor]()
         sums = [torch.zeros_like(value) for value in running]
-        self.moments: list[tuple[Tensor, Tensor]] = []
-        outputs: list[Tensor] = []
-        for part in self.parts:
-            own = [torch.zeros_like(value) for value in running]
-            # Momentum 1 turns the running statistics into this sub-batch's own.
+        for part, groups in self._split(x):
+            folded = _fold(part, groups)
+            own = [running[0].new_zeros(folded.shape[1]) for _ in running]
+            # Momentum 1 turns the running statistics into these sub-batches' own.
             y, mean, invstd = torch.native_batch_norm(
-                part, scale, shift, *own, True, 1.0, self.eps
+                folded, *self._affine(groups), *own, True, 1.0, self.eps
             )
-            outputs.append(y)
-            self.moments.append((mean, invstd))
+            outputs.append(_unfold(y, groups))
+            self.parts.append((folded, mean, invstd))
             for total, value in zip(sums, own, strict=True):
-                total.add_(value, alpha=len(part) / len(x))
+                total.add_(value.view(groups, -1).mean(0), alpha=len(part) / len(x))
         for value, average in zip(running, sums, strict=True):
             value.lerp_(average, self.momentum)
-        return torch.cat(outputs)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradients of weight, bias and input, sub-batch by sub-batch."""
+        """Gradients of weight, bias and input."""
         if not self.parts:
             return super().backward(g)
-        scale, _ = self.affine()
-        of_scale, of_shift = torch.zeros_like(scale), torch.zeros_like(scale)
+        sums = [torch.zeros_like(value) for value in self.affine()]
         out: list[Tensor] = []
-        for part, own, moments in zip(g.split(self.size), self.parts, self.moments, strict=True):
-            x, weight, bias = _BACKWARD(
-                part, own, scale, None, None, *moments, True, self.eps, [True] * 3
-            )
-            out.append(x)
-            of_scale.add_(weight)
-            of_shift.add_(bias)
-        self.keep(of_scale, of_shift)
-        return torch.cat(out)
+        for (part, groups), (folded, mean, invstd) in zip(self._split(g), self.parts, strict=True):
+            scale, _ = self._affine(groups)
+            x, *gradients = _BACKWARD(
+                _fold(part, groups), folded, scale, None, None, mean, invstd, True, self.eps,
+                [True] * 3,
+            )  # fmt: skip
+            out.append(_unfold(x, groups))
+            for total, value in zip(sums, gradients, strict=True):
+                total.add_(value.view(groups, -1).sum(0))
+        self.keep(*sums)
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _split(self, x: Tensor) -> list[tuple[Tensor, int]]:
+        """The equal sub-batches and the rest, each with the number of its sub-batches."""
+        groups, rest = divmod(len(x), self.size)
+        whole = len(x) - rest
+        return [(x[:whole], groups), *([(x[whole:], 1)] if rest else [])]
+
+    def _affine(self, groups: int) -> list[Tensor]:
+        return [value.repeat(groups) for value in self.affine()]
+
+
+def _fold(x: Tensor, groups: int) -> Tensor:
+    """(groups·size, C, …) → (size, groups·C, …)."""
+    return x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _unfold(x: Tensor, groups: int) -> Tensor:
+    """(size, groups·C, …) → (groups·size, C, …)."""
+    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
 class GroupNorm(_Norm):
@@ -122,8 +151,8 @@ class GroupNorm(_Norm):
         """Examples, channels, pixels and groups of all lanes."""
         return len(x), x.shape[1], x[0, 0].numel(), self.groups * len(self.lanes)
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise; training and evaluation do not differ."""
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """Training and evaluation do not differ."""
         y, mean, invstd = torch.native_group_norm(x, *self.affine(), *self._sizes(x), self.eps)
         if training:
             self.x, self.mean, self.invstd = x, mean, invstd
@@ -133,7 +162,7 @@ class GroupNorm(_Norm):
         """Gradients of weight, bias and input."""
         weight, _ = self.affine()
         x, weight, bias = torch.ops.aten.native_group_norm_backward(
-            g, self.x, self.mean, self.invstd, weight, *self._sizes(g), [True] * 3
+            g.contiguous(), self.x, self.mean, self.invstd, weight, *self._sizes(g), [True] * 3
         )
         self.keep(weight, bias)
         return x
