@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ CASES = [
     *[("alexnet", norm) for norm in ("none", "batch", "batch_conv", "ghost", "group")],
 ]
 PRECISE: Any = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None, None, None]:
+    """As the workers have; thread counts change float sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def study(model: str = "resnet8", norm: str = "none", **changes: Any) -> StudyConfig:
@@ -143,7 +152,7 @@ SHAPES = [  # m, image size, training examples
 @pytest.mark.parametrize(("m", "size", "n"), SHAPES)
 @pytest.mark.parametrize(
     ("model", "norm"),
-    [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "ghost"), ("alexnet", "group")],
+    [("resnet8", "none"), ("resnet8", "batch"), ("resnet8", "ghost"), ("alexnet", "group")],
 )
 def test_a_lane_does_not_depend_on_its_neighbours(
     model: str, norm: str, m: int, size: int, n: int
