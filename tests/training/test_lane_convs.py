@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smallbatch.training.lane_convs import Grouped, Shortcut, Unrolled
 from smallbatch.training.lane_inputs import Shared
+from smallbatch.training import triton_convs
 from smallbatch.training.triton_convs import Triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +35,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def near(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other.to(one), rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(one, other.to(one), rtol=1e-5, atol=5e-5)
 
 
 def strided(k: int, *shape: int) -> Tensor:
@@ -97,17 +98,27 @@ def test_a_split_weight_gradient_is_the_whole() -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_lanes_share_images_by_their_source() -> None:
-    shared = Shared(noise(2, 4, 3, 6, 5), (1, 2))
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_lanes_share_images_by_their_source(name: str) -> None:
     source = torch.tensor([0, 1, 1], device=DEVICE)
-    weight, convs = strided(K, 16, 3, 3, 3), Triton()
+    shared, convs = Shared(noise(2, 4, 3, 6, 5), (1, 2), source), ALGORITHMS[name]
+    weight, bias = strided(K, 16, 3, 3, 3), strided(K, 16)
     own = shared.images[source].transpose(0, 1).flatten(1, 2)  # (m, K·C, H, W)
-    y = convs.forward_shared(shared, source, weight, None, 1, True)
-    near(y, Grouped().forward(own, weight, None, 1, None, True))
+    y = convs.forward_shared(shared, weight, bias, 1, True)
+    near(y, Grouped().forward(own, weight, bias, 1, None, True))
     mine, theirs = torch.empty_like(weight), torch.empty_like(weight)
-    convs.weight_gradient_shared(y, shared, source, mine, 1)
+    convs.weight_gradient_shared(y, shared, mine, 1)
     Grouped().weight_gradient(y, own, theirs, 1)
     near(mine, theirs)
+
+
+def test_many_pixels_take_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_convs, "MANY_PIXELS", 1)
+    x, weight, convs = noise(3, K * 16, 9, 11).relu(), strided(K, 16, 16, 3, 3), Triton()
+    y = convs.forward(x, weight, None, 2)
+    near(y, Grouped().forward(x, weight, None, 2))
+    of_x = convs.input_gradient(y, weight, x, 2)
+    near(of_x, Grouped().input_gradient(y, weight, x, 2))
 
 
 def test_what_is_not_finite_passes_a_relu() -> None:

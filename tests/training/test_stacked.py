@@ -17,12 +17,14 @@ from smallbatch.config import DatasetConfig, StudyConfig
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import load_prepared
 from smallbatch.training import loop, stacked
-from smallbatch.training.lane_inputs import Shared, Tables
+from smallbatch.training.lane_convs import Grouped
+from smallbatch.training.lane_inputs import Tables, seen_by_all
 from smallbatch.training.lane_step import Step
 from smallbatch.training.lanes import stack_lanes
 from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, load_resident
+from smallbatch.training.stacked_models import StackedNet
 from tests.training.conftest import make_dataset
 
 CPU = torch.device("cpu")
@@ -255,8 +257,8 @@ def test_the_estimate_of_a_lanes_memory_covers_what_a_step_keeps(
     data = noise_data(32, size=size, dtype=torch.float32)
     run = grid(study(model, "batch"), m, [2.0**-9], seeds=1)[0]
     lanes, plain = stack_lanes([lambda: loop.initial_model(run, data)], CPU, torch.float32)
-    net = stacked.StackedNet(lanes, plain)
-    images = Shared(data.train.images[:m].contiguous()[None], (1,))
+    net = StackedNet(lanes, plain, Grouped())
+    images = seen_by_all(data.train.images[:m], 1)
     with torch.no_grad():
         logits = net.forward(images, training=True)
         net.backward(torch.ones_like(logits))

@@ -116,7 +116,7 @@ def test_first_conv_gives_each_lane_its_seeds_images(bias: bool) -> None:
     conv = stacked_layers.Conv(lanes, "layer", make(), Grouped(), relu=bias)
     layer, images = stacked_layers.FirstConv(conv), noise(2, 4, 2, 6, 7)
     with torch.no_grad():
-        out = layer.forward(Shared(images, (2, 1)), training=True)
+        out = layer.forward(Shared(images, (2, 1), torch.tensor([0, 0, 1])), training=True)
         g = noise(*out.shape, seed=1) * ((out > 0) if bias else 1)
         layer.backward(g)
     for k, module in enumerate(plain):

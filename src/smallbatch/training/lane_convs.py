@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smallbatch.training.lane_inputs import Shared
+
 
 class Shortcut(NamedTuple):
     """A block's input (m, K·C, H, W): every ``stride``-th pixel joins the first channels."""
@@ -54,6 +56,16 @@ class Convs(Protocol):
         """Write the weights' gradient into ``out`` (K, Cout, C, size, size)."""
         ...
 
+    def forward_shared(
+        self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
+    ) -> Tensor:
+        """As `forward`, of images that several lanes share."""
+        ...
+
+    def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
+        """As `weight_gradient`, of images that several lanes share."""
+        ...
+
 
 def by_lane(x: Tensor, k: int) -> Tensor:
     """(m, K·C, …) → (m, K, C, …), a view."""
@@ -81,7 +93,41 @@ def finish_gradient(of_x: Tensor, x: Tensor, k: int, stride: int, shortcut: Tens
     return torch.ops.aten.threshold_backward.grad_input(of_x, x, 0, grad_input=of_x)
 
 
-class Grouped:
+def _backward(
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, groups: int, wanted: list[bool]
+) -> Any:
+    """Torch's gradients of input and weight, of which ``wanted``."""
+    padding, flat = weight.shape[-1] // 2, weight.flatten(0, 1).to(g.dtype)
+    return torch.ops.aten.convolution_backward(
+        g, x, flat, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, wanted
+    )
+
+
+class _PlainFirst:
+    """Images by a plain convolution for each seed, whose output channels are its lanes'."""
+
+    def forward_shared(
+        self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
+    ) -> Tensor:
+        """See `Convs`."""
+        parts: list[Tensor] = []
+        for images, lanes in shared.placed():
+            own = None if bias is None else bias[lanes].flatten()
+            flat = weight[lanes].flatten(0, 1)
+            parts.append(F.conv2d(images, flat, own, stride, weight.shape[-1] // 2))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return y.relu_() if relu else y
+
+    def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
+        """See `Convs`."""
+        g = by_lane(g, len(out))
+        for images, lanes in shared.placed():
+            part, own = g[:, lanes].flatten(1, 2), out[lanes]
+            _, of_weight, _ = _backward(part, images, own, stride, 1, [False, True, False])
+            own.copy_(of_weight.view(own.shape))
+
+
+class Grouped(_PlainFirst):
     """One grouped convolution by torch: cuDNN on a GPU."""
 
     def forward(
@@ -103,23 +149,16 @@ class Grouped:
         self, g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None = None
     ) -> Tensor:
         """See `Convs`."""
-        of_x, _, _ = self._backward(g, x, weight, stride, [True, False, False])
+        of_x, _, _ = _backward(g, x, weight, stride, len(weight), [True, False, False])
         return finish_gradient(of_x, x, len(weight), stride, shortcut)
 
     def weight_gradient(self, g: Tensor, x: Tensor, out: Tensor, stride: int) -> None:
         """See `Convs`."""
-        _, of_weight, _ = self._backward(g, x, out, stride, [False, True, False])
+        _, of_weight, _ = _backward(g, x, out, stride, len(out), [False, True, False])
         out.copy_(of_weight.view(out.shape))
 
-    def _backward(self, g: Tensor, x: Tensor, weight: Tensor, stride: int, wanted: list[bool]) -> Any:
-        padding = weight.shape[-1] // 2
-        return torch.ops.aten.convolution_backward(
-            g, x, weight.flatten(0, 1), None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0],
-            len(weight), wanted,
-        )  # fmt: skip
 
-
-class Unrolled:
+class Unrolled(_PlainFirst):
     """Matrix products, one for each lane, with the input unrolled (im2col)."""
 
     def forward(

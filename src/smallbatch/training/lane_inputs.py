@@ -20,10 +20,24 @@ class Shared(NamedTuple):
     Attributes:
         images: (S, m, C, H, W), one batch for each seed.
         lanes: how many lanes, next to each other, see each of them; they add up to K.
+        source: the same for kernels: which of the S each lane sees, int64 (K,).
     """
 
     images: Tensor
     lanes: tuple[int, ...]
+    source: Tensor
+
+    def placed(self) -> list[tuple[Tensor, slice]]:
+        """Images (m, C, H, W) and which lanes see them."""
+        ends = [sum(self.lanes[: i + 1]) for i in range(len(self.lanes))]
+        slices = [slice(end - count, end) for end, count in zip(ends, self.lanes, strict=True)]
+        return list(zip(self.images, slices, strict=True))
+
+
+def seen_by_all(images: Tensor, lanes: int) -> Shared:
+    """One batch (m, C, H, W) for all lanes."""
+    source = torch.zeros(lanes, dtype=torch.int64, device=images.device)
+    return Shared(images.contiguous()[None], (lanes,), source)
 
 
 class Tables:
@@ -116,4 +130,5 @@ class Tables:
         labels = self.data.train.labels.index_select(0, index).view(-1, self.m)
         self.counter += 1
         images = images.contiguous().unflatten(0, (-1, self.m))
-        return Shared(images, self.lanes), labels.index_select(0, self.source).t(), rates
+        shared = Shared(images, self.lanes, self.source)
+        return shared, labels.index_select(0, self.source).t(), rates

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smallbatch.errors import UserError
-from smallbatch.training.lane_inputs import Shared
+from smallbatch.training.lane_inputs import Shared, seen_by_all
 from smallbatch.training.lanes import Lanes, stack_lanes
 
 
@@ -77,7 +77,7 @@ def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int
         lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)
         net = VmapNet(lanes, pattern)
         images = torch.zeros(batch_size, channels, image_size, image_size)
-        logits = net.forward(Shared(images[None], (2,)), training=True)
+        logits = net.forward(seen_by_all(images, 2), training=True)
         net.backward(torch.zeros_like(logits))
     except UserError:
         raise

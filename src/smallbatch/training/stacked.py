@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
 from smallbatch.training.engines import has_layers
+from smallbatch.training.conv_choice import default_convs
 from smallbatch.training.lane_convs import Convs
-from smallbatch.training.lane_inputs import Shared, Tables
+from smallbatch.training.lane_inputs import Tables, seen_by_all
 from smallbatch.training.lane_step import Net, Step, capture
 from smallbatch.training.lane_vmap import VmapNet
 from smallbatch.training.lanes import stack_lanes
@@ -55,7 +56,7 @@ def train_lanes(
         on_epoch: called with each run's row as an epoch ends.
         on_end: called as a run ends, with its share of the seconds; a diverged run ends at once on
             a CPU, with its epoch on a GPU.
-        convs: the convolutions' algorithm; by default torch's grouped convolution.
+        convs: the convolutions' algorithm; by default the fastest for each shape on a GPU.
 
     Returns:
         The results in the order of ``runs``.
@@ -79,8 +80,10 @@ def build_net(
     lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
     if plain:
         return VmapNet(lanes, model), model
-    half = runs[0].settings.precision == "bf16"
-    return StackedNet(lanes, model, convs, torch.bfloat16 if half else dtype), model
+    precision = runs[0].settings.precision
+    convs = convs or default_convs(data.train.images.device, precision)
+    half = torch.bfloat16 if precision == "bf16" else dtype
+    return StackedNet(lanes, model, convs, half), model
 
 
 class _Trainer:
@@ -248,7 +251,7 @@ def evaluate(net: Net, split: Split) -> tuple[list[float], list[float]]:
     correct = torch.zeros(k, dtype=torch.int64, device=device)
     size = max(16, EVAL_IMAGES[device.type] // k)
     for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-        logits = net.forward(Shared(images.contiguous()[None], (k,)), training=False)
+        logits = net.forward(seen_by_all(images, k), training=False)
         expanded = labels[:, None].expand(-1, k)
         loss -= logits.double().log_softmax(2).gather(2, expanded[:, :, None])[:, :, 0].sum(0)
         correct += (logits.argmax(2) == expanded).sum(0)

@@ -104,37 +104,16 @@ class FirstConv:
         """Images → (m, K·Cout, H, W)."""
         if training:
             self.shared = shared
-        weight, bias = self.conv.parameters(shared.images)
-        stride, padding = self.conv.stride, weight.shape[-1] // 2
-        parts: list[Tensor] = []
-        for images, lanes in _placed(shared):
-            own = None if bias is None else bias[lanes].flatten()
-            parts.append(
-                torch.conv2d(images, weight[lanes].flatten(0, 1), own, [stride] * 2, [padding] * 2)
-            )
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return y.relu_() if self.conv.relu else y
+        conv = self.conv
+        weight, bias = conv.parameters(shared.images)
+        return conv.convs.forward_shared(shared, weight, bias, conv.stride, conv.relu)
 
     def backward(self, g: Tensor) -> None:
         """Gradients of weight and bias; nobody wants the images'."""
         conv = self.conv
         conv.keep_bias(g)
-        weight, _ = conv.parameters(g)
-        padding, out = [weight.shape[-1] // 2] * 2, conv.lanes.gradients[conv.weight]
-        g = g.unflatten(1, (len(conv.lanes), -1))
-        for images, lanes in _placed(self.shared):
-            _, of_weight, _ = torch.ops.aten.convolution_backward(
-                g[:, lanes].flatten(1, 2), images, weight[lanes].flatten(0, 1), None,
-                [conv.stride] * 2, padding, [1, 1], False, [0, 0], 1, [False, True, False],
-            )  # fmt: skip
-            out[lanes].copy_(of_weight.view(-1, *out.shape[1:]))
-
-
-def _placed(shared: Shared) -> list[tuple[Tensor, slice]]:
-    """Images (m, C, H, W) and which lanes see them."""
-    ends = [sum(shared.lanes[: i + 1]) for i in range(len(shared.lanes))]
-    slices = [slice(end - count, end) for end, count in zip(ends, shared.lanes, strict=True)]
-    return list(zip(shared.images, slices, strict=True))
+        out = conv.lanes.gradients[conv.weight]
+        conv.convs.weight_gradient_shared(g, self.shared, out, conv.stride)
 
 
 class Linear:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
-from smallbatch.training.lane_convs import Convs, Grouped
+from smallbatch.training.lane_convs import Convs
 from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
 from smallbatch.training.stacked_layers import (
@@ -39,10 +39,10 @@ class StackedNet:
         self,
         lanes: Lanes,
         model: nn.Module,
-        convs: Convs | None = None,
+        convs: Convs,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.lanes, self._convs = lanes, convs or Grouped()
+        self.lanes, self._convs = lanes, convs
         self._dtype = dtype or lanes.theta.dtype
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):

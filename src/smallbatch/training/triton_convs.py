@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from smallbatch.training.lane_inputs import Shared
 # error is that of float32 within a small factor; by the matrix units in one. bf16 has one way.
 Dot = Literal["ieee", "tf32x3", "tf32"]
 
-PIXELS = 64  # of a block
+# Pixels of a lane from which on a block is as large as registers allow; below, blocks of 64 pixels
+# keep more of the GPU's processors busy.
+MANY_PIXELS = 2**14
 PARTS = 32  # sums at most that a weight gradient is split into
 SPAN = 1024  # pixels at least in each of them
 
@@ -46,13 +48,11 @@ class Triton:
         return self._forward(x, layout, None, weight, bias, stride, shortcut, relu)
 
     def forward_shared(
-        self, shared: Shared, source: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
-        relu: bool,
-    ) -> Tensor:  # fmt: skip
-        """As `forward` for images that several lanes share; ``source`` names each lane's."""
-        return self._forward(
-            shared.images, _layout(shared), source, weight, bias, stride, None, relu
-        )
+        self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
+    ) -> Tensor:
+        """See `Convs`."""
+        images, source = shared.images, shared.source
+        return self._forward(images, _layout(shared), source, weight, bias, stride, None, relu)
 
     def _forward(
         self, x: Tensor, layout: tuple[int, ...], source: Tensor | None, weight: Tensor,
@@ -68,12 +68,13 @@ class Triton:
             cx, xh, xw = skip.shape[1] // k, *skip.shape[2:]
         flat, reduced = _reduction(c, size)
         rows = min(_power(out), 64)
-        grid = (_blocks(m * oh * ow, PIXELS), _blocks(out, rows), k)
+        block = _pixels(m * oh * ow, rows)
+        grid = (_blocks(m * oh * ow, block), _blocks(out, rows), k)
         triton_kernels.convolve[grid](
             x, weight, weight if bias is None else bias, skip, x if source is None else source, y,
             m, k, h, w, oh, ow, xh, xw, weight.stride(0), 0 if bias is None else bias.stride(0),
             x_source, x_example,
-            C=c, O=out, SIZE=size, STRIDE=stride, BC=reduced, BO=rows, BP=PIXELS, FLAT=flat,
+            C=c, O=out, SIZE=size, STRIDE=stride, BC=reduced, BO=rows, BP=block, FLAT=flat,
             SOURCE=source is not None, BIAS=bias is not None, RELU=relu,
             CX=cx, XSTRIDE=skip_stride, DOT=self.dot,
         )  # fmt: skip
@@ -88,11 +89,12 @@ class Triton:
         g, of_x = g.contiguous(), torch.empty_like(x)
         channels, rows = min(_power(c), 64), min(_power(out), 32)
         pixels = m * -(-h // stride) * -(-w // stride)
-        grid = (_blocks(pixels, PIXELS) * stride**2, _blocks(c, channels), k)
+        block = _pixels(pixels, channels)
+        grid = (_blocks(pixels, block) * stride**2, _blocks(c, channels), k)
         triton_kernels.convolve_back[grid](
             g, weight, x, g if shortcut is None else shortcut.contiguous(), of_x,
             m, k, h, w, oh, ow, weight.stride(0),
-            C=c, O=out, SIZE=size, STRIDE=stride, BC=channels, BO=rows, BP=PIXELS,
+            C=c, O=out, SIZE=size, STRIDE=stride, BC=channels, BO=rows, BP=block,
             SHORTCUT=shortcut is not None, DOT=self.dot,
         )  # fmt: skip
         return of_x
@@ -103,11 +105,9 @@ class Triton:
         layout = (len(x), *x.shape[2:], c * pixels, x.shape[1] * pixels)
         self._weight_gradient(g, x, layout, None, out, stride)
 
-    def weight_gradient_shared(
-        self, g: Tensor, shared: Shared, source: Tensor, out: Tensor, stride: int
-    ) -> None:
-        """As `weight_gradient` for images that several lanes share."""
-        self._weight_gradient(g, shared.images, _layout(shared), source, out, stride)
+    def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
+        """See `Convs`."""
+        self._weight_gradient(g, shared.images, _layout(shared), shared.source, out, stride)
 
     def _weight_gradient(
         self, g: Tensor, x: Tensor, layout: tuple[int, ...], source: Tensor | None, out: Tensor,
@@ -119,7 +119,7 @@ class Triton:
         flat, columns = _reduction(c, size)
         # Of the lane's own shape alone: how it is split decides the rounding.
         parts = max(1, min(PARTS, m * oh * ow // SPAN))
-        span = _blocks(m * oh * ow, parts * PIXELS) * PIXELS
+        span = _blocks(m * oh * ow, parts * 64) * 64
         sums = out if parts == 1 else g.new_empty(parts, *out.shape, dtype=torch.float32)
         high = min(_power(rows), 64)
         wide = _blocks(c * size * size, columns) if flat else _blocks(c, columns) * size * size
@@ -127,7 +127,7 @@ class Triton:
             g.contiguous(), x, x if source is None else source, sums,
             m, k, h, w, oh, ow, span, 0 if parts == 1 else sums.stride(0), sums.stride(-5),
             x_source, x_example,
-            C=c, O=rows, SIZE=size, STRIDE=stride, BC=columns, BO=high, BP=PIXELS, FLAT=flat,
+            C=c, O=rows, SIZE=size, STRIDE=stride, BC=columns, BO=high, BP=64, FLAT=flat,
             SOURCE=source is not None, DOT=self.dot,
         )  # fmt: skip
         if parts > 1:
@@ -147,6 +147,11 @@ def _reduction(c: int, size: int) -> tuple[bool, int]:
     return False, min(_power(c), 32)
 
 
+def _pixels(pixels: int, rows: int) -> int:
+    """Pixels of a block with so many rows."""
+    return 64 if pixels < MANY_PIXELS else 4096 // rows
+
+
 def _power(n: int) -> int:
     """The next power of two, 16 or more: the least that a matrix product takes."""
     return max(16, 1 << (n - 1).bit_length())
@@ -154,8 +159,3 @@ def _power(n: int) -> int:
 
 def _blocks(n: int, size: int) -> int:
     return -(-n // size)
-
-
-def available() -> Any:
-    """Whether kernels can be compiled here: on a GPU."""
-    return torch.cuda.is_available()

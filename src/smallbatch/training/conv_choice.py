@@ -1,0 +1,171 @@
+"""Which algorithm convolves: the fastest of several, for each shape, by trying them once."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smallbatch.config import Precision
+from smallbatch.training.lane_convs import Convs, Grouped, Shortcut, Unrolled
+from smallbatch.training.lane_inputs import Shared
+
+# ‖result − reference‖ / ‖reference‖ above which an algorithm counts as broken, by the activations'
+# precision and the dots': rounding stays far below.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
+CALLS = 5  # in one timing
+
+_choices: dict[Precision, Fastest] = {}
+
+
+def candidates(precision: Precision) -> dict[str, Convs]:
+    """The algorithms of a GPU by name, the reference first."""
+    from smallbatch.training.triton_convs import Dot, Triton
+
+    # Three TF32 products have float32's error within a small factor: they count as float32.
+    dots: dict[Precision, tuple[Dot, ...]] = {
+        "float32": ("ieee", "tf32x3"),
+        "tf32": ("tf32",),
+        "bf16": ("ieee",),
+    }
+    kernels = {f"triton-{dot}": Triton(dot) for dot in dots[precision]}
+    return {"grouped": Grouped(), "unrolled": Unrolled(), **kernels}
+
+
+def default_convs(device: torch.device, precision: Precision) -> Convs:
+    """The algorithm for a device: torch's on a CPU, else the fastest; what it finds is kept."""
+    if device.type != "cuda":
+        return Grouped()
+    if precision not in _choices:
+        _choices[precision] = Fastest(candidates(precision), TOLERANCE[precision])
+    return _choices[precision]
+
+
+class Fastest:
+    """Each operation by the fastest algorithm for its shape, found when it first comes up.
+
+    An algorithm that fails, or disagrees with the first, is left out with a warning.
+
+    Args:
+        algorithms: by name, the reference first.
+        tolerance: relative, for the comparison with the reference.
+        clock: seconds of a call; by default measured.
+    """
+
+    def __init__(
+        self,
+        algorithms: Mapping[str, Convs],
+        tolerance: float,
+        clock: Callable[[Callable[[], object]], float] | None = None,
+    ) -> None:
+        self.algorithms, self.tolerance = dict(algorithms), tolerance
+        self.clock = clock or _seconds
+        self.chosen: dict[tuple[Any, ...], str] = {}
+        self.seconds: dict[tuple[Any, ...], dict[str, float]] = {}
+
+    def _run(self, key: tuple[Any, ...], call: Callable[[Convs], Any]) -> Any:
+        if key not in self.chosen:
+            self._measure(key, call)
+        return call(self.algorithms[self.chosen[key]])
+
+    def _measure(self, key: tuple[Any, ...], call: Callable[[Convs], Any]) -> None:
+        times: dict[str, float] = {}
+        reference: Tensor | None = None
+        for name, algorithm in self.algorithms.items():
+            try:
+                result = call(algorithm).clone()
+                if reference is None:
+                    reference = result
+                elif not self._agrees(result, reference):
+                    warnings.warn(f"{name} left out of {key}: wrong numbers", stacklevel=2)
+                    continue
+                times[name] = self.clock(lambda algorithm=algorithm: call(algorithm))
+            except Exception as error:  # noqa: BLE001 - out of memory, a compiler's own errors
+                line = str(error).strip().splitlines()[:1]
+                warnings.warn(f"{name} left out of {key}: {line}", stacklevel=2)
+        if not times:
+            raise RuntimeError(f"no algorithm convolves {key}")
+        self.seconds[key] = times
+        self.chosen[key] = min(times, key=lambda name: times[name])
+
+    def _agrees(self, result: Tensor, reference: Tensor) -> bool:
+        # Of lanes that are finite: others, diverged, may be NaN here and infinite there.
+        good = reference.isfinite() & result.isfinite()
+        a, b = (torch.where(good, t, 0.0).double() for t in (result, reference))
+        error = torch.linalg.vector_norm(a - b)
+        return bool(error <= self.tolerance * torch.linalg.vector_norm(b) + 1e-30)
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        shortcut: Shortcut | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """See `Convs`."""
+        key = ("forward", x.dtype, *x.shape, *weight.shape, stride, shortcut is not None)
+        return self._run(key, lambda c: c.forward(x, weight, bias, stride, shortcut, relu))
+
+    def input_gradient(
+        self, g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None = None
+    ) -> Tensor:
+        """See `Convs`."""
+        key = ("input", x.dtype, *x.shape, *weight.shape, stride, shortcut is not None)
+        return self._run(key, lambda c: c.input_gradient(g, weight, x, stride, shortcut))
+
+    def weight_gradient(self, g: Tensor, x: Tensor, out: Tensor, stride: int) -> None:
+        """See `Convs`."""
+
+        def call(algorithm: Convs) -> Tensor:
+            algorithm.weight_gradient(g, x, out, stride)
+            return out
+
+        self._run(("weight", x.dtype, *x.shape, *out.shape, stride), call)
+
+    def forward_shared(
+        self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
+    ) -> Tensor:
+        """See `Convs`."""
+        x = shared.images
+        key = ("first forward", x.dtype, *x.shape, *weight.shape, stride)
+        return self._run(key, lambda c: c.forward_shared(shared, weight, bias, stride, relu))
+
+    def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
+        """See `Convs`."""
+        x = shared.images
+
+        def call(algorithm: Convs) -> Tensor:
+            algorithm.weight_gradient_shared(g, shared, out, stride)
+            return out
+
+        self._run(("first weight", x.dtype, *x.shape, *out.shape, stride), call)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Seconds of one call: of a captured one on a GPU, where launches cost nothing."""
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        return (time.perf_counter() - start) / CALLS
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(CALLS):
+            call()
+    best = float("inf")
+    for _ in range(3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3 / CALLS)
+    return best
