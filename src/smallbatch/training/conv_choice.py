@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from smallbatch.config import Precision
 from smallbatch.training.lane_convs import Convs, Grouped, Shortcut, Unrolled
 from smallbatch.training.lane_inputs import Shared
+
+if TYPE_CHECKING:
+    from smallbatch.config import Precision
 
 # ‖result − reference‖ / ‖reference‖ above which an algorithm counts as broken, by the activations'
 # precision and the dots': rounding stays far below.
@@ -109,14 +111,14 @@ class Fastest:
         relu: bool = False,
     ) -> Tensor:
         """See `Convs`."""
-        key = ("forward", x.dtype, *x.shape, *weight.shape, stride, shortcut is not None)
+        key = ("forward", *_key(x, weight), stride, shortcut is not None)
         return self._run(key, lambda c: c.forward(x, weight, bias, stride, shortcut, relu))
 
     def input_gradient(
         self, g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None = None
     ) -> Tensor:
         """See `Convs`."""
-        key = ("input", x.dtype, *x.shape, *weight.shape, stride, shortcut is not None)
+        key = ("input", *_key(x, weight), stride, shortcut is not None)
         return self._run(key, lambda c: c.input_gradient(g, weight, x, stride, shortcut))
 
     def weight_gradient(self, g: Tensor, x: Tensor, out: Tensor, stride: int) -> None:
@@ -126,14 +128,14 @@ class Fastest:
             algorithm.weight_gradient(g, x, out, stride)
             return out
 
-        self._run(("weight", x.dtype, *x.shape, *out.shape, stride), call)
+        self._run(("weight", *_key(x, out), stride), call)
 
     def forward_shared(
         self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
     ) -> Tensor:
         """See `Convs`."""
         x = shared.images
-        key = ("first forward", x.dtype, *x.shape, *weight.shape, stride)
+        key = ("first forward", *_key(x[0], weight), stride)
         return self._run(key, lambda c: c.forward_shared(shared, weight, bias, stride, relu))
 
     def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
@@ -144,7 +146,17 @@ class Fastest:
             algorithm.weight_gradient_shared(g, shared, out, stride)
             return out
 
-        self._run(("first weight", x.dtype, *x.shape, *out.shape, stride), call)
+        self._run(("first weight", *_key(x[0], out), stride), call)
+
+
+def _key(x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+    """A shape, with examples and lanes by their powers of two.
+
+    Lanes leave a column and evaluations have batches of other sizes; what is fastest hardly
+    changes with that, and timing it again would cost seconds.
+    """
+    sizes = len(x).bit_length(), len(weight).bit_length()
+    return str(x.dtype), *sizes, *x.shape[2:], *weight.shape[1:]
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
-from smallbatch.training.engines import has_layers
 from smallbatch.training.conv_choice import default_convs
-from smallbatch.training.lane_convs import Convs
+from smallbatch.training.lane_convs import Convs, Grouped
 from smallbatch.training.lane_inputs import Tables, seen_by_all
 from smallbatch.training.lane_step import Net, Step, capture
 from smallbatch.training.lane_vmap import VmapNet
@@ -27,7 +26,7 @@ from smallbatch.training.lanes import stack_lanes
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
 from smallbatch.training.protocol import Run, updates_after
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked_models import StackedNet
+from smallbatch.training.stacked_models import StackedNet, has_stacked_form
 
 # Images of all lanes together in one forward pass of an evaluation.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
@@ -76,12 +75,14 @@ def build_net(
 ) -> tuple[Net, nn.Module]:
     """The network of all lanes, initialised, and a plain model of its structure."""
     builders = [partial(initial_model, run, data) for run in runs]
-    plain = not has_layers(runs[0].settings.model)
+    plain = not has_stacked_form(builders[0]())
     lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
     if plain:
         return VmapNet(lanes, model), model
     precision = runs[0].settings.precision
-    convs = convs or default_convs(data.train.images.device, precision)
+    # Float64 is for tests: by torch, which has it everywhere.
+    single = dtype == torch.float32
+    convs = convs or (default_convs(lanes.theta.device, precision) if single else Grouped())
     half = torch.bfloat16 if precision == "bf16" else dtype
     return StackedNet(lanes, model, convs, half), model
 

@@ -25,6 +25,11 @@ from smallbatch.training.stacked_layers import (
 from smallbatch.training.stacked_norms import BatchNorm, GhostNorm, GroupNorm
 
 
+def has_stacked_form(model: nn.Module) -> bool:
+    """Whether a model has layers over K lanes: the paper's CIFAR models do."""
+    return isinstance(model, ResNet | AlexNet)
+
+
 class StackedNet:
     """The network of all lanes.
 
