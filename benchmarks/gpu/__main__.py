@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python -m benchmarks.gpu --out results/bench/gpu --data PATH_TO_CIFAR10_PARQUET
 
-Run from the repository's root. Needs torch, torchvision, timm, numpy, pandas and pyarrow, and Triton
-for its kernels; the package itself need not be installed. Writes `gpu.json` after every entry and
+Run from the repository's root. Needs torch, torchvision, timm, numpy, pillow and pyarrow, and
+Triton for its kernels; the package itself need not be installed. Writes `gpu.json` after every entry and
 `gpu.md` at the end; a second call with the same `--out` does what is missing or has failed.
 `--device cpu --toy` rehearses it in a minute.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,8 +37,6 @@ def main() -> int:
     size, train, test = (8, 96, 40) if options.toy else (32, 50_000, 10_000)
     dataset = load_images(options.data, train, test, size)
     for part in options.parts:
-        for precise in ("highest",):
-            torch.set_float32_matmul_precision(precise)
         _PARTS[part](book, dataset, device, options.toy)
     write(options.out / "gpu.md", book, dataset.meta.name)
     print((options.out / "gpu.md").read_text())
@@ -45,8 +44,11 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10's Parquet shards, else noise")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -69,15 +71,16 @@ def _checks(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> No
     names = ["grouped", "unrolled", "triton-ieee"]
     names += [] if toy else ["triton-tf32x3", "triton-tf32"]
     for name in names:
-        book.do("convolutions", name, lambda name=name: checks.convolutions(device, name, toy))
+        book.do("convolutions", name, partial(checks.convolutions, device, name, toy))
     data = _resident(dataset, device)
     for model, norm in [("resnet8", "batch")] if toy else checks.CASES:
-        book.do("one step", f"{model} {norm}",
-                lambda a=model, b=norm: checks.against_loop(a, b, data, 1, torch.float32))  # fmt: skip
+        against = partial(checks.against_loop, model, norm, data, 1, torch.float32)
+        book.do("one step", f"{model} {norm}", against)
     updates = 5 if toy else 50
-    for model, norm in [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "none")][: 1 if toy else 3]:
-        book.do("float64 updates", f"{model} {norm}",
-                lambda a=model, b=norm: checks.against_loop(a, b, data, updates, torch.float64))  # fmt: skip
+    long = [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "none")]
+    for model, norm in long[: 1 if toy else 3]:
+        against = partial(checks.against_loop, model, norm, data, updates, torch.float64)
+        book.do("float64 updates", f"{model} {norm}", against)
     book.do("itself", "captured step", lambda: checks.captured(data, 5))
     book.do("itself", "lanes beside a diverging one", lambda: checks.neighbours(data, 5))
     book.do("itself", "chunks", lambda: checks.chunks(data, 5))
@@ -92,9 +95,8 @@ def _speed(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> Non
             for variant in speed.variants(device):
                 if variant == "compile" and (m, lanes) not in ((8, 26), (128, 26), (8, 13)):
                     continue  # a minute each
-                book.do("speed", f"{norm} K={lanes} m={m} {variant}",
-                        lambda v=variant, s=settings, m=m, k=lanes:
-                        speed.images_per_second(v, s, m, k, data, toy))  # fmt: skip
+                rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
+                book.do("speed", f"{norm} K={lanes} m={m} {variant}", rate)
     if device.type == "cuda":
         book.do("choices", f"{len(speed.chosen(device))} shapes", lambda: speed.chosen(device))
 
@@ -104,27 +106,29 @@ def _grid(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None
     settings, lanes = Settings("resnet8", "none"), 2 if toy else 13
     variant = "auto" if device.type == "cuda" else "grouped"
     for m in (2, 8) if toy else speed.FIG2_BATCHES:
-        book.do("grid", str(m), lambda m=m: speed.images_per_second(
-            variant, settings, m, lanes, data, toy))  # fmt: skip
-    book.do("grid", "evaluation", lambda: {
-        "seconds": speed.evaluation_seconds(settings, lanes, data)})  # fmt: skip
+        rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
+        book.do("grid", str(m), rate)
+    book.do(
+        "grid",
+        "evaluation",
+        lambda: {"seconds": speed.evaluation_seconds(settings, lanes, data)},
+    )
 
 
 def _precision(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
     data = _resident(dataset, device)
     m, seeds, epochs = (32, 2, 1) if toy else (32, 8, 4)
     for way in precision.WAYS:
-        book.do("precision", way, lambda way=way: precision.train(way, data, m, seeds, epochs))
+        book.do("precision", way, partial(precision.train, way, data, m, seeds, epochs))
 
 
 def _profile(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
     data = _resident(dataset, device)
-    for norm, lanes, m in [("batch", 2, 2)] if toy else [
-        ("batch", 26, 2), ("batch", 26, 128), ("none", 13, 2), ("none", 13, 128)
-    ]:  # fmt: skip
+    large = [("batch", 26, 2), ("batch", 26, 128), ("none", 13, 2), ("none", 13, 128)]
+    for norm, lanes, m in [("batch", 2, 2)] if toy else large:
         settings = Settings("resnet8", norm, augment=True)
-        book.do("profile", f"{norm} K={lanes} m={m}",
-                lambda s=settings, k=lanes, m=m: speed.kernels(s, m, k, data))  # fmt: skip
+        measure = partial(speed.kernels, settings, m, lanes, data)
+        book.do("profile", f"{norm} K={lanes} m={m}", measure)
 
 
 _PARTS = {

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu.book import Book, table
 from benchmarks.gpu.speed import FIG2_BATCHES, fig2
 
-MFLOP = 75e6  # of one 32×32 training image of ResNet-8 (forward and backward)
+FLOP = 75e6  # of one 32×32 training image of ResNet-8 (forward and backward)
 
 
 def write(path: Path, book: Book, dataset: str) -> None:
@@ -41,8 +41,9 @@ def _checks(book: Book) -> list[str]:
     if errors:
         rows = [[name, *[f"{v[k]:.1e}" for k in ("forward", "input", "weight")]]
                 for name, v in errors.items()]  # fmt: skip
-        lines += ["Relative error of the convolutions against float64, worst shape:\n",
-                  table(["algorithm", "forward", "input gradient", "weight gradient"], rows)]  # fmt: skip
+        head = ["algorithm", "forward", "input gradient", "weight gradient"]
+        lines += ["Relative error of the convolutions against float64, worst shape:\n"]
+        lines += [table(head, rows)]
     rows = [
         [f"{part}: {name}", f"{v['deviation']:.1e}" if "deviation" in v else None,
          f"{v['limit']:.0e}" if "limit" in v else None, "yes" if v["passed"] else "NO"]
@@ -67,9 +68,11 @@ def _speed(book: Book) -> list[str]:
         lines += [f"norm {norm}, {lanes} (loop: one run):\n", table(["", *sizes], rows)]
         best = [max(row.get(m, 0.0) for row in variants.values()) for m in sizes]
         if peak:
-            shares = [f"{100 * rate * MFLOP / peak / 1e12:.1f} %" for rate in best]
-            lines += ["Best as a part of the measured float32 matrix rate: " + ", ".join(
-                f"{m}: {share}" for m, share in zip(sizes, shares, strict=True)) + ".\n"]  # fmt: skip
+            shares = [
+                f"{m}: {100 * rate * FLOP / peak / 1e12:.1f} %"
+                for m, rate in zip(sizes, best, strict=True)
+            ]
+            lines += [f"Best, of the measured float32 matrix rate: {', '.join(shares)}.\n"]
     return lines
 
 

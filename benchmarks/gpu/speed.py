@@ -121,9 +121,7 @@ def _convs(variant: str, settings: Settings, device: torch.device) -> Convs | No
     return candidates(precision)[variant]
 
 
-def _compiled_step(
-    settings: Settings, m: int, lanes: int, data: Resident
-) -> Callable[[], None]:
+def _compiled_step(settings: Settings, m: int, lanes: int, data: Resident) -> Callable[[], None]:
     """Gradients by `torch.compile` of vmapped lanes, captured; batch and rates stay the same."""
     from torch.func import functional_call, grad, vmap
 

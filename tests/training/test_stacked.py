@@ -206,6 +206,23 @@ def test_other_models_under_vmap_equal_the_loop_in_float64(model: str) -> None:
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("norm", ["none", "batch", "ghost", "group"])
+def test_bf16_learns_as_float32_does(norm: str) -> None:
+    """Both engines: within a few percent of the training losses, which fall."""
+    data = noise_data(64, dtype=torch.float32)
+    results = [
+        train(grid(study(norm=norm, epochs=6, precision=precision), 8, [2.0**-6], seeds=1)[0])
+        for precision in ("float32", "bf16")
+        for train in (
+            lambda run: loop.train(run, data),
+            lambda run: stacked.train_lanes([run], data)[0],
+        )
+    ]
+    losses = np.array([[row["train_loss"] for row in result.rows] for result in results])
+    assert (losses[:, -1] < 0.9 * losses[:, 0]).all()
+    assert losses[2:] == pytest.approx(np.array([losses[0], losses[0]]), rel=0.1, abs=0.05)
+
+
 def test_repeats_are_bit_identical_and_seeds_differ() -> None:
     data = noise_data(23, augment=True, dtype=torch.float32)
     runs = grid(study(norm="batch", augment=True), 4, [2.0**-8])

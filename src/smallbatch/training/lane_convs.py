@@ -85,7 +85,9 @@ def finish(y: Tensor, k: int, shortcut: Shortcut | None, relu: bool) -> Tensor:
     return y.relu_() if relu else y
 
 
-def finish_gradient(of_x: Tensor, x: Tensor, k: int, stride: int, shortcut: Tensor | None) -> Tensor:
+def finish_gradient(
+    of_x: Tensor, x: Tensor, k: int, stride: int, shortcut: Tensor | None
+) -> Tensor:
     """The backward pass's epilogue, in place."""
     if shortcut is not None:
         mine = by_lane(of_x, k)

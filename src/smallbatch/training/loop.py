@@ -200,7 +200,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None, No
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # Without autocast's cache, which would keep the first update's weights for all others.
+        half = precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -124,7 +124,7 @@ class Linear:
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """x · weightᵀ + bias."""
+        """X · weightᵀ + bias."""
         x = self._by_lane(x)
         if training:
             self.x = x

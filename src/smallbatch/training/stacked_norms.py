@@ -90,9 +90,10 @@ class GhostNorm(BatchNorm):
         for part, groups in self._split(x):
             folded = _fold(part, groups)
             own = [running[0].new_zeros(folded.shape[1]) for _ in running]
+            scale, shift = self._affine(groups)
             # Momentum 1 turns the running statistics into these sub-batches' own.
             y, mean, invstd = torch.native_batch_norm(
-                folded, *self._affine(groups), *own, True, 1.0, self.eps
+                folded, scale, shift, own[0], own[1], True, 1.0, self.eps
             )
             outputs.append(_unfold(y, groups))
             self.parts.append((folded, mean, invstd))

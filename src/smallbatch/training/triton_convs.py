@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,8 +11,13 @@ from smallbatch.training import triton_kernels
 from smallbatch.training.lane_convs import Shortcut
 from smallbatch.training.lane_inputs import Shared
 
-# How float32 is multiplied: by the ordinary units; by the matrix units in three TF32 products, whose
-# error is that of float32 within a small factor; by the matrix units in one. bf16 has one way.
+# Without types: the constants among their parameters are given as plain numbers.
+_CONVOLVE: Any = triton_kernels.convolve
+_CONVOLVE_BACK: Any = triton_kernels.convolve_back
+_CORRELATE: Any = triton_kernels.correlate
+
+# How float32 is multiplied: by the ordinary units; by the matrix units in three TF32 products,
+# whose error is that of float32 within a small factor; by those in one. bf16 has one way.
 Dot = Literal["ieee", "tf32x3", "tf32"]
 
 # Pixels of a lane from which on a block is as large as registers allow; below, blocks of 64 pixels
@@ -70,7 +75,7 @@ class Triton:
         rows = min(_power(out), 64)
         block = _pixels(m * oh * ow, rows)
         grid = (_blocks(m * oh * ow, block), _blocks(out, rows), k)
-        triton_kernels.convolve[grid](
+        _CONVOLVE[grid](
             x, weight, weight if bias is None else bias, skip, x if source is None else source, y,
             m, k, h, w, oh, ow, xh, xw, weight.stride(0), 0 if bias is None else bias.stride(0),
             x_source, x_example,
@@ -91,7 +96,7 @@ class Triton:
         pixels = m * -(-h // stride) * -(-w // stride)
         block = _pixels(pixels, channels)
         grid = (_blocks(pixels, block) * stride**2, _blocks(c, channels), k)
-        triton_kernels.convolve_back[grid](
+        _CONVOLVE_BACK[grid](
             g, weight, x, g if shortcut is None else shortcut.contiguous(), of_x,
             m, k, h, w, oh, ow, weight.stride(0),
             C=c, O=out, SIZE=size, STRIDE=stride, BC=channels, BO=rows, BP=block,
@@ -123,7 +128,7 @@ class Triton:
         sums = out if parts == 1 else g.new_empty(parts, *out.shape, dtype=torch.float32)
         high = min(_power(rows), 64)
         wide = _blocks(c * size * size, columns) if flat else _blocks(c, columns) * size * size
-        triton_kernels.correlate[(_blocks(rows, high) * wide, parts, k)](
+        _CORRELATE[(_blocks(rows, high) * wide, parts, k)](
             g.contiguous(), x, x if source is None else source, sums,
             m, k, h, w, oh, ow, span, 0 if parts == 1 else sums.stride(0), sums.stride(-5),
             x_source, x_example,

@@ -8,7 +8,7 @@ BC, BO and BP are the blocks of input channels, output channels and pixels. Para
 are run-time values: one compilation serves every m, K and image size.
 """
 
-# ruff: noqa: N803 - constants of a kernel are in upper case
+# ruff: noqa: E741, N803 - constants of a kernel are in upper case, O being output channels
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
 # pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
@@ -28,7 +28,7 @@ def convolve(
     SOURCE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
     CX: tl.constexpr, XSTRIDE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """y = relu(conv(x) + bias + shortcut); CX channels of shortcut, 0 for none.
+    """Y = relu(conv(x) + bias + shortcut); CX channels of shortcut, 0 for none.
 
     FLAT: the reduction runs over (channel, tap) at once, for inputs of few channels.
     SOURCE: lanes share inputs, which ``source`` names for each lane.
@@ -67,9 +67,7 @@ def convolve(
                 mask = inside[None, :] & (c < C)[:, None]
                 values = tl.load(at[None, :] + c[:, None] * (h * w), mask=mask, other=0.0)
                 wanted = (o < O)[:, None] & (c < C)[None, :]
-                weights = tl.load(
-                    kernel + c[None, :] * (SIZE * SIZE) + tap, mask=wanted, other=0.0
-                )
+                weights = tl.load(kernel + c[None, :] * (SIZE * SIZE) + tap, mask=wanted, other=0.0)
                 acc = tl.dot(weights, values, acc, input_precision=DOT)
     if BIAS:
         shift = tl.load(bias + lane * bias_lane + o, mask=o < O, other=0.0)
