@@ -48,6 +48,15 @@ def default_convs(device: torch.device, precision: Precision) -> Convs:
     return _choices[precision]
 
 
+def default_fusing(device: torch.device) -> bool:
+    """Whether batch norms are done by Triton's kernels: on a GPU where these work."""
+    if device.type != "cuda":
+        return False
+    from smallbatch.training.triton_norms import works
+
+    return works(device)
+
+
 class Fastest:
     """Each operation by the fastest algorithm for its shape, found when it first comes up.
 

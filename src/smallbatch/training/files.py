@@ -50,6 +50,7 @@ CODE: dict[Engine, tuple[str, ...]] = {
         "training/stacked_norms.py",
         "training/triton_convs.py",
         "training/triton_kernels.py",
+        "training/triton_norms.py",
     ),
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
-from smallbatch.training.conv_choice import default_convs
+from smallbatch.training.conv_choice import default_convs, default_fusing
 from smallbatch.training.lane_convs import Convs, Grouped
 from smallbatch.training.lane_inputs import Tables, seen_by_all
 from smallbatch.training.lane_step import Net, Step, capture
@@ -71,9 +71,21 @@ def train_lanes(
 
 
 def build_net(
-    runs: Sequence[Run], data: Resident, dtype: torch.dtype, convs: Convs | None = None
+    runs: Sequence[Run],
+    data: Resident,
+    dtype: torch.dtype,
+    convs: Convs | None = None,
+    fused: bool | None = None,
 ) -> tuple[Net, nn.Module]:
-    """The network of all lanes, initialised, and a plain model of its structure."""
+    """The network of all lanes, initialised, and a plain model of its structure.
+
+    Args:
+        runs: as for `train_lanes`.
+        data: likewise.
+        dtype: likewise.
+        convs: likewise.
+        fused: whether batch norms are done by Triton's kernels; by default where that works.
+    """
     builders = [partial(initial_model, run, data) for run in runs]
     plain = not has_stacked_form(builders[0]())
     lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
@@ -84,7 +96,9 @@ def build_net(
     single = dtype == torch.float32
     convs = convs or (default_convs(lanes.theta.device, precision) if single else Grouped())
     half = torch.bfloat16 if precision == "bf16" else dtype
-    return StackedNet(lanes, model, convs, half), model
+    if fused is None:
+        fused = single and default_fusing(lanes.theta.device)
+    return StackedNet(lanes, model, convs, half, fused), model
 
 
 class _Trainer:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
-from smallbatch.training.lane_convs import Convs, Shortcut
+from smallbatch.training.lane_convs import Convs, Shortcut, by_lane
 from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
 
@@ -76,8 +76,8 @@ class Conv:
     def keep_bias(self, g: Tensor) -> None:
         """Leave the bias's gradient in the lanes."""
         if self.bias in self.lanes.views:
-            total = g.sum((0, 2, 3), dtype=self.lanes.theta.dtype)
-            self.lanes.gradients[self.bias].copy_(total.view(len(self.lanes), -1))
+            out = self.lanes.gradients[self.bias]
+            torch.sum(by_lane(g, len(self.lanes)), (0, 3, 4), dtype=out.dtype, out=out)
 
     def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
         """Convolve all lanes."""

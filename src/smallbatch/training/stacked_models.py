@@ -22,7 +22,7 @@ from smallbatch.training.stacked_layers import (
     MaxPool,
     Residual,
 )
-from smallbatch.training.stacked_norms import BatchNorm, GhostNorm, GroupNorm
+from smallbatch.training.stacked_norms import BatchNorm, FusedNorm, GhostNorm, GroupNorm
 
 
 def has_stacked_form(model: nn.Module) -> bool:
@@ -38,6 +38,7 @@ class StackedNet:
         model: the pattern of the structure; its own weights are not used.
         convs: the convolutions' algorithm.
         dtype: of the activations; the lanes' own unless given.
+        fused: whether batch norms are done by Triton's kernels.
     """
 
     def __init__(
@@ -46,8 +47,9 @@ class StackedNet:
         model: nn.Module,
         convs: Convs,
         dtype: torch.dtype | None = None,
+        fused: bool = False,
     ) -> None:
-        self.lanes, self._convs = lanes, convs
+        self.lanes, self._convs, self._fused = lanes, convs, fused
         self._dtype = dtype or lanes.theta.dtype
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):
@@ -110,6 +112,8 @@ class StackedNet:
         if module is None:
             return []
         name = self._names[id(module)]
+        if self._fused and isinstance(module, nn.BatchNorm2d):
+            return [FusedNorm(self.lanes, name, module)]
         if isinstance(module, GhostBatchNorm):
             return [GhostNorm(self.lanes, name, module)]
         if isinstance(module, nn.BatchNorm2d):
