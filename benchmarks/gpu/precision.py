@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.training import stacked
-from smallbatch.training.conv_choice import candidates
+from smallbatch.training.choice import candidates
 from smallbatch.training.resident import Resident
 
 # Name: the study's precision and the algorithm, None for the fastest.

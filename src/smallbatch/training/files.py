@@ -38,7 +38,7 @@ CODE: dict[Engine, tuple[str, ...]] = {
     "loop": _LOOP,
     "stacked": (
         *_LOOP,
-        "training/conv_choice.py",
+        "training/choice.py",
         "training/lane_convs.py",
         "training/lane_inputs.py",
         "training/lane_step.py",
@@ -51,6 +51,7 @@ CODE: dict[Engine, tuple[str, ...]] = {
         "training/triton_convs.py",
         "training/triton_kernels.py",
         "training/triton_norms.py",
+        "training/triton_tail.py",
     ),
 }
 

@@ -49,38 +49,75 @@ class Metrics(NamedTuple):
     diverged: Tensor
 
 
+class Tail(Protocol):
+    """What comes after the network in a step."""
+
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Gradient of the summed cross-entropy in the logits (m, K, classes); keeps the losses."""
+        ...
+
+    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+        """Update the weights and note losses, hits and lanes that end.
+
+        Args:
+            lanes: weights and gradients.
+            rates: 1 − η·λ and η̃ of each lane, (2, K).
+            metrics: of the epoch.
+            counter: the epoch's updates, this one included, (1,).
+        """
+        ...
+
+
+class TorchTail:
+    """By torch's operations."""
+
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See `Tail`."""
+        losses, gradient = cross_entropy(logits, labels)
+        self.loss = losses.sum(0)
+        self.correct = (logits.argmax(2) == labels).sum(0)
+        return gradient
+
+    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+        """See `Tail`."""
+        lanes.update(*rates)
+        before = metrics.diverged == 0
+        metrics.loss.add_(torch.where(before, self.loss, 0.0))
+        metrics.correct.add_(self.correct * before)
+        metrics.seen.add_(before)
+        ends = before & ~(self.loss.isfinite() & lanes.finite())
+        metrics.diverged.add_(ends * counter)
+
+
 class Step:
     """One update of all lanes.
 
     Args:
         net: the network of the lanes.
         tables: their batches and learning rates.
+        make_tail: of how many lanes on which device; by default torch's.
     """
 
-    def __init__(self, net: Net, tables: Tables) -> None:
-        self.net, self.tables = net, tables
+    def __init__(
+        self,
+        net: Net,
+        tables: Tables,
+        make_tail: Callable[[int, torch.device], Tail] = lambda *_: TorchTail(),
+    ) -> None:
+        self.net, self.tables, self.make_tail = net, tables, make_tail
         k, device = len(net.lanes), net.lanes.theta.device
         self.metrics = Metrics(
             torch.zeros(k, dtype=torch.float64, device=device),
             *[torch.zeros(k, dtype=torch.int64, device=device) for _ in range(3)],
         )
+        self.tail = make_tail(k, device)
 
     def __call__(self) -> None:
         """Gather, augment, forward, backward, update, note."""
-        lanes, metrics = self.net.lanes, self.metrics
-        shared, labels, (decay, base_lr) = self.tables.next()
+        shared, labels, rates = self.tables.next()
         logits = self.net.forward(shared, training=True)
-        losses, gradient = cross_entropy(logits, labels)
-        correct = (logits.argmax(2) == labels).sum(0)
-        self.net.backward(gradient)
-        lanes.update(decay, base_lr)
-        loss = losses.sum(0)
-        before = metrics.diverged == 0
-        metrics.loss.add_(torch.where(before, loss, 0.0))
-        metrics.correct.add_(correct * before)
-        metrics.seen.add_(before)
-        ends = before & ~(loss.isfinite() & lanes.finite())
-        metrics.diverged.add_(ends * self.tables.counter)
+        self.net.backward(self.tail.score(logits, labels))
+        self.tail.settle(self.net.lanes, rates, self.metrics, self.tables.counter)
 
     def state(self) -> list[Tensor]:
         """All that a step changes."""
@@ -99,6 +136,7 @@ class Step:
     def keep(self, index: Tensor) -> None:
         """Drop all lanes but those of ``index``, here alone."""
         self.metrics = Metrics(*[sums[index] for sums in self.metrics])
+        self.tail = self.make_tail(len(index), index.device)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
-from smallbatch.training.conv_choice import default_convs, default_fusing
+from smallbatch.training.choice import default_convs, default_fusing, default_tail
 from smallbatch.training.lane_convs import Convs, Grouped
 from smallbatch.training.lane_inputs import Tables, seen_by_all
 from smallbatch.training.lane_step import Net, Step, capture
@@ -117,7 +117,7 @@ class _Trainer:
         self.device = data.train.images.device
         self.net, self.model = build_net(self.runs, data, dtype, convs)
         self.tables = Tables(self.runs, data, dtype)
-        self.step = Step(self.net, self.tables)
+        self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
         self.captured: Callable[[], None] | None = None
         self.rows: dict[Run, list[Row]] = {run: [] for run in runs}
         self.results: dict[Run, RunResult] = {}

@@ -33,7 +33,7 @@ def normalise(
     C: tl.constexpr, BLOCK: tl.constexpr, RUNNING: tl.constexpr,
     CX: tl.constexpr, XSTRIDE: tl.constexpr,
 ):  # fmt: skip
-    """y = relu(norm(x) + shortcut) by sub-batches of ``size`` examples; keeps mean and 1/std.
+    """Y = relu(norm(x) + shortcut) by sub-batches of ``size`` examples; keeps mean and 1/std.
 
     RUNNING: also moves the running statistics, where there is a single sub-batch; otherwise
     ``running_var`` (sub-batches, K·C) gets each one's unbiased variance.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.training.conv_choice import Fastest
+from smallbatch.training.choice import Fastest
 from smallbatch.training.lane_convs import Grouped, Unrolled
 
 X, WEIGHT = torch.rand(3, 8, 5, 5), torch.rand(2, 6, 4, 3, 3)

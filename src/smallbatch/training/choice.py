@@ -1,4 +1,4 @@
-"""Which algorithm convolves: the fastest of several, for each shape, by trying them once."""
+"""What computes the parts of a step; for convolutions the fastest of several, by trying them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smallbatch.training.lane_convs import Convs, Grouped, Shortcut, Unrolled
 from smallbatch.training.lane_inputs import Shared
+from smallbatch.training.lane_step import Tail, TorchTail
 
 if TYPE_CHECKING:
     from smallbatch.config import Precision
@@ -55,6 +56,15 @@ def default_fusing(device: torch.device) -> bool:
     from smallbatch.training.triton_norms import works
 
     return works(device)
+
+
+def default_tail(device: torch.device, dtype: torch.dtype) -> Callable[[int, torch.device], Tail]:
+    """What comes after the network in a step: by Triton where that works, in float32."""
+    if dtype != torch.float32 or not default_fusing(device):
+        return lambda *_: TorchTail()
+    from smallbatch.training.triton_tail import TritonTail
+
+    return TritonTail
 
 
 class Fastest:
