@@ -3,8 +3,8 @@
     PYTHONPATH=src python -m benchmarks.gpu --out results/bench/gpu --data PATH_TO_CIFAR10_PARQUET
 
 Run from the repository's root. Needs torch, torchvision, timm, numpy, pillow and pyarrow, and
-Triton for its kernels; the package itself need not be installed. Writes `gpu.json` after every entry and
-`gpu.md` at the end; a second call with the same `--out` does what is missing or has failed.
+Triton for its kernels; the package itself need not be installed. Writes `gpu.json` after every
+entry and `gpu.md` at the end; a second call with the same `--out` does what is missing or failed.
 `--device cpu --toy` rehearses it in a minute.
 """
 
@@ -25,7 +25,9 @@ from benchmarks.gpu.page import write
 from smallbatch.data.prepared import Dataset
 from smallbatch.training.resident import Resident, load_resident
 
-PARTS = ("hardware", "checks", "speed", "grid", "precision", "profile")
+PARTS = (
+    "hardware", "checks", "speed", "grid", "precision", "columns", "profile", "compile"
+)  # fmt: skip
 
 
 def main() -> int:
@@ -93,8 +95,6 @@ def _speed(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> Non
         settings = Settings("resnet8", norm, augment=True)
         for m in (2, 8) if toy else (2, 8, 32, 128):
             for variant in speed.variants(device):
-                if variant == "compile" and (m, lanes) not in ((8, 26), (128, 26), (8, 13)):
-                    continue  # a minute each
                 rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
                 book.do("speed", f"{norm} K={lanes} m={m} {variant}", rate)
     if device.type == "cuda":
@@ -113,6 +113,22 @@ def _grid(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None
         "evaluation",
         lambda: {"seconds": speed.evaluation_seconds(settings, lanes, data)},
     )
+
+
+def _columns(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
+    data = load_resident(dataset, augment=False, device=device)
+    base_lrs = [2.0**-9, 2.0**60] if toy else speed.BASE_LRS
+    for m in (8,) if toy else (8, 128, 2048):
+        settings = Settings("resnet8", "none", epochs=1 if m == 8 else 3)
+        book.do("columns", f"m={m}", partial(speed.column, settings, m, base_lrs, data))
+
+
+def _compile(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
+    data = _resident(dataset, device)
+    for norm, m in () if toy else (("none", 8), ("batch", 8), ("batch", 128)):  # a minute each
+        lanes, settings = 26 if norm == "batch" else 13, Settings("resnet8", norm)
+        rate = partial(speed.images_per_second, "compile", settings, m, lanes, data, toy)
+        book.do("speed", f"{norm} K={lanes} m={m} compile", rate)
 
 
 def _precision(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
@@ -137,7 +153,9 @@ _PARTS = {
     "speed": _speed,
     "grid": _grid,
     "precision": _precision,
+    "columns": _columns,
     "profile": _profile,
+    "compile": _compile,
 }
 
 if __name__ == "__main__":

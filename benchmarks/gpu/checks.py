@@ -50,8 +50,14 @@ def part(data: Resident, n: int, dtype: torch.dtype) -> Resident:
 def convolutions(device: torch.device, name: str, toy: bool) -> dict[str, float]:
     """‖error‖ / ‖result‖ of an algorithm in float32 against float64, the worst shape."""
     precision: Any = "tf32" if name == "triton-tf32" else "float32"
-    convs, exact, worst = candidates(precision)[name], Grouped(), dict[str, float]()
+    convs = candidates(precision)[name]
     m, k = (2, 2) if toy else (8, 4)
+    with loop.arithmetic(precision, device):
+        return _errors(convs, m, k, device, toy)
+
+
+def _errors(convs: Convs, m: int, k: int, device: torch.device, toy: bool) -> dict[str, float]:
+    exact, worst = Grouped(), dict[str, float]()
     for c, out, size, stride, side in SHAPES[:2] if toy else SHAPES:
         height = side // 4 if toy else side
         x = torch.randn(m, k * c, height, height, device=device).relu()

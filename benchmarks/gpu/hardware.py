@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from smallbatch.training.environment import git_state
+
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Names and versions."""
@@ -17,6 +19,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device.type,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": git_state()[0],
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

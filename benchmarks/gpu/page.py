@@ -22,6 +22,7 @@ def write(path: Path, book: Book, dataset: str) -> None:
         *_speed(book),
         *_grid(book),
         *_precision(book),
+        *_columns(book),
         *_profile(book),
     ]
     for title, found in (("Failed", book.errors()), ("Left out for time", book.skipped)):
@@ -102,6 +103,15 @@ def _precision(book: Book) -> list[str]:
     ]
     head = ["precision", "test accuracy", "standard error", "seeds", "diverged", "seconds"]
     return ["## Precision\n", table(head, rows)] if rows else []
+
+
+def _columns(book: Book) -> list[str]:
+    rows = [
+        [name, v["images_per_second"], v["seconds"], f"{v['finished']} of {len(v['diverged_at'])}"]
+        for name, v in book.get("columns").items()
+    ]
+    head = ["column", "images/s", "seconds", "finished"]
+    return ["## Columns trained as the engine does it\n", table(head, rows)] if rows else []
 
 
 def _profile(book: Book) -> list[str]:

@@ -43,12 +43,19 @@ def test_the_command_measures_checks_and_resumes(tmp_path: Path) -> None:
     entries = json.loads((tmp_path / "out/gpu.json").read_text())
     assert set(entries) == {
         "hardware", "convolutions", "one step", "float64 updates", "itself", "speed", "grid",
-        "precision", "profile",
+        "precision", "columns", "profile",
     }  # fmt: skip
     for part in ("one step", "float64 updates", "itself"):
         assert all(entry["passed"] for entry in entries[part].values())
     page = (tmp_path / "out/gpu.md").read_text()
-    for title in ("Checks", "Images per second", "Fig. 2, extrapolated", "Precision", "Kernels"):
+    for title in (
+        "Checks",
+        "Images per second",
+        "Fig. 2, extrapolated",
+        "Precision",
+        "Columns",
+        "Kernels",
+    ):
         assert title in page
     assert "Failed" not in page
     # An entry that failed is measured again, all others are kept.

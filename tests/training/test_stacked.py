@@ -25,6 +25,8 @@ from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, load_resident
 from smallbatch.training.stacked_models import StackedNet
+from smallbatch.training.triton_convs import Triton
+from smallbatch.training.triton_tail import TritonTail
 from tests.training.conftest import make_dataset
 
 CPU = torch.device("cpu")
@@ -196,6 +198,50 @@ def test_the_lanes_beside_a_diverging_one_are_bit_identical(model: str, norm: st
         states.append([value for value in step.state() if len(value) == len(runs)])
     for mine, theirs in zip(*states, strict=True):
         assert torch.equal(mine[[0, 2, 3, 5]], theirs[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize("worth", [0.1, 2.0], ids=["dropped", "masked"])
+def test_captured_epochs_end_lanes_as_single_steps_do(
+    monkeypatch: pytest.MonkeyPatch, worth: float
+) -> None:
+    """A captured step runs whole epochs: who diverges stays, masked, until their end or for good."""
+    data = noise_data(23, size=6, augment=True, dtype=PRECISE)
+    settings = study(epochs=3, augment=True, warmup=0.1)
+    runs = grid(settings, 4, [2.0**-9, 2.0**1, 2.0**4, 2.0**60])
+    expected = stacked.train_lanes(runs, data, dtype=PRECISE)
+    assert len({result.diverged_at for result in expected}) > 2
+    captures: list[int] = []
+
+    def capture(step: Step, state: Sequence[torch.Tensor]) -> Step:
+        captures.append(len(step.net.lanes))
+        return step
+
+    monkeypatch.setattr(stacked, "CAPTURED", {"cpu"})
+    monkeypatch.setattr(stacked, "capture", capture)
+    monkeypatch.setattr(stacked, "WORTH_CAPTURING", worth)
+    for mine, theirs in zip(stacked.train_lanes(runs, data, dtype=PRECISE), expected, strict=True):
+        assert_near(mine, theirs, rtol=1e-8, atol=1e-10)
+    assert captures[0] == len(runs)
+    assert (len(captures) > 1) == (worth < 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "norm"), [("resnet8", "none"), ("resnet8", "batch"), ("resnet8", "ghost"),
+                        ("alexnet", "batch_conv")],
+)  # fmt: skip
+def test_one_step_by_tritons_kernels_alone_equals_the_loop(
+    monkeypatch: pytest.MonkeyPatch, model: str, norm: str
+) -> None:
+    monkeypatch.setattr(stacked, "default_fusing", lambda _device: True)
+    monkeypatch.setattr(stacked, "default_tail", lambda *_: TritonTail)
+    data = noise_data(4, dtype=torch.float32)
+    settings = study(model, norm, epochs=1)
+    if norm == "ghost":
+        settings = settings.model_copy(update={"bn_batch_size": 2})
+    runs = grid(settings, 4, [2.0**-6])
+    for run, result in zip(runs, stacked.train_lanes(runs, data, convs=Triton()), strict=True):
+        assert_near(result, loop.train(run, data), rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])

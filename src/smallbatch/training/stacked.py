@@ -30,6 +30,8 @@ from smallbatch.training.stacked_models import StackedNet, has_stacked_form
 
 # Images of all lanes together in one forward pass of an evaluation.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
+# Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
+CAPTURED = {"cuda"}
 # Part of the lanes that must have diverged before a captured step is captured again without them.
 WORTH_CAPTURING = 0.1
 
@@ -138,7 +140,7 @@ class _Trainer:
 
     def _advance(self, updates: int) -> int:
         """Do updates: all of them on a GPU, on a CPU as far as the first at which a lane ends."""
-        if self.device.type == "cuda":
+        if self.device.type in CAPTURED:
             if self.captured is None:
                 self.captured = capture(self.step, self.step.state())
             for _ in range(updates):

@@ -65,11 +65,12 @@ class Triton:
     ) -> Tensor:  # fmt: skip
         k, out, c, size, _ = weight.shape
         m, h, w, x_source, x_example = layout
+        x = x.contiguous()
         oh, ow = -(-h // stride), -(-w // stride)
         y = x.new_empty(m, k * out, oh, ow)
         skip, skip_stride, cx, xh, xw = x, 1, 0, 1, 1
         if shortcut is not None:
-            skip, skip_stride = shortcut
+            skip, skip_stride = shortcut.x.contiguous(), shortcut.stride
             cx, xh, xw = skip.shape[1] // k, *skip.shape[2:]
         flat, reduced = _reduction(c, size)
         rows = min(_power(out), 64)
@@ -91,7 +92,8 @@ class Triton:
         """See `Convs`."""
         k, out, c, size, _ = weight.shape
         (m, _, h, w), (oh, ow) = x.shape, g.shape[2:]
-        g, of_x = g.contiguous(), torch.empty_like(x)
+        g, x = g.contiguous(), x.contiguous()
+        of_x = torch.empty_like(x)
         channels, rows = min(_power(c), 64), min(_power(out), 32)
         pixels = m * -(-h // stride) * -(-w // stride)
         block = _pixels(pixels, channels)
@@ -121,6 +123,7 @@ class Triton:
         k, rows, c, size, _ = out.shape
         m, h, w, x_source, x_example = layout
         oh, ow = g.shape[2:]
+        g, x = g.contiguous(), x.contiguous()
         flat, columns = _reduction(c, size)
         # Of the lane's own shape alone: how it is split decides the rounding.
         parts = max(1, min(PARTS, m * oh * ow // SPAN))
@@ -129,7 +132,7 @@ class Triton:
         high = min(_power(rows), 64)
         wide = _blocks(c * size * size, columns) if flat else _blocks(c, columns) * size * size
         _CORRELATE[(_blocks(rows, high) * wide, parts, k)](
-            g.contiguous(), x, x if source is None else source, sums,
+            g, x, x if source is None else source, sums,
             m, k, h, w, oh, ow, span, 0 if parts == 1 else sums.stride(0), sums.stride(-5),
             x_source, x_example,
             C=c, O=rows, SIZE=size, STRIDE=stride, BC=columns, BO=high, BP=64, FLAT=flat,

@@ -157,14 +157,14 @@ def forward(
         shortcut: a block's input.
     """
     (k, c), m, pixels = scale.shape, len(x), x[0, 0].numel()
-    groups = -(-m // size)
+    groups, x = -(-m // size), x.contiguous()
     moments = Moments(*x.new_empty(2, groups, k * c, dtype=torch.float32))
     y, var = torch.empty_like(x), running[1]
     if groups > 1:
         var = torch.empty_like(moments.mean)
     skip, stride, cx, xh, xw = x, 1, 0, 1, 1
     if shortcut is not None:
-        skip, stride = shortcut
+        skip, stride = shortcut.x.contiguous(), shortcut.stride
         cx, xh, xw = skip.shape[1] // k, *skip.shape[2:]
     _NORMALISE[(k * c, groups)](
         x, scale, shift, skip, *moments, running[0], var, y,
@@ -198,7 +198,7 @@ def backward(
         sums = tuple(torch.empty(2, groups, k, c, dtype=torch.float32, device=x.device))
     of_x, pixels = torch.empty_like(x), x[0, 0].numel()
     _NORMALISE_BACK[(k * c, groups)](
-        g.contiguous(), x, scale, *moments, of_x, *sums,
+        g.contiguous(), x.contiguous(), scale, *moments, of_x, *sums,
         m, k, pixels, size, scale.stride(0), k * c, sums[0].stride(-2),
         C=c, BLOCK=_block(size, pixels),
     )  # fmt: skip
