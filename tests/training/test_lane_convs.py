@@ -26,7 +26,7 @@ CASES = [  # channels in and out, size, stride, height, width
     pytest.param(20, 70, 1, 1, 3, 3, id="1x1"),
 ]
 ALGORITHMS: dict[str, Any] = {"grouped": Grouped(), "unrolled": Unrolled(), "triton": Triton()}
-K = 3
+K = 2
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -62,7 +62,7 @@ def expected(
 def test_every_pass_equals_torchs(
     name: str, fused: bool, c: int, out: int, size: int, stride: int, h: int, w: int
 ) -> None:
-    convs, m = ALGORITHMS[name], 5
+    convs, m = ALGORITHMS[name], 3
     x, weight = noise(m, K * c, h, w).relu(), strided(K, out, c, size, size)
     bias = strided(K, out) if fused else None
     oh, ow = -(-h // stride), -(-w // stride)
@@ -100,8 +100,8 @@ def test_a_split_weight_gradient_is_the_whole() -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_lanes_share_images_by_their_source(name: str) -> None:
-    source = torch.tensor([0, 1, 1], device=DEVICE)
-    shared, convs = Shared(noise(2, 4, 3, 6, 5), (1, 2), source), ALGORITHMS[name]
+    source = torch.tensor([0, 1], device=DEVICE)
+    shared, convs = Shared(noise(2, 4, 3, 6, 5), (1, 1), source), ALGORITHMS[name]
     weight, bias = strided(K, 16, 3, 3, 3), strided(K, 16)
     own = shared.images[source].transpose(0, 1).flatten(1, 2)  # (m, K·C, H, W)
     y = convs.forward_shared(shared, weight, bias, 1, True)
@@ -128,7 +128,7 @@ def test_what_is_not_finite_passes_a_relu() -> None:
     for convs in ALGORITHMS.values():
         y = convs.forward(x, weight, None, 1, None, True).unflatten(1, (K, -1))
         assert y[0, 1].isnan().all()
-        assert y[:, [0, 2]].isfinite().all()
+        assert y[:, 0].isfinite().all()
         assert y[1].isfinite().all()
 
 

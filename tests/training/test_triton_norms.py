@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.norms import BatchNorm, GhostBatchNorm
-from smallbatch.training import stacked_norms
+from smallbatch.training import stacked_norms, triton_norms
 from smallbatch.training.lane_convs import Shortcut
 from smallbatch.training.lanes import Lanes, stack_lanes
 
@@ -98,3 +98,12 @@ def test_what_is_not_finite_stays_in_its_lane() -> None:
     assert y[:, C].isnan().all()
     assert y[:, :C].isfinite().all()
     assert y[:, C + 1 :].isfinite().all()
+
+
+def test_the_trial_before_first_use_passes() -> None:
+    assert triton_norms._agree(DEVICE)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
+def test_without_a_gpu_torch_normalises() -> None:
+    assert triton_norms.works(DEVICE) is False
