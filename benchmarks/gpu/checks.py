@@ -129,7 +129,7 @@ def divergence(data: Resident, updates: int) -> dict[str, Any]:
     expected = [(r.outcome, r.diverged_at) for r in (loop.train(run, few) for run in runs)]
     return {
         "found": found,
-        "loop": expected,
+        "expected": expected,
         "passed": [o for o, _ in found] == [o for o, _ in expected],
     }
 
