@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.training import loop, stacked
-from smallbatch.training.choice import candidates, default_tail
+from smallbatch.training.choice import candidates, default_fusing, default_tail
 from smallbatch.training.lane_convs import Convs, Grouped
 from smallbatch.training.lane_inputs import Tables
 from smallbatch.training.lane_step import Step, capture
@@ -158,7 +158,7 @@ def captured(data: Resident, updates: int) -> dict[str, Any]:
 def _advance(runs: Any, data: Resident, updates: int, *, captured: bool) -> list[Tensor]:
     with torch.no_grad(), loop.arithmetic("float32", data.train.images.device):
         net, _ = stacked.build_net(runs, data, torch.float32)
-        tables = Tables(runs, data, torch.float32)
+        tables = Tables(runs, data, torch.float32, default_fusing(data.train.images.device))
         step = Step(net, tables, default_tail(tables.device, torch.float32))
         step.tables.load(1)
         call = capture(step, step.state()) if captured else step

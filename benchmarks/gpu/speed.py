@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gpu.hardware import seconds
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.data.sampling import batches
-from smallbatch.training.choice import candidates, default_convs, default_tail
+from smallbatch.training.choice import candidates, default_convs, default_fusing, default_tail
 from smallbatch.training.lane_convs import Convs, Grouped
 from smallbatch.training.lane_inputs import Tables
 from smallbatch.training.lane_step import Step, capture
@@ -98,7 +98,7 @@ def _stacked_step(
         net: Any = VmapNet(stacked, model)
     else:
         net, _ = build_net(runs, data, torch.float32, _convs(variant, settings, device))
-    tables = Tables(runs, data, torch.float32)
+    tables = Tables(runs, data, torch.float32, default_fusing(data.train.images.device))
     step = Step(net, tables, default_tail(device, torch.float32))
     rows, done = tables.load(1), [0]
     captured = device.type == "cuda" and not variant.endswith("eager")

@@ -24,6 +24,7 @@ CALLS = 5  # in one timing
 SLOW = 0.02  # seconds of a call that needs no second look
 
 _choices: dict[Precision, Fastest] = {}
+_fusing: dict[str, bool] = {}
 
 
 def candidates(precision: Precision) -> dict[str, Convs]:
@@ -50,12 +51,26 @@ def default_convs(device: torch.device, precision: Precision) -> Convs:
 
 
 def default_fusing(device: torch.device) -> bool:
-    """Whether batch norms are done by Triton's kernels: on a GPU where these work."""
+    """Whether all but the convolutions is done by Triton's kernels: on a GPU where these work."""
     if device.type != "cuda":
         return False
-    from smallbatch.training.triton_norms import works
+    if device.type not in _fusing:
+        _fusing[device.type] = _trial(device)
+    return _fusing[device.type]
 
-    return works(device)
+
+def _trial(device: torch.device) -> bool:
+    """Whether Triton's kernels compile and give the right numbers; a warning if not."""
+    try:
+        from smallbatch.training import triton_inputs, triton_norms
+
+        right = triton_inputs.agrees(device) and triton_norms.agrees(device)
+        reason = "wrong numbers"
+    except Exception as error:  # noqa: BLE001 - a compiler's own errors
+        right, reason = False, str(error).strip()[:200]
+    if not right:
+        warnings.warn(f"stacked lanes do without Triton's kernels: {reason}", stacklevel=3)
+    return right
 
 
 def default_tail(device: torch.device, dtype: torch.dtype) -> Callable[[int, torch.device], Tail]:

@@ -49,6 +49,7 @@ CODE: dict[Engine, tuple[str, ...]] = {
         "training/stacked_models.py",
         "training/stacked_norms.py",
         "training/triton_convs.py",
+        "training/triton_inputs.py",
         "training/triton_kernels.py",
         "training/triton_norms.py",
         "training/triton_tail.py",

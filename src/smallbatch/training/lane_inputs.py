@@ -50,10 +50,13 @@ class Tables:
         runs: of one column, those of one seed next to each other.
         data: the resident data set.
         dtype: of the learning rates.
+        fused: whether a Triton kernel gathers the images.
     """
 
-    def __init__(self, runs: Sequence[Run], data: Resident, dtype: torch.dtype) -> None:
-        self.data, self.dtype, self.runs = data, dtype, list(runs)
+    def __init__(
+        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, fused: bool = False
+    ) -> None:
+        self.data, self.fused, self.runs = data, fused, list(runs)
         self.device = data.train.images.device
         self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
         self.updates = updates_after(self.study.epochs, self.n, self.m)
@@ -118,17 +121,24 @@ class Tables:
 
     def next(self) -> tuple[Shared, Tensor, Tensor]:
         """The update's images, its labels (m, K) and its rates (2, K); moves the counter on."""
-        # Augmented as by `Resident.batch`, with all that decides it on the device.
-        row = self.examples.index_select(0, self.counter)[0].flatten(1)
+        images, labels = self._gather()
         rates = self.rates.index_select(0, self.counter)[0]
-        index, top, left, flip = row
-        if self.data.windows is None:
-            images = self.data.train.images.index_select(0, index)
-        else:
-            crops = self.data.windows[index, :, top, left]
-            images = torch.where(flip.bool()[:, None, None, None], crops.flip(3), crops)
-        labels = self.data.train.labels.index_select(0, index).view(-1, self.m)
         self.counter += 1
-        images = images.contiguous().unflatten(0, (-1, self.m))
-        shared = Shared(images, self.lanes, self.source)
-        return shared, labels.index_select(0, self.source).t(), rates
+        shared = Shared(images.unflatten(0, (-1, self.m)), self.lanes, self.source)
+        return shared, labels.view(-1, self.m).index_select(0, self.source).t(), rates
+
+    def _gather(self) -> tuple[Tensor, Tensor]:
+        """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
+        train, windows = self.data.train, self.data.windows
+        if self.fused:
+            from smallbatch.training.triton_inputs import gathered
+
+            augment = windows is not None
+            return gathered(self.examples, train.images, train.labels, self.counter, augment)
+        index, top, left, flip = self.examples.index_select(0, self.counter)[0].flatten(1)
+        if windows is None:
+            images = train.images.index_select(0, index)
+        else:
+            crops = windows[index, :, top, left]
+            images = torch.where(flip.bool()[:, None, None, None], crops.flip(3), crops)
+        return images.contiguous(), train.labels.index_select(0, index)

@@ -118,7 +118,8 @@ class _Trainer:
         self.clock, self.share = time.perf_counter(), 0.0
         self.device = data.train.images.device
         self.net, self.model = build_net(self.runs, data, dtype, convs)
-        self.tables = Tables(self.runs, data, dtype)
+        fused = dtype == torch.float32 and default_fusing(self.device)
+        self.tables = Tables(self.runs, data, dtype, fused)
         self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
         self.captured: Callable[[], None] | None = None
         self.rows: dict[Run, list[Row]] = {run: [] for run in runs}

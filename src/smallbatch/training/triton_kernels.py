@@ -101,7 +101,7 @@ def convolve_back(
     lane = tl.program_id(2)
     residue = tl.program_id(0) % (STRIDE * STRIDE)
     py, px = residue // STRIDE, residue % STRIDE
-    hs, ws = tl.cdiv(h, STRIDE), tl.cdiv(w, STRIDE)
+    hs, ws = (h + STRIDE - 1) // STRIDE, (w + STRIDE - 1) // STRIDE
     p = tl.program_id(0) // (STRIDE * STRIDE) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     pixel = p % (hs * ws)
@@ -152,7 +152,7 @@ def correlate(
     Programs next to each other read the same pixels for other taps, out of the cache.
     """
     lane, part = tl.program_id(2), tl.program_id(1)
-    outs: tl.constexpr = tl.cdiv(O, BO)
+    outs: tl.constexpr = (O + BO - 1) // BO
     o = tl.program_id(0) % outs * BO + tl.arange(0, BO)
     block = tl.program_id(0) // outs
     if FLAT:
@@ -162,7 +162,7 @@ def correlate(
         ty, tx = tap // SIZE, tap % SIZE
         column = r
     else:
-        chunks: tl.constexpr = tl.cdiv(C, BC)
+        chunks: tl.constexpr = (C + BC - 1) // BC
         c = block % chunks * BC + tl.arange(0, BC)
         there = c < C
         ty = tl.zeros((BC,), tl.int32) + block // chunks // SIZE
