@@ -23,7 +23,7 @@ def build(kernel, pointers, **constants):
             return "constexpr"
         if name in FLOATS:
             return "fp32"
-        if name in LONG or name == "source" and constants.get("SOURCE"):
+        if name in LONG or (name == "source" and constants.get("SOURCE")):
             return "*i64"
         return KINDS.get(name, DTYPE if name in pointers or name == "source" else "i32")
     source = ASTSource(kernel, {n: kind(n) for n in kernel.arg_names}, constants)
@@ -31,7 +31,8 @@ def build(kernel, pointers, **constants):
     assert done.asm["cubin"]
     print(kernel.__name__, done.metadata.shared)
 
-FLOATS, LONG = {"momentum", "eps"}, {"examples", "out_labels", "labels", "counter", "correct_sum", "seen", "diverged"}
+FLOATS = {"momentum", "eps"}
+LONG = {"examples", "out_labels", "labels", "counter", "correct_sum", "seen", "diverged"}
 SINGLE = {name: "*fp32" for name in ("scale", "shift", "mean", "invstd", "running_mean",
           "running_var", "of_scale", "of_shift")}
 KINDS = {"out": "*fp32", "loss_sum": "*fp64", "correct": "*i32", "bad": "*i32", **SINGLE}

@@ -19,9 +19,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.mark.parametrize("size", [5, 33])
 def test_images_and_labels_are_torchs_bit_for_bit(augment: bool, size: int) -> None:
     data = load_resident(make_dataset(n=9, size=size), augment=augment, device=DEVICE)
-    train = data.train
-    if DEVICE.type == "cpu":  # where images are channels last
-        train.images.set_(train.images.contiguous())
     runs = [Run(study(augment=augment), "f", 4, lr, seed) for seed in (0, 1) for lr in (0.1, 0.2)]
     mine, theirs = (Tables(runs, data, torch.float32, fused) for fused in (True, False))
     for epoch in (1, 2):

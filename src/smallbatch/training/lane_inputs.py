@@ -58,6 +58,7 @@ class Tables:
     ) -> None:
         self.data, self.fused, self.runs = data, fused, list(runs)
         self.device = data.train.images.device
+        self.images = data.train.images.contiguous() if fused else data.train.images
         self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
         self.updates = updates_after(self.study.epochs, self.n, self.m)
         self.pending: dict[int, Examples | None] = {run.seed: None for run in runs}
@@ -134,10 +135,10 @@ class Tables:
             from smallbatch.training.triton_inputs import gathered
 
             augment = windows is not None
-            return gathered(self.examples, train.images, train.labels, self.counter, augment)
+            return gathered(self.examples, self.images, train.labels, self.counter, augment)
         index, top, left, flip = self.examples.index_select(0, self.counter)[0].flatten(1)
         if windows is None:
-            images = train.images.index_select(0, index)
+            images = self.images.index_select(0, index)
         else:
             crops = windows[index, :, top, left]
             images = torch.where(flip.bool()[:, None, None, None], crops.flip(3), crops)
