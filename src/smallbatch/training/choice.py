@@ -62,9 +62,10 @@ def default_fusing(device: torch.device) -> bool:
 def _trial(device: torch.device) -> bool:
     """Whether Triton's kernels compile and give the right numbers; a warning if not."""
     try:
-        from smallbatch.training import triton_inputs, triton_norms
+        from smallbatch.training import triton_inputs, triton_norms, triton_tail
 
-        right = triton_inputs.agrees(device) and triton_norms.agrees(device)
+        parts = (triton_inputs, triton_norms, triton_tail)
+        right = all(part.agrees(device) for part in parts)
         reason = "wrong numbers"
     except Exception as error:  # noqa: BLE001 - a compiler's own errors
         right, reason = False, str(error).strip()[:200]

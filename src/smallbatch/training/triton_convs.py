@@ -23,6 +23,9 @@ Dot = Literal["ieee", "tf32x3", "tf32"]
 # Pixels of a lane from which on a block is as large as registers allow; below, blocks of 64 pixels
 # keep more of the GPU's processors busy.
 MANY_PIXELS = 2**14
+# Values of such a block: the ordinary units want each loaded value used often; with the matrix
+# units more than this spills registers (seen in what the compiler makes for Hopper).
+VALUES: dict[Dot, int] = {"ieee": 4096, "tf32x3": 2048, "tf32": 2048}
 PARTS = 32  # sums at most that a weight gradient is split into
 SPAN = 1024  # pixels at least in each of them
 
@@ -74,7 +77,7 @@ class Triton:
             cx, xh, xw = skip.shape[1] // k, *skip.shape[2:]
         flat, reduced = _reduction(c, size)
         rows = min(_power(out), 64)
-        block = _pixels(m * oh * ow, rows)
+        block = _pixels(m * oh * ow, rows, self.dot)
         grid = (_blocks(m * oh * ow, block), _blocks(out, rows), k)
         _CONVOLVE[grid](
             x, weight, weight if bias is None else bias, skip, x if source is None else source, y,
@@ -96,7 +99,7 @@ class Triton:
         of_x = torch.empty_like(x)
         channels, rows = min(_power(c), 64), min(_power(out), 32)
         pixels = m * -(-h // stride) * -(-w // stride)
-        block = _pixels(pixels, channels)
+        block = _pixels(pixels, channels, self.dot)
         grid = (_blocks(pixels, block) * stride**2, _blocks(c, channels), k)
         _CONVOLVE_BACK[grid](
             g, weight, x, g if shortcut is None else shortcut.contiguous(), of_x,
@@ -155,9 +158,9 @@ def _reduction(c: int, size: int) -> tuple[bool, int]:
     return False, min(_power(c), 32)
 
 
-def _pixels(pixels: int, rows: int) -> int:
+def _pixels(pixels: int, rows: int, dot: Dot) -> int:
     """Pixels of a block with so many rows."""
-    return 64 if pixels < MANY_PIXELS else 4096 // rows
+    return 64 if pixels < MANY_PIXELS else max(64, VALUES[dot] // rows)
 
 
 def _power(n: int) -> int:

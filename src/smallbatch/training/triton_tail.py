@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smallbatch.training.lane_step import Metrics
+from smallbatch.training.lane_step import Metrics, TorchTail
 from smallbatch.training.lanes import Lanes
 
 
@@ -128,6 +128,25 @@ class TritonTail:
         _NOTE[(1,)](
             self.loss, self.correct, self.bad, counter, *metrics, k, PADDED=_power(k)
         )  # fmt: skip
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether these kernels give torch's numbers on a device."""
+    theta, logits = torch.randn(2, 1500, device=device), torch.randn(3, 2, 10, device=device)
+    labels = torch.tensor([[1, 2], [3, 4], [5, 9]], device=device)
+    rates = torch.tensor([[0.9, 0.8], [0.1, 0.2]], device=device)
+    counter = torch.ones(1, dtype=torch.int64, device=device)
+    found: list[list[Tensor]] = []
+    for tail in (TritonTail(2, device), TorchTail()):
+        lanes = Lanes(theta.clone(), {"w": torch.Size([1500])}, {}, {})
+        lanes.gradient.copy_(theta.flip(1))
+        lanes.gradient[1, 7] = torch.inf
+        zeros = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(3)]
+        metrics = Metrics(torch.zeros(2, dtype=torch.float64, device=device), *zeros)
+        gradient = tail.score(logits.clone(), labels)
+        tail.settle(lanes, rates, metrics, counter)
+        found.append([gradient, lanes.theta, *metrics])
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
 def _power(n: int) -> int:
