@@ -38,7 +38,7 @@ class Triton:
     """
 
     def __init__(self, dot: Dot = "ieee") -> None:
-        self.dot = dot
+        self.dot: Dot = dot
 
     def forward(
         self,
