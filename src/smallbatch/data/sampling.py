@@ -70,14 +70,15 @@ def batches(seed: int, n: int, epochs: int, batch_size: int) -> Iterator[Example
     pending = None
     for epoch in range(epochs):
         fresh = epoch_examples(seed, epoch, n)
-        pending = _join(pending, fresh) if pending else fresh
+        pending = join(pending, fresh) if pending else fresh
         full = len(pending) // batch_size * batch_size
         for start in range(0, full, batch_size):
             yield pending[start : start + batch_size]
         pending = pending[full:]
 
 
-def _join(first: Examples, second: Examples) -> Examples:
+def join(first: Examples, second: Examples) -> Examples:
+    """One stretch of the stream after another."""
     return Examples(
         np.concatenate([first.index, second.index]),
         np.concatenate([first.top, second.top]),

@@ -38,15 +38,21 @@ CODE: dict[Engine, tuple[str, ...]] = {
     "loop": _LOOP,
     "stacked": (
         *_LOOP,
+        "training/choice.py",
+        "training/lane_convs.py",
         "training/lane_inputs.py",
+        "training/lane_step.py",
         "training/lane_vmap.py",
         "training/lanes.py",
         "training/stacked.py",
-        "training/stacked_conv.py",
         "training/stacked_layers.py",
         "training/stacked_models.py",
         "training/stacked_norms.py",
-        "training/unroll.py",
+        "training/triton_convs.py",
+        "training/triton_inputs.py",
+        "training/triton_kernels.py",
+        "training/triton_norms.py",
+        "training/triton_tail.py",
     ),
 }
 

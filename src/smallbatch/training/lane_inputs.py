@@ -1,70 +1,145 @@
-"""What the lanes get at each update: their examples and their learning rates."""
+"""What the lanes get at each update, from tables on their device: examples and learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smallbatch.data.sampling import Examples, batches
-from smallbatch.training.protocol import Run, scheduled_lr
+from smallbatch.data.sampling import Examples, epoch_examples, join
+from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident
 
 
-class Rates:
-    """The scheduled learning rates of K lanes as vectors."""
+class Shared(NamedTuple):
+    """Images that several lanes see.
 
-    def __init__(self, runs: Sequence[Run], updates: int, like: Tensor) -> None:
-        self.runs, self.updates, self.like = runs, updates, like
-        self.phase: float | None = None
-        self.vectors = like, like
+    Attributes:
+        images: (S, m, C, H, W), one batch for each seed.
+        lanes: how many lanes, next to each other, see each of them; they add up to K.
+        source: the same for kernels: which of the S each lane sees, int64 (K,).
+    """
 
-    def lrs(self, update: int) -> list[float]:
-        """η of each lane at an update, from 0."""
-        study = self.runs[0].settings
-        return [scheduled_lr(update, self.updates, run.lr, study) for run in self.runs]
+    images: Tensor
+    lanes: tuple[int, ...]
+    source: Tensor
 
-    def at(self, update: int) -> tuple[Tensor, Tensor]:
-        """1 − η·λ and η̃ of each lane, (K,)."""
-        study, m = self.runs[0].settings, self.runs[0].batch_size
-        phase = scheduled_lr(update, self.updates, 1.0, study)
-        if phase != self.phase:  # the schedule is the same factor for all
-            self.phase = phase
-            lrs = self.lrs(update)
-            self.vectors = (
-                self.like.new_tensor([1 - lr * study.weight_decay for lr in lrs]),
-                self.like.new_tensor([lr / m for lr in lrs]),
-            )
-        return self.vectors
+    def placed(self) -> list[tuple[Tensor, slice]]:
+        """Images (m, C, H, W) and which lanes see them."""
+        ends = [sum(self.lanes[: i + 1]) for i in range(len(self.lanes))]
+        slices = [slice(end - count, end) for end, count in zip(ends, self.lanes, strict=True)]
+        return list(zip(self.images, slices, strict=True))
 
 
-class Feed:
-    """The lanes' batches: gathered once for each seed, shared by its lanes."""
+def seen_by_all(images: Tensor, lanes: int) -> Shared:
+    """One batch (m, C, H, W) for all lanes."""
+    source = torch.zeros(lanes, dtype=torch.int64, device=images.device)
+    return Shared(images.contiguous()[None], (lanes,), source)
 
-    def __init__(self, runs: Sequence[Run], data: Resident) -> None:
-        self.data = data
-        study, m = runs[0].settings, runs[0].batch_size
-        n = len(data.train)
-        self.streams: dict[int, Iterator[Examples]] = {
-            run.seed: batches(run.seed, n, study.epochs, m) for run in runs
-        }
-        self.keep(runs)
 
-    def keep(self, runs: Sequence[Run]) -> None:
-        """From now on serve these lanes."""
-        alive = {run.seed for run in runs}
-        self.streams = {seed: s for seed, s in self.streams.items() if seed in alive}
-        order = {seed: i for i, seed in enumerate(self.streams)}
-        device = self.data.train.images.device
-        self.lane_seed = torch.tensor([order[run.seed] for run in runs], device=device)
+class Tables:
+    """An epoch's batches and learning rates, and the device's own count of the updates in it.
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Images (K, C, H, W, m) and labels (K, m) of the next update."""
-        pairs = [self.data.batch(next(stream)) for stream in self.streams.values()]
-        images = [batch.permute(1, 2, 3, 0) for batch, _ in pairs]
-        if len(pairs) == 1:
-            k = len(self.lane_seed)
-            return images[0].contiguous().expand(k, -1, -1, -1, -1), pairs[0][1].expand(k, -1)
-        labels = torch.stack([label for _, label in pairs])
-        return torch.stack(images)[self.lane_seed], labels[self.lane_seed]
+    Everything stays where it is in memory while epochs pass: `load` overwrites the tables, and
+    `next` reads the row that the counter names, so a captured step finds the next update's.
+
+    Args:
+        runs: of one column, those of one seed next to each other.
+        data: the resident data set.
+        dtype: of the learning rates.
+        fused: whether a Triton kernel gathers the images.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, fused: bool = False
+    ) -> None:
+        self.data, self.fused, self.runs = data, fused, list(runs)
+        self.device = data.train.images.device
+        self.images = data.train.images.contiguous() if fused else data.train.images
+        self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
+        self.updates = updates_after(self.study.epochs, self.n, self.m)
+        self.pending: dict[int, Examples | None] = {run.seed: None for run in runs}
+        rows = self.n // self.m + 1
+        self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.examples = self._empty(rows, 4, len(self.pending), self.m, dtype=torch.int64)
+        self.rates = self._empty(rows, 2, len(runs), dtype=dtype)
+        self._place()
+
+    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=self.device)
+
+    def _place(self) -> None:
+        seeds = [run.seed for run in self.runs]
+        self.lanes = tuple(seeds.count(seed) for seed in self.pending)
+        if seeds != [seed for seed in self.pending for _ in range(seeds.count(seed))]:
+            raise ValueError("lanes of one seed are next to each other, in the order of the first")
+        source = [i for i, count in enumerate(self.lanes) for _ in range(count)]
+        self.source = torch.tensor(source, device=self.device)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """From now on serve these lanes only, in order; the epoch goes on where it is."""
+        self.runs = [self.runs[i] for i in kept]
+        seeds = {run.seed for run in self.runs}
+        columns = [i for i, seed in enumerate(self.pending) if seed in seeds]
+        self.pending = {seed: rest for seed, rest in self.pending.items() if seed in seeds}
+        self.examples = self.examples[:, :, columns].contiguous()
+        self.rates = self.rates[:, :, list(kept)].contiguous()
+        self._place()
+
+    def load(self, epoch: int) -> int:
+        """Fill the tables for an epoch, from 1, and set the counter to its first update.
+
+        Epochs follow one another: a batch may begin in one and end in the next.
+
+        Returns:
+            The epoch's updates.
+        """
+        first, last = (updates_after(e, self.n, self.m) for e in (epoch - 1, epoch))
+        rows, used = last - first, (last - first) * self.m
+        for column, seed in enumerate(self.pending):
+            fresh, rest = epoch_examples(seed, epoch - 1, self.n), self.pending[seed]
+            stream = fresh if rest is None else join(rest, fresh)
+            fields = (stream.index, stream.top, stream.left, stream.flip)
+            table = np.stack([f[:used].reshape(rows, self.m) for f in fields], 1).astype(np.int64)
+            self.examples[:rows, :, column].copy_(torch.from_numpy(table))
+            self.pending[seed] = stream[used:]
+        self.rates[:rows].copy_(torch.from_numpy(self._schedule(first, last)))
+        self.counter.zero_()
+        return rows
+
+    def _schedule(self, first: int, last: int) -> np.ndarray:
+        """1 − η·λ and η̃ of every lane, (updates, 2, K), as the loop engine computes them."""
+        factors = [scheduled_lr(u, self.updates, 1.0, self.study) for u in range(first, last)]
+        lrs = np.array(factors).reshape(-1, 1) * np.array([run.lr for run in self.runs])
+        return np.stack([1 - lrs * self.study.weight_decay, lrs / self.m], 1)
+
+    def lr(self, lane: int, update: int) -> float:
+        """η of a lane at an update, from 0."""
+        return scheduled_lr(update, self.updates, self.runs[lane].lr, self.study)
+
+    def next(self) -> tuple[Shared, Tensor, Tensor]:
+        """The update's images, its labels (m, K) and its rates (2, K); moves the counter on."""
+        images, labels = self._gather()
+        rates = self.rates.index_select(0, self.counter)[0]
+        self.counter += 1
+        shared = Shared(images.unflatten(0, (-1, self.m)), self.lanes, self.source)
+        return shared, labels.view(-1, self.m).index_select(0, self.source).t(), rates
+
+    def _gather(self) -> tuple[Tensor, Tensor]:
+        """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
+        train, windows = self.data.train, self.data.windows
+        if self.fused:
+            from smallbatch.training.triton_inputs import gathered
+
+            augment = windows is not None
+            return gathered(self.examples, self.images, train.labels, self.counter, augment)
+        index, top, left, flip = self.examples.index_select(0, self.counter)[0].flatten(1)
+        if windows is None:
+            images = self.images.index_select(0, index)
+        else:
+            crops = windows[index, :, top, left]
+            images = torch.where(flip.bool()[:, None, None, None], crops.flip(3), crops)
+        return images.contiguous(), train.labels.index_select(0, index)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smallbatch.errors import UserError
+from smallbatch.training.lane_inputs import Shared, seen_by_all
 from smallbatch.training.lanes import Lanes, stack_lanes
 
 
@@ -23,7 +24,7 @@ class VmapNet:
     """The network of all lanes, with autograd for the backward pass.
 
     Args:
-        lanes: stacked with ``plain``.
+        lanes: stacked with ``all_buffers``.
         model: the pattern; its own weights are not used.
     """
 
@@ -31,8 +32,8 @@ class VmapNet:
         self.lanes = lanes
         self._model = model.to(lanes.theta.device, lanes.theta.dtype)
 
-    def forward(self, x: Tensor, *, training: bool) -> Tensor:
-        """(K, C, H, W, m) → logits (K, classes, m)."""
+    def forward(self, shared: Shared, *, training: bool) -> Tensor:
+        """Images, for as many lanes as there are → logits (m, K, classes)."""
         self._model.train(training)
         views = self.lanes.views
         self._parameters = {
@@ -44,21 +45,19 @@ class VmapNet:
         ) -> Tensor:
             return functional_call(self._model, (parameters, buffers), images)
 
-        images = x.permute(0, 4, 1, 2, 3)
+        pairs = zip(shared.images, shared.lanes, strict=True)
+        images = torch.cat([part.expand(count, *part.shape) for part, count in pairs])
         with torch.set_grad_enabled(training), _quiet():
             self._logits = torch.vmap(one_lane)(self._parameters, self.lanes.statistics, images)
-        return self._logits.detach().transpose(1, 2)
+        return self._logits.detach().transpose(0, 1)
 
     def backward(self, g: Tensor) -> None:
         """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
         parameters = list(self._parameters.values())
         with _quiet():
-            gradients = torch.autograd.grad(self._logits, parameters, g.transpose(1, 2))
-        self.lanes.gradients.update(zip(self._parameters, gradients, strict=True))
-
-    def clear(self) -> None:
-        """Give back what belongs to a number of lanes that is past."""
-        del self._logits
+            gradients = torch.autograd.grad(self._logits, parameters, g.transpose(0, 1))
+        for name, gradient in zip(self._parameters, gradients, strict=True):
+            self.lanes.gradients[name].copy_(gradient)
 
 
 @contextmanager
@@ -77,9 +76,8 @@ def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int
     try:
         lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)
         net = VmapNet(lanes, pattern)
-        logits = net.forward(
-            torch.zeros(2, channels, image_size, image_size, batch_size), training=True
-        )
+        images = torch.zeros(batch_size, channels, image_size, image_size)
+        logits = net.forward(seen_by_all(images, 2), training=True)
         net.backward(torch.zeros_like(logits))
     except UserError:
         raise

@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from smallbatch.config import Precision
 from smallbatch.data.sampling import batches
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
+
+if TYPE_CHECKING:
+    from smallbatch.config import Precision
 
 EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for a CPU's cache
 # Training pixels whose exact BN statistics are taken in one pass: 4,096 images of 32×32. ResNet-8
@@ -198,7 +200,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None, No
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # Without autocast's cache, which would keep the first update's weights for all others.
+        half = precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before[0])

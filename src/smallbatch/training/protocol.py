@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from smallbatch.config import StudyConfig
+if TYPE_CHECKING:
+    from smallbatch.config import StudyConfig
 
 # Raised when a change of code changes results, so that old and new runs never share an identity.
 PROTOCOL = 1

@@ -1,9 +1,12 @@
 """Layers over K lanes with backward passes written by hand.
 
-Activations are (K, C, H, W, m): the examples innermost, so that a kernel's taps are long runs of
-memory at any image size, batch statistics are sums over contiguous rows, and what an FC layer sees,
-(K, C·H·W, m), is the same memory. No autograd: at m = 2 recording a graph costs more than the
-arithmetic.
+The lanes lie side by side in the channels: activations are (m, K·C, H, W) or (m, K·F). A
+convolution of all lanes is then a grouped one, batch norm is plain batch norm, and what has no
+parameters does not see the lanes at all. No autograd: it would keep a captured step from writing
+gradients where the update reads them, and at m = 2 costs more than the arithmetic.
+
+No layer is a ReLU. The layer in front of one clips its output; whoever gets that output as its
+input ``x`` returns its gradient masked by x > 0. So both can be part of a convolution's kernel.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
+from smallbatch.training.lane_convs import Convs, Shortcut, by_lane
+from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
 
 
@@ -21,113 +26,182 @@ class Layer(Protocol):
     """A step of the network for all lanes at once."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Output for the input ``x`` (K, …, m); in training mode remembers what `backward` needs.
-
-        A ReLU or normalisation may overwrite its input.
-        """
+        """Output for the input ``x`` (m, K·…); in training mode remembers what `backward` needs."""
         ...
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
-        """Gradient of the input from that of the output; leaves the parameters' in the lanes.
-
-        Args:
-            g: gradient of the summed loss with respect to the output; a ReLU may overwrite it.
-            needed: whether anybody wants the gradient of the input; if not, the result is void.
-        """
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradient of the input from that of the output; leaves the parameters' in the lanes."""
         ...
+
+
+class Joinable(Protocol):
+    """A layer that can end a residual block."""
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Output plus the shortcut, clipped at 0."""
+        ...
+
+    def backward(self, g: Tensor) -> Tensor:
+        """As a layer's."""
+        ...
+
+
+class Conv:
+    """A convolution with SAME padding: (m, K·C, H, W) → (m, K·Cout, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    Args:
+        lanes: the weights.
+        name: of the plain module.
+        module: the plain module.
+        convs: the algorithm.
+        relu: whether a ReLU follows at once.
+    """
+
+    def __init__(
+        self, lanes: Lanes, name: str, module: nn.Conv2d, convs: Convs, relu: bool
+    ) -> None:
+        size, stride = module.kernel_size[0], module.stride[0]
+        plain = module.groups == 1 and module.kernel_size == (size, size) and size % 2
+        if not plain or module.padding != (size // 2, size // 2) or module.dilation != (1, 1):
+            raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
+        self.lanes, self.convs, self.relu, self.stride = lanes, convs, relu, stride
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+
+    def parameters(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights (K, Cout, C, size, size) and biases (K, Cout) in the activations' precision."""
+        bias = self.lanes.views.get(self.bias)
+        weight = self.lanes.views[self.weight].to(like.dtype)
+        return weight, None if bias is None else bias.to(like.dtype)
+
+    def keep_bias(self, g: Tensor) -> None:
+        """Leave the bias's gradient in the lanes."""
+        if self.bias in self.lanes.views:
+            out = self.lanes.gradients[self.bias]
+            torch.sum(by_lane(g, len(self.lanes)), (0, 3, 4), dtype=out.dtype, out=out)
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Convolve all lanes."""
+        if training:
+            self.x = x
+        weight, bias = self.parameters(x)
+        return self.convs.forward(x, weight, bias, self.stride, shortcut, self.relu)
+
+    def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
+        weight, _ = self.parameters(g)
+        self.keep_bias(g)
+        self.convs.weight_gradient(g, self.x, self.lanes.gradients[self.weight], self.stride)
+        return self.convs.input_gradient(g, weight, self.x, self.stride, shortcut)
+
+
+class FirstConv:
+    """The convolution that sees the images: plain, since lanes of one seed see the same ones."""
+
+    def __init__(self, conv: Conv) -> None:
+        self.conv = conv
+
+    def forward(self, shared: Shared, training: bool) -> Tensor:
+        """Images → (m, K·Cout, H, W)."""
+        if training:
+            self.shared = shared
+        conv = self.conv
+        weight, bias = conv.parameters(shared.images)
+        return conv.convs.forward_shared(shared, weight, bias, conv.stride, conv.relu)
+
+    def backward(self, g: Tensor) -> None:
+        """Gradients of weight and bias; nobody wants the images'."""
+        conv = self.conv
+        conv.keep_bias(g)
+        out = conv.lanes.gradients[conv.weight]
+        conv.convs.weight_gradient_shared(g, self.shared, out, conv.stride)
 
 
 class Linear:
-    """FC layer: (K, in, m) → (K, out, m)."""
+    """FC layer: (m, K·in) → (m, K·out)."""
 
-    def __init__(self, lanes: Lanes, name: str) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: Lanes, name: str, relu: bool) -> None:
+        self.lanes, self.relu = lanes, relu
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Weight · x + bias."""
+        """X · weightᵀ + bias."""
+        x = self._by_lane(x)
         if training:
             self.x = x
-        out = torch.bmm(self.lanes.views[self.weight], x)
-        bias = self.lanes.views.get(self.bias)
-        return out if bias is None else out.add_(bias[:, :, None])
+        weight, bias = self.lanes.views[self.weight], self.lanes.views.get(self.bias)
+        out = torch.bmm(x, weight.to(x.dtype).transpose(1, 2))
+        out = _side_by_side(out if bias is None else out.add_(bias.to(x.dtype)[:, None]))
+        return out.relu_() if self.relu else out
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
-        """Gradients of weight, bias and, if needed, input."""
-        self.lanes.gradients[self.weight] = torch.bmm(g, self.x.transpose(1, 2))
-        if self.bias in self.lanes.views:
-            self.lanes.gradients[self.bias] = g.sum(2)
-        return torch.bmm(self.lanes.views[self.weight].transpose(1, 2), g) if needed else g
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        g, gradients = self._by_lane(g), self.lanes.gradients
+        gradients[self.weight].copy_(torch.bmm(g.transpose(1, 2), self.x))
+        if self.bias in gradients:
+            gradients[self.bias].copy_(g.sum(1, dtype=self.lanes.theta.dtype))
+        of_x = torch.bmm(g, self.lanes.views[self.weight].to(g.dtype))
+        return _side_by_side(torch.ops.aten.threshold_backward(of_x, self.x, 0))
+
+    def _by_lane(self, x: Tensor) -> Tensor:
+        """(m, K·F) → (K, m, F), a view."""
+        return x.unflatten(1, (len(self.lanes), -1)).transpose(0, 1)
 
 
-class Relu:
-    """max(x, 0), in place."""
-
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Overwrites ``x``."""
-        x.relu_()
-        if training:
-            self.y = x
-        return x
-
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
-        """The gradient where the output is above 0."""
-        return torch.ops.aten.threshold_backward.grad_input(g, self.y, 0, grad_input=g)
+def _side_by_side(x: Tensor) -> Tensor:
+    """(K, m, F) → (m, K·F)."""
+    return x.transpose(0, 1).flatten(1)
 
 
 class MaxPool:
-    """The reduced AlexNet's 3×3/2 SAME max pool."""
+    """The reduced AlexNet's 3×3/2 SAME max pool of what a ReLU has made.
+
+    The mask of that ReLU is left to whoever gets the maxima: one is 0 where its pixel is.
+    """
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """(K, C, H, W, m) → (K, C, ⌈H/2⌉, ⌈W/2⌉, m)."""
-        # With the examples as channels this is the channels_last layout, so nothing is copied.
-        images = x.flatten(0, 1).permute(0, 3, 1, 2)
+        """(m, K·C, H, W) → (m, K·C, ⌈H/2⌉, ⌈W/2⌉)."""
         if not training:
-            pooled = same_max_pool(images)
-        else:
-            self.images = images
-            self.padding = [side % 2 for side in images.shape[2:]]
-            pooled, self.index = torch.ops.aten.max_pool2d_with_indices(
-                images, [3, 3], [2, 2], self.padding, [1, 1], True
-            )
-        return pooled.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+            return same_max_pool(x)
+        self.x, self.padding = x, [side % 2 for side in x.shape[2:]]
+        pooled, self.index = torch.ops.aten.max_pool2d_with_indices(
+            x, [3, 3], [2, 2], self.padding, [1, 1], True
+        )
+        return pooled
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """The gradient goes to the pixel that won."""
-        images = torch.ops.aten.max_pool2d_with_indices_backward(
-            g.flatten(0, 1).permute(0, 3, 1, 2), self.images, [3, 3], [2, 2], self.padding,
-            [1, 1], True, self.index,
-        )  # fmt: skip
-        return images.permute(0, 2, 3, 1).contiguous().unflatten(0, g.shape[:2])
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            g.contiguous(), self.x, [3, 3], [2, 2], self.padding, [1, 1], True, self.index
+        )
 
 
 class Flatten:
-    """(K, C, H, W, m) → (K, C·H·W, m)."""
+    """(m, K·C, H, W) → (m, K·(C·H·W)): a view, every lane's features in the plain model's order."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """The same memory, read otherwise."""
+        """All but the examples in one dimension."""
         if training:
             self.shape = x.shape
-        return x.flatten(1, 3)
+        return x.flatten(1)
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
-        """The same memory again."""
+    def backward(self, g: Tensor) -> Tensor:
+        """Back to pixels."""
         return g.reshape(self.shape)
 
 
 class GlobalMean:
-    """Mean over the pixels: (K, C, H, W, m) → (K, C, m)."""
+    """Mean over the pixels of what a ReLU has made: (m, K·C, H, W) → (m, K·C)."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Global average pool."""
         if training:
-            self.shape = x.shape
-        return x.flatten(2, 3).mean(2)
+            self.x = x
+        return x.mean((2, 3))
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
-        """Every pixel gets an equal share."""
-        h, w = self.shape[2:4]
-        return (g / (h * w))[:, :, None, None].expand(self.shape).contiguous()
+    def backward(self, g: Tensor) -> Tensor:
+        """Every pixel above 0 gets an equal share."""
+        share = (g / self.x[0, 0].numel())[:, :, None, None]
+        return torch.where(self.x > 0, share, torch.zeros_like(share))
 
 
 class Chain:
@@ -142,33 +216,24 @@ class Chain:
             x = layer.forward(x, training)
         return x
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
+    def backward(self, g: Tensor) -> Tensor:
         """Last to first."""
-        for i in reversed(range(len(self.layers))):
-            g = self.layers[i].backward(g, needed or i > 0)
+        for layer in reversed(self.layers):
+            g = layer.backward(g)
         return g
 
 
 class Residual:
-    """Relu(branch(x) + shortcut(x)) with the parameter-free option-A shortcut."""
+    """Relu(last(inner(first(x))) + shortcut(x)) with the parameter-free option-A shortcut."""
 
-    def __init__(self, branch: Chain, stride: int) -> None:
-        self.branch, self.stride, self.relu = branch, stride, Relu()
+    def __init__(self, first: Conv, inner: Chain, last: Joinable) -> None:
+        self.first, self.inner, self.last = first, inner, last
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
         """Every ``stride``-th pixel of ``x`` is added to the branch's first channels."""
-        s = self.stride
-        y = self.branch.forward(x, training)
-        y[:, : x.shape[1]].add_(x[:, :, ::s, ::s])
-        if training:
-            self.channels = x.shape[1]
-        return self.relu.forward(y, training)
+        y = self.inner.forward(self.first.forward(x, training), training)
+        return self.last.forward(y, training, Shortcut(x, self.first.stride))
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
+    def backward(self, g: Tensor) -> Tensor:
         """Gradients of the branch and, added to its input's, of the shortcut."""
-        s = self.stride
-        g = self.relu.backward(g, True)
-        out = self.branch.backward(g, needed)
-        if needed:
-            out[:, :, ::s, ::s].add_(g[:, : self.channels])
-        return out
+        return self.first.backward(self.inner.backward(self.last.backward(g)), g)

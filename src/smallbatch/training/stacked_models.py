@@ -2,95 +2,118 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
+from smallbatch.training.lane_convs import Convs
+from smallbatch.training.lane_inputs import Shared
 from smallbatch.training.lanes import Lanes
-from smallbatch.training.stacked_conv import Conv
 from smallbatch.training.stacked_layers import (
     Chain,
+    Conv,
+    FirstConv,
     Flatten,
     GlobalMean,
     Layer,
     Linear,
     MaxPool,
-    Relu,
     Residual,
 )
-from smallbatch.training.stacked_norms import BatchNorm, GhostNorm, GroupNorm
-from smallbatch.training.unroll import Unroller
+from smallbatch.training.stacked_norms import BatchNorm, FusedNorm, GhostNorm, GroupNorm
+
+
+def has_stacked_form(model: nn.Module) -> bool:
+    """Whether a model has layers over K lanes: the paper's CIFAR models do."""
+    return isinstance(model, ResNet | AlexNet)
 
 
 class StackedNet:
-    """The network of all lanes."""
+    """The network of all lanes.
 
-    def __init__(self, lanes: Lanes, model: nn.Module) -> None:
-        self.lanes = lanes
-        self._unroller = Unroller(lanes.theta.device)
+    Args:
+        lanes: the weights.
+        model: the pattern of the structure; its own weights are not used.
+        convs: the convolutions' algorithm.
+        dtype: of the activations; the lanes' own unless given.
+        fused: whether batch norms are done by Triton's kernels.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        model: nn.Module,
+        convs: Convs,
+        dtype: torch.dtype | None = None,
+        fused: bool = False,
+    ) -> None:
+        self.lanes, self._convs, self._fused = lanes, convs, fused
+        self._dtype = dtype or lanes.theta.dtype
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):
-            self._chain = self._resnet(model)
+            first, layers = self._resnet(model)
         elif isinstance(model, AlexNet):
-            self._chain = self._alexnet(model)
+            first, layers = self._alexnet(model)
         else:
             raise TypeError(f"{type(model).__name__} has no stacked form")
+        self._first, self._chain = FirstConv(first), Chain(*layers)
 
-    def forward(self, x: Tensor, *, training: bool) -> Tensor:
-        """(K, C, H, W, m) → logits (K, classes, m)."""
-        return self._chain.forward(x, training)
+    def forward(self, shared: Shared, *, training: bool) -> Tensor:
+        """Images, for as many lanes as there are → logits (m, K, classes) in the lanes' dtype."""
+        shared = shared._replace(images=shared.images.to(self._dtype))
+        logits = self._chain.forward(self._first.forward(shared, training), training)
+        return logits.unflatten(1, (len(self.lanes), -1)).to(self.lanes.theta.dtype)
 
     def backward(self, g: Tensor) -> None:
         """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
-        self._chain.backward(g, needed=False)
+        self._first.backward(self._chain.backward(g.flatten(1).to(self._dtype)))
 
-    def clear(self) -> None:
-        """Give back buffers whose shapes are those of a number of lanes that is past."""
-        self._unroller.clear()
-
-    def _resnet(self, model: ResNet) -> Chain:
+    def _resnet(self, model: ResNet) -> tuple[Conv, list[Layer]]:
         blocks = [block for block in model.blocks if isinstance(block, BasicBlock)]
-        return Chain(
-            *self._conv(model.conv1, model.norm1),
-            Relu(),
+        layers = [
+            *self._norm(model.norm1),
             *[self._block(block) for block in blocks],
             GlobalMean(),
-            self._linear(model.fc),
-        )
+            self._linear(model.fc, relu=False),
+        ]
+        return self._conv(model.conv1, model.norm1), layers
 
     def _block(self, block: BasicBlock) -> Residual:
-        branch = Chain(
-            *self._conv(block.conv1, block.norm1), Relu(), *self._conv(block.conv2, block.norm2)
-        )
-        return Residual(branch, block.stride)
+        first, second = self._conv(block.conv1, block.norm1), self._conv(block.conv2, block.norm2)
+        inner, ends = self._norm(block.norm1), [second, *self._norm(block.norm2)]
+        return Residual(first, Chain(*inner, *ends[:-1]), ends[-1])
 
-    def _alexnet(self, model: AlexNet) -> Chain:
+    def _alexnet(self, model: AlexNet) -> tuple[Conv, list[Layer]]:
+        convs: list[Conv] = []
         layers: list[Layer] = []
         for layer in model.features.children():
-            conv, norm, pooled = layer.conv, layer.norm, layer.pooled
+            conv, norm = layer.conv, layer.norm
             if not isinstance(conv, nn.Conv2d):
                 raise TypeError("the AlexNet's features are conv layers")
-            layers += [*self._conv(conv, norm if isinstance(norm, nn.Module) else None), Relu()]
-            layers += [MaxPool()] if pooled else []
+            norm = norm if isinstance(norm, nn.Module) else None
+            convs.append(self._conv(conv, norm))
+            layers += [*convs[1:][-1:], *self._norm(norm), *([MaxPool()] if layer.pooled else [])]
         layers.append(Flatten())
         for hidden in (model.fc1, model.fc2):
-            layers += [self._linear(hidden.fc), *self._norm(hidden.norm), Relu()]
-        return Chain(*layers, self._linear(model.fc))
+            layers += [self._linear(hidden.fc, relu=hidden.norm is None), *self._norm(hidden.norm)]
+        return convs[0], [*layers, self._linear(model.fc, relu=False)]
 
-    def _conv(self, conv: nn.Conv2d, norm: nn.Module | None) -> list[Layer]:
-        name = self._names[id(conv)]
-        return [Conv(self.lanes, self._unroller, name, conv), *self._norm(norm)]
+    def _conv(self, conv: nn.Conv2d, norm: nn.Module | None) -> Conv:
+        return Conv(self.lanes, self._names[id(conv)], conv, self._convs, relu=norm is None)
 
-    def _linear(self, module: nn.Module) -> Layer:
+    def _linear(self, module: nn.Module, relu: bool) -> Layer:
         if not isinstance(module, nn.Linear):
             raise TypeError(f"found {type(module).__name__} where an FC layer is expected")
-        return Linear(self.lanes, self._names[id(module)])
+        return Linear(self.lanes, self._names[id(module)], relu)
 
-    def _norm(self, module: nn.Module | None) -> list[Layer]:
+    def _norm(self, module: nn.Module | None) -> list[BatchNorm | GroupNorm]:
         if module is None:
             return []
         name = self._names[id(module)]
+        if self._fused and isinstance(module, nn.BatchNorm2d):
+            return [FusedNorm(self.lanes, name, module)]
         if isinstance(module, GhostBatchNorm):
             return [GhostNorm(self.lanes, name, module)]
         if isinstance(module, nn.BatchNorm2d):

@@ -1,8 +1,4 @@
-"""Batch, ghost and group normalisation over K lanes.
-
-All three normalise rows: they bring the numbers that share a mean and a variance next to each
-other, hand (1, rows, length) to torch's fused kernel, and put the result back.
-"""
+"""Batch, ghost and group normalisation over K lanes: torch's own, with K·C channels."""
 
 from __future__ import annotations
 
@@ -10,241 +6,194 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.norms import GhostBatchNorm
+from smallbatch.training.lane_convs import Shortcut, finish
 from smallbatch.training.lanes import Lanes
-
-# torch's kernel sums statistics one number at a time. Rows of this length and more are faster in
-# several vectorised passes (3 times, in the cache); below it the calls cost more than they save.
-LONG = 256
-CACHED = 2**17  # numbers that are in a core's cache for all passes
 
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 
 
-class _Rows:
-    """Normalises every row of (rows, length) to mean 0 and variance 1, then scales and shifts it.
+class _Norm:
+    """A normalisation with scale and shift, followed by a ReLU."""
 
-    ``weight`` and ``bias`` are (rows,) or None.
-    """
+    def __init__(self, lanes: Lanes, name: str) -> None:
+        self.lanes = lanes
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
-    def __init__(self, eps: float) -> None:
-        self.eps = eps
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (K·C,) each."""
+        views = self.lanes.views
+        return views[self.weight].flatten(), views[self.bias].flatten()
 
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        momentum: float,
-    ) -> Tensor:
-        """Normalise; ``mean`` and ``var`` (rows,) move towards the rows' own by ``momentum``.
+    def keep(self, weight: Tensor, bias: Tensor) -> None:
+        """Leave the gradients of scale and shift, (K·C,) each, in the lanes."""
+        for name, value in ((self.weight, weight), (self.bias, bias)):
+            self.lanes.gradients[name].copy_(value.view(len(self.lanes), -1))
 
-        On a CPU long rows of ``x`` are overwritten: they lose their mean.
-        """
-        self.x, self.weight = x[None], weight
-        if x.is_cpu and x.shape[1] >= LONG:
-            return self._forward_long(x, weight, bias, mean, var, momentum)
-        y, self.mean, self.invstd = torch.native_batch_norm(
-            self.x, weight, bias, mean, var, True, momentum, self.eps
-        )
-        return y[0]
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Normalise, add a shortcut, clip at 0."""
+        return finish(self.normalise(x, training), len(self.lanes), shortcut, relu=True)
 
-    def _forward_long(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        momentum: float,
-    ) -> Tensor:
-        """Three passes over rows that are in the cache, each of them vectorised."""
-        length = x.shape[1]
-        own_mean, norm = x.new_empty(len(x)), x.new_empty(len(x))
-        for start in range(0, len(x), size := max(1, CACHED // length)):
-            rows = slice(start, start + size)
-            torch.mean(x[rows], 1, out=own_mean[rows])
-            x[rows].sub_(own_mean[rows, None])
-            torch.linalg.vector_norm(x[rows], dim=1, out=norm[rows])
-        squares = norm.square_()  # overflows where torch's kernel does; 1/σ is then 0
-        self.invstd = (squares / length).add_(self.eps).rsqrt_()
-        self.mean = torch.zeros_like(own_mean)
-        if mean is not None and var is not None:
-            # Not lerp, which makes NaN of an infinite variance where torch's kernel does not.
-            mean.mul_(1 - momentum).add_(own_mean, alpha=momentum)
-            var.mul_(1 - momentum).add_(squares.div_(length - 1), alpha=momentum)
-        scale = self.invstd if weight is None else weight * self.invstd
-        shift = self.mean if bias is None else bias
-        # With mean 0 and variance 1, evaluation mode is a scale and a shift in one pass.
-        y, _, _ = torch.native_batch_norm(
-            self.x, scale, shift, self.mean, torch.ones_like(scale), False, 0.0, 0.0
-        )
-        return y[0]
-
-    def backward(self, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the input (rows, length), the weight and the bias (rows,)."""
-        affine = self.weight is not None
-        x, weight, bias = _BACKWARD(
-            g[None], self.x, self.weight, None, None, self.mean, self.invstd, True, self.eps,
-            [True, affine, affine],
-        )  # fmt: skip
-        return x[0], weight, bias
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """The normalised input; in training mode remembers what `backward` needs."""
+        raise NotImplementedError
 
 
-class BatchNorm:
-    """Batch norm of (K, C, …, m) over all but K and C."""
+class BatchNorm(_Norm):
+    """Batch norm of (m, K·C, …) over all but the channels."""
 
     def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
-        self.lanes, self.name = lanes, name
+        super().__init__(lanes, name)
+        self.statistics = f"{name}.running_mean", f"{name}.running_var"
         self.eps, self.momentum = module.eps, module.momentum or 0.0
-        self.rows = _Rows(module.eps)
 
-    def _state(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weight, bias, running mean and running variance, (K·C,) each."""
-        views, statistics = self.lanes.views, self.lanes.statistics
-        return (
-            views[f"{self.name}.weight"].reshape(-1),
-            views[f"{self.name}.bias"].reshape(-1),
-            statistics[f"{self.name}.running_mean"].view(-1),
-            statistics[f"{self.name}.running_var"].view(-1),
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance, (K·C,) each: the lanes' own memory."""
+        mean, var = (self.lanes.statistics[name] for name in self.statistics)
+        return mean.view(-1), var.view(-1)
+
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """By the batch, which moves the running statistics, or by those."""
+        y, self.mean, self.invstd = torch.native_batch_norm(
+            x, *self.affine(), *self.running(), training, self.momentum, self.eps
         )
-
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise by the batch and move the running statistics, or normalise by those."""
-        rows = x.view(x.shape[0] * x.shape[1], -1)
         if training:
-            return self.rows.forward(rows, *self._state(), self.momentum).view(x.shape)
-        y, _, _ = torch.native_batch_norm(rows[None], *self._state(), False, 0.0, self.eps)
-        return y.view(x.shape)
+            self.x = x
+        return y
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """Gradients of weight, bias and input."""
-        x, weight, bias = self.rows.backward(g.reshape(g.shape[0] * g.shape[1], -1))
-        self._keep(weight.view(g.shape[:2]), bias.view(g.shape[:2]))
-        return x.view(g.shape)
-
-    def _keep(self, weight: Tensor, bias: Tensor) -> None:
-        self.lanes.gradients[f"{self.name}.weight"] = weight
-        self.lanes.gradients[f"{self.name}.bias"] = bias
+        weight, _ = self.affine()
+        x, weight, bias = _BACKWARD(
+            g, self.x, weight, None, None, self.mean, self.invstd, True, self.eps, [True] * 3
+        )
+        self.keep(weight, bias)
+        return x
 
 
 class GhostNorm(BatchNorm):
-    """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`."""
+    """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`.
+
+    Equal sub-batches are folded into the channels, as there; a smaller rest is done by itself.
+    """
 
     def __init__(self, lanes: Lanes, name: str, module: GhostBatchNorm) -> None:
         super().__init__(lanes, name, module)
         self.size = module.bn_batch_size
-        self.parts: list[_Part] = []
 
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise by sub-batch in training mode, by the running statistics otherwise."""
-        total = x.shape[-1]
-        self.parts = []
-        if not training or total <= self.size:
-            return super().forward(x, training)
-        whole = total // self.size * self.size
-        weight, bias, running_mean, running_var = self._state()
-        out = torch.empty_like(x)
-        mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
-        for start, stop, size in ((0, whole, self.size), (whole, total, total - whole)):
-            if start < stop:
-                part = _Part(x, start, stop, size, self.eps)
-                share = (stop - start) / total
-                part.forward(x, out, weight, bias, (mean, var), share)
-                self.parts.append(part)
-        running_mean.lerp_(mean, self.momentum)
-        running_var.lerp_(var, self.momentum)
-        return out
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """By sub-batch in training mode, by the running statistics otherwise."""
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        if not training or len(x) <= self.size:
+            return super().normalise(x, training)
+        running, outputs = self.running(), list[Tensor]()
+        sums = [torch.zeros_like(value) for value in running]
+        for part, groups in self._split(x):
+            folded = _fold(part, groups)
+            own = [running[0].new_zeros(folded.shape[1]) for _ in running]
+            scale, shift = self._affine(groups)
+            # Momentum 1 turns the running statistics into these sub-batches' own.
+            y, mean, invstd = torch.native_batch_norm(
+                folded, scale, shift, own[0], own[1], True, 1.0, self.eps
+            )
+            outputs.append(_unfold(y, groups))
+            self.parts.append((folded, mean, invstd))
+            for total, value in zip(sums, own, strict=True):
+                total.add_(value.view(groups, -1).mean(0), alpha=len(part) / len(x))
+        for value, average in zip(running, sums, strict=True):
+            value.lerp_(average, self.momentum)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:
-        """Gradients of weight, bias and input, sub-batch by sub-batch."""
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
         if not self.parts:
-            return super().backward(g, needed)
-        out = torch.empty_like(g, memory_format=torch.contiguous_format)
-        weight, bias = g.new_zeros(g.shape[:2]), g.new_zeros(g.shape[:2])
-        for part in self.parts:
-            part.backward(g, out, weight, bias)
-        self._keep(weight, bias)
-        return out
+            return super().backward(g)
+        sums = [torch.zeros_like(value) for value in self.affine()]
+        out: list[Tensor] = []
+        for (part, groups), (folded, mean, invstd) in zip(self._split(g), self.parts, strict=True):
+            scale, _ = self._affine(groups)
+            x, *gradients = _BACKWARD(
+                _fold(part, groups), folded, scale, None, None, mean, invstd, True, self.eps,
+                [True] * 3,
+            )  # fmt: skip
+            out.append(_unfold(x, groups))
+            for total, value in zip(sums, gradients, strict=True):
+                total.add_(value.view(groups, -1).sum(0))
+        self.keep(*sums)
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _split(self, x: Tensor) -> list[tuple[Tensor, int]]:
+        """The equal sub-batches and the rest, each with the number of its sub-batches."""
+        groups, rest = divmod(len(x), self.size)
+        whole = len(x) - rest
+        return [(x[:whole], groups), *([(x[whole:], 1)] if rest else [])]
+
+    def _affine(self, groups: int) -> list[Tensor]:
+        return [value.repeat(groups) for value in self.affine()]
 
 
-class _Part:
-    """Equal sub-batches: examples ``start`` … ``stop`` of (K, C, …, m) in groups of ``size``."""
-
-    def __init__(self, x: Tensor, start: int, stop: int, size: int, eps: float) -> None:
-        self.examples = slice(start, stop)
-        self.groups, self.size = (stop - start) // size, size
-        self.channels = x.shape[0] * x.shape[1]
-        self.rows = _Rows(eps)
-
-    def _split(self, x: Tensor) -> Tensor:
-        """View of the part's examples as (K·C, groups, pixels, size)."""
-        flat = x.view(self.channels, -1, x.shape[-1])[:, :, self.examples]
-        return flat.unflatten(2, (self.groups, self.size)).transpose(1, 2)
-
-    def forward(
-        self,
-        x: Tensor,
-        out: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        statistics: tuple[Tensor, Tensor],
-        share: float,
-    ) -> None:
-        """Normalise into ``out`` and add the part's share to the means and variances (K·C,)."""
-        split = self._split(x)
-        rows = split.reshape(self.channels * self.groups, -1)
-        mean = rows.new_zeros(len(rows))
-        var = torch.zeros_like(mean)
-        w, b = (value.repeat_interleave(self.groups) for value in (weight, bias))
-        # Momentum 1 turns the running statistics into this batch's own.
-        y = self.rows.forward(rows, w, b, mean, var, 1.0)
-        self._split(out).copy_(y.view(split.shape))
-        for total, value in zip(statistics, (mean, var), strict=True):
-            total.add_(value.view(self.channels, self.groups).mean(1), alpha=share)
-
-    def backward(self, g: Tensor, out: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Write the input's gradient into ``out``, add the parameters' to (K, C)."""
-        split = self._split(g)
-        x, w, b = self.rows.backward(split.reshape(self.channels * self.groups, -1))
-        self._split(out).copy_(x.view(split.shape))
-        for total, value in ((weight, w), (bias, b)):
-            total.add_(value.view(*total.shape, self.groups).sum(2))
+def _fold(x: Tensor, groups: int) -> Tensor:
+    """(groups·size, C, …) → (size, groups·C, …)."""
+    return x.unflatten(0, (groups, -1)).transpose(0, 1).flatten(1, 2)
 
 
-class GroupNorm:
-    """Group norm of (K, C, …, m): every example by itself, over the pixels of a channel group."""
+def _unfold(x: Tensor, groups: int) -> Tensor:
+    """(size, groups·C, …) → (groups·size, C, …)."""
+    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+class FusedNorm(BatchNorm):
+    """Batch or ghost norm by Triton kernels: a pass, its shortcut and its ReLU in one."""
+
+    def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
+        super().__init__(lanes, name, module)
+        self.size = module.bn_batch_size if isinstance(module, GhostBatchNorm) else None
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Normalise, add a shortcut, clip at 0; evaluations leave it to torch."""
+        if not training:
+            return super().forward(x, training, shortcut)
+        from smallbatch.training import triton_norms
+
+        views, size = self.lanes.views, self.size or len(x)
+        affine = views[self.weight], views[self.bias]
+        y, self.moments = triton_norms.forward(
+            x, *affine, self.running(), size, self.momentum, self.eps, shortcut
+        )
+        self.x = x
+        return y
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        from smallbatch.training import triton_norms
+
+        views, gradients, size = self.lanes.views, self.lanes.gradients, self.size or len(g)
+        of_affine = gradients[self.weight], gradients[self.bias]
+        return triton_norms.backward(g, self.x, views[self.weight], self.moments, size, *of_affine)
+
+
+class GroupNorm(_Norm):
+    """Group norm of (m, K·C, …): every example by itself, over the pixels of a channel group."""
 
     def __init__(self, lanes: Lanes, name: str, module: nn.GroupNorm) -> None:
-        self.lanes, self.name, self.groups = lanes, name, module.num_groups
-        self.rows = _Rows(module.eps)
+        super().__init__(lanes, name)
+        self.groups, self.eps = module.num_groups, module.eps
 
-    def _split(self, x: Tensor) -> Tensor:
-        """View as (K, groups, m, channels of a group · pixels)."""
-        k, m = x.shape[0], x.shape[-1]
-        return x.view(k, self.groups, -1, m).transpose(2, 3)
+    def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
+        """Examples, channels, pixels and groups of all lanes."""
+        return len(x), x.shape[1], x[0, 0].numel(), self.groups * len(self.lanes)
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        split = self._split(x)
-        length = split.shape[-1]
-        y = self.rows.forward(split.reshape(-1, length), None, None, None, None, 0.0)
-        return y.view(split.shape).transpose(2, 3).reshape(x.shape)
-
-    def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Normalise; training and evaluation do not differ."""
-        normal = self._normalised(x)
+    def normalise(self, x: Tensor, training: bool) -> Tensor:
+        """Training and evaluation do not differ."""
+        y, mean, invstd = torch.native_group_norm(x, *self.affine(), *self._sizes(x), self.eps)
         if training:
-            self.normal = normal
-        shape = (*x.shape[:2], *[1] * (x.dim() - 2))
-        weight = self.lanes.views[f"{self.name}.weight"].reshape(shape)
-        return torch.addcmul(self.lanes.views[f"{self.name}.bias"].reshape(shape), normal, weight)
+            self.x, self.mean, self.invstd = x, mean, invstd
+        return y
 
-    def backward(self, g: Tensor, needed: bool) -> Tensor:  # noqa: ARG002
+    def backward(self, g: Tensor) -> Tensor:
         """Gradients of weight, bias and input."""
-        weight = self.lanes.views[f"{self.name}.weight"]
-        self.lanes.gradients[f"{self.name}.weight"] = (g * self.normal).flatten(2).sum(2)
-        self.lanes.gradients[f"{self.name}.bias"] = g.flatten(2).sum(2)
-        split = self._split(g * weight.reshape(*g.shape[:2], *[1] * (g.dim() - 2)))
-        x, _, _ = self.rows.backward(split.reshape(-1, split.shape[-1]))
-        return x.view(split.shape).transpose(2, 3).reshape(g.shape)
+        weight, _ = self.affine()
+        x, weight, bias = torch.ops.aten.native_group_norm_backward(
+            g.contiguous(), self.x, self.mean, self.invstd, weight, *self._sizes(g), [True] * 3
+        )
+        self.keep(weight, bias)
+        return x

@@ -1,0 +1,1 @@
+"""What `smallbatch bench` cannot do."""

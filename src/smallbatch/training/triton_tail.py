@@ -1,0 +1,153 @@
+"""What surrounds the network in a step, in three Triton kernels: loss, update, notes.
+
+With torch's operations these are some 40 kernels on a few numbers each, which at m = 2 take as long
+as the convolutions.
+"""
+
+# ruff: noqa: N803 - constants of a kernel are in upper case
+# pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
+# pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from smallbatch.training.lane_step import Metrics, TorchTail
+from smallbatch.training.lanes import Lanes
+
+
+@triton.jit
+def score(
+    logits, labels, gradient, loss, correct, m, lanes, label_example, label_lane,
+    CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A lane's summed cross-entropy, its gradient in the logits, and its right answers."""
+    lane = tl.program_id(0)
+    k = tl.arange(0, PADDED)
+    losses, hits = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
+    for n0 in range(0, m, BLOCK):
+        n = n0 + tl.arange(0, BLOCK)
+        there = (n < m)[:, None] & (k < CLASSES)[None, :]
+        at = ((n * lanes + lane) * CLASSES)[:, None] + k[None, :]
+        z = tl.load(logits + at, mask=there, other=float("-inf"))
+        z = tl.where((n < m)[:, None], z, 0.0)
+        label = tl.load(labels + n * label_example + lane * label_lane, mask=n < m, other=0)
+        hit = k[None, :] == label[:, None]
+        top = tl.max(z, 1)
+        e = tl.exp(z - top[:, None])
+        total = tl.sum(e, 1)
+        right = tl.sum(tl.where(hit, z, 0.0), 1)
+        losses += tl.where(n < m, tl.log(total) + top - right, 0.0)
+        # A NaN counts as the largest, as for torch's argmax.
+        best = tl.argmax(tl.where(z != z, float("inf"), z), 1)
+        hits += tl.where((n < m) & (best == label), 1, 0)
+        result = e / total[:, None] - tl.where(hit, 1.0, 0.0)
+        tl.store(gradient + at, result, mask=there)
+    tl.store(loss + lane, tl.sum(losses))
+    tl.store(correct + lane, tl.sum(hits))
+
+
+@triton.jit
+def descend(theta, gradient, rates, bad, parameters, lanes, BLOCK: tl.constexpr):
+    """One update of a part of a lane's weights; ``bad`` of the lane becomes 1 if one overflows."""
+    lane = tl.program_id(1)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < parameters
+    at = lane.to(tl.int64) * parameters + i
+    decay, base_lr = tl.load(rates + lane), tl.load(rates + lanes + lane)
+    weights = tl.load(theta + at, mask=mask, other=0.0) * decay
+    weights -= tl.load(gradient + at, mask=mask, other=0.0) * base_lr
+    tl.store(theta + at, weights, mask=mask)
+    wrong = tl.max(tl.where(tl.abs(weights) < float("inf"), 0, 1), 0)
+    tl.atomic_max(bad + lane, wrong, mask=wrong > 0)
+
+
+@triton.jit
+def note(
+    loss, correct, bad, counter, loss_sum, correct_sum, seen, diverged, lanes, PADDED: tl.constexpr
+):  # fmt: skip
+    """Add an update to the metrics of the lanes that were alive, and end those that overflowed."""
+    k = tl.arange(0, PADDED)
+    mask = k < lanes
+    now = tl.load(loss + k, mask=mask, other=0.0)
+    wrong = tl.load(bad + k, mask=mask, other=0)
+    ended = tl.load(diverged + k, mask=mask, other=1)
+    before = ended == 0
+    total = tl.load(loss_sum + k, mask=mask, other=0.0)
+    tl.store(loss_sum + k, total + tl.where(before, now, 0.0).to(tl.float64), mask=mask)
+    hits = tl.load(correct + k, mask=mask, other=0)
+    total = tl.load(correct_sum + k, mask=mask, other=0)
+    tl.store(correct_sum + k, total + tl.where(before, hits, 0).to(tl.int64), mask=mask)
+    total = tl.load(seen + k, mask=mask, other=0)
+    tl.store(seen + k, total + before.to(tl.int64), mask=mask)
+    fine = (tl.abs(now) < float("inf")) & (wrong == 0)  # NaN is not less
+    update = tl.load(counter)
+    tl.store(diverged + k, tl.where(before & ~fine, update, ended), mask=mask)
+    tl.store(bad + k, tl.zeros((PADDED,), tl.int32), mask=mask)
+
+
+# Without types: the constants among their parameters are given as plain numbers.
+_SCORE: Any = score
+_DESCEND: Any = descend
+_NOTE: Any = note
+
+BLOCK = 1024
+
+
+class TritonTail:
+    """Loss, update and notes by Triton; see :class:`lane_step.TorchTail`."""
+
+    def __init__(self, lanes: int, device: torch.device) -> None:
+        self.loss = torch.zeros(lanes, device=device)
+        self.correct, self.bad = torch.zeros(2, lanes, device=device, dtype=torch.int32)
+
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Gradient of the summed cross-entropy in the logits (m, K, classes)."""
+        m, k, classes = logits.shape
+        logits = logits.contiguous()
+        gradient = torch.empty_like(logits)
+        padded = _power(classes)
+        _SCORE[(k,)](
+            logits, labels, gradient, self.loss, self.correct, m, k, *labels.stride(),
+            CLASSES=classes, PADDED=padded, BLOCK=max(2, min(_power(m), 1024 // padded)),
+        )  # fmt: skip
+        return gradient
+
+    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+        """Update the weights and note losses, hits and lanes that end."""
+        k, parameters = lanes.theta.shape
+        _DESCEND[(-(-parameters // BLOCK), k)](
+            lanes.theta, lanes.gradient, rates, self.bad, parameters, k, BLOCK=BLOCK
+        )
+        _NOTE[(1,)](
+            self.loss, self.correct, self.bad, counter, *metrics, k, PADDED=_power(k)
+        )  # fmt: skip
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether these kernels give torch's numbers on a device."""
+    theta, logits = torch.randn(2, 1500, device=device), torch.randn(3, 2, 10, device=device)
+    labels = torch.tensor([[1, 2], [3, 4], [5, 9]], device=device)
+    rates = torch.tensor([[0.9, 0.8], [0.1, 0.2]], device=device)
+    counter = torch.ones(1, dtype=torch.int64, device=device)
+    found: list[list[Tensor]] = []
+    for tail in (TritonTail(2, device), TorchTail()):
+        lanes = Lanes(theta.clone(), {"w": torch.Size([1500])}, {}, {})
+        lanes.gradient.copy_(theta.flip(1))
+        lanes.gradient[1, 7] = torch.inf
+        zeros = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(3)]
+        metrics = Metrics(torch.zeros(2, dtype=torch.float64, device=device), *zeros)
+        gradient = tail.score(logits.clone(), labels)
+        tail.settle(lanes, rates, metrics, counter)
+        found.append([gradient, lanes.theta, *metrics])
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+def _power(n: int) -> int:
+    return 1 << max(1, (n - 1).bit_length())

@@ -1,0 +1,49 @@
+"""Images gathered by Triton's kernel against torch's operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from smallbatch.training import choice, triton_inputs, triton_norms
+from smallbatch.training.lane_inputs import Tables
+from smallbatch.training.protocol import Run
+from smallbatch.training.resident import load_resident
+from tests.training.conftest import make_dataset
+from tests.training.test_stacked import study
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("size", [5, 33])
+def test_images_and_labels_are_torchs_bit_for_bit(augment: bool, size: int) -> None:
+    data = load_resident(make_dataset(n=9, size=size), augment=augment, device=DEVICE)
+    runs = [Run(study(augment=augment), "f", 4, lr, seed) for seed in (0, 1) for lr in (0.1, 0.2)]
+    mine, theirs = (Tables(runs, data, torch.float32, fused) for fused in (True, False))
+    for epoch in (1, 2):
+        updates = {tables.load(epoch) for tables in (mine, theirs)}
+        for _ in range(updates.pop()):
+            (one, labels, rates), (other, expected, same) = mine.next(), theirs.next()
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(labels, expected)
+            assert torch.equal(rates, same)
+
+
+def test_the_trial_before_first_use_passes() -> None:
+    assert triton_inputs.agrees(DEVICE)
+
+
+def test_kernels_that_do_not_work_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_device: torch.device) -> bool:
+        raise RuntimeError("no compiler")
+
+    assert choice._trial(DEVICE)
+    monkeypatch.setattr(triton_norms, "agrees", fail)
+    with pytest.warns(UserWarning, match="without Triton's kernels: no compiler"):
+        assert not choice._trial(DEVICE)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
+def test_without_a_gpu_torch_does_it_all() -> None:
+    assert not choice.default_fusing(DEVICE)
