@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ class OptionA(nn.Module):
 
 def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> nn.Module:
     """The CIFAR ResNet of depth 6n + 2 from timm's parts."""
-    model = ResNet(
-        BasicBlock,
+    model: Any = ResNet(
+        cast("Any", BasicBlock),
         (blocks, blocks, blocks),
         channels=(16, 32, 64),
         num_classes=classes,
@@ -47,23 +47,21 @@ def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> n
     )
     model.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
     model.maxpool = model.layer4 = nn.Identity()
-    model.fc = nn.Linear(64, classes)
-    model.num_features = 64
     for stage in (model.layer2, model.layer3):
         stage[0].downsample = OptionA()
     return model
 
 
-def build(model: str, norm: str, bn_batch_size: int | None, in_chans: int, size: int, classes: int) -> nn.Module:  # noqa: E501
-    """The model: from timm's parts where they suffice, else the package's entry in timm's registry."""
+def build(options: argparse.Namespace, in_chans: int, size: int, classes: int) -> nn.Module:
+    """The model, from timm's parts where they suffice, else as this package builds it."""
     layers: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
-    if model in DEPTHS and norm in layers:
-        return cifar_resnet(DEPTHS[model], layers[norm], in_chans, classes)
+    if options.model in DEPTHS and options.norm in layers:
+        return cifar_resnet(DEPTHS[options.model], layers[options.norm], in_chans, classes)
     from smallbatch.models import build_model
 
     return build_model(
-        model, norm, num_classes=classes, in_chans=in_chans, image_size=size, seed=0,
-        batch_size=2**10, bn_batch_size=bn_batch_size,
+        options.model, options.norm, num_classes=classes, in_chans=in_chans, image_size=size,
+        seed=0, batch_size=options.batch_size, bn_batch_size=options.bn_batch_size,
     )  # fmt: skip
 
 
@@ -165,9 +163,7 @@ def main() -> None:
     arrays = np.load(options.data)
     _, size, _, channels = arrays["images"].shape
     classes = int(arrays["labels"].max()) + 1
-    model = build(
-        options.model, options.norm, options.bn_batch_size, channels, size, classes
-    )
+    model = build(options, channels, size, classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result = train(model, make_loader(arrays, options), options)
     json.dump(result | {"parameters": parameters, "threads": torch.get_num_threads()}, sys.stdout)
