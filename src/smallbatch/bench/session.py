@@ -87,6 +87,7 @@ class Series:
         engine: what computes it.
         settled: how, after a first look: the textbook's loader workers, the stacked engine's lanes
             in a chunk, updates in an epoch.
+        looks: images per second of the ways that were tried and not taken.
         repeats: ``images_per_second`` and ``seconds`` of every measurement.
         failure: why there are none.
     """
@@ -95,6 +96,7 @@ class Series:
     case: Case
     engine: Engine
     settled: dict[str, Any] = field(default_factory=dict[str, Any])
+    looks: dict[str, float] = field(default_factory=dict[str, float])
     repeats: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     failure: str | None = None
 
@@ -166,7 +168,8 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
         ways.append(Way("stacked", CHUNKS))
     looks = {way: measure(case, way, seconds=GUESS_SECONDS) for way in ways}
     way = max(looks, key=lambda way: looks[way].images_per_second)
-    look = looks[way]
+    look = looks.pop(way)
+    series.looks = {other.key: rate.images_per_second for other, rate in looks.items()}
     images = look.images_per_second / look.live * bench.seconds / (EPOCHS - 1)
     updates = round(min(images, MOST_IMAGES) / case.batch_size)
     series.settled |= {"lanes_at_a_time": way.lanes, "updates_per_epoch": max(1, updates)}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CHUNK = 8  # lanes at a time, the alternative to as many as memory holds
 MOST_LANES = 16  # of a worker: columns with more are as fast as with these
-SHARE = 0.02  # of a column's time that may go into finding out how to train it
+SHARE = 0.02  # of a column's time that may go into finding out how to train it,
+MOST_SECONDS = 10.0  # but never more than this
 SECONDS = 0.5  # of measuring one way
 START_SECONDS = 0.5  # that a measurement takes before it measures
 
@@ -143,7 +144,7 @@ def decide(
     Args:
         column: identifies it; what was decided for a column on this machine stays.
         case: its case.
-        images: all training images of its runs.
+        images: all training images of its runs; with 0, nothing is measured.
         stackable: whether the stacked engine takes its model at all.
         memory: bytes for the lanes of all workers.
     """
@@ -154,7 +155,8 @@ def decide(
     candidates = ways(case, ("loop", "stacked"))
     if fastest(case, candidates) is None:
         flops = training_flops_of(case)
-        if cost(case, candidates, flops) > SHARE * least_seconds(case, images, flops):
+        worth = min(MOST_SECONDS, SHARE * least_seconds(case, images, flops))
+        if cost(case, candidates, flops) > worth:
             return None
         calibrate(case, candidates, memory)
     best = fastest(case, candidates)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from smallbatch.training.column import Column
 
 
-def choose_engine(column: Column, compute: ComputeConfig) -> Choice:
+def choose_engine(column: Column, compute: ComputeConfig, *, learn: bool = True) -> Choice:
     """The engine that trains a column; see :func:`~training.engines.choose`.
 
     ``auto`` follows what is known, or worth finding out, about this machine's speed
     (:mod:`~training.calibration`), else the rule of :mod:`~training.engines`; either way the choice
-    for a column stays.
+    for a column stays. Without ``learn`` nothing is measured and the choice is not kept.
 
     Raises:
         UserError: the device is not there, or the model cannot be built for these images.
@@ -31,13 +31,14 @@ def choose_engine(column: Column, compute: ComputeConfig) -> Choice:
     run = column.runs[0]
     name = f"{replace(run, base_lr=1.0, seed=0).hash} {device}"
     case = case_of(column, compute)
-    images = len(column.runs) * column.updates(run) * run.batch_size
+    images = len(column.runs) * column.updates(run) * run.batch_size if learn else 0
     way = calibration.decide(
         name, case, images, lambda: can_stack(column, device), memory_of(compute)
     )
     choice = _choose(column, way.engine if way else "auto", device)
     choice = replace(choice, lanes=way.lanes if way else None)
-    calibration.learn(choices={name: Way(choice.engine, choice.lanes)})
+    if learn:
+        calibration.learn(choices={name: Way(choice.engine, choice.lanes)})
     return choice
 
 

@@ -143,8 +143,9 @@ def measure(
 
     n = case.batch_size * (updates or _few_updates(case))
     dataset = (images or (lambda count: noise(case, count)))(n)
+    settings = case.settings()
     runs = [
-        Run(case.settings(), dataset.meta.fingerprint, case.batch_size, BASE_LR / 2**i, seed=i % 2)
+        Run(settings, dataset.meta.fingerprint, case.batch_size, BASE_LR * (1 + i // 2), i % 2)
         for i in range(case.lanes)
     ]
     counter = _Counter(seconds)
@@ -197,7 +198,7 @@ def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:
 
 def _few_updates(case: Case) -> int:
     # A GPU's updates are cheap beside what an epoch costs the host.
-    return max(50, 8192 // case.batch_size) if case.device == "cuda" else 1 + 128 // case.batch_size
+    return max(50, 8192 // case.batch_size) if case.device == "cuda" else 1 + 32 // case.batch_size
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a training that would not end
