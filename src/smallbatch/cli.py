@@ -371,7 +371,8 @@ def bench(
     from smallbatch.bench.command import bench as measure
 
     if quick:
-        datasets, settings = ("digits",), settings | QUICK
+        settings |= {name: value for name, value in QUICK.items() if not _was_given(name)}
+        datasets = datasets if _was_given("datasets") else ("digits",)
     click.echo(
         measure(
             datasets=datasets, path=path, image_size=image_size, engines=engines, out=out,
@@ -433,6 +434,11 @@ def use_profile(name: str, force: bool) -> None:
 
     profiles.install(name, force=force)
     click.echo(f"params.yaml is now the profile {name}; `dvc repro` runs it")
+
+
+def _was_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _load(path: Path) -> Params:

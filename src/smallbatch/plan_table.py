@@ -25,13 +25,14 @@ def lines(plan: Plan) -> list[str]:
     """A table with a line for each column and the total, and what to know about it."""
     rows: list[tuple[str, ...]] = [_HEADS]
     for column in plan.columns:
-        about = "" if column.measured else "~"
+        speed = column.images_per_second
+        rate = "" if speed is None else f"{'' if column.measured else '~'}{speed:,.0f}"
         rows.append(
             (
                 f"{column.study} m={column.batch_size}", str(column.runs), str(column.kept),
                 f"{column.updates:,}", f"{column.images:,}", scaled(column.flops, "FLOP"),
                 scaled(column.memory_bytes, "B"), column.engine,
-                f"{about}{column.images_per_second:,.0f}", clock(column.seconds),
+                rate, clock(column.seconds),
             )
         )  # fmt: skip
     total = plan.total()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smallbatch.errors import UserError
+from smallbatch.results import read_record
 from smallbatch.training import calibration, files
 from smallbatch.training.calibration import case_key, training_flops_of
 from smallbatch.training.choosing import (
@@ -48,7 +50,7 @@ class ColumnPlan:
         flops: of training and evaluation.
         memory_bytes: of the images, and of the runs that train side by side.
         engine: that trains it.
-        images_per_second: of training, in sum over the runs.
+        images_per_second: of training, in sum over the runs; None where none is left to train.
         measured: whether that was measured at this batch size, or lies between others.
         seconds: for training, evaluation and the start of the processes, if no run diverges.
     """
@@ -62,7 +64,7 @@ class ColumnPlan:
     flops: int
     memory_bytes: int
     engine: Engine
-    images_per_second: float
+    images_per_second: float | None
     measured: bool
     seconds: float
 
@@ -137,19 +139,17 @@ def _column(params: Params, study: str, batch_size: int, meta: Meta) -> Column:
 
 def _kept(column: Column, params: Params, device: str, models: Path, work: Path) -> int:
     """Runs of a column that need no training: their column is whole, or their record is there."""
-    from smallbatch.errors import UserError
-    from smallbatch.results import read_record
-
-    directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
-    hashes = {run.hash for run in column.runs}
-    try:
-        if hashes == {run.run for run in read_record(directory).runs}:
-            return len(hashes)
-    except UserError:
-        pass
+    names = {run.hash for run in column.runs}
     engine = choose_engine(column, params.compute, learn=False).engine
     made_by = made_by_on(engine, device)
-    return sum(files.load_record(work / name, made_by) is not None for name in hashes)
+    records = sum(files.load_record(work / name, made_by) is not None for name in names)
+    if records or any((work / name).exists() for name in names):
+        return records
+    try:  # a column that came from DVC's cache leaves no records
+        directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
+        return len(names) if names == {run.run for run in read_record(directory).runs} else 0
+    except UserError:
+        return 0
 
 
 def _measure(columns: Sequence[Column], params: Params) -> None:
@@ -189,11 +189,13 @@ def _plan(column: Column, params: Params, kept: int) -> ColumnPlan:
     updates = left * column.updates(column.runs[0])
     images = updates * case.batch_size
     forward_images = left * _evaluation_images(column)
-    rates = _known_rates(column, params, choice)
-    rate = interpolate(rates, case.batch_size)
-    # An evaluation's batches are large whatever m is, and have no backward pass.
-    seconds = images / rate + forward_images / (3 * max(rates.values()))
     flops = training_flops_of(case)
+    rate, measured, seconds = None, False, 0.0
+    if left:
+        rates = _known_rates(column, params, choice)
+        rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
+        # An evaluation's batches are large whatever m is, and have no backward pass.
+        seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
     return ColumnPlan(
         study=column.study,
         batch_size=case.batch_size,
@@ -205,8 +207,8 @@ def _plan(column: Column, params: Params, kept: int) -> ColumnPlan:
         memory_bytes=_memory(column, case, params, choice) if left else 0,
         engine=choice.engine,
         images_per_second=rate,
-        measured=case.batch_size in rates,
-        seconds=seconds + _startup() if left else 0.0,
+        measured=measured,
+        seconds=seconds,
     )
 
 
@@ -235,7 +237,7 @@ def _known_rates(column: Column, params: Params, choice: Choice) -> dict[int, fl
     way = Way(choice.engine, choice.lanes)
     if (own := known.get(case_key(case), {}).get(way.key)) is not None:
         rates[case.batch_size] = own
-    return {m: rate for m, rate in rates.items() if rate > 0} or {case.batch_size: math.nan}
+    return rates
 
 
 def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
@@ -245,6 +247,8 @@ def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
     smallest, where an update's time is constant, and constant above the largest.
     """
     sizes = sorted(rates)
+    if batch_size in rates:
+        return rates[batch_size]
     if batch_size < sizes[0]:
         return rates[sizes[0]] * batch_size / sizes[0]
     logs = np.interp(math.log(batch_size), np.log(sizes), [math.log(rates[m]) for m in sizes])

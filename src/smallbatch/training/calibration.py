@@ -111,16 +111,25 @@ def fastest(case: Case, candidates: Iterable[Way]) -> tuple[Way, float] | None:
 
 
 def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) -> None:
-    """Measure the ways that are not known yet; one that fails is as slow as can be."""
+    """Measure the ways that are not known yet; one that fails where others work has rate 0.
+
+    Raises:
+        UserError: the model cannot be built for these images.
+        RuntimeError: no way works.
+    """
     rates = dict(known().rates.get(case_key(case), {}))
     few = replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
+    failure = None
     for way in candidates:
         if way.key not in rates:
             try:
-                rate = measure(few, way, seconds=SECONDS, memory=memory).images_per_second
-            except RuntimeError:
-                rate = 0.0
-            learn(rates={case_key(case): {way.key: rate}})
+                rate = measure(few, way, seconds=SECONDS, memory=memory)
+                rates[way.key] = rate.images_per_second
+            except RuntimeError as error:
+                rates[way.key], failure = 0.0, error
+    if failure is not None and not any(rates.values()):
+        raise failure
+    learn(rates={case_key(case): rates})
 
 
 def cost(case: Case, candidates: Iterable[Way], flops: int) -> float:
