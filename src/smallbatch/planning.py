@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from smallbatch.config import Params
     from smallbatch.data.prepared import Meta
 
-MOST_SECONDS = 4.0  # that measuring one batch size may take; beyond, its rate is interpolated
+# Seconds that measuring one batch size may take; beyond, its rate is interpolated.
+MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
 SPACING = 4  # between the batch sizes that are measured
 
 
@@ -162,7 +163,7 @@ def _measure(columns: Sequence[Column], params: Params) -> None:
             last, measured = case.batch_size, True
             continue
         cost = calibration.cost(case, candidates, training_flops_of(case))
-        too_much = case.batch_size < SPACING * last or cost > MOST_SECONDS
+        too_much = case.batch_size < SPACING * last or cost > MOST_SECONDS[case.device]
         if not measured or not too_much:
             calibration.calibrate(case, candidates, memory_of(params.compute))
             last, measured = case.batch_size, True

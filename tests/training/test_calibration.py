@@ -160,7 +160,11 @@ def test_a_calibration_takes_at_most_two_percent_of_the_least_time() -> None:
     candidates = [LOOP, STACKED, CHUNKS]
     flops = calibration.training_flops_of(CASE)
     seconds = calibration.cost(CASE, candidates, flops)
-    assert seconds == pytest.approx(3 * (0.5 + 0.5))
+    # Two epochs of 5 updates at 20 ms and, of 13 lanes of 8 images, at 10 GFLOP/s; half a second
+    # to start.
+    assert seconds == pytest.approx(
+        3 * 0.5 + 0.5 + 2 * max(0.5, 10 * (0.02 + 13 * 8 * flops / 1e10))
+    )
     images = seconds / 0.02 * 2 * 60e9 / flops
     assert calibration.least_seconds(CASE, round(images), flops) == pytest.approx(seconds / 0.02)
 

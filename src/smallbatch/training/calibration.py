@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.training import environment
-from smallbatch.training.rate import Case, Way, measure
+from smallbatch.training.rate import Case, Way, few_updates, measure
 
 if TYPE_CHECKING:
     from smallbatch.training.engines import Engine
@@ -29,12 +30,13 @@ MOST_LANES = 16  # of a worker: columns with more are as fast as with these
 SHARE = 0.02  # of a column's time that may go into finding out how to train it,
 MOST_SECONDS = 10.0  # but never more than this
 SECONDS = 0.5  # of measuring one way
-START_SECONDS = 0.5  # that a measurement takes before it measures
-
-# FLOP/s of one worker that no way exceeds by much, for the least time that a column takes, and that
-# none falls far below, for the longest that a measurement takes.
+# For the least time that a column can take, FLOP/s of one worker that no way exceeds by much.
 FAST = {"cpu": 6e10, "cuda": 4e13}
-SLOW = {"cpu": 1e10, "cuda": 1e12}
+# For the most that a measurement takes: FLOP/s of one worker that none falls far below, seconds
+# that an update takes besides, and seconds before there is anything to measure.
+SLOW = {"cpu": 1e10, "cuda": 2e12}
+DISPATCH = 0.02
+START = {"cpu": 0.5, "cuda": 5.0}
 
 
 @dataclass
@@ -87,15 +89,22 @@ def learn(
         return
 
 
+def alike(case: Case) -> Case:
+    """The case that stands for this one: on a CPU large numbers of lanes are equally fast."""
+    if case.device == "cuda":
+        return case
+    return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
+
+
 def case_key(case: Case) -> str:
-    """The case as the cache names it: large numbers of lanes are alike."""
-    return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers)).key
+    """The case as the cache names it."""
+    return alike(case).key
 
 
 def ways(case: Case, engines: Iterable[Engine]) -> list[Way]:
     """The ways to train a column by some engines."""
     found = [Way(engine) for engine in engines]
-    if "stacked" in engines and case.lanes > CHUNK * case.workers:
+    if case.device == "cpu" and case.lanes > CHUNK * case.workers and Way("stacked") in found:
         found.append(Way("stacked", CHUNK))
     return found
 
@@ -118,12 +127,11 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
         RuntimeError: no way works.
     """
     rates = dict(known().rates.get(case_key(case), {}))
-    few = replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
     failure = None
     for way in candidates:
         if way.key not in rates:
             try:
-                rate = measure(few, way, seconds=SECONDS, memory=memory)
+                rate = measure(alike(case), way, seconds=SECONDS, memory=memory)
                 rates[way.key] = rate.images_per_second
             except RuntimeError as error:
                 rates[way.key], failure = 0.0, error
@@ -134,10 +142,15 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
 
 def cost(case: Case, candidates: Iterable[Way], flops: int) -> float:
     """Seconds that measuring these ways takes at most; ``flops`` are those of a training image."""
-    lanes = min(case.lanes, MOST_LANES * case.workers)
-    images = 2 * lanes * (case.batch_size + 32)  # a first epoch and another
-    slowest = images * flops / (SLOW[case.device] * case.workers)
-    return len(list(candidates)) * (START_SECONDS + max(SECONDS, slowest))
+
+    def seconds(way: Way) -> float:
+        runs = case.workers if way.engine == "loop" else alike(case).lanes
+        images = case.batch_size * runs / case.workers
+        update = DISPATCH + images * flops / SLOW[case.device]
+        # An epoch that is left out and at least one that is measured.
+        return START[case.device] + max(SECONDS, 2 * few_updates(case) * update)
+
+    return sum(map(seconds, candidates))
 
 
 def least_seconds(case: Case, images: int, flops: int) -> float:
@@ -167,6 +180,7 @@ def decide(
         worth = min(MOST_SECONDS, SHARE * least_seconds(case, images, flops))
         if cost(case, candidates, flops) > worth:
             return None
+        print(f"finding the fastest way to train {case.key}", file=sys.stderr, flush=True)
         calibrate(case, candidates, memory)
     best = fastest(case, candidates)
     return best[0] if best else None

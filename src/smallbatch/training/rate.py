@@ -141,7 +141,7 @@ def measure(
     """
     from smallbatch.training.workers import Job, train_all
 
-    n = case.batch_size * (updates or _few_updates(case))
+    n = case.batch_size * (updates or few_updates(case))
     dataset = (images or (lambda count: noise(case, count)))(n)
     settings = case.settings()
     runs = [
@@ -166,6 +166,12 @@ def measure(
         except _Enough:
             return counter.rate(n)
     raise RuntimeError(f"{case.key}: the runs ended before they could be measured")
+
+
+def few_updates(case: Case) -> int:
+    """Updates of a short epoch, in which its end still weighs little."""
+    # On a GPU an update is cheap beside what the end of an epoch costs the host.
+    return 8 + 512 // case.batch_size if case.device == "cuda" else 1 + 32 // case.batch_size
 
 
 def noise(case: Case, count: int) -> Dataset:
@@ -194,11 +200,6 @@ def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:
         fingerprint="0" * 64,
     )
     return Dataset(meta, images[:n], labels[:n], images[n:], labels[n:])
-
-
-def _few_updates(case: Case) -> int:
-    # A GPU's updates are cheap beside what an epoch costs the host.
-    return max(50, 8192 // case.batch_size) if case.device == "cuda" else 1 + 32 // case.batch_size
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a training that would not end
