@@ -86,6 +86,14 @@ def test_pictures_repeat_from_the_first() -> None:
     assert dataset.meta.counts == {"train": 5, "validation": 0, "test": 2}
 
 
+def test_the_textbook_has_whole_batches_however_few_the_images(tmp_path: Path) -> None:
+    images = np.arange(6, dtype=np.uint8).reshape(3, 2, 1, 1)
+    arrays = np.load(session._save(Pictures("three", images, np.array([0, 1, 2]), 3), 7, tmp_path))
+    assert arrays["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert arrays["images"].shape == (7, 1, 1, 2)
+    assert arrays["images"][3].ravel().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -17,7 +17,7 @@ NOTES = {
     "images_per_second": (
         "training images of all runs that train side by side; each update with its gather, "
         "augmentation and metrics. Steady state: building the models, a run's first epoch "
-        "(textbook: its first five updates) and all evaluation are left out for every engine, "
+        "(textbook: its first updates) and all evaluation are left out for every engine, "
         f"but for {TEST_IMAGES} test images an epoch with loop and stacked"
     ),
     "textbook": (

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smallbatch.bench.images import Pictures
+from smallbatch.training import calibration
 from smallbatch.training.rate import Case, Way, measure
 
 Engine = Literal["textbook", "loop", "stacked"]
@@ -22,7 +23,7 @@ GUESS_SECONDS = 0.5  # of the first look at a case, which settles how it is meas
 EPOCHS = 4  # that a measurement aims at; the first is left out
 MOST_IMAGES = 2**16  # of an epoch
 LOADER_WORKERS = (0, 2)  # of the textbook script; the faster counts
-CHUNKS = 8  # lanes at a time, the alternative to as many as memory holds
+EPOCH_BATCHES = 16  # of the textbook at least: its epochs must not be all ends
 
 Say = Callable[[str], None]
 
@@ -123,7 +124,8 @@ class Session:
 
 def run(bench: Bench, folder: Path, say: Say) -> Session:
     """Measure everything; ``folder`` is for the textbook's data, ``say`` told of every step."""
-    files = {id(pictures): _save(pictures, folder) for pictures in bench.pictures}
+    least = EPOCH_BATCHES * max(bench.batch_sizes)
+    files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
     series = [
         Series(pictures, bench.case(pictures, m), engine)
         for pictures in bench.pictures
@@ -162,10 +164,7 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
         return
     case = series.case
-    per_worker = -(-case.lanes // case.workers)
-    ways = [series.way]
-    if series.engine == "stacked" and per_worker > CHUNKS:
-        ways.append(Way("stacked", CHUNKS))
+    ways = calibration.ways(case, [series.way.engine])
     looks = {way: measure(case, way, seconds=GUESS_SECONDS) for way in ways}
     way = max(looks, key=lambda way: looks[way].images_per_second)
     look = looks.pop(way)
@@ -196,8 +195,10 @@ def _repeat(bench: Bench, series: Series, data: Path) -> None:
 def _textbook(
     bench: Bench, case: Case, data: Path, loader_workers: int, seconds: float
 ) -> dict[str, float]:
+    # Few updates at large m, where each takes long and none is unlike another.
+    warm_up = 20 if bench.device == "cuda" else max(2, min(20, 512 // case.batch_size))
     words = [
-        "--data", data, "--model", case.model, "--norm", case.norm,
+        "--data", data, "--warm-up", warm_up, "--model", case.model, "--norm", case.norm,
         "--batch-size", case.batch_size, "--num-workers", loader_workers,
         "--device", bench.device, "--seconds", seconds,
         *(["--augment"] if case.augment else []),
@@ -220,9 +221,12 @@ def _script(file: str, *words: str) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def _save(pictures: Pictures, folder: Path) -> Path:
+def _save(pictures: Pictures, least: int, folder: Path) -> Path:
+    """Write the images for the textbook, repeated from the first where they are too few."""
+    rows = np.arange(max(least, len(pictures.labels))) % len(pictures.labels)
     path = folder / f"{pictures.name}.npz"
-    np.savez(path, images=pictures.images.transpose(0, 2, 3, 1), labels=pictures.labels)
+    images = pictures.images[rows].transpose(0, 2, 3, 1)
+    np.savez(path, images=images, labels=pictures.labels[rows])
     return path
 
 
