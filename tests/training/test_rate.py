@@ -34,23 +34,28 @@ def test_a_rate_is_the_sum_of_the_runs_over_their_own_stretches(
     """Run 0: epochs of 20 images at 10, 12, 15; run 1 at 11, 15: 40/5 + 20/4, start-up left out."""
     events = [(10.0, 0), (11.0, 1), (12.0, 0), (15.0, 0), (15.0, 1), (99.0, 0)]
     jobs = scripted(monkeypatch, events)
-    assert measure(CASE, Way("stacked", 2), seconds=4.0, updates=5) == Rate(13.0, 5.0, 2)
+    assert measure(CASE, Way("loop", 2), seconds=4.0, updates=5) == Rate(13.0, 5.0, 2)
     (job,) = jobs
     assert len(job.dataset.train_images) == 20
-    assert (job.engine, job.lanes, job.workers) == ("stacked", 2, 2)
+    assert (job.engine, job.lanes, job.workers) == ("loop", 2, 2)
 
 
-def test_a_run_that_has_just_begun_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    events = [(0.0, 0), (9.0, 0), (9.5, 1), (10.0, 0), (11.5, 1)]
-    scripted(monkeypatch, events)
-    measured = measure(CASE, Way("loop"), seconds=1.0, updates=1)
-    assert measured.live == 1  # at 9.0 nothing else was known to live
-    scripted(monkeypatch, [(0.0, 0), (0.5, 1), (9.0, 0), (10.0, 0), (11.5, 1)])
+def test_a_worker_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [(0.0, 0), (9.0, 0), (9.5, 1), (10.0, 0), (11.5, 1)])
     assert measure(CASE, Way("loop"), seconds=1.0, updates=1).live == 2
+    four = [(float(when), run) for when in (0, 9, 10) for run in range(4)]
+    scripted(monkeypatch, four)
+    assert measure(CASE, Way("stacked"), seconds=1.0, updates=1).live == 4
+
+
+def test_workers_that_memory_keeps_idle_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [(float(when), 0) for when in range(9)])
+    measured = measure(CASE, Way("stacked"), seconds=1.0, updates=1)
+    assert (measured.live, measured.seconds) == (1, 4.0)
 
 
 def test_the_runs_are_those_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = scripted(monkeypatch, [(0.0, 0), (9.0, 0)])
+    jobs = scripted(monkeypatch, [(0.0, 0), (0.0, 1), (9.0, 0), (9.0, 1)])
     measure(CASE, Way("loop"), seconds=1.0)
     runs = jobs[0].runs
     assert len({run.hash for run in runs}) == CASE.lanes

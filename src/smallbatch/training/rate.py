@@ -13,11 +13,12 @@ import numpy as np
 
 from smallbatch.config import StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
-from smallbatch.training.engines import Engine
+from smallbatch.training.engines import Engine, deal
 from smallbatch.training.protocol import Run
 
 ENDLESS = 10**6  # epochs: a measurement is stopped by the clock, long before a milestone
 BASE_LR = 2.0**-30  # so small that no lane diverges, which would shrink the work
+PATIENCE = 5  # epochs of the runs that report, after which no others are expected
 TEST_IMAGES = 2  # per epoch: evaluation is left out of the measured rate but for these
 
 
@@ -148,7 +149,7 @@ def measure(
         Run(settings, dataset.meta.fingerprint, case.batch_size, BASE_LR * (1 + i // 2), i % 2)
         for i in range(case.lanes)
     ]
-    counter = _Counter(seconds)
+    counter = _Counter(seconds, _side_by_side(case, way))
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = Job(
             runs=runs,
@@ -202,20 +203,31 @@ def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:
     return Dataset(meta, images[:n], labels[:n], images[n:], labels[n:])
 
 
+def _side_by_side(case: Case, way: Way) -> int:
+    """Runs that train at the same time, where memory is no limit."""
+    workers = min(case.workers, case.lanes)
+    if way.engine == "loop":
+        return workers
+    chunks = deal(range(case.lanes), workers, way.lanes or case.lanes)
+    return sum(len(chunk) for chunk in chunks[:workers])
+
+
 class _Enough(Exception):  # noqa: N818 - no error: it ends a training that would not end
     pass
 
 
 class _Counter:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, expected: int) -> None:
+        self.seconds, self.expected = seconds, expected
         self.ends: dict[str, list[float]] = {}
 
     def run_epoch(self, run: Run, _row: dict[str, Any]) -> None:
         now = time.perf_counter()
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
-        if now - start >= self.seconds and all(len(ends) > 1 for ends in self.ends.values()):
+        # A worker that is slow to start is waited for; one that memory keeps idle never reports.
+        least = 2 if len(self.ends) >= self.expected else PATIENCE
+        if now - start >= self.seconds and min(map(len, self.ends.values())) >= least:
             raise _Enough
 
     def rate(self, n: int) -> Rate:
