@@ -62,7 +62,8 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "train", "run", "evaluate", "report", "sync", "ui", "claims", "measure", "profile",
+    ["prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "claims", "measure",
+     "bench", "profile",
      "profile list", "profile show", "profile use"],
 )  # fmt: skip
 def test_every_command_shows_examples(command: str) -> None:

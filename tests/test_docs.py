@@ -26,7 +26,7 @@ def test_the_params_of_the_how_to_are_valid() -> None:
 
 def test_every_smallbatch_command_of_the_readme_parses() -> None:
     text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"smallbatch ((?:run|ui|sync|profile)\b[^#&\n`]*)", text)
+    lines = re.findall(r"smallbatch ((?:run|ui|sync|profile|plan|bench)\b[^#&\n`]*)", text)
     assert len(lines) >= 5
     for line in lines:
         name, *words = shlex.split(line)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallbatch.bench.cli import bench
 from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,6 +98,28 @@ def prepare(params_file: Path) -> None:
     counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
     click.echo(f"data/prepared/{meta.name}: {counts} images {shape}, {len(meta.classes)} classes")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@PARAMS
+def plan(as_json: bool, params_file: Path) -> None:
+    """Show what the params file will cost, column by column, before any training.
+
+    The time is this machine's, from a calibration of seconds that is kept for the next time.
+
+    \b
+    Examples:
+      smallbatch plan
+      smallbatch plan --params profiles/cifar10-cpu.yaml --json
+    """
+    import json
+
+    from smallbatch.experiments import plan_columns
+    from smallbatch.plan_table import lines
+
+    planned = plan_columns(_load(params_file))
+    click.echo(json.dumps(planned.as_json(), indent=1) if as_json else "\n".join(lines(planned)))
 
 
 @main.command()
@@ -353,6 +376,9 @@ def use_profile(name: str, scale: str | None, force: bool) -> None:
     profiles.install(name, scale, force=force)
     at = f" at scale {scale}" if scale else ""
     click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")
+
+
+main.add_command(bench)
 
 
 def _load(path: Path) -> Params:

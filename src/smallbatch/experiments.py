@@ -20,6 +20,7 @@ from smallbatch.config import (
 from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
+    from smallbatch.planning import Plan
     from smallbatch.tracking import ColumnInfo, LiveMirror
     from smallbatch.training.column import Column
     from smallbatch.training.protocol import Run
@@ -160,6 +161,17 @@ def single_run(
         f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
         f"after {run['updates']} updates: {column_dir}"
     )
+
+
+def plan_columns(params: Params) -> Plan:
+    """What the pipeline's columns will cost; see :func:`~smallbatch.planning.plan`.
+
+    Raises:
+        UserError: the shape of the images cannot be told yet.
+    """
+    from smallbatch.planning import plan
+
+    return plan(params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"))
 
 
 def result_folders() -> list[Path]:

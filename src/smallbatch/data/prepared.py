@@ -94,7 +94,7 @@ def load_prepared(directory: Path) -> Dataset:
     Raises:
         UserError: A file is missing or damaged, or does not match ``meta.json``.
     """
-    meta = _load_meta(directory)
+    meta = load_meta(directory)
     validation = ("validation",) if meta.counts["validation"] else ()
     arrays: Arrays = {}
     for split in ("train", "test", *validation):
@@ -128,7 +128,12 @@ def write_prepared(dataset: Dataset, directory: Path) -> None:
         raise UserError(f"{directory}: cannot write it ({error.strerror or error})") from error
 
 
-def _load_meta(directory: Path) -> Meta:
+def load_meta(directory: Path) -> Meta:
+    """Reads the description of a prepared data set, without its arrays.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     path = directory / "meta.json"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.training import environment, files
-from smallbatch.training.engines import Choice, Engine, choose
+from smallbatch.training.choosing import choose_engine, memory_of, resolve_device, workers_of
+from smallbatch.training.engines import Engine
 from smallbatch.training.protocol import Run, updates_after
 
 if TYPE_CHECKING:
@@ -139,14 +140,13 @@ def _train_column(
     started, clock = datetime.now(UTC), time.perf_counter()
     device = resolve_device(compute.device)
     choice = choose_engine(column, compute)
-    made_by = _made_by(choice.engine, device)
+    made_by = made_by_on(choice.engine, device)
     done = {run.hash: files.load_record(work / run.hash, made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
             _end(observers, run, kept[0].outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
-    workers = 1 if device == "cuda" else compute.workers
-    workers = min(environment.cores() if workers == "auto" else workers, len(column.runs))
+    workers = workers_of(column, compute, device)
     if missing:
         from smallbatch.training.workers import Job, train_all
 
@@ -159,9 +159,10 @@ def _train_column(
                 dataset=column.dataset,
                 device=device,
                 workers=min(workers, len(missing)),
-                memory=None if compute.memory == "auto" else int(compute.memory * 2**30),
+                memory=memory_of(compute),
                 work=work,
                 made_by=made_by,
+                lanes=choice.lanes,
             ),
             on_epoch=lambda run, row: _tell(observers, run, row),
             on_done=lambda run, outcome: _end(observers, run, outcome),
@@ -196,55 +197,6 @@ def _train_column(
     )
 
 
-def choose_engine(column: Column, compute: ComputeConfig) -> Choice:
-    """The engine that trains a column; see :func:`~training.engines.choose`.
-
-    Raises:
-        UserError: the device is not there, or the model cannot be built for these images.
-    """
-    run, meta = column.runs[0], column.dataset.meta
-
-    def try_vmap() -> bool:
-        from smallbatch.models import build_model
-        from smallbatch.training.lane_vmap import vmap_works
-
-        model = build_model(
-            run.settings.model,
-            run.settings.norm,
-            num_classes=len(meta.classes),
-            in_chans=meta.channels,
-            image_size=meta.height,
-            seed=run.seed,
-            batch_size=run.batch_size,
-            bn_batch_size=run.settings.bn_batch_size,
-        )
-        return vmap_works(model, meta.channels, meta.height, run.batch_size)
-
-    return choose(
-        compute.engine,
-        run.settings,
-        batch_size=run.batch_size,
-        pixels=meta.height * meta.width,
-        lanes=len(column.runs),
-        device=resolve_device(compute.device),
-        vmap_works=try_vmap,
-    )
-
-
-def resolve_device(choice: str) -> str:
-    """``auto`` → ``cuda`` where there is one, else ``cpu``.
-
-    Raises:
-        UserError: ``cuda`` was asked for and is not there.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if choice == "cuda" and not available:
-        raise UserError("device: found 'cuda', allowed here: cpu (torch sees no CUDA device)")
-    return "cuda" if available and choice in ("auto", "cuda") else "cpu"
-
-
 def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
     record = files.load_record(directory, made_by)
     if record is None:
@@ -252,7 +204,7 @@ def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
     return record
 
 
-def _made_by(engine: Engine, device: str) -> str:
+def made_by_on(engine: Engine, device: str) -> str:
     """What a run's numbers depend on besides its hash: the code, the libraries, the device."""
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     return " ".join([files.code_digest(engine), *versions, device])

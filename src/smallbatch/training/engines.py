@@ -30,10 +30,14 @@ STACKED_PIXELS = 2**12
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and one line about it where it is not the one asked for."""
+    """An engine, and one line about it where it is not the one asked for.
+
+    ``lanes`` is how many lanes a worker computes at a time at most; None: what memory holds.
+    """
 
     engine: Engine
     remark: str | None = None
+    lanes: int | None = None
 
 
 def has_layers(model: str) -> bool:

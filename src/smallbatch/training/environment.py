@@ -19,9 +19,9 @@ def describe(device: str) -> dict[str, Any]:
     """Environment of a training on ``device``, as `timing.json` records it."""
     commit, dirty = git_state()
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": cores(),
-        "gpu": _gpu_name() if device == "cuda" else None,
+        "gpu": gpu_name() if device == "cuda" else None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_commit": commit,
@@ -51,7 +51,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -60,7 +61,8 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _gpu_name() -> str:
+def gpu_name() -> str | None:
+    """Name of the GPU that torch would use, None where it sees none."""
     import torch
 
-    return torch.cuda.get_device_name(0)
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

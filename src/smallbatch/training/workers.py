@@ -45,6 +45,7 @@ class Job:
         device: ``cpu`` or ``cuda``.
         workers: processes on the CPU.
         memory: bytes for the lanes of all workers, or None for a part of what is free.
+        lanes: at most so many in one worker at a time, whatever its memory; None: no such limit.
         work: where each run's record goes as it ends.
         made_by: the code and versions that the records depend on.
     """
@@ -57,6 +58,7 @@ class Job:
     memory: int | None
     work: Path
     made_by: str
+    lanes: int | None = None
 
 
 def train_all(
@@ -98,10 +100,11 @@ def _chunks(job: Job, data: Resident) -> list[list[Run]]:
     else:
         memory = int(MEMORY_SHARE * free_memory())
     lanes = memory // job.workers // lane_bytes(job.runs[0], data)
+    most = max(1, min(lanes, job.lanes or lanes))
     groups: dict[StudyConfig, list[Run]] = {}
     for run in job.runs:
         groups.setdefault(run.settings, []).append(run)
-    return [chunk for runs in groups.values() for chunk in deal(runs, job.workers, max(1, lanes))]
+    return [chunk for runs in groups.values() for chunk in deal(runs, job.workers, most)]
 
 
 def _train_in_workers(

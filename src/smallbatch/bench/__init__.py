@@ -1,0 +1,1 @@
+"""`smallbatch bench`: how fast a column trains, against a plain script and the machine."""

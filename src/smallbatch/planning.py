@@ -1,0 +1,297 @@
+"""What a params file will cost: runs, updates, images, FLOPs, memory and time, before training."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smallbatch.errors import UserError
+from smallbatch.results import read_record
+from smallbatch.training import calibration, files
+from smallbatch.training.calibration import case_key, training_flops_of
+from smallbatch.training.choosing import (
+    can_stack,
+    case_of,
+    choose_engine,
+    memory_of,
+    resolve_device,
+)
+from smallbatch.training.column import Column, made_by_on, plan_column
+from smallbatch.training.engines import Choice, Engine
+from smallbatch.training.rate import Case, Way
+
+if TYPE_CHECKING:
+    from smallbatch.config import Params
+    from smallbatch.data.prepared import Meta
+
+# Seconds that measuring one batch size may take; beyond, its rate is interpolated.
+MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
+SPACING = 4  # between the batch sizes that are measured
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """What is left to train of a column, and what that takes.
+
+    Attributes:
+        study: its name.
+        batch_size: m.
+        runs: all runs.
+        kept: those that are trained already; the rest is about the others.
+        updates: in sum over the runs.
+        images: training images, in sum over the runs.
+        flops: of training and evaluation.
+        memory_bytes: of the images, and of the runs that train side by side.
+        engine: that trains it.
+        images_per_second: of training, in sum over the runs; None where none is left to train.
+        measured: whether that was measured at this batch size, or lies between others.
+        seconds: for training, evaluation and the start of the processes, if no run diverges.
+    """
+
+    study: str
+    batch_size: int
+    runs: int
+    kept: int
+    updates: int
+    images: int
+    flops: int
+    memory_bytes: int
+    engine: Engine
+    images_per_second: float | None
+    measured: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A params file's columns; ``prepared`` tells whether kept runs could be looked up."""
+
+    dataset: str
+    device: str
+    prepared: bool
+    columns: tuple[ColumnPlan, ...]
+
+    def total(self) -> dict[str, Any]:
+        """Sums over the columns, and the largest memory."""
+        sums = ("runs", "kept", "updates", "images", "flops", "seconds")
+        total: dict[str, Any] = {
+            name: sum(getattr(column, name) for column in self.columns) for name in sums
+        }
+        return total | {"memory_bytes": max(column.memory_bytes for column in self.columns)}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {**asdict(self), "total": self.total()}
+
+
+def plan(params: Params, *, prepared: Path, models: Path, work: Path) -> Plan:
+    """Plan everything that `dvc repro` would train.
+
+    What is not known of this machine's speed is measured, some seconds for each study.
+
+    Args:
+        params: the params file's content.
+        prepared: folder of prepared data sets.
+        models: folder of the columns' result files.
+        work: folder of kept runs.
+
+    Raises:
+        UserError: the shape of the images cannot be told yet, or the params do not fit the data.
+    """
+    from smallbatch.data.expected import expected_meta
+
+    meta, is_prepared = expected_meta(params.dataset, prepared / params.dataset.name)
+    device = resolve_device(params.compute.device)
+    plans: list[ColumnPlan] = []
+    for study in params.grid.studies:
+        columns = [_column(params, study, m, meta) for m in params.grid.batch_sizes]
+        kept = {
+            column.batch_size: _kept(column, params, device, models, work) if is_prepared else 0
+            for column in columns
+        }
+        to_train = [column for column in columns if kept[column.batch_size] < len(column.runs)]
+        _measure(to_train, params)
+        plans += [_plan(column, params, kept[column.batch_size]) for column in columns]
+    return Plan(params.dataset.name, device, is_prepared, tuple(plans))
+
+
+def _column(params: Params, study: str, batch_size: int, meta: Meta) -> Column:
+    from smallbatch.data.prepared import Dataset
+
+    pixels = np.zeros((0, meta.channels, meta.height, meta.width), dtype=np.uint8)
+    labels = np.zeros(0, dtype=np.int64)
+    return plan_column(
+        study,
+        params.studies[study],
+        Dataset(meta, pixels, labels, pixels, labels),
+        batch_size=batch_size,
+        base_lrs=params.base_lrs(study),
+        seeds=range(params.grid.seeds),
+    )
+
+
+def _kept(column: Column, params: Params, device: str, models: Path, work: Path) -> int:
+    """Runs of a column that need no training: their column is whole, or their record is there."""
+    names = {run.hash for run in column.runs}
+    engine = choose_engine(column, params.compute, learn=False).engine
+    made_by = made_by_on(engine, device)
+    records = sum(files.load_record(work / name, made_by) is not None for name in names)
+    if records or any((work / name).exists() for name in names):
+        return records
+    try:  # a column that came from DVC's cache leaves no records
+        directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
+        return len(names) if names == {run.run for run in read_record(directory).runs} else 0
+    except UserError:
+        return 0
+
+
+def _measure(columns: Sequence[Column], params: Params) -> None:
+    """Measure the speed of some batch sizes of one study."""
+    last, measured = 0.0, False
+    for column in sorted(columns, key=lambda column: column.batch_size):
+        case = case_of(column, params.compute)
+        candidates = _candidates(column, params)
+        if calibration.fastest(case, candidates):
+            last, measured = case.batch_size, True
+            continue
+        cost = calibration.cost(case, candidates, training_flops_of(case))
+        too_much = case.batch_size < SPACING * last or cost > MOST_SECONDS[case.device]
+        if not measured or not too_much:
+            calibration.calibrate(case, candidates, memory_of(params.compute))
+            last, measured = case.batch_size, True
+
+
+def _candidates(column: Column, params: Params) -> list[Way]:
+    case, asked = case_of(column, params.compute), params.compute.engine
+    device = resolve_device(params.compute.device)
+    engines: list[Engine] = ["loop"]
+    if (
+        asked != "loop"
+        and case.lanes > 1
+        and case.precision != "bf16"
+        and can_stack(column, device)
+    ):
+        engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
+    return calibration.ways(case, engines)
+
+
+def _plan(column: Column, params: Params, kept: int) -> ColumnPlan:
+    case = case_of(column, params.compute)
+    choice = choose_engine(column, params.compute, learn=False)
+    left = len(column.runs) - kept
+    updates = left * column.updates(column.runs[0])
+    images = updates * case.batch_size
+    forward_images = left * _evaluation_images(column)
+    flops = training_flops_of(case)
+    rate, measured, seconds = None, False, 0.0
+    if left:
+        rates = _known_rates(column, params, choice)
+        rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
+        # An evaluation's batches are large whatever m is, and have no backward pass.
+        seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
+    return ColumnPlan(
+        study=column.study,
+        batch_size=case.batch_size,
+        runs=len(column.runs),
+        kept=kept,
+        updates=updates,
+        images=images,
+        flops=images * flops + forward_images * flops // 3,
+        memory_bytes=_memory(column, case, params, choice) if left else 0,
+        engine=choice.engine,
+        images_per_second=rate,
+        measured=measured,
+        seconds=seconds,
+    )
+
+
+def _evaluation_images(column: Column) -> int:
+    """Images that one run evaluates: every epoch, and at its end with population statistics."""
+    from smallbatch.training.loop import POPULATION_PIXELS
+
+    counts, settings = column.dataset.meta.counts, column.runs[0].settings
+    each = counts["test"] + counts["validation"]
+    final = counts["train"] + each
+    if settings.norm in ("batch", "batch_conv", "ghost"):
+        pixels = column.dataset.meta.height * column.dataset.meta.width
+        final += min(counts["train"], POPULATION_PIXELS // pixels) + counts["test"]
+    return settings.epochs * each + final
+
+
+def _known_rates(column: Column, params: Params, choice: Choice) -> dict[int, float]:
+    """Images per second by batch size: of the column's way at its own, of the fastest at others."""
+    case, candidates = case_of(column, params.compute), _candidates(column, params)
+    known = calibration.known().rates
+    rates: dict[int, float] = {}
+    for m in {*params.grid.batch_sizes, *(2**i for i in range(12))}:
+        best = calibration.fastest(case.at(m), candidates)
+        if best is not None:
+            rates[m] = best[1]
+    way = Way(choice.engine, choice.lanes)
+    if (own := known.get(case_key(case), {}).get(way.key)) is not None:
+        rates[case.batch_size] = own
+    return rates
+
+
+def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
+    """Images per second at a batch size, from those at others.
+
+    Linear in the logarithms between two batch sizes; beyond the ends, in proportion to m below the
+    smallest, where an update's time is constant, and constant above the largest.
+    """
+    sizes = sorted(rates)
+    if batch_size in rates:
+        return rates[batch_size]
+    if batch_size < sizes[0]:
+        return rates[sizes[0]] * batch_size / sizes[0]
+    logs = np.interp(math.log(batch_size), np.log(sizes), [math.log(rates[m]) for m in sizes])
+    return math.exp(float(logs))
+
+
+def _memory(column: Column, case: Case, params: Params, choice: Choice) -> int:
+    import torch
+
+    from smallbatch.training.engines import MEMORY_SHARE, free_memory
+    from smallbatch.training.rate import noise
+    from smallbatch.training.resident import load_resident
+    from smallbatch.training.stacked import lane_bytes
+
+    resident = load_resident(noise(case, 1), augment=False, device=torch.device("cpu"))
+    lane = lane_bytes(column.runs[0], resident)
+    live = case.workers
+    if choice.engine == "stacked":
+        budget = memory_of(params.compute) or int(MEMORY_SHARE * free_memory())
+        live = min(case.lanes, max(case.workers, budget // lane))
+        live = min(live, (choice.lanes or live) * case.workers)
+    image = 4 * case.channels * case.size**2
+    return live * lane + sum(column.dataset.meta.counts.values()) * image
+
+
+def _startup() -> float:
+    """Seconds until a column's processes are ready to train, measured once."""
+    if (known := calibration.known().startup) is not None:
+        return known
+    start = time.perf_counter()
+    # The tracking's process imports its libraries beside the training's.
+    imports = ("smallbatch.training.workers, pandas", "mlflow")
+    processes = [
+        subprocess.Popen(
+            (sys.executable, "-c", f"import {names}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for names in imports
+    ]
+    for process in processes:
+        process.wait()
+    seconds = time.perf_counter() - start
+    calibration.learn(startup=seconds)
+    return seconds
