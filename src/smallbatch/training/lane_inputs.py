@@ -40,14 +40,14 @@ class Rates:
 
 
 class Feed:
-    """The lanes' batches: gathered once for each seed, shared by its lanes."""
+    """The lanes' batches from update ``start`` on: gathered once for each seed."""
 
-    def __init__(self, runs: Sequence[Run], data: Resident) -> None:
+    def __init__(self, runs: Sequence[Run], data: Resident, start: int = 0) -> None:
         self.data = data
         study, m = runs[0].settings, runs[0].batch_size
         n = len(data.train)
         self.streams: dict[int, Iterator[Examples]] = {
-            run.seed: batches(run.seed, n, study.epochs, m) for run in runs
+            run.seed: batches(run.seed, n, study.epochs, m, start) for run in runs
         }
         self.keep(runs)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
+from smallbatch.training.checkpoints import Keeper, KeepNothing, State
 from smallbatch.training.engines import has_layers
 from smallbatch.training.lane_inputs import Feed, Rates
 from smallbatch.training.lane_vmap import VmapNet
@@ -40,6 +41,7 @@ def train_lanes(
     dtype: torch.dtype = torch.float32,
     on_epoch: EpochObserver = lambda *_: None,
     on_end: EndObserver = lambda *_: None,
+    keeper: Keeper | None = None,
 ) -> list[RunResult]:
     """Train runs of one column together.
 
@@ -49,16 +51,20 @@ def train_lanes(
         dtype: of the weights; float64 is for tests of exactness.
         on_epoch: called with each run's row as an epoch ends.
         on_end: called as a run ends, with its share of the seconds; a diverged run ends at once.
+        keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
 
     Returns:
         The results in the order of ``runs``.
+
+    Raises:
+        Stopping: the keeper asked for an end.
     """
     device = data.train.images.device
     study = runs[0].settings
     if any((run.settings, run.batch_size) != (study, runs[0].batch_size) for run in runs):
         raise ValueError("the lanes of a column share their study and batch size")
     with torch.no_grad(), arithmetic(study.precision, device):
-        trainer = _Trainer(runs, data, dtype, on_epoch, on_end)
+        trainer = _Trainer(runs, data, dtype, on_epoch, on_end, keeper or KeepNothing())
         trainer.run()
     return [trainer.results[run] for run in runs]
 
@@ -71,7 +77,9 @@ class _Trainer:
         dtype: torch.dtype,
         on_epoch: EpochObserver,
         on_end: EndObserver,
+        keeper: Keeper,
     ) -> None:
+        self.keeper, self.update = keeper, 0
         self.runs = list(runs)
         self.data, self.on_epoch, self.on_end = data, on_epoch, on_end
         self.clock, self.share = time.perf_counter(), 0.0
@@ -88,27 +96,55 @@ class _Trainer:
 
     def run(self) -> None:
         """Train until every lane has finished or diverged."""
+        self.keeper.begin(self)
         run, study, n = self.runs[0], self.runs[0].settings, len(self.data.train)
         updates = updates_after(study.epochs, n, run.batch_size)
-        feed = Feed(self.runs, self.data)
+        feed = Feed(self.runs, self.data, self.update)
         rates = Rates(self.runs, updates, self.lanes.theta)
-        epoch = 1
-        for update in range(updates):
+        while True:
+            epoch = len(self.rows[self.runs[0]]) + 1
+            if self.update == updates_after(epoch, n, run.batch_size):
+                self._end_epoch(epoch, rates.lrs(self.update - 1))
+                epoch += 1
+            if self.update == updates:
+                break
             images, labels = feed.next()
-            self._step(images, labels, rates, update)
+            self._step(images, labels, rates)
             alive = (self.last_loss.isfinite() & self.lanes.finite()).tolist()
             if not all(alive):
-                self._end_diverged(alive, epoch, update, rates)
+                self._end_diverged(alive, epoch, rates)
                 if not self.runs:
                     return
                 feed.keep(self.runs)
                 rates = Rates(self.runs, updates, self.lanes.theta)
-            if update + 1 == updates_after(epoch, n, run.batch_size):
-                self._end_epoch(epoch, update + 1, rates.lrs(update))
-                epoch += 1
+            self.pause()
         self._end_finished()
 
-    def _step(self, images: Tensor, labels: Tensor, rates: Rates, update: int) -> None:
+    def pause(self) -> None:
+        """Let the keeper do its work: here the state is that between two updates."""
+        self.keeper.between(self)
+
+    def state(self) -> State:
+        """See :class:`~training.checkpoints.Resumable`."""
+        self._share_time()
+        tensors = {"theta": self.lanes.theta, "loss": self.loss, "correct": self.correct}
+        tensors |= {f"statistic.{name}": value for name, value in self.lanes.statistics.items()}
+        rows = {run.hash: self.rows[run] for run in self.runs}
+        content = {"rows": rows, "seen": self.seen, "share": self.share}
+        return State(tuple(rows), self.update, tensors, content)
+
+    def restore(self, state: State) -> None:
+        """See :class:`~training.checkpoints.Resumable`."""
+        self.update, self.seen = state.update, state.content["seen"]
+        self.share = state.content["share"]
+        self.rows = {run: list(state.content["rows"][run.hash]) for run in self.runs}
+        self.lanes.theta.copy_(state.tensors["theta"])
+        self.loss.copy_(state.tensors["loss"])
+        self.correct.copy_(state.tensors["correct"])
+        for name, value in self.lanes.statistics.items():
+            value.copy_(state.tensors[f"statistic.{name}"])
+
+    def _step(self, images: Tensor, labels: Tensor, rates: Rates) -> None:
         logits = self.net.forward(images, training=True)
         losses, gradient = _cross_entropy(logits, labels)
         self.last_loss = losses.sum(1)
@@ -116,12 +152,13 @@ class _Trainer:
         self.correct += (logits.argmax(1) == labels).sum(1)
         self.seen += labels.shape[1]
         self.net.backward(gradient)
-        self.lanes.update(*rates.at(update))
+        self.lanes.update(*rates.at(self.update))
+        self.update += 1
 
-    def _row(self, lane: int, epoch: int, updates: int, lr: float) -> Row:
+    def _row(self, lane: int, epoch: int, lr: float) -> Row:
         row: Row = {
             "epoch": epoch,
-            "updates": updates,
+            "updates": self.update,
             "lr": lr,
             "train_loss": self.loss[lane].item() / self.seen,
             "train_accuracy": self.correct[lane].item() / self.seen,
@@ -130,11 +167,11 @@ class _Trainer:
             row |= {f"{split}_loss": math.nan, f"{split}_accuracy": math.nan}
         return row
 
-    def _end_epoch(self, epoch: int, updates: int, lrs: list[float]) -> None:
-        rows = [self._row(lane, epoch, updates, lrs[lane]) for lane in range(len(self.runs))]
+    def _end_epoch(self, epoch: int, lrs: list[float]) -> None:
+        rows = [self._row(lane, epoch, lrs[lane]) for lane in range(len(self.runs))]
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
-                losses, accuracies = evaluate(self.net, split)
+                losses, accuracies = evaluate(self.net, split, self.pause)
                 for lane, row in enumerate(rows):
                     row |= {f"{name}_loss": losses[lane], f"{name}_accuracy": accuracies[lane]}
         self._share_time()
@@ -145,16 +182,16 @@ class _Trainer:
         self.correct.zero_()
         self.seen = 0
 
-    def _end_diverged(self, alive: list[bool], epoch: int, update: int, rates: Rates) -> None:
+    def _end_diverged(self, alive: list[bool], epoch: int, rates: Rates) -> None:
         """Give the lanes that are not ``alive`` their outcome and drop them."""
         self._share_time()
-        lrs = rates.lrs(update)
+        lrs = rates.lrs(self.update - 1)
         for lane, run in enumerate(self.runs):
             if not alive[lane]:
-                row = self._row(lane, epoch, update + 1, lrs[lane])
+                row = self._row(lane, epoch, lrs[lane])
                 self.rows[run].append(row)
                 self.on_epoch(run, row)
-                self._finish(run, update + 1, dict.fromkeys(_FINAL), {})
+                self._finish(run, self.update, dict.fromkeys(_FINAL), {})
         kept = torch.tensor([i for i, ok in enumerate(alive) if ok], device=self.device)
         kept = kept.long()
         self.runs = [run for run, ok in zip(self.runs, alive, strict=True) if ok]
@@ -164,7 +201,7 @@ class _Trainer:
 
     def _end_finished(self) -> None:
         """Give the remaining lanes their final metrics and weights."""
-        losses, accuracies = evaluate(self.net, self.data.train)
+        losses, accuracies = evaluate(self.net, self.data.train, self.pause)
         norms = has_batch_norm(self.model)
         self.model.to(self.device, self.lanes.theta.dtype)
         for lane, run in enumerate(self.runs):
@@ -229,8 +266,13 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, log_p.exp_().scatter_add_(1, index, minus)
 
 
-def evaluate(net: StackedNet | VmapNet, split: Split) -> tuple[list[float], list[float]]:
-    """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode."""
+def evaluate(
+    net: StackedNet | VmapNet, split: Split, pause: Callable[[], None] = lambda: None
+) -> tuple[list[float], list[float]]:
+    """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode.
+
+    ``pause`` is called between batches.
+    """
     lanes: Lanes = net.lanes
     k = len(lanes)
     loss = torch.zeros(k, dtype=torch.float64, device=lanes.theta.device)
@@ -242,6 +284,7 @@ def evaluate(net: StackedNet | VmapNet, split: Split) -> tuple[list[float], list
         expanded = labels.expand(k, -1)
         loss -= logits.double().log_softmax(1).gather(1, expanded[:, None])[:, 0].sum(1)
         correct += (logits.argmax(1) == expanded).sum(1)
+        pause()
     n = len(split)
     return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
 
