@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ class _Group(click.Group):
             raise _BadInput(f"{where}{error.strerror or error}") from None
         except Stopped as stopped:
             click.echo(str(stopped), err=True)
-            ctx.exit(stopped.exit_code)
+            # Whoever asked for the end waits for it, and torch takes seconds to be torn down.
+            os._exit(stopped.exit_code)
 
 
 class _BadInput(click.ClickException):
