@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from smallbatch import durable
 from smallbatch.errors import UserError
 
 FOLDER = Path("profiles")
@@ -44,4 +45,4 @@ def install(name: str, *, force: bool = False, target: Path = Path("params.yaml"
     known = {read(other) for other in summaries()}
     if not force and target.exists() and target.read_text(encoding="utf-8") not in known:
         raise UserError(f"{target}: has edits of its own; keep a copy, or replace it with --force")
-    target.write_text(text, encoding="utf-8")
+    durable.write(target, text.encode())

@@ -123,8 +123,10 @@ def _sign(file: IO[str], lock: Lock) -> None:
         "boot": _boot(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    file.write(json.dumps(holder))
-    file.flush()
+    try:
+        os.write(file.fileno(), json.dumps(holder).encode())
+    except OSError as error:
+        raise UserError(f"{lock.path}: cannot be written: {error.strerror}") from error
     if before is not None and before["boot"] != _boot():
         time.sleep(SETTLE_S)  # two hosts may have found the same lock stale: the last one has it
 
