@@ -1,0 +1,93 @@
+"""The fault campaign; see docs/reliability.md.
+
+    python -m benchmarks.faults                  # all of it, into results/faults
+    python -m benchmarks.faults --cases 3 --out /tmp/faults
+
+It can be interrupted: cases that are done, listed in OUT/cases.jsonl, are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from benchmarks.faults import kills, stages, table
+from benchmarks.faults.outages import OUTAGES, run_outage
+
+CASES = {"train stacked, with MLflow": 8, "train": 24, "": 8}
+"""Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
+
+
+def main() -> int:
+    """Run what is missing and write the table; exit status 1 where anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--cases", type=int, help="of every stage, instead of the full number")
+    parser.add_argument("--outages", type=int, default=len(OUTAGES), help="how many of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/faults"))
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "cases.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    _import_all()
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch, log.open("a") as file:
+        for case in _cases(arguments, {case["id"] for case in done}, Path(scratch)):
+            file.write(json.dumps(case) + "\n")
+            file.flush()
+            done.append(case)
+            print(case["id"], {key: value for key, value in case.items() if key != "crashes"})
+    return table.write(out, done, arguments)
+
+
+def _cases(arguments, done, scratch):
+    for number, stage in enumerate(stages.STAGES):
+        wanted = arguments.cases or next(
+            n for key, n in CASES.items() if stage.name.startswith(key)
+        )
+        ids = [f"{number} {stage.name} {' '.join(stage.words)} {i}" for i in range(wanted)]
+        missing = [name for name in ids if name not in done]
+        if not missing:
+            continue
+        twin = stages.make_twin(stage, scratch / f"twin-{number}")
+        for name in missing:
+            folder = scratch / "case"
+            draw = random.Random(f"{arguments.seed} {name}")
+            yield {"id": name, **kills.run_case(stage, twin, folder, draw)}
+            shutil.rmtree(folder)
+    for name in list(OUTAGES)[: arguments.outages]:
+        if f"outage {name}" not in done:
+            folder = scratch / "outage"
+            folder.mkdir()
+            yield {"id": f"outage {name}", **run_outage(name, folder)}
+            shutil.rmtree(folder)
+
+
+def _import_all() -> None:
+    """Import once what the forks need."""
+    import matplotlib as mpl
+    import torch
+
+    torch.set_num_threads(1)  # no pool of threads may exist when it forks
+    mpl.use("agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.tracking
+    import sklearn.datasets
+
+    import smallbatch.analysis.evaluation
+    import smallbatch.experiments
+    import smallbatch.report.page
+    import smallbatch.training.workers
+
+    _ = mlflow.tracking, sklearn.datasets, smallbatch
+
+
+if __name__ == "__main__":
+    sys.exit(main())
