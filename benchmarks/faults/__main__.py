@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.faults import kills, stages, table
 from benchmarks.faults.outages import OUTAGES, run_outage
 
-CASES = {"train stacked, with MLflow": 8, "train": 24, "": 8}
+CASES = {"train stacked, with MLflow": 6, "train": 18, "": 8}
 """Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
 
 

@@ -30,7 +30,10 @@ def run_case(stage: Stage, twin: Twin, folder: Path, draw: random.Random) -> dic
         if code == 0:
             break
         case["damaged"] += _damage(folder, draw)
-    stages.run(folder, stage.words, stage.tracked)
+    try:
+        stages.run(folder, stage.words, stage.tracked)
+    except RuntimeError as error:
+        return case | {"failed": str(error)}
     found = stages.outputs(stage, folder)
     case["bytes_differing"] = sum(
         _differing(found.get(name, b""), twin.outputs.get(name, b""))

@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks.faults import stages
 
 COUNTS = ("runs_lost", "runs_doubled", "points_lost", "points_doubled", "bytes_differing",
-          "torn", "left_over", "survivors")  # fmt: skip
+          "torn", "left_over", "failed", "survivors")  # fmt: skip
 HEAD = ("stage", "cases", "crashes", "files damaged", "runs lost", "runs doubled", "points lost",
-        "points doubled", "bytes differing", "outputs torn", "files left over",
+        "points doubled", "bytes differing", "outputs torn", "files left over", "not resumed",
         "workers left")  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
         row["damaged"] += case.get("damaged", 0)
         row["survivors"] += sum(crash["left"] for crash in case.get("crashes", []))
         for name in COUNTS[:-1]:
-            row[name] += case.get(name, 0)
+            row[name] += int(case[name]) if isinstance(case.get(name), int) else name in case
     total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
     summary = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

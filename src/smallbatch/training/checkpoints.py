@@ -129,6 +129,11 @@ class Checkpoints:
         if stopping:
             raise Stopping
 
+    def forget(self) -> None:
+        """Begin the chunk anew."""
+        self.clear()
+        self.saved, self.seconds = None, 0.0
+
     def clear(self) -> None:
         """The chunk is done, its runs are kept elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)

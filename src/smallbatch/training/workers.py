@@ -141,6 +141,8 @@ def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chun
     for hashes in planned:
         folder = job.plan.chunk_folder(hashes)
         checkpoints = Checkpoints(folder, job.checkpoint_seconds, stopping)
+        if checkpoints.saved and missing & set(hashes) - set(checkpoints.saved.runs):
+            checkpoints.forget()  # the record of a run that ended before it was lost
         alive = checkpoints.saved.runs if checkpoints.saved else hashes
         chunks.append(Chunk([runs[name] for name in alive], checkpoints))
     _tell_resumed(job, chunks)
