@@ -1,7 +1,7 @@
 """The fault campaign; see docs/reliability.md.
 
-    python -m benchmarks.faults                  # all of it, into results/faults
-    python -m benchmarks.faults --cases 3 --out /tmp/faults
+    python -m benchmarks.faults                            # all of it, into results/faults
+    python -m benchmarks.faults --short --out /tmp/faults  # a minute or two
 
 It can be interrupted: cases that are done, listed in OUT/cases.jsonl, are not run again.
 """
@@ -15,20 +15,28 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults import kills, stages, table
 from benchmarks.faults.outages import OUTAGES, run_outage
 
 CASES = {"train stacked, with MLflow": 6, "train": 18, "": 8}
 """Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
+SHORT = {"train loop": 2, "train stacked": 2, "evaluate": 1, "server absent": 1}
+"""The same for the short version, which leaves out the rest."""
 
 
 def main() -> int:
     """Run what is missing and write the table; exit status 1 where anything was lost."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
-    parser.add_argument("--cases", type=int, help="of every stage, instead of the full number")
-    parser.add_argument("--outages", type=int, default=len(OUTAGES), help="how many of them")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--short", action="store_true", help="a few cases of the main stages")
+    parser.add_argument("--only", default="", help="stages whose names begin with this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
     arguments = parser.parse_args()
@@ -42,15 +50,15 @@ def main() -> int:
             file.write(json.dumps(case) + "\n")
             file.flush()
             done.append(case)
-            print(case["id"], {key: value for key, value in case.items() if key != "crashes"})
+            print(json.dumps({k: v for k, v in case.items() if k != "crashes"}), flush=True)
     return table.write(out, done, arguments)
 
 
-def _cases(arguments, done, scratch):
+def _cases(
+    arguments: argparse.Namespace, done: set[str], scratch: Path
+) -> Iterator[dict[str, Any]]:
     for number, stage in enumerate(stages.STAGES):
-        wanted = arguments.cases or next(
-            n for key, n in CASES.items() if stage.name.startswith(key)
-        )
+        wanted = _wanted(stage.name, arguments, CASES)
         ids = [f"{number} {stage.name} {' '.join(stage.words)} {i}" for i in range(wanted)]
         missing = [name for name in ids if name not in done]
         if not missing:
@@ -61,12 +69,20 @@ def _cases(arguments, done, scratch):
             draw = random.Random(f"{arguments.seed} {name}")
             yield {"id": name, **kills.run_case(stage, twin, folder, draw)}
             shutil.rmtree(folder)
-    for name in list(OUTAGES)[: arguments.outages]:
-        if f"outage {name}" not in done:
+    for name in OUTAGES:
+        if _wanted(name, arguments, {"": 1}) and f"outage {name}" not in done:
             folder = scratch / "outage"
             folder.mkdir()
             yield {"id": f"outage {name}", **run_outage(name, folder)}
             shutil.rmtree(folder)
+
+
+def _wanted(name: str, arguments: argparse.Namespace, full: dict[str, int]) -> int:
+    if not name.startswith(arguments.only):
+        return 0
+    if arguments.short:
+        return SHORT.get(name, 0)
+    return next(count for start, count in full.items() if name.startswith(start))
 
 
 def _import_all() -> None:

@@ -146,7 +146,7 @@ def _call(folder: Path, uri: str) -> None:
 
 
 def _ten(folder: Path, uri: str) -> dict[str, Any]:
-    """Ten copies of a column, as ten studies, replayed through live mirrors of their own at once."""
+    """Ten copies of a column, as ten studies, replayed at once, each by a mirror of its own."""
     stages.run(folder, ("train", "bn", "8"), tracked=False)
     (folder / "models/digits/bn").rename(folder / "bn")
     pids = [processes.start(folder, _with(uri, _mirrored(folder, i))) for i in range(COLUMNS)]

@@ -31,7 +31,7 @@ def start(folder: Path, action: Callable[[], None]) -> int:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the parent sees the exit code and the log
         traceback.print_exc()
     finally:
         sys.stdout.flush()

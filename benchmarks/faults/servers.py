@@ -1,4 +1,4 @@
-"""Servers for tests: MLflow's, PostgreSQL as Debian packages it, and one that fails at everything."""
+"""Servers for tests: MLflow's, Debian's PostgreSQL, and one that fails at everything."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def wait_for(url: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own server
                 return
         except OSError:
             if time.monotonic() > deadline:
@@ -105,7 +105,7 @@ def why_no_postgres() -> str | None:
     try:
         import psycopg2
     except ImportError:
-        return "needs psycopg2 (pip install smallbatch[postgres])"
+        return "needs psycopg2 (pip install smallbatch[server])"
     _ = psycopg2
     return None
 
@@ -117,7 +117,7 @@ def postgres(folder: Path) -> Generator[str]:
     if programs is None:
         raise RuntimeError("PostgreSQL is not installed")
     # A short path of its own: the server's user must reach it, whatever the folder's parents say.
-    home = Path("/tmp") / f"smallbatch-postgres-{secrets.token_hex(4)}"
+    home = Path("/tmp") / f"smallbatch-postgres-{secrets.token_hex(4)}"  # noqa: S108 - its name is random
     home.mkdir(mode=0o700)
     password, port = secrets.token_hex(16), free_port()
     (home / "password").write_text(password)
@@ -132,8 +132,8 @@ def postgres(folder: Path) -> Generator[str]:
               "--pwfile", str(home / "password"), "-E", "UTF8", "--no-sync"], home)  # fmt: skip
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={home}"
         control = [*as_user, str(programs / "pg_ctl"), "-D", data, "-w"]
-        _run([*control, "-l", str(home / "log"), "-o", f"{options} -c max_connections=200", "start"],
-             home)  # fmt: skip
+        options += " -c max_connections=200"
+        _run([*control, "-l", str(home / "log"), "-o", options, "start"], home)
         try:
             yield f"postgresql+psycopg2://mlflow:{password}@127.0.0.1:{port}/postgres"
         finally:

@@ -18,6 +18,12 @@ HEAD = ("stage", "cases", "crashes", "files damaged", "runs lost", "runs doubled
         "points doubled", "bytes differing", "outputs torn", "files left over", "not resumed",
         "workers left")  # fmt: skip
 
+INTRODUCTION = """\
+Stages of a tiny pipeline are crashed at random moments, up to three times in a row, some with a
+damaged checkpoint or record on top, and then run to their end. Every output is compared with that
+of a twin that nobody touched, and MLflow's database with the result files. What is promised, and
+which tests hold it: [docs/reliability.md](../../docs/reliability.md)."""
+
 
 def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
     """Write `README.md` and `summary.json`; 1 where anything was lost, 0 otherwise."""
@@ -70,11 +76,7 @@ def _page(summary: dict[str, Any]) -> str:
     lines = [
         "# Fault campaign",
         "",
-        "Stages of a tiny pipeline are crashed at random moments, up to three times in a row, some "
-        "with a damaged checkpoint or record on top, and then run to their end. Every output is "
-        "compared with that of a twin that nobody touched, and MLflow's database with the result "
-        "files. What is promised, and which tests hold it: [docs/reliability.md]"
-        "(../../docs/reliability.md).",
+        INTRODUCTION,
         "",
         f"- command: `{summary['command']}`, seed {summary['seed']}",
         f"- date: {summary['date']}",
@@ -90,8 +92,8 @@ def _page(summary: dict[str, Any]) -> str:
     lines += ["", f"Checkpoints came every {stages.INTERVAL} s."]
     if found["longest_since_a_checkpoint"] is not None:
         lines.append(
-            f"At a crash, the last one of a chunk was at most {found['longest_since_a_checkpoint']:.2f}"
-            " s old."
+            "At a crash, the last one of a chunk was at most "
+            f"{found['longest_since_a_checkpoint']:.2f} s old."
         )
     if found["slowest_end_after_sigterm"] is not None:
         lines.append(

@@ -82,8 +82,6 @@ def open_store(uri: str | None = None) -> Store:
     uri = tracking_uri(uri)
     prepare_environment()
     with unwarned():
-        from mlflow.tracking import MlflowClient
-
         database = sqlite_path(uri)
         if database is None:
             return Store(uri, _open_shared(uri), None)
@@ -146,7 +144,7 @@ def _open_shared(uri: str) -> MlflowClient:
 
     client = MlflowClient(uri, registry_uri=uri)
     if not uri.startswith(("http://", "https://")):
-        # As with sqlite: of processes that make the tables of a database together, all but one fail.
+        # As with sqlite: of processes that make the tables together, all but one fail.
         with exclusive(uri, "initialise"):
             client.search_experiments(max_results=1)
     return client
