@@ -9,6 +9,7 @@ It can be interrupted: cases that are done, listed in OUT/cases.jsonl, are not r
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import shutil
@@ -94,15 +95,10 @@ def _import_all() -> None:
     mpl.use("agg")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import mlflow.tracking
-    import sklearn.datasets
-
-    import smallbatch.analysis.evaluation
-    import smallbatch.experiments
-    import smallbatch.report.page
-    import smallbatch.training.workers
-
-    _ = mlflow.tracking, sklearn.datasets, smallbatch
+        for name in ("mlflow.tracking", "sklearn.datasets", "smallbatch.analysis.evaluation",
+                     "smallbatch.experiments", "smallbatch.report.page",
+                     "smallbatch.training.workers"):  # fmt: skip
+            importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -180,12 +180,12 @@ def points(folder: Path, database: Path | str | None = None) -> dict[str, int]:
     }
 
 
-_LIVE = """
-    join tags t on t.run_uuid = r.run_uuid and t.key = 'smallbatch.run'
-    join experiments e on e.experiment_id = r.experiment_id where r.lifecycle_stage = 'active'
+_JOINED = """
+    from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'smallbatch.run'
+    join experiments e on e.experiment_id = r.experiment_id and r.lifecycle_stage = 'active'
 """
-_RUNS = "select e.name, t.value from runs r" + _LIVE
-_POINTS = (
-    "select e.name, t.value, m.key, m.step, m.value from metrics m "
-    "join runs r on r.run_uuid = m.run_uuid" + _LIVE
-)
+_RUNS = f"select e.name, t.value {_JOINED}"
+_POINTS = f"""
+    select e.name, t.value, m.key, m.step, m.value {_JOINED}
+    join metrics m on m.run_uuid = r.run_uuid
+"""

@@ -70,7 +70,10 @@ class FlatSGD:
 
     def update(self, base_lr: float, lr: float) -> None:
         """Apply the accumulated gradient of the summed loss and clear it."""
-        self.theta.mul_(1 - lr * self.weight_decay).sub_(self.gradient, alpha=base_lr)
+        # Rates beyond the weights' type diverge at once, as they should; torch would refuse them.
+        largest = torch.finfo(self.theta.dtype).max
+        decay = max(1 - lr * self.weight_decay, -largest)
+        self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
         self.gradient.zero_()
 
     def finite(self) -> bool:
