@@ -1,4 +1,4 @@
-"""The team's server of docs/team-server.md: PostgreSQL, logins, allowed hosts, and no secret told."""
+"""The server of docs/team-server.md: PostgreSQL, logins, hosts, and no secret told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that go wrong are results: recorded with the update at which they did, in both engines."""
+"""Numbers that go wrong are results, recorded with their update, in both engines."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def test_a_batch_of_one_image_twice_has_variance_zero_and_is_defined(engine: str
 def test_the_last_batch_is_as_large_as_all_others(
     noise: Dataset, engine: str, m: int, updates: list[int]
 ) -> None:
-    """23 examples: batches straddle the epochs' end, none is smaller, what is left over is unused."""
+    """23 examples: batches straddle the epochs, none is smaller, a rest is left out."""
     result = train(engine, noise, 2.0**-9, m=m, norm="batch")
     assert [row["updates"] for row in result.rows] == updates
     seen = [row["train_accuracy"] * m for row in result.rows]
     counted = np.array(seen) * np.diff([0, *updates])
     np.testing.assert_allclose(
         counted, counted.round(), atol=1e-6
-    )  # whole examples of whole batches
+    )
 
 
 @ENGINES
