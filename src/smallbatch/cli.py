@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smallbatch.bench.cli import bench
-from smallbatch.errors import UserError
+from smallbatch.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from smallbatch.config import Params
@@ -32,17 +34,52 @@ SCALE = click.option("--scale", help="A smaller copy of the profile, such as sma
 
 
 class _Group(click.Group):
-    """Shows a UserError as one line with exit status 2."""
+    """Shows what a user can repair as one line with exit status 2, and what stopped a training."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise _BadInput(" ".join(str(error).split())) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, a read-only folder
+            where = f"{error.filename}: " if error.filename else ""
+            raise _BadInput(f"{where}{error.strerror or error}") from None
+        except Stopped as stopped:
+            click.echo(str(stopped), err=True)
+            # Whoever asked for the end waits for it, and torch takes seconds to be torn down.
+            os._exit(stopped.exit_code)
 
 
 class _BadInput(click.ClickException):
     exit_code = 2
+
+
+class _Seconds(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(value).strip())
+        hours, minutes, seconds = (
+            (float(part or 0) for part in found.groups()) if found else (0,) * 3
+        )
+        total = 3600 * hours + 60 * minutes + seconds
+        if total <= 0:
+            self.fail(f"found {value!r}, allowed: such as 90, 45m or 3h30m", param, ctx)
+        return total
+
+
+TIME_LIMIT = click.option(
+    "--time-limit",
+    type=_Seconds(),
+    envvar="SMALLBATCH_TIME_LIMIT",
+    show_envvar=True,
+    help="Stop before this much time has passed, such as 45m or 3h30m, with all progress kept and "
+    "exit status 76. Counts from the start of the command, under dvc from that of dvc.",
+)
 
 
 class _BaseLr(click.ParamType[float]):
@@ -125,18 +162,23 @@ def plan(as_json: bool, params_file: Path) -> None:
 @main.command()
 @click.argument("study")
 @click.argument("batch_size", type=click.IntRange(min=1))
+@TIME_LIMIT
 @PARAMS
-def train(study: str, batch_size: int, params_file: Path) -> None:
+def train(study: str, batch_size: int, time_limit: float | None, params_file: Path) -> None:
     """Train one column: every base learning rate and seed of STUDY at BATCH_SIZE.
+
+    Ctrl-C and SIGTERM stop it within 5 seconds with exit status 75. Whatever ended it, the same
+    command goes on from the last checkpoint.
 
     \b
     Examples:
       smallbatch train resnet8-bn 8
       dvc repro train@resnet8-bn-8
+      SMALLBATCH_TIME_LIMIT=3h30m dvc repro
     """
     from smallbatch.experiments import train_study_column
 
-    train_study_column(_load(params_file), study, batch_size)
+    train_study_column(_load(params_file), study, batch_size, time_limit)
 
 
 @main.command()
@@ -183,6 +225,7 @@ def train(study: str, batch_size: int, params_file: Path) -> None:
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
+@TIME_LIMIT
 @PARAMS
 def run(
     dataset: str,
@@ -191,6 +234,7 @@ def run(
     lr: float | None,
     seed: int,
     device: str,
+    time_limit: float | None,
     params_file: Path,
     **settings: Any,
 ) -> None:
@@ -212,7 +256,7 @@ def run(
         raise click.UsageError("give one of --base-lr and --lr")
     summary = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-        device=device,
+        device=device, time_limit=time_limit,
     )  # fmt: skip
     click.echo(summary)
 

@@ -218,13 +218,15 @@ class ComputeConfig(_Strict):
     """How runs are computed; nothing here changes a result beyond float rounding.
 
     ``memory`` is the GiB that the stacked lanes of all workers may take together; ``auto`` is half
-    of what is free.
+    of what is free. ``checkpoint_seconds`` is the time between a run's checkpoints: the most work
+    that a crash costs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineSetting = "auto"
     workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = "auto"
     memory: Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)] = "auto"
+    checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 
 
 class Params(_Strict):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smallbatch.tracking import ColumnInfo, LiveMirror
     from smallbatch.training.column import Column
     from smallbatch.training.protocol import Run
+    from smallbatch.training.watch import Watch
 
 DEFAULT_PARAMS = Path("params.yaml")
 PREPARED = Path("data/prepared")
@@ -35,11 +36,20 @@ SINGLE_RUNS_DATA = Path(".smallbatch/data")
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
-def train_study_column(params: Params, study: str, batch_size: int) -> None:
+def train_study_column(
+    params: Params, study: str, batch_size: int, time_limit: float | None = None
+) -> None:
     """Train one column of the pipeline into `models/<dataset>/<study>/m<m>`.
+
+    Args:
+        params: the checked params file.
+        study: its name.
+        batch_size: m.
+        time_limit: seconds after which to stop with all progress kept.
 
     Raises:
         UserError: an unknown study, data not prepared, a batch larger than the training set.
+        Stopped: by a signal or before the time limit.
     """
     if study not in params.studies:
         raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
@@ -48,6 +58,7 @@ def train_study_column(params: Params, study: str, batch_size: int) -> None:
         params.compute,
         _column_folder(params, study, batch_size),
         stage=_stage(params, study, batch_size),
+        time_limit=time_limit,
     )
 
 
@@ -124,6 +135,7 @@ def single_run(
     base_lr: float,
     seed: int,
     device: str,
+    time_limit: float | None = None,
 ) -> str:
     """Train one run outside the pipeline; returns one line of results.
 
@@ -135,9 +147,11 @@ def single_run(
         base_lr: η̃.
         seed: of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
+        time_limit: seconds after which to stop with all progress kept.
 
     Raises:
         UserError: bad settings, unknown data set.
+        Stopped: by a signal or before the time limit.
     """
     from smallbatch.data.prepared import load_prepared
     from smallbatch.model_names import validate_model
@@ -152,7 +166,7 @@ def single_run(
     column = plan_column(name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed])
     column_dir = SINGLE_RUNS / dataset / name / column.runs[0].hash
     compute = parse_compute({"device": device}, "run")
-    _train_and_track(lambda: column, compute, column_dir, stage=None)
+    _train_and_track(lambda: column, compute, column_dir, stage=None, time_limit=time_limit)
     run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
     if run["outcome"] == "diverged":
         return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
@@ -235,6 +249,20 @@ def _train_and_track(
     directory: Path,
     *,
     stage: str | None,
+    time_limit: float | None,
+) -> None:
+    from smallbatch.training.watch import Watch
+
+    with Watch(time_limit) as watch:
+        _watched(plan, compute, directory, stage, watch)
+
+
+def _watched(
+    plan: Callable[[], Column],
+    compute: ComputeConfig,
+    directory: Path,
+    stage: str | None,
+    watch: Watch,
 ) -> None:
     from smallbatch.progress import Progress
     from smallbatch.tracking import LiveMirror
@@ -251,11 +279,19 @@ def _train_and_track(
         epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
         with Progress(title, len(column.runs), epochs, images) as progress:
             observers = [progress, _Tracked(mirror, column)]
-            train_column(column, directory, compute=compute, observers=observers, stage=stage)
+            train_column(
+                column,
+                directory,
+                compute=compute,
+                observers=observers,
+                stage=stage,
+                watch=watch,
+            )
     except BaseException:
         mirror.abort()
         raise
     mirror.finish(directory)
+    watch.check()
 
 
 def _column_info(column: Column, device: str, engine: str, stage: str | None) -> ColumnInfo:

@@ -14,6 +14,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+from smallbatch import durable
 from smallbatch.errors import UserError
 
 FOLDER = Path("profiles")
@@ -61,7 +62,7 @@ def install(
     text = read(name, scale)
     if not force and target.exists() and target.read_text(encoding="utf-8") not in _all_texts():
         raise UserError(f"{target}: has edits of its own; keep a copy, or replace it with --force")
-    target.write_text(text, encoding="utf-8")
+    durable.write(target, text.encode())
 
 
 def _all_texts() -> set[str]:

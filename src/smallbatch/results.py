@@ -8,9 +8,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from smallbatch.data.prepared import Meta
 from smallbatch.errors import UserError
@@ -49,8 +56,18 @@ RUN_KEYS = ["dataset", "study", "run"]
 _NUMBER = re.compile(r"^m(\d+)$")
 
 
+# Names become those of figures, MLflow experiments and artifact folders: none may lead elsewhere.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _plain_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {name!r}, allowed: letters, digits, dots, - and _")
+    return name
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunRecord(_Record):
@@ -62,14 +79,14 @@ class RunRecord(_Record):
     """
 
     run: str
-    base_lr: float
-    lr: float
-    seed: int
+    base_lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0)]
+    seed: Annotated[int, Field(ge=0)]
     bn_batch_size: int | None = None
     outcome: Literal["finished", "diverged"]
-    diverged_at: int | None
-    updates: int
-    parameters: int
+    diverged_at: Annotated[int, Field(ge=1)] | None
+    updates: Annotated[int, Field(ge=0)]
+    parameters: Annotated[int, Field(ge=0)]
     final: dict[str, float | None]
 
 
@@ -78,10 +95,15 @@ class ColumnRecord(_Record):
 
     protocol: int
     dataset: Meta
-    study: str
-    batch_size: int
+    study: Annotated[str, AfterValidator(_plain_name)]
+    batch_size: Annotated[int, Field(ge=1)]
     settings: dict[str, Any]
-    runs: tuple[RunRecord, ...]
+    runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _data_set_is_named(self) -> Self:
+        _plain_name(self.dataset.name)
+        return self
 
 
 class Clock(_Record):
@@ -149,11 +171,15 @@ def read_column(directory: Path) -> ColumnFiles:
     history = _read_history(path)
     history["study"] = record.study
     history.insert(0, "dataset", record.dataset.name)
-    differing = {run.run for run in record.runs} ^ set(history["run"])
+    told = [(run.run, run.base_lr, run.seed, run.outcome) for run in record.runs]
+    held = history[["run", "base_lr", "seed", "outcome"]].drop_duplicates()
+    differing = set(told) ^ set(held.itertuples(index=False, name=None))
+    differing |= {run for run in told if told.count(run) > 1}
     if differing:
+        names = sorted({str(run[0]) for run in differing})
         raise UserError(
-            f"{path}: does not hold the same runs as runs.json "
-            f"({', '.join(sorted(differing)[:3])}); train the column again"
+            f"{path}: does not hold the same runs as runs.json ({', '.join(names[:3])}); "
+            "train the column again"
         )
     return ColumnFiles(directory, record, history, read_timing(directory))
 

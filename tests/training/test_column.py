@@ -3,9 +3,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +164,7 @@ def test_a_damaged_record_is_trained_again(noise: Dataset, tmp_path: Path) -> No
     column = plan(noise, base_lrs=LRS[:1], seeds=1)
     first = run_column(column, tmp_path).joinpath("history.parquet").read_bytes()
     kept = tmp_path / "work" / column.runs[0].hash
-    (kept / "weights.safetensors").write_bytes(b"torn")
+    (kept / "record").write_bytes(b"torn")
     log = _Log()
     again = run_column(column, tmp_path, observers=[log])
     assert len(log.epochs) == 3
@@ -239,34 +236,6 @@ def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:
     assert deps == {*files.CODE["stacked"], "config.py", "data/prepared/${dataset.name}"}
     after = "models/${dataset.name}/${item.study.after}/m${item.batch_size}"
     assert {*stages["train_dependent"]["deps"]} == {*stages["train"]["deps"], after}
-
-
-def test_a_second_writer_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from pathlib import Path; from smallbatch.training import files\n"
-        "with files.one_writer(Path('work'), Path('models/m4')):\n"
-        "    print('in', flush=True); time.sleep(float(sys.argv[1])); print('out', flush=True)\n"
-    )
-
-    def start(seconds: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", program, seconds],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(Path("src").absolute())},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    with start("1.5") as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "in\n"
-        begun = time.monotonic()
-        with start("0") as second:
-            out, said = second.communicate(timeout=30)
-        assert time.monotonic() - begun > 1
-        assert out == "in\nout\n"
-        assert f"models/m4: waiting for process {first.pid}" in said
 
 
 def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:

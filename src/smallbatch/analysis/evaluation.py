@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from smallbatch import durable
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.results import load_results, mixed_settings
@@ -141,19 +143,17 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write a table whole or not at all; the file name's ending says CSV or Parquet."""
-    draft = path.with_name(path.name + ".part")
+    content = BytesIO()
     if path.suffix == ".csv":
-        frame.to_csv(draft, index=False)
+        frame.to_csv(content, index=False)
     else:
-        frame.to_parquet(draft, index=False)
-    draft.replace(path)
+        frame.to_parquet(content, index=False)
+    durable.write(path, content.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    durable.write(path, text.encode())
 
 
 def _rounded(value: float) -> float | None:

@@ -46,11 +46,11 @@ def decode(encoded: Encoded, image_size: int | None = None) -> Images:
     Raises:
         UserError: The image can't be read, or has more than 8 bits of grey.
     """
-    content = encoded.content
     try:
-        with Image.open(
-            io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
-        ) as image:
+        with _open(encoded) as image:
+            if image.format == "PNG":
+                image.verify()  # its checksums, which decoding ignores; uses the object up
+        with _open(encoded) as image:
             if image.mode in _DEEP_MODES:
                 raise UserError(
                     f"{encoded.where}: found more than 8 bits a pixel (mode {image.mode}); "
@@ -120,6 +120,12 @@ def with_channels(images: Images, channels: int) -> Images:
 def size_text(images: Images) -> str:
     """Height by width of pixels (…, H, W), for errors."""
     return f"{images.shape[-2]}x{images.shape[-1]}"
+
+
+def _open(encoded: Encoded) -> Image.Image:
+    content = encoded.content
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    return Image.open(file, formats=FORMATS)
 
 
 def _pixels(image: Image.Image, image_size: int | None) -> Images:

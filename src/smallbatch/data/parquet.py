@@ -115,6 +115,10 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
         _check_image_type(path, image_column, schema.field(image_column).type)
         classes = _stated_classes(path, schema.metadata or {}, label_column)
         labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
+        if len(labels) != file.metadata.num_rows:
+            raise UserError(
+                f"{path}: found {len(labels)} labels; its own index says {file.metadata.num_rows}"
+            )
         return _Shard(path, labels, classes)
 
 

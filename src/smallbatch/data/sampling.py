@@ -62,14 +62,18 @@ def epoch_examples(seed: int, epoch: int, n: int) -> Examples:
     )
 
 
-def batches(seed: int, n: int, epochs: int, batch_size: int) -> Iterator[Examples]:
+def batches(
+    seed: int, n: int, epochs: int, batch_size: int, start: int = 0
+) -> Iterator[Examples]:
     """Cut the joined epochs into ``floor(epochs·n / batch_size)`` batches of exactly ``batch_size``.
 
-    A batch may straddle two epochs (or more, were it larger than the training set).
+    A batch may straddle two epochs (or more, were it larger than the training set). The first
+    ``start`` of them are left out.
     """
+    first, offset = divmod(start * batch_size, n)
     pending = None
-    for epoch in range(epochs):
-        fresh = epoch_examples(seed, epoch, n)
+    for epoch in range(first, epochs):
+        fresh = epoch_examples(seed, epoch, n)[offset if epoch == first else 0 :]
         pending = join(pending, fresh) if pending else fresh
         full = len(pending) // batch_size * batch_size
         for start in range(0, full, batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from smallbatch import durable
 from smallbatch.report.labels import SUPERSCRIPTS, power_of_two
 
 if TYPE_CHECKING:
@@ -74,8 +76,14 @@ def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write ``<stem>.svg`` and ``<stem>.png``, without a date in either."""
-    figure.savefig(stem.with_name(stem.name + ".svg"), metadata={"Date": None, "Creator": None})
-    figure.savefig(stem.with_name(stem.name + ".png"), dpi=160, metadata={"Software": None})
+    kinds: dict[str, dict[str, Any]] = {
+        "svg": {"metadata": {"Date": None, "Creator": None}},
+        "png": {"metadata": {"Software": None}, "dpi": 160},
+    }
+    for kind, options in kinds.items():
+        picture = BytesIO()
+        figure.savefig(picture, format=kind, **options)
+        durable.write(stem.with_name(f"{stem.name}.{kind}"), picture.getvalue())
 
 
 def ordered_colours(count: int) -> list[str]:

@@ -87,11 +87,12 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
         return NO_MODEL
     client = store.client
     tags = {entries.RUN: best.info.run, entries.SYNCED: best.digest}
-    found = client.search_logged_models(
-        [experiment_id], f"source_run_id = '{parent_id}' AND status = 'READY'"
-    )
+    # The status is not for the filter: MLflow compares the word with a number, which sqlite answers
+    # with no, and PostgreSQL with an error.
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{parent_id}'")
     for earlier in found:  # left by a replay that was cut short
-        if earlier.tags.get(entries.SYNCED) == best.digest:
+        ready = str(earlier.status) == "READY"
+        if ready and earlier.tags.get(entries.SYNCED) == best.digest:
             return f"models:/{earlier.model_id}"
     logged = client.create_logged_model(
         experiment_id,

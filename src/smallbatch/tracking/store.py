@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -80,11 +82,9 @@ def open_store(uri: str | None = None) -> Store:
     uri = tracking_uri(uri)
     prepare_environment()
     with unwarned():
-        from mlflow.tracking import MlflowClient
-
         database = sqlite_path(uri)
         if database is None:
-            return Store(uri, MlflowClient(uri, registry_uri=uri), None)
+            return Store(uri, _open_shared(uri), None)
         uri = f"sqlite:///{database}"  # MLflow keeps stores by URI, whatever directory it meant
         with _quiet("mlflow", "alembic"):
             client = _open_sqlite(database, uri)
@@ -123,6 +123,31 @@ def exclusive(uri: str, purpose: str) -> Generator[None]:
     with (folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def shown(uri: str) -> str:
+    """A tracking URI without its password, for messages."""
+    return re.sub(r"(?<=://)[^/@]*@", "…@", uri)
+
+
+def hidden(text: str, uri: str) -> str:
+    """A message without the password of a tracking URI that it may quote."""
+    found = re.search(r"://[^/@:]*:([^/@]+)@", uri)
+    secrets = [os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("MLFLOW_TRACKING_TOKEN")]
+    for secret in filter(None, [found and found[1], found and unquote(found[1]), *secrets]):
+        text = text.replace(secret, "…")
+    return text
+
+
+def _open_shared(uri: str) -> MlflowClient:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri, registry_uri=uri)
+    if not uri.startswith(("http://", "https://")):
+        # As with sqlite: of processes that make the tables together, all but one fail.
+        with exclusive(uri, "initialise"):
+            client.search_experiments(max_results=1)
+    return client
 
 
 def _open_sqlite(database: Path, uri: str) -> MlflowClient:

@@ -9,7 +9,14 @@ from smallbatch.errors import UserError
 from smallbatch.results import find_columns
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, find_existing
 from smallbatch.tracking.records import TrackedColumn, read_column
-from smallbatch.tracking.store import exclusive, open_store, tracking_uri, unwarned
+from smallbatch.tracking.store import (
+    exclusive,
+    hidden,
+    open_store,
+    shown,
+    tracking_uri,
+    unwarned,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,8 +53,8 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
             _replay(columns, uri, report)
     # requests' errors, which artifact uploads let through, are OSErrors.
     except (mlflow_exceptions.MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise UserError(f"MLFLOW_TRACKING_URI: {uri} cannot be used: {reason}") from error
+        reason = hidden(str(error).strip().splitlines()[0][:300], uri)
+        raise UserError(f"MLFLOW_TRACKING_URI: {shown(uri)} cannot be used: {reason}") from None
     return report
 
 

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from smallbatch.errors import UserError
-from smallbatch.tracking.store import ARTIFACTS, open_store, sqlite_path, tracking_uri
+from smallbatch.tracking.store import ARTIFACTS, open_store, shown, sqlite_path, tracking_uri
 
 HOST = "127.0.0.1"
 
@@ -25,7 +25,7 @@ def ui(port: int = 5000) -> NoReturn:
     uri = tracking_uri()
     database = sqlite_path(uri)
     if database is None:
-        raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which has a UI of its own")
+        raise UserError(f"MLFLOW_TRACKING_URI: found {shown(uri)}, which has a UI of its own")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

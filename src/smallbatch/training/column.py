@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.errors import UserError
-from smallbatch.training import environment, files
+from smallbatch.training import checkpoints, environment, files
 from smallbatch.training.choosing import choose_engine, memory_of, resolve_device, workers_of
 from smallbatch.training.engines import Engine
+from smallbatch.training.lock import Lock, one_writer
 from smallbatch.training.protocol import Run, updates_after
+from smallbatch.training.watch import Watch
 
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
@@ -109,6 +112,7 @@ def train_column(
     work: Path = Path(".smallbatch/work"),
     observers: Sequence[Observer] = (),
     stage: str | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Train what is missing of a column and write its result files to ``directory``.
 
@@ -121,12 +125,17 @@ def train_column(
         work: where finished runs are kept until, and after, their column is whole.
         observers: told of every epoch and every end.
         stage: the DVC stage this is, for the record.
+        watch: for reasons to stop early; by default there are none.
 
     Raises:
         UserError: the device is not there.
+        OSError: something cannot be written; what was there before stays.
+        Stopped: the watch asked for an end; the same call goes on from there.
     """
-    with files.one_writer(work, directory):
-        _train_column(column, directory, compute, work, observers, stage)
+    watch = watch or Watch()
+    with one_writer(work, directory, watch.check) as lock:
+        _train_column(column, directory, compute, work, observers, stage, watch, lock)
+        shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
 
 
 def _train_column(
@@ -136,6 +145,8 @@ def _train_column(
     work: Path,
     observers: Sequence[Observer],
     stage: str | None,
+    watch: Watch,
+    lock: Lock,
 ) -> None:
     started, clock = datetime.now(UTC), time.perf_counter()
     device = resolve_device(compute.device)
@@ -154,7 +165,8 @@ def _train_column(
             print(f"{directory}: {choice.remark}", file=sys.stderr, flush=True)
         train_all(
             Job(
-                runs=missing,
+                column=column.runs,
+                missing=missing,
                 engine=choice.engine,
                 dataset=column.dataset,
                 device=device,
@@ -163,6 +175,10 @@ def _train_column(
                 work=work,
                 made_by=made_by,
                 lanes=choice.lanes,
+                plan=checkpoints.plan(work, directory, made_by),
+                checkpoint_seconds=compute.checkpoint_seconds,
+                watch=watch,
+                beat=lock.beat,
             ),
             on_epoch=lambda run, row: _tell(observers, run, row),
             on_done=lambda run, outcome: _end(observers, run, outcome),
@@ -173,6 +189,7 @@ def _train_column(
         sum(getattr(timing, what) for _, timing in records.values())
         for what in ("images", "seconds")
     )
+    watch.check()
     timing = {
         "environment": environment.describe(device),
         "column": {

@@ -7,19 +7,17 @@ trains only what is missing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-import sys
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch import durable
 from smallbatch.training.engines import Engine
 from smallbatch.training.protocol import PROTOCOL, Run
 
@@ -71,28 +69,6 @@ class Timing:
         return {"started": self.started, "seconds": self.seconds, "images_per_second": speed}
 
 
-@contextmanager
-def one_writer(work: Path, directory: Path) -> Generator[None, None, None]:
-    """Hold the right to write a column; whoever else wants it waits and says for whom.
-
-    The lock ends with its process, however that ends.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
-    with (work / f"{name}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            print(f"{directory}: waiting for process {holder}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
-
-
 @cache
 def code_digest(engine: Engine) -> str:
     """Hash of the sources that determine a run's numbers under an engine."""
@@ -106,34 +82,28 @@ def code_digest(engine: Engine) -> str:
 
 
 def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str) -> None:
-    """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on."""
-    from safetensors.torch import save
+    """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on.
 
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = directory / "weights.safetensors.part"
-    weights.write_bytes(save(result.weights))
     record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
-    part = directory / "result.json.part"
-    part.write_text(json.dumps(record))
-    weights.replace(directory / "weights.safetensors")
-    part.replace(directory / "result.json")  # last: its presence says that the record is whole
+    durable.seal(directory / "record", result.weights, record)
 
 
 def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
     """A kept run, or None where there is none, it is damaged, or other code made it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from smallbatch.training.loop import RunResult
 
     try:
-        record = json.loads((directory / "result.json").read_text())
+        weights, record = durable.unseal(directory / "record")
         if record.pop("made_by") != made_by:
             return None
         timing = Timing(**record.pop("timing"))
-        record["weights"] = load_file(directory / "weights.safetensors")
+        record["weights"] = weights
         return RunResult(**record), timing
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -156,27 +126,27 @@ def write_column(
         results: every run of the column; written in order of BN batch size, base learning rate
             and seed.
         timing: content of `timing.json`, the only file in which the clock or machine shows.
+
+    Raises:
+        OSError: they cannot be written; what was there before stays as it is.
     """
     import pandas as pd
     from safetensors.torch import save
 
     ordered = sorted(results, key=lambda pair: _order(pair[0]))
     first = ordered[0][0]
-    part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     rows = [
         {"run": run.hash, "study": study, "batch_size": run.batch_size, "base_lr": run.base_lr,
          "seed": run.seed, **row, "outcome": result.outcome}
         for run, result in ordered for row in result.rows
     ]  # fmt: skip
-    pd.DataFrame(rows).to_parquet(part / "history.parquet", index=False)
+    history = BytesIO()
+    pd.DataFrame(rows).to_parquet(history, index=False)
     weights = {
         f"{run.hash}/{name}": value
         for run, result in ordered
         for name, value in result.weights.items()
     }
-    (part / "weights.safetensors").write_bytes(save(weights))
     runs = {
         "protocol": PROTOCOL,
         "dataset": dict(dataset),
@@ -185,10 +155,34 @@ def write_column(
         "settings": recorded_settings(first),
         "runs": [_run_entry(run, result, updates) for run, result in ordered],
     }
-    (part / "runs.json").write_text(_json(runs))
-    (part / "timing.json").write_text(_json(timing))
-    shutil.rmtree(directory, ignore_errors=True)
+    _replace_folder(
+        directory,
+        {
+            "history.parquet": history.getvalue(),
+            "weights.safetensors": save(weights),
+            "runs.json": _json(runs).encode(),
+            "timing.json": _json(timing).encode(),
+        },
+    )
+
+
+def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Put a folder of files in place of a directory, whole or not at all."""
+    part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for name, data in contents.items():
+            durable.write(part / name, data)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.replace(old)
     part.replace(directory)
+    durable.sync_folder(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def recorded_settings(run: Run) -> dict[str, Any]:

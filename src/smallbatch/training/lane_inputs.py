@@ -61,10 +61,10 @@ class Tables:
         self.images = data.train.images.contiguous() if fused else data.train.images
         self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
         self.updates = updates_after(self.study.epochs, self.n, self.m)
-        self.pending: dict[int, Examples | None] = {run.seed: None for run in runs}
+        self.seeds = list(dict.fromkeys(run.seed for run in runs))
         rows = self.n // self.m + 1
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.examples = self._empty(rows, 4, len(self.pending), self.m, dtype=torch.int64)
+        self.examples = self._empty(rows, 4, len(self.seeds), self.m, dtype=torch.int64)
         self.rates = self._empty(rows, 2, len(runs), dtype=dtype)
         self._place()
 
@@ -73,8 +73,8 @@ class Tables:
 
     def _place(self) -> None:
         seeds = [run.seed for run in self.runs]
-        self.lanes = tuple(seeds.count(seed) for seed in self.pending)
-        if seeds != [seed for seed in self.pending for _ in range(seeds.count(seed))]:
+        self.lanes = tuple(seeds.count(seed) for seed in self.seeds)
+        if seeds != [seed for seed in self.seeds for _ in range(seeds.count(seed))]:
             raise ValueError("lanes of one seed are next to each other, in the order of the first")
         source = [i for i, count in enumerate(self.lanes) for _ in range(count)]
         self.source = torch.tensor(source, device=self.device)
@@ -83,32 +83,32 @@ class Tables:
         """From now on serve these lanes only, in order; the epoch goes on where it is."""
         self.runs = [self.runs[i] for i in kept]
         seeds = {run.seed for run in self.runs}
-        columns = [i for i, seed in enumerate(self.pending) if seed in seeds]
-        self.pending = {seed: rest for seed, rest in self.pending.items() if seed in seeds}
+        columns = [i for i, seed in enumerate(self.seeds) if seed in seeds]
+        self.seeds = [seed for seed in self.seeds if seed in seeds]
         self.examples = self.examples[:, :, columns].contiguous()
         self.rates = self.rates[:, :, list(kept)].contiguous()
         self._place()
 
-    def load(self, epoch: int) -> int:
-        """Fill the tables for an epoch, from 1, and set the counter to its first update.
-
-        Epochs follow one another: a batch may begin in one and end in the next.
+    def load(self, update: int) -> tuple[int, int]:
+        """Fill the tables for the epoch of an update, from 0, and set the counter to that update.
 
         Returns:
-            The epoch's updates.
+            The epoch's first update, and the one after its last.
         """
+        epoch = -(-(update + 1) * self.m // self.n)
         first, last = (updates_after(e, self.n, self.m) for e in (epoch - 1, epoch))
         rows, used = last - first, (last - first) * self.m
-        for column, seed in enumerate(self.pending):
-            fresh, rest = epoch_examples(seed, epoch - 1, self.n), self.pending[seed]
-            stream = fresh if rest is None else join(rest, fresh)
+        rest = (epoch - 1) * self.n - first * self.m  # a batch may begin in the epoch before
+        for column, seed in enumerate(self.seeds):
+            stream = epoch_examples(seed, epoch - 1, self.n)
+            if rest:
+                stream = join(epoch_examples(seed, epoch - 2, self.n)[self.n - rest :], stream)
             fields = (stream.index, stream.top, stream.left, stream.flip)
             table = np.stack([f[:used].reshape(rows, self.m) for f in fields], 1).astype(np.int64)
             self.examples[:rows, :, column].copy_(torch.from_numpy(table))
-            self.pending[seed] = stream[used:]
         self.rates[:rows].copy_(torch.from_numpy(self._schedule(first, last)))
-        self.counter.zero_()
-        return rows
+        self.counter.fill_(update - first)
+        return first, last
 
     def _schedule(self, first: int, last: int) -> np.ndarray:
         """1 − η·λ and η̃ of every lane, (updates, 2, K), as the loop engine computes them."""

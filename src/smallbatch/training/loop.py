@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from smallbatch.data.sampling import batches
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
+from smallbatch.training.checkpoints import Keeper, KeepNothing, State
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 
@@ -71,7 +72,10 @@ class FlatSGD:
 
     def update(self, base_lr: float, lr: float) -> None:
         """Apply the accumulated gradient of the summed loss and clear it."""
-        self.theta.mul_(1 - lr * self.weight_decay).sub_(self.gradient, alpha=base_lr)
+        # Rates beyond the weights' type diverge at once, as they should; torch would refuse them.
+        largest = torch.finfo(self.theta.dtype).max
+        decay = max(1 - lr * self.weight_decay, -largest)
+        self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
         self.gradient.zero_()
 
     def finite(self) -> bool:
@@ -100,6 +104,7 @@ def train(
     *,
     dtype: torch.dtype = torch.float32,
     on_epoch: Callable[[Row], None] = lambda _: None,
+    keeper: Keeper | None = None,
 ) -> RunResult:
     """Train one run from its seed to its last update or to its divergence.
 
@@ -108,13 +113,17 @@ def train(
         data: the resident data set; its device and dtype are the run's.
         dtype: of the weights; float64 is for tests of exactness.
         on_epoch: called with each row as its epoch ends.
+        keeper: of the run's checkpoints.
+
+    Raises:
+        Stopping: the keeper asked for an end.
     """
     device = data.train.images.device
     model = initial_model(run, data).to(device, dtype)
     sgd = FlatSGD(model, run.settings.weight_decay)
     with arithmetic(run.settings.precision, device):
-        trained = _Trainer(run, data, model, sgd, on_epoch).run()
-        final = _final_metrics(model, data, trained.diverged_at is None)
+        trained = _Trainer(run, data, model, sgd, on_epoch, keeper or KeepNothing()).run()
+        final = _final_metrics(model, data, trained)
     return RunResult(
         outcome="finished" if trained.diverged_at is None else "diverged",
         diverged_at=trained.diverged_at,
@@ -132,38 +141,55 @@ class _Trainer:
     model: nn.Module
     sgd: FlatSGD
     on_epoch: Callable[[Row], None]
+    keeper: Keeper
+    update: int = 0  # updates done
+    running: _Running = field(default_factory=_Running)
     rows: list[Row] = field(default_factory=list)
     diverged_at: int | None = None
 
     def run(self) -> _Trainer:
-        run, study = self.run_, self.run_.settings
-        n = len(self.data.train)
-        updates = updates_after(study.epochs, n, run.batch_size)
-        epoch, running = 1, _Running()
-        for update, examples in enumerate(batches(run.seed, n, study.epochs, run.batch_size)):
-            lr = scheduled_lr(update, updates, run.lr, study)
-            images, labels = self.data.batch(examples)
-            logits = self.model(images)
-            loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
-                                 reduction="sum")  # fmt: skip
-            running.add(loss.item(), logits, labels)
-            if math.isfinite(loss.item()):
-                loss.backward()
-                self.sgd.update(lr / run.batch_size, lr)
-            if not (math.isfinite(loss.item()) and self.sgd.finite()):
-                self.diverged_at = update + 1
-                self._record(epoch, update + 1, lr, running)
-                return self
-            if update + 1 == updates_after(epoch, n, run.batch_size):
-                self._record(epoch, update + 1, lr, running)
-                epoch, running = epoch + 1, _Running()
+        self.keeper.begin(self)
+        self._end_epoch()  # its last update may be all that is kept of it
+        run, n = self.run_, len(self.data.train)
+        for examples in batches(run.seed, n, run.settings.epochs, run.batch_size, self.update):
+            self._step(*self.data.batch(examples))
+            if self.diverged_at is not None:
+                self._record()
+                break
+            self.pause()
+            self._end_epoch()
         return self
 
-    def _record(self, epoch: int, updates: int, lr: float, running: _Running) -> None:
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        study, lr = self.run_.settings, self._lr(self.update)
+        logits = self.model(images)
+        loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
+                             reduction="sum")  # fmt: skip
+        self.running.add(loss.item(), logits, labels)
+        if math.isfinite(loss.item()):
+            loss.backward()
+            self.sgd.update(lr / self.run_.batch_size, lr)
+        self.update += 1
+        if not (math.isfinite(loss.item()) and self.sgd.finite()):
+            self.diverged_at = self.update
+
+    def _lr(self, update: int) -> float:
+        run, study = self.run_, self.run_.settings
+        updates = updates_after(study.epochs, len(self.data.train), run.batch_size)
+        return scheduled_lr(update, updates, run.lr, study)
+
+    def _end_epoch(self) -> None:
+        epoch = len(self.rows) + 1
+        if self.update == updates_after(epoch, len(self.data.train), self.run_.batch_size):
+            self._record()
+            self.running = _Running()
+
+    def _record(self) -> None:
+        running = self.running
         row: Row = {
-            "epoch": epoch,
-            "updates": updates,
-            "lr": lr,
+            "epoch": len(self.rows) + 1,
+            "updates": self.update,
+            "lr": self._lr(self.update - 1),
             "train_loss": running.loss / running.seen,
             "train_accuracy": running.correct / running.seen,
         }
@@ -171,15 +197,51 @@ class _Trainer:
         for name, split in splits.items():
             loss, accuracy = math.nan, math.nan
             if split is not None and self.diverged_at is None:
-                loss, accuracy = evaluate(self.model, split)
+                loss, accuracy = evaluate(self.model, split, self.pause)
             row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         self.rows.append(row)
         self.on_epoch(row)
 
+    def pause(self) -> None:
+        """Let the keeper do its work: here the state is that between two updates."""
+        self.keeper.between(self)
+
+    def state(self) -> State:
+        """See :class:`~training.checkpoints.Resumable`."""
+        tensors = {"theta": self.sgd.theta, **_generators(self.sgd.theta.device)}
+        tensors |= {f"buffer.{name}": value for name, value in self.model.named_buffers()}
+        content = {"rows": self.rows, "running": vars(self.running)}
+        return State((self.run_.hash,), self.update, tensors, content)
+
+    def restore(self, state: State) -> None:
+        """See :class:`~training.checkpoints.Resumable`."""
+        self.update = state.update
+        self.rows = list(state.content["rows"])
+        self.running = _Running(**state.content["running"])
+        self.sgd.theta.copy_(state.tensors["theta"])
+        for name, value in self.model.named_buffers():
+            value.copy_(state.tensors[f"buffer.{name}"])
+        torch.set_rng_state(state.tensors["generator.cpu"])
+        if self.sgd.theta.is_cuda:
+            torch.cuda.set_rng_state(state.tensors["generator.cuda"], self.sgd.theta.device)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """States of the generators that dropout and the like draw from."""
+    states = {"generator.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["generator.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode."""
+def evaluate(
+    model: nn.Module, split: Split, pause: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode.
+
+    ``pause`` is called between batches.
+    """
     model.eval()
     loss, correct = 0.0, 0
     for images, labels in zip(
@@ -188,6 +250,7 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
         logits = model(images)
         loss += cross_entropy(logits.double(), labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())
+        pause()
     model.train()
     return loss / len(split), correct / len(split)
 
@@ -230,11 +293,14 @@ def initial_model(run: Run, data: Resident) -> nn.Module:
     ).train()
 
 
-def _final_metrics(model: nn.Module, data: Resident, finished: bool) -> dict[str, float | None]:
+def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[str, float | None]:
+    finished = trained.diverged_at is None
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     final: dict[str, float | None] = {}
     for name, split in splits.items():
-        scores = evaluate(model, split) if finished and split is not None else (None, None)
+        scores = None, None
+        if finished and split is not None:
+            scores = evaluate(model, split, trained.pause)
         final[f"{name}_loss"], final[f"{name}_accuracy"] = scores
     final["population_test_loss"] = final["population_test_accuracy"] = None
     if finished and has_batch_norm(model):

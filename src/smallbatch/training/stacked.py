@@ -2,7 +2,8 @@
 
 Every lane has its own weights, batch statistics, learning rate, seed and outcome, and gets the
 numbers that :mod:`smallbatch.training.loop` would get, but for the rounding of sums that are taken
-in another order. No operation mixes lanes.
+in another order. No operation mixes lanes. On a CPU the paper's models are computed by the C++
+kernels of :mod:`smallbatch.training.native`, all else by torch.
 """
 
 from __future__ import annotations
@@ -10,33 +11,82 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
-from smallbatch.training import loop
-from smallbatch.training.choice import default_convs, default_fusing, default_tail
-from smallbatch.training.lane_convs import Convs, Grouped
-from smallbatch.training.lane_inputs import Tables, seen_by_all
-from smallbatch.training.lane_step import Net, Step, capture
-from smallbatch.training.lane_vmap import VmapNet
-from smallbatch.training.lanes import stack_lanes
+from smallbatch.training import loop, native
+from smallbatch.training.checkpoints import Keeper, KeepNothing, State
+from smallbatch.training.lane_convs import Convs
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
-from smallbatch.training.protocol import Run, updates_after
+from smallbatch.training.native.lanes import NativeLanes
+from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked_models import StackedNet, has_stacked_form
-
-# Images of all lanes together in one forward pass of an evaluation.
-EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
-# Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
-CAPTURED = {"cuda"}
-# Part of the lanes that must have diverged before a captured step is captured again without them.
-WORTH_CAPTURING = 0.1
+from smallbatch.training.torch_lanes import TorchLanes
 
 EpochObserver = Callable[[Run, Row], None]
 EndObserver = Callable[[Run, RunResult, float], None]
+
+
+class Lanes(Protocol):
+    """K lanes and what computes them.
+
+    Attributes:
+        runs: of the lanes, in their order.
+        model: a plain model of their structure.
+        parameters: trained parameters of one lane.
+    """
+
+    runs: list[Run]
+    model: nn.Module
+    parameters: int
+
+    def __len__(self) -> int: ...
+
+    def advance(self, first: int, last: int) -> int:
+        """Do updates from number ``first``, counted from 0, towards ``last``, all of one epoch.
+
+        Returns:
+            How many were done: at least one, and no more than keep the caller waiting for long.
+        """
+        ...
+
+    def sums(self) -> tuple[list[float], list[int], list[int]]:
+        """Per lane: summed training loss in nats and right answers since `clear`, and the update,
+        counted from 1, at which it diverged (0 while it is alive).
+        """  # noqa: D205
+        ...
+
+    def clear(self) -> None:
+        """Begin to sum losses and right answers anew."""
+        ...
+
+    def evaluate(
+        self, split: Split, pause: Callable[[], None]
+    ) -> tuple[list[float], list[float]]:
+        """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode.
+
+        ``pause`` is called between batches.
+        """
+        ...
+
+    def keep(self, kept: Sequence[int]) -> bool:
+        """Drop all lanes but these, or leave all in place (False) where dropping does not pay."""
+        ...
+
+    def state_dict(self, lane: int) -> dict[str, Tensor]:
+        """One lane as a plain model's state dict, on the CPU, each tensor owning its memory."""
+        ...
+
+    def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
+        """Everything of these lanes that updates to come depend on."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        ...
 
 
 def train_lanes(
@@ -46,7 +96,9 @@ def train_lanes(
     dtype: torch.dtype = torch.float32,
     on_epoch: EpochObserver = lambda *_: None,
     on_end: EndObserver = lambda *_: None,
+    keeper: Keeper | None = None,
     convs: Convs | None = None,
+    by_torch: bool = False,
 ) -> list[RunResult]:
     """Train runs of one column together.
 
@@ -55,171 +107,159 @@ def train_lanes(
         data: the resident data set; its device and dtype are the runs'.
         dtype: of the weights; float64 is for tests of exactness.
         on_epoch: called with each run's row as an epoch ends.
-        on_end: called as a run ends, with its share of the seconds; a diverged run ends at once on
-            a CPU, with its epoch on a GPU.
-        convs: the convolutions' algorithm; by default the fastest for each shape on a GPU.
+        on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
+            the update, on a GPU with its epoch.
+        keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
+        convs: the algorithm of torch's convolutions; by default the fastest for each shape on a GPU.
+        by_torch: leave out the native kernels.
 
     Returns:
         The results in the order of ``runs``.
+
+    Raises:
+        Stopping: the keeper asked for an end.
     """
     device = data.train.images.device
     study = runs[0].settings
     if any((run.settings, run.batch_size) != (study, runs[0].batch_size) for run in runs):
         raise ValueError("the lanes of a column share their study and batch size")
+    ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        trainer = _Trainer(runs, data, dtype, on_epoch, on_end, convs)
+        if not by_torch and native.serves(study, device):
+            lanes = NativeLanes(ordered, data, dtype)
+        else:
+            lanes = TorchLanes(ordered, data, dtype, convs)
+        trainer = _Trainer(lanes, data, on_epoch, on_end, keeper or KeepNothing())
         trainer.run()
     return [trainer.results[run] for run in runs]
-
-
-def build_net(
-    runs: Sequence[Run],
-    data: Resident,
-    dtype: torch.dtype,
-    convs: Convs | None = None,
-    fused: bool | None = None,
-) -> tuple[Net, nn.Module]:
-    """The network of all lanes, initialised, and a plain model of its structure.
-
-    Args:
-        runs: as for `train_lanes`.
-        data: likewise.
-        dtype: likewise.
-        convs: likewise.
-        fused: whether batch norms are done by Triton's kernels; by default where that works.
-    """
-    builders = [partial(initial_model, run, data) for run in runs]
-    plain = not has_stacked_form(builders[0]())
-    lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
-    if plain:
-        return VmapNet(lanes, model), model
-    precision = runs[0].settings.precision
-    # Float64 is for tests: by torch, which has it everywhere.
-    single = dtype == torch.float32
-    convs = convs or (default_convs(lanes.theta.device, precision) if single else Grouped())
-    half = torch.bfloat16 if precision == "bf16" else dtype
-    if fused is None:
-        fused = single and default_fusing(lanes.theta.device)
-    return StackedNet(lanes, model, convs, half, fused), model
 
 
 class _Trainer:
     def __init__(
         self,
-        runs: Sequence[Run],
+        lanes: Lanes,
         data: Resident,
-        dtype: torch.dtype,
         on_epoch: EpochObserver,
         on_end: EndObserver,
-        convs: Convs | None,
+        keeper: Keeper,
     ) -> None:
-        self.runs = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
-        self.data, self.on_epoch, self.on_end = data, on_epoch, on_end
+        self.lanes, self.data, self.keeper = lanes, data, keeper
+        self.on_epoch, self.on_end = on_epoch, on_end
+        run = lanes.runs[0]
+        self.study, self.m, self.n = run.settings, run.batch_size, len(data.train)
+        self.update = 0
         self.clock, self.share = time.perf_counter(), 0.0
-        self.device = data.train.images.device
-        self.net, self.model = build_net(self.runs, data, dtype, convs)
-        fused = dtype == torch.float32 and default_fusing(self.device)
-        self.tables = Tables(self.runs, data, dtype, fused)
-        self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
-        self.captured: Callable[[], None] | None = None
-        self.rows: dict[Run, list[Row]] = {run: [] for run in runs}
+        self.rows: dict[Run, list[Row]] = {run: [] for run in lanes.runs}
         self.results: dict[Run, RunResult] = {}
+
+    @property
+    def live(self) -> list[int]:
+        """Lanes whose runs have not ended; on a GPU others may still have their place."""
+        return [i for i, run in enumerate(self.lanes.runs) if run not in self.results]
+
+    def _updates(self, epochs: int) -> int:
+        return updates_after(epochs, self.n, self.m)
 
     def run(self) -> None:
         """Train until every lane has finished or diverged."""
-        study, n, m = self.runs[0].settings, len(self.data.train), self.runs[0].batch_size
-        for epoch in range(1, study.epochs + 1):
-            first = updates_after(epoch - 1, n, m)
-            left = self.tables.load(epoch)
-            while left:
-                left -= self._advance(left)
-                self._end_diverged(epoch, first)
-                if len(self.results) == len(self.rows):
-                    return
-            self._end_epoch(epoch, updates_after(epoch, n, m))
+        self.keeper.begin(self)
+        epoch = len(self.rows[self.lanes.runs[0]]) + 1
+        while True:
+            if self.update == self._updates(epoch):
+                self._end_epoch(epoch)
+                epoch += 1
+            if self.update == self._updates(self.study.epochs):
+                break
+            self.update += self.lanes.advance(self.update, self._updates(epoch))
+            self._end_diverged(epoch)
+            if not self.live:
+                return
+            self.pause()
         self._end_finished()
 
-    def _advance(self, updates: int) -> int:
-        """Do updates: all of them on a GPU, on a CPU as far as the first at which a lane ends."""
-        if self.device.type in CAPTURED:
-            if self.captured is None:
-                self.captured = capture(self.step, self.step.state())
-            for _ in range(updates):
-                self.captured()
-            return updates
-        for done in range(1, updates + 1):
-            self.step()
-            if not all(self.step.alive()):
-                return done
-        return updates
+    def pause(self) -> None:
+        """Let the keeper do its work: here the state is that between two updates."""
+        self.keeper.between(self)
 
-    def _row(self, lane: int, epoch: int, updates: int) -> Row:
-        metrics, run = self.step.metrics, self.tables.runs[lane]
-        seen = int(metrics.seen[lane]) * run.batch_size
+    def state(self) -> State:
+        """See :class:`~training.checkpoints.Resumable`."""
+        self._share_time()
+        runs = [self.lanes.runs[lane] for lane in self.live]
+        rows = {run.hash: self.rows[run] for run in runs}
+        content = {"rows": rows, "share": self.share}
+        return State(tuple(rows), self.update, self.lanes.tensors(self.live), content)
+
+    def restore(self, state: State) -> None:
+        """See :class:`~training.checkpoints.Resumable`."""
+        self.update, self.share = state.update, state.content["share"]
+        order = {name: i for i, name in enumerate(state.runs)}
+        index = torch.tensor([order[run.hash] for run in self.lanes.runs])
+        self.rows = {run: list(state.content["rows"][run.hash]) for run in self.lanes.runs}
+        self.lanes.restore({name: value[index] for name, value in state.tensors.items()})
+
+    def _row(self, lane: int, epoch: int, updates: int, loss: float, correct: int) -> Row:
+        seen = (updates - self._updates(epoch - 1)) * self.m
+        total, lr = self._updates(self.study.epochs), self.lanes.runs[lane].lr
         row: Row = {
             "epoch": epoch,
             "updates": updates,
-            "lr": self.tables.lr(lane, updates - 1),
-            "train_loss": metrics.loss[lane].item() / seen,
-            "train_accuracy": metrics.correct[lane].item() / seen,
+            "lr": scheduled_lr(updates - 1, total, lr, self.study),
+            "train_loss": loss / seen,
+            "train_accuracy": correct / seen,
         }
         for split in ("validation", "test"):
             row |= {f"{split}_loss": math.nan, f"{split}_accuracy": math.nan}
         return row
 
-    def _end_epoch(self, epoch: int, updates: int) -> None:
-        live = {i: run for i, run in enumerate(self.runs) if run not in self.results}
-        rows = {lane: self._row(lane, epoch, updates) for lane in live}
+    def _end_epoch(self, epoch: int) -> None:
+        losses, correct, _ = self.lanes.sums()
+        rows = {i: self._row(i, epoch, self.update, losses[i], correct[i]) for i in self.live}
         for name, split in (("validation", self.data.validation), ("test", self.data.test)):
             if split is not None:
-                losses, accuracies = evaluate(self.net, split)
+                losses, accuracies = self.lanes.evaluate(split, self.pause)
                 for lane, row in rows.items():
                     row |= {f"{name}_loss": losses[lane], f"{name}_accuracy": accuracies[lane]}
         self._share_time()
-        for lane, run in live.items():
-            self.rows[run].append(rows[lane])
-            self.on_epoch(run, rows[lane])
-        self.step.clear()
+        for lane, row in rows.items():
+            run = self.lanes.runs[lane]
+            self.rows[run].append(row)
+            self.on_epoch(run, row)
+        self.lanes.clear()
 
-    def _end_diverged(self, epoch: int, first: int) -> None:
+    def _end_diverged(self, epoch: int) -> None:
         """Give lanes that have diverged their outcome, and drop them where that is worth it."""
-        ends = self.step.metrics.diverged.tolist()
+        losses, correct, ends = self.lanes.sums()
+        if not any(ends):
+            return
         self._share_time()
-        for lane, (run, update) in enumerate(zip(self.runs, ends, strict=True)):
-            if update and run not in self.results:
-                row = self._row(lane, epoch, first + update)
+        for lane in self.live:
+            if ends[lane]:
+                run = self.lanes.runs[lane]
+                row = self._row(lane, epoch, ends[lane], losses[lane], correct[lane])
                 self.rows[run].append(row)
                 self.on_epoch(run, row)
-                self._finish(run, first + update, dict.fromkeys(_FINAL), {})
-        kept = [lane for lane, update in enumerate(ends) if not update]
-        dead = len(ends) - len(kept)
-        if not kept or not dead or (self.captured and dead < WORTH_CAPTURING * len(ends)):
-            return
-        index = torch.tensor(kept, device=self.device)
-        self.captured = None
-        self.runs = [self.runs[lane] for lane in kept]
-        self.net.lanes.keep(index)
-        self.tables.keep(kept)
-        self.step.keep(index)
+                self._finish(run, ends[lane], dict.fromkeys(_FINAL), {})
+        if self.live:
+            self.lanes.keep(self.live)
 
     def _end_finished(self) -> None:
         """Give the remaining lanes their final metrics and weights."""
-        losses, accuracies = evaluate(self.net, self.data.train)
-        norms, lanes = has_batch_norm(self.model), self.net.lanes
-        self.model.to(self.device, lanes.theta.dtype)
-        for lane, run in enumerate(self.runs):
-            if run in self.results:
-                continue
+        losses, accuracies = self.lanes.evaluate(self.data.train, self.pause)
+        model = self.lanes.model
+        norms = has_batch_norm(model)
+        for lane in self.live:
+            run = self.lanes.runs[lane]
             last = self.rows[run][-1]
             final: dict[str, float | None] = {**dict.fromkeys(_FINAL)}
             final |= {"train_loss": losses[lane], "train_accuracy": accuracies[lane]}
             for name in ("test", "validation"):
                 if name == "test" or self.data.validation is not None:
                     final |= {key: last[key] for key in (f"{name}_loss", f"{name}_accuracy")}
-            weights = lanes.state_dict(lane)
+            weights = self.lanes.state_dict(lane)
             if norms:
-                self.model.load_state_dict(weights)
-                scores = _population_scores(self.model, self.data)
+                images = self.data.train.images
+                model.to(images.device, images.dtype).load_state_dict(weights)
+                scores = _population_scores(model, self.data)
                 final["population_test_loss"], final["population_test_accuracy"] = scores
             self._share_time()
             self._finish(run, None, final, weights)
@@ -236,7 +276,7 @@ class _Trainer:
             diverged_at=diverged_at,
             rows=self.rows[run],
             final=final,
-            parameters=self.net.lanes.parameters,
+            parameters=self.lanes.parameters,
             weights=weights,
         )
         self.results[run] = result
@@ -260,21 +300,6 @@ def _population_scores(model: nn.Module, data: Resident) -> tuple[float, float]:
     stride = -(-data.train.images[:, 0].numel() // loop.POPULATION_PIXELS)
     recompute_population_statistics(model, data.train.images[::stride])
     return loop.evaluate(model, data.test)
-
-
-def evaluate(net: Net, split: Split) -> tuple[list[float], list[float]]:
-    """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode."""
-    k, device = len(net.lanes), net.lanes.theta.device
-    loss = torch.zeros(k, dtype=torch.float64, device=device)
-    correct = torch.zeros(k, dtype=torch.int64, device=device)
-    size = max(16, EVAL_IMAGES[device.type] // k)
-    for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-        logits = net.forward(seen_by_all(images, k), training=False)
-        expanded = labels[:, None].expand(-1, k)
-        loss -= logits.double().log_softmax(2).gather(2, expanded[:, :, None])[:, :, 0].sum(0)
-        correct += (logits.argmax(2) == expanded).sum(0)
-    n = len(split)
-    return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
 
 
 def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> int:

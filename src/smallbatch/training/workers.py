@@ -1,15 +1,21 @@
-"""Trains a column's runs: in forked single-thread workers on a CPU, one after another on a GPU."""
+"""Trains a column's runs: in forked single-thread workers on a CPU, one after another on a GPU.
+
+Groups of runs that are computed together, chunks, are taken one after another; each keeps its own
+checkpoints.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -17,12 +23,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smallbatch.config import format_base_lr
-from smallbatch.errors import UserError
+from smallbatch.errors import Stopping, UserError
 from smallbatch.training import files
+from smallbatch.training.checkpoints import Checkpoints, Plan
 from smallbatch.training.engines import MEMORY_SHARE, Engine, deal, free_memory
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
+from smallbatch.training.watch import GRACE_S
 
 if TYPE_CHECKING:
     from smallbatch.config import StudyConfig
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from smallbatch.training.loop import RunResult
     from smallbatch.training.protocol import Run
     from smallbatch.training.resident import Resident
+    from smallbatch.training.watch import Watch
 
 Row = dict[str, Any]
 
@@ -39,7 +48,8 @@ class Job:
     """Runs to train and what they share.
 
     Attributes:
-        runs: the runs, in order of learning rate.
+        column: every run of the column, in order of learning rate.
+        missing: those to train.
         engine: ``loop`` or ``stacked``.
         dataset: the prepared data.
         device: ``cpu`` or ``cuda``.
@@ -48,9 +58,14 @@ class Job:
         lanes: at most so many in one worker at a time, whatever its memory; None: no such limit.
         work: where each run's record goes as it ends.
         made_by: the code and versions that the records depend on.
+        plan: which runs are computed together, from this attempt or an earlier one.
+        checkpoint_seconds: between a chunk's checkpoints.
+        watch: for reasons to stop.
+        beat: gives a sign of life now and then.
     """
 
-    runs: Sequence[Run]
+    column: Sequence[Run]
+    missing: Sequence[Run]
     engine: Engine
     dataset: Dataset
     device: str
@@ -58,7 +73,19 @@ class Job:
     memory: int | None
     work: Path
     made_by: str
+    plan: Plan
+    checkpoint_seconds: float
+    watch: Watch
+    beat: Callable[[], None]
     lanes: int | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Runs that are computed together, and their checkpoints."""
+
+    runs: Sequence[Run]
+    checkpoints: Checkpoints
 
 
 def train_all(
@@ -67,50 +94,101 @@ def train_all(
     """Train every run and keep its record; the callbacks are called in this process.
 
     Raises:
-        UserError: the model cannot be built for these images.
+        UserError: the model cannot be built for these images, or a record cannot be written.
         RuntimeError: a run failed, or a worker died.
+        Stopped: the watch asked for an end; all progress is kept.
     """
     if job.device == "cpu":
         # One thread per run whatever the machine: thread counts change float sums, and no OpenMP
         # pool may exist before the fork.
         torch.set_num_threads(1)
-    augment = job.runs[0].settings.augment
+    augment = job.missing[0].settings.augment
     data = load_resident(job.dataset, augment=augment, device=torch.device(job.device))
-    initial_model(job.runs[0], data)  # so that a model which does not fit fails here, once
-    chunks = _chunks(job, data)
+    initial_model(job.missing[0], data)  # so that a model which does not fit fails here, once
+    stop = RawValue("b", 0)
+
+    def stopping() -> bool:
+        if job.device == "cuda":  # no workers: this process itself looks out
+            job.beat()
+            return job.watch.stopping()
+        return bool(stop.value)
+
+    chunks = _chunks(job, data, stopping)
     if job.device == "cpu":
-        _train_in_workers(job, data, chunks, on_epoch, on_done)
+        _train_in_workers(job, data, chunks, stop, on_epoch, on_done)
         return
     torch.backends.cudnn.deterministic = True
-    for chunk in chunks:
-        _train_chunk(job, data, chunk, on_epoch, on_done)
+    try:
+        for chunk in chunks:
+            _train_chunk(job, data, chunk, on_epoch, on_done)
+    except Stopping:
+        job.watch.check()
+        raise
 
 
-def _chunks(job: Job, data: Resident) -> list[list[Run]]:
-    """Groups of runs that are computed together, as many lanes as a worker's memory holds.
+def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chunk]:
+    """The chunks of an earlier attempt that still hold missing runs, then new ones for the rest."""
+    runs = {run.hash: run for run in job.column}
+    missing = {run.hash for run in job.missing}
+    at_most, limited = _lanes_at_most(job, data)
+    planned: list[list[str]] = []
+    for hashes in job.plan.read():
+        fits = len(hashes) <= at_most or not limited
+        if fits and missing & set(hashes) and set(hashes) <= runs.keys():
+            planned.append(hashes)
+    taken = {name for hashes in planned for name in hashes}
+    left = [run for run in job.missing if run.hash not in taken]
+    groups: dict[StudyConfig, list[Run]] = {}
+    for run in left:  # lanes share their settings, so each BN batch size has lanes of its own
+        groups.setdefault(run.settings, []).append(run)
+    for group in groups.values():
+        planned += [[run.hash for run in chunk] for chunk in deal(group, job.workers, at_most)]
+    job.plan.write(planned)
+    chunks: list[Chunk] = []
+    for hashes in planned:
+        folder = job.plan.chunk_folder(hashes)
+        checkpoints = Checkpoints(folder, job.checkpoint_seconds, stopping)
+        if checkpoints.saved and missing & set(hashes) - set(checkpoints.saved.runs):
+            checkpoints.forget()  # the record of a run that ended before it was lost
+        alive = checkpoints.saved.runs if checkpoints.saved else hashes
+        chunks.append(Chunk([runs[name] for name in alive], checkpoints))
+    _tell_resumed(job, chunks)
+    return chunks
 
-    Lanes share their settings, so each BN batch size has lanes of its own.
-    """
+
+def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
+    """Lanes of a chunk that a worker's memory holds, and whether the user has set that limit."""
     if job.engine == "loop":
-        return [[run] for run in job.runs]
+        return 1, False
     if job.memory is not None:
         memory = job.memory
     elif job.device == "cuda":
         memory = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0])
     else:
         memory = int(MEMORY_SHARE * free_memory())
-    lanes = memory // job.workers // lane_bytes(job.runs[0], data)
-    most = max(1, min(lanes, job.lanes or lanes))
-    groups: dict[StudyConfig, list[Run]] = {}
-    for run in job.runs:
-        groups.setdefault(run.settings, []).append(run)
-    return [chunk for runs in groups.values() for chunk in deal(runs, job.workers, most)]
+    lanes = memory // job.workers // lane_bytes(job.missing[0], data)
+    return max(1, min(lanes, job.lanes or lanes)), job.memory is not None
+
+
+def _tell_resumed(job: Job, chunks: Sequence[Chunk]) -> None:
+    resumed = [chunk for chunk in chunks if chunk.checkpoints.saved]
+    if not resumed:
+        return
+    updates = [chunk.checkpoints.saved.update for chunk in resumed if chunk.checkpoints.saved]
+    runs = sum(len(chunk.runs) for chunk in resumed)
+    print(
+        f"m={job.column[0].batch_size}: {runs} runs go on from their checkpoints, "
+        f"at updates {min(updates)} to {max(updates)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _train_in_workers(
     job: Job,
     data: Resident,
-    chunks: Sequence[Sequence[Run]],
+    chunks: Sequence[Chunk],
+    stop: Any,
     on_epoch: Callable[[Run, Row], None],
     on_done: Callable[[Run, str], None],
 ) -> None:
@@ -123,37 +201,48 @@ def _train_in_workers(
     ]
     for worker in workers:
         worker.start()
-    runs = {run.hash: run for run in job.runs}
+    runs = {run.hash: run for run in job.missing}
     try:
-        for kind, name, value in _events(events, workers, ends=len(runs)):
-            run = runs[name]
+        for kind, name, value in _events(job, events, workers, stop):
             if kind == "epoch":
-                on_epoch(run, value)
+                on_epoch(runs[name], value)
             elif kind == "done":
-                on_done(run, value)
+                on_done(runs[name], value)
             elif kind == "refused":
                 raise UserError(value)
             else:
-                title = f"base_lr={format_base_lr(run.base_lr)} seed={run.seed}"
-                raise RuntimeError(f"training m={run.batch_size} {title} failed:\n{value}")
+                title = f"base_lr={format_base_lr(runs[name].base_lr)} seed={runs[name].seed}"
+                raise RuntimeError(f"training m={runs[name].batch_size} {title} failed:\n{value}")
     finally:
+        stop.value = 1  # where something went wrong, the others keep what they have
+        deadline = time.monotonic() + GRACE_S
         for worker in workers:
-            worker.terminate()  # idle by now, unless something went wrong
+            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.kill()
             worker.join()
 
 
-def _events(events: Any, workers: Sequence[Any], ends: int) -> Iterator[tuple[str, str, Any]]:
-    """What the workers say, until ``ends`` runs have ended.
+def _events(
+    job: Job, events: Any, workers: Sequence[Any], stop: Any
+) -> Iterator[tuple[str, str, Any]]:
+    """What the workers say, until every missing run has ended.
 
     Raises:
         RuntimeError: workers died before that.
+        Stopped: they were asked to stop, and have.
     """
+    ends = len(job.missing)
     while ends:
+        job.beat()
+        if job.watch.stopping():
+            stop.value = 1
         alive = any(worker.is_alive() for worker in workers)
         failed = [worker.exitcode for worker in workers if worker.exitcode]
         try:
-            event = events.get(timeout=1.0)
+            event = events.get(timeout=0.2)
         except Empty:
+            if not alive:
+                job.watch.check()
             if failed or not alive:
                 code = failed[0] if failed else 0
                 raise RuntimeError(f"a training worker died with exit code {code}") from None
@@ -165,19 +254,12 @@ def _events(events: Any, workers: Sequence[Any], ends: int) -> Iterator[tuple[st
 def _work(
     job: Job,
     data: Resident,
-    chunks: Sequence[Sequence[Run]],
+    chunks: Sequence[Chunk],
     taken: Any,
     events: Any,
     parent: int,
 ) -> None:
-    def on_epoch(run: Run, row: Row) -> None:
-        if os.getppid() != parent:  # nobody is left to train for
-            os._exit(1)
-        events.put(("epoch", run.hash, row))
-
-    def on_done(run: Run, outcome: str) -> None:
-        events.put(("done", run.hash, outcome))
-
+    _live_and_die_with(parent)
     _keep_freed_memory()
     while True:
         with taken.get_lock():
@@ -185,14 +267,36 @@ def _work(
         if i >= len(chunks):
             return
         chunk = chunks[i]
+        name = chunk.runs[0].hash
         try:
-            _train_chunk(job, data, chunk, on_epoch, on_done)
-        except KeyboardInterrupt:
+            _train_chunk(
+                job,
+                data,
+                chunk,
+                on_epoch=lambda run, row: events.put(("epoch", run.hash, row)),
+                on_done=lambda run, outcome: events.put(("done", run.hash, outcome)),
+            )
+        except Stopping:
             return
         except UserError as error:
-            events.put(("refused", chunk[0].hash, str(error)))
+            events.put(("refused", name, str(error)))
+        except OSError as error:
+            events.put(("refused", name, f"{error.filename}: cannot be written: {error.strerror}"))
         except Exception:  # noqa: BLE001 - whatever it is, the parent raises it
-            events.put(("failed", chunk[0].hash, traceback.format_exc()))
+            events.put(("failed", name, traceback.format_exc()))
+
+
+def _live_and_die_with(parent: int) -> None:
+    """End with the parent, however it ends; signals to the whole group are the parent's to judge.
+
+    So nobody writes beside a new training, and nobody dies in the middle of a last checkpoint.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def _keep_freed_memory() -> None:
@@ -213,26 +317,35 @@ def _keep_freed_memory() -> None:
 def _train_chunk(
     job: Job,
     data: Resident,
-    runs: Sequence[Run],
+    chunk: Chunk,
     on_epoch: Callable[[Run, Row], None],
     on_done: Callable[[Run, str], None],
 ) -> None:
     """Train runs that are computed together, and keep each one's record as it ends."""
-    started, clock = datetime.now(UTC), time.perf_counter()
+    # A run may have ended after the checkpoint from which its chunk goes on.
+    missing = {run.hash for run in job.missing}
+    checkpoints = chunk.checkpoints
+
+    def tell(run: Run, row: Row) -> None:
+        if run.hash in missing:
+            on_epoch(run, row)
 
     def keep(run: Run, result: RunResult, seconds: float) -> None:
+        if run.hash not in missing:
+            return
         timing = files.Timing(
-            started=started.isoformat(timespec="milliseconds"),
+            started=checkpoints.started,
             seconds=seconds,
             images=result.rows[-1]["updates"] * run.batch_size,
         )
         files.save_record(job.work / run.hash, result, timing, job.made_by)
         on_done(run, result.outcome)
 
+    checkpoints.start_clock()
     if job.engine == "stacked":
-        train_lanes(runs, data, on_epoch=on_epoch, on_end=keep)
-        return
-    for run in runs:
-        result = train(run, data, on_epoch=lambda row, run=run: on_epoch(run, row))
-        keep(run, result, time.perf_counter() - clock)
-        started, clock = datetime.now(UTC), time.perf_counter()
+        train_lanes(chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints)
+    else:
+        (run,) = chunk.runs
+        result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)
+        keep(run, result, checkpoints.elapsed)
+    checkpoints.clear()

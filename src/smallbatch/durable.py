@@ -1,0 +1,89 @@
+"""Files that are there whole or not at all, whatever ends the process or the machine's power."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_LENGTH_BYTES = 8  # safetensors: the header's length, little-endian
+
+
+class Damaged(ValueError):  # noqa: N818 - the state of a file
+    """A sealed file is not what was written."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put ``data`` in place of a file: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` is untouched, and nothing else is left.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk does not say which file
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write tensors and JSON as one file, led by a SHA-256 of the rest; see :func:`write`.
+
+    The rest is safetensors: reading it runs no code, as reading a pickle would.
+    """
+    from safetensors.torch import save
+
+    # Clones, because safetensors refuses tensors that share memory.
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    body = save(plain, {"content": json.dumps(content)})
+    write(path, hashlib.sha256(body).digest() + body)
+
+
+def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and JSON of a sealed file.
+
+    Raises:
+        OSError: it cannot be read.
+        Damaged: it is not what was written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = path.read_bytes()
+    digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise Damaged("its checksum does not match")
+    try:
+        length = int.from_bytes(body[:_LENGTH_BYTES], "little")
+        header = json.loads(body[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        content = json.loads(header["__metadata__"]["content"])
+        if not isinstance(content, dict):
+            raise Damaged("its content is no mapping")
+        return load(body), content
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise Damaged(f"it is no sealed file ({error})") from error

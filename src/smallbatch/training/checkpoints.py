@@ -1,0 +1,234 @@
+"""Checkpoints of runs that are computed together: the last two, whole, never a pickle.
+
+A trainer that can stop and go on implements :class:`Resumable` and calls
+:meth:`Checkpoints.begin` before its first update and :meth:`Checkpoints.between` after every one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smallbatch import durable
+from smallbatch.errors import Stopping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT = 2
+"""Checkpoints of a chunk: should the newest be damaged, the one before serves."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a trainer needs to go on as if it had never stopped.
+
+    Attributes:
+        runs: hashes of the runs that still train, in the order of their lanes.
+        update: updates done.
+        tensors: weights, statistics, running sums, random generators.
+        content: the rest, as JSON holds it: rows, counters.
+    """
+
+    runs: tuple[str, ...]
+    update: int
+    tensors: Mapping[str, Tensor]
+    content: Mapping[str, Any]
+
+
+class Resumable(Protocol):
+    """A trainer between two updates."""
+
+    def state(self) -> State:
+        """Everything that the updates and rows to come depend on."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Take over the state of a trainer of the same runs."""
+        ...
+
+
+class Keeper(Protocol):
+    """Who looks after a trainer's state."""
+
+    def begin(self, trainer: Resumable) -> None:
+        """Before the first update: restore what was kept."""
+        ...
+
+    def between(self, trainer: Resumable) -> None:
+        """Between updates, or the batches of an evaluation: keep the state when it is time.
+
+        Raises:
+            Stopping: the training is to end here; the state is kept.
+        """
+        ...
+
+
+class KeepNothing:
+    """For trainings that nobody interrupts."""
+
+    def begin(self, trainer: Resumable) -> None:
+        """See :class:`Keeper`."""
+
+    def between(self, trainer: Resumable) -> None:
+        """See :class:`Keeper`."""
+
+
+class Checkpoints:
+    """The checkpoints of one chunk of runs, in a folder of their own.
+
+    Args:
+        folder: where they lie; made when the first is written.
+        interval: seconds from one to the next.
+        stopping: whether the training is to end.
+
+    Attributes:
+        saved: the state found in the folder, None where there is none.
+        started: when the chunk's training began, ISO 8601.
+        seconds: that training took before this attempt.
+    """
+
+    def __init__(self, folder: Path, interval: float, stopping: Callable[[], bool]) -> None:
+        self.folder, self.interval, self.stopping = folder, interval, stopping
+        self.seconds = 0.0
+        self.started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.saved = self._newest()
+        self._complained = False
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """The chunk's turn has come: from now on its time counts."""
+        if self.saved is None:
+            self.started = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._clock = time.monotonic()
+        self._due = self._clock + self.interval
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the chunk has trained, in all attempts."""
+        return self.seconds + time.monotonic() - self._clock
+
+    def begin(self, trainer: Resumable) -> None:
+        """See :class:`Keeper`."""
+        if self.saved is not None:
+            trainer.restore(self.saved)
+
+    def between(self, trainer: Resumable) -> None:
+        """See :class:`Keeper`."""
+        stopping = self.stopping()
+        if stopping or time.monotonic() >= self._due:
+            self._save(trainer.state())
+            self._due = time.monotonic() + self.interval
+        if stopping:
+            raise Stopping
+
+    def forget(self) -> None:
+        """Begin the chunk anew."""
+        self.clear()
+        self.saved, self.seconds = None, 0.0
+
+    def clear(self) -> None:
+        """The chunk is done, its runs are kept elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, state: State) -> None:
+        envelope = {
+            "runs": state.runs,
+            "update": state.update,
+            "started": self.started,
+            "seconds": self.elapsed,
+            "content": state.content,
+        }
+        path = self.folder / f"{state.update:012}.checkpoint"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            durable.seal(path, state.tensors, envelope)
+        except OSError as error:  # a full disk costs the checkpoint, not the training
+            if not self._complained:
+                _say(f"{path}: cannot be written ({error.strerror}); training goes on without it")
+            self._complained = True
+            return
+        for old in self._paths()[KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def _newest(self) -> State | None:
+        for path in self._paths():
+            try:
+                tensors, envelope = durable.unseal(path)
+                self.started, self.seconds = str(envelope["started"]), float(envelope["seconds"])
+                runs, update = tuple(envelope["runs"]), int(envelope["update"])
+                return State(runs, update, tensors, envelope["content"])
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                _say(f"warning: {path}: damaged: {error}; going back to the checkpoint before it")
+                path.unlink(missing_ok=True)
+        return None
+
+    def _paths(self) -> list[Path]:
+        """From the newest to the oldest."""
+        return sorted(self.folder.glob("*.checkpoint"), reverse=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which runs of a column are computed together, kept until the column is whole.
+
+    A model under `torch.vmap` rounds differently with other lanes beside it, so whoever takes a
+    column up again must group its runs as they were.
+
+    Args:
+        folder: of the column's checkpoints, those of one version of the code.
+    """
+
+    folder: Path
+
+    def read(self) -> list[list[str]]:
+        """Run hashes of each chunk; none where nothing was kept."""
+        try:
+            _, content = durable.unseal(self._path)
+            return [[str(run) for run in chunk] for chunk in content["chunks"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            return []
+
+    def write(self, chunks: Sequence[Sequence[str]]) -> None:
+        """Keep the chunks.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        durable.seal(self._path, {}, {"chunks": [list(chunk) for chunk in chunks]})
+
+    def chunk_folder(self, runs: Sequence[str]) -> Path:
+        """Where the checkpoints of a chunk lie."""
+        return self.folder / hashlib.sha256(",".join(runs).encode()).hexdigest()[:16]
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "plan"
+
+
+def plan(work: Path, directory: Path, made_by: str) -> Plan:
+    """The plan of a column under one version of the code."""
+    version = hashlib.sha256(made_by.encode()).hexdigest()[:16]
+    return Plan(column_folder(work, directory) / version)
+
+
+def column_folder(work: Path, directory: Path) -> Path:
+    """Where the checkpoints of a column lie, those of all versions of the code."""
+    return work / f"{column_key(directory)}.checkpoints"
+
+
+def column_key(directory: Path) -> str:
+    """16 hex digits that name a column by the place of its result files."""
+    return hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

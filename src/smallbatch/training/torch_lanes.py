@@ -1,0 +1,158 @@
+"""Lanes computed by torch's operations and Triton's kernels, as one CUDA graph on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from smallbatch.training.choice import default_convs, default_fusing, default_tail
+from smallbatch.training.lane_convs import Convs, Grouped
+from smallbatch.training.lane_inputs import Tables, seen_by_all
+from smallbatch.training.lane_step import Net, Step, capture
+from smallbatch.training.lane_vmap import VmapNet
+from smallbatch.training.lanes import stack_lanes
+from smallbatch.training.loop import initial_model
+from smallbatch.training.protocol import Run, updates_after
+from smallbatch.training.resident import Resident, Split
+from smallbatch.training.stacked_models import StackedNet, has_stacked_form
+
+# Images of all lanes together in one forward pass of an evaluation.
+EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
+# Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
+CAPTURED = {"cuda"}
+# Part of the lanes that must have diverged before a captured step is captured again without them.
+WORTH_CAPTURING = 0.1
+
+
+def build_net(
+    runs: Sequence[Run],
+    data: Resident,
+    dtype: torch.dtype,
+    convs: Convs | None = None,
+    fused: bool | None = None,
+) -> tuple[Net, nn.Module]:
+    """The network of all lanes, initialised, and a plain model of its structure.
+
+    Args:
+        runs: of one study and batch size, those of one seed next to each other.
+        data: the resident data set; its device is the network's.
+        dtype: of the weights.
+        convs: the convolutions' algorithm; by default the fastest for each shape on a GPU.
+        fused: whether batch norms are done by Triton's kernels; by default where that works.
+    """
+    builders = [partial(initial_model, run, data) for run in runs]
+    plain = not has_stacked_form(builders[0]())
+    lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
+    if plain:
+        return VmapNet(lanes, model), model
+    precision = runs[0].settings.precision
+    # Float64 is for tests: by torch, which has it everywhere.
+    single = dtype == torch.float32
+    convs = convs or (default_convs(lanes.theta.device, precision) if single else Grouped())
+    half = torch.bfloat16 if precision == "bf16" else dtype
+    if fused is None:
+        fused = single and default_fusing(lanes.theta.device)
+    return StackedNet(lanes, model, convs, half, fused), model
+
+
+class TorchLanes:
+    """See :class:`~training.stacked.Lanes`.
+
+    Args:
+        runs: of one study and batch size, those of one seed next to each other.
+        data: the resident data set.
+        dtype: of the weights.
+        convs: see `build_net`.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, convs: Convs | None = None
+    ) -> None:
+        self.runs = list(runs)
+        self.device = data.train.images.device
+        self.net, self.model = build_net(runs, data, dtype, convs)
+        self.parameters = self.net.lanes.parameters
+        fused = dtype == torch.float32 and default_fusing(self.device)
+        self.tables = Tables(runs, data, dtype, fused)
+        self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
+        self.captured: Callable[[], None] | None = None
+        self.first = self.last = -1  # updates that the tables hold
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def advance(self, first: int, last: int) -> int:
+        """The rest of the epoch on a GPU; on a CPU one update."""
+        if not self.first <= first < self.last:
+            self.first, self.last = self.tables.load(first)
+        if self.device.type in CAPTURED:
+            if self.captured is None:
+                self.captured = capture(self.step, self.step.state())
+            for _ in range(last - first):
+                self.captured()
+            return last - first
+        self.step()
+        return 1
+
+    def sums(self) -> tuple[list[float], list[int], list[int]]:
+        """Waits for the device."""
+        loss, correct, _, ends = self.step.metrics
+        diverged_at = [self.first + end if end else 0 for end in ends.tolist()]
+        return loss.tolist(), correct.tolist(), diverged_at
+
+    def clear(self) -> None:
+        """Lanes that have diverged stay so."""
+        self.step.clear()
+
+    def evaluate(
+        self, split: Split, pause: Callable[[], None] = lambda: None
+    ) -> tuple[list[float], list[float]]:
+        """All lanes see each batch at once."""
+        net, k = self.net, len(self.net.lanes)
+        loss = torch.zeros(k, dtype=torch.float64, device=self.device)
+        correct = torch.zeros(k, dtype=torch.int64, device=self.device)
+        size = max(16, EVAL_IMAGES[self.device.type] // k)
+        for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+            logits = net.forward(seen_by_all(images, k), training=False)
+            expanded = labels[:, None].expand(-1, k)
+            loss -= logits.double().log_softmax(2).gather(2, expanded[:, :, None])[:, :, 0].sum(0)
+            correct += (logits.argmax(2) == expanded).sum(0)
+            pause()
+        n = len(split)
+        return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
+
+    def keep(self, kept: Sequence[int]) -> bool:
+        """On a GPU only if a good part of the lanes is gone: another capture must pay."""
+        dead = len(self.runs) - len(kept)
+        if not dead or (self.captured and dead < WORTH_CAPTURING * len(self.runs)):
+            return False
+        index = torch.tensor(kept, device=self.device)
+        self.captured = None
+        self.runs = [self.runs[lane] for lane in kept]
+        self.net.lanes.keep(index)
+        self.tables.keep(kept)
+        self.step.keep(index)
+        return True
+
+    def state_dict(self, lane: int) -> dict[str, Tensor]:
+        """See :meth:`~training.lanes.Lanes.state_dict`."""
+        return self.net.lanes.state_dict(lane)
+
+    def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
+        """Weights, statistics and the epoch's sums."""
+        index = torch.tensor(lanes, device=self.device)
+        return {name: value[index].cpu() for name, value in self._tensors().items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Before the first `advance`, which fills the tables."""
+        for name, value in self._tensors().items():
+            value.copy_(tensors[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        lanes, metrics = self.net.lanes, self.step.metrics
+        statistics = {f"statistic.{name}": value for name, value in lanes.statistics.items()}
+        sums = {"loss": metrics.loss, "correct": metrics.correct, "seen": metrics.seen}
+        return {"theta": lanes.theta, **statistics, **sums}

@@ -1,0 +1,141 @@
+"""Reasons to end a training early: a signal, a time limit, a `dvc` that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+from smallbatch.errors import Stopped
+
+INTERRUPTED, OUT_OF_TIME = 75, 76
+"""Exit codes: stopped by a signal or by the end of `dvc`; stopped before the time limit."""
+
+GRACE_S = 4.0
+"""Seconds from the request to the end of the process, with or without a last checkpoint."""
+
+HINT = "finished runs and checkpoints are kept; the same command goes on from there"
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_S = 0.5  # seconds between looks at /proc
+
+
+class _Process(NamedTuple):
+    pid: int
+    started: int  # clock ticks since boot; tells a process from a later one of the same number
+
+
+class Watch:
+    """Watches while a command trains; as a context it catches SIGINT and SIGTERM.
+
+    Whatever does not end within GRACE_S of the first request is ended then.
+
+    Args:
+        time_limit: seconds that the command may take; under `dvc`, that `dvc` may.
+    """
+
+    def __init__(self, time_limit: float | None = None) -> None:
+        self._why: Stopped | None = None
+        self._timer: threading.Timer | None = None
+        self._handlers: dict[int, Any] = {}
+        self._dvc = _dvc_above() if "DVC_STAGE" in os.environ else None
+        self._looked = time.monotonic()
+        self._deadline: float | None = None
+        self._limit = time_limit
+        if time_limit is not None:
+            started = _age(self._dvc.started) if self._dvc else 0.0
+            spare = min(GRACE_S + 1, time_limit / 2)
+            self._deadline = time.monotonic() - started + time_limit - spare
+
+    def __enter__(self) -> Watch:
+        for number in _SIGNALS:
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def stopping(self) -> bool:
+        """Whether the command is to end."""
+        now = time.monotonic()
+        if self._why is None and self._deadline is not None and now >= self._deadline:
+            self._stop(f"stopped before the time limit of {self._limit:g} s", OUT_OF_TIME)
+        if self._why is None and self._dvc and now >= self._looked + _LOOK_S:
+            self._looked = now
+            if _process(self._dvc.pid) != self._dvc:
+                self._stop("stopped, because dvc is gone", INTERRUPTED)
+        return self._why is not None
+
+    def check(self) -> None:
+        """End the command if it is to end.
+
+        Raises:
+            Stopped: it is.
+        """
+        if self.stopping() and self._why is not None:
+            raise self._why
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop(f"interrupted by {signal.Signals(number).name}", INTERRUPTED)
+
+    def _stop(self, reason: str, exit_code: int) -> None:
+        if self._why is not None:
+            return
+        self._why = Stopped(f"{reason}: {HINT}", exit_code)
+        self._timer = threading.Timer(GRACE_S, _leave, [self._why])
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _leave(why: Stopped) -> None:
+    # A terminal's cursor was hidden by the progress display, whose end this is too.
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    os.write(2, f"{show_cursor}{why}\n".encode())
+    os._exit(why.exit_code)
+
+
+def _dvc_above() -> _Process | None:
+    """The nearest `dvc` among this process's ancestors."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3]
+            names = [Path(os.fsdecode(word)).name for word in words]
+            if "dvc" in names:
+                return _process(pid)
+            pid = int(_stat(pid)[1])
+        except (OSError, ValueError, IndexError):
+            return None
+    return None
+
+
+def _process(pid: int) -> _Process | None:
+    try:
+        state, *_ = fields = _stat(pid)
+        return None if state in "ZX" else _Process(pid, int(fields[19]))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _age(started: int) -> float:
+    """Seconds since a moment in clock ticks after boot."""
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return max(0.0, uptime - started / os.sysconf("SC_CLK_TCK"))
