@@ -39,7 +39,8 @@ struct Shape {
 struct Product {
     int32_t rows, outputs, positions, tile;  // rows: terms of a sum; tile: positions kept in cache
     int32_t weight_stride, out_stride;
-    const int32_t *x_offset, *w_offset, *x_base, *y_base;
+    const int64_t *x_bytes, *w_bytes;  // x_offset and w_offset, as bytes: that is all the inner loop adds
+    const int32_t *x_base, *y_base;
 };
 
 enum Norm { NO_NORM = 0, RUNNING = 1, OWN = 2 };
@@ -101,8 +102,16 @@ struct Group {
 namespace {
 
 constexpr int P = 3;        // positions in a block of registers
-constexpr int CHUNK = 144;  // terms whose weights stay in the first-level cache
+constexpr int CHUNK = 72;  // terms whose weights stay in the first-level cache
 constexpr int RUN = 64;     // positions of a weight gradient's inner loop
+
+// Keeps a vector that several products share in a register: GCC would load it for each of them.
+inline void keep(vec &x) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    if (sizeof(vec) == 32) asm("" : "+x"(x));
+#endif
+    (void)x;
+}
 
 vec all(REAL value) { return vec{} + value; }
 
@@ -115,23 +124,28 @@ struct FlushDenormals {
 #endif
 };
 
+inline const vec &vector_at(const char *start, count bytes) {
+    return *reinterpret_cast<const vec *>(start + bytes);
+}
+
 template <int O>
 inline void product_block(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias,
                           int p, int from, int to) {
     vec sum[O][P];
-    const vec *xs[P];
-    for (int j = 0; j < P; j++) xs[j] = x + f.x_base[p + j];
+    const char *xs[P], *ws[O];
+    for (int j = 0; j < P; j++) xs[j] = reinterpret_cast<const char *>(x + f.x_base[p + j]);
+    for (int o = 0; o < O; o++)
+        ws[o] = reinterpret_cast<const char *>(w + count(o) * f.weight_stride);
     for (int o = 0; o < O; o++)
         for (int j = 0; j < P; j++)
             sum[o][j] = from ? y[f.y_base[p + j] + count(o) * f.out_stride]
                              : (bias ? bias[o] : vec{});
     for (int r = from; r < to; r++) {
-        const count at = f.x_offset[r];
-        const vec *ws = w + f.w_offset[r];
         vec xr[P];
-        for (int j = 0; j < P; j++) xr[j] = xs[j][at];
+        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j], f.x_bytes[r]);
         for (int o = 0; o < O; o++) {
-            const vec wr = ws[count(o) * f.weight_stride];
+            vec wr = vector_at(ws[o], f.w_bytes[r]);
+            keep(wr);
             for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
         }
     }
@@ -169,14 +183,16 @@ inline void gradient_block(const Product &f, const vec *x, const vec *dz, vec *d
         for (int j = 0; j < R; j++)
             sum[o][j] = begin ? dw[count(o) * f.weight_stride + r + j] : vec{};
     const vec *xs[R];
-    for (int j = 0; j < R; j++) xs[j] = x + f.x_offset[r + j];
+    for (int j = 0; j < R; j++)
+        xs[j] = &vector_at(reinterpret_cast<const char *>(x), f.x_bytes[r + j]);
     for (int p = begin; p < end; p++) {
         const count from = f.x_base[p];
         const vec *g = dz + f.y_base[p];
         vec xr[R];
         for (int j = 0; j < R; j++) xr[j] = xs[j][from];
         for (int o = 0; o < O; o++) {
-            const vec go = g[count(o) * f.out_stride];
+            vec go = g[count(o) * f.out_stride];
+            keep(go);
             for (int j = 0; j < R; j++) sum[o][j] += go * xr[j];
         }
     }

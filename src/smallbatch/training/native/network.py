@@ -19,6 +19,9 @@ from smallbatch.training.native.structures import Layer, Network, Product, Shape
 _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
+_LINE = 32  # bytes of a vector of float
+_SPREAD = 10  # vectors
+
 _NO_NORM, _RUNNING, _OWN = range(3)
 _NO_POOL, _MAX_POOL, _MEAN_POOL = range(3)
 
@@ -264,14 +267,15 @@ class NativeNetwork:
         channels: int,
     ) -> Product:
         positions = len(x_base)
-        repeated = np.pad(x_base, (0, -positions % _BLOCK), "edge")
+        vector = LANES * np.dtype(self.dtype).itemsize
+        repeats = (0, -positions % _BLOCK)
         tables = [
-            np.ascontiguousarray(table, np.int32)
-            for table in (x_offset, w_offset, repeated, np.pad(y_base, (0, -positions % _BLOCK), "edge"))
+            *((table * vector).astype(np.int64) for table in (x_offset, w_offset)),
+            *(np.pad(table, repeats, "edge").astype(np.int32) for table in (x_base, y_base)),
         ]
         self._kept += tables
         self.bytes += sum(table.nbytes for table in tables)
-        tile = _TILE_BYTES // (channels * LANES * np.dtype(self.dtype).itemsize)
+        tile = _TILE_BYTES // (channels * vector)
         return Product(
             rows, outputs, positions, max(1, tile // _BLOCK) * _BLOCK, weight_stride, out_stride,
             *[table.ctypes.data for table in tables],
@@ -305,9 +309,11 @@ class NativeNetwork:
         row = width + 2 * border
         example = (height + 2 * border) * row
         origin = border * row + border
-        return Shape(
-            channels, self.batch_size, height, width, self.batch_size * example, example, row, origin
-        )
+        # A stride of a power of two would put all channels of a pixel into the same places of the
+        # first-level cache.
+        channel = self.batch_size * example
+        channel += (_SPREAD - channel) % (4096 // _LINE)
+        return Shape(channels, self.batch_size, height, width, channel, example, row, origin)
 
     def _buffer(self, shape: Shape) -> int:
         return self._zeros(shape.channels * shape.channel)
