@@ -6,7 +6,7 @@
 // as dense as at m = 2048. Buffers are [channel][example][row][column] of vectors, rows and columns
 // with a border of zeros where a convolution reads it.
 //
-// All offsets and strides count vectors. The structures are mirrored in `structures.py`.
+// Offsets and strides count vectors where nothing else is said. The structures are mirrored in `structures.py`.
 
 #include <algorithm>
 #include <cmath>
@@ -39,8 +39,7 @@ struct Shape {
 struct Product {
     int32_t rows, outputs, positions, tile;  // rows: terms of a sum; tile: positions kept in cache
     int32_t weight_stride, out_stride;
-    const int64_t *x_bytes, *w_bytes;  // x_offset and w_offset, as bytes: that is all the inner loop adds
-    const int32_t *x_base, *y_base;
+    const int64_t *x_offset, *w_offset, *x_base, *y_base;  // in bytes
 };
 
 enum Norm { NO_NORM = 0, RUNNING = 1, OWN = 2 };
@@ -124,33 +123,36 @@ struct FlushDenormals {
 #endif
 };
 
-inline const vec &vector_at(const char *start, count bytes) {
-    return *reinterpret_cast<const vec *>(start + bytes);
+inline const char *bytes_from(const vec *start, count bytes) {
+    return reinterpret_cast<const char *>(start) + bytes;
 }
+inline const vec &vector_at(const char *bytes) { return *reinterpret_cast<const vec *>(bytes); }
 
+// The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
 template <int O>
-inline void product_block(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias,
-                          int p, int from, int to) {
+__attribute__((noinline)) void product_block(const Product &f, const vec *x, const vec *w, vec *y,
+                                             const vec *bias, int p, int from, int to) {
     vec sum[O][P];
     const char *xs[P], *ws[O];
-    for (int j = 0; j < P; j++) xs[j] = reinterpret_cast<const char *>(x + f.x_base[p + j]);
-    for (int o = 0; o < O; o++)
-        ws[o] = reinterpret_cast<const char *>(w + count(o) * f.weight_stride);
+    vec *ys[P];
+    for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
+    for (int j = 0; j < P; j++) ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
+    for (int o = 0; o < O; o++) ws[o] = bytes_from(w + count(o) * f.weight_stride, 0);
     for (int o = 0; o < O; o++)
         for (int j = 0; j < P; j++)
-            sum[o][j] = from ? y[f.y_base[p + j] + count(o) * f.out_stride]
-                             : (bias ? bias[o] : vec{});
+            sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
+    const count *x_offset = f.x_offset, *w_offset = f.w_offset;
     for (int r = from; r < to; r++) {
         vec xr[P];
-        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j], f.x_bytes[r]);
+        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j] + x_offset[r]);
         for (int o = 0; o < O; o++) {
-            vec wr = vector_at(ws[o], f.w_bytes[r]);
+            vec wr = vector_at(ws[o] + w_offset[r]);
             keep(wr);
             for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
         }
     }
     for (int o = 0; o < O; o++)
-        for (int j = 0; j < P; j++) y[f.y_base[p + j] + count(o) * f.out_stride] = sum[o][j];
+        for (int j = 0; j < P; j++) ys[j][count(o) * f.out_stride] = sum[o][j];
 }
 
 template <int O>
@@ -176,22 +178,21 @@ void product(const Product &f, const vec *x, const vec *w, vec *y, const vec *bi
 }
 
 template <int O, int R>
-inline void gradient_block(const Product &f, const vec *x, const vec *dz, vec *dw, int r, int begin,
-                           int end) {
+__attribute__((noinline)) void gradient_block(const Product &f, const vec *x, const vec *dz,
+                                              vec *dw, int r, int begin, int end) {
     vec sum[O][R];
+    const char *xs[R], *gs[O];
     for (int o = 0; o < O; o++)
         for (int j = 0; j < R; j++)
             sum[o][j] = begin ? dw[count(o) * f.weight_stride + r + j] : vec{};
-    const vec *xs[R];
-    for (int j = 0; j < R; j++)
-        xs[j] = &vector_at(reinterpret_cast<const char *>(x), f.x_bytes[r + j]);
+    for (int j = 0; j < R; j++) xs[j] = bytes_from(x, f.x_offset[r + j]);
+    for (int o = 0; o < O; o++) gs[o] = bytes_from(dz + count(o) * f.out_stride, 0);
+    const count *x_base = f.x_base, *y_base = f.y_base;
     for (int p = begin; p < end; p++) {
-        const count from = f.x_base[p];
-        const vec *g = dz + f.y_base[p];
         vec xr[R];
-        for (int j = 0; j < R; j++) xr[j] = xs[j][from];
+        for (int j = 0; j < R; j++) xr[j] = vector_at(xs[j] + x_base[p]);
         for (int o = 0; o < O; o++) {
-            vec go = g[count(o) * f.out_stride];
+            vec go = vector_at(gs[o] + y_base[p]);
             keep(go);
             for (int j = 0; j < R; j++) sum[o][j] += go * xr[j];
         }

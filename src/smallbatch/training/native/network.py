@@ -269,10 +269,8 @@ class NativeNetwork:
         positions = len(x_base)
         vector = LANES * np.dtype(self.dtype).itemsize
         repeats = (0, -positions % _BLOCK)
-        tables = [
-            *((table * vector).astype(np.int64) for table in (x_offset, w_offset)),
-            *(np.pad(table, repeats, "edge").astype(np.int32) for table in (x_base, y_base)),
-        ]
+        bases = (np.pad(table, repeats, "edge") for table in (x_base, y_base))
+        tables = [(table * vector).astype(np.int64) for table in (x_offset, w_offset, *bases)]
         self._kept += tables
         self.bytes += sum(table.nbytes for table in tables)
         tile = _TILE_BYTES // (channels * vector)

@@ -30,7 +30,7 @@ class Product(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int32) for name in "rows outputs positions tile weight_stride out_stride".split()),
-        *((name, c_void_p) for name in "x_bytes w_bytes x_base y_base".split()),
+        *((name, c_void_p) for name in "x_offset w_offset x_base y_base".split()),
     ]
 
 
