@@ -1,0 +1,1 @@
+"""C++ kernels for K lanes on a CPU, and what builds and feeds them."""

@@ -1,0 +1,81 @@
+"""Compiles the kernels for this machine with its C++ compiler, once, and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
+LANES = 8  # to a vector: two or four machine vectors where they are narrower, half of a wider one
+
+
+def compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, or the first of the usual names on PATH; None without one."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def available() -> bool:
+    """Whether the kernels can be had here: compiled before, or to be compiled."""
+    try:
+        library("float")
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def library(real: str) -> ctypes.CDLL:
+    """The kernels for ``float`` or ``double``, compiled if this machine has not done so yet.
+
+    Raises:
+        OSError: no compiler, or it fails.
+    """
+    path = _cache() / f"kernels-{_key(real)}.so"
+    if not path.exists():
+        _compile(real, path)
+    return ctypes.CDLL(str(path))
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "smallbatch"
+
+
+def _key(real: str) -> str:
+    """Of everything that the binary depends on."""
+    parts = [real, *FLAGS, str(LANES), platform.machine(), _processor(), compiler() or ""]
+    return hashlib.sha256(SOURCE.read_bytes() + "\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """Model and instruction sets of the CPU, for which `-march=native` compiles."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    kinds = ("model name", "flags", "Features")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+
+
+def _compile(real: str, path: Path) -> None:
+    cxx = compiler()
+    if cxx is None:
+        raise OSError("found no C++ compiler (c++, g++ or clang++ on PATH, or $CXX)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when whole: processes that compile at the same time do not meet.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        command = [cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", str(SOURCE), "-o", str(part)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"{cxx} cannot compile {SOURCE.name}: {done.stderr.strip()[:2000]}")
+        part.replace(path)

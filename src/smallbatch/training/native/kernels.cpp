@@ -1,0 +1,599 @@
+// Training of K networks at once on a CPU, eight to a vector.
+//
+// A vector holds one number of each of its lanes: the same weight, pixel or gradient of V runs.
+// Every operation below treats all lanes alike and none mixes them, so a lane's result does not
+// depend on its neighbours, and no shape is too small to fill a vector: at m = 2 the arithmetic is
+// as dense as at m = 2048. Buffers are [channel][example][row][column] of vectors, rows and columns
+// with a border of zeros where a convolution reads it.
+//
+// Offsets and strides count vectors where nothing else is said. The structures are mirrored in `structures.py`.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#ifndef REAL
+#define REAL float
+#endif
+#ifndef V
+#define V 8
+#endif
+
+typedef REAL vec __attribute__((vector_size(V * sizeof(REAL))));
+typedef int64_t count;
+
+struct Shape {
+    int32_t channels, examples, height, width;
+    int32_t channel, example, row, origin;  // strides, and where pixel (0, 0) is
+    count at(int c, int n, int y) const {
+        return origin + count(c) * channel + count(n) * example + count(y) * row;
+    }
+};
+
+// y[o][p] = Σ_r w[o·weight_stride + w_offset[r]] · x[x_base[p] + x_offset[r]]: a convolution, the
+// gradient of its input, or a fully connected layer, as the tables say.
+struct Product {
+    int32_t rows, outputs, positions, tile;  // rows: terms of a sum; tile: positions kept in cache
+    int32_t weight_stride, out_stride;
+    const int64_t *x_offset, *w_offset, *x_base, *y_base;  // in bytes
+};
+
+enum Norm { NO_NORM = 0, RUNNING = 1, OWN = 2 };
+enum Pool { NO_POOL = 0, MAX_POOL = 1, MEAN_POOL = 2 };
+
+// product → norm → + shortcut → relu → pool
+struct Layer {
+    Product forward;
+    const Product *input;  // of the input's gradient: one for each parity of a strided conv
+    int32_t inputs;
+    int32_t norm, channels_per_group, examples_per_group;
+    int32_t stride;  // of the shortcut, 0 where there is none
+    int32_t relu, pool, pool_top, pool_left;
+    count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
+    count running_mean, running_var;   // offsets into the statistics
+    double eps, momentum;
+    Shape out, pooled, skip;  // of z and y, of the pooled output, of the shortcut's source
+    const vec *x;             // the previous layer's output
+    vec *dx;
+    vec *z, *dz, *y, *dy, *pooled_y, *pooled_dy;
+    vec *winner;  // of a max pool: number of the tap
+    vec *mean, *invstd;
+    const vec *skip_x;
+    vec *skip_dx;
+};
+
+struct Images {
+    const REAL *pixels;
+    const int64_t *labels;
+    count image, channel, row, column;  // strides in numbers
+    count channels, height, width;
+};
+
+// Where the stream stands: per lane, tables of the examples from the first update on.
+struct Stream {
+    const int32_t *index[V];
+    const int8_t *top[V], *left[V], *flip[V];  // null without augmentation
+    int32_t pad;
+};
+
+struct Network {
+    Layer *layers;
+    int32_t count_layers, batch_size, classes;
+    Shape input_shape;
+    vec *input;  // of the first layer
+    vec *gradient;  // of the parameters
+    count parameters;
+    int64_t *labels;  // [example][lane]
+};
+
+struct Group {
+    vec *theta, *statistics;
+    double base_lr[V], lr_decay[V];  // η̃, and η·λ
+    double loss[V];
+    int64_t correct[V];
+    int64_t diverged_at[V];  // 0 while a lane lives
+};
+
+namespace {
+
+constexpr int P = 3;        // positions in a block of registers
+constexpr int CHUNK = 72;  // terms whose weights stay in the first-level cache
+constexpr int RUN = 64;     // positions of a weight gradient's inner loop
+
+// Keeps a vector that several products share in a register: GCC would load it for each of them.
+inline void keep(vec &x) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    if (sizeof(vec) == 32) asm("" : "+x"(x));
+#endif
+    (void)x;
+}
+
+vec all(REAL value) { return vec{} + value; }
+
+// Denormal numbers would slow a vanishing lane, and its neighbours with it, a hundredfold.
+struct FlushDenormals {
+#if defined(__SSE__)
+    unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
+
+inline const char *bytes_from(const vec *start, count bytes) {
+    return reinterpret_cast<const char *>(start) + bytes;
+}
+inline const vec &vector_at(const char *bytes) { return *reinterpret_cast<const vec *>(bytes); }
+
+// The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
+template <int O>
+__attribute__((noinline)) void product_block(const Product &f, const vec *x, const vec *w, vec *y,
+                                             const vec *bias, int p, int from, int to) {
+    vec sum[O][P];
+    const char *xs[P], *ws[O];
+    vec *ys[P];
+    for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
+    for (int j = 0; j < P; j++) ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
+    for (int o = 0; o < O; o++) ws[o] = bytes_from(w + count(o) * f.weight_stride, 0);
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < P; j++)
+            sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
+    const count *x_offset = f.x_offset, *w_offset = f.w_offset;
+    for (int r = from; r < to; r++) {
+        vec xr[P];
+        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j] + x_offset[r]);
+        for (int o = 0; o < O; o++) {
+            vec wr = vector_at(ws[o] + w_offset[r]);
+            keep(wr);
+            for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
+        }
+    }
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < P; j++) ys[j][count(o) * f.out_stride] = sum[o][j];
+}
+
+template <int O>
+void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
+                  int end) {
+    for (int from = 0; from < f.rows; from += CHUNK)
+        for (int p = begin; p < end; p += P)
+            product_block<O>(f, x, w, y, bias, p, from, std::min(from + CHUNK, f.rows));
+}
+
+void product(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias) {
+    // The tables repeat the last position up to a multiple of P: written twice, the same.
+    for (int begin = 0; begin < f.positions; begin += f.tile) {
+        const int end = std::min(begin + f.tile, f.positions);
+        int o = 0;
+        for (; o + 4 <= f.outputs; o += 4)
+            product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                            bias ? bias + o : nullptr, begin, end);
+        for (; o < f.outputs; o++)
+            product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                            bias ? bias + o : nullptr, begin, end);
+    }
+}
+
+template <int O, int R>
+__attribute__((noinline)) void gradient_block(const Product &f, const vec *x, const vec *dz,
+                                              vec *dw, int r, int begin, int end) {
+    vec sum[O][R];
+    const char *xs[R], *gs[O];
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < R; j++)
+            sum[o][j] = begin ? dw[count(o) * f.weight_stride + r + j] : vec{};
+    for (int j = 0; j < R; j++) xs[j] = bytes_from(x, f.x_offset[r + j]);
+    for (int o = 0; o < O; o++) gs[o] = bytes_from(dz + count(o) * f.out_stride, 0);
+    const count *x_base = f.x_base, *y_base = f.y_base;
+    for (int p = begin; p < end; p++) {
+        vec xr[R];
+        for (int j = 0; j < R; j++) xr[j] = vector_at(xs[j] + x_base[p]);
+        for (int o = 0; o < O; o++) {
+            vec go = vector_at(gs[o] + y_base[p]);
+            keep(go);
+            for (int j = 0; j < R; j++) sum[o][j] += go * xr[j];
+        }
+    }
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < R; j++) dw[count(o) * f.weight_stride + r + j] = sum[o][j];
+}
+
+template <int O>
+void gradient_rows(const Product &f, const vec *x, const vec *dz, vec *dw, int begin, int end) {
+    int r = 0;
+    for (; r + 3 <= f.rows; r += 3) gradient_block<O, 3>(f, x, dz, dw, r, begin, end);
+    for (; r < f.rows; r++) gradient_block<O, 1>(f, x, dz, dw, r, begin, end);
+}
+
+// dw[o][r] = Σ_p dz[o][p] · x[p + r]
+void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
+    for (int begin = 0; begin < f.positions; begin += RUN) {
+        const int end = std::min(begin + RUN, f.positions);
+        int o = 0;
+        for (; o + 4 <= f.outputs; o += 4)
+            gradient_rows<4>(f, x, dz + count(o) * f.out_stride, dw + count(o) * f.weight_stride,
+                             begin, end);
+        for (; o < f.outputs; o++)
+            gradient_rows<1>(f, x, dz + count(o) * f.out_stride, dw + count(o) * f.weight_stride,
+                             begin, end);
+    }
+}
+
+// Calls `row(start of a row)` for a part of a buffer.
+template <class Row>
+inline void rows_of(const Shape &s, int c0, int c1, int n0, int n1, Row row) {
+    for (int c = c0; c < c1; c++)
+        for (int n = n0; n < n1; n++)
+            for (int y = 0; y < s.height; y++) row(s.at(c, n, y));
+}
+
+// Sums of up to 4,096 rows lose no more than pairwise ones do: a row is summed first.
+template <class Term>
+inline vec sum_rows(const Shape &s, int c0, int c1, int n0, int n1, Term term) {
+    vec total{};
+    for (int c = c0; c < c1; c++)
+        for (int n = n0; n < n1; n++) {
+            vec image{};
+            for (int y = 0; y < s.height; y++) {
+                vec sum{};
+                const count at = s.at(c, n, y);
+                for (int i = 0; i < s.width; i++) sum += term(at + i);
+                image += sum;
+            }
+            total += image;
+        }
+    return total;
+}
+
+vec root(vec x) {
+    for (int v = 0; v < V; v++) x[v] = std::sqrt(x[v]);
+    return x;
+}
+
+// Groups of a norm: whole channels over sub-batches (batch, ghost), or single examples over
+// channel groups (group).
+struct Groups {
+    int c0, c1, n0, n1, number;
+};
+
+template <class Body>
+inline void each_group(const Layer &l, Body body) {
+    const Shape &s = l.out;
+    int number = 0;
+    for (int c = 0; c < s.channels; c += l.channels_per_group)
+        for (int n = 0; n < s.examples; n += l.examples_per_group)
+            body(Groups{c, std::min(c + l.channels_per_group, s.channels), n,
+                        std::min(n + l.examples_per_group, s.examples), number++});
+}
+
+inline REAL values(const Shape &s, const Groups &g) {
+    return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
+}
+
+void norm_moments(const Layer &l, vec *statistics) {
+    const Shape &s = l.out;
+    vec mean_of_channel{}, var_of_channel{};
+    each_group(l, [&](const Groups &g) {
+        const REAL n = values(s, g);
+        const vec mean = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) { return l.z[i]; }) / n;
+        const vec squares = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) {
+            const vec d = l.z[i] - mean;
+            return d * d;
+        });
+        l.mean[g.number] = mean;
+        l.invstd[g.number] = 1 / root(squares / n + REAL(l.eps));
+        if (l.norm != RUNNING) return;
+        const REAL share = REAL(g.n1 - g.n0) / s.examples;
+        if (g.n0 == 0) mean_of_channel = var_of_channel = vec{};
+        mean_of_channel += share * mean;
+        var_of_channel += share * (squares / (n - 1));
+        if (g.n1 == s.examples) {
+            vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
+            const REAL momentum = REAL(l.momentum);
+            m = (1 - momentum) * m + momentum * mean_of_channel;
+            v = (1 - momentum) * v + momentum * var_of_channel;
+        }
+    });
+}
+
+// y = relu(a·z + b + shortcut) of one channel of one example; the shortcut adds nothing to the
+// channels that its source does not have (option A).
+void activate(const Layer &l, int c, int n, vec a, vec b) {
+    const Shape &s = l.out;
+    const bool skip = l.stride && c < l.skip.channels;
+    for (int y = 0; y < s.height; y++) {
+        const count at = s.at(c, n, y);
+        const vec *from = skip ? l.skip_x + l.skip.at(c, n, y * l.stride) : nullptr;
+        for (int i = 0; i < s.width; i++) {
+            vec value = l.norm ? a * l.z[at + i] + b : l.z[at + i];
+            if (skip) value += from[i * l.stride];
+            // Written so that NaN stays NaN.
+            l.y[at + i] = l.relu ? (value < 0 ? vec{} : value) : value;
+        }
+    }
+}
+
+void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training) {
+    const Shape &s = l.out;
+    if (l.norm && (training || l.norm == OWN)) {
+        norm_moments(l, statistics);
+        each_group(l, [&](const Groups &g) {
+            for (int c = g.c0; c < g.c1; c++) {
+                const vec a = theta[l.scale + c] * l.invstd[g.number];
+                const vec b = theta[l.shift + c] - l.mean[g.number] * a;
+                for (int n = g.n0; n < g.n1; n++) activate(l, c, n, a, b);
+            }
+        });
+        return;
+    }
+    for (int c = 0; c < s.channels; c++) {
+        vec a{}, b{};
+        if (l.norm) {
+            a = theta[l.scale + c] / root(statistics[l.running_var + c] + REAL(l.eps));
+            b = theta[l.shift + c] - statistics[l.running_mean + c] * a;
+        }
+        for (int n = 0; n < s.examples; n++) activate(l, c, n, a, b);
+    }
+}
+
+// dy becomes the gradient before the relu, here called g.
+void relu_gradient(const Layer &l) {
+    if (!l.relu) return;
+    const Shape &s = l.out;
+    rows_of(s, 0, s.channels, 0, s.examples, [&](count at) {
+        for (int i = 0; i < s.width; i++) l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
+    });
+}
+
+void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
+    const Shape &s = l.out;
+    for (int c = 0; c < s.channels; c++) gradient[l.scale + c] = gradient[l.shift + c] = vec{};
+    each_group(l, [&](const Groups &g) {
+        const vec mean = l.mean[g.number], invstd = l.invstd[g.number];
+        vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
+        for (int c = g.c0; c < g.c1; c++) {
+            const vec scale = theta[l.scale + c];
+            const vec sum = sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) { return l.dy[i]; });
+            const vec dot = invstd * sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) {
+                                return l.dy[i] * (l.z[i] - mean);
+                            });
+            gradient[l.shift + c] += sum;
+            gradient[l.scale + c] += dot;
+            first += scale * sum;
+            second += scale * dot;
+        }
+        const REAL n = values(s, g);
+        const vec slope = -invstd * invstd * second / n;
+        const vec constant = -invstd * first / n - slope * mean;
+        for (int c = g.c0; c < g.c1; c++) {
+            const vec factor = invstd * theta[l.scale + c];
+            rows_of(s, c, c + 1, g.n0, g.n1, [&](count at) {
+                for (int i = 0; i < s.width; i++)
+                    l.dz[at + i] = factor * l.dy[at + i] + slope * l.z[at + i] + constant;
+            });
+        }
+    });
+}
+
+// The tap (row · 3 + column) of a 3×3 window of stride 2, and whether it lies in the image.
+template <class Body>
+inline void taps_of(const Layer &l, int y, int x, Body body) {
+    for (int tap = 0; tap < 9; tap++) {
+        const int row = 2 * y - l.pool_top + tap / 3, column = 2 * x - l.pool_left + tap % 3;
+        if (row >= 0 && row < l.out.height && column >= 0 && column < l.out.width)
+            body(tap, row, column);
+    }
+}
+
+void pool(const Layer &l) {
+    const Shape &s = l.pooled;
+    if (l.pool == MEAN_POOL) {
+        const REAL pixels = REAL(l.out.height) * l.out.width;
+        for (int c = 0; c < s.channels; c++)
+            for (int n = 0; n < s.examples; n++)
+                l.pooled_y[s.at(c, n, 0)] =
+                    sum_rows(l.out, c, c + 1, n, n + 1, [&](count i) { return l.y[i]; }) / pixels;
+        return;
+    }
+    for (int c = 0; c < s.channels; c++)
+        for (int n = 0; n < s.examples; n++)
+            for (int y = 0; y < s.height; y++)
+                for (int x = 0; x < s.width; x++) {
+                    vec best = all(-std::numeric_limits<REAL>::infinity()), winner = all(-1);
+                    taps_of(l, y, x, [&](int tap, int row, int column) {
+                        const vec value = l.y[l.out.at(c, n, row) + column];
+                        const auto better = (value > best) | (value != value) | (winner < 0);
+                        best = better ? value : best;
+                        winner = better ? all(REAL(tap)) : winner;
+                    });
+                    l.pooled_y[s.at(c, n, y) + x] = best;
+                    l.winner[s.at(c, n, y) + x] = winner;
+                }
+}
+
+void pool_gradient(const Layer &l) {
+    const Shape &s = l.pooled;
+    if (l.pool == MEAN_POOL) {
+        const REAL pixels = REAL(l.out.height) * l.out.width;
+        for (int c = 0; c < s.channels; c++)
+            for (int n = 0; n < s.examples; n++) {
+                const vec share = l.pooled_dy[s.at(c, n, 0)] / pixels;
+                rows_of(l.out, c, c + 1, n, n + 1, [&](count at) {
+                    std::fill(l.dy + at, l.dy + at + l.out.width, share);
+                });
+            }
+        return;
+    }
+    rows_of(l.out, 0, s.channels, 0, s.examples,
+            [&](count at) { std::fill(l.dy + at, l.dy + at + l.out.width, vec{}); });
+    for (int c = 0; c < s.channels; c++)
+        for (int n = 0; n < s.examples; n++)
+            for (int y = 0; y < s.height; y++)
+                for (int x = 0; x < s.width; x++) {
+                    const count at = s.at(c, n, y) + x;
+                    taps_of(l, y, x, [&](int tap, int row, int column) {
+                        l.dy[l.out.at(c, n, row) + column] +=
+                            l.winner[at] == all(REAL(tap)) ? l.pooled_dy[at] : vec{};
+                    });
+                }
+}
+
+void forward(const Network &net, const vec *theta, vec *statistics, bool training) {
+    for (int i = 0; i < net.count_layers; i++) {
+        const Layer &l = net.layers[i];
+        product(l.forward, l.x, theta + l.weight, l.z, l.bias < 0 ? nullptr : theta + l.bias);
+        if (l.y != l.z || l.norm || l.stride || l.relu)
+            norm_and_activate(l, theta, statistics, training);
+        if (l.pool) pool(l);
+    }
+}
+
+void backward(const Network &net, const vec *theta) {
+    for (int i = net.count_layers - 1; i >= 0; i--) {
+        const Layer &l = net.layers[i];
+        if (l.pool) pool_gradient(l);
+        relu_gradient(l);
+        if (l.norm) norm_gradient(l, theta, net.gradient);
+        const Shape &s = l.out;
+        if (l.bias >= 0)
+            for (int c = 0; c < s.channels; c++)
+                net.gradient[l.bias + c] =
+                    sum_rows(s, c, c + 1, 0, s.examples, [&](count at) { return l.dz[at]; });
+        weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
+        for (int j = 0; j < l.inputs; j++)
+            product(l.input[j], l.dz, theta + l.weight, l.dx, nullptr);
+        // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
+        // input the shortcut shares, comes next and adds it.
+        if (i + 1 < net.count_layers && net.layers[i + 1].stride) {
+            const Layer &sum = net.layers[i + 1];
+            for (int c = 0; c < sum.skip.channels; c++)
+                for (int n = 0; n < sum.out.examples; n++)
+                    for (int y = 0; y < sum.out.height; y++) {
+                        const vec *from = sum.dy + sum.out.at(c, n, y);
+                        vec *to = sum.skip_dx + sum.skip.at(c, n, y * sum.stride);
+                        for (int x = 0; x < sum.out.width; x++) to[x * sum.stride] += from[x];
+                    }
+        }
+    }
+}
+
+void gather(const Network &net, const Images &images, const Stream &stream, count first) {
+    const Shape &s = net.input_shape;
+    for (int n = 0; n < net.batch_size; n++)
+        for (int v = 0; v < V; v++) {
+            const count p = first + n;
+            const count image = stream.index[v][p];
+            const bool augment = stream.top[v] != nullptr;
+            const int top = augment ? stream.top[v][p] - stream.pad : 0;
+            const int left = augment ? stream.left[v][p] - stream.pad : 0;
+            const bool flip = augment && stream.flip[v][p];
+            net.labels[n * V + v] = image < 0 ? -1 : images.labels[image];
+            const REAL *from = images.pixels + std::max(image, count(0)) * images.image;
+            for (int c = 0; c < images.channels; c++)
+                for (int y = 0; y < images.height; y++) {
+                    REAL *to = reinterpret_cast<REAL *>(net.input + s.at(c, n, y)) + v;
+                    const int row = y + top;
+                    const bool inside = row >= 0 && row < images.height;
+                    const REAL *line = from + c * images.channel + row * images.row;
+                    for (int x = 0; x < images.width; x++) {
+                        const int column = (flip ? images.width - 1 - x : x) + left;
+                        const bool there = inside && column >= 0 && column < images.width;
+                        to[count(x) * V] = there ? line[column * images.column] : REAL(0);
+                    }
+                }
+        }
+}
+
+// Cross-entropy of every lane, hits, and the gradient of the summed loss in the logits.
+void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool training) {
+    const Layer &last = net.layers[net.count_layers - 1];
+    const count stride = last.out.channel;
+    vec total{};  // summed in the lanes' precision, so that it overflows where a plain run's does
+    for (int v = 0; v < V; v++) hits[v] = 0;
+    for (int n = 0; n < net.batch_size; n++) {
+        const count at = last.out.at(0, n, 0);
+        for (int v = 0; v < V; v++) {
+            const int64_t label = net.labels[n * V + v];
+            if (label < 0) continue;
+            auto logit = [&](int c) { return last.y[at + c * stride][v]; };
+            int best = 0;
+            for (int c = 1; c < net.classes; c++)
+                if (logit(best) == logit(best) && !(logit(c) <= logit(best))) best = c;
+            const REAL peak = logit(best);
+            REAL sum = 0;
+            for (int c = 0; c < net.classes; c++) sum += std::exp(logit(c) - peak);
+            const REAL log_sum = std::log(sum);
+            total[v] += log_sum - (logit(label) - peak);
+            hits[v] += best == label;
+            if (training)
+                for (int c = 0; c < net.classes; c++)
+                    last.dy[at + c * stride][v] =
+                        std::exp(logit(c) - peak - log_sum) - (c == label ? REAL(1) : REAL(0));
+        }
+    }
+    for (int v = 0; v < V; v++) loss[v] = total[v];
+}
+
+// θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay); returns 0 for a lane of finite weights
+// and NaN for another.
+vec update(const Network &net, Group &group, double factor) {
+    vec decay{}, step{}, check{};
+    for (int v = 0; v < V; v++) {
+        decay[v] = REAL(1 - factor * group.lr_decay[v]);
+        step[v] = REAL(factor * group.base_lr[v]);
+    }
+    for (count i = 0; i < net.parameters; i++) {
+        const vec value = group.theta[i] * decay - step * net.gradient[i];
+        group.theta[i] = value;
+        check += value * 0;
+    }
+    return check;
+}
+
+}  // namespace
+
+extern "C" {
+
+int lanes_per_vector() { return V; }
+
+// `updates` updates of a group from `first` on; `factor` is the schedule's multiple of η for each
+// update, from the first of the training.
+void train(const Network *net, Group *group, const Images *images, const Stream *stream,
+           const double *factor, int64_t first, int64_t updates) {
+    const FlushDenormals flush;
+    double loss[V];
+    int64_t hits[V];
+    for (count i = 0; i < updates; i++) {
+        gather(*net, *images, *stream, i * net->batch_size);
+        forward(*net, group->theta, group->statistics, true);
+        loss_and_gradient(*net, loss, hits, true);
+        backward(*net, group->theta);
+        const vec check = update(*net, *group, factor[first + i]);
+        bool alive = false;
+        for (int v = 0; v < V; v++) {
+            if (group->diverged_at[v]) continue;
+            group->loss[v] += loss[v];
+            group->correct[v] += hits[v];
+            if (!std::isfinite(loss[v]) || check[v] != 0)
+                group->diverged_at[v] = first + i + 1;
+            else
+                alive = true;
+        }
+        if (!alive) return;
+    }
+}
+
+// Adds losses and hits of one batch in evaluation mode; an index of -1 is no example.
+void evaluate(const Network *net, Group *group, const Images *images, const Stream *stream) {
+    const FlushDenormals flush;
+    double loss[V];
+    int64_t hits[V];
+    gather(*net, *images, *stream, 0);
+    forward(*net, group->theta, group->statistics, false);
+    loss_and_gradient(*net, loss, hits, false);
+    for (int v = 0; v < V; v++) group->loss[v] += loss[v], group->correct[v] += hits[v];
+}
+}
