@@ -42,10 +42,12 @@ CODE: dict[Engine, tuple[str, ...]] = {
         "training/lane_step.py",
         "training/lane_vmap.py",
         "training/lanes.py",
+        "training/native",
         "training/stacked.py",
         "training/stacked_layers.py",
         "training/stacked_models.py",
         "training/stacked_norms.py",
+        "training/torch_lanes.py",
         "training/triton_convs.py",
         "training/triton_inputs.py",
         "training/triton_kernels.py",
@@ -76,7 +78,7 @@ def code_digest(engine: Engine) -> str:
     digest = hashlib.sha256()
     for name in CODE[engine]:
         path = package / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(f for f in path.rglob("*") if f.suffix in (".py", ".cpp")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -140,6 +141,8 @@ def measure(
             default.
         memory: bytes for the lanes of all workers; by default a part of what is free.
     """
+    from smallbatch.training.checkpoints import Plan
+    from smallbatch.training.watch import Watch
     from smallbatch.training.workers import Job, train_all
 
     n = case.batch_size * (updates or few_updates(case))
@@ -152,7 +155,8 @@ def measure(
     counter = _Counter(seconds, _side_by_side(case, way))
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = Job(
-            runs=runs,
+            column=runs,
+            missing=runs,
             engine=way.engine,
             dataset=dataset,
             device=case.device,
@@ -161,6 +165,10 @@ def measure(
             work=Path(folder),
             made_by="",
             lanes=way.lanes,
+            plan=Plan(Path(folder)),
+            checkpoint_seconds=math.inf,
+            watch=Watch(),
+            beat=lambda: None,
         )
         try:
             train_all(job, on_epoch=counter.run_epoch, on_done=_refuse_end)

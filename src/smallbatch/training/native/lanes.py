@@ -3,76 +3,85 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from smallbatch.data.sampling import PAD, epoch_examples
+from smallbatch.training.loop import initial_model
 from smallbatch.training.native.compile import LANES, library
 from smallbatch.training.native.network import NativeNetwork, aligned
 from smallbatch.training.native.structures import Images, group_of, stream_of
-from smallbatch.training.protocol import Run
+from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 
 EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
+STRETCH = 0.3  # seconds of updates between two looks at anything else
 
 _Stream, _Group = stream_of(LANES), group_of(LANES)
 _NOBODY = 1  # `diverged_at` of a place that no run has
 
 
 class NativeLanes:
-    """K lanes of one architecture in groups of :data:`LANES`, each group a training of its own.
+    """K lanes in groups of :data:`LANES`, each group a training of its own.
 
-    Attributes:
-        runs: of the lanes, in their order.
-        loss: summed training loss of each lane since :meth:`reset`, in nats, float64 (K,).
-        correct: training examples classified correctly since then, int64 (K,).
-        diverged_at: update at which a lane's loss or weights ceased to be finite, counted from 1;
-            0 while it lives, int64 (K,).
-        parameters: trained parameters of one lane.
+    See :class:`~training.stacked.Lanes`.
+
+    Args:
+        runs: of one study and batch size.
+        data: the resident data set, on the CPU.
+        dtype: of the weights, float32 or float64.
     """
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        data: Resident,
-        dtype: torch.dtype,
-        build: Callable[[Run], nn.Module],
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], data: Resident, dtype: torch.dtype) -> None:
         self.runs, self.data = list(runs), data
         self._real: type[np.floating[Any]] = np.float64 if dtype == torch.float64 else np.float32
         self._library = library("double" if dtype == torch.float64 else "float")
-        self.model = build(self.runs[0])
-        image = tuple(data.train.images.shape[1:])
+        self.model = initial_model(self.runs[0], data)
+        _, channels, height, width = data.train.images.shape
+        image = (channels, height, width)
         self._network = NativeNetwork(self.model, runs[0].batch_size, image, self._real)
-        pixels = image[1] * image[2]
         self._evaluation = NativeNetwork(
-            self.model, max(1, EVAL_PIXELS // pixels), image, self._real, training=False
+            self.model, max(1, EVAL_PIXELS // (height * width)), image, self._real, training=False
         )
         self.parameters = self._network.parameters
         self._template = self.model.state_dict()
+        study, n = runs[0].settings, len(data.train)
+        updates = updates_after(study.epochs, n, runs[0].batch_size)
+        factors = [scheduled_lr(update, updates, 1.0, study) for update in range(updates)]
+        self._factors = np.array(factors)
+        self._set_rows(*self._initial_rows())
+        self._diverged_at = np.zeros(len(self.runs), np.int64)
+        self.clear()
+        self._streams: dict[tuple[int, int], tuple[NDArray[Any], ...]] = {}
+        self._seconds = math.inf  # of an update of all groups
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def _initial_rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Parameters and statistics of plain models initialised from the runs' seeds, (K, …)."""
         theta, statistics = (
             np.empty((len(self.runs), count), self._real)
             for count in (self.parameters, self._network.statistic_count)
         )
         for lane, run in enumerate(self.runs):
-            state = (self.model if lane == 0 else build(run)).state_dict()
-            for row, places in ((theta, self._network.places), (statistics, self._network.statistics)):
+            state = initial_model(run, self.data).state_dict()
+            for rows, places in (
+                (theta, self._network.places),
+                (statistics, self._network.statistics),
+            ):
                 for name, (start, shape) in places.items():
-                    row[lane, start : start + int(np.prod(shape))] = state[name].numpy().ravel()
-        self._load(theta, statistics)
-        self.reset()
-        self.diverged_at = np.zeros(len(self.runs), np.int64)
-        self._streams: dict[tuple[int, int], tuple[NDArray[Any], ...]] = {}
+                    rows[lane, start : start + math.prod(shape)] = state[name].numpy().ravel()
+        return theta, statistics
 
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def _load(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
+    def _set_rows(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
         """Deal rows (K, …) out to the groups' vectors."""
         self._groups: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for start in range(0, len(theta), LANES):
@@ -93,19 +102,24 @@ class NativeLanes:
         )
         return theta, statistics
 
-    def reset(self) -> None:
-        """Begin to sum losses and hits anew."""
-        self.loss = np.zeros(len(self.runs))
-        self.correct = np.zeros(len(self.runs), np.int64)
+    def advance(self, first: int, last: int) -> int:
+        """As many updates as take a part of a second."""
+        updates = min(last - first, max(1, int(STRETCH / self._seconds)))
+        started = time.perf_counter()
+        self._train(first, updates)
+        self._seconds = (time.perf_counter() - started) / updates
+        return updates
 
-    def train(self, first: int, updates: int, factors: NDArray[np.float64]) -> None:
-        """Do ``updates`` updates from number ``first``, counted from 0.
+    def sums(self) -> tuple[list[float], list[int], list[int]]:
+        """See :class:`~training.stacked.Lanes`."""
+        return self._loss.tolist(), self._correct.tolist(), self._diverged_at.tolist()
 
-        Args:
-            first: of the updates.
-            updates: how many.
-            factors: the schedule's multiple of η for every update of the training, float64.
-        """
+    def clear(self) -> None:
+        """See :class:`~training.stacked.Lanes`."""
+        self._loss = np.zeros(len(self.runs))
+        self._correct = np.zeros(len(self.runs), np.int64)
+
+    def _train(self, first: int, updates: int) -> None:
         m = self._network.batch_size
         tables = {
             seed: self._tables(seed, first * m, (first + updates) * m)
@@ -118,23 +132,25 @@ class NativeLanes:
                 run = self.runs[lane]
                 group.base_lr[place] = run.base_lr
                 group.lr_decay[place] = run.lr * run.settings.weight_decay
-                group.loss[place], group.correct[place] = self.loss[lane], self.correct[lane]
-                group.diverged_at[place] = self.diverged_at[lane]
+                group.loss[place], group.correct[place] = self._loss[lane], self._correct[lane]
+                group.diverged_at[place] = self._diverged_at[lane]
             for place in range(len(lanes), LANES):
                 group.diverged_at[place] = _NOBODY
             stream = _stream([tables[self.runs[lane].seed] for lane in lanes], self._augments)
             self._library.train(
                 ctypes.byref(self._network.structure), ctypes.byref(group),
                 ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
-                ctypes.c_void_p(factors.ctypes.data), ctypes.c_int64(first),
+                ctypes.c_void_p(self._factors.ctypes.data), ctypes.c_int64(first),
                 ctypes.c_int64(updates),
             )  # fmt: skip
             for place, lane in enumerate(lanes):
-                self.loss[lane], self.correct[lane] = group.loss[place], group.correct[place]
-                self.diverged_at[lane] = group.diverged_at[place]
+                self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
+                self._diverged_at[lane] = group.diverged_at[place]
 
-    def evaluate(self, split: Split) -> tuple[list[float], list[float]]:
-        """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode."""
+    def evaluate(
+        self, split: Split, pause: Callable[[], None] = lambda: None
+    ) -> tuple[list[float], list[float]]:
+        """Group by group."""
         size = self._evaluation.batch_size
         n = len(split)
         index = np.full(-(-n // size) * size, -1, np.int32)
@@ -149,17 +165,34 @@ class NativeLanes:
                     ctypes.byref(self._evaluation.structure), ctypes.byref(group),
                     ctypes.byref(self._images(split)), ctypes.byref(stream),
                 )  # fmt: skip
+                pause()
             losses += [value / n for value in group.loss]
             accuracies += [value / n for value in group.correct]
         return losses[: len(self)], accuracies[: len(self)]
 
-    def keep(self, kept: Sequence[int]) -> None:
-        """Drop all lanes but these and close the gaps."""
-        theta, statistics = self._rows()
+    def keep(self, kept: Sequence[int]) -> bool:
+        """Drop all lanes but these where that empties a group: other gaps cost nothing."""
+        if -(-len(kept) // LANES) == len(self._groups):
+            return False
+        rows = [part[list(kept)] for part in self._rows()]
         self.runs = [self.runs[i] for i in kept]
-        self._load(theta[kept], statistics[kept])
-        self.loss, self.correct = self.loss[kept], self.correct[kept]
-        self.diverged_at = self.diverged_at[kept]
+        self._set_rows(rows[0], rows[1])
+        self._loss, self._correct = self._loss[list(kept)], self._correct[list(kept)]
+        self._diverged_at = self._diverged_at[list(kept)]
+        self._seconds = math.inf
+        return True
+
+    def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
+        """Weights, statistics and the epoch's sums."""
+        theta, statistics = self._rows()
+        parts = {"theta": theta, "statistics": statistics}
+        parts |= {"loss": self._loss, "correct": self._correct}
+        return {name: torch.from_numpy(part[list(lanes)]) for name, part in parts.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """See :class:`~training.stacked.Lanes`."""
+        self._set_rows(tensors["theta"].numpy(), tensors["statistics"].numpy())
+        self._loss, self._correct = tensors["loss"].numpy(), tensors["correct"].numpy()
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict, each tensor owning its memory."""
@@ -170,7 +203,7 @@ class NativeLanes:
             (statistics, self._network.statistics),
         ):
             for name, (start, shape) in places.items():
-                own = values[start : start + int(np.prod(shape)), lane % LANES].reshape(shape)
+                own = values[start : start + math.prod(shape), lane % LANES].reshape(shape)
                 state[name] = torch.from_numpy(own.copy())
         return state
 
