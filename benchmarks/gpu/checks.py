@@ -12,11 +12,12 @@ from torch import Tensor
 
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.training import loop, stacked
-from smallbatch.training.choice import candidates, default_fusing, default_tail
-from smallbatch.training.lane_convs import Convs, Grouped
-from smallbatch.training.lane_inputs import Tables
-from smallbatch.training.lane_step import Step, capture
 from smallbatch.training.resident import Resident, Split
+from smallbatch.training.stacked.choice import candidates, default_fusing, default_tail
+from smallbatch.training.stacked.convs import Convs, Grouped
+from smallbatch.training.stacked.inputs import Tables
+from smallbatch.training.stacked.step import Step, capture
+from smallbatch.training.stacked.torch_lanes import build_net
 
 # Deviations up to which a check passes, fixed before the first measurement on a GPU. In float32 an
 # activation within rounding of 0 may be clipped in one engine and not in the other, which moves an
@@ -157,10 +158,10 @@ def captured(data: Resident, updates: int) -> dict[str, Any]:
 
 def _advance(runs: Any, data: Resident, updates: int, *, captured: bool) -> list[Tensor]:
     with torch.no_grad(), loop.arithmetic("float32", data.train.images.device):
-        net, _ = stacked.build_net(runs, data, torch.float32)
+        net, _ = build_net(runs, data, torch.float32)
         tables = Tables(runs, data, torch.float32, default_fusing(data.train.images.device))
         step = Step(net, tables, default_tail(tables.device, torch.float32))
-        step.tables.load(1)
+        step.tables.load(0)
         call = capture(step, step.state()) if captured else step
         for _ in range(updates):
             call()

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.training import stacked
-from smallbatch.training.choice import candidates
 from smallbatch.training.resident import Resident
+from smallbatch.training.stacked.choice import candidates
 
 # Name: the study's precision and the algorithm, None for the fastest.
 WAYS: dict[str, tuple[str, str | None]] = {

@@ -14,15 +14,21 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gpu.hardware import seconds
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.data.sampling import batches
-from smallbatch.training.choice import candidates, default_convs, default_fusing, default_tail
-from smallbatch.training.lane_convs import Convs, Grouped
-from smallbatch.training.lane_inputs import Tables
-from smallbatch.training.lane_step import Step, capture
-from smallbatch.training.lane_vmap import VmapNet
-from smallbatch.training.lanes import stack_lanes
 from smallbatch.training.loop import FlatSGD, arithmetic, initial_model
 from smallbatch.training.resident import Resident
-from smallbatch.training.stacked import build_net, evaluate, train_lanes
+from smallbatch.training.stacked import train_lanes
+from smallbatch.training.stacked.choice import (
+    candidates,
+    default_convs,
+    default_fusing,
+    default_tail,
+)
+from smallbatch.training.stacked.convs import Convs, Grouped
+from smallbatch.training.stacked.inputs import Tables
+from smallbatch.training.stacked.lanes import stack_lanes
+from smallbatch.training.stacked.step import Step, capture
+from smallbatch.training.stacked.torch_lanes import build_net
+from smallbatch.training.stacked.vmap import VmapNet
 
 BASE_LRS = [2.0**-e for e in range(12, -1, -1)]  # the paper's 13
 TAME = 2.0**-14  # a base learning rate at which nothing diverges
@@ -100,7 +106,7 @@ def _stacked_step(
         net, _ = build_net(runs, data, torch.float32, _convs(variant, settings, device))
     tables = Tables(runs, data, torch.float32, default_fusing(data.train.images.device))
     step = Step(net, tables, default_tail(device, torch.float32))
-    rows, done = tables.load(1), [0]
+    rows, done = tables.load(0)[1], [0]
     captured = device.type == "cuda" and not variant.endswith("eager")
     call: Callable[[], None] = capture(step, step.state()) if captured else step
 
@@ -163,8 +169,8 @@ def evaluation_seconds(settings: Settings, lanes: int, data: Resident) -> float:
     """Of one evaluation of all lanes on the test set."""
     device = data.train.images.device
     with torch.no_grad(), arithmetic("float32", device):
-        net, _ = build_net(_column(settings, 32, lanes), data, torch.float32)
-        return seconds(lambda: evaluate(net, data.test), device)
+        lanes_ = TorchLanes(_column(settings, 32, lanes), data, torch.float32)
+        return seconds(lambda: lanes_.evaluate(data.test), device)
 
 
 def column(settings: Settings, m: int, base_lrs: list[float], data: Resident) -> dict[str, Any]:

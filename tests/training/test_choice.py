@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.training.choice import Fastest
-from smallbatch.training.lane_convs import Grouped, Unrolled
+from smallbatch.training.stacked.choice import Fastest
+from smallbatch.training.stacked.convs import Grouped, Unrolled
 
 X, WEIGHT = torch.rand(3, 8, 5, 5), torch.rand(2, 6, 4, 3, 3)
 

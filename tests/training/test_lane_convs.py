@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smallbatch.training import triton_convs
-from smallbatch.training.lane_convs import Grouped, Shortcut, Unrolled
-from smallbatch.training.lane_inputs import Shared
-from smallbatch.training.triton_convs import Triton
+from smallbatch.training.stacked import triton_convs
+from smallbatch.training.stacked.convs import Grouped, Shortcut, Unrolled
+from smallbatch.training.stacked.inputs import Shared
+from smallbatch.training.stacked.triton_convs import Triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [  # channels in and out, size, stride, height, width

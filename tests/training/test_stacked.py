@@ -17,16 +17,17 @@ from smallbatch.config import DatasetConfig, StudyConfig
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import load_prepared
 from smallbatch.training import loop, stacked
-from smallbatch.training.lane_convs import Grouped
-from smallbatch.training.lane_inputs import Tables, seen_by_all
-from smallbatch.training.lane_step import Step
-from smallbatch.training.lanes import stack_lanes
 from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split, load_resident
-from smallbatch.training.stacked_models import StackedNet
-from smallbatch.training.triton_convs import Triton
-from smallbatch.training.triton_tail import TritonTail
+from smallbatch.training.stacked import torch_lanes
+from smallbatch.training.stacked.convs import Grouped
+from smallbatch.training.stacked.inputs import Tables, seen_by_all
+from smallbatch.training.stacked.lanes import stack_lanes
+from smallbatch.training.stacked.models import StackedNet
+from smallbatch.training.stacked.step import Step
+from smallbatch.training.stacked.triton_convs import Triton
+from smallbatch.training.stacked.triton_tail import TritonTail
 from tests.training.conftest import make_dataset
 
 CPU = torch.device("cpu")
@@ -104,11 +105,15 @@ def test_lanes_start_from_the_plain_models_weights(model: str, norm: str) -> Non
             assert torch.equal(state[name], value), name
 
 
+@pytest.mark.parametrize("by_torch", [False, True], ids=["native", "torch"])
 @pytest.mark.parametrize(("model", "norm"), CASES)
-def test_one_step_equals_the_loop_within_float32_rounding(model: str, norm: str) -> None:
+def test_one_step_equals_the_loop_within_float32_rounding(
+    model: str, norm: str, by_torch: bool
+) -> None:
     data = noise_data(16, dtype=torch.float32)
     runs = grid(study(model, norm, epochs=1), 16, [2.0**-6, 2.0**-8])
-    for run, result in zip(runs, stacked.train_lanes(runs, data), strict=True):
+    results = stacked.train_lanes(runs, data, by_torch=by_torch)
+    for run, result in zip(runs, results, strict=True):
         expected = loop.train(run, data)
         assert_near(result, expected, rtol=1e-5, atol=2e-6)
         before = loop.initial_model(run, data).state_dict()
@@ -116,14 +121,24 @@ def test_one_step_equals_the_loop_within_float32_rounding(model: str, norm: str)
         assert moved > 1e-3
 
 
-@pytest.mark.parametrize(("model", "norm"), CASES)
-def test_fifty_updates_equal_the_loop_in_float64(model: str, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "norm", "size", "by_torch"),
+    [
+        *[(*case, size, False) for case in CASES for size in (7, 8)],
+        *[("resnet8", norm, 7, True) for norm in ("none", "batch", "ghost", "group")],
+        ("alexnet", "batch_conv", 7, True),
+    ],
+)
+def test_fifty_updates_equal_the_loop_in_float64(
+    model: str, norm: str, size: int, by_torch: bool
+) -> None:
     """Batches straddle epochs, with warm-up, two milestones, augmentation and weight decay."""
-    data = noise_data(201, size=7, augment=True, dtype=PRECISE)
+    data = noise_data(201, size=size, augment=True, dtype=PRECISE)
     settings = study(model, norm, epochs=4, augment=True, warmup=0.1)
     base_lrs = [2.0**-11, 2.0**-13] if model == "alexnet" else [2.0**-7, 2.0**-9]
     runs = grid(settings, 16, base_lrs, seeds=1 if model == "resnet20" else 2)
-    for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=PRECISE), strict=True):
+    results = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=by_torch)
+    for run, result in zip(runs, results, strict=True):
         assert result.rows[-1]["updates"] == 50
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
 
@@ -156,9 +171,27 @@ SHAPES = [  # m, image size, training examples
 @pytest.mark.parametrize(("m", "size", "n"), SHAPES)
 @pytest.mark.parametrize(
     ("model", "norm"),
-    [("resnet8", "none"), ("resnet8", "batch"), ("resnet8", "ghost"), ("alexnet", "group")],
+    [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "ghost"), ("alexnet", "group")],
 )
 def test_a_lane_does_not_depend_on_its_neighbours(
+    model: str, norm: str, m: int, size: int, n: int
+) -> None:
+    """Alone, beside others, beside diverging ones, in another group: bit for bit the same."""
+    settings = study(model, norm, augment=True)
+    if norm == "ghost":
+        settings = settings.model_copy(update={"bn_batch_size": 3 if m > 3 else 2})
+    data = noise_data(n, size=size, augment=True, dtype=torch.float32)
+    runs = grid(settings, m, [2.0**-9, 2.0**120, 2.0**-7, 2.0**-8, 2.0**-10])
+    everyone = stacked.train_lanes(runs, data)
+    assert {run.base_lr for run, r in zip(runs, everyone, strict=True) if r.outcome == "diverged"}
+    for part in ([0, 1, 4, 5], [5, 0], [4], [3, 4], [9, 8, 7, 6, 5, 4, 3, 2, 1]):
+        for i, result in zip(part, stacked.train_lanes([runs[i] for i in part], data), strict=True):
+            assert_equal(result, everyone[i])
+
+
+@pytest.mark.parametrize(("m", "size", "n"), SHAPES[:2])
+@pytest.mark.parametrize(("model", "norm"), [("resnet8", "none"), ("resnet8", "ghost")])
+def test_a_lane_of_torchs_does_not_depend_on_its_neighbours(
     model: str, norm: str, m: int, size: int, n: int
 ) -> None:
     """Alone, beside others, beside diverging ones, in another place: the same.
@@ -170,10 +203,10 @@ def test_a_lane_does_not_depend_on_its_neighbours(
         settings = settings.model_copy(update={"bn_batch_size": 3 if m > 3 else 2})
     data = noise_data(n, size=size, augment=True, dtype=PRECISE)
     runs = grid(settings, m, [2.0**-9, 2.0**120, 2.0**-7])
-    everyone = stacked.train_lanes(runs, data, dtype=PRECISE)
+    everyone = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=True)
     assert {run.base_lr for run, r in zip(runs, everyone, strict=True) if r.outcome == "diverged"}
     for part in ([0, 1, 4, 5], [5, 0], [4], [3, 4]):
-        results = stacked.train_lanes([runs[i] for i in part], data, dtype=PRECISE)
+        results = stacked.train_lanes([runs[i] for i in part], data, dtype=PRECISE, by_torch=True)
         for i, result in zip(part, results, strict=True):
             assert_near(result, everyone[i], rtol=1e-8, atol=1e-10)
 
@@ -189,10 +222,10 @@ def test_the_lanes_beside_a_diverging_one_are_bit_identical(model: str, norm: st
             Run(settings, "f", 16, lr, seed)
             for seed in (0, 1) for lr in (2.0**-9, base_lr, 2.0**-7)
         ]  # fmt: skip
-        net, _ = stacked.build_net(runs, data, torch.float32)
+        net, _ = torch_lanes.build_net(runs, data, torch.float32)
         step = Step(net, Tables(runs, data, torch.float32))
         with torch.no_grad():
-            for _ in range(step.tables.load(1)):
+            for _ in range(step.tables.load(0)[1]):
                 step()
         assert step.alive() == [True, base_lr < 1, True] * 2
         states.append([value for value in step.state() if len(value) == len(runs)])
@@ -208,7 +241,7 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
     data = noise_data(23, size=6, augment=True, dtype=PRECISE)
     settings = study(epochs=3, augment=True, warmup=0.1)
     runs = grid(settings, 4, [2.0**-9, 2.0**1, 2.0**4, 2.0**60])
-    expected = stacked.train_lanes(runs, data, dtype=PRECISE)
+    expected = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=True)
     assert len({result.diverged_at for result in expected}) > 2
     captures: list[int] = []
 
@@ -216,10 +249,11 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
         captures.append(len(step.net.lanes))
         return step
 
-    monkeypatch.setattr(stacked, "CAPTURED", {"cpu"})
-    monkeypatch.setattr(stacked, "capture", capture)
-    monkeypatch.setattr(stacked, "WORTH_CAPTURING", worth)
-    for mine, theirs in zip(stacked.train_lanes(runs, data, dtype=PRECISE), expected, strict=True):
+    monkeypatch.setattr(torch_lanes, "CAPTURED", {"cpu"})
+    monkeypatch.setattr(torch_lanes, "capture", capture)
+    monkeypatch.setattr(torch_lanes, "WORTH_CAPTURING", worth)
+    captured = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=True)
+    for mine, theirs in zip(captured, expected, strict=True):
         assert_near(mine, theirs, rtol=1e-8, atol=1e-10)
     assert captures[0] == len(runs)
     assert (len(captures) > 1) == (worth < 1)
@@ -232,12 +266,13 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
 def test_one_step_by_tritons_kernels_alone_equals_the_loop(
     monkeypatch: pytest.MonkeyPatch, model: str, norm: str
 ) -> None:
-    monkeypatch.setattr(stacked, "default_fusing", lambda _device: True)
-    monkeypatch.setattr(stacked, "default_tail", lambda *_: TritonTail)
+    monkeypatch.setattr(torch_lanes, "default_fusing", lambda _device: True)
+    monkeypatch.setattr(torch_lanes, "default_tail", lambda *_: TritonTail)
     data = noise_data(4, size=4, dtype=torch.float32)
     data = dataclasses.replace(data, test=Split(data.test.images[:2], data.test.labels[:2]))
     runs = grid(study(model, norm, epochs=1), 4, [2.0**-6])
-    for run, result in zip(runs, stacked.train_lanes(runs, data, convs=Triton()), strict=True):
+    results = stacked.train_lanes(runs, data, convs=Triton(), by_torch=True)
+    for run, result in zip(runs, results, strict=True):
         assert_near(result, loop.train(run, data), rtol=1e-5, atol=5e-6)
 
 

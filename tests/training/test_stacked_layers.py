@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.models.norms import BatchNorm as PlainBatchNorm
 from smallbatch.models.norms import GhostBatchNorm, group_norm
-from smallbatch.training import stacked_layers, stacked_norms
-from smallbatch.training.lane_convs import Grouped
-from smallbatch.training.lane_inputs import Shared
-from smallbatch.training.lanes import Lanes, stack_lanes
+from smallbatch.training.stacked import layers as stacked_layers
+from smallbatch.training.stacked import norms as stacked_norms
+from smallbatch.training.stacked.convs import Grouped
+from smallbatch.training.stacked.inputs import Shared
+from smallbatch.training.stacked.lanes import Lanes, stack_lanes
 
 CPU = torch.device("cpu")
 K = 3

@@ -14,8 +14,8 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from smallbatch.training import triton_kernels as kernels, triton_norms as norms
-from smallbatch.training import triton_inputs as inputs, triton_tail as tail
+from smallbatch.training.stacked import triton_kernels as kernels, triton_norms as norms
+from smallbatch.training.stacked import triton_inputs as inputs, triton_tail as tail
 
 def build(kernel, pointers, **constants):
     def kind(name):

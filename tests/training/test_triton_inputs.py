@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from smallbatch.training import choice, triton_inputs, triton_norms
-from smallbatch.training.lane_inputs import Tables
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import load_resident
+from smallbatch.training.stacked import choice, triton_inputs, triton_norms
+from smallbatch.training.stacked.inputs import Tables
 from tests.training.conftest import make_dataset
 from tests.training.test_stacked import study
 
@@ -21,9 +21,10 @@ def test_images_and_labels_are_torchs_bit_for_bit(augment: bool, size: int) -> N
     data = load_resident(make_dataset(n=9, size=size), augment=augment, device=DEVICE)
     runs = [Run(study(augment=augment), "f", 4, lr, seed) for seed in (0, 1) for lr in (0.1, 0.2)]
     mine, theirs = (Tables(runs, data, torch.float32, fused) for fused in (True, False))
-    for epoch in (1, 2):
-        updates = {tables.load(epoch) for tables in (mine, theirs)}
-        for _ in range(updates.pop()):
+    for start in (0, 2):
+        (first, last), same = (tables.load(start) for tables in (mine, theirs))
+        assert (first, last) == same == (start, start + 2)
+        for _ in range(last - first):
             (one, labels, rates), (other, expected, same) = mine.next(), theirs.next()
             assert torch.equal(one.images, other.images)
             assert torch.equal(labels, expected)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.norms import BatchNorm, GhostBatchNorm
-from smallbatch.training import stacked_norms, triton_norms
-from smallbatch.training.lane_convs import Shortcut
-from smallbatch.training.lanes import Lanes, stack_lanes
+from smallbatch.training.stacked import norms as stacked_norms
+from smallbatch.training.stacked import triton_norms
+from smallbatch.training.stacked.convs import Shortcut
+from smallbatch.training.stacked.lanes import Lanes, stack_lanes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 K, C = 2, 8

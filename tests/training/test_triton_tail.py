@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.training.lane_step import Metrics, TorchTail
-from smallbatch.training.lanes import Lanes
-from smallbatch.training.triton_tail import TritonTail
+from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.step import Metrics, TorchTail
+from smallbatch.training.stacked.triton_tail import TritonTail
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 K = 3

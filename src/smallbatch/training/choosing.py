@@ -86,7 +86,7 @@ def _choose(column: Column, asked: EngineSetting, device: str) -> Choice:
 
     def try_vmap() -> bool:
         from smallbatch.models import build_model
-        from smallbatch.training.lane_vmap import vmap_works
+        from smallbatch.training.stacked.vmap import vmap_works
 
         model = build_model(
             run.settings.model,

@@ -34,26 +34,7 @@ _LOOP = (
 )
 CODE: dict[Engine, tuple[str, ...]] = {
     "loop": _LOOP,
-    "stacked": (
-        *_LOOP,
-        "training/choice.py",
-        "training/lane_convs.py",
-        "training/lane_inputs.py",
-        "training/lane_step.py",
-        "training/lane_vmap.py",
-        "training/lanes.py",
-        "training/native",
-        "training/stacked.py",
-        "training/stacked_layers.py",
-        "training/stacked_models.py",
-        "training/stacked_norms.py",
-        "training/torch_lanes.py",
-        "training/triton_convs.py",
-        "training/triton_inputs.py",
-        "training/triton_kernels.py",
-        "training/triton_norms.py",
-        "training/triton_tail.py",
-    ),
+    "stacked": (*_LOOP, "training/stacked"),
 }
 
 
@@ -78,7 +59,8 @@ def code_digest(engine: Engine) -> str:
     digest = hashlib.sha256()
     for name in CODE[engine]:
         path = package / name
-        for file in sorted(f for f in path.rglob("*") if f.suffix in (".py", ".cpp")) if path.is_dir() else [path]:
+        files = [f for kind in ("*.py", "*.cpp") for f in path.rglob(kind)] or [path]
+        for file in sorted(files):
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

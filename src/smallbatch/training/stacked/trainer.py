@@ -3,7 +3,7 @@
 Every lane has its own weights, batch statistics, learning rate, seed and outcome, and gets the
 numbers that :mod:`smallbatch.training.loop` would get, but for the rounding of sums that are taken
 in another order. No operation mixes lanes. On a CPU the paper's models are computed by the C++
-kernels of :mod:`smallbatch.training.native`, all else by torch.
+kernels of :mod:`smallbatch.training.stacked.native`, all else by torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models import has_batch_norm, recompute_population_statistics
-from smallbatch.training import loop, native
+from smallbatch.training import loop
 from smallbatch.training.checkpoints import Keeper, KeepNothing, State
-from smallbatch.training.lane_convs import Convs
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
-from smallbatch.training.native.lanes import NativeLanes
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.torch_lanes import TorchLanes
+from smallbatch.training.stacked import native
+from smallbatch.training.stacked.convs import Convs
+from smallbatch.training.stacked.native.lanes import NativeLanes
+from smallbatch.training.stacked.torch_lanes import TorchLanes
 
 EpochObserver = Callable[[Run, Row], None]
 EndObserver = Callable[[Run, RunResult, float], None]
@@ -63,9 +64,7 @@ class Lanes(Protocol):
         """Begin to sum losses and right answers anew."""
         ...
 
-    def evaluate(
-        self, split: Split, pause: Callable[[], None]
-    ) -> tuple[list[float], list[float]]:
+    def evaluate(self, split: Split, pause: Callable[[], None]) -> tuple[list[float], list[float]]:
         """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode.
 
         ``pause`` is called between batches.
@@ -110,7 +109,7 @@ def train_lanes(
         on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
             the update, on a GPU with its epoch.
         keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
-        convs: the algorithm of torch's convolutions; by default the fastest for each shape on a GPU.
+        convs: the algorithm of torch's convolutions; by default, on a GPU, the fastest for each.
         by_torch: leave out the native kernels.
 
     Returns:

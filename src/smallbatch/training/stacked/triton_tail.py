@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smallbatch.training.lane_step import Metrics, TorchTail
-from smallbatch.training.lanes import Lanes
+from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.step import Metrics, TorchTail
 
 
 @triton.jit

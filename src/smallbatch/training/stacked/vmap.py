@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smallbatch.errors import UserError
-from smallbatch.training.lane_inputs import Shared, seen_by_all
-from smallbatch.training.lanes import Lanes, stack_lanes
+from smallbatch.training.stacked.inputs import Shared, seen_by_all
+from smallbatch.training.stacked.lanes import Lanes, stack_lanes
 
 
 class VmapNet:

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smallbatch.training.lane_convs import Shortcut
+from smallbatch.training.stacked.convs import Shortcut
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The convolutions of K lanes by the kernels of :mod:`smallbatch.training.triton_kernels`."""
+"""The convolutions of K lanes by the kernels of :mod:`~training.stacked.triton_kernels`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from smallbatch.training import triton_kernels
-from smallbatch.training.lane_convs import Shortcut
-from smallbatch.training.lane_inputs import Shared
+from smallbatch.training.stacked import triton_kernels
+from smallbatch.training.stacked.convs import Shortcut
+from smallbatch.training.stacked.inputs import Shared
 
 # Without types: the constants among their parameters are given as plain numbers.
 _CONVOLVE: Any = triton_kernels.convolve

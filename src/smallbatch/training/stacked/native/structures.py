@@ -16,7 +16,16 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         (name, c_int32)
-        for name in "channels examples height width channel example row origin".split()
+        for name in [
+            "channels",
+            "examples",
+            "height",
+            "width",
+            "channel",
+            "example",
+            "row",
+            "origin",
+        ]
     ]
 
     def at(self, channel: Any, example: Any, row: Any, column: Any) -> Any:
@@ -29,8 +38,11 @@ class Product(ctypes.Structure):
     """A sum of products over tables of offsets."""
 
     _fields_ = [
-        *((name, c_int32) for name in "rows outputs positions tile weight_stride out_stride".split()),
-        *((name, c_void_p) for name in "x_offset w_offset x_base y_base".split()),
+        *(
+            (name, c_int32)
+            for name in ["rows", "outputs", "positions", "tile", "weight_stride", "out_stride"]
+        ),
+        *((name, c_void_p) for name in ["x_offset", "w_offset", "x_base", "y_base"]),
     ]
 
 
@@ -42,13 +54,21 @@ class Layer(ctypes.Structure):
         ("input", ctypes.POINTER(Product)),
         *(
             (name, c_int32)
-            for name in (
-                "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left"
-            ).split()
+            for name in [
+                "inputs",
+                "norm",
+                "channels_per_group",
+                "examples_per_group",
+                "stride",
+                "relu",
+                "pool",
+                "pool_top",
+                "pool_left",
+            ]
         ),
         *(
             (name, c_int64)
-            for name in "weight bias scale shift running_mean running_var".split()
+            for name in ["weight", "bias", "scale", "shift", "running_mean", "running_var"]
         ),
         ("eps", c_double),
         ("momentum", c_double),
@@ -57,9 +77,21 @@ class Layer(ctypes.Structure):
         ("skip", Shape),
         *(
             (name, c_void_p)
-            for name in (
-                "x dx z dz y dy pooled_y pooled_dy winner mean invstd skip_x skip_dx"
-            ).split()
+            for name in [
+                "x",
+                "dx",
+                "z",
+                "dz",
+                "y",
+                "dy",
+                "pooled_y",
+                "pooled_dy",
+                "winner",
+                "mean",
+                "invstd",
+                "skip_x",
+                "skip_dx",
+            ]
         ),
     ]
 
@@ -70,7 +102,10 @@ class Images(ctypes.Structure):
     _fields_ = [
         ("pixels", c_void_p),
         ("labels", c_void_p),
-        *((name, c_int64) for name in "image channel row column channels height width".split()),
+        *(
+            (name, c_int64)
+            for name in ["image", "channel", "row", "column", "channels", "height", "width"]
+        ),
     ]
 
 
@@ -79,7 +114,7 @@ class Network(ctypes.Structure):
 
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
-        *((name, c_int32) for name in "count_layers batch_size classes".split()),
+        *((name, c_int32) for name in ["count_layers", "batch_size", "classes"]),
         ("input_shape", Shape),
         ("input", c_void_p),
         ("gradient", c_void_p),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smallbatch.data.sampling import Examples, epoch_examples, join
+from smallbatch.data.sampling import epoch_examples, join
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident
 
@@ -132,7 +132,7 @@ class Tables:
         """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
         train, windows = self.data.train, self.data.windows
         if self.fused:
-            from smallbatch.training.triton_inputs import gathered
+            from smallbatch.training.stacked.triton_inputs import gathered
 
             augment = windows is not None
             return gathered(self.examples, self.images, train.labels, self.counter, augment)

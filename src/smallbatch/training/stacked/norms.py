@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.norms import GhostBatchNorm
-from smallbatch.training.lane_convs import Shortcut, finish
-from smallbatch.training.lanes import Lanes
+from smallbatch.training.stacked.convs import Shortcut, finish
+from smallbatch.training.stacked.lanes import Lanes
 
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 
@@ -152,7 +152,7 @@ class FusedNorm(BatchNorm):
         """Normalise, add a shortcut, clip at 0; evaluations leave it to torch."""
         if not training:
             return super().forward(x, training, shortcut)
-        from smallbatch.training import triton_norms
+        from smallbatch.training.stacked import triton_norms
 
         views, size = self.lanes.views, self.size or len(x)
         affine = views[self.weight], views[self.bias]
@@ -164,7 +164,7 @@ class FusedNorm(BatchNorm):
 
     def backward(self, g: Tensor) -> Tensor:
         """Gradients of weight, bias and input."""
-        from smallbatch.training import triton_norms
+        from smallbatch.training.stacked import triton_norms
 
         views, gradients, size = self.lanes.views, self.lanes.gradients, self.size or len(g)
         of_affine = gradients[self.weight], gradients[self.bias]

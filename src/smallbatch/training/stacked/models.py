@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
-from smallbatch.training.lane_convs import Convs
-from smallbatch.training.lane_inputs import Shared
-from smallbatch.training.lanes import Lanes
-from smallbatch.training.stacked_layers import (
+from smallbatch.training.stacked.convs import Convs
+from smallbatch.training.stacked.inputs import Shared
+from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.layers import (
     Chain,
     Conv,
     FirstConv,
@@ -22,7 +22,7 @@ from smallbatch.training.stacked_layers import (
     MaxPool,
     Residual,
 )
-from smallbatch.training.stacked_norms import BatchNorm, FusedNorm, GhostNorm, GroupNorm
+from smallbatch.training.stacked.norms import BatchNorm, FusedNorm, GhostNorm, GroupNorm
 
 
 def has_stacked_form(model: nn.Module) -> bool:

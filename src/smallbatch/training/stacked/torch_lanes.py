@@ -8,16 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from smallbatch.training.choice import default_convs, default_fusing, default_tail
-from smallbatch.training.lane_convs import Convs, Grouped
-from smallbatch.training.lane_inputs import Tables, seen_by_all
-from smallbatch.training.lane_step import Net, Step, capture
-from smallbatch.training.lane_vmap import VmapNet
-from smallbatch.training.lanes import stack_lanes
 from smallbatch.training.loop import initial_model
-from smallbatch.training.protocol import Run, updates_after
+from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked_models import StackedNet, has_stacked_form
+from smallbatch.training.stacked.choice import default_convs, default_fusing, default_tail
+from smallbatch.training.stacked.convs import Convs, Grouped
+from smallbatch.training.stacked.inputs import Tables, seen_by_all
+from smallbatch.training.stacked.lanes import stack_lanes
+from smallbatch.training.stacked.models import StackedNet, has_stacked_form
+from smallbatch.training.stacked.step import Net, Step, capture
+from smallbatch.training.stacked.vmap import VmapNet
 
 # Images of all lanes together in one forward pass of an evaluation.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
@@ -59,7 +59,7 @@ def build_net(
 
 
 class TorchLanes:
-    """See :class:`~training.stacked.Lanes`.
+    """See :class:`~training.stacked.trainer.Lanes`.
 
     Args:
         runs: of one study and batch size, those of one seed next to each other.
@@ -138,7 +138,7 @@ class TorchLanes:
         return True
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """See :meth:`~training.lanes.Lanes.state_dict`."""
+        """See :meth:`~training.stacked.lanes.Lanes.state_dict`."""
         return self.net.lanes.state_dict(lane)
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:

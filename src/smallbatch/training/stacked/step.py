@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from smallbatch.training.lane_inputs import Shared, Tables
-from smallbatch.training.lanes import Lanes
+from smallbatch.training.stacked.inputs import Shared, Tables
+from smallbatch.training.stacked.lanes import Lanes
 
 WARM_UP = 3  # steps before a capture: libraries set themselves up, algorithms are timed
 

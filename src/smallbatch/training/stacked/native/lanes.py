@@ -15,11 +15,11 @@ from torch import Tensor
 
 from smallbatch.data.sampling import PAD, epoch_examples
 from smallbatch.training.loop import initial_model
-from smallbatch.training.native.compile import LANES, library
-from smallbatch.training.native.network import NativeNetwork, aligned
-from smallbatch.training.native.structures import Images, group_of, stream_of
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
+from smallbatch.training.stacked.native.compile import LANES, library
+from smallbatch.training.stacked.native.network import NativeNetwork, aligned
+from smallbatch.training.stacked.native.structures import Images, group_of, stream_of
 
 EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
 STRETCH = 0.3  # seconds of updates between two looks at anything else
@@ -31,7 +31,7 @@ _NOBODY = 1  # `diverged_at` of a place that no run has
 class NativeLanes:
     """K lanes in groups of :data:`LANES`, each group a training of its own.
 
-    See :class:`~training.stacked.Lanes`.
+    See :class:`~training.stacked.trainer.Lanes`.
 
     Args:
         runs: of one study and batch size.
@@ -111,11 +111,11 @@ class NativeLanes:
         return updates
 
     def sums(self) -> tuple[list[float], list[int], list[int]]:
-        """See :class:`~training.stacked.Lanes`."""
+        """See :class:`~training.stacked.trainer.Lanes`."""
         return self._loss.tolist(), self._correct.tolist(), self._diverged_at.tolist()
 
     def clear(self) -> None:
-        """See :class:`~training.stacked.Lanes`."""
+        """See :class:`~training.stacked.trainer.Lanes`."""
         self._loss = np.zeros(len(self.runs))
         self._correct = np.zeros(len(self.runs), np.int64)
 
@@ -190,7 +190,7 @@ class NativeLanes:
         return {name: torch.from_numpy(part[list(lanes)]) for name, part in parts.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """See :class:`~training.stacked.Lanes`."""
+        """See :class:`~training.stacked.trainer.Lanes`."""
         self._set_rows(tensors["theta"].numpy(), tensors["statistics"].numpy())
         self._loss, self._correct = tensors["loss"].numpy(), tensors["correct"].numpy()
 
@@ -222,7 +222,7 @@ class NativeLanes:
         )
 
     def _tables(self, seed: int, start: int, stop: int) -> tuple[NDArray[Any], ...]:
-        """Positions ``start`` … ``stop`` of a seed's stream: index, and crops and flips if wanted."""
+        """Positions ``start`` … ``stop`` of a seed's stream: index; crops and flips if wanted."""
         n = len(self.data.train)
         epochs = range(start // n, -(-stop // n))
         for epoch in epochs:

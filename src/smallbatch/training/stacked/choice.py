@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smallbatch.training.lane_convs import Convs, Grouped, Shortcut, Unrolled
-from smallbatch.training.lane_inputs import Shared
-from smallbatch.training.lane_step import Tail, TorchTail
+from smallbatch.training.stacked.convs import Convs, Grouped, Shortcut, Unrolled
+from smallbatch.training.stacked.inputs import Shared
+from smallbatch.training.stacked.step import Tail, TorchTail
 
 if TYPE_CHECKING:
     from smallbatch.config import Precision
@@ -29,7 +29,7 @@ _fusing: dict[str, bool] = {}
 
 def candidates(precision: Precision) -> dict[str, Convs]:
     """The algorithms of a GPU by name, the reference first."""
-    from smallbatch.training.triton_convs import Dot, Triton
+    from smallbatch.training.stacked.triton_convs import Dot, Triton
 
     # Three TF32 products have float32's error within a small factor: they count as float32.
     dots: dict[Precision, tuple[Dot, ...]] = {
@@ -62,7 +62,7 @@ def default_fusing(device: torch.device) -> bool:
 def _trial(device: torch.device) -> bool:
     """Whether Triton's kernels compile and give the right numbers; a warning if not."""
     try:
-        from smallbatch.training import triton_inputs, triton_norms, triton_tail
+        from smallbatch.training.stacked import triton_inputs, triton_norms, triton_tail
 
         parts = (triton_inputs, triton_norms, triton_tail)
         right = all(part.agrees(device) for part in parts)
@@ -78,7 +78,7 @@ def default_tail(device: torch.device, dtype: torch.dtype) -> Callable[[int, tor
     """What comes after the network in a step: by Triton where that works, in float32."""
     if dtype != torch.float32 or not default_fusing(device):
         return lambda *_: TorchTail()
-    from smallbatch.training.triton_tail import TritonTail
+    from smallbatch.training.stacked.triton_tail import TritonTail
 
     return TritonTail
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import same_max_pool
-from smallbatch.training.lane_convs import Convs, Shortcut, by_lane
-from smallbatch.training.lane_inputs import Shared
-from smallbatch.training.lanes import Lanes
+from smallbatch.training.stacked.convs import Convs, Shortcut, by_lane
+from smallbatch.training.stacked.inputs import Shared
+from smallbatch.training.stacked.lanes import Lanes
 
 
 class Layer(Protocol):

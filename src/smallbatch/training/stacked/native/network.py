@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import nn
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
-from smallbatch.training.native.compile import LANES
-from smallbatch.training.native.structures import Layer, Network, Product, Shape
+from smallbatch.training.stacked.native.compile import LANES
+from smallbatch.training.stacked.native.structures import Layer, Network, Product, Shape
 
 _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
@@ -45,9 +44,7 @@ def _steps(model: nn.Module) -> list[_Step]:
             if not isinstance(block, BasicBlock):
                 raise TypeError(f"found {type(block).__name__} where a basic block is expected")
             steps.append(_Step(block.conv1, block.norm1))
-            steps.append(
-                _Step(block.conv2, block.norm2, skip=len(steps) - 2, stride=block.stride)
-            )
+            steps.append(_Step(block.conv2, block.norm2, skip=len(steps) - 2, stride=block.stride))
         steps[-1].pool = _MEAN_POOL
         return [*steps, _Step(_linear(model.fc), relu=False)]
     if isinstance(model, AlexNet):
@@ -211,9 +208,7 @@ class NativeNetwork:
         self._kept.append(array)
         layer.input, layer.inputs = array, len(inputs)
 
-    def _conv_inputs(
-        self, product: nn.Conv2d, x: Shape, out: Shape, stride: int
-    ) -> list[Product]:
+    def _conv_inputs(self, product: nn.Conv2d, x: Shape, out: Shape, stride: int) -> list[Product]:
         """The gradient of a conv's input: pixels of one parity meet the same taps of the kernel."""
         kernel, pad = product.kernel_size[0], product.kernel_size[0] // 2
         taps = kernel * kernel
@@ -235,8 +230,15 @@ class NativeNetwork:
                 w_offset = o * (x.channels * taps) + dy[i] * kernel + dx[j]
                 inputs.append(
                     self._product(
-                        x.channels, taps, x.channel, x_offset, w_offset, x_base,
-                        x.at(0, n, row, column), len(o), out.channels,
+                        x.channels,
+                        taps,
+                        x.channel,
+                        x_offset,
+                        w_offset,
+                        x_base,
+                        x.at(0, n, row, column),
+                        len(o),
+                        out.channels,
                     )  # fmt: skip
                 )
         return inputs
@@ -246,9 +248,15 @@ class NativeNetwork:
         n, o = np.arange(self.batch_size), np.arange(out.channels)
         return [
             self._product(
-                x.channels, x.height * x.width, x.channel, out.at(o, 0, 0, 0) - out.origin,
-                o * features + row * x.width + column, out.at(0, n, 0, 0),
-                x.at(0, n, row, column), len(o), out.channels,
+                x.channels,
+                x.height * x.width,
+                x.channel,
+                out.at(o, 0, 0, 0) - out.origin,
+                o * features + row * x.width + column,
+                out.at(0, n, 0, 0),
+                x.at(0, n, row, column),
+                len(o),
+                out.channels,
             )  # fmt: skip
             for row in range(x.height)
             for column in range(x.width)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smallbatch.training.lane_inputs import Shared
+from smallbatch.training.stacked.inputs import Shared
 
 
 class Shortcut(NamedTuple):
