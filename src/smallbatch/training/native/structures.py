@@ -43,7 +43,8 @@ class Layer(ctypes.Structure):
         *(
             (name, c_int32)
             for name in (
-                "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left"
+                "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left "
+                "winograd"
             ).split()
         ),
         *(
@@ -52,6 +53,7 @@ class Layer(ctypes.Structure):
         ),
         ("eps", c_double),
         ("momentum", c_double),
+        ("in_", Shape),
         ("out", Shape),
         ("pooled", Shape),
         ("skip", Shape),
