@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -53,10 +54,11 @@ struct Layer {
     int32_t norm, channels_per_group, examples_per_group;
     int32_t stride;  // of the shortcut, 0 where there is none
     int32_t relu, pool, pool_top, pool_left;
+    int32_t winograd;  // instead of the tables of `forward` and `input`
     count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
     count running_mean, running_var;   // offsets into the statistics
     double eps, momentum;
-    Shape out, pooled, skip;  // of z and y, of the pooled output, of the shortcut's source
+    Shape in, out, pooled, skip;  // of x, of z and y, of the pooled output, of the shortcut's source
     const vec *x;             // the previous layer's output
     vec *dx;
     vec *z, *dz, *y, *dy, *pooled_y, *pooled_dy;
@@ -220,6 +222,241 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
             gradient_rows<1>(f, x, dz + count(o) * f.out_stride, dw + count(o) * f.weight_stride,
                              begin, end);
     }
+}
+
+// Winograd's F(2×2, 3×3) (Lavin and Gray, 2016) for 3×3 convolutions of stride 1: a tile of 2×2
+// outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of 4×4, at 16 products for 36. One lane's
+// number is one element of a vector, so a transform is additions of whole vectors. The sums over
+// channels are a matrix product for each of the 16 places of a transformed window, on blocks of
+// tiles that the second-level cache holds.
+
+constexpr int PLACES = 16;
+constexpr int TILES = 36;  // of a block, at most
+constexpr int BLOCK_VECTORS = 9216;  // of a block's transformed windows
+
+// Memory that a thread keeps from one call to the next.
+struct alignas(2 * sizeof(vec)) Line {
+    vec vectors[2];
+};
+vec *scratch(std::vector<Line> &memory, count vectors) {
+    if (count(memory.size()) * 2 < vectors) {
+        memory.clear();
+        memory.resize((vectors + 1) / 2);
+    }
+    return memory[0].vectors;
+}
+thread_local std::vector<Line> scratch_windows, scratch_tiles, scratch_weights;
+
+// A stride between places that puts them into different parts of the first-level cache.
+inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
+
+inline count tiles_of(const Shape &s) { return count(s.examples) * (s.height / 2) * (s.width / 2); }
+
+// The first pixel of tile t.
+inline count tile_at(const Shape &s, count t) {
+    const count across = s.width / 2, down = s.height / 2;
+    return s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
+}
+
+// out[i·stride_i + j·stride_j] = Bᵀ d B
+inline void transform_window(const vec *d, count row, vec *out, count place) {
+    auto rows = [&](int i, auto of) {
+        const vec a = of(0), b = of(1), c = of(2), e = of(3);
+        vec *to = out + 4 * i * place;
+        to[0] = a - c;
+        to[place] = b + c;
+        to[2 * place] = c - b;
+        to[3 * place] = b - e;
+    };
+    rows(0, [&](int j) { return d[j] - d[2 * row + j]; });
+    rows(1, [&](int j) { return d[row + j] + d[2 * row + j]; });
+    rows(2, [&](int j) { return d[2 * row + j] - d[row + j]; });
+    rows(3, [&](int j) { return d[row + j] - d[3 * row + j]; });
+}
+
+// y = Aᵀ m A + bias
+inline void transform_product(const vec *m, count place, vec *y, count row,
+                              const vec &bias) {
+    vec upper[4], lower[4];
+    for (int j = 0; j < 4; j++) {
+        const vec b = m[(4 + j) * place], c = m[(8 + j) * place];
+        upper[j] = m[j * place] + b + c;
+        lower[j] = b - c - m[(12 + j) * place];
+    }
+    y[0] = upper[0] + upper[1] + upper[2] + bias;
+    y[1] = upper[1] - upper[2] - upper[3] + bias;
+    y[row] = lower[0] + lower[1] + lower[2] + bias;
+    y[row + 1] = lower[1] - lower[2] - lower[3] + bias;
+}
+
+// out = A dy Aᵀ
+inline void transform_gradient(const vec *dy, count row, vec *out, count place) {
+    auto rows = [&](int i, const vec &a, const vec &b) {
+        vec *to = out + 4 * i * place;
+        to[0] = a;
+        to[place] = a + b;
+        to[2 * place] = a - b;
+        to[3 * place] = -b;
+    };
+    const vec a = dy[0], b = dy[1], c = dy[row], d = dy[row + 1];
+    rows(0, a, b);
+    rows(1, a + c, b + d);
+    rows(2, a - c, b - d);
+    rows(3, -c, -d);
+}
+
+// out = G g Gᵀ
+inline void transform_weights(const vec *g, bool flipped, vec *out, count place) {
+    vec half[4][3];
+    for (int j = 0; j < 3; j++) {
+        const vec a = g[flipped ? 8 - j : j], b = g[flipped ? 5 - j : 3 + j],
+                  c = g[flipped ? 2 - j : 6 + j];
+        half[0][j] = a;
+        half[1][j] = REAL(0.5) * (a + c + b);
+        half[2][j] = REAL(0.5) * (a + c - b);
+        half[3][j] = c;
+    }
+    for (int i = 0; i < 4; i++) {
+        const vec a = half[i][0], b = half[i][1], c = half[i][2];
+        vec *to = out + 4 * i * place;
+        to[0] = a;
+        to[place] = REAL(0.5) * (a + c + b);
+        to[2 * place] = REAL(0.5) * (a + c - b);
+        to[3 * place] = c;
+    }
+}
+
+// dw = Gᵀ s G
+inline void transform_sums(const vec *s, count place, vec *dw) {
+    vec half[3][4];
+    for (int j = 0; j < 4; j++) {
+        const vec a = s[j * place], e = s[(12 + j) * place];
+        const vec b = REAL(0.5) * s[(4 + j) * place], c = REAL(0.5) * s[(8 + j) * place];
+        half[0][j] = a + b + c;
+        half[1][j] = b - c;
+        half[2][j] = b + c + e;
+    }
+    for (int i = 0; i < 3; i++) {
+        const vec b = REAL(0.5) * half[i][1], c = REAL(0.5) * half[i][2];
+        dw[3 * i] = half[i][0] + b + c;
+        dw[3 * i + 1] = b - c;
+        dw[3 * i + 2] = b + c + half[i][3];
+    }
+}
+
+// The windows of tiles `begin` … `begin + tiles` of all channels; the last one repeats after the end.
+void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
+    count at[TILES];
+    for (int t = 0; t < tiles; t++)
+        at[t] = tile_at(s, std::min(begin + t, tiles_of(s) - 1)) - s.row - 1;
+    for (int c = 0; c < s.channels; c++)
+        for (int t = 0; t < tiles; t++)
+            transform_window(x + count(c) * s.channel + at[t], s.row, d + c * tiles + t, place);
+}
+
+// m[o][t] = Σ_c u[c][o] · d[c][t] for four outputs
+__attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, int channels,
+                                            int tiles) {
+    for (int t = 0; t < tiles; t += P) {
+        vec sum[4][P] = {};
+        for (int c = 0; c < channels; c++) {
+            vec dc[P];
+            for (int j = 0; j < P; j++) dc[j] = d[c * tiles + t + j];
+            for (int o = 0; o < 4; o++) {
+                vec uo = u[4 * c + o];
+                keep(uo);
+                for (int j = 0; j < P; j++) sum[o][j] += uo * dc[j];
+            }
+        }
+        for (int o = 0; o < 4; o++)
+            for (int j = 0; j < P; j++) m[o * tiles + t + j] = sum[o][j];
+    }
+}
+
+// The layer's convolution; or, flipped, the gradient of its input from that of its output.
+void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
+              const vec *bias) {
+    const int inputs = from.channels, outputs = to.channels;
+    const int tiles = std::min(BLOCK_VECTORS / PLACES / inputs, TILES) / P * P;
+    const count place = spread(count(inputs) * tiles), product_place = spread(4 * tiles);
+    vec *u = scratch(scratch_weights, count(PLACES) * inputs * outputs);
+    vec *d = scratch(scratch_windows, PLACES * place);
+    vec *m = scratch(scratch_tiles, PLACES * product_place);
+    for (int o = 0; o < outputs; o++)
+        for (int c = 0; c < inputs; c++)
+            transform_weights(w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c),
+                              flipped, u + count(o / 4) * PLACES * inputs * 4 + 4 * c + o % 4,
+                              4 * inputs);
+    for (count begin = 0; begin < tiles_of(to); begin += tiles) {
+        transform_windows(from, x, begin, tiles, d, place);
+        const int present = std::min<count>(tiles, tiles_of(to) - begin);
+        for (int o = 0; o < outputs; o += 4) {
+            for (int f = 0; f < PLACES; f++)
+                tile_product(u + (count(o) * PLACES + 4 * f) * inputs, d + f * place,
+                             m + f * product_place, inputs, tiles);
+            for (int t = 0; t < present; t++)
+                for (int i = 0; i < 4; i++)
+                    transform_product(m + i * tiles + t, product_place,
+                                      y + count(o + i) * to.channel + tile_at(to, begin + t),
+                                      to.row, bias ? bias[o + i] : vec{});
+        }
+    }
+}
+
+// s[o][c] += Σ_t e[o][t] · d[c][t] for four outputs and C inputs
+template <int C>
+__attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s, int stride,
+                                             int tiles, int present) {
+    vec sum[4][C];
+    for (int o = 0; o < 4; o++)
+        for (int j = 0; j < C; j++) sum[o][j] = s[o * stride + j];
+    for (int t = 0; t < present; t++) {
+        vec dc[C];
+        for (int j = 0; j < C; j++) dc[j] = d[j * tiles + t];
+        for (int o = 0; o < 4; o++) {
+            vec eo = e[o * tiles + t];
+            keep(eo);
+            for (int j = 0; j < C; j++) sum[o][j] += eo * dc[j];
+        }
+    }
+    for (int o = 0; o < 4; o++)
+        for (int j = 0; j < C; j++) s[o * stride + j] = sum[o][j];
+}
+
+void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
+                              vec *dw) {
+    const int inputs = in.channels, outputs = out.channels;
+    const int tiles = std::max(8, std::min(2 * BLOCK_VECTORS / PLACES / (inputs + outputs), TILES));
+    const count window_place = spread(count(inputs) * tiles);
+    const count tile_place = spread(count(outputs) * tiles);
+    const count sum_place = spread(count(inputs) * outputs);
+    vec *d = scratch(scratch_windows, PLACES * window_place);
+    vec *e = scratch(scratch_tiles, PLACES * tile_place);
+    vec *s = scratch(scratch_weights, PLACES * sum_place);
+    std::fill(s, s + PLACES * sum_place, vec{});
+    for (count begin = 0; begin < tiles_of(out); begin += tiles) {
+        const int present = std::min<count>(tiles, tiles_of(out) - begin);
+        transform_windows(in, x, begin, tiles, d, window_place);
+        for (int o = 0; o < outputs; o++)
+            for (int t = 0; t < present; t++)
+                transform_gradient(dz + count(o) * out.channel + tile_at(out, begin + t), out.row,
+                                   e + o * tiles + t, tile_place);
+        for (int f = 0; f < PLACES; f++)
+            for (int o = 0; o < outputs; o += 4) {
+                const vec *fe = e + f * tile_place + count(o) * tiles;
+                const vec *fd = d + f * window_place;
+                vec *fs = s + f * sum_place + count(o) * inputs;
+                int c = 0;
+                // Pairs rather than a single one in the end: it would wait for its own sums.
+                for (; inputs - c >= 5 || inputs - c == 3; c += 3)
+                    tile_gradient<3>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
+                for (; inputs - c >= 2; c += 2)
+                    tile_gradient<2>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
+                for (; c < inputs; c++)
+                    tile_gradient<1>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
+            }
+    }
+    for (count i = 0; i < count(outputs) * inputs; i++) transform_sums(s + i, sum_place, dw + 9 * i);
 }
 
 // Calls `row(start of a row)` for a part of a buffer.
@@ -444,7 +681,11 @@ void pool_gradient(const Layer &l) {
 void forward(const Network &net, const vec *theta, vec *statistics, bool training) {
     for (int i = 0; i < net.count_layers; i++) {
         const Layer &l = net.layers[i];
-        product(l.forward, l.x, theta + l.weight, l.z, l.bias < 0 ? nullptr : theta + l.bias);
+        const vec *w = theta + l.weight, *bias = l.bias < 0 ? nullptr : theta + l.bias;
+        if (l.winograd)
+            winograd(l.in, l.out, l.x, w, false, l.z, bias);
+        else
+            product(l.forward, l.x, w, l.z, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
             norm_and_activate(l, theta, statistics, training);
         if (l.pool) pool(l);
@@ -462,9 +703,14 @@ void backward(const Network &net, const vec *theta) {
             for (int c = 0; c < s.channels; c++)
                 net.gradient[l.bias + c] =
                     sum_rows(s, c, c + 1, 0, s.examples, [&](count at) { return l.dz[at]; });
-        weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
-        for (int j = 0; j < l.inputs; j++)
-            product(l.input[j], l.dz, theta + l.weight, l.dx, nullptr);
+        if (l.winograd) {
+            winograd_weight_gradient(l.in, s, l.x, l.dz, net.gradient + l.weight);
+            if (l.dx) winograd(s, l.in, l.dz, theta + l.weight, true, l.dx, nullptr);
+        } else {
+            weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
+            for (int j = 0; j < l.inputs; j++)
+                product(l.input[j], l.dz, theta + l.weight, l.dx, nullptr);
+        }
         // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
         // input the shortcut shares, comes next and adds it.
         if (i + 1 < net.count_layers && net.layers[i + 1].stride) {

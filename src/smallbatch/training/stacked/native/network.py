@@ -18,6 +18,9 @@ from smallbatch.training.stacked.native.structures import Layer, Network, Produc
 _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
+_WINOGRAD_TILES = 16  # of 2×2 outputs, from which on the transforms of the weights pay
+_WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
+
 _LINE = 32  # bytes of a vector of float
 _SPREAD = 10  # vectors
 
@@ -142,11 +145,13 @@ class NativeNetwork:
         pooled = step.pool != _NO_POOL
         border = max(_border(product), 0 if pooled else _border(later))
         out = self._shape(product.weight.shape[0], height, width, border)
-        layer.out, layer.x, layer.dx = out, source.y, source.dy
+        layer.in_, layer.out, layer.x, layer.dx = source.shape, out, source.y, source.dy
         name = self._names[id(product)]
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
-        self._products(layer, product, source, out, stride)
+        layer.winograd = _suits_winograd(product, source, out)
+        if not layer.winograd:
+            self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
         layer.y = self._buffer(out)
         layer.dy = self._buffer(out) if self.training else 0
@@ -345,6 +350,17 @@ class _Source:
     shape: Shape
     y: int
     dy: int
+
+
+def _suits_winograd(product: nn.Module, source: _Source, out: Shape) -> bool:
+    """Whether a layer is a 3×3 convolution of stride 1 whose output consists of enough 2×2 tiles."""
+    if not isinstance(product, nn.Conv2d):
+        return False
+    if product.kernel_size[0] != 3 or product.stride[0] != 1 or out.height % 2 or out.width % 2:
+        return False
+    tiles = out.examples * (out.height // 2) * (out.width // 2)
+    computed = [out.channels, source.shape.channels] if source.dy else [out.channels]
+    return tiles >= _WINOGRAD_TILES and all(c % _WINOGRAD_OUTPUTS == 0 for c in computed)
 
 
 def _border(module: nn.Module | None) -> int:

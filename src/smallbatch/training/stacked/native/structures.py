@@ -6,27 +6,23 @@ import ctypes
 from ctypes import c_double, c_int32, c_int64, c_void_p
 from typing import Any
 
+_SHAPE = "channels examples height width channel example row origin"
+_SIZES = "rows outputs positions tile weight_stride out_stride"
+_TABLES = "x_offset w_offset x_base y_base"
+_KINDS = "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left"
+_PLACES = "weight bias scale shift running_mean running_var"
+_BUFFERS = "x dx z dz y dy pooled_y pooled_dy winner mean invstd skip_x skip_dx"
+_STRIDES = "image channel row column channels height width"
 
-def _fields(**groups: Any) -> list[tuple[str, Any]]:
-    return [(name, kind) for names, kind in groups.items() for name in names.split("__")]
+
+def _fields(names: str, kind: Any) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
 
 
 class Shape(ctypes.Structure):
     """Extent and strides, in vectors, of an activation."""
 
-    _fields_ = [
-        (name, c_int32)
-        for name in [
-            "channels",
-            "examples",
-            "height",
-            "width",
-            "channel",
-            "example",
-            "row",
-            "origin",
-        ]
-    ]
+    _fields_ = _fields(_SHAPE, c_int32)
 
     def at(self, channel: Any, example: Any, row: Any, column: Any) -> Any:
         """Offset of a pixel; indices may be arrays, and may lie in the border."""
@@ -37,13 +33,7 @@ class Shape(ctypes.Structure):
 class Product(ctypes.Structure):
     """A sum of products over tables of offsets."""
 
-    _fields_ = [
-        *(
-            (name, c_int32)
-            for name in ["rows", "outputs", "positions", "tile", "weight_stride", "out_stride"]
-        ),
-        *((name, c_void_p) for name in ["x_offset", "w_offset", "x_base", "y_base"]),
-    ]
+    _fields_ = [*_fields(_SIZES, c_int32), *_fields(_TABLES, c_void_p)]
 
 
 class Layer(ctypes.Structure):
@@ -52,61 +42,18 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("forward", Product),
         ("input", ctypes.POINTER(Product)),
-        *(
-            (name, c_int32)
-            for name in [
-                "inputs",
-                "norm",
-                "channels_per_group",
-                "examples_per_group",
-                "stride",
-                "relu",
-                "pool",
-                "pool_top",
-                "pool_left",
-            ]
-        ),
-        *(
-            (name, c_int64)
-            for name in ["weight", "bias", "scale", "shift", "running_mean", "running_var"]
-        ),
-        ("eps", c_double),
-        ("momentum", c_double),
-        ("out", Shape),
-        ("pooled", Shape),
-        ("skip", Shape),
-        *(
-            (name, c_void_p)
-            for name in [
-                "x",
-                "dx",
-                "z",
-                "dz",
-                "y",
-                "dy",
-                "pooled_y",
-                "pooled_dy",
-                "winner",
-                "mean",
-                "invstd",
-                "skip_x",
-                "skip_dx",
-            ]
-        ),
+        *_fields(f"{_KINDS} winograd", c_int32),
+        *_fields(_PLACES, c_int64),
+        *_fields("eps momentum", c_double),
+        *_fields("in_ out pooled skip", Shape),
+        *_fields(_BUFFERS, c_void_p),
     ]
 
 
 class Images(ctypes.Structure):
     """Resident images and labels; strides in numbers."""
 
-    _fields_ = [
-        ("pixels", c_void_p),
-        ("labels", c_void_p),
-        *(
-            (name, c_int64)
-            for name in ["image", "channel", "row", "column", "channels", "height", "width"]
-        ),
-    ]
+    _fields_ = [*_fields("pixels labels", c_void_p), *_fields(_STRIDES, c_int64)]
 
 
 class Network(ctypes.Structure):
@@ -114,10 +61,9 @@ class Network(ctypes.Structure):
 
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
-        *((name, c_int32) for name in ["count_layers", "batch_size", "classes"]),
+        *_fields("count_layers batch_size classes", c_int32),
         ("input_shape", Shape),
-        ("input", c_void_p),
-        ("gradient", c_void_p),
+        *_fields("input gradient", c_void_p),
         ("parameters", c_int64),
         ("labels", c_void_p),
     ]
@@ -127,10 +73,7 @@ def stream_of(lanes: int) -> type[ctypes.Structure]:
     """The structure `Stream` for vectors of so many lanes."""
 
     class Stream(ctypes.Structure):
-        _fields_ = [
-            *((name, c_void_p * lanes) for name in ("index", "top", "left", "flip")),
-            ("pad", c_int32),
-        ]
+        _fields_ = [*_fields("index top left flip", c_void_p * lanes), ("pad", c_int32)]
 
     return Stream
 
@@ -140,10 +83,9 @@ def group_of(lanes: int) -> type[ctypes.Structure]:
 
     class Group(ctypes.Structure):
         _fields_ = [
-            ("theta", c_void_p),
-            ("statistics", c_void_p),
-            *((name, c_double * lanes) for name in ("base_lr", "lr_decay", "loss")),
-            *((name, c_int64 * lanes) for name in ("correct", "diverged_at")),
+            *_fields("theta statistics", c_void_p),
+            *_fields("base_lr lr_decay loss", c_double * lanes),
+            *_fields("correct diverged_at", c_int64 * lanes),
         ]
 
     return Group
