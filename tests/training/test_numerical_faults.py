@@ -96,9 +96,7 @@ def test_the_last_batch_is_as_large_as_all_others(
     assert [row["updates"] for row in result.rows] == updates
     seen = [row["train_accuracy"] * m for row in result.rows]
     counted = np.array(seen) * np.diff([0, *updates])
-    np.testing.assert_allclose(
-        counted, counted.round(), atol=1e-6
-    )
+    np.testing.assert_allclose(counted, counted.round(), atol=1e-6)
 
 
 @ENGINES
