@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.faults import kills, stages, table
 from benchmarks.faults.outages import OUTAGES, run_outage
 
-CASES = {"train stacked, with MLflow": 6, "train": 18, "": 8}
+CASES = {"train stacked, with MLflow": 6, "train": 25, "": 8}
 """Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
 SHORT = {"train loop": 2, "train stacked": 2, "evaluate": 1, "server absent": 1}
 """The same for the short version, which leaves out the rest."""

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+DEATH_S = 2.0
+"""Seconds that the kernel may take to clear away a killed process on a busy machine."""
 CRASHES = ("kill", "kill group", "kill worker", "terminate")
 
 
@@ -68,7 +70,9 @@ def crash(pid: int, how: str, delay: float, draw: random.Random) -> tuple[int, f
         os.kill(pid, signal.SIGKILL)
     code = end(pid)
     took = time.monotonic() - asked
-    time.sleep(0.05)
+    deadline = time.monotonic() + DEATH_S
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return code, took, sum(map(_alive, workers))
 
 

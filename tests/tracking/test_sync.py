@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -307,3 +309,26 @@ def test_a_real_server_over_http(
     assert (Path(folder) / "data" / "data" / "weights.safetensors").exists()
     assert sync(columns.root, server.uri).unchanged == 5
     assert not tables.points()
+
+
+def test_a_database_whose_initialisation_was_killed_is_begun_anew(
+    columns: Any, tables: Any, workplace: Path
+) -> None:
+    (workplace / "mlflow.db").unlink()
+    half = workplace / ".mlflow.db.new"
+    with closing(sqlite3.connect(half)) as connection:
+        connection.execute("create table _alembic_tmp_experiments (experiment_id integer)")
+        connection.execute("create table experiments (experiment_id integer)")
+    columns.write(8)
+    assert sync(columns.root).runs_created == 5
+    assert not half.exists()
+    assert tables.query("select count(*) from runs") == [(5,)]
+
+
+def test_a_database_that_is_none_is_refused_in_one_line(columns: Any, workplace: Path) -> None:
+    columns.write(8)
+    for content in (b"no database", b"SQLite format 3\0" + b"\xff" * 4096):
+        (workplace / "mlflow.db").write_bytes(content)
+        with pytest.raises(UserError, match=r"mlflow\.db cannot be used: ") as caught:
+            sync(columns.root)
+        assert "\n" not in str(caught.value)

@@ -39,6 +39,7 @@ def test_overflow_ends_the_run_at_its_update(noise: Dataset, engine: str, lr: fl
     result = train(engine, noise, lr)
     assert result.outcome == "diverged"
     assert result.diverged_at == result.rows[-1]["updates"]
+    assert result.diverged_at is not None
     assert 1 <= result.diverged_at <= updates_after(2, 23, 4)
     assert result.weights == {}
     assert math.isnan(result.rows[-1]["test_accuracy"])

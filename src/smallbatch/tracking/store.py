@@ -157,6 +157,8 @@ def _open_sqlite(database: Path, uri: str) -> MlflowClient:
         return MlflowClient(uri, registry_uri=uri)
     # Processes that open a fresh database together fail with "table already exists".
     with exclusive(uri, "initialise"):
+        if not database.exists():
+            _create_sqlite(database)
         client = MlflowClient(uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         connection = sqlite3.connect(database, timeout=5)
@@ -165,6 +167,18 @@ def _open_sqlite(database: Path, uri: str) -> MlflowClient:
         with closing(connection), suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode=WAL")
     return client
+
+
+def _create_sqlite(database: Path) -> None:
+    """Make the tables aside: a process killed half-way would leave a file nobody can open."""
+    from mlflow.tracking import MlflowClient
+
+    aside = database.with_name(f".{database.name}.new")
+    for path in (aside, Path(f"{aside}-journal")):
+        path.unlink(missing_ok=True)
+    uri = f"sqlite:///{aside}"
+    MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+    aside.replace(database)
 
 
 def _is_initialised(database: Path) -> bool:

@@ -46,13 +46,18 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     try:
         with unwarned():
             import mlflow.exceptions as mlflow_exceptions
+            import sqlalchemy.exc as database_exceptions
     except ImportError as error:
         raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
     try:
         with unwarned():
             _replay(columns, uri, report)
     # requests' errors, which artifact uploads let through, are OSErrors.
-    except (mlflow_exceptions.MlflowException, OSError) as error:
+    except (
+        mlflow_exceptions.MlflowException,
+        database_exceptions.SQLAlchemyError,
+        OSError,
+    ) as error:
         reason = hidden(str(error).strip().splitlines()[0][:300], uri)
         raise UserError(f"MLFLOW_TRACKING_URI: {shown(uri)} cannot be used: {reason}") from None
     return report
