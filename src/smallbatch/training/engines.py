@@ -18,14 +18,12 @@ T = TypeVar("T")
 MEMORY_SHARE = 0.5
 
 
-# Pixels of one lane's batch up to which `auto` stacks lanes on a CPU. Measured: images/s of the
-# stacked engine over the loop's, ResNet-8 with batch norm, 2 single-thread processes of 13 lanes:
-# 8×8   m = 2: 4.7, 8: 2.4, 32: 1.4, 128: 1.1, 512: 0.6
-# 16×16 m = 8: 1.3, 32: 0.9
-# 32×32 m = 2: 1.3 to 1.7, 8: 0.8, 32: 0.7, 128: 0.6
-# AlexNet, ResNet-20 and the other norms cross over at the same place. With larger batches oneDNN's
-# convolutions outrun matrix products of 16 to 64 rows.
-STACKED_PIXELS = 2**12
+# Runs of a column from which `auto` stacks them on a CPU, whatever the batch: the native kernels
+# take as long for one lane of eight as for all, and two workers share the column.
+STACKED_LANES = 8
+# With fewer, stacked lanes win while a lane's batch has no more pixels than this: dispatch costs a
+# plain run more than empty lanes cost the kernels (docs/performance.md).
+STACKED_PIXELS = 2**10
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def choose(
         return Choice("loop")
     if study.precision == "bf16":
         return Choice("loop", "the stacked engine has no bf16; the loop engine trains it")
-    if asked == "auto" and not stacked_is_faster(study.model, batch_size, pixels, lanes, device):
+    if asked == "auto" and not stacked_is_faster(study, batch_size, pixels, lanes, device):
         return Choice("loop")
     if has_layers(study.model):
         return Choice("stacked")
@@ -80,11 +78,14 @@ def choose(
     return Choice("loop", f"{reason}; the loop engine trains it")
 
 
-def stacked_is_faster(model: str, batch_size: int, pixels: int, lanes: int, device: str) -> bool:
+def stacked_is_faster(study: StudyConfig, m: int, pixels: int, lanes: int, device: str) -> bool:
     """Whether stacked lanes beat plain runs, by what was measured."""
-    if lanes == 1 or device == "cuda":  # on a GPU neither engine has been measured yet
+    from smallbatch.training.stacked import native
+
+    # On a GPU neither engine has been measured yet.
+    if lanes == 1 or not native.serves(study, device):
         return False
-    return has_layers(model) and batch_size * pixels <= STACKED_PIXELS
+    return lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS
 
 
 def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:
