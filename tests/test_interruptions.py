@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_pipeline import ROOT, Project
+from tests.project import ROOT, Project
 
 pytestmark = pytest.mark.slow
 
 PARAMS = """
 dataset: {{name: digits, source: digits, subset: 400, test_subset: 100}}
-grid: {{studies: [bn], batch_sizes: [4], base_lrs: [2^-10, 2^5], seeds: 2}}
+grid: {{studies: [bn], dependent: [], batch_sizes: [4], base_lrs: [2^-10, 2^5], seeds: 2}}
 studies:
   bn: {{model: resnet8, norm: batch, epochs: 3, weight_decay: 0.0001}}
 compute: {{device: cpu, engine: {engine}, checkpoint_seconds: 0.3}}
@@ -129,8 +129,7 @@ def test_killed_interrupted_and_out_of_time_it_ends_with_the_same_bytes(tmp_path
 
 
 def test_a_training_ends_with_the_dvc_that_started_it(tmp_path: Path) -> None:
-    project = Project(tmp_path)
-    (tmp_path / "params.yaml").write_text(PARAMS.format(engine="stacked"))
+    project = Project(tmp_path, PARAMS.format(engine="stacked"))
     kept = Folder(tmp_path, "stacked")
     environment = {
         **os.environ,

@@ -27,7 +27,7 @@ from smallbatch.training.stacked.convs import Convs, Grouped
 from smallbatch.training.stacked.inputs import Tables
 from smallbatch.training.stacked.lanes import stack_lanes
 from smallbatch.training.stacked.step import Step, capture
-from smallbatch.training.stacked.torch_lanes import build_net
+from smallbatch.training.stacked.torch_lanes import TorchLanes, build_net
 from smallbatch.training.stacked.vmap import VmapNet
 
 BASE_LRS = [2.0**-e for e in range(12, -1, -1)]  # the paper's 13
@@ -169,8 +169,8 @@ def evaluation_seconds(settings: Settings, lanes: int, data: Resident) -> float:
     """Of one evaluation of all lanes on the test set."""
     device = data.train.images.device
     with torch.no_grad(), arithmetic("float32", device):
-        lanes_ = TorchLanes(_column(settings, 32, lanes), data, torch.float32)
-        return seconds(lambda: lanes_.evaluate(data.test), device)
+        column = TorchLanes(_column(settings, 32, lanes), data, torch.float32)
+        return seconds(lambda: column.evaluate(data.test), device)
 
 
 def column(settings: Settings, m: int, base_lrs: list[float], data: Resident) -> dict[str, Any]:

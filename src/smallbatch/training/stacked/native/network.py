@@ -51,9 +51,10 @@ def _steps(model: nn.Module) -> list[_Step]:
         steps[-1].pool = _MEAN_POOL
         return [*steps, _Step(_linear(model.fc), relu=False)]
     if isinstance(model, AlexNet):
+        features: list[Any] = list(model.features.children())
         steps = [
             _Step(layer.conv, layer.norm, pool=_MAX_POOL if layer.pooled else _NO_POOL)
-            for layer in model.features.children()
+            for layer in features
         ]
         steps += [_Step(hidden.fc, hidden.norm) for hidden in (model.fc1, model.fc2)]
         return [*steps, _Step(_linear(model.fc), relu=False)]
@@ -199,10 +200,10 @@ class NativeNetwork:
             x_base = x.at(0, n, 0, 0)
         x_offset = x.at(c, 0, dy, dx) - x.origin
         rows = len(x_offset)
+        y_base = out.at(0, n, row, column)
         layer.forward = self._product(
-            outputs, rows, out.channel, x_offset, np.arange(rows), x_base, out.at(0, n, row, column),
-            rows, x.channels,
-        )  # fmt: skip
+            outputs, rows, out.channel, x_offset, np.arange(rows), x_base, y_base, rows, x.channels
+        )
         if not source.dy or not self.training:
             return
         if isinstance(product, nn.Conv2d):
@@ -244,7 +245,7 @@ class NativeNetwork:
                         x.at(0, n, row, column),
                         len(o),
                         out.channels,
-                    )  # fmt: skip
+                    )
                 )
         return inputs
 
@@ -262,7 +263,7 @@ class NativeNetwork:
                 x.at(0, n, row, column),
                 len(o),
                 out.channels,
-            )  # fmt: skip
+            )
             for row in range(x.height)
             for column in range(x.width)
         ]
@@ -353,7 +354,7 @@ class _Source:
 
 
 def _suits_winograd(product: nn.Module, source: _Source, out: Shape) -> bool:
-    """Whether a layer is a 3×3 convolution of stride 1 whose output consists of enough 2×2 tiles."""
+    """Whether a layer is a 3×3 convolution of stride 1 whose output is enough tiles of 2×2."""
     if not isinstance(product, nn.Conv2d):
         return False
     if product.kernel_size[0] != 3 or product.stride[0] != 1 or out.height % 2 or out.width % 2:
