@@ -103,8 +103,11 @@ def case_key(case: Case) -> str:
 
 def ways(case: Case, engines: Iterable[Engine]) -> list[Way]:
     """The ways to train a column by some engines."""
+    from smallbatch.training.stacked import native
+
     found = [Way(engine) for engine in engines]
-    if case.device == "cpu" and case.lanes > CHUNK * case.workers and Way("stacked") in found:
+    torchs = case.device == "cpu" and not native.serves(case.settings(), case.device)
+    if torchs and case.lanes > CHUNK * case.workers and Way("stacked") in found:
         found.append(Way("stacked", CHUNK))
     return found
 
@@ -215,10 +218,11 @@ def _file() -> Path:
 def _machine() -> str:
     """Digest of all that the speeds depend on."""
     from smallbatch.training.files import code_digest
+    from smallbatch.training.stacked.native.compile import compiler
 
     identity = [
         environment.cpu_model(), environment.cores(), environment.gpu_name(),
-        metadata.version("torch"), code_digest("loop"), code_digest("stacked"),
+        metadata.version("torch"), code_digest("loop"), code_digest("stacked"), compiler(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 

@@ -37,6 +37,8 @@ def choose_engine(column: Column, compute: ComputeConfig, *, learn: bool = True)
     )
     choice = _choose(column, way.engine if way else "auto", device)
     choice = replace(choice, lanes=way.lanes if way else None)
+    if choice.engine == "stacked" and device == "cpu" and not _fits(column, case, compute):
+        choice = Choice("loop")
     if learn:
         calibration.learn(choices={name: Way(choice.engine, choice.lanes)})
     return choice
@@ -63,6 +65,21 @@ def case_of(column: Column, compute: ComputeConfig) -> Case:
         device=device,
         workers=workers_of(column, compute, device),
     )
+
+
+def _fits(column: Column, case: Case, compute: ComputeConfig) -> bool:
+    """Whether every worker has memory for one vector of lanes, which native kernels always take."""
+    import torch
+
+    from smallbatch.training.engines import MEMORY_SHARE, free_memory
+    from smallbatch.training.rate import noise
+    from smallbatch.training.resident import load_resident
+    from smallbatch.training.stacked import lane_bytes
+    from smallbatch.training.stacked.native.compile import LANES
+
+    data = load_resident(noise(case, 1), augment=False, device=torch.device("cpu"))
+    needed = case.workers * LANES * lane_bytes(column.runs[0], data)
+    return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
 
 
 def can_stack(column: Column, device: str) -> bool:
