@@ -12,7 +12,7 @@ from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked.choice import default_convs, default_fusing, default_tail
-from smallbatch.training.stacked.convs import Convs, Grouped
+from smallbatch.training.stacked.convs import Convs, Unrolled
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
 from smallbatch.training.stacked.lanes import stack_lanes
 from smallbatch.training.stacked.models import StackedNet, has_stacked_form
@@ -49,9 +49,9 @@ def build_net(
     if plain:
         return VmapNet(lanes, model), model
     precision = runs[0].settings.precision
-    # Float64 is for tests: by torch, which has it everywhere.
+    # Float64 is for tests: by matrix products, which torch has everywhere and fast.
     single = dtype == torch.float32
-    convs = convs or (default_convs(lanes.theta.device, precision) if single else Grouped())
+    convs = convs or (default_convs(lanes.theta.device, precision) if single else Unrolled())
     half = torch.bfloat16 if precision == "bf16" else dtype
     if fused is None:
         fused = single and default_fusing(lanes.theta.device)
