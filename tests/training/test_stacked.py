@@ -124,7 +124,8 @@ def test_one_step_equals_the_loop_within_float32_rounding(
 @pytest.mark.parametrize(
     ("model", "norm", "size", "by_torch"),
     [
-        *[(*case, size, False) for case in CASES for size in (7, 8)],
+        *[(*case, 7, False) for case in CASES],
+        *[("resnet8", norm, 8, False) for norm in ("none", "batch")],
         *[("resnet8", norm, 7, True) for norm in ("none", "batch", "ghost", "group")],
         ("alexnet", "batch_conv", 7, True),
     ],
@@ -136,7 +137,8 @@ def test_fifty_updates_equal_the_loop_in_float64(
     data = noise_data(201, size=size, augment=True, dtype=PRECISE)
     settings = study(model, norm, epochs=4, augment=True, warmup=0.1)
     base_lrs = [2.0**-11, 2.0**-13] if model == "alexnet" else [2.0**-7, 2.0**-9]
-    runs = grid(settings, 16, base_lrs, seeds=1 if model == "resnet20" else 2)
+    # torch is slow in float64: one run of the larger models, two of the smallest.
+    runs = grid(settings, 16, base_lrs if model == "resnet8" else base_lrs[:1], seeds=1)
     results = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=by_torch)
     for run, result in zip(runs, results, strict=True):
         assert result.rows[-1]["updates"] == 50
