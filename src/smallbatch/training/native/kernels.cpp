@@ -361,7 +361,7 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
         vec sum[4][P] = {};
         for (int c = 0; c < channels; c++) {
             vec dc[P];
-            for (int j = 0; j < P; j++) dc[j] = d[c * tiles + t + j];
+            for (int j = 0; j < P; j++) keep(dc[j] = d[c * tiles + t + j]);
             for (int o = 0; o < 4; o++) {
                 vec uo = u[4 * c + o];
                 keep(uo);
@@ -412,7 +412,7 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
         for (int j = 0; j < C; j++) sum[o][j] = s[o * stride + j];
     for (int t = 0; t < present; t++) {
         vec dc[C];
-        for (int j = 0; j < C; j++) dc[j] = d[j * tiles + t];
+        for (int j = 0; j < C; j++) keep(dc[j] = d[j * tiles + t]);
         for (int o = 0; o < 4; o++) {
             vec eo = e[o * tiles + t];
             keep(eo);
