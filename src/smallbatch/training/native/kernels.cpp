@@ -63,7 +63,7 @@ struct Layer {
     vec *dx;
     vec *z, *dz, *y, *dy, *pooled_y, *pooled_dy;
     vec *winner;  // of a max pool: number of the tap
-    vec *mean, *invstd;
+    vec *mean, *invstd, *variance;  // of each group; the last one unbiased
     const vec *skip_x;
     vec *skip_dx;
 };
@@ -510,29 +510,43 @@ inline REAL values(const Shape &s, const Groups &g) {
     return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
 }
 
-void norm_moments(const Layer &l, vec *statistics) {
+// Mean and inverse deviation of a group. The examples' own sums of squares are combined (Chan et al.,
+// 1979), so that a channel of an example is read while a cache holds it.
+void norm_moments(const Layer &l, const Groups &g) {
     const Shape &s = l.out;
-    vec mean_of_channel{}, var_of_channel{};
-    each_group(l, [&](const Groups &g) {
-        const REAL n = values(s, g);
-        const vec mean = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) { return l.z[i]; }) / n;
-        const vec squares = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) {
-            const vec d = l.z[i] - mean;
-            return d * d;
-        });
-        l.mean[g.number] = mean;
-        l.invstd[g.number] = 1 / root(squares / n + REAL(l.eps));
-        if (l.norm != RUNNING) return;
-        const REAL share = REAL(g.n1 - g.n0) / s.examples;
-        if (g.n0 == 0) mean_of_channel = var_of_channel = vec{};
-        mean_of_channel += share * mean;
-        var_of_channel += share * (squares / (n - 1));
-        if (g.n1 == s.examples) {
-            vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
-            const REAL momentum = REAL(l.momentum);
-            m = (1 - momentum) * m + momentum * mean_of_channel;
-            v = (1 - momentum) * v + momentum * var_of_channel;
+    const REAL pixels = REAL(s.height) * s.width;
+    vec mean{}, squares{};
+    REAL parts = 0;
+    for (int c = g.c0; c < g.c1; c++)
+        for (int n = g.n0; n < g.n1; n++) {
+            const vec own = sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.z[i]; }) / pixels;
+            squares += sum_rows(s, c, c + 1, n, n + 1, [&](count i) {
+                const vec d = l.z[i] - own;
+                return d * d;
+            });
+            const vec step = own - mean;
+            mean += step / (parts + 1);
+            squares += step * step * (pixels * parts / (parts + 1));
+            parts += 1;
         }
+    l.mean[g.number] = mean;
+    l.invstd[g.number] = 1 / root(squares / (parts * pixels) + REAL(l.eps));
+    l.variance[g.number] = squares / (parts * pixels - 1);
+}
+
+// The running statistics follow the examples' mean of the groups of a channel.
+void update_statistics(const Layer &l, vec *statistics) {
+    vec mean{}, variance{};
+    each_group(l, [&](const Groups &g) {
+        const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
+        if (g.n0 == 0) mean = variance = vec{};
+        mean += share * l.mean[g.number];
+        variance += share * l.variance[g.number];
+        if (g.n1 < l.out.examples) return;
+        vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
+        const REAL momentum = REAL(l.momentum);
+        m = (1 - momentum) * m + momentum * mean;
+        v = (1 - momentum) * v + momentum * variance;
     });
 }
 
@@ -556,14 +570,15 @@ void activate(const Layer &l, int c, int n, vec a, vec b) {
 void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training) {
     const Shape &s = l.out;
     if (l.norm && (training || l.norm == OWN)) {
-        norm_moments(l, statistics);
         each_group(l, [&](const Groups &g) {
+            norm_moments(l, g);
             for (int c = g.c0; c < g.c1; c++) {
                 const vec a = theta[l.scale + c] * l.invstd[g.number];
                 const vec b = theta[l.shift + c] - l.mean[g.number] * a;
                 for (int n = g.n0; n < g.n1; n++) activate(l, c, n, a, b);
             }
         });
+        if (l.norm == RUNNING) update_statistics(l, statistics);
         return;
     }
     for (int c = 0; c < s.channels; c++) {
@@ -577,10 +592,10 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
 }
 
 // dy becomes the gradient before the relu, here called g.
-void relu_gradient(const Layer &l) {
+void relu_gradient(const Layer &l, int c, int n) {
     if (!l.relu) return;
     const Shape &s = l.out;
-    rows_of(s, 0, s.channels, 0, s.examples, [&](count at) {
+    rows_of(s, c, c + 1, n, n + 1, [&](count at) {
         for (int i = 0; i < s.width; i++) l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
     });
 }
@@ -593,10 +608,14 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
         vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
         for (int c = g.c0; c < g.c1; c++) {
             const vec scale = theta[l.scale + c];
-            const vec sum = sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) { return l.dy[i]; });
-            const vec dot = invstd * sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) {
-                                return l.dy[i] * (l.z[i] - mean);
-                            });
+            vec sum{}, dot{};
+            for (int n = g.n0; n < g.n1; n++) {
+                relu_gradient(l, c, n);
+                sum += sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.dy[i]; });
+                dot += sum_rows(s, c, c + 1, n, n + 1,
+                                [&](count i) { return l.dy[i] * (l.z[i] - mean); });
+            }
+            dot *= invstd;
             gradient[l.shift + c] += sum;
             gradient[l.scale + c] += dot;
             first += scale * sum;
@@ -696,9 +715,12 @@ void backward(const Network &net, const vec *theta) {
     for (int i = net.count_layers - 1; i >= 0; i--) {
         const Layer &l = net.layers[i];
         if (l.pool) pool_gradient(l);
-        relu_gradient(l);
-        if (l.norm) norm_gradient(l, theta, net.gradient);
         const Shape &s = l.out;
+        if (l.norm)
+            norm_gradient(l, theta, net.gradient);
+        else
+            for (int c = 0; c < s.channels; c++)
+                for (int n = 0; n < s.examples; n++) relu_gradient(l, c, n);
         if (l.bias >= 0)
             for (int c = 0; c < s.channels; c++)
                 net.gradient[l.bias + c] =

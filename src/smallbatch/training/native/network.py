@@ -306,7 +306,7 @@ class NativeNetwork:
             raise TypeError(f"{type(module).__name__} has no native form")
         groups = -(-out.channels // layer.channels_per_group)
         groups *= -(-self.batch_size // layer.examples_per_group)
-        layer.mean, layer.invstd = self._zeros(groups), self._zeros(groups)
+        layer.mean, layer.invstd, layer.variance = (self._zeros(groups) for _ in range(3))
 
     def _shape(self, channels: int, height: int, width: int, border: int) -> Shape:
         row = width + 2 * border

@@ -60,7 +60,7 @@ class Layer(ctypes.Structure):
         *(
             (name, c_void_p)
             for name in (
-                "x dx z dz y dy pooled_y pooled_dy winner mean invstd skip_x skip_dx"
+                "x dx z dz y dy pooled_y pooled_dy winner mean invstd variance skip_x skip_dx"
             ).split()
         ),
     ]
