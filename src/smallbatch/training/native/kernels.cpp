@@ -165,18 +165,24 @@ void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const ve
             product_block<O>(f, x, w, y, bias, p, from, std::min(from + CHUNK, f.rows));
 }
 
-void product(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias) {
-    // The tables repeat the last position up to a multiple of P: written twice, the same.
-    for (int begin = 0; begin < f.positions; begin += f.tile) {
-        const int end = std::min(begin + f.tile, f.positions);
-        int o = 0;
-        for (; o + 4 <= f.outputs; o += 4)
-            product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                            bias ? bias + o : nullptr, begin, end);
-        for (; o < f.outputs; o++)
-            product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                            bias ? bias + o : nullptr, begin, end);
-    }
+// Products of the same x, one block of positions of each after another, while x is in the cache.
+void products(const Product *each, int number, const vec *x, const vec *w, vec *y,
+              const vec *bias) {
+    int positions = 0;
+    for (int i = 0; i < number; i++) positions = std::max(positions, each[i].positions);
+    for (int begin = 0; begin < positions; begin += each->tile)
+        for (int i = 0; i < number; i++) {
+            // The tables repeat the last position up to a multiple of P: written twice, the same.
+            const Product &f = each[i];
+            const int end = std::min(begin + each->tile, f.positions);
+            int o = 0;
+            for (; o + 4 <= f.outputs; o += 4)
+                product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                                bias ? bias + o : nullptr, begin, end);
+            for (; o < f.outputs; o++)
+                product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                                bias ? bias + o : nullptr, begin, end);
+        }
 }
 
 template <int O, int R>
@@ -475,10 +481,13 @@ inline vec sum_rows(const Shape &s, int c0, int c1, int n0, int n1, Term term) {
         for (int n = n0; n < n1; n++) {
             vec image{};
             for (int y = 0; y < s.height; y++) {
-                vec sum{};
+                vec sum[4] = {};  // so that an addition need not wait for the one before
                 const count at = s.at(c, n, y);
-                for (int i = 0; i < s.width; i++) sum += term(at + i);
-                image += sum;
+                int i = 0;
+                for (; i + 4 <= s.width; i += 4)
+                    for (int j = 0; j < 4; j++) sum[j] += term(at + i + j);
+                for (; i < s.width; i++) sum[0] += term(at + i);
+                image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
             }
             total += image;
         }
@@ -704,7 +713,7 @@ void forward(const Network &net, const vec *theta, vec *statistics, bool trainin
         if (l.winograd)
             winograd(l.in, l.out, l.x, w, false, l.z, bias);
         else
-            product(l.forward, l.x, w, l.z, bias);
+            products(&l.forward, 1, l.x, w, l.z, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
             norm_and_activate(l, theta, statistics, training);
         if (l.pool) pool(l);
@@ -730,8 +739,7 @@ void backward(const Network &net, const vec *theta) {
             if (l.dx) winograd(s, l.in, l.dz, theta + l.weight, true, l.dx, nullptr);
         } else {
             weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
-            for (int j = 0; j < l.inputs; j++)
-                product(l.input[j], l.dz, theta + l.weight, l.dx, nullptr);
+            products(l.input, l.inputs, l.dz, theta + l.weight, l.dx, nullptr);
         }
         // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
         // input the shortcut shares, comes next and adds it.

@@ -204,7 +204,7 @@ class NativeNetwork:
         rows = len(x_offset)
         layer.forward = self._product(
             outputs, rows, out.channel, x_offset, np.arange(rows), x_base, out.at(0, n, row, column),
-            rows, x.channels,
+            rows, x.channels * stride**2,
         )  # fmt: skip
         if not source.dy or not self.training:
             return
@@ -269,7 +269,7 @@ class NativeNetwork:
         x_base: NDArray[Any],
         y_base: NDArray[Any],
         rows: int,
-        channels: int,
+        read: int,
     ) -> Product:
         positions = len(x_base)
         vector = LANES * np.dtype(self.dtype).itemsize
@@ -278,7 +278,7 @@ class NativeNetwork:
         tables = [(table * vector).astype(np.int64) for table in (x_offset, w_offset, *bases)]
         self._kept += tables
         self.bytes += sum(table.nbytes for table in tables)
-        tile = _TILE_BYTES // (channels * vector)
+        tile = _TILE_BYTES // (read * vector)
         return Product(
             rows, outputs, positions, max(1, tile // _BLOCK) * _BLOCK, weight_stride, out_stride,
             *[table.ctypes.data for table in tables],
