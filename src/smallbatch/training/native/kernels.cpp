@@ -135,20 +135,19 @@ template <int O>
 __attribute__((noinline)) void product_block(const Product &f, const vec *x, const vec *w, vec *y,
                                              const vec *bias, int p, int from, int to) {
     vec sum[O][P];
-    const char *xs[P], *ws[O];
+    const char *xs[P];
     vec *ys[P];
     for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
     for (int j = 0; j < P; j++) ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
-    for (int o = 0; o < O; o++) ws[o] = bytes_from(w + count(o) * f.weight_stride, 0);
     for (int o = 0; o < O; o++)
         for (int j = 0; j < P; j++)
             sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
-    const count *x_offset = f.x_offset, *w_offset = f.w_offset;
-    for (int r = from; r < to; r++) {
+    const count *x_offset = f.x_offset;
+    for (int r = from; r < to; r++, w += O) {
         vec xr[P];
-        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j] + x_offset[r]);
+        for (int j = 0; j < P; j++) keep(xr[j] = vector_at(xs[j] + x_offset[r]));
         for (int o = 0; o < O; o++) {
-            vec wr = vector_at(ws[o] + w_offset[r]);
+            vec wr = w[o];
             keep(wr);
             for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
         }
@@ -160,9 +159,15 @@ __attribute__((noinline)) void product_block(const Product &f, const vec *x, con
 template <int O>
 void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
                   int end) {
-    for (int from = 0; from < f.rows; from += CHUNK)
-        for (int p = begin; p < end; p += P)
-            product_block<O>(f, x, w, y, bias, p, from, std::min(from + CHUNK, f.rows));
+    vec packed[CHUNK * O];  // weights in the order of their use
+    for (int from = 0; from < f.rows; from += CHUNK) {
+        const int to = std::min(from + CHUNK, f.rows);
+        for (int o = 0; o < O; o++)
+            for (int r = from; r < to; r++)
+                packed[(r - from) * O + o] =
+                    vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r]));
+        for (int p = begin; p < end; p += P) product_block<O>(f, x, packed, y, bias, p, from, to);
+    }
 }
 
 // Products of the same x, one block of positions of each after another, while x is in the cache.
