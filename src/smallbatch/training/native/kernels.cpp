@@ -242,8 +242,9 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
 // tiles that the second-level cache holds.
 
 constexpr int PLACES = 16;
-constexpr int TILES = 36;  // of a block, at most
-constexpr int BLOCK_VECTORS = 9216;  // of a block's transformed windows
+constexpr int TILES = 36;           // of a block, at most
+constexpr int PRODUCT_VECTORS = 8192;   // of a block's transformed windows
+constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
 
 // Memory that a thread keeps from one call to the next.
 struct alignas(2 * sizeof(vec)) Line {
@@ -263,11 +264,17 @@ inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
 inline count tiles_of(const Shape &s) { return count(s.examples) * (s.height / 2) * (s.width / 2); }
 
-// The first pixel of tile t.
-inline count tile_at(const Shape &s, count t) {
-    const count across = s.width / 2, down = s.height / 2;
-    return s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
-}
+// The first pixels of the tiles from `begin` on; the last one repeats after the end.
+struct Block {
+    count at[TILES];
+    Block(const Shape &s, count begin, int tiles) {
+        const count across = s.width / 2, down = s.height / 2;
+        for (int i = 0; i < tiles; i++) {
+            const count t = std::min(begin + i, tiles_of(s) - 1);
+            at[i] = s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
+        }
+    }
+};
 
 // out[i·stride_i + j·stride_j] = Bᵀ d B
 inline void transform_window(const vec *d, count row, vec *out, count place) {
@@ -355,14 +362,19 @@ inline void transform_sums(const vec *s, count place, vec *dw) {
     }
 }
 
-// The windows of tiles `begin` … `begin + tiles` of all channels; the last one repeats after the end.
+// The windows of a block of all channels.
 void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
-    count at[TILES];
-    for (int t = 0; t < tiles; t++)
-        at[t] = tile_at(s, std::min(begin + t, tiles_of(s) - 1)) - s.row - 1;
-    for (int c = 0; c < s.channels; c++)
+    const Block block(s, begin, tiles), next(s, begin + tiles, tiles);
+    for (int c = 0; c < s.channels; c++) {
+        const vec *from = x + count(c) * s.channel - s.row - 1;
+        // The processor foresees none of so many short rows.
+        for (int t = 0; t < tiles; t++) {
+            __builtin_prefetch(from + next.at[t] + 2 * s.row + 2, 0, 2);
+            __builtin_prefetch(from + next.at[t] + 3 * s.row + 2, 0, 2);
+        }
         for (int t = 0; t < tiles; t++)
-            transform_window(x + count(c) * s.channel + at[t], s.row, d + c * tiles + t, place);
+            transform_window(from + block.at[t], s.row, d + c * tiles + t, place);
+    }
 }
 
 // m[o][t] = Σ_c u[c][o] · d[c][t] for four outputs
@@ -388,7 +400,7 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {
     const int inputs = from.channels, outputs = to.channels;
-    const int tiles = std::min(BLOCK_VECTORS / PLACES / inputs, TILES) / P * P;
+    const int tiles = std::max(std::min(PRODUCT_VECTORS / PLACES / inputs, TILES) / P, 1) * P;
     const count place = spread(count(inputs) * tiles), product_place = spread(4 * tiles);
     vec *u = scratch(scratch_weights, count(PLACES) * inputs * outputs);
     vec *d = scratch(scratch_windows, PLACES * place);
@@ -400,16 +412,17 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
                               4 * inputs);
     for (count begin = 0; begin < tiles_of(to); begin += tiles) {
         transform_windows(from, x, begin, tiles, d, place);
+        const Block block(to, begin, tiles);
         const int present = std::min<count>(tiles, tiles_of(to) - begin);
         for (int o = 0; o < outputs; o += 4) {
             for (int f = 0; f < PLACES; f++)
                 tile_product(u + (count(o) * PLACES + 4 * f) * inputs, d + f * place,
                              m + f * product_place, inputs, tiles);
-            for (int t = 0; t < present; t++)
-                for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4; i++)
+                for (int t = 0; t < present; t++)
                     transform_product(m + i * tiles + t, product_place,
-                                      y + count(o + i) * to.channel + tile_at(to, begin + t),
-                                      to.row, bias ? bias[o + i] : vec{});
+                                      y + count(o + i) * to.channel + block.at[t], to.row,
+                                      bias ? bias[o + i] : vec{});
         }
     }
 }
@@ -437,7 +450,7 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
 void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
                               vec *dw) {
     const int inputs = in.channels, outputs = out.channels;
-    const int tiles = std::max(8, std::min(2 * BLOCK_VECTORS / PLACES / (inputs + outputs), TILES));
+    const int tiles = std::max(8, std::min(GRADIENT_VECTORS / PLACES / (inputs + outputs), TILES));
     const count window_place = spread(count(inputs) * tiles);
     const count tile_place = spread(count(outputs) * tiles);
     const count sum_place = spread(count(inputs) * outputs);
@@ -446,11 +459,12 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
     vec *s = scratch(scratch_weights, PLACES * sum_place);
     std::fill(s, s + PLACES * sum_place, vec{});
     for (count begin = 0; begin < tiles_of(out); begin += tiles) {
+        const Block block(out, begin, tiles);
         const int present = std::min<count>(tiles, tiles_of(out) - begin);
         transform_windows(in, x, begin, tiles, d, window_place);
         for (int o = 0; o < outputs; o++)
             for (int t = 0; t < present; t++)
-                transform_gradient(dz + count(o) * out.channel + tile_at(out, begin + t), out.row,
+                transform_gradient(dz + count(o) * out.channel + block.at[t], out.row,
                                    e + o * tiles + t, tile_place);
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4) {
