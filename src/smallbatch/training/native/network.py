@@ -48,9 +48,7 @@ def _steps(model: nn.Module) -> list[_Step]:
             if not isinstance(block, BasicBlock):
                 raise TypeError(f"found {type(block).__name__} where a basic block is expected")
             steps.append(_Step(block.conv1, block.norm1))
-            steps.append(
-                _Step(block.conv2, block.norm2, skip=len(steps) - 2, stride=block.stride)
-            )
+            steps.append(_Step(block.conv2, block.norm2, skip=len(steps) - 2, stride=block.stride))
         steps[-1].pool = _MEAN_POOL
         return [*steps, _Step(_linear(model.fc), relu=False)]
     if isinstance(model, AlexNet):
@@ -216,9 +214,7 @@ class NativeNetwork:
         self._kept.append(array)
         layer.input, layer.inputs = array, len(inputs)
 
-    def _conv_inputs(
-        self, product: nn.Conv2d, x: Shape, out: Shape, stride: int
-    ) -> list[Product]:
+    def _conv_inputs(self, product: nn.Conv2d, x: Shape, out: Shape, stride: int) -> list[Product]:
         """The gradient of a conv's input: pixels of one parity meet the same taps of the kernel."""
         kernel, pad = product.kernel_size[0], product.kernel_size[0] // 2
         taps = kernel * kernel
@@ -240,8 +236,15 @@ class NativeNetwork:
                 w_offset = o * (x.channels * taps) + dy[i] * kernel + dx[j]
                 inputs.append(
                     self._product(
-                        x.channels, taps, x.channel, x_offset, w_offset, x_base,
-                        x.at(0, n, row, column), len(o), out.channels,
+                        x.channels,
+                        taps,
+                        x.channel,
+                        x_offset,
+                        w_offset,
+                        x_base,
+                        x.at(0, n, row, column),
+                        len(o),
+                        out.channels,
                     )  # fmt: skip
                 )
         return inputs
@@ -251,9 +254,15 @@ class NativeNetwork:
         n, o = np.arange(self.batch_size), np.arange(out.channels)
         return [
             self._product(
-                x.channels, x.height * x.width, x.channel, out.at(o, 0, 0, 0) - out.origin,
-                o * features + row * x.width + column, out.at(0, n, 0, 0),
-                x.at(0, n, row, column), len(o), out.channels,
+                x.channels,
+                x.height * x.width,
+                x.channel,
+                out.at(o, 0, 0, 0) - out.origin,
+                o * features + row * x.width + column,
+                out.at(0, n, 0, 0),
+                x.at(0, n, row, column),
+                len(o),
+                out.channels,
             )  # fmt: skip
             for row in range(x.height)
             for column in range(x.width)
@@ -345,7 +354,7 @@ class _Source:
 
 
 def _suits_winograd(product: nn.Module, source: _Source, out: Shape) -> bool:
-    """Whether a layer is a 3×3 convolution of stride 1 whose output consists of enough 2×2 tiles."""
+    """Whether a layer is a 3×3 convolution of stride 1 with enough 2×2 tiles of outputs."""
     if not isinstance(product, nn.Conv2d):
         return False
     if product.kernel_size[0] != 3 or product.stride[0] != 1 or out.height % 2 or out.width % 2:

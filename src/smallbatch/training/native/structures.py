@@ -29,7 +29,10 @@ class Product(ctypes.Structure):
     """A sum of products over tables of offsets."""
 
     _fields_ = [
-        *((name, c_int32) for name in "rows outputs positions tile weight_stride out_stride".split()),
+        *(
+            (name, c_int32)
+            for name in "rows outputs positions tile weight_stride out_stride".split()
+        ),
         *((name, c_void_p) for name in "x_offset w_offset x_base y_base".split()),
     ]
 
@@ -47,10 +50,7 @@ class Layer(ctypes.Structure):
                 "winograd"
             ).split()
         ),
-        *(
-            (name, c_int64)
-            for name in "weight bias scale shift running_mean running_var".split()
-        ),
+        *((name, c_int64) for name in "weight bias scale shift running_mean running_var".split()),
         ("eps", c_double),
         ("momentum", c_double),
         ("in_", Shape),
