@@ -63,7 +63,7 @@ struct Layer {
     vec *dx;
     vec *z, *dz, *y, *dy, *pooled_y, *pooled_dy;
     vec *winner;  // of a max pool: number of the tap
-    vec *mean, *invstd;
+    vec *mean, *invstd, *variance;  // of each group; the last one unbiased
     const vec *skip_x;
     vec *skip_dx;
 };
@@ -135,20 +135,19 @@ template <int O>
 __attribute__((noinline)) void product_block(const Product &f, const vec *x, const vec *w, vec *y,
                                              const vec *bias, int p, int from, int to) {
     vec sum[O][P];
-    const char *xs[P], *ws[O];
+    const char *xs[P];
     vec *ys[P];
     for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
     for (int j = 0; j < P; j++) ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
-    for (int o = 0; o < O; o++) ws[o] = bytes_from(w + count(o) * f.weight_stride, 0);
     for (int o = 0; o < O; o++)
         for (int j = 0; j < P; j++)
             sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
-    const count *x_offset = f.x_offset, *w_offset = f.w_offset;
-    for (int r = from; r < to; r++) {
+    const count *x_offset = f.x_offset;
+    for (int r = from; r < to; r++, w += O) {
         vec xr[P];
-        for (int j = 0; j < P; j++) xr[j] = vector_at(xs[j] + x_offset[r]);
+        for (int j = 0; j < P; j++) keep(xr[j] = vector_at(xs[j] + x_offset[r]));
         for (int o = 0; o < O; o++) {
-            vec wr = vector_at(ws[o] + w_offset[r]);
+            vec wr = w[o];
             keep(wr);
             for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
         }
@@ -160,23 +159,35 @@ __attribute__((noinline)) void product_block(const Product &f, const vec *x, con
 template <int O>
 void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
                   int end) {
-    for (int from = 0; from < f.rows; from += CHUNK)
-        for (int p = begin; p < end; p += P)
-            product_block<O>(f, x, w, y, bias, p, from, std::min(from + CHUNK, f.rows));
+    vec packed[CHUNK * O];  // weights in the order of their use
+    for (int from = 0; from < f.rows; from += CHUNK) {
+        const int to = std::min(from + CHUNK, f.rows);
+        for (int o = 0; o < O; o++)
+            for (int r = from; r < to; r++)
+                packed[(r - from) * O + o] =
+                    vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r]));
+        for (int p = begin; p < end; p += P) product_block<O>(f, x, packed, y, bias, p, from, to);
+    }
 }
 
-void product(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias) {
-    // The tables repeat the last position up to a multiple of P: written twice, the same.
-    for (int begin = 0; begin < f.positions; begin += f.tile) {
-        const int end = std::min(begin + f.tile, f.positions);
-        int o = 0;
-        for (; o + 4 <= f.outputs; o += 4)
-            product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                            bias ? bias + o : nullptr, begin, end);
-        for (; o < f.outputs; o++)
-            product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                            bias ? bias + o : nullptr, begin, end);
-    }
+// Products of the same x, one block of positions of each after another, while x is in the cache.
+void products(const Product *each, int number, const vec *x, const vec *w, vec *y,
+              const vec *bias) {
+    int positions = 0;
+    for (int i = 0; i < number; i++) positions = std::max(positions, each[i].positions);
+    for (int begin = 0; begin < positions; begin += each->tile)
+        for (int i = 0; i < number; i++) {
+            // The tables repeat the last position up to a multiple of P: written twice, the same.
+            const Product &f = each[i];
+            const int end = std::min(begin + each->tile, f.positions);
+            int o = 0;
+            for (; o + 4 <= f.outputs; o += 4)
+                product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                                bias ? bias + o : nullptr, begin, end);
+            for (; o < f.outputs; o++)
+                product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                                bias ? bias + o : nullptr, begin, end);
+        }
 }
 
 template <int O, int R>
@@ -231,8 +242,9 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
 // tiles that the second-level cache holds.
 
 constexpr int PLACES = 16;
-constexpr int TILES = 36;  // of a block, at most
-constexpr int BLOCK_VECTORS = 9216;  // of a block's transformed windows
+constexpr int TILES = 36;           // of a block, at most
+constexpr int PRODUCT_VECTORS = 8192;   // of a block's transformed windows
+constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
 
 // Memory that a thread keeps from one call to the next.
 struct alignas(2 * sizeof(vec)) Line {
@@ -252,11 +264,17 @@ inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
 inline count tiles_of(const Shape &s) { return count(s.examples) * (s.height / 2) * (s.width / 2); }
 
-// The first pixel of tile t.
-inline count tile_at(const Shape &s, count t) {
-    const count across = s.width / 2, down = s.height / 2;
-    return s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
-}
+// The first pixels of the tiles from `begin` on; the last one repeats after the end.
+struct Block {
+    count at[TILES];
+    Block(const Shape &s, count begin, int tiles) {
+        const count across = s.width / 2, down = s.height / 2;
+        for (int i = 0; i < tiles; i++) {
+            const count t = std::min(begin + i, tiles_of(s) - 1);
+            at[i] = s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
+        }
+    }
+};
 
 // out[i·stride_i + j·stride_j] = Bᵀ d B
 inline void transform_window(const vec *d, count row, vec *out, count place) {
@@ -344,14 +362,19 @@ inline void transform_sums(const vec *s, count place, vec *dw) {
     }
 }
 
-// The windows of tiles `begin` … `begin + tiles` of all channels; the last one repeats after the end.
+// The windows of a block of all channels.
 void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
-    count at[TILES];
-    for (int t = 0; t < tiles; t++)
-        at[t] = tile_at(s, std::min(begin + t, tiles_of(s) - 1)) - s.row - 1;
-    for (int c = 0; c < s.channels; c++)
+    const Block block(s, begin, tiles), next(s, begin + tiles, tiles);
+    for (int c = 0; c < s.channels; c++) {
+        const vec *from = x + count(c) * s.channel - s.row - 1;
+        // The processor foresees none of so many short rows.
+        for (int t = 0; t < tiles; t++) {
+            __builtin_prefetch(from + next.at[t] + 2 * s.row + 2, 0, 2);
+            __builtin_prefetch(from + next.at[t] + 3 * s.row + 2, 0, 2);
+        }
         for (int t = 0; t < tiles; t++)
-            transform_window(x + count(c) * s.channel + at[t], s.row, d + c * tiles + t, place);
+            transform_window(from + block.at[t], s.row, d + c * tiles + t, place);
+    }
 }
 
 // m[o][t] = Σ_c u[c][o] · d[c][t] for four outputs
@@ -361,7 +384,7 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
         vec sum[4][P] = {};
         for (int c = 0; c < channels; c++) {
             vec dc[P];
-            for (int j = 0; j < P; j++) dc[j] = d[c * tiles + t + j];
+            for (int j = 0; j < P; j++) keep(dc[j] = d[c * tiles + t + j]);
             for (int o = 0; o < 4; o++) {
                 vec uo = u[4 * c + o];
                 keep(uo);
@@ -377,7 +400,7 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {
     const int inputs = from.channels, outputs = to.channels;
-    const int tiles = std::min(BLOCK_VECTORS / PLACES / inputs, TILES) / P * P;
+    const int tiles = std::max(std::min(PRODUCT_VECTORS / PLACES / inputs, TILES) / P, 1) * P;
     const count place = spread(count(inputs) * tiles), product_place = spread(4 * tiles);
     vec *u = scratch(scratch_weights, count(PLACES) * inputs * outputs);
     vec *d = scratch(scratch_windows, PLACES * place);
@@ -389,16 +412,17 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
                               4 * inputs);
     for (count begin = 0; begin < tiles_of(to); begin += tiles) {
         transform_windows(from, x, begin, tiles, d, place);
+        const Block block(to, begin, tiles);
         const int present = std::min<count>(tiles, tiles_of(to) - begin);
         for (int o = 0; o < outputs; o += 4) {
             for (int f = 0; f < PLACES; f++)
                 tile_product(u + (count(o) * PLACES + 4 * f) * inputs, d + f * place,
                              m + f * product_place, inputs, tiles);
-            for (int t = 0; t < present; t++)
-                for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4; i++)
+                for (int t = 0; t < present; t++)
                     transform_product(m + i * tiles + t, product_place,
-                                      y + count(o + i) * to.channel + tile_at(to, begin + t),
-                                      to.row, bias ? bias[o + i] : vec{});
+                                      y + count(o + i) * to.channel + block.at[t], to.row,
+                                      bias ? bias[o + i] : vec{});
         }
     }
 }
@@ -412,7 +436,7 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
         for (int j = 0; j < C; j++) sum[o][j] = s[o * stride + j];
     for (int t = 0; t < present; t++) {
         vec dc[C];
-        for (int j = 0; j < C; j++) dc[j] = d[j * tiles + t];
+        for (int j = 0; j < C; j++) keep(dc[j] = d[j * tiles + t]);
         for (int o = 0; o < 4; o++) {
             vec eo = e[o * tiles + t];
             keep(eo);
@@ -426,7 +450,7 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
 void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
                               vec *dw) {
     const int inputs = in.channels, outputs = out.channels;
-    const int tiles = std::max(8, std::min(2 * BLOCK_VECTORS / PLACES / (inputs + outputs), TILES));
+    const int tiles = std::max(8, std::min(GRADIENT_VECTORS / PLACES / (inputs + outputs), TILES));
     const count window_place = spread(count(inputs) * tiles);
     const count tile_place = spread(count(outputs) * tiles);
     const count sum_place = spread(count(inputs) * outputs);
@@ -435,11 +459,12 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
     vec *s = scratch(scratch_weights, PLACES * sum_place);
     std::fill(s, s + PLACES * sum_place, vec{});
     for (count begin = 0; begin < tiles_of(out); begin += tiles) {
+        const Block block(out, begin, tiles);
         const int present = std::min<count>(tiles, tiles_of(out) - begin);
         transform_windows(in, x, begin, tiles, d, window_place);
         for (int o = 0; o < outputs; o++)
             for (int t = 0; t < present; t++)
-                transform_gradient(dz + count(o) * out.channel + tile_at(out, begin + t), out.row,
+                transform_gradient(dz + count(o) * out.channel + block.at[t], out.row,
                                    e + o * tiles + t, tile_place);
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4) {
@@ -475,10 +500,13 @@ inline vec sum_rows(const Shape &s, int c0, int c1, int n0, int n1, Term term) {
         for (int n = n0; n < n1; n++) {
             vec image{};
             for (int y = 0; y < s.height; y++) {
-                vec sum{};
+                vec sum[4] = {};  // so that an addition need not wait for the one before
                 const count at = s.at(c, n, y);
-                for (int i = 0; i < s.width; i++) sum += term(at + i);
-                image += sum;
+                int i = 0;
+                for (; i + 4 <= s.width; i += 4)
+                    for (int j = 0; j < 4; j++) sum[j] += term(at + i + j);
+                for (; i < s.width; i++) sum[0] += term(at + i);
+                image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
             }
             total += image;
         }
@@ -510,29 +538,43 @@ inline REAL values(const Shape &s, const Groups &g) {
     return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
 }
 
-void norm_moments(const Layer &l, vec *statistics) {
+// Mean and inverse deviation of a group. The examples' own sums of squares are combined (Chan et al.,
+// 1979), so that a channel of an example is read while a cache holds it.
+void norm_moments(const Layer &l, const Groups &g) {
     const Shape &s = l.out;
-    vec mean_of_channel{}, var_of_channel{};
-    each_group(l, [&](const Groups &g) {
-        const REAL n = values(s, g);
-        const vec mean = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) { return l.z[i]; }) / n;
-        const vec squares = sum_rows(s, g.c0, g.c1, g.n0, g.n1, [&](count i) {
-            const vec d = l.z[i] - mean;
-            return d * d;
-        });
-        l.mean[g.number] = mean;
-        l.invstd[g.number] = 1 / root(squares / n + REAL(l.eps));
-        if (l.norm != RUNNING) return;
-        const REAL share = REAL(g.n1 - g.n0) / s.examples;
-        if (g.n0 == 0) mean_of_channel = var_of_channel = vec{};
-        mean_of_channel += share * mean;
-        var_of_channel += share * (squares / (n - 1));
-        if (g.n1 == s.examples) {
-            vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
-            const REAL momentum = REAL(l.momentum);
-            m = (1 - momentum) * m + momentum * mean_of_channel;
-            v = (1 - momentum) * v + momentum * var_of_channel;
+    const REAL pixels = REAL(s.height) * s.width;
+    vec mean{}, squares{};
+    REAL parts = 0;
+    for (int c = g.c0; c < g.c1; c++)
+        for (int n = g.n0; n < g.n1; n++) {
+            const vec own = sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.z[i]; }) / pixels;
+            squares += sum_rows(s, c, c + 1, n, n + 1, [&](count i) {
+                const vec d = l.z[i] - own;
+                return d * d;
+            });
+            const vec step = own - mean;
+            mean += step / (parts + 1);
+            squares += step * step * (pixels * parts / (parts + 1));
+            parts += 1;
         }
+    l.mean[g.number] = mean;
+    l.invstd[g.number] = 1 / root(squares / (parts * pixels) + REAL(l.eps));
+    l.variance[g.number] = squares / (parts * pixels - 1);
+}
+
+// The running statistics follow the examples' mean of the groups of a channel.
+void update_statistics(const Layer &l, vec *statistics) {
+    vec mean{}, variance{};
+    each_group(l, [&](const Groups &g) {
+        const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
+        if (g.n0 == 0) mean = variance = vec{};
+        mean += share * l.mean[g.number];
+        variance += share * l.variance[g.number];
+        if (g.n1 < l.out.examples) return;
+        vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
+        const REAL momentum = REAL(l.momentum);
+        m = (1 - momentum) * m + momentum * mean;
+        v = (1 - momentum) * v + momentum * variance;
     });
 }
 
@@ -556,14 +598,15 @@ void activate(const Layer &l, int c, int n, vec a, vec b) {
 void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training) {
     const Shape &s = l.out;
     if (l.norm && (training || l.norm == OWN)) {
-        norm_moments(l, statistics);
         each_group(l, [&](const Groups &g) {
+            norm_moments(l, g);
             for (int c = g.c0; c < g.c1; c++) {
                 const vec a = theta[l.scale + c] * l.invstd[g.number];
                 const vec b = theta[l.shift + c] - l.mean[g.number] * a;
                 for (int n = g.n0; n < g.n1; n++) activate(l, c, n, a, b);
             }
         });
+        if (l.norm == RUNNING) update_statistics(l, statistics);
         return;
     }
     for (int c = 0; c < s.channels; c++) {
@@ -577,10 +620,10 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
 }
 
 // dy becomes the gradient before the relu, here called g.
-void relu_gradient(const Layer &l) {
+void relu_gradient(const Layer &l, int c, int n) {
     if (!l.relu) return;
     const Shape &s = l.out;
-    rows_of(s, 0, s.channels, 0, s.examples, [&](count at) {
+    rows_of(s, c, c + 1, n, n + 1, [&](count at) {
         for (int i = 0; i < s.width; i++) l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
     });
 }
@@ -593,10 +636,14 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
         vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
         for (int c = g.c0; c < g.c1; c++) {
             const vec scale = theta[l.scale + c];
-            const vec sum = sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) { return l.dy[i]; });
-            const vec dot = invstd * sum_rows(s, c, c + 1, g.n0, g.n1, [&](count i) {
-                                return l.dy[i] * (l.z[i] - mean);
-                            });
+            vec sum{}, dot{};
+            for (int n = g.n0; n < g.n1; n++) {
+                relu_gradient(l, c, n);
+                sum += sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.dy[i]; });
+                dot += sum_rows(s, c, c + 1, n, n + 1,
+                                [&](count i) { return l.dy[i] * (l.z[i] - mean); });
+            }
+            dot *= invstd;
             gradient[l.shift + c] += sum;
             gradient[l.scale + c] += dot;
             first += scale * sum;
@@ -685,7 +732,7 @@ void forward(const Network &net, const vec *theta, vec *statistics, bool trainin
         if (l.winograd)
             winograd(l.in, l.out, l.x, w, false, l.z, bias);
         else
-            product(l.forward, l.x, w, l.z, bias);
+            products(&l.forward, 1, l.x, w, l.z, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
             norm_and_activate(l, theta, statistics, training);
         if (l.pool) pool(l);
@@ -696,9 +743,12 @@ void backward(const Network &net, const vec *theta) {
     for (int i = net.count_layers - 1; i >= 0; i--) {
         const Layer &l = net.layers[i];
         if (l.pool) pool_gradient(l);
-        relu_gradient(l);
-        if (l.norm) norm_gradient(l, theta, net.gradient);
         const Shape &s = l.out;
+        if (l.norm)
+            norm_gradient(l, theta, net.gradient);
+        else
+            for (int c = 0; c < s.channels; c++)
+                for (int n = 0; n < s.examples; n++) relu_gradient(l, c, n);
         if (l.bias >= 0)
             for (int c = 0; c < s.channels; c++)
                 net.gradient[l.bias + c] =
@@ -708,8 +758,7 @@ void backward(const Network &net, const vec *theta) {
             if (l.dx) winograd(s, l.in, l.dz, theta + l.weight, true, l.dx, nullptr);
         } else {
             weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
-            for (int j = 0; j < l.inputs; j++)
-                product(l.input[j], l.dz, theta + l.weight, l.dx, nullptr);
+            products(l.input, l.inputs, l.dz, theta + l.weight, l.dx, nullptr);
         }
         // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
         // input the shortcut shares, comes next and adds it.

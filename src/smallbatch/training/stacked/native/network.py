@@ -202,7 +202,15 @@ class NativeNetwork:
         rows = len(x_offset)
         y_base = out.at(0, n, row, column)
         layer.forward = self._product(
-            outputs, rows, out.channel, x_offset, np.arange(rows), x_base, y_base, rows, x.channels
+            outputs,
+            rows,
+            out.channel,
+            x_offset,
+            np.arange(rows),
+            x_base,
+            y_base,
+            rows,
+            x.channels * stride**2,
         )
         if not source.dy or not self.training:
             return
@@ -278,7 +286,7 @@ class NativeNetwork:
         x_base: NDArray[Any],
         y_base: NDArray[Any],
         rows: int,
-        channels: int,
+        read: int,
     ) -> Product:
         positions = len(x_base)
         vector = LANES * np.dtype(self.dtype).itemsize
@@ -287,7 +295,7 @@ class NativeNetwork:
         tables = [(table * vector).astype(np.int64) for table in (x_offset, w_offset, *bases)]
         self._kept += tables
         self.bytes += sum(table.nbytes for table in tables)
-        tile = _TILE_BYTES // (channels * vector)
+        tile = _TILE_BYTES // (read * vector)
         return Product(
             rows, outputs, positions, max(1, tile // _BLOCK) * _BLOCK, weight_stride, out_stride,
             *[table.ctypes.data for table in tables],
@@ -315,7 +323,7 @@ class NativeNetwork:
             raise TypeError(f"{type(module).__name__} has no native form")
         groups = -(-out.channels // layer.channels_per_group)
         groups *= -(-self.batch_size // layer.examples_per_group)
-        layer.mean, layer.invstd = self._zeros(groups), self._zeros(groups)
+        layer.mean, layer.invstd, layer.variance = (self._zeros(groups) for _ in range(3))
 
     def _shape(self, channels: int, height: int, width: int, border: int) -> Shape:
         row = width + 2 * border

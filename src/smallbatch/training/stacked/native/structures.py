@@ -11,7 +11,7 @@ _SIZES = "rows outputs positions tile weight_stride out_stride"
 _TABLES = "x_offset w_offset x_base y_base"
 _KINDS = "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left"
 _PLACES = "weight bias scale shift running_mean running_var"
-_BUFFERS = "x dx z dz y dy pooled_y pooled_dy winner mean invstd skip_x skip_dx"
+_BUFFERS = "x dx z dz y dy pooled_y pooled_dy winner mean invstd variance skip_x skip_dx"
 _STRIDES = "image channel row column channels height width"
 
 

@@ -1,0 +1,210 @@
+"""Winograd's convolution and its gradients over lanes against torch's own, lane by lane."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from smallbatch.config import StudyConfig
+from smallbatch.models.resnet import ResNet
+from smallbatch.training import loop
+from smallbatch.training.protocol import Run, scheduled_lr, updates_after
+from smallbatch.training.resident import load_resident
+from smallbatch.training.stacked.native import compile as native
+from smallbatch.training.stacked.native.compile import LANES
+from smallbatch.training.stacked.native.lanes import NativeLanes
+from smallbatch.training.stacked.native.network import NativeNetwork, aligned
+from smallbatch.training.stacked.native.structures import Shape
+from tests.training.conftest import make_dataset
+
+pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler on PATH")
+
+TOLERANCE = {"double": 1e-12, "float": 2e-5}  # of the largest number of a result
+SHAPES = [  # inputs, outputs, side, examples
+    (16, 16, 8, 2),  # 32 tiles
+    (16, 16, 8, 33),  # 528 tiles
+    (16, 32, 4, 5),  # 20 tiles: no multiple of 3
+    (32, 64, 4, 7),
+    (64, 64, 4, 4),
+    (4, 12, 8, 3),
+    (12, 4, 4, 33),
+    (3, 16, 8, 3),  # three channels of a first layer
+    (1, 4, 8, 2),
+    (16, 16, 32, 2),
+    (128, 8, 4, 4),
+    (640, 4, 4, 4),  # a block of tiles would exceed the caches
+]
+
+_SOURCE = """
+#include "%s"
+extern "C" {
+void convolve(const Shape *in, const Shape *out, const vec *x, const vec *w, vec *y,
+              const vec *bias) {
+    winograd(*in, *out, x, w, false, y, bias);
+}
+void input_gradient(const Shape *in, const Shape *out, const vec *dz, const vec *w, vec *dx) {
+    winograd(*out, *in, dz, w, true, dx, nullptr);
+}
+void weights_gradient(const Shape *in, const Shape *out, const vec *x, const vec *dz, vec *dw) {
+    winograd_weight_gradient(*in, *out, x, dz, dw);
+}
+}
+"""
+
+
+@cache
+def kernels(real: str, folder: Path) -> ctypes.CDLL:
+    source, path = folder / f"{real}.cpp", folder / f"{real}.so"
+    source.write_text(_SOURCE % native.SOURCE)
+    command = [native.compiler() or "", *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
+    subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("winograd")
+
+
+class Buffer:
+    """Values (lane, example, channel, row, column) as the kernels store them, bordered by zeros."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        _, n, c, height, width = values.shape
+        row = width + 2
+        example = (height + 2) * row
+        self.shape = Shape(c, n, height, width, n * example + 3, example, row, row + 1)
+        self._lines = aligned(c * self.shape.channel * LANES, values.dtype.type)
+        self.values = self._lines.reshape(c, -1, LANES)[:, : n * example].reshape(
+            c, n, height + 2, row, LANES
+        )
+        self.values[:, :, 1:-1, 1:-1] = values.transpose(2, 1, 3, 4, 0)
+
+    @property
+    def address(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self._lines.ctypes.data)
+
+    def read(self) -> NDArray[Any]:
+        """The values back; the border must still hold zeros."""
+        border = self.values.copy()
+        border[:, :, 1:-1, 1:-1] = 0
+        assert not border.any()
+        return self.values[:, :, 1:-1, 1:-1].transpose(4, 1, 0, 2, 3)
+
+
+def lanes_last(values: NDArray[Any]) -> NDArray[Any]:
+    vectors = aligned(values.size, values.dtype.type).reshape(-1, LANES)
+    vectors[:] = values.reshape(LANES, -1).T
+    return vectors
+
+
+@pytest.mark.parametrize("real", ["double", "float"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_convolution_and_gradients(
+    folder: Path, sizes: tuple[int, int, int, int], bias: bool, real: str
+) -> None:
+    inputs, outputs, side, n = sizes
+    library = kernels(real, folder)
+    rng = np.random.default_rng(7)
+    dtype = np.float64 if real == "double" else np.float32
+    x, w, b, dz = (
+        rng.standard_normal((LANES, *shape)).astype(dtype)
+        for shape in (
+            (n, inputs, side, side),
+            (outputs, inputs, 3, 3),
+            (outputs,),
+            (n, outputs, side, side),
+        )
+    )
+    source, target = Buffer(x), Buffer(np.full_like(dz, 9))
+    dx, gradient = Buffer(np.full_like(x, 9)), Buffer(dz)
+    weights, biases, dw = lanes_last(w), lanes_last(b), lanes_last(np.full_like(w, 9))
+    shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
+    library.convolve(
+        *shapes, source.address, pointer(weights), target.address, pointer(biases) if bias else None
+    )
+    if inputs % 4 == 0:
+        library.input_gradient(*shapes, gradient.address, pointer(weights), dx.address)
+    library.weights_gradient(*shapes, source.address, gradient.address, pointer(dw))
+    for lane in range(LANES):
+        xs, ws = (torch.from_numpy(v[lane].astype(np.float64)).requires_grad_() for v in (x, w))
+        bs = torch.from_numpy(b[lane].astype(np.float64)) if bias else None
+        expected = nn.functional.conv2d(xs, ws, bs, padding=1)
+        expected.backward(torch.from_numpy(dz[lane].astype(np.float64)))
+        assert xs.grad is not None
+        assert ws.grad is not None
+        near(target.read()[lane], expected.detach().numpy(), real)
+        near(dw[:, lane].reshape(w[lane].shape), ws.grad.numpy(), real)
+        if inputs % 4 == 0:
+            near(dx.read()[lane], xs.grad.numpy(), real)
+
+
+def pointer(values: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(values.ctypes.data)
+
+
+def near(mine: NDArray[Any], expected: NDArray[Any], real: str) -> None:
+    assert float(np.abs(mine - expected).max()) < TOLERANCE[real] * float(np.abs(expected).max())
+
+
+def test_a_neighbour_changes_nothing(folder: Path) -> None:
+    """Bit for bit, even beside lanes that are not finite."""
+    library = kernels("float", folder)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((LANES, 2, 16, 8, 8)).astype(np.float32)
+    w = rng.standard_normal((LANES, 16, 16, 3, 3)).astype(np.float32)
+    results: list[list[NDArray[Any]]] = []
+    for other in (1.0, np.nan):
+        x[1:], w[2:] = other, other
+        source, target, dw = Buffer(x), Buffer(x), lanes_last(w)
+        shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
+        library.convolve(*shapes, source.address, pointer(lanes_last(w)), target.address, None)
+        library.weights_gradient(*shapes, source.address, source.address, pointer(dw))
+        results.append([target.values[..., 0], dw[:, 0]])
+    for one, other in zip(*results, strict=True):
+        assert np.array_equal(one, other)
+
+
+def _layers(side: int, m: int, channels: int = 3) -> list[bool]:
+    model = ResNet(1, 10, channels)
+    network = NativeNetwork(model, m, (channels, side, side), np.float32)
+    structure = network.structure
+    return [bool(structure.layers[i].winograd) for i in range(structure.count_layers)]
+
+
+def test_only_suitable_layers_use_it() -> None:
+    # Layers: first conv, three blocks of two convs (two begin with stride 2), FC.
+    assert _layers(32, 2) == [True, True, True, False, True, False, True, False]
+    assert _layers(8, 4) == [True, True, True, False, True, False, False, False]
+    assert not any(_layers(7, 16)[:3])
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "ghost", "group"])
+@pytest.mark.parametrize("model", ["resnet8", "resnet20", "alexnet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_step_equals_the_loop(model: str, norm: str, dtype: torch.dtype) -> None:
+    changes = {"bn_batch_size": 10 if model == "alexnet" else 6} if norm == "ghost" else {}
+    settings = StudyConfig.model_validate(
+        {"model": model, "norm": norm, "epochs": 1, "weight_decay": 1e-3, **changes}
+    )
+    cpu = torch.device("cpu")
+    data = load_resident(make_dataset(n=16, size=8), augment=False, device=cpu, dtype=dtype)
+    runs = [Run(settings, "f", 16, lr, seed) for lr in (2.0**-6, 2.0**-8) for seed in range(2)]
+    lanes = NativeLanes(runs, data, dtype, lambda run: loop.initial_model(run, data))
+    updates = updates_after(1, 16, 16)
+    lanes.train(0, updates, np.array([scheduled_lr(0, updates, 1.0, settings)]))
+    rtol, atol = (1e-5, 2e-6) if dtype == torch.float32 else (1e-10, 1e-12)
+    for lane, run in enumerate(runs):
+        mine = lanes.state_dict(lane)
+        for name, value in loop.train(run, data, dtype=dtype).weights.items():
+            torch.testing.assert_close(mine[name], value, rtol=rtol, atol=atol, msg=name)
