@@ -14,17 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from smallbatch.config import StudyConfig
 from smallbatch.models.resnet import ResNet
-from smallbatch.training import loop
-from smallbatch.training.protocol import Run, scheduled_lr, updates_after
-from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked.native import compile as native
 from smallbatch.training.stacked.native.compile import LANES
-from smallbatch.training.stacked.native.lanes import NativeLanes
 from smallbatch.training.stacked.native.network import NativeNetwork, aligned
 from smallbatch.training.stacked.native.structures import Shape
-from tests.training.conftest import make_dataset
 
 pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler on PATH")
 
@@ -187,24 +181,3 @@ def test_only_suitable_layers_use_it() -> None:
     assert _layers(32, 2) == [True, True, True, False, True, False, True, False]
     assert _layers(8, 4) == [True, True, True, False, True, False, False, False]
     assert not any(_layers(7, 16)[:3])
-
-
-@pytest.mark.parametrize("norm", ["none", "batch", "ghost", "group"])
-@pytest.mark.parametrize("model", ["resnet8", "resnet20", "alexnet"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_one_step_equals_the_loop(model: str, norm: str, dtype: torch.dtype) -> None:
-    changes = {"bn_batch_size": 10 if model == "alexnet" else 6} if norm == "ghost" else {}
-    settings = StudyConfig.model_validate(
-        {"model": model, "norm": norm, "epochs": 1, "weight_decay": 1e-3, **changes}
-    )
-    cpu = torch.device("cpu")
-    data = load_resident(make_dataset(n=16, size=8), augment=False, device=cpu, dtype=dtype)
-    runs = [Run(settings, "f", 16, lr, seed) for lr in (2.0**-6, 2.0**-8) for seed in range(2)]
-    lanes = NativeLanes(runs, data, dtype, lambda run: loop.initial_model(run, data))
-    updates = updates_after(1, 16, 16)
-    lanes.train(0, updates, np.array([scheduled_lr(0, updates, 1.0, settings)]))
-    rtol, atol = (1e-5, 2e-6) if dtype == torch.float32 else (1e-10, 1e-12)
-    for lane, run in enumerate(runs):
-        mine = lanes.state_dict(lane)
-        for name, value in loop.train(run, data, dtype=dtype).weights.items():
-            torch.testing.assert_close(mine[name], value, rtol=rtol, atol=atol, msg=name)
