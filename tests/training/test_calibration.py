@@ -26,6 +26,7 @@ from smallbatch.training.calibration import (
 from smallbatch.training.choosing import choose_engine
 from smallbatch.training.column import train_column
 from smallbatch.training.rate import Case, Rate, Way
+from smallbatch.training.stacked import native
 from tests.training.test_column import plan
 
 CASE = Case("resnet8", "batch", None, False, "float32", 1, 8, 10, 8, 26, "cpu", 2)
@@ -38,6 +39,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "cache"))
     forget(monkeypatch)
     return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def lanes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which chunks are another way; native lanes have one way only."""
+    monkeypatch.setattr(native, "serves", lambda *_: False)
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +224,7 @@ def test_the_chunks_that_were_chosen_reach_the_workers(
     train_chunk = workers._train_chunk
 
     def spy(job: Any, data: Any, runs: Any, on_epoch: Any, on_done: Any) -> None:
-        train_chunk(job, data, runs, on_epoch, lambda run, _: on_done(run, str(len(runs))))
+        train_chunk(job, data, runs, on_epoch, lambda run, _: on_done(run, str(len(runs.runs))))
 
     monkeypatch.setattr(workers, "_train_chunk", spy)
     column, compute = plan(noise), ComputeConfig(device="cpu", workers=1)

@@ -20,6 +20,7 @@ from smallbatch.training.checkpoints import Checkpoints, State
 from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, load_resident
+from smallbatch.training.stacked.native import lanes as native_lanes
 from tests.training.conftest import make_dataset
 
 # 23 examples, m = 4, 3 epochs: 17 updates; an evaluation after updates 5, 11 and 17, in which it
@@ -86,6 +87,12 @@ def same(ours: dict[str, RunResult], theirs: dict[str, RunResult]) -> None:
         assert mine.weights.keys() == other.weights.keys()
         for key, value in mine.weights.items():
             assert value.numpy().tobytes() == other.weights[key].numpy().tobytes(), key
+
+
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update at a time, so that there are many opportunities to stop."""
+    monkeypatch.setattr(native_lanes, "STRETCH", 0.0)
 
 
 @pytest.mark.parametrize(

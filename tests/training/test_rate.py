@@ -22,7 +22,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, events: list[tuple[float, int]]) -
         seen.append(job)
         for when, run in events:
             monkeypatch.setattr(rate, "time", SimpleNamespace(perf_counter=lambda when=when: when))
-            on_epoch(job.runs[run], {})
+            on_epoch(job.missing[run], {})
 
     monkeypatch.setattr(workers, "train_all", train_all)
     return seen
@@ -57,7 +57,7 @@ def test_workers_that_memory_keeps_idle_are_not_waited_for(monkeypatch: pytest.M
 def test_the_runs_are_those_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = scripted(monkeypatch, [(0.0, 0), (0.0, 1), (9.0, 0), (9.0, 1)])
     measure(CASE, Way("loop"), seconds=1.0)
-    runs = jobs[0].runs
+    runs = jobs[0].missing
     assert len({run.hash for run in runs}) == CASE.lanes
     assert [run.seed for run in runs] == [0, 1, 0, 1]
     assert all(run.base_lr < 2**-20 for run in runs), format_base_lr(runs[-1].base_lr)
