@@ -160,9 +160,9 @@ def test_a_neighbour_changes_nothing(folder: Path) -> None:
     results: list[list[NDArray[Any]]] = []
     for other in (1.0, np.nan):
         x[1:], w[2:] = other, other
-        source, target, dw = Buffer(x), Buffer(x), lanes_last(w)
+        source, target, dw, weights = Buffer(x), Buffer(x), lanes_last(w), lanes_last(w)
         shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
-        library.convolve(*shapes, source.address, pointer(lanes_last(w)), target.address, None)
+        library.convolve(*shapes, source.address, pointer(weights), target.address, None)
         library.weights_gradient(*shapes, source.address, source.address, pointer(dw))
         results.append([target.values[..., 0], dw[:, 0]])
     for one, other in zip(*results, strict=True):
