@@ -68,7 +68,7 @@ def bench(
         session = run(what, Path(folder), _say)
     if learn:
         _learn(session)
-    result = record.as_json(what, session, sys.argv)
+    result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]])
     text = record.as_markdown(result)
     if out is not None:
         out.write_text(record.as_text(result))
