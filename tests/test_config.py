@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from smallbatch.config import format_base_lr, load_params, parse_base_lr, parse_params
 from smallbatch.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 GOOD: dict[str, Any] = {
     "dataset": {"name": "digits", "source": "digits"},
@@ -189,3 +192,19 @@ def test_any_value_anywhere_is_accepted_or_named(value: Any) -> None:
     for path in ("grid.base_lrs", "studies.a", "dataset", "grid.batch_sizes", "studies"):
         with contextlib.suppress(UserError):  # and nothing else
             parse_params(changed(path, value), "params.yaml")
+
+
+def test_a_key_of_any_length_is_refused_in_a_short_line() -> None:
+    """In a study's name, an unknown key, and a list of studies."""
+    long = "resn0x" + "f" * 5000
+    for change in (
+        lambda raw: raw["studies"].update({long: {"model": "resnet8"}}),
+        lambda raw: raw.update({long: 1}),
+        lambda raw: raw["grid"].update(studies=[long]),
+        lambda raw: raw["grid"].update({"seeds": "9" * 5000}),
+    ):
+        raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+        change(raw)
+        with pytest.raises(UserError) as refusal:
+            parse_params(raw, "params.yaml")
+        assert len(str(refusal.value)) < 1500

@@ -63,11 +63,17 @@ def _budget(value: object) -> object:
     raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
 
 
+MOST = 2**31 - 1  # of any count: far beyond what can be trained, and arithmetic on it is safe
+
 _Model = TypeVar("_Model", bound=BaseModel)
 BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
 # A YAML list reads as a Python list; the items stay strict.
-BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)]
-BnBatchSizes = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1)]
+BatchSizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MOST)], ...], Field(strict=False, min_length=1)
+]
+BnBatchSizes = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=MOST)], ...], Field(strict=False, min_length=1)
+]
 BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -90,8 +96,8 @@ class DatasetConfig(_Strict):
     image_column: str = "img"
     label_column: str = "label"
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    subset: Annotated[int, Field(ge=2)] | None = None
-    test_subset: Annotated[int, Field(ge=1)] | None = None
+    subset: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    test_subset: Annotated[int, Field(ge=1, le=MOST)] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     scale: Name | None = None
@@ -111,10 +117,10 @@ class StudyConfig(_Strict):
 
     model: str
     norm: Norm = "none"
-    bn_batch_size: Annotated[int, Field(ge=2)] | None = None
+    bn_batch_size: Annotated[int, Field(ge=2, le=MOST)] | None = None
     bn_batch_sizes: BnBatchSizes | None = None
     augment: bool = False
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=MOST)]
     weight_decay: Annotated[float, Field(ge=0)]
     milestones: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.5, 0.75)
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -26,24 +26,35 @@ def one_line(model: type[BaseModel], error: Any) -> str:
     """Turn pydantic's first complaint into: key, what was found, what is allowed."""
     steps = [str(step) for step in error["loc"] if str(step) not in ("int", "tuple[float, ...]")]
     steps = [step for step in steps if not step.startswith(("literal[", "["))]
-    key = ".".join(steps)
+    key = ".".join(_short(step) for step in steps)
     if error["type"] == "extra_forbidden":
         return f"unknown key {key!r}; {allowed(steps[-1], _fields_at(model, steps[:-1]))}"
     if error["type"] == "missing":
         return f"{key}: missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = _short(str(error["msg"]).removeprefix("Value error, "), 1000)
     if error["type"] == "value_error" and not isinstance(error["input"], str | int | float | bool):
         return f"{key}: {message}" if key else message
-    found = repr(error["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
+    found = _shown(error["input"])
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{key}: found {found}, {allowed(str(error['input']), choices)}"
+        hint = allowed(found.strip("'"), choices)
+        return f"{key}: found {found}, {hint}"
     if error["type"] in _PLAIN_WORDS:
         message = _PLAIN_WORDS[error["type"]]
     for prefix in ("Input should be ", "expected "):
         message = message.removeprefix(prefix)
     return f"{key}: found {found}, allowed: {message}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def _short(text: str, width: int = 80) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:

@@ -49,9 +49,12 @@ def test_a_worker_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.Monkey
 
 
 def test_workers_that_memory_keeps_idle_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, [(float(when), 0) for when in range(9)])
+    """For five epochs and ten seconds of the others, whichever takes longer."""
+    scripted(monkeypatch, [(float(when), 0) for when in range(19)])
+    assert measure(CASE, Way("stacked"), seconds=1.0, updates=1) == Rate(CASE.batch_size, 10.0, 1)
+    scripted(monkeypatch, [(4.0 * when, 0) for when in range(9)])
     measured = measure(CASE, Way("stacked"), seconds=1.0, updates=1)
-    assert (measured.live, measured.seconds) == (1, 4.0)
+    assert (measured.live, measured.seconds) == (1, 16.0)
 
 
 def test_the_runs_are_those_of_a_column(monkeypatch: pytest.MonkeyPatch) -> None:

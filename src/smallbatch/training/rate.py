@@ -19,7 +19,7 @@ from smallbatch.training.protocol import Run
 
 ENDLESS = 10**6  # epochs: a measurement is stopped by the clock, long before a milestone
 BASE_LR = 2.0**-30  # so small that no lane diverges, which would shrink the work
-PATIENCE = 5  # epochs of the runs that report, after which no others are expected
+PATIENCE = 5, 10.0  # epochs and seconds of the runs that report, after which no others are expected
 TEST_IMAGES = 2  # per epoch: evaluation is left out of the measured rate but for these
 
 
@@ -234,8 +234,9 @@ class _Counter:
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
         # A worker that is slow to start is waited for; one that memory keeps idle never reports.
-        least = 2 if len(self.ends) >= self.expected else PATIENCE
-        if now - start >= self.seconds and min(map(len, self.ends.values())) >= least:
+        least, wait = (2, self.seconds) if len(self.ends) >= self.expected else PATIENCE
+        enough = now - start >= max(wait, self.seconds)
+        if enough and min(map(len, self.ends.values())) >= least:
             raise _Enough
 
     def rate(self, n: int) -> Rate:
