@@ -1,9 +1,10 @@
-// Training of K networks at once on a CPU, eight to a vector.
+// Training of K networks at once on a CPU, up to eight to a vector.
 //
-// A vector holds one number of each of its lanes: the same weight, pixel or gradient of V runs.
-// Every operation below treats all lanes alike and none mixes them, so a lane's result does not
-// depend on its neighbours, and no shape is too small to fill a vector: at m = 2 the arithmetic is
-// as dense as at m = 2048. Buffers are [channel][example][row][column] of vectors, rows and columns
+// A vector holds the same weight, pixel or gradient of V places. At small m each place is a run, a
+// lane of its own; at larger m `parts` neighbouring places are one run, each with its part of the
+// batch and the same weights. Every operation treats all places alike and only `across` mixes those
+// of one run, so a lane's result does not depend on its neighbours, and no shape is too small to
+// fill a vector: at m = 2 the arithmetic is as dense as at m = 2048. Buffers are [channel][example][row][column] of vectors, rows and columns
 // with a border of zeros where a convolution reads it.
 //
 // Offsets and strides count vectors where nothing else is said. The structures are mirrored in `structures.py`.
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <vector>
 #if defined(__SSE__)
 #include <xmmintrin.h>
@@ -51,7 +53,7 @@ struct Layer {
     Product forward;
     const Product *input;  // of the input's gradient: one for each parity of a strided conv
     int32_t inputs;
-    int32_t norm, channels_per_group, examples_per_group;
+    int32_t norm, channels_per_group, examples_per_group, parts_per_group;
     int32_t stride;  // of the shortcut, 0 where there is none
     int32_t relu, pool, pool_top, pool_left;
     int32_t winograd;  // instead of the tables of `forward` and `input`
@@ -75,7 +77,7 @@ struct Images {
     count channels, height, width;
 };
 
-// Where the stream stands: per lane, tables of the examples from the first update on.
+// Where the stream stands: per place, tables of the examples from the first update on.
 struct Stream {
     const int32_t *index[V];
     const int8_t *top[V], *left[V], *flip[V];  // null without augmentation
@@ -84,12 +86,12 @@ struct Stream {
 
 struct Network {
     Layer *layers;
-    int32_t count_layers, batch_size, classes;
+    int32_t count_layers, batch_size, classes, parts;  // batch_size: examples of a place
     Shape input_shape;
     vec *input;  // of the first layer
     vec *gradient;  // of the parameters
     count parameters;
-    int64_t *labels;  // [example][lane]
+    int64_t *labels;  // [example][place]
 };
 
 struct Group {
@@ -97,7 +99,7 @@ struct Group {
     double base_lr[V], lr_decay[V];  // η̃, and η·λ
     double loss[V];
     int64_t correct[V];
-    int64_t diverged_at[V];  // 0 while a lane lives
+    int64_t diverged_at[V];  // 0 while a run lives
 };
 
 namespace {
@@ -112,6 +114,15 @@ inline void keep(vec &x) {
     if (sizeof(vec) == 32) asm("" : "+x"(x));
 #endif
     (void)x;
+}
+
+// The sum over the parts of each run, the same bits in all of its places.
+inline vec across(vec x, int parts) {
+    static_assert(V == 8, "neighbours are written out for eight places");
+    if (parts > 1) x += vec{x[1], x[0], x[3], x[2], x[5], x[4], x[7], x[6]};
+    if (parts > 2) x += vec{x[2], x[3], x[0], x[1], x[6], x[7], x[4], x[5]};
+    if (parts > 4) x += vec{x[4], x[5], x[6], x[7], x[0], x[1], x[2], x[3]};
+    return x;
 }
 
 vec all(REAL value) { return vec{} + value; }
@@ -557,13 +568,18 @@ void norm_moments(const Layer &l, const Groups &g) {
             squares += step * step * (pixels * parts / (parts + 1));
             parts += 1;
         }
+    const vec own = mean;
+    mean = across(own, l.parts_per_group) / REAL(l.parts_per_group);
+    squares += (own - mean) * (own - mean) * (parts * pixels);
+    squares = across(squares, l.parts_per_group);
+    const REAL n = values(s, g) * l.parts_per_group;
     l.mean[g.number] = mean;
-    l.invstd[g.number] = 1 / root(squares / (parts * pixels) + REAL(l.eps));
-    l.variance[g.number] = squares / (parts * pixels - 1);
+    l.invstd[g.number] = 1 / root(squares / n + REAL(l.eps));
+    l.variance[g.number] = squares / (n - 1);
 }
 
 // The running statistics follow the examples' mean of the groups of a channel.
-void update_statistics(const Layer &l, vec *statistics) {
+void update_statistics(const Layer &l, vec *statistics, int parts) {
     vec mean{}, variance{};
     each_group(l, [&](const Groups &g) {
         const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
@@ -571,6 +587,8 @@ void update_statistics(const Layer &l, vec *statistics) {
         mean += share * l.mean[g.number];
         variance += share * l.variance[g.number];
         if (g.n1 < l.out.examples) return;
+        mean = across(mean, parts) / REAL(parts);
+        variance = across(variance, parts) / REAL(parts);
         vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
         const REAL momentum = REAL(l.momentum);
         m = (1 - momentum) * m + momentum * mean;
@@ -595,7 +613,8 @@ void activate(const Layer &l, int c, int n, vec a, vec b) {
     }
 }
 
-void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training) {
+void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training,
+                       int parts) {
     const Shape &s = l.out;
     if (l.norm && (training || l.norm == OWN)) {
         each_group(l, [&](const Groups &g) {
@@ -606,7 +625,7 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
                 for (int n = g.n0; n < g.n1; n++) activate(l, c, n, a, b);
             }
         });
-        if (l.norm == RUNNING) update_statistics(l, statistics);
+        if (l.norm == RUNNING) update_statistics(l, statistics, parts);
         return;
     }
     for (int c = 0; c < s.channels; c++) {
@@ -649,7 +668,9 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
             first += scale * sum;
             second += scale * dot;
         }
-        const REAL n = values(s, g);
+        first = across(first, l.parts_per_group);
+        second = across(second, l.parts_per_group);
+        const REAL n = values(s, g) * l.parts_per_group;
         const vec slope = -invstd * invstd * second / n;
         const vec constant = -invstd * first / n - slope * mean;
         for (int c = g.c0; c < g.c1; c++) {
@@ -734,7 +755,7 @@ void forward(const Network &net, const vec *theta, vec *statistics, bool trainin
         else
             products(&l.forward, 1, l.x, w, l.z, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
-            norm_and_activate(l, theta, statistics, training);
+            norm_and_activate(l, theta, statistics, training, net.parts);
         if (l.pool) pool(l);
     }
 }
@@ -802,7 +823,7 @@ void gather(const Network &net, const Images &images, const Stream &stream, coun
         }
 }
 
-// Cross-entropy of every lane, hits, and the gradient of the summed loss in the logits.
+// Cross-entropy of every run, hits, and the gradient of the summed loss in the logits.
 void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool training) {
     const Layer &last = net.layers[net.count_layers - 1];
     const count stride = last.out.channel;
@@ -829,10 +850,15 @@ void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool tra
                         std::exp(logit(c) - peak - log_sum) - (c == label ? REAL(1) : REAL(0));
         }
     }
+    total = across(total, net.parts);
     for (int v = 0; v < V; v++) loss[v] = total[v];
+    for (int first = 0; first < V; first += net.parts) {
+        const int64_t sum = std::accumulate(hits + first, hits + first + net.parts, int64_t(0));
+        std::fill(hits + first, hits + first + net.parts, sum);
+    }
 }
 
-// θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay); returns 0 for a lane of finite weights
+// θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay); returns 0 for a run of finite weights
 // and NaN for another.
 vec update(const Network &net, Group &group, double factor) {
     vec decay{}, step{}, check{};
@@ -841,7 +867,7 @@ vec update(const Network &net, Group &group, double factor) {
         step[v] = REAL(factor * group.base_lr[v]);
     }
     for (count i = 0; i < net.parameters; i++) {
-        const vec value = group.theta[i] * decay - step * net.gradient[i];
+        const vec value = group.theta[i] * decay - step * across(net.gradient[i], net.parts);
         group.theta[i] = value;
         check += value * 0;
     }

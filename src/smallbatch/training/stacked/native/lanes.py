@@ -18,7 +18,7 @@ from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked.native.compile import LANES, library
-from smallbatch.training.stacked.native.network import NativeNetwork, aligned
+from smallbatch.training.stacked.native.network import NativeNetwork, aligned, parts_of_a_batch
 from smallbatch.training.stacked.native.structures import Images, group_of, stream_of
 
 EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
@@ -29,7 +29,7 @@ _NOBODY = 1  # `diverged_at` of a place that no run has
 
 
 class NativeLanes:
-    """K lanes in groups of :data:`LANES`, each group a training of its own.
+    """K lanes in groups that fill the places of a vector, each group a training of its own.
 
     See :class:`~training.stacked.trainer.Lanes`.
 
@@ -46,14 +46,20 @@ class NativeLanes:
         self.model = initial_model(self.runs[0], data)
         _, channels, height, width = data.train.images.shape
         image = (channels, height, width)
-        self._network = NativeNetwork(self.model, runs[0].batch_size, image, self._real)
-        self._evaluation = NativeNetwork(
-            self.model, max(1, EVAL_PIXELS // (height * width)), image, self._real, training=False
+        m = runs[0].batch_size
+        self._parts = parts_of_a_batch(self.model, m, image)
+        self._size = LANES // self._parts  # lanes of a group
+        self._network = NativeNetwork(
+            self.model, m // self._parts, image, self._real, parts=self._parts
         )
+        self._evaluation = NativeNetwork(
+            self.model, max(1, EVAL_PIXELS // (height * width)), image, self._real,
+            parts=self._parts, training=False,
+        )  # fmt: skip
         self.parameters = self._network.parameters
         self._template = self.model.state_dict()
         study, n = runs[0].settings, len(data.train)
-        updates = updates_after(study.epochs, n, runs[0].batch_size)
+        updates = updates_after(study.epochs, n, m)
         factors = [scheduled_lr(update, updates, 1.0, study) for update in range(updates)]
         self._factors = np.array(factors)
         self._set_rows(*self._initial_rows())
@@ -82,15 +88,15 @@ class NativeLanes:
         return theta, statistics
 
     def _set_rows(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
-        """Deal rows (K, …) out to the groups' vectors."""
+        """Deal rows (K, …) out to the groups' vectors, each to the places of its parts."""
         self._groups: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        for start in range(0, len(theta), LANES):
+        for start in range(0, len(theta), self._size):
             pair: list[NDArray[Any]] = []
             for rows in (theta, statistics):
                 vectors = aligned(rows.shape[1] * LANES, self._real).reshape(-1, LANES)
-                part = rows[start : start + LANES]
-                vectors[:, : len(part)] = part.T
-                vectors[:, len(part) :] = part[:1].T
+                own = rows[start : start + self._size].T.repeat(self._parts, axis=1)
+                vectors[:, : own.shape[1]] = own
+                vectors[:, own.shape[1] :] = own[:, :1]
                 pair.append(vectors)
             self._groups.append((pair[0], pair[1]))
 
@@ -98,7 +104,8 @@ class NativeLanes:
         """Parameters and statistics of all lanes, (K, …) each."""
         k = len(self.runs)
         theta, statistics = (
-            np.concatenate([group[i].T for group in self._groups])[:k] for i in range(2)
+            np.concatenate([group[i].T[:: self._parts] for group in self._groups])[:k]
+            for i in range(2)
         )
         return theta, statistics
 
@@ -120,30 +127,30 @@ class NativeLanes:
         self._correct = np.zeros(len(self.runs), np.int64)
 
     def _train(self, first: int, updates: int) -> None:
-        m = self._network.batch_size
+        m = self._parts * self._network.batch_size
         tables = {
-            seed: self._tables(seed, first * m, (first + updates) * m)
+            seed: self._by_part(self._tables(seed, first * m, (first + updates) * m))
             for seed in {run.seed for run in self.runs}
         }
         for g in range(len(self._groups)):
-            lanes = range(g * LANES, min((g + 1) * LANES, len(self.runs)))
+            lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
             group = self._group(g)
-            for place, lane in enumerate(lanes):
+            group.diverged_at[:] = [_NOBODY] * LANES
+            for place, lane in enumerate(lane for lane in lanes for _ in range(self._parts)):
                 run = self.runs[lane]
                 group.base_lr[place] = run.base_lr
                 group.lr_decay[place] = run.lr * run.settings.weight_decay
                 group.loss[place], group.correct[place] = self._loss[lane], self._correct[lane]
                 group.diverged_at[place] = self._diverged_at[lane]
-            for place in range(len(lanes), LANES):
-                group.diverged_at[place] = _NOBODY
-            stream = _stream([tables[self.runs[lane].seed] for lane in lanes], self._augments)
+            places = [part for lane in lanes for part in tables[self.runs[lane].seed]]
+            stream = _stream(places, self._augments)
             self._library.train(
                 ctypes.byref(self._network.structure), ctypes.byref(group),
                 ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
                 ctypes.c_void_p(self._factors.ctypes.data), ctypes.c_int64(first),
                 ctypes.c_int64(updates),
             )  # fmt: skip
-            for place, lane in enumerate(lanes):
+            for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):
                 self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
                 self._diverged_at[lane] = group.diverged_at[place]
 
@@ -151,7 +158,7 @@ class NativeLanes:
         self, split: Split, pause: Callable[[], None] = lambda: None
     ) -> tuple[list[float], list[float]]:
         """Group by group."""
-        size = self._evaluation.batch_size
+        size = self._parts * self._evaluation.batch_size
         n = len(split)
         index = np.full(-(-n // size) * size, -1, np.int32)
         index[:n] = np.arange(n)
@@ -160,19 +167,20 @@ class NativeLanes:
         for g in range(len(self._groups)):
             group = self._group(g)
             for start in range(0, n, size):
-                stream = _stream([(index[start:],)], augment=False)
+                parts = self._by_part((index[start : start + size],), self._evaluation)
+                stream = _stream(parts * self._size, augment=False)
                 self._library.evaluate(
                     ctypes.byref(self._evaluation.structure), ctypes.byref(group),
                     ctypes.byref(self._images(split)), ctypes.byref(stream),
                 )  # fmt: skip
                 pause()
-            losses += [value / n for value in group.loss]
-            accuracies += [value / n for value in group.correct]
+            losses += [value / n for value in group.loss[:: self._parts]]
+            accuracies += [value / n for value in group.correct[:: self._parts]]
         return losses[: len(self)], accuracies[: len(self)]
 
     def keep(self, kept: Sequence[int]) -> bool:
         """Drop all lanes but these where that empties a group: other gaps cost nothing."""
-        if -(-len(kept) // LANES) == len(self._groups):
+        if -(-len(kept) // self._size) == len(self._groups):
             return False
         rows = [part[list(kept)] for part in self._rows()]
         self.runs = [self.runs[i] for i in kept]
@@ -196,14 +204,15 @@ class NativeLanes:
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict, each tensor owning its memory."""
-        theta, statistics = self._groups[lane // LANES]
+        theta, statistics = self._groups[lane // self._size]
+        place = lane % self._size * self._parts
         state = {name: value.clone() for name, value in self._template.items()}
         for values, places in (
             (theta, self._network.places),
             (statistics, self._network.statistics),
         ):
             for name, (start, shape) in places.items():
-                own = values[start : start + math.prod(shape), lane % LANES].reshape(shape)
+                own = values[start : start + math.prod(shape), place].reshape(shape)
                 state[name] = torch.from_numpy(own.copy())
         return state
 
@@ -220,6 +229,16 @@ class NativeLanes:
         return Images(
             images.data_ptr(), split.labels.data_ptr(), *images.stride(), *images.shape[1:]
         )
+
+    def _by_part(
+        self, tables: tuple[NDArray[Any], ...], network: NativeNetwork | None = None
+    ) -> list[tuple[NDArray[Any], ...]]:
+        """Tables of whole batches as tables of each part: its examples are neighbours."""
+        shape = (-1, self._parts, (network or self._network).batch_size)
+        return [
+            tuple(np.ascontiguousarray(table.reshape(shape)[:, part]) for table in tables)
+            for part in range(self._parts)
+        ]
 
     def _tables(self, seed: int, start: int, stop: int) -> tuple[NDArray[Any], ...]:
         """Positions ``start`` … ``stop`` of a seed's stream: index; crops and flips if wanted."""
@@ -244,7 +263,7 @@ class NativeLanes:
 
 
 def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:
-    """Tables of a group's lanes; places without a run see what the first lane sees."""
+    """Tables of a group's places; those without a run see what the first one sees."""
     stream = _Stream(pad=PAD)
     for place in range(LANES):
         own = tables[place] if place < len(tables) else tables[0]

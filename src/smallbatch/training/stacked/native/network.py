@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from smallbatch.flops import forward_flops
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
@@ -20,6 +21,8 @@ _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level c
 
 _WINOGRAD_TILES = 16  # of 2×2 outputs, from which on the transforms of the weights pay
 _WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
+
+_USES = 100  # of a weight by a part's examples, beside which the work on weights is small
 
 _LINE = 32  # bytes of a vector of float
 _SPREAD = 10  # vectors
@@ -72,6 +75,12 @@ class NativeNetwork:
     """Tables and buffers of one model for batches of one size, used by one group after another.
 
     Attributes:
+        model: a plain model.
+        batch_size: examples of a place of a vector; of each part of a batch.
+        image: channels, height and width.
+        dtype: of the arithmetic.
+        parts: of a run's batch, in as many neighbouring places: 1, 2, 4 or 8.
+        training: whether gradients are wanted.
         structure: what the kernels read.
         places: offset and shape of each parameter in a lane's row, in the model's order.
         statistics: the same for the running means and variances.
@@ -83,6 +92,7 @@ class NativeNetwork:
     batch_size: int
     image: tuple[int, int, int]
     dtype: type[np.floating[Any]]
+    parts: int = 1
     training: bool = True
     structure: Network = field(init=False)
     places: dict[str, tuple[int, tuple[int, ...]]] = field(init=False)
@@ -120,6 +130,7 @@ class NativeNetwork:
             count_layers=len(steps),
             batch_size=self.batch_size,
             classes=steps[-1].product.weight.shape[0],
+            parts=self.parts,
             input_shape=shape,
             input=self.input,
             gradient=self.gradient.ctypes.data,
@@ -304,6 +315,7 @@ class NativeNetwork:
     def _norm(self, layer: Layer, module: nn.Module | None, out: Shape) -> None:
         layer.scale = layer.shift = layer.running_mean = layer.running_var = -1
         layer.channels_per_group, layer.examples_per_group = 1, self.batch_size
+        layer.parts_per_group = 1
         if module is None:
             return
         name = self._names[id(module)]
@@ -317,8 +329,11 @@ class NativeNetwork:
             layer.norm, layer.eps, layer.momentum = _RUNNING, module.eps, module.momentum or 0.0
             layer.running_mean = self.statistics[f"{name}.running_mean"][0]
             layer.running_var = self.statistics[f"{name}.running_var"][0]
+            layer.parts_per_group = self.parts
             if isinstance(module, GhostBatchNorm):
                 layer.examples_per_group = min(module.bn_batch_size, self.batch_size)
+                if module.bn_batch_size < self.parts * self.batch_size:
+                    layer.parts_per_group = 1
         else:
             raise TypeError(f"{type(module).__name__} has no native form")
         groups = -(-out.channels // layer.channels_per_group)
@@ -350,6 +365,28 @@ class NativeNetwork:
         self._kept.append(array)
         self.bytes += array.nbytes
         return array.ctypes.data
+
+
+def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
+    """Parts into which a run's batch is dealt to neighbouring places of a vector.
+
+    Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
+    work on weights, as their update, is done once for every part. So the batch is dealt out as far
+    as every part still uses each weight :data:`_USES` times.
+
+    Returns:
+        1, 2, 4 or 8, whatever the other lanes are: a lane's numbers must not depend on them.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    uses = forward_flops(model, image[0], image[1]) / 2 / parameters
+    bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
+
+    def suits(parts: int) -> bool:
+        part, rest = divmod(batch_size, parts)
+        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
+        return rest == 0 and whole and part * uses >= _USES
+
+    return next((parts for parts in (8, 4, 2) if suits(parts)), 1)
 
 
 @dataclass(frozen=True)

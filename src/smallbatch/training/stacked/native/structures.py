@@ -9,7 +9,8 @@ from typing import Any
 _SHAPE = "channels examples height width channel example row origin"
 _SIZES = "rows outputs positions tile weight_stride out_stride"
 _TABLES = "x_offset w_offset x_base y_base"
-_KINDS = "inputs norm channels_per_group examples_per_group stride relu pool pool_top pool_left"
+_GROUPS = "channels_per_group examples_per_group parts_per_group"
+_KINDS = f"inputs norm {_GROUPS} stride relu pool pool_top pool_left"
 _PLACES = "weight bias scale shift running_mean running_var"
 _BUFFERS = "x dx z dz y dy pooled_y pooled_dy winner mean invstd variance skip_x skip_dx"
 _STRIDES = "image channel row column channels height width"
@@ -61,7 +62,7 @@ class Network(ctypes.Structure):
 
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
-        *_fields("count_layers batch_size classes", c_int32),
+        *_fields("count_layers batch_size classes parts", c_int32),
         ("input_shape", Shape),
         *_fields("input gradient", c_void_p),
         ("parameters", c_int64),
