@@ -56,7 +56,7 @@ struct Layer {
     int32_t norm, channels_per_group, examples_per_group, parts_per_group;
     int32_t stride;  // of the shortcut, 0 where there is none
     int32_t relu, pool, pool_top, pool_left;
-    int32_t winograd;  // instead of the tables of `forward` and `input`
+    int32_t winograd;  // M of F(M×M, 3×3) instead of the tables of `forward` and `input`, or 0
     count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
     count running_mean, running_var;   // offsets into the statistics
     double eps, momentum;
@@ -105,7 +105,7 @@ struct Group {
 namespace {
 
 constexpr int P = 3;        // positions in a block of registers
-constexpr int CHUNK = 72;  // terms whose weights stay in the first-level cache
+constexpr int CHUNK = 72;   // terms whose weights stay in the first-level cache
 constexpr int RUN = 64;     // positions of a weight gradient's inner loop
 
 // Keeps a vector that several products share in a register: GCC would load it for each of them.
@@ -125,7 +125,8 @@ inline vec across(vec x, int parts) {
     return x;
 }
 
-vec all(REAL value) { return vec{} + value; }
+// Not `vec{} + value`: that addition would be kept, for the sake of -0.
+inline vec all(REAL x) { return vec{x, x, x, x, x, x, x, x}; }
 
 // Denormal numbers would slow a vanishing lane, and its neighbours with it, a hundredfold.
 struct FlushDenormals {
@@ -141,9 +142,15 @@ inline const char *bytes_from(const vec *start, count bytes) {
 }
 inline const vec &vector_at(const char *bytes) { return *reinterpret_cast<const vec *>(bytes); }
 
+// Weights that are the same in all places are kept as single numbers, in an eighth of the cache.
+inline void pack(vec &to, const vec &from) { to = from; }
+inline void pack(REAL &to, const vec &from) { to = from[0]; }
+inline vec unpack(const vec &from) { return from; }
+inline vec unpack(REAL from) { return all(from); }
+
 // The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
-template <int O>
-__attribute__((noinline)) void product_block(const Product &f, const vec *x, const vec *w, vec *y,
+template <int O, class Weight>
+__attribute__((noinline)) void product_block(const Product &f, const vec *x, const Weight *w, vec *y,
                                              const vec *bias, int p, int from, int to) {
     vec sum[O][P];
     const char *xs[P];
@@ -158,7 +165,7 @@ __attribute__((noinline)) void product_block(const Product &f, const vec *x, con
         vec xr[P];
         for (int j = 0; j < P; j++) keep(xr[j] = vector_at(xs[j] + x_offset[r]));
         for (int o = 0; o < O; o++) {
-            vec wr = w[o];
+            vec wr = unpack(w[o]);
             keep(wr);
             for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
         }
@@ -167,21 +174,22 @@ __attribute__((noinline)) void product_block(const Product &f, const vec *x, con
         for (int j = 0; j < P; j++) ys[j][count(o) * f.out_stride] = sum[o][j];
 }
 
-template <int O>
+template <int O, class Weight>
 void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
                   int end) {
-    vec packed[CHUNK * O];  // weights in the order of their use
+    Weight packed[CHUNK * O];  // weights in the order of their use
     for (int from = 0; from < f.rows; from += CHUNK) {
         const int to = std::min(from + CHUNK, f.rows);
         for (int o = 0; o < O; o++)
             for (int r = from; r < to; r++)
-                packed[(r - from) * O + o] =
-                    vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r]));
-        for (int p = begin; p < end; p += P) product_block<O>(f, x, packed, y, bias, p, from, to);
+                pack(packed[(r - from) * O + o],
+                     vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r])));
+        for (int p = begin; p < end; p += P) product_block<O, Weight>(f, x, packed, y, bias, p, from, to);
     }
 }
 
 // Products of the same x, one block of positions of each after another, while x is in the cache.
+template <class Weight>
 void products(const Product *each, int number, const vec *x, const vec *w, vec *y,
               const vec *bias) {
     int positions = 0;
@@ -193,10 +201,10 @@ void products(const Product *each, int number, const vec *x, const vec *w, vec *
             const int end = std::min(begin + each->tile, f.positions);
             int o = 0;
             for (; o + 4 <= f.outputs; o += 4)
-                product_rows<4>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                product_rows<4, Weight>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
                                 bias ? bias + o : nullptr, begin, end);
             for (; o < f.outputs; o++)
-                product_rows<1>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
+                product_rows<1, Weight>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
                                 bias ? bias + o : nullptr, begin, end);
         }
 }
@@ -246,150 +254,153 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
     }
 }
 
-// Winograd's F(2×2, 3×3) (Lavin and Gray, 2016) for 3×3 convolutions of stride 1: a tile of 2×2
-// outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of 4×4, at 16 products for 36. One lane's
-// number is one element of a vector, so a transform is additions of whole vectors. The sums over
-// channels are a matrix product for each of the 16 places of a transformed window, on blocks of
-// tiles that the second-level cache holds.
+// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016), M = 2 or 4, for 3×3 convolutions of stride 1: a tile
+// of M×M outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of (M+2)×(M+2), at 16 products for
+// 36, or 36 for 144. One place's number is one element of a vector, so a transform is additions of
+// whole vectors. The sums over channels are a matrix product for each number of a transformed window,
+// on blocks of tiles that the second-level cache holds.
 
-constexpr int PLACES = 16;
-constexpr int TILES = 36;           // of a block, at most
-constexpr int PRODUCT_VECTORS = 8192;   // of a block's transformed windows
+constexpr int TILES = 36;                // of a block, at most
+constexpr int PRODUCT_VECTORS = 8192;    // of a block's transformed windows
 constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
 
+// The transforms in one dimension, with x and y apart by `stride`.
+template <int M>
+struct Line;
+
+template <>
+struct Line<2> {
+    static void window(const vec *x, count stride, vec y[4]) {  // Bᵀ x
+        const vec a = x[0], b = x[stride], c = x[2 * stride], d = x[3 * stride];
+        y[0] = a - c, y[1] = b + c, y[2] = c - b, y[3] = b - d;
+    }
+    static void product(const vec *x, count stride, vec y[2]) {  // Aᵀ x
+        const vec b = x[stride], c = x[2 * stride];
+        y[0] = x[0] + b + c, y[1] = b - c - x[3 * stride];
+    }
+    static void gradient(const vec *x, count stride, vec y[4]) {  // A x
+        const vec a = x[0], b = x[stride];
+        y[0] = a, y[1] = a + b, y[2] = a - b, y[3] = -b;
+    }
+    static void weights(const vec *x, count stride, vec y[4]) {  // G x
+        const vec a = x[0], b = x[stride], c = x[2 * stride];
+        y[0] = a, y[1] = REAL(0.5) * (a + c + b), y[2] = REAL(0.5) * (a + c - b), y[3] = c;
+    }
+    static void sums(const vec *x, count stride, vec y[3]) {  // Gᵀ x
+        const vec b = REAL(0.5) * x[stride], c = REAL(0.5) * x[2 * stride];
+        y[0] = x[0] + b + c, y[1] = b - c, y[2] = b + c + x[3 * stride];
+    }
+};
+
+template <>
+struct Line<4> {
+    static void window(const vec *x, count stride, vec y[6]) {
+        const vec a = x[0], b = x[stride], c = x[2 * stride], d = x[3 * stride],
+                  e = x[4 * stride], f = x[5 * stride];
+        const vec even = e - 4 * c, odd = d - 4 * b, half_even = e - c, half_odd = 2 * (d - b);
+        y[0] = 4 * a - 5 * c + e;
+        y[1] = even + odd, y[2] = even - odd;
+        y[3] = half_even + half_odd, y[4] = half_even - half_odd;
+        y[5] = 4 * b - 5 * d + f;
+    }
+    static void product(const vec *x, count stride, vec y[4]) {
+        const vec even = x[stride] + x[2 * stride], odd = x[stride] - x[2 * stride];
+        const vec far_even = x[3 * stride] + x[4 * stride], far_odd = x[3 * stride] - x[4 * stride];
+        y[0] = x[0] + even + far_even, y[1] = odd + 2 * far_odd;
+        y[2] = even + 4 * far_even, y[3] = odd + 8 * far_odd + x[5 * stride];
+    }
+    static void gradient(const vec *x, count stride, vec y[6]) {
+        const vec a = x[0], b = x[stride], c = x[2 * stride], d = x[3 * stride];
+        const vec even = a + c, odd = b + d, far_even = a + 4 * c, far_odd = 2 * b + 8 * d;
+        y[0] = a, y[1] = even + odd, y[2] = even - odd;
+        y[3] = far_even + far_odd, y[4] = far_even - far_odd, y[5] = d;
+    }
+    static void weights(const vec *x, count stride, vec y[6]) {
+        const vec a = x[0], b = x[stride], c = x[2 * stride];
+        const vec even = REAL(-1. / 6) * (a + c), odd = REAL(-1. / 6) * b;
+        const vec far_even = REAL(1. / 24) * a + REAL(1. / 6) * c, far_odd = REAL(1. / 12) * b;
+        y[0] = REAL(0.25) * a, y[1] = even + odd, y[2] = even - odd;
+        y[3] = far_even + far_odd, y[4] = far_even - far_odd, y[5] = c;
+    }
+    static void sums(const vec *x, count stride, vec y[3]) {
+        const vec even = REAL(-1. / 6) * (x[stride] + x[2 * stride]);
+        const vec odd = REAL(1. / 6) * (x[2 * stride] - x[stride]);
+        const vec far_even = x[3 * stride] + x[4 * stride], far_odd = x[3 * stride] - x[4 * stride];
+        y[0] = REAL(0.25) * x[0] + even + REAL(1. / 24) * far_even;
+        y[1] = odd + REAL(1. / 12) * far_odd;
+        y[2] = even + REAL(1. / 6) * far_even + x[5 * stride];
+    }
+};
+
+// A transform in two dimensions: out[i·OUT + j] from x[i·row + j·column], columns first.
+template <int IN, int OUT, class Transform, class Store>
+inline void both(const vec *x, count row, count column, Transform transform, Store store) {
+    vec half[IN][OUT];
+    for (int j = 0; j < IN; j++) transform(x + j * column, row, half[j]);
+    for (int i = 0; i < OUT; i++) {
+        vec out[OUT];
+        transform(&half[0][i], OUT, out);
+        for (int j = 0; j < OUT; j++) store(i, j, out[j]);
+    }
+}
+
 // Memory that a thread keeps from one call to the next.
-struct alignas(2 * sizeof(vec)) Line {
+struct alignas(2 * sizeof(vec)) Pair {
     vec vectors[2];
 };
-vec *scratch(std::vector<Line> &memory, count vectors) {
+vec *scratch(std::vector<Pair> &memory, count vectors) {
     if (count(memory.size()) * 2 < vectors) {
         memory.clear();
         memory.resize((vectors + 1) / 2);
     }
     return memory[0].vectors;
 }
-thread_local std::vector<Line> scratch_windows, scratch_tiles, scratch_weights;
+thread_local std::vector<Pair> scratch_windows, scratch_tiles, scratch_weights;
 
 // A stride between places that puts them into different parts of the first-level cache.
 inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
-inline count tiles_of(const Shape &s) { return count(s.examples) * (s.height / 2) * (s.width / 2); }
+template <int M>
+inline count tiles_of(const Shape &s) {
+    return count(s.examples) * (s.height / M) * (s.width / M);
+}
 
 // The first pixels of the tiles from `begin` on; the last one repeats after the end.
+template <int M>
 struct Block {
     count at[TILES];
     Block(const Shape &s, count begin, int tiles) {
-        const count across = s.width / 2, down = s.height / 2;
+        const count across = s.width / M, down = s.height / M;
         for (int i = 0; i < tiles; i++) {
-            const count t = std::min(begin + i, tiles_of(s) - 1);
-            at[i] = s.at(0, t / (across * down), t / across % down * 2) + t % across * 2;
+            const count t = std::min(begin + i, tiles_of<M>(s) - 1);
+            at[i] = s.at(0, t / (across * down), t / across % down * M) + t % across * M;
         }
     }
 };
 
-// out[i·stride_i + j·stride_j] = Bᵀ d B
-inline void transform_window(const vec *d, count row, vec *out, count place) {
-    auto rows = [&](int i, auto of) {
-        const vec a = of(0), b = of(1), c = of(2), e = of(3);
-        vec *to = out + 4 * i * place;
-        to[0] = a - c;
-        to[place] = b + c;
-        to[2 * place] = c - b;
-        to[3 * place] = b - e;
-    };
-    rows(0, [&](int j) { return d[j] - d[2 * row + j]; });
-    rows(1, [&](int j) { return d[row + j] + d[2 * row + j]; });
-    rows(2, [&](int j) { return d[2 * row + j] - d[row + j]; });
-    rows(3, [&](int j) { return d[row + j] - d[3 * row + j]; });
-}
-
-// y = Aᵀ m A + bias
-inline void transform_product(const vec *m, count place, vec *y, count row,
-                              const vec &bias) {
-    vec upper[4], lower[4];
-    for (int j = 0; j < 4; j++) {
-        const vec b = m[(4 + j) * place], c = m[(8 + j) * place];
-        upper[j] = m[j * place] + b + c;
-        lower[j] = b - c - m[(12 + j) * place];
-    }
-    y[0] = upper[0] + upper[1] + upper[2] + bias;
-    y[1] = upper[1] - upper[2] - upper[3] + bias;
-    y[row] = lower[0] + lower[1] + lower[2] + bias;
-    y[row + 1] = lower[1] - lower[2] - lower[3] + bias;
-}
-
-// out = A dy Aᵀ
-inline void transform_gradient(const vec *dy, count row, vec *out, count place) {
-    auto rows = [&](int i, const vec &a, const vec &b) {
-        vec *to = out + 4 * i * place;
-        to[0] = a;
-        to[place] = a + b;
-        to[2 * place] = a - b;
-        to[3 * place] = -b;
-    };
-    const vec a = dy[0], b = dy[1], c = dy[row], d = dy[row + 1];
-    rows(0, a, b);
-    rows(1, a + c, b + d);
-    rows(2, a - c, b - d);
-    rows(3, -c, -d);
-}
-
-// out = G g Gᵀ
-inline void transform_weights(const vec *g, bool flipped, vec *out, count place) {
-    vec half[4][3];
-    for (int j = 0; j < 3; j++) {
-        const vec a = g[flipped ? 8 - j : j], b = g[flipped ? 5 - j : 3 + j],
-                  c = g[flipped ? 2 - j : 6 + j];
-        half[0][j] = a;
-        half[1][j] = REAL(0.5) * (a + c + b);
-        half[2][j] = REAL(0.5) * (a + c - b);
-        half[3][j] = c;
-    }
-    for (int i = 0; i < 4; i++) {
-        const vec a = half[i][0], b = half[i][1], c = half[i][2];
-        vec *to = out + 4 * i * place;
-        to[0] = a;
-        to[place] = REAL(0.5) * (a + c + b);
-        to[2 * place] = REAL(0.5) * (a + c - b);
-        to[3 * place] = c;
-    }
-}
-
-// dw = Gᵀ s G
-inline void transform_sums(const vec *s, count place, vec *dw) {
-    vec half[3][4];
-    for (int j = 0; j < 4; j++) {
-        const vec a = s[j * place], e = s[(12 + j) * place];
-        const vec b = REAL(0.5) * s[(4 + j) * place], c = REAL(0.5) * s[(8 + j) * place];
-        half[0][j] = a + b + c;
-        half[1][j] = b - c;
-        half[2][j] = b + c + e;
-    }
-    for (int i = 0; i < 3; i++) {
-        const vec b = REAL(0.5) * half[i][1], c = REAL(0.5) * half[i][2];
-        dw[3 * i] = half[i][0] + b + c;
-        dw[3 * i + 1] = b - c;
-        dw[3 * i + 2] = b + c + half[i][3];
-    }
-}
-
-// The windows of a block of all channels.
+// The windows of a block of all channels: Bᵀ d B.
+template <int M>
 void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
-    const Block block(s, begin, tiles), next(s, begin + tiles, tiles);
+    constexpr int N = M + 2;
+    const Block<M> block(s, begin, tiles), next(s, begin + tiles, tiles);
     for (int c = 0; c < s.channels; c++) {
         const vec *from = x + count(c) * s.channel - s.row - 1;
         // The processor foresees none of so many short rows.
-        for (int t = 0; t < tiles; t++) {
-            __builtin_prefetch(from + next.at[t] + 2 * s.row + 2, 0, 2);
-            __builtin_prefetch(from + next.at[t] + 3 * s.row + 2, 0, 2);
-        }
         for (int t = 0; t < tiles; t++)
-            transform_window(from + block.at[t], s.row, d + c * tiles + t, place);
+            for (int i = 2; i < N; i++)
+                for (int j = 2; j < N; j += 2)
+                    __builtin_prefetch(from + next.at[t] + i * s.row + j, 0, 2);
+        for (int t = 0; t < tiles; t++) {
+            vec *to = d + c * tiles + t;
+            both<N, N>(from + block.at[t], s.row, 1, Line<M>::window,
+                       [&](int i, int j, const vec &v) { to[(N * i + j) * place] = v; });
+        }
     }
 }
 
 // m[o][t] = Σ_c u[c][o] · d[c][t] for four outputs
-__attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, int channels,
+template <class Weight>
+__attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *m, int channels,
                                             int tiles) {
     for (int t = 0; t < tiles; t += P) {
         vec sum[4][P] = {};
@@ -397,7 +408,7 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
             vec dc[P];
             for (int j = 0; j < P; j++) keep(dc[j] = d[c * tiles + t + j]);
             for (int o = 0; o < 4; o++) {
-                vec uo = u[4 * c + o];
+                vec uo = unpack(u[4 * c + o]);
                 keep(uo);
                 for (int j = 0; j < P; j++) sum[o][j] += uo * dc[j];
             }
@@ -408,33 +419,41 @@ __attribute__((noinline)) void tile_product(const vec *u, const vec *d, vec *m, 
 }
 
 // The layer's convolution; or, flipped, the gradient of its input from that of its output.
+template <int M, class Weight>
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {
+    constexpr int N = M + 2, PLACES = N * N;
     const int inputs = from.channels, outputs = to.channels;
-    const int tiles = std::max(std::min(PRODUCT_VECTORS / PLACES / inputs, TILES) / P, 1) * P;
-    const count place = spread(count(inputs) * tiles), product_place = spread(4 * tiles);
-    vec *u = scratch(scratch_weights, count(PLACES) * inputs * outputs);
+    const int most = PRODUCT_VECTORS / PLACES / (inputs + outputs);
+    const int tiles = std::max(std::min(most, TILES) / P, 1) * P;
+    const count place = spread(count(inputs) * tiles), product_place = spread(count(outputs) * tiles);
+    const count weights = count(inputs) * outputs;  // of a place
+    auto *u = reinterpret_cast<Weight *>(scratch(scratch_weights, PLACES * weights));
     vec *d = scratch(scratch_windows, PLACES * place);
     vec *m = scratch(scratch_tiles, PLACES * product_place);
     for (int o = 0; o < outputs; o++)
-        for (int c = 0; c < inputs; c++)
-            transform_weights(w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c),
-                              flipped, u + count(o / 4) * PLACES * inputs * 4 + 4 * c + o % 4,
-                              4 * inputs);
-    for (count begin = 0; begin < tiles_of(to); begin += tiles) {
-        transform_windows(from, x, begin, tiles, d, place);
-        const Block block(to, begin, tiles);
-        const int present = std::min<count>(tiles, tiles_of(to) - begin);
-        for (int o = 0; o < outputs; o += 4) {
-            for (int f = 0; f < PLACES; f++)
-                tile_product(u + (count(o) * PLACES + 4 * f) * inputs, d + f * place,
-                             m + f * product_place, inputs, tiles);
-            for (int i = 0; i < 4; i++)
-                for (int t = 0; t < present; t++)
-                    transform_product(m + i * tiles + t, product_place,
-                                      y + count(o + i) * to.channel + block.at[t], to.row,
-                                      bias ? bias[o + i] : vec{});
+        for (int c = 0; c < inputs; c++) {
+            const vec *g = w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c);
+            Weight *out = u + (count(o / 4) * inputs + c) * 4 + o % 4;
+            both<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1, Line<M>::weights,
+                       [&](int i, int j, const vec &v) { pack(out[(N * i + j) * weights], v); });
         }
+    for (count begin = 0; begin < tiles_of<M>(to); begin += tiles) {
+        transform_windows<M>(from, x, begin, tiles, d, place);
+        for (int f = 0; f < PLACES; f++)
+            for (int o = 0; o < outputs; o += 4)
+                tile_product(u + f * weights + count(o) * inputs, d + f * place,
+                             m + f * product_place + count(o) * tiles, inputs, tiles);
+        const Block<M> block(to, begin, tiles);
+        const int present = std::min<count>(tiles, tiles_of<M>(to) - begin);
+        for (int o = 0; o < outputs; o++)
+            for (int t = 0; t < present; t++) {
+                const vec b = bias ? bias[o] : vec{};
+                vec *out = y + count(o) * to.channel + block.at[t];
+                both<N, M>(m + count(o) * tiles + t, N * product_place, product_place,
+                           Line<M>::product,
+                           [&](int k, int j, const vec &v) { out[k * to.row + j] = v + b; });
+            }
     }
 }
 
@@ -458,8 +477,11 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
         for (int j = 0; j < C; j++) s[o * stride + j] = sum[o][j];
 }
 
+// dw = Gᵀ[Σ (A dz Aᵀ) ⊙ (Bᵀ d B)]G over all tiles
+template <int M>
 void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
                               vec *dw) {
+    constexpr int N = M + 2, PLACES = N * N;
     const int inputs = in.channels, outputs = out.channels;
     const int tiles = std::max(8, std::min(GRADIENT_VECTORS / PLACES / (inputs + outputs), TILES));
     const count window_place = spread(count(inputs) * tiles);
@@ -469,14 +491,17 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
     vec *e = scratch(scratch_tiles, PLACES * tile_place);
     vec *s = scratch(scratch_weights, PLACES * sum_place);
     std::fill(s, s + PLACES * sum_place, vec{});
-    for (count begin = 0; begin < tiles_of(out); begin += tiles) {
-        const Block block(out, begin, tiles);
-        const int present = std::min<count>(tiles, tiles_of(out) - begin);
-        transform_windows(in, x, begin, tiles, d, window_place);
+    for (count begin = 0; begin < tiles_of<M>(out); begin += tiles) {
+        const Block<M> block(out, begin, tiles);
+        const int present = std::min<count>(tiles, tiles_of<M>(out) - begin);
+        transform_windows<M>(in, x, begin, tiles, d, window_place);
         for (int o = 0; o < outputs; o++)
-            for (int t = 0; t < present; t++)
-                transform_gradient(dz + count(o) * out.channel + block.at[t], out.row,
-                                   e + o * tiles + t, tile_place);
+            for (int t = 0; t < present; t++) {
+                vec *to = e + o * tiles + t;
+                both<M, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
+                           Line<M>::gradient,
+                           [&](int i, int j, const vec &v) { to[(N * i + j) * tile_place] = v; });
+            }
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4) {
                 const vec *fe = e + f * tile_place + count(o) * tiles;
@@ -492,7 +517,9 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
                     tile_gradient<1>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
             }
     }
-    for (count i = 0; i < count(outputs) * inputs; i++) transform_sums(s + i, sum_place, dw + 9 * i);
+    for (count i = 0; i < count(outputs) * inputs; i++)
+        both<N, 3>(s + i, N * sum_place, sum_place, Line<M>::sums,
+                   [&](int k, int j, const vec &v) { dw[9 * i + 3 * k + j] = v; });
 }
 
 // Calls `row(start of a row)` for a part of a buffer.
@@ -503,25 +530,29 @@ inline void rows_of(const Shape &s, int c0, int c1, int n0, int n1, Row row) {
             for (int y = 0; y < s.height; y++) row(s.at(c, n, y));
 }
 
-// Sums of up to 4,096 rows lose no more than pairwise ones do: a row is summed first.
+// Bands of rows that the first-level cache holds.
+constexpr int BAND = 256;  // vectors
+template <class Body>
+inline void each_band(const Shape &s, int n0, int n1, Body body) {
+    const int rows = std::max(1, BAND / s.width);
+    for (int n = n0; n < n1; n++)
+        for (int y = 0; y < s.height; y += rows) body(n, y, std::min(y + rows, s.height));
+}
+
+// Sums over up to 4,096 bands lose no more than pairwise ones do: a row is summed first.
 template <class Term>
-inline vec sum_rows(const Shape &s, int c0, int c1, int n0, int n1, Term term) {
-    vec total{};
-    for (int c = c0; c < c1; c++)
-        for (int n = n0; n < n1; n++) {
-            vec image{};
-            for (int y = 0; y < s.height; y++) {
-                vec sum[4] = {};  // so that an addition need not wait for the one before
-                const count at = s.at(c, n, y);
-                int i = 0;
-                for (; i + 4 <= s.width; i += 4)
-                    for (int j = 0; j < 4; j++) sum[j] += term(at + i + j);
-                for (; i < s.width; i++) sum[0] += term(at + i);
-                image += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-            }
-            total += image;
-        }
-    return total;
+inline vec sum_band(const Shape &s, int c, int n, int y0, int y1, Term term) {
+    vec band{};
+    for (int y = y0; y < y1; y++) {
+        vec sum[4] = {};  // so that an addition need not wait for the one before
+        const count at = s.at(c, n, y);
+        int i = 0;
+        for (; i + 4 <= s.width; i += 4)
+            for (int j = 0; j < 4; j++) sum[j] += term(at + i + j);
+        for (; i < s.width; i++) sum[0] += term(at + i);
+        band += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    return band;
 }
 
 vec root(vec x) {
@@ -549,28 +580,28 @@ inline REAL values(const Shape &s, const Groups &g) {
     return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
 }
 
-// Mean and inverse deviation of a group. The examples' own sums of squares are combined (Chan et al.,
-// 1979), so that a channel of an example is read while a cache holds it.
+// Mean and inverse deviation of a group. The sums of squares of bands of rows are combined (Chan et
+// al., 1979), so that a band is read twice while the first-level cache holds it.
 void norm_moments(const Layer &l, const Groups &g) {
     const Shape &s = l.out;
-    const REAL pixels = REAL(s.height) * s.width;
     vec mean{}, squares{};
-    REAL parts = 0;
+    REAL before = 0;
     for (int c = g.c0; c < g.c1; c++)
-        for (int n = g.n0; n < g.n1; n++) {
-            const vec own = sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.z[i]; }) / pixels;
-            squares += sum_rows(s, c, c + 1, n, n + 1, [&](count i) {
+        each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
+            const REAL pixels = REAL(y1 - y0) * s.width, share = pixels / (before + pixels);
+            const vec own = sum_band(s, c, n, y0, y1, [&](count i) { return l.z[i]; }) / pixels;
+            const vec step = own - mean;
+            squares += sum_band(s, c, n, y0, y1, [&](count i) {
                 const vec d = l.z[i] - own;
                 return d * d;
             });
-            const vec step = own - mean;
-            mean += step / (parts + 1);
-            squares += step * step * (pixels * parts / (parts + 1));
-            parts += 1;
-        }
+            squares += step * step * (before * share);
+            mean += step * share;
+            before += pixels;
+        });
     const vec own = mean;
     mean = across(own, l.parts_per_group) / REAL(l.parts_per_group);
-    squares += (own - mean) * (own - mean) * (parts * pixels);
+    squares += (own - mean) * (own - mean) * before;
     squares = across(squares, l.parts_per_group);
     const REAL n = values(s, g) * l.parts_per_group;
     l.mean[g.number] = mean;
@@ -639,12 +670,13 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
 }
 
 // dy becomes the gradient before the relu, here called g.
-void relu_gradient(const Layer &l, int c, int n) {
+void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
     if (!l.relu) return;
-    const Shape &s = l.out;
-    rows_of(s, c, c + 1, n, n + 1, [&](count at) {
-        for (int i = 0; i < s.width; i++) l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
-    });
+    for (int y = y0; y < y1; y++) {
+        const count at = l.out.at(c, n, y);
+        for (int i = 0; i < l.out.width; i++)
+            l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
+    }
 }
 
 void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
@@ -656,12 +688,12 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
         for (int c = g.c0; c < g.c1; c++) {
             const vec scale = theta[l.scale + c];
             vec sum{}, dot{};
-            for (int n = g.n0; n < g.n1; n++) {
-                relu_gradient(l, c, n);
-                sum += sum_rows(s, c, c + 1, n, n + 1, [&](count i) { return l.dy[i]; });
-                dot += sum_rows(s, c, c + 1, n, n + 1,
+            each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
+                relu_gradient(l, c, n, y0, y1);
+                sum += sum_band(s, c, n, y0, y1, [&](count i) { return l.dy[i]; });
+                dot += sum_band(s, c, n, y0, y1,
                                 [&](count i) { return l.dy[i] * (l.z[i] - mean); });
-            }
+            });
             dot *= invstd;
             gradient[l.shift + c] += sum;
             gradient[l.scale + c] += dot;
@@ -700,7 +732,7 @@ void pool(const Layer &l) {
         for (int c = 0; c < s.channels; c++)
             for (int n = 0; n < s.examples; n++)
                 l.pooled_y[s.at(c, n, 0)] =
-                    sum_rows(l.out, c, c + 1, n, n + 1, [&](count i) { return l.y[i]; }) / pixels;
+                    sum_band(l.out, c, n, 0, l.out.height, [&](count i) { return l.y[i]; }) / pixels;
         return;
     }
     for (int c = 0; c < s.channels; c++)
@@ -746,14 +778,27 @@ void pool_gradient(const Layer &l) {
                 }
 }
 
+// A layer's convolution, or the gradient of its input, by the algorithm that was chosen for it.
+template <class Weight>
+void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
+    const Shape &from = flipped ? l.out : l.in, &to = flipped ? l.in : l.out;
+    const vec *x = flipped ? l.dz : l.x;
+    vec *y = flipped ? l.dx : l.z;
+    if (l.winograd == 4)
+        winograd<4, Weight>(from, to, x, w, flipped, y, bias);
+    else if (l.winograd == 2)
+        winograd<2, Weight>(from, to, x, w, flipped, y, bias);
+    else if (flipped)
+        products<Weight>(l.input, l.inputs, x, w, y, bias);
+    else
+        products<Weight>(&l.forward, 1, x, w, y, bias);
+}
+
 void forward(const Network &net, const vec *theta, vec *statistics, bool training) {
     for (int i = 0; i < net.count_layers; i++) {
         const Layer &l = net.layers[i];
         const vec *w = theta + l.weight, *bias = l.bias < 0 ? nullptr : theta + l.bias;
-        if (l.winograd)
-            winograd(l.in, l.out, l.x, w, false, l.z, bias);
-        else
-            products(&l.forward, 1, l.x, w, l.z, bias);
+        net.parts == V ? convolve<REAL>(l, false, w, bias) : convolve<vec>(l, false, w, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
             norm_and_activate(l, theta, statistics, training, net.parts);
         if (l.pool) pool(l);
@@ -769,18 +814,25 @@ void backward(const Network &net, const vec *theta) {
             norm_gradient(l, theta, net.gradient);
         else
             for (int c = 0; c < s.channels; c++)
-                for (int n = 0; n < s.examples; n++) relu_gradient(l, c, n);
+                each_band(s, 0, s.examples,
+                          [&](int n, int y0, int y1) { relu_gradient(l, c, n, y0, y1); });
         if (l.bias >= 0)
-            for (int c = 0; c < s.channels; c++)
-                net.gradient[l.bias + c] =
-                    sum_rows(s, c, c + 1, 0, s.examples, [&](count at) { return l.dz[at]; });
-        if (l.winograd) {
-            winograd_weight_gradient(l.in, s, l.x, l.dz, net.gradient + l.weight);
-            if (l.dx) winograd(s, l.in, l.dz, theta + l.weight, true, l.dx, nullptr);
-        } else {
-            weight_gradient(l.forward, l.x, l.dz, net.gradient + l.weight);
-            products(l.input, l.inputs, l.dz, theta + l.weight, l.dx, nullptr);
-        }
+            for (int c = 0; c < s.channels; c++) {
+                vec sum{};
+                each_band(s, 0, s.examples, [&](int n, int y0, int y1) {
+                    sum += sum_band(s, c, n, y0, y1, [&](count at) { return l.dz[at]; });
+                });
+                net.gradient[l.bias + c] = sum;
+            }
+        const vec *w = theta + l.weight;
+        vec *dw = net.gradient + l.weight;
+        if (l.winograd == 4)
+            winograd_weight_gradient<4>(l.in, s, l.x, l.dz, dw);
+        else if (l.winograd == 2)
+            winograd_weight_gradient<2>(l.in, s, l.x, l.dz, dw);
+        else
+            weight_gradient(l.forward, l.x, l.dz, dw);
+        if (l.dx) net.parts == V ? convolve<REAL>(l, true, w, nullptr) : convolve<vec>(l, true, w, nullptr);
         // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
         // input the shortcut shares, comes next and adds it.
         if (i + 1 < net.count_layers && net.layers[i + 1].stride) {

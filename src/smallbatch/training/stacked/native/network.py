@@ -19,7 +19,7 @@ from smallbatch.training.stacked.native.structures import Layer, Network, Produc
 _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
-_WINOGRAD_TILES = 16  # of 2×2 outputs, from which on the transforms of the weights pay
+_WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
 _WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
 
 _USES = 100  # of a weight by a part's examples, beside which the work on weights is small
@@ -161,7 +161,7 @@ class NativeNetwork:
         name = self._names[id(product)]
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
-        layer.winograd = _suits_winograd(product, source, out)
+        layer.winograd = _winograd(product, source, out)
         if not layer.winograd:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
@@ -398,15 +398,21 @@ class _Source:
     dy: int
 
 
-def _suits_winograd(product: nn.Module, source: _Source, out: Shape) -> bool:
-    """Whether a layer is a 3×3 convolution of stride 1 whose output is enough tiles of 2×2."""
+def _winograd(product: nn.Module, source: _Source, out: Shape) -> int:
+    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all."""
     if not isinstance(product, nn.Conv2d):
-        return False
-    if product.kernel_size[0] != 3 or product.stride[0] != 1 or out.height % 2 or out.width % 2:
-        return False
-    tiles = out.examples * (out.height // 2) * (out.width // 2)
+        return 0
     computed = [out.channels, source.shape.channels] if source.dy else [out.channels]
-    return tiles >= _WINOGRAD_TILES and all(c % _WINOGRAD_OUTPUTS == 0 for c in computed)
+    whole = all(c % _WINOGRAD_OUTPUTS == 0 for c in computed)
+    if product.kernel_size[0] != 3 or product.stride[0] != 1 or not whole:
+        return 0
+
+    def suits(side: int) -> bool:
+        tiles = out.examples * (out.height // side) * (out.width // side)
+        exact = out.height % side == 0 and out.width % side == 0
+        return exact and tiles >= _WINOGRAD_TILES[side]
+
+    return next((side for side in (4, 2) if suits(side)), 0)
 
 
 def _border(module: nn.Module | None) -> int:
