@@ -25,6 +25,8 @@ from smallbatch.training.stacked.convs import Grouped
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
 from smallbatch.training.stacked.lanes import stack_lanes
 from smallbatch.training.stacked.models import StackedNet
+from smallbatch.training.stacked.native import lanes as native_lanes
+from smallbatch.training.stacked.native.network import parts_of_a_batch
 from smallbatch.training.stacked.step import Step
 from smallbatch.training.stacked.triton_convs import Triton
 from smallbatch.training.stacked.triton_tail import TritonTail
@@ -143,6 +145,66 @@ def test_fifty_updates_equal_the_loop_in_float64(
     for run, result in zip(runs, results, strict=True):
         assert result.rows[-1]["updates"] == 50
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
+
+
+PARTS = [
+    *[("resnet8", norm, 16, 16, parts) for norm in ("batch", "group") for parts in (2, 4, 8)],
+    *[("resnet8", "none", 16, 8, parts) for parts in (2, 8)],
+    *[("alexnet", norm, 16, 16, 8) for norm in ("none", "batch_conv")],
+    ("alexnet", "batch", 8, 64, 4),
+    ("resnet20", "batch", 16, 16, 8),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, PRECISE], ids=["float32", "float64"])
+@pytest.mark.parametrize(("model", "norm", "size", "m", "parts"), PARTS)
+def test_batches_in_parts_equal_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    norm: str,
+    size: int,
+    m: int,
+    parts: int,
+    dtype: Any,
+) -> None:
+    """One step within float32 rounding, and in float64 steps that straddle epochs; three lanes."""
+    if (model, dtype) == ("resnet20", torch.float32):
+        pytest.skip("among so many activations one is so near 0 that rounding decides its ReLU")
+    monkeypatch.setattr(native_lanes, "parts_of_a_batch", lambda *_: parts)
+    precise = dtype == PRECISE
+    n = m + 7 if precise else m
+    data = noise_data(n, size=size, augment=precise, dtype=dtype)
+    settings = study(model, norm, epochs=4 if precise else 1, augment=precise)
+    runs = grid(settings, m, [2.0**-8, 2.0**-9, 2.0**-10], seeds=1)
+    tolerance = {"rtol": 1e-8, "atol": 1e-10} if precise else {"rtol": 1e-5, "atol": 2e-6}
+    for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=dtype), strict=True):
+        assert_near(result, loop.train(run, data, dtype=dtype), **tolerance)
+
+
+@pytest.mark.parametrize(("bn_batch_size", "parts"), [(2, 2), (2, 8), (4, 4), (16, 8)])
+def test_ghost_batches_lie_within_parts_or_span_them(
+    monkeypatch: pytest.MonkeyPatch, bn_batch_size: int, parts: int
+) -> None:
+    monkeypatch.setattr(native_lanes, "parts_of_a_batch", lambda *_: parts)
+    data = noise_data(23, size=16, dtype=PRECISE)
+    settings = study("resnet8", "ghost", epochs=4, bn_batch_size=bn_batch_size)
+    runs = grid(settings, 16, [2.0**-8], seeds=2)
+    for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=PRECISE), strict=True):
+        assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
+
+
+def test_a_batch_is_dealt_out_where_its_weights_are_used_often() -> None:
+    """And never so that a sub-batch of ghost batch norm would lie in two parts."""
+
+    def parts(m: int, size: int = 32, norm: str = "batch", **changes: Any) -> int:
+        data = noise_data(4, size=size, dtype=torch.float32)
+        model = loop.initial_model(Run(study("resnet8", norm, **changes), "f", m, 0.1, 0), data)
+        return parts_of_a_batch(model, m, (2, size, size))
+
+    assert [parts(m) for m in (2, 8, 32, 128)] == [2, 4, 8, 8]
+    assert [parts(m, 8) for m in (2, 8, 32, 512)] == [1, 1, 2, 8]
+    assert parts(63) == 1
+    assert [parts(64, norm="ghost", bn_batch_size=b) for b in (4, 16, 32, 64)] == [8, 4, 2, 8]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

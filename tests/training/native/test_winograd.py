@@ -192,8 +192,8 @@ def test_a_neighbour_changes_nothing(folder: Path, tile: int) -> None:
         assert np.array_equal(one, other)
 
 
-def _layers(side: int, m: int, channels: int = 3) -> list[int]:
-    model = ResNet(1, 10, channels)
+def _layers(side: int, m: int, channels: int = 3, norm: str = "batch") -> list[int]:
+    model = ResNet(1, 10, channels, norm)
     network = NativeNetwork(model, m, (channels, side, side), np.float32)
     structure = network.structure
     return [structure.layers[i].winograd for i in range(structure.count_layers)]
@@ -205,3 +205,4 @@ def test_layers_use_it_in_the_largest_tiles_that_are_enough() -> None:
     assert _layers(32, 8) == [4, 4, 4, 0, 4, 0, 4, 0]
     assert _layers(8, 4) == [2, 2, 2, 0, 2, 0, 0, 0]
     assert not any(_layers(7, 16)[:3])
+    assert _layers(32, 2, norm="none") == [2, 2, 2, 0, 2, 0, 2, 0]

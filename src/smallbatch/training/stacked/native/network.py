@@ -22,7 +22,8 @@ _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level c
 _WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
 _WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
 
-_USES = 100  # of a weight by a part's examples, beside which the work on weights is small
+_WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
+_LANES_OF_A_WORKER = 10
 
 _LINE = 32  # bytes of a vector of float
 _SPREAD = 10  # vectors
@@ -161,7 +162,7 @@ class NativeNetwork:
         name = self._names[id(product)]
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
-        layer.winograd = _winograd(product, source, out)
+        layer.winograd = _winograd(step, source, out)
         if not layer.winograd:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
@@ -371,22 +372,26 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
     """Parts into which a run's batch is dealt to neighbouring places of a vector.
 
     Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
-    work on weights, as their update, is done once for every part. So the batch is dealt out as far
-    as every part still uses each weight :data:`_USES` times.
+    work on weights, as their update, is done once for every part. The number that costs least for
+    a worker of :data:`_LANES_OF_A_WORKER` lanes is taken whatever the lanes really are, because a
+    lane's numbers must not depend on its company.
 
     Returns:
-        1, 2, 4 or 8, whatever the other lanes are: a lane's numbers must not depend on them.
+        1, 2, 4 or 8.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    uses = forward_flops(model, image[0], image[1]) / 2 / parameters
+    uses = batch_size * forward_flops(model, image[0], image[1]) / 2 / parameters
     bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
 
     def suits(parts: int) -> bool:
         part, rest = divmod(batch_size, parts)
-        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
-        return rest == 0 and whole and part * uses >= _USES
+        return rest == 0 and all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
 
-    return next((parts for parts in (8, 4, 2) if suits(parts)), 1)
+    def cost(parts: int) -> float:
+        empty = (LANES / parts - 1) / 2  # places of the last group, on average
+        return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
+
+    return min(filter(suits, (1, 2, 4, 8)), key=cost)
 
 
 @dataclass(frozen=True)
@@ -398,8 +403,13 @@ class _Source:
     dy: int
 
 
-def _winograd(product: nn.Module, source: _Source, out: Shape) -> int:
-    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all."""
+def _winograd(step: _Step, source: _Source, out: Shape) -> int:
+    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all.
+
+    Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
+    tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
+    """
+    product = step.product
     if not isinstance(product, nn.Conv2d):
         return 0
     computed = [out.channels, source.shape.channels] if source.dy else [out.channels]
@@ -412,7 +422,7 @@ def _winograd(product: nn.Module, source: _Source, out: Shape) -> int:
         exact = out.height % side == 0 and out.width % side == 0
         return exact and tiles >= _WINOGRAD_TILES[side]
 
-    return next((side for side in (4, 2) if suits(side)), 0)
+    return next((side for side in ((4, 2) if step.norm else (2,)) if suits(side)), 0)
 
 
 def _border(module: nn.Module | None) -> int:
