@@ -236,16 +236,23 @@ STATE = {"theta": torch.arange(40.0), "statistic": torch.tensor([1, 2])}
 CONTENT = {"runs": ["a"], "update": 3, "started": "now", "seconds": 1.5, "content": {"rows": []}}
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Made once: each is waited for until the disk has it."""
+    path = tmp_path_factory.mktemp("intact") / "checkpoint"
+    durable.seal(path, STATE, CONTENT)
+    return path.read_bytes()
+
+
 @cases
 @given(damage=damages, sealed_again=st.booleans())
 def test_checkpoints(
-    tmp_path_factory: pytest.TempPathFactory, damage: Any, sealed_again: bool
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: bytes, damage: Any, sealed_again: bool
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "checkpoints"
     folder.mkdir(exist_ok=True)
     path = folder / "000000000003.checkpoint"
-    durable.seal(path, STATE, CONTENT)
-    intact = path.read_bytes()
+    intact = checkpoint
     content = damaged(intact, damage)
     if sealed_again:  # by someone who knows how
         body = damaged(intact[32:], damage)

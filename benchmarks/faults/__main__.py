@@ -25,7 +25,7 @@ from benchmarks.faults.outages import OUTAGES, run_outage
 
 CASES = {"train stacked, with MLflow": 6, "train": 25, "": 8}
 """Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
-SHORT = {"train loop": 2, "train stacked": 2, "evaluate": 1, "server absent": 1}
+SHORT = {"train loop": 1, "train stacked": 1, "evaluate": 1, "server absent": 1}
 """The same for the short version, which leaves out the rest."""
 
 

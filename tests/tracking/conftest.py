@@ -301,12 +301,13 @@ class Server:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Generator[Callable[[str], Server]]:
-    """Starts real MLflow servers on loopback, each on its own database."""
+def start_server(tmp_path: Path, initialised_database: Path) -> Generator[Callable[[str], Server]]:
+    """Starts real MLflow servers on loopback, each on its own database, which has its tables."""
     servers: list[Server] = []
 
     def start(name: str) -> Server:
         port = free_port()
+        shutil.copy(initialised_database, tmp_path / f"{name}.db")
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{tmp_path / name}.db"]

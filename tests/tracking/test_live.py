@@ -146,9 +146,18 @@ def failing_server() -> Generator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["absent", "hanging_server", "failing_server"])
+@pytest.mark.parametrize(
+    ("kind", "timeout_s", "at_most_s"),
+    [
+        ("absent", 4, 6),
+        ("failing_server", 4, 6),
+        ("hanging_server", 60, 20),  # given up early: after 10, and the start of its process
+    ],
+)
 def test_a_bad_server_costs_the_trainer_nothing_but_a_warning(
     kind: str,
+    timeout_s: float,
+    at_most_s: float,
     columns: Any,
     request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
@@ -160,23 +169,13 @@ def test_a_bad_server_costs_the_trainer_nothing_but_a_warning(
     mirror = LiveMirror(uri)
     assert replay(mirror, directory) < 0.05
     started = time.monotonic()
-    assert not mirror.finish(directory, timeout_s=4)
-    assert time.monotonic() - started < 6
+    assert not mirror.finish(directory, timeout_s=timeout_s)
+    assert time.monotonic() - started < at_most_s
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: MLflow ({uri}) does not show all of {directory}: ")
     assert line.endswith("`smallbatch sync` will replay it")
     sync(directory)
     assert sorted(tables.points()) == expected_points(directory)
-
-
-@pytest.mark.slow
-def test_a_server_that_hangs_is_given_up_early(columns: Any, hanging_server: str) -> None:
-    directory = columns.write(8)
-    mirror = LiveMirror(hanging_server)
-    replay(mirror, directory)
-    started = time.monotonic()
-    assert not mirror.finish(directory)
-    assert time.monotonic() - started < 20  # 10, and the start of its process
 
 
 @pytest.mark.slow
@@ -189,19 +188,17 @@ def test_a_server_killed_while_training(
     workplace: Path,
 ) -> None:
     directory = columns.write(8)
-    first = start_server("first")
-    mirror = LiveMirror(first.uri)
+    server = start_server("server")
+    mirror = LiveMirror(server.uri)
     replay(mirror, directory, epochs=3)
-    logged = tables.of(workplace / "first.db")
+    logged = tables.of(workplace / "server.db")
     wait_until(lambda: len(logged.points()) == 4 * 3 * 6)
-    first.kill()
+    server.kill()
     assert replay(mirror, directory) < 0.05
-    assert not mirror.finish(directory, timeout_s=8)
+    assert not mirror.finish(directory, timeout_s=4)
     assert "will replay" in capsys.readouterr().err
-    second = start_server("second")
-    assert sync(directory, second.uri).runs_created == 5
-    found = tables.of(workplace / "second.db")
-    assert sorted(found.points()) == expected_points(directory)
+    assert sync(directory).runs_created == 5  # to another server: test_sync.py
+    assert sorted(tables.points()) == expected_points(directory)
 
 
 def test_a_full_pipe_drops_epochs_and_does_not_block(columns: Any) -> None:

@@ -253,7 +253,7 @@ def test_several_processes_open_a_fresh_database(
     columns: Any, tables: Any, workplace: Path
 ) -> None:
     (workplace / "mlflow.db").unlink()
-    directories = [columns.write(m, seeds=1) for m in (2, 4, 8, 16)]
+    directories = [columns.write(m, seeds=1) for m in (2, 4, 8)]
     program = (
         "import sys; from pathlib import Path; from smallbatch.tracking import sync\n"
         "print(sync(Path(sys.argv[1])).runs_created)"
@@ -269,9 +269,9 @@ def test_several_processes_open_a_fresh_database(
         for directory in directories
     ]
     answers = [process.communicate(timeout=120) for process in processes]
-    assert [out.strip() for out, _ in answers] == ["3"] * 4, answers
+    assert [out.strip() for out, _ in answers] == ["3"] * 3, answers
     assert tables.query("pragma journal_mode") == [("wal",)]
-    assert tables.query("select count(*) from runs") == [(12,)]
+    assert tables.query("select count(*) from runs") == [(9,)]
 
 
 @pytest.mark.slow

@@ -20,8 +20,6 @@ from smallbatch.training.stacked.native.compile import LANES
 from smallbatch.training.stacked.native.network import NativeNetwork, aligned
 from smallbatch.training.stacked.native.structures import Shape
 
-pytestmark = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler on PATH")
-
 # Of the largest number of a result. The coefficients of 4×4 tiles amplify rounding about eightfold.
 TOLERANCE = {("double", 2): 1e-12, ("double", 4): 1e-11, ("float", 2): 2e-5, ("float", 4): 1.6e-4}
 SHAPES = [  # inputs, outputs, side, examples
