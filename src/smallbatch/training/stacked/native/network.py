@@ -20,6 +20,7 @@ _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
 _WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
+_WINOGRAD_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
 _WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
 
 _WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
@@ -385,7 +386,8 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
 
     def suits(parts: int) -> bool:
         part, rest = divmod(batch_size, parts)
-        return rest == 0 and all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
+        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
+        return parts == 1 or (rest == 0 and whole)
 
     def cost(parts: int) -> float:
         empty = (LANES / parts - 1) / 2  # places of the last group, on average
@@ -408,6 +410,7 @@ def _winograd(step: _Step, source: _Source, out: Shape) -> int:
 
     Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
     tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
+    Their rounding is eight times that of tiles of 2; small images, quick anyway, do without them.
     """
     product = step.product
     if not isinstance(product, nn.Conv2d):
@@ -422,7 +425,8 @@ def _winograd(step: _Step, source: _Source, out: Shape) -> int:
         exact = out.height % side == 0 and out.width % side == 0
         return exact and tiles >= _WINOGRAD_TILES[side]
 
-    return next((side for side in ((4, 2) if step.norm else (2,)) if suits(side)), 0)
+    large = step.norm is not None and out.height >= _WINOGRAD_SIDE
+    return next((side for side in ((4, 2) if large else (2,)) if suits(side)), 0)
 
 
 def _border(module: nn.Module | None) -> int:
