@@ -52,8 +52,10 @@ class NativeLanes:
         self._network = NativeNetwork(
             self.model, m // self._parts, image, self._real, parts=self._parts
         )
+        # No more examples of a place than its part of the smallest split, or most would be empty.
+        own = -(-len(data.test) // self._parts)
         self._evaluation = NativeNetwork(
-            self.model, max(1, EVAL_PIXELS // (height * width)), image, self._real,
+            self.model, max(1, min(own, EVAL_PIXELS // (height * width))), image, self._real,
             parts=self._parts, training=False,
         )  # fmt: skip
         self.parameters = self._network.parameters
