@@ -68,17 +68,20 @@ def case_of(column: Column, compute: ComputeConfig) -> Case:
 
 
 def _fits(column: Column, case: Case, compute: ComputeConfig) -> bool:
-    """Whether every worker has memory for one vector of lanes, which native kernels always take."""
+    """Whether every worker has memory for a vector of lanes, which native kernels always take."""
     import torch
 
     from smallbatch.training.engines import MEMORY_SHARE, free_memory
+    from smallbatch.training.loop import initial_model
     from smallbatch.training.rate import noise
     from smallbatch.training.resident import load_resident
     from smallbatch.training.stacked import lane_bytes
-    from smallbatch.training.stacked.native.compile import LANES
+    from smallbatch.training.stacked.native.algorithms import lanes_of_a_vector
 
     data = load_resident(noise(case, 1), augment=False, device=torch.device("cpu"))
-    needed = case.workers * LANES * lane_bytes(column.runs[0], data)
+    run, image = column.runs[0], (case.channels, case.size, case.size)
+    lanes = lanes_of_a_vector(initial_model(run, data), case.batch_size, image)
+    needed = case.workers * lanes * lane_bytes(run, data)
     return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
 
 

@@ -4,10 +4,12 @@
 // lane of its own; at larger m `parts` neighbouring places are one run, each with its part of the
 // batch and the same weights. Every operation treats all places alike and only `across` mixes those
 // of one run, so a lane's result does not depend on its neighbours, and no shape is too small to
-// fill a vector: at m = 2 the arithmetic is as dense as at m = 2048. Buffers are [channel][example][row][column] of vectors, rows and columns
-// with a border of zeros where a convolution reads it.
+// fill a vector: at m = 2 the arithmetic is as dense as at m = 2048. Buffers are
+// [channel][example][row][column] of vectors, rows and columns with a border of zeros where a
+// convolution reads it.
 //
-// Offsets and strides count vectors where nothing else is said. The structures are mirrored in `structures.py`.
+// Offsets and strides count vectors where nothing else is said. The structures are mirrored in
+// `structures.py`.
 
 #include <algorithm>
 #include <cmath>
@@ -60,7 +62,7 @@ struct Layer {
     count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
     count running_mean, running_var;   // offsets into the statistics
     double eps, momentum;
-    Shape in, out, pooled, skip;  // of x, of z and y, of the pooled output, of the shortcut's source
+    Shape in, out, pooled, skip;  // of x, of z and y, of the pooled output, of the shortcut
     const vec *x;             // the previous layer's output
     vec *dx;
     vec *z, *dz, *y, *dy, *pooled_y, *pooled_dy;
@@ -150,13 +152,14 @@ inline vec unpack(REAL from) { return all(from); }
 
 // The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
 template <int O, class Weight>
-__attribute__((noinline)) void product_block(const Product &f, const vec *x, const Weight *w, vec *y,
-                                             const vec *bias, int p, int from, int to) {
+__attribute__((noinline)) void product_block(const Product &f, const vec *x, const Weight *w,
+                                             vec *y, const vec *bias, int p, int from, int to) {
     vec sum[O][P];
     const char *xs[P];
     vec *ys[P];
     for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
-    for (int j = 0; j < P; j++) ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
+    for (int j = 0; j < P; j++)
+        ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
     for (int o = 0; o < O; o++)
         for (int j = 0; j < P; j++)
             sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
@@ -184,7 +187,8 @@ void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const ve
             for (int r = from; r < to; r++)
                 pack(packed[(r - from) * O + o],
                      vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r])));
-        for (int p = begin; p < end; p += P) product_block<O, Weight>(f, x, packed, y, bias, p, from, to);
+        for (int p = begin; p < end; p += P)
+            product_block<O, Weight>(f, x, packed, y, bias, p, from, to);
     }
 }
 
@@ -201,11 +205,13 @@ void products(const Product *each, int number, const vec *x, const vec *w, vec *
             const int end = std::min(begin + each->tile, f.positions);
             int o = 0;
             for (; o + 4 <= f.outputs; o += 4)
-                product_rows<4, Weight>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                                bias ? bias + o : nullptr, begin, end);
+                product_rows<4, Weight>(f, x, w + count(o) * f.weight_stride,
+                                        y + count(o) * f.out_stride, bias ? bias + o : nullptr,
+                                        begin, end);
             for (; o < f.outputs; o++)
-                product_rows<1, Weight>(f, x, w + count(o) * f.weight_stride, y + count(o) * f.out_stride,
-                                bias ? bias + o : nullptr, begin, end);
+                product_rows<1, Weight>(f, x, w + count(o) * f.weight_stride,
+                                        y + count(o) * f.out_stride, bias ? bias + o : nullptr,
+                                        begin, end);
         }
 }
 
@@ -254,17 +260,17 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
     }
 }
 
-// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016), M = 2 or 4, for 3×3 convolutions of stride 1: a tile
-// of M×M outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of (M+2)×(M+2), at 16 products for
-// 36, or 36 for 144. One place's number is one element of a vector, so a transform is additions of
-// whole vectors. The sums over channels are a matrix product for each number of a transformed window,
-// on blocks of tiles that the second-level cache holds.
+// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016), M = 2 or 4, for 3×3 convolutions of stride 1: a
+// tile of M×M outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of (M+2)×(M+2), at 16 products
+// for 36, or 36 for 144. One place's number is one element of a vector, so a transform is additions
+// of whole vectors. The sums over channels are a matrix product for each number of a transformed
+// window, on blocks of tiles that the second-level cache holds.
 
 constexpr int TILES = 36;                // of a block, at most
 constexpr int PRODUCT_VECTORS = 8192;    // of a block's transformed windows
 constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
 
-// The transforms in one dimension, with x and y apart by `stride`.
+// The transforms in one dimension, of numbers that are `stride` apart.
 template <int M>
 struct Line;
 
@@ -334,7 +340,7 @@ struct Line<4> {
 
 // A transform in two dimensions: out[i·OUT + j] from x[i·row + j·column], columns first.
 template <int IN, int OUT, class Transform, class Store>
-inline void both(const vec *x, count row, count column, Transform transform, Store store) {
+inline void transform_2d(const vec *x, count row, count column, Transform transform, Store store) {
     vec half[IN][OUT];
     for (int j = 0; j < IN; j++) transform(x + j * column, row, half[j]);
     for (int i = 0; i < OUT; i++) {
@@ -392,8 +398,8 @@ void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec
                     __builtin_prefetch(from + next.at[t] + i * s.row + j, 0, 2);
         for (int t = 0; t < tiles; t++) {
             vec *to = d + c * tiles + t;
-            both<N, N>(from + block.at[t], s.row, 1, Line<M>::window,
-                       [&](int i, int j, const vec &v) { to[(N * i + j) * place] = v; });
+            transform_2d<N, N>(from + block.at[t], s.row, 1, Line<M>::window,
+                               [&](int i, int j, const vec &v) { to[(N * i + j) * place] = v; });
         }
     }
 }
@@ -426,7 +432,8 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
     const int inputs = from.channels, outputs = to.channels;
     const int most = PRODUCT_VECTORS / PLACES / (inputs + outputs);
     const int tiles = std::max(std::min(most, TILES) / P, 1) * P;
-    const count place = spread(count(inputs) * tiles), product_place = spread(count(outputs) * tiles);
+    const count place = spread(count(inputs) * tiles);
+    const count product_place = spread(count(outputs) * tiles);
     const count weights = count(inputs) * outputs;  // of a place
     auto *u = reinterpret_cast<Weight *>(scratch(scratch_weights, PLACES * weights));
     vec *d = scratch(scratch_windows, PLACES * place);
@@ -435,8 +442,9 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
         for (int c = 0; c < inputs; c++) {
             const vec *g = w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c);
             Weight *out = u + (count(o / 4) * inputs + c) * 4 + o % 4;
-            both<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1, Line<M>::weights,
-                       [&](int i, int j, const vec &v) { pack(out[(N * i + j) * weights], v); });
+            transform_2d<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1,
+                               Line<M>::weights,
+                               [&](int i, int j, const vec &v) { pack(out[(N * i + j) * weights], v); });
         }
     for (count begin = 0; begin < tiles_of<M>(to); begin += tiles) {
         transform_windows<M>(from, x, begin, tiles, d, place);
@@ -450,9 +458,9 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
             for (int t = 0; t < present; t++) {
                 const vec b = bias ? bias[o] : vec{};
                 vec *out = y + count(o) * to.channel + block.at[t];
-                both<N, M>(m + count(o) * tiles + t, N * product_place, product_place,
-                           Line<M>::product,
-                           [&](int k, int j, const vec &v) { out[k * to.row + j] = v + b; });
+                transform_2d<N, M>(m + count(o) * tiles + t, N * product_place, product_place,
+                                   Line<M>::product,
+                                   [&](int k, int j, const vec &v) { out[k * to.row + j] = v + b; });
             }
     }
 }
@@ -498,9 +506,9 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
         for (int o = 0; o < outputs; o++)
             for (int t = 0; t < present; t++) {
                 vec *to = e + o * tiles + t;
-                both<M, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
-                           Line<M>::gradient,
-                           [&](int i, int j, const vec &v) { to[(N * i + j) * tile_place] = v; });
+                transform_2d<M, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
+                                   Line<M>::gradient,
+                                   [&](int i, int j, const vec &v) { to[(N * i + j) * tile_place] = v; });
             }
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4) {
@@ -518,8 +526,8 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
             }
     }
     for (count i = 0; i < count(outputs) * inputs; i++)
-        both<N, 3>(s + i, N * sum_place, sum_place, Line<M>::sums,
-                   [&](int k, int j, const vec &v) { dw[9 * i + 3 * k + j] = v; });
+        transform_2d<N, 3>(s + i, N * sum_place, sum_place, Line<M>::sums,
+                           [&](int k, int j, const vec &v) { dw[9 * i + 3 * k + j] = v; });
 }
 
 // Calls `row(start of a row)` for a part of a buffer.
@@ -730,9 +738,11 @@ void pool(const Layer &l) {
     if (l.pool == MEAN_POOL) {
         const REAL pixels = REAL(l.out.height) * l.out.width;
         for (int c = 0; c < s.channels; c++)
-            for (int n = 0; n < s.examples; n++)
-                l.pooled_y[s.at(c, n, 0)] =
-                    sum_band(l.out, c, n, 0, l.out.height, [&](count i) { return l.y[i]; }) / pixels;
+            for (int n = 0; n < s.examples; n++) {
+                const vec sum =
+                    sum_band(l.out, c, n, 0, l.out.height, [&](count i) { return l.y[i]; });
+                l.pooled_y[s.at(c, n, 0)] = sum / pixels;
+            }
         return;
     }
     for (int c = 0; c < s.channels; c++)
@@ -794,11 +804,16 @@ void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
         products<Weight>(&l.forward, 1, x, w, y, bias);
 }
 
+void convolve(const Network &net, const Layer &l, bool flipped, const vec *w, const vec *bias) {
+    // Only a run that has all places to itself has the same weights in all of them.
+    net.parts == V ? convolve<REAL>(l, flipped, w, bias) : convolve<vec>(l, flipped, w, bias);
+}
+
 void forward(const Network &net, const vec *theta, vec *statistics, bool training) {
     for (int i = 0; i < net.count_layers; i++) {
         const Layer &l = net.layers[i];
         const vec *w = theta + l.weight, *bias = l.bias < 0 ? nullptr : theta + l.bias;
-        net.parts == V ? convolve<REAL>(l, false, w, bias) : convolve<vec>(l, false, w, bias);
+        convolve(net, l, false, w, bias);
         if (l.y != l.z || l.norm || l.stride || l.relu)
             norm_and_activate(l, theta, statistics, training, net.parts);
         if (l.pool) pool(l);
@@ -832,7 +847,7 @@ void backward(const Network &net, const vec *theta) {
             winograd_weight_gradient<2>(l.in, s, l.x, l.dz, dw);
         else
             weight_gradient(l.forward, l.x, l.dz, dw);
-        if (l.dx) net.parts == V ? convolve<REAL>(l, true, w, nullptr) : convolve<vec>(l, true, w, nullptr);
+        if (l.dx) convolve(net, l, true, w, nullptr);
         // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
         // input the shortcut shares, comes next and adds it.
         if (i + 1 < net.count_layers && net.layers[i + 1].stride) {

@@ -17,8 +17,9 @@ from smallbatch.data.sampling import PAD, epoch_examples
 from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
+from smallbatch.training.stacked.native.algorithms import parts_of_a_batch
 from smallbatch.training.stacked.native.compile import LANES, library
-from smallbatch.training.stacked.native.network import NativeNetwork, aligned, parts_of_a_batch
+from smallbatch.training.stacked.native.network import NativeNetwork, aligned
 from smallbatch.training.stacked.native.structures import Images, group_of, stream_of
 
 EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
@@ -52,7 +53,7 @@ class NativeLanes:
         self._network = NativeNetwork(
             self.model, m // self._parts, image, self._real, parts=self._parts
         )
-        # No more examples of a place than its part of the smallest split, or most would be empty.
+        # No more examples of a place than its part of the test split, or most would be empty.
         own = -(-len(data.test) // self._parts)
         self._evaluation = NativeNetwork(
             self.model, max(1, min(own, EVAL_PIXELS // (height * width))), image, self._real,
@@ -129,9 +130,10 @@ class NativeLanes:
         self._correct = np.zeros(len(self.runs), np.int64)
 
     def _train(self, first: int, updates: int) -> None:
-        m = self._parts * self._network.batch_size
+        examples = self._network.batch_size
+        m = self._parts * examples
         tables = {
-            seed: self._by_part(self._tables(seed, first * m, (first + updates) * m))
+            seed: self._by_part(self._tables(seed, first * m, (first + updates) * m), examples)
             for seed in {run.seed for run in self.runs}
         }
         for g in range(len(self._groups)):
@@ -160,16 +162,19 @@ class NativeLanes:
         self, split: Split, pause: Callable[[], None] = lambda: None
     ) -> tuple[list[float], list[float]]:
         """Group by group."""
-        size = self._parts * self._evaluation.batch_size
+        examples = self._evaluation.batch_size
+        size = self._parts * examples
         n = len(split)
         index = np.full(-(-n // size) * size, -1, np.int32)
         index[:n] = np.arange(n)
+        batches = [
+            self._by_part((index[start : start + size],), examples) for start in range(0, n, size)
+        ]
         losses: list[float] = []
         accuracies: list[float] = []
         for g in range(len(self._groups)):
             group = self._group(g)
-            for start in range(0, n, size):
-                parts = self._by_part((index[start : start + size],), self._evaluation)
+            for parts in batches:
                 stream = _stream(parts * self._size, augment=False)
                 self._library.evaluate(
                     ctypes.byref(self._evaluation.structure), ctypes.byref(group),
@@ -233,10 +238,10 @@ class NativeLanes:
         )
 
     def _by_part(
-        self, tables: tuple[NDArray[Any], ...], network: NativeNetwork | None = None
+        self, tables: tuple[NDArray[Any], ...], examples: int
     ) -> list[tuple[NDArray[Any], ...]]:
-        """Tables of whole batches as tables of each part: its examples are neighbours."""
-        shape = (-1, self._parts, (network or self._network).batch_size)
+        """Tables of whole batches as those of each part, which has so many examples of a batch."""
+        shape = (-1, self._parts, examples)
         return [
             tuple(np.ascontiguousarray(table.reshape(shape)[:, part]) for table in tables)
             for part in range(self._parts)

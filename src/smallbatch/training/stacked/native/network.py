@@ -9,67 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from smallbatch.flops import forward_flops
-from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.norms import GhostBatchNorm
-from smallbatch.models.resnet import BasicBlock, ResNet
+from smallbatch.training.stacked.native.algorithms import winograd_tile
 from smallbatch.training.stacked.native.compile import LANES
+from smallbatch.training.stacked.native.steps import (
+    MAX_POOL,
+    MEAN_POOL,
+    NO_POOL,
+    Step,
+    steps_of,
+)
 from smallbatch.training.stacked.native.structures import Layer, Network, Product, Shape
 
 _BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
-_WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
-_WINOGRAD_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
-_WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
-
-_WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
-_LANES_OF_A_WORKER = 10
-
 _LINE = 32  # bytes of a vector of float
 _SPREAD = 10  # vectors
 
 _NO_NORM, _RUNNING, _OWN = range(3)
-_NO_POOL, _MAX_POOL, _MEAN_POOL = range(3)
-
-
-@dataclass
-class _Step:
-    """One layer of a network as its modules: product → norm → shortcut → relu → pool."""
-
-    product: nn.Conv2d | nn.Linear
-    norm: nn.Module | None = None
-    skip: int | None = None  # number of the step whose output the shortcut adds
-    stride: int = 1
-    relu: bool = True
-    pool: int = _NO_POOL
-
-
-def _steps(model: nn.Module) -> list[_Step]:
-    if isinstance(model, ResNet):
-        steps = [_Step(model.conv1, model.norm1)]
-        for block in model.blocks:
-            if not isinstance(block, BasicBlock):
-                raise TypeError(f"found {type(block).__name__} where a basic block is expected")
-            steps.append(_Step(block.conv1, block.norm1))
-            steps.append(_Step(block.conv2, block.norm2, skip=len(steps) - 2, stride=block.stride))
-        steps[-1].pool = _MEAN_POOL
-        return [*steps, _Step(_linear(model.fc), relu=False)]
-    if isinstance(model, AlexNet):
-        features: list[Any] = list(model.features.children())
-        steps = [
-            _Step(layer.conv, layer.norm, pool=_MAX_POOL if layer.pooled else _NO_POOL)
-            for layer in features
-        ]
-        steps += [_Step(hidden.fc, hidden.norm) for hidden in (model.fc1, model.fc2)]
-        return [*steps, _Step(_linear(model.fc), relu=False)]
-    raise TypeError(f"{type(model).__name__} has no native form")
-
-
-def _linear(module: nn.Module) -> nn.Linear:
-    if not isinstance(module, nn.Linear):
-        raise TypeError(f"found {type(module).__name__} where an FC layer is expected")
-    return module
 
 
 @dataclass
@@ -112,7 +70,7 @@ class NativeNetwork:
         }
         self.statistics, self.statistic_count = _lay_out(buffers)
         self._names = {id(module): name for name, module in self.model.named_modules()}
-        steps = _steps(self.model)
+        steps = steps_of(self.model)
         channels, height, width = self.image
         border = _border(steps[0].product)
         shape = self._shape(channels, height, width, border)
@@ -143,7 +101,7 @@ class NativeNetwork:
     def _layer(
         self,
         layer: Layer,
-        step: _Step,
+        step: Step,
         source: _Source,
         later: nn.Module | None,
         sources: list[_Source],
@@ -156,14 +114,14 @@ class NativeNetwork:
             height, width = -(-height // stride), -(-width // stride)
         else:
             height = width = 1
-        pooled = step.pool != _NO_POOL
+        pooled = step.pool != NO_POOL
         border = max(_border(product), 0 if pooled else _border(later))
         out = self._shape(product.weight.shape[0], height, width, border)
         layer.in_, layer.out, layer.x, layer.dx = source.shape, out, source.y, source.dy
         name = self._names[id(product)]
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
-        layer.winograd = _winograd(step, source, out)
+        layer.winograd = winograd_tile(step, source.shape.channels if source.dy else 0, out)
         if not layer.winograd:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
@@ -184,11 +142,11 @@ class NativeNetwork:
         height, width = out.height, out.width
         layer.pool, layer.pool_top, layer.pool_left = pool, height % 2, width % 2
         halved = (-(-height // 2), -(-width // 2))
-        height, width = (1, 1) if pool == _MEAN_POOL else halved
+        height, width = (1, 1) if pool == MEAN_POOL else halved
         layer.pooled = self._shape(out.channels, height, width, _border(later))
         layer.pooled_y = self._buffer(layer.pooled)
         layer.pooled_dy = self._buffer(layer.pooled) if self.training else 0
-        layer.winner = self._buffer(layer.pooled) if pool == _MAX_POOL else 0
+        layer.winner = self._buffer(layer.pooled) if pool == MAX_POOL else 0
         return _Source(layer.pooled, layer.pooled_y, layer.pooled_dy)
 
     def _products(
@@ -369,33 +327,6 @@ class NativeNetwork:
         return array.ctypes.data
 
 
-def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
-    """Parts into which a run's batch is dealt to neighbouring places of a vector.
-
-    Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
-    work on weights, as their update, is done once for every part. The number that costs least for
-    a worker of :data:`_LANES_OF_A_WORKER` lanes is taken whatever the lanes really are, because a
-    lane's numbers must not depend on its company.
-
-    Returns:
-        1, 2, 4 or 8.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    uses = batch_size * forward_flops(model, image[0], image[1]) / 2 / parameters
-    bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
-
-    def suits(parts: int) -> bool:
-        part, rest = divmod(batch_size, parts)
-        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
-        return parts == 1 or (rest == 0 and whole)
-
-    def cost(parts: int) -> float:
-        empty = (LANES / parts - 1) / 2  # places of the last group, on average
-        return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
-
-    return min(filter(suits, (1, 2, 4, 8)), key=cost)
-
-
 @dataclass(frozen=True)
 class _Source:
     """Where a layer's input is, and the input's gradient (0: nobody wants it)."""
@@ -403,30 +334,6 @@ class _Source:
     shape: Shape
     y: int
     dy: int
-
-
-def _winograd(step: _Step, source: _Source, out: Shape) -> int:
-    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all.
-
-    Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
-    tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
-    Their rounding is eight times that of tiles of 2; small images, quick anyway, do without them.
-    """
-    product = step.product
-    if not isinstance(product, nn.Conv2d):
-        return 0
-    computed = [out.channels, source.shape.channels] if source.dy else [out.channels]
-    whole = all(c % _WINOGRAD_OUTPUTS == 0 for c in computed)
-    if product.kernel_size[0] != 3 or product.stride[0] != 1 or not whole:
-        return 0
-
-    def suits(side: int) -> bool:
-        tiles = out.examples * (out.height // side) * (out.width // side)
-        exact = out.height % side == 0 and out.width % side == 0
-        return exact and tiles >= _WINOGRAD_TILES[side]
-
-    large = step.norm is not None and out.height >= _WINOGRAD_SIDE
-    return next((side for side in ((4, 2) if large else (2,)) if suits(side)), 0)
 
 
 def _border(module: nn.Module | None) -> int:

@@ -1,0 +1,82 @@
+"""How a model is computed: the parts of its batches, and the algorithm of each convolution."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from smallbatch.flops import forward_flops
+from smallbatch.models.norms import GhostBatchNorm
+from smallbatch.training.stacked.native.compile import LANES
+from smallbatch.training.stacked.native.steps import Step
+from smallbatch.training.stacked.native.structures import Shape
+
+_WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
+_WINOGRAD_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
+_WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
+_WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
+_LANES_OF_A_WORKER = 10  # 13 base learning rates × 2 seeds on 2 cores, or a few less
+
+
+def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
+    """Parts into which a run's batch is dealt to neighbouring places of a vector.
+
+    Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
+    work on weights, as their update, is done once for every part. The number that costs least for
+    a worker of :data:`_LANES_OF_A_WORKER` lanes is taken whatever the lanes really are, because a
+    lane's numbers must not depend on its company.
+
+    Args:
+        model: a plain model.
+        batch_size: m.
+        image: channels, height and width in pixels.
+
+    Returns:
+        1, 2, 4 or 8.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    uses = batch_size * forward_flops(model, image[0], image[1]) / 2 / parameters
+    bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
+
+    def suits(parts: int) -> bool:
+        part, rest = divmod(batch_size, parts)
+        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
+        return parts == 1 or (rest == 0 and whole)
+
+    def cost(parts: int) -> float:
+        empty = (LANES / parts - 1) / 2  # places of the last group, on average
+        return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
+
+    return min(filter(suits, (1, 2, 4, 8)), key=cost)
+
+
+def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
+    """Lanes whose activations are in memory together: 8, 4, 2 or 1."""
+    return LANES // parts_of_a_batch(model, batch_size, image)
+
+
+def winograd_tile(step: Step, inputs: int, out: Shape) -> int:
+    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all.
+
+    Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
+    tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
+    Their rounding is eight times that of tiles of 2; small images, quick anyway, do without them.
+
+    Args:
+        step: the layer.
+        inputs: channels whose gradient is wanted.
+        out: of its output, with the examples of a place.
+    """
+    product = step.product
+    if not isinstance(product, nn.Conv2d):
+        return 0
+    whole = all(c % _WINOGRAD_OUTPUTS == 0 for c in (out.channels, inputs))
+    if product.kernel_size[0] != 3 or product.stride[0] != 1 or not whole:
+        return 0
+
+    def suits(side: int) -> bool:
+        tiles = out.examples * (out.height // side) * (out.width // side)
+        exact = out.height % side == 0 and out.width % side == 0
+        return exact and tiles >= _WINOGRAD_TILES[side]
+
+    large = step.norm is not None and out.height >= _WINOGRAD_SIDE
+    return next((side for side in ((4, 2) if large else (2,)) if suits(side)), 0)
