@@ -21,22 +21,28 @@ _HEADERS = (
     "data",
     "remarks",
 )
+_NOT_RUN = "not run"
 
 
 def claims_tables(record: dict[str, Any]) -> list[Table]:
-    """A table of verdicts and one of the criteria.
+    """A table of verdicts; folded, one of what was not run and one of the criteria.
 
     Args:
         record: the content of ``claims.json``.
     """
     criteria = [[claim["statement"], claim["figure"], claim["criterion"]] for claim in _all(record)]
+    rows = _rows(record)
+    judged = [row for row in rows if row[2] != _NOT_RUN]
+    not_run = [row[:2] for row in rows if row[2] == _NOT_RUN]
     return [
-        Table("The paper's claims, judged.", _HEADERS, _rows(record), prose=True),
+        Table("The paper's claims, judged.", _HEADERS, judged, prose=True),
+        Table("Not run.", _HEADERS[:2], not_run, prose=True, folded=True),
         Table(
             "When a claim counts as true; fixed before any result was seen.",
             ("the paper's statement", "Fig.", "criterion"),
             criteria,
             prose=True,
+            folded=True,
         ),
     ]
 
@@ -44,7 +50,7 @@ def claims_tables(record: dict[str, Any]) -> list[Table]:
 def counts_sentence(record: dict[str, Any]) -> str:
     """How many verdicts of each kind there are."""
     verdicts = [finding["verdict"] for claim in _all(record) for finding in claim["findings"]]
-    kinds = ("supported", "contradicted", "undecided", "not run")
+    kinds = ("supported", "contradicted", "undecided", _NOT_RUN)
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
 
 

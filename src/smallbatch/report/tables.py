@@ -28,12 +28,16 @@ _NORMS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: the first cell of every row is its header; prose cells may wrap."""
+    """A table of the page: the first cell of every row is its header; prose cells may wrap.
+
+    A folded table shows its caption alone until a reader opens it.
+    """
 
     caption: str
     headers: tuple[str, ...]
     rows: Sequence[Sequence[str]]
     prose: bool = False
+    folded: bool = False
 
 
 def best_table(best: pd.DataFrame, chosen_on: str) -> Table:

@@ -444,7 +444,9 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
             Weight *out = u + (count(o / 4) * inputs + c) * 4 + o % 4;
             transform_2d<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1,
                                Line<M>::weights,
-                               [&](int i, int j, const vec &v) { pack(out[(N * i + j) * weights], v); });
+                               [&](int i, int j, const vec &v) {
+                                   pack(out[(N * i + j) * weights], v);
+                               });
         }
     for (count begin = 0; begin < tiles_of<M>(to); begin += tiles) {
         transform_windows<M>(from, x, begin, tiles, d, place);
@@ -460,7 +462,9 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
                 vec *out = y + count(o) * to.channel + block.at[t];
                 transform_2d<N, M>(m + count(o) * tiles + t, N * product_place, product_place,
                                    Line<M>::product,
-                                   [&](int k, int j, const vec &v) { out[k * to.row + j] = v + b; });
+                                   [&](int k, int j, const vec &v) {
+                                       out[k * to.row + j] = v + b;
+                                   });
             }
     }
 }
@@ -508,7 +512,9 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
                 vec *to = e + o * tiles + t;
                 transform_2d<M, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
                                    Line<M>::gradient,
-                                   [&](int i, int j, const vec &v) { to[(N * i + j) * tile_place] = v; });
+                                   [&](int i, int j, const vec &v) {
+                                       to[(N * i + j) * tile_place] = v;
+                                   });
             }
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4) {
