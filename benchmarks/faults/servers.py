@@ -51,6 +51,16 @@ class MlflowServer:
         self.process.wait()
 
 
+@contextmanager
+def mlflow_server(folder: Path) -> Generator[MlflowServer]:
+    """A server on the folder's `mlflow.db`; killed at the end."""
+    server = MlflowServer(folder, f"sqlite:///{folder / 'mlflow.db'}", free_port())
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
 def wait_for(url: str, seconds: float = 90) -> None:
     """Wait until a server answers.
 
