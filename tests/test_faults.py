@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.faults import servers, table
 from benchmarks.faults.__main__ import ROUNDS
 from benchmarks.faults.outages import HEALTHY, OUTAGES, UNTRACKED

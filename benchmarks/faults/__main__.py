@@ -63,7 +63,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/faults"))
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.seconds
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     log, digest = out / "cases.jsonl", code.digest()
@@ -71,7 +70,7 @@ def main() -> int:
     done = [case for case in map(json.loads, lines) if case["code"] == digest]
     log.write_text("".join(json.dumps(case) + "\n" for case in done))
     _import_all()
-    left = False
+    deadline, left = time.monotonic() + arguments.seconds, False
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, log.open("a") as file:
         for wanted in _cases(arguments, {case["id"] for case in done}, Path(scratch)):
             left = time.monotonic() > deadline
@@ -83,6 +82,7 @@ def main() -> int:
             done.append(case)
             print(json.dumps({k: v for k, v in case.items() if k != "crashes"}), flush=True)
     if left:
+        print(f"{len(done)} cases are done; the same command goes on")
         return UNFINISHED
     return table.write(out, done, arguments)
 

@@ -44,8 +44,8 @@ damaged checkpoint, record or plan on top, and then run to their end. Every outp
 that of a twin that nobody touched, and MLflow's database with the result files. What is promised,
 and which tests hold it: [docs/reliability.md](../../docs/reliability.md).
 
-The criteria, in the code before anything was measured: at least {KILLS} SIGKILLs; every count right of
-"files damaged" is zero.
+The criteria, in the code before anything was measured: at least {KILLS} SIGKILLs; every count right
+of "files damaged" is zero.
 
 - *runs* are MLflow's, the columns' parents among them; a run below no column is lost. *Points* are
   metric values; one is *out of order* if it is dated before an earlier step's.
@@ -55,7 +55,7 @@ The criteria, in the code before anything was measured: at least {KILLS} SIGKILL
 - *checkpoints overdue*: crashes at which a worker had more than {kills.OVERDUE_S:g} s of work to
   lose, where checkpoints come every {stages.INTERVAL:g} s. It counts from the chunk's start.
 - *tracebacks*: in what the commands print.
-- *warnings amiss*: an outage gives one warning (at most one where the server comes back in time), a
+- *warnings amiss*: an outage gives one warning (at most one where the server answers late), a
   healthy store none.
 - *slower*: under an outage, the median training time is more than {SLOWER:g} times that with a
   healthy server.
@@ -149,7 +149,7 @@ def _page(summary: dict[str, Any]) -> str:
         "",
         f"- command: `{summary['command']}`, seed {summary['seed']}",
         f"- date: {' to '.join(first_last)}; the cases took {summary['seconds'] / 60:.0f} minutes",
-        f"- code: commit {machine['git_commit'][:12]}{dirty}, digest {summary['code']} in every case",
+        f"- code: commit {machine['git_commit']}{dirty}, digest {summary['code']} in every case",
         f"- hardware: {machine['cpu']}, {machine['cores']} cores; {', '.join(versions)}",
         f"- crashes: {_listed(summary['crashes'])}: {summary['kills']} SIGKILLs",
         f"- damaged: {_listed(summary['damaged']) or 'none'}",
