@@ -100,7 +100,7 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("loop", {"norm": "batch", "augment": True}, 3),
         ("loop", {"norm": "none", "warmup": 0.2}, 7),
-        ("stacked", {"norm": "batch", "augment": True}, 3),
+        ("stacked", {"norm": "batch", "augment": True}, 5),
         ("stacked", {"norm": "ghost", "bn_batch_size": 2, "warmup": 0.2}, 5),
         ("stacked", {"norm": "none"}, 7),
     ],
