@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -33,9 +35,10 @@ from smallbatch.errors import UserError
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints
 from tests.data.conftest import encode, noise
-from tests.tracking.conftest import Columns
+from tests.tracking.conftest import Columns, initialised_database
 
 ROOT = Path(__file__).parents[1]
+__all__ = ["initialised_database"]  # a fixture
 CASES = 1000
 
 cases = settings(
@@ -370,26 +373,69 @@ def test_runs_json(
         assert stated == {key: theirs[key] for key in stated}
 
 
-@settings(cases, max_examples=60)
-@given(damage=damages, name=st.sampled_from(["runs.json", "history.parquet", "timing.json"]))
-def test_damaged_results_through_the_command_line(
-    tmp_path_factory: pytest.TempPathFactory, column: Path, damage: Any, name: str
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "cli"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(column, folder / "models/digits/study/m8")
-    path = folder / "models/digits/study/m8" / name
-    path.write_bytes(damaged(path.read_bytes(), damage))
+def told(folder: Path, *words: str) -> None:
+    """A command works or refuses in one line."""
     before = Path.cwd()
     os.chdir(folder)
     try:
-        done = CliRunner().invoke(main, ["evaluate"])
+        done = CliRunner().invoke(main, words)
     finally:
         os.chdir(before)
     assert done.exit_code in (0, 2), (done.output, done.exception)
     assert "Traceback" not in done.output
     if done.exit_code == 2:
         assert len(done.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("command", "examples"), [("evaluate", 60), ("sync", 60), ("report", 5)])
+def test_damaged_results_through_the_command_line(
+    tmp_path: Path,
+    column: Path,
+    initialised_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    examples: int,
+) -> None:
+    files = ["runs.json", "history.parquet", "timing.json", "weights.safetensors"]
+    intact, numbers = tmp_path / "intact", itertools.count()
+    shutil.copytree(column, intact / "models/digits/study/m8")
+    told(intact, "evaluate")
+
+    @settings(cases, max_examples=examples)
+    @given(damage=damages, name=st.sampled_from(files), value=st.none() | HOSTILE)
+    def try_out(damage: Any, name: str, value: bytes | None) -> None:
+        folder = tmp_path / str(next(numbers))
+        shutil.copytree(intact, folder)
+        shutil.copy(initialised_database, folder / "mlflow.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        path = folder / "models/digits/study/m8" / name
+        content = path.read_bytes()
+        if value is not None and name.endswith(".json"):  # one value of the file instead
+            starts = [found.end() for found in re.finditer(rb": ", content)]
+            start = starts[int(damage[0][0] * (len(starts) - 1))]
+            end = re.compile(rb"[,}\]]").search(content, start)
+            path.write_bytes(content[:start] + value + content[end.start() if end else start :])
+        else:
+            path.write_bytes(damaged(content, damage))
+        told(folder, command)
+        shutil.rmtree(folder)
+
+    try_out()
+
+
+def test_damaged_params_through_the_command_line(tmp_path: Path) -> None:
+    text = b"dataset: {name: digits, source: digits, subset: 60, test_subset: 40}\n" + (
+        b"grid: {studies: [a], batch_sizes: [4], base_lrs: [2^-6], seeds: 1}\n"
+        b"studies:\n  a: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}\n"
+    )
+
+    @settings(cases, max_examples=40)
+    @given(damage=damages)
+    def try_out(damage: Any) -> None:
+        (tmp_path / "params.yaml").write_bytes(damaged(text, damage))
+        told(tmp_path, "prepare")
+
+    try_out()
 
 
 def test_runs_json_and_history_must_agree(column: Path, tmp_path: Path) -> None:

@@ -5,48 +5,63 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import processes, stages
+from benchmarks.faults import database, processes, stages
 from benchmarks.faults.stages import Stage, Twin
+
+OVERDUE_S = stages.INTERVAL + 1.0
+"""More seconds of lost work break the promise; updates and evaluations take some hundredths."""
+MIRROR_S = 20.0
+"""Seconds in which the mirror of a killed training leaves; LEAVE_S of smallbatch.tracking and more."""  # noqa: E501
 
 
 def run_case(stage: Stage, twin: Twin, folder: Path, draw: random.Random) -> dict[str, Any]:
     """Crash a stage one to three times, let it finish, and compare it with its twin."""
-    shutil.copytree(twin.prepared, folder)
-    case: dict[str, Any] = {"stage": stage.name, "crashes": [], "damaged": 0, "torn": 0}
-    for _ in range(draw.randint(1, 3)):
-        how = draw.choices(processes.CRASHES, weights=(6, 2, 1, 2))[0]
+    shutil.copytree(twin.prepared, folder, dirs_exist_ok=True)
+    case: dict[str, Any] = {"stage": stage.name, "crashes": [], "damaged": [], "torn": 0}
+    moments = sorted(draw.uniform(0, 0.9 * twin.seconds) for _ in range(draw.randint(1, 3)))
+    pids: list[int] = []
+    for delay in (b - a for a, b in pairwise([0.0, *moments])):
         pid = processes.start(folder, stages.command(stage.words, stage.tracked))
-        delay = draw.uniform(0, 0.9 * twin.seconds)
-        code, took, left = processes.crash(pid, how, delay, draw)
-        case["crashes"].append(
-            {"how": how, "after": delay, "code": code, "took": took, "left": left}
-            | {"unsaved": _unsaved(folder)}
-        )
+        pids.append(pid)
+        crash = processes.crash(pid, delay, draw, lambda them: stages.unsaved(folder, them))
+        case["crashes"].append(asdict(crash))
         case["torn"] += _torn(stages.outputs(stage, folder), twin)
-        if code == 0:
+        if crash.code == 0:
             break
         case["damaged"] += _damage(folder, draw)
     try:
         stages.run(folder, stage.words, stage.tracked)
     except RuntimeError as error:
-        return case | {"failed": str(error)}
-    found = stages.outputs(stage, folder)
-    case["bytes_differing"] = sum(
-        _differing(found.get(name, b""), twin.outputs.get(name, b""))
-        for name in found.keys() | twin.outputs.keys()
-    )
-    case["runs_lost"] = len(_runs(twin.outputs) - _runs(found))
-    case["left_over"] = sum(1 for name in found if name.endswith(".part"))
-    if stage.tracked:
-        time.sleep(0.1)
-        counts = stages.points(folder)
-        case["runs_lost"] += counts.pop("runs_lost")
-        case |= counts
+        case["failed"] = str(error)
+    else:
+        if stage.tracked:
+            processes.wait_for_end([it for pid in pids for it in processes.members(pid)], MIRROR_S)
+        case |= _compare(stage, twin, folder)
+    case["tracebacks"] = (folder / "log").read_text().count("Traceback")
+    case["overdue"] = sum((it["unsaved"] or 0) > OVERDUE_S for it in case["crashes"])
+    case["survivors"] = sum(it["left"] for it in case["crashes"])
     return case
+
+
+def _compare(stage: Stage, twin: Twin, folder: Path) -> dict[str, Any]:
+    """What of a stage that has finished differs from its twin, and from MLflow's database."""
+    found = stages.outputs(stage, folder)
+    counts = database.count(folder) if stage.tracked else {"runs_lost": 0}
+    lost = len(_runs(twin.outputs) - _runs(found))
+    differing = {
+        name: _differing(found.get(name, b""), twin.outputs.get(name, b""))
+        for name in found.keys() | twin.outputs.keys()
+    }
+    return counts | {
+        "runs_lost": counts["runs_lost"] + lost,
+        "bytes_differing": sum(differing.values()),
+        "left_over": len(stages.files(folder) - twin.files),
+    }
 
 
 def _torn(found: dict[str, bytes], twin: Twin) -> int:
@@ -56,32 +71,27 @@ def _torn(found: dict[str, bytes], twin: Twin) -> int:
     )
 
 
-def _unsaved(folder: Path) -> float | None:
-    """Seconds since the last checkpoint of the chunk whose last checkpoint is the oldest."""
-    newest: dict[Path, float] = {}
-    for path in folder.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint"):
-        newest[path.parent] = max(newest.get(path.parent, 0.0), path.stat().st_mtime)
-    return time.time() - min(newest.values()) if newest else None
-
-
-def _damage(folder: Path, draw: random.Random) -> int:
-    """In one case of four, damage the newest checkpoint of a chunk, or a finished run's record."""
-    files = [*folder.glob(".smallbatch/work/*.checkpoints/*/*"), *folder.glob(".smallbatch/work/*")]
-    targets = [
-        max(files)
-        for chunk in files
-        if (files := list(chunk.glob("*.checkpoint")) or list(chunk.glob("record")))
-    ]
-    if not targets or draw.random() > 0.25:
-        return 0
-    target = draw.choice(sorted(targets))
+def _damage(folder: Path, draw: random.Random) -> list[str]:
+    """In one case of three, damage a newest checkpoint, a finished run's record or a plan."""
+    work = folder / ".smallbatch/work"
+    chunks = {path.parent for path in work.glob("*.checkpoints/*/*/*.checkpoint")}
+    targets = {
+        "checkpoint": [max(chunk.glob("*.checkpoint")) for chunk in sorted(chunks)],
+        "record": sorted(work.glob("*/record")),
+        "plan": sorted(work.glob("*.checkpoints/*/plan")),
+    }
+    kinds = [kind for kind, paths in targets.items() if paths]
+    if not kinds or draw.random() > 1 / 3:
+        return []
+    kind = draw.choice(kinds)
+    target = draw.choice(targets[kind])
     data = bytearray(target.read_bytes())
     if draw.random() < 0.5:
         data = data[: draw.randrange(len(data))]
     else:
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     target.write_bytes(data)
-    return 1
+    return [kind]
 
 
 def _differing(ours: bytes, theirs: bytes) -> int:

@@ -1,8 +1,8 @@
-"""Tracking that fails while a column trains, and many columns that log at once."""
+"""A column that trains while tracking fails; what `smallbatch sync` makes of it afterwards."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import signal
 import sqlite3
@@ -13,204 +13,186 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import processes, servers, stages
+from benchmarks.faults import database, processes, servers, stages
 
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 160, test_subset: 60}
 grid: {studies: [bn], batch_sizes: [8], base_lrs: [2^-9, 2^-7, 2^6], seeds: 2}
 studies:
-  bn: {model: resnet8, norm: batch, epochs: 60, weight_decay: 0.0001}
+  bn: {model: resnet8, norm: batch, epochs: 80, weight_decay: 0.0001}
 compute: {device: cpu, engine: stacked, workers: 1}
 """
-COLUMNS = 10
+COLUMN = ("train", "bn", "8")
+SETTLE_S = 10.0
+"""Seconds for a server that runs again to work through the requests that waited."""
+LATE_S = 6.0
+"""Longer than the live mirror waits for an answer."""
+UNTRACKED, HEALTHY = "no tracking", "healthy server"
+
+Case = dict[str, Any]
 
 
-def run_outage(name: str, folder: Path) -> dict[str, Any]:
-    """Run one outage in an empty folder; what was lost or doubled after `smallbatch sync`."""
+def run_outage(name: str, folder: Path) -> Case:
+    """Train once under an outage, in an empty folder; what was lost or doubled after a sync."""
     (folder / "params.yaml").write_text(PARAMS)
     stages.run(folder, ("prepare",), tracked=False)
-    return {"stage": f"tracking: {name}", **OUTAGES[name](folder)}
+    (folder / "log").unlink()
+    case: Case = {"stage": f"tracking: {name}"}
+    try:
+        case |= OUTAGES[name](folder)
+    except RuntimeError as error:
+        case["failed"] = str(error)
+    least, most = WARNINGS.get(name, (1, 1))
+    warned = len(case.get("warnings", []))
+    case["warnings_amiss"] = max(least - warned, warned - most, 0)
+    case["tracebacks"] = (folder / "log").read_text().count("Traceback")
+    return case
 
 
-def _absent(folder: Path) -> dict[str, Any]:
-    port = servers.free_port()
-    seconds = _train(folder, f"http://127.0.0.1:{port}")
-    return seconds | _sync(folder, port)
+def _untracked(folder: Path) -> Case:
+    return _train(folder, None)
 
 
-def _killed(folder: Path) -> dict[str, Any]:
-    port = servers.free_port()
-    server = servers.MlflowServer(folder, _backend(folder), port)
-    found = _train(folder, server.uri, lambda: _after_points(folder, server.kill))
-    return found | _sync(folder, port)
+def _healthy(folder: Path) -> Case:
+    with servers.mlflow_server(folder) as server:
+        found = _train(folder, server.uri)
+        before = database.count(folder)
+        found["incomplete_before_sync"] = before["runs_lost"] + before["points_lost"]
+        return found | _sync(folder, server.uri)
 
 
-def _hanging(folder: Path) -> dict[str, Any]:
-    port = servers.free_port()
-    server = servers.MlflowServer(folder, _backend(folder), port)
-    found = _train(
-        folder, server.uri, lambda: _after_points(folder, lambda: server.signal(signal.SIGSTOP))
-    )
-    server.signal(signal.SIGCONT)
-    server.kill()
-    return found | _sync(folder, port)
+def _absent(folder: Path) -> Case:
+    return _train(folder, f"http://127.0.0.1:{servers.free_port()}") | _sync(folder)
 
 
-def _errors(folder: Path) -> dict[str, Any]:
+def _killed(folder: Path) -> Case:
+    with servers.mlflow_server(folder) as server:
+        found = _train(folder, server.uri, lambda: _after_points(folder, server.kill))
+    with servers.mlflow_server(folder) as server:
+        return found | _sync(folder, server.uri)
+
+
+def _hanging(folder: Path) -> Case:
+    """It hangs before the first run exists, and executes what waited when the training is over."""
+    with servers.mlflow_server(folder) as server:
+        server.signal(signal.SIGSTOP)
+        found = _train(folder, server.uri)
+        server.signal(signal.SIGCONT)
+        time.sleep(SETTLE_S)
+        return found | _sync(folder, server.uri)
+
+
+def _late(folder: Path) -> Case:
+    """Runs are created, but the answer comes when nobody waits any more."""
+    with servers.mlflow_server(folder) as server:
+        with servers.late(folder, server.uri, LATE_S) as uri:
+            found = _train(folder, uri)
+            time.sleep(SETTLE_S)
+        return found | _sync(folder, server.uri)
+
+
+def _errors(folder: Path) -> Case:
     with servers.failing_server() as uri:
         found = _train(folder, uri)
-    return found | _sync(folder, servers.free_port())
+    return found | _sync(folder)
 
 
-def _full(folder: Path) -> dict[str, Any]:
+def _full(folder: Path) -> Case:
     with _small_disk(folder / "disk") as disk:
         uri = f"sqlite:///{disk / 'mlflow.db'}"
-        _initialise(uri)
+        initialise(folder, uri)
         filler = disk / "filler"
         filler.write_bytes(b"\0" * max(0, shutil.disk_usage(disk).free - 8192))
         found = _train(folder, uri)
         filler.unlink()
-        _call(folder, uri)
-        return found | stages.points(folder, disk / "mlflow.db")
+        return found | _sync(folder, uri, disk / "mlflow.db")
 
 
-def _ten_to_sqlite(folder: Path) -> dict[str, Any]:
-    return _ten(folder, _backend(folder)) | stages.points(folder)
-
-
-def _ten_to_postgres(folder: Path) -> dict[str, Any]:
-    with servers.postgres(folder) as uri:
-        found = _ten(folder, uri)
-        return found | stages.points(folder, uri)
-
-
-OUTAGES: dict[str, Callable[[Path], dict[str, Any]]] = {
+OUTAGES: dict[str, Callable[[Path], Case]] = {
+    UNTRACKED: _untracked,
+    HEALTHY: _healthy,
     "server absent": _absent,
     "server killed": _killed,
     "server hanging": _hanging,
+    "server answers late": _late,
     "server answers 500": _errors,
     "database full": _full,
-    "ten columns to sqlite": _ten_to_sqlite,
-    "ten columns to PostgreSQL": _ten_to_postgres,
 }
+WARNINGS = {UNTRACKED: (0, 0), HEALTHY: (0, 0), "server answers late": (0, 1)}
+"""The least and most warnings that a training may print, by default exactly one."""
 
 
-def _backend(folder: Path) -> str:
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def _train(folder: Path, uri: str, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Train under an outage; seconds of the training, against those without any tracking."""
-    plain = folder.with_name(folder.name + "-plain")
-    shutil.copytree(folder, plain, ignore=shutil.ignore_patterns("disk", "*.db*"))
-    stages.run(plain, ("train", "bn", "8"), tracked=False)
-    untracked = _seconds(plain)
-    shutil.rmtree(plain)
-    (folder / "log").unlink()
-    pid = processes.start(folder, _with(uri, stages.command(("train", "bn", "8"), tracked=True)))
+def _train(
+    folder: Path, uri: str | None, meanwhile: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Train; seconds until the result files were written, and until the command ended."""
+    started = time.monotonic()
+    action = stages.command(COLUMN, tracked=uri is not None)
+    pid = processes.start(folder, stages.with_uri(uri, action) if uri else action)
     meanwhile()
     code = processes.end(pid)
+    command_seconds = time.monotonic() - started
     log = (folder / "log").read_text()
     if code:
-        raise RuntimeError(f"the training failed with {code}: {log}")
-    warnings = [line for line in log.splitlines() if "warning" in line.lower()]
+        raise RuntimeError(f"the training ended with {code}: {log[-2000:]}")
+    timing = json.loads((folder / "models/digits/bn/m8/timing.json").read_text())
     return {
-        "train_seconds": _seconds(folder),
-        "untracked_seconds": untracked,
-        "warnings": len(warnings),
-        "tracebacks": log.count("Traceback"),
+        "train_seconds": timing["column"]["seconds"],
+        "command_seconds": command_seconds,
+        "warnings": warnings_in(log, folder),
     }
 
 
-def _seconds(folder: Path) -> float:
-    import json
-
-    timing = json.loads((folder / "models/digits/bn/m8/timing.json").read_text())
-    return timing["column"]["seconds"]
-
-
-def _sync(folder: Path, port: int) -> dict[str, Any]:
-    server = servers.MlflowServer(folder, _backend(folder), port)
-    try:
-        _call(folder, server.uri)
-        _call(folder, server.uri)
-    finally:
-        server.kill()
-    return stages.points(folder)
+def warnings_in(log: str, folder: Path) -> list[str]:
+    """Lines that warn, without this machine's paths."""
+    lines = [line for line in log.splitlines() if "warning" in line.lower()]
+    return [line.replace(f"{folder}/", "") for line in lines]
 
 
-def _call(folder: Path, uri: str) -> None:
-    pid = processes.start(folder, _with(uri, stages.command(("sync",), tracked=True)))
+def _sync(folder: Path, uri: str = "", file: Path | None = None) -> dict[str, int]:
+    """Replay the files twice: the second must change nothing."""
+    for _ in range(2):
+        replay(folder, uri or f"sqlite:///{folder / 'mlflow.db'}")
+    return database.count(folder, file)
+
+
+def replay(folder: Path, uri: str) -> None:
+    """`smallbatch sync`.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    pid = processes.start(folder, stages.with_uri(uri, stages.command(("sync",), tracked=True)))
     if code := processes.end(pid):
         raise RuntimeError(f"sync ended with {code}: {(folder / 'log').read_text()[-2000:]}")
 
 
-def _ten(folder: Path, uri: str) -> dict[str, Any]:
-    """Ten copies of a column, as ten studies, replayed at once, each by a mirror of its own."""
-    stages.run(folder, ("train", "bn", "8"), tracked=False)
-    (folder / "models/digits/bn").rename(folder / "bn")
-    pids = [processes.start(folder, _with(uri, _mirrored(folder, i))) for i in range(COLUMNS)]
-    codes = [processes.end(pid) for pid in pids]
-    incomplete = sum(code != 0 for code in codes)
-    _call(folder, uri)
-    return {"incomplete_before_sync": incomplete}
-
-
-def _mirrored(folder: Path, i: int) -> Callable[[], None]:
-    """Log a column as a training does, epoch by epoch, then from its files."""
+def initialise(folder: Path, uri: str) -> None:
+    """Make a database's tables, in a process of its own."""
 
     def action() -> None:
-        import pandas as pd
+        from smallbatch.tracking.store import open_store
 
-        from smallbatch.tracking import LiveMirror
-        from smallbatch.tracking.records import read_column
+        open_store(uri)
 
-        directory = folder / f"models/digits/bn{i}/m8"
-        shutil.copytree(folder / "bn/m8", directory)
-        record = directory / "runs.json"
-        record.write_text(record.read_text().replace('"study": "bn"', f'"study": "bn{i}"'))
-        column = read_column(directory)
-        mirror = LiveMirror()
-        mirror.start(column.info)
-        infos = {run.info.run: run.info for run in column.runs}
-        history = pd.read_parquet(directory / "history.parquet").sort_values(["epoch", "run"])
-        for row in history.to_dict("records"):
-            time.sleep(0.02)
-            mirror.run_epoch(infos[str(row["run"])], {str(k): v for k, v in row.items()})
-        raise SystemExit(0 if mirror.finish(directory) else 3)
-
-    return action
-
-
-def _with(uri: str, action: Callable[[], None]) -> Callable[[], None]:
-    def tracked() -> None:
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-        action()
-
-    return tracked
+    processes.end(processes.start(folder, action))
 
 
 def _after_points(folder: Path, action: Callable[[], None]) -> None:
     """Act once the database holds metric points."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with closing(sqlite3.connect(folder / "mlflow.db", timeout=5)) as database:
-            if database.execute("select count(*) from metrics").fetchone()[0]:
+        with closing(sqlite3.connect(folder / "mlflow.db", timeout=5)) as file:
+            if file.execute("select count(*) from metrics").fetchone()[0]:
                 break
         time.sleep(0.05)
     action()
 
 
-def _initialise(uri: str) -> None:
-    from smallbatch.tracking.store import open_store
-
-    open_store(uri)
-
-
 @contextmanager
 def _small_disk(path: Path) -> Generator[Path]:
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(path)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=True)
     try:
         yield path
     finally:

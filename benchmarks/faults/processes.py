@@ -8,12 +8,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 DEATH_S = 2.0
 """Seconds that the kernel may take to clear away a killed process on a busy machine."""
 CRASHES = ("kill", "kill group", "kill worker", "terminate")
+WEIGHTS = (6, 2, 1, 2)
 
 
 def start(folder: Path, action: Callable[[], None]) -> int:
@@ -46,19 +49,43 @@ def end(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def crash(pid: int, how: str, delay: float, draw: random.Random) -> tuple[int, float, int]:
-    """End a child in a bad way after a delay, unless it ends by itself before.
+@dataclass(frozen=True)
+class Crash:
+    """How a child was ended.
 
-    Returns:
-        Its exit code, the seconds it took to end, and how many of its children outlived it.
+    Attributes:
+        how: one of :data:`CRASHES`.
+        after: seconds.
+        code: its exit code; 0 where it had ended by itself, well, before.
+        took: seconds that it took to end.
+        left: how many of its workers outlived it.
+        unsaved: seconds of work that its workers had to lose; None where nobody worked.
     """
+
+    how: str
+    after: float
+    code: int
+    took: float = 0.0
+    left: int = 0
+    unsaved: float | None = None
+
+
+def crash(
+    pid: int,
+    delay: float,
+    draw: random.Random,
+    unsaved: Callable[[Sequence[int]], float | None],
+) -> Crash:
+    """End a child in a bad way after a delay, unless it ends by itself before."""
+    how = draw.choices(CRASHES, weights=WEIGHTS)[0]
     deadline = time.monotonic() + delay
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), 0.0, 0
+            return Crash(how, delay, os.waitstatus_to_exitcode(status))
         time.sleep(0.002)
     workers = trainers(pid)
+    lost = unsaved(workers)
     asked = time.monotonic()
     if how == "kill worker" and workers:
         os.kill(draw.choice(workers), signal.SIGKILL)
@@ -67,13 +94,29 @@ def crash(pid: int, how: str, delay: float, draw: random.Random) -> tuple[int, f
     elif how == "kill group":
         os.killpg(pid, signal.SIGKILL)
     else:
+        how = "kill"
         os.kill(pid, signal.SIGKILL)
     code = end(pid)
     took = time.monotonic() - asked
-    deadline = time.monotonic() + DEATH_S
-    while any(map(_alive, workers)) and time.monotonic() < deadline:
+    wait_for_end(workers)
+    return Crash(how, delay, code, took, sum(map(_alive, workers)), lost)
+
+
+def wait_for_end(pids: Sequence[int], seconds: float = DEATH_S) -> None:
+    """Wait, so long at most, until none of these processes is left."""
+    deadline = time.monotonic() + seconds
+    while any(map(_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    return code, took, sum(map(_alive, workers))
+
+
+def members(session: int) -> list[int]:
+    """All processes of a session."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(path.parent.name))
+    return found
 
 
 def trainers(pid: int) -> list[int]:

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from benchmarks.faults import processes
 
 
 def free_port() -> int:
@@ -49,6 +53,16 @@ class MlflowServer:
         """End it at once."""
         self.signal(signal.SIGKILL)
         self.process.wait()
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Generator[MlflowServer]:
+    """A server on the folder's `mlflow.db`; killed at the end."""
+    server = MlflowServer(folder, f"sqlite:///{folder / 'mlflow.db'}", free_port())
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 def wait_for(url: str, seconds: float = 90) -> None:
@@ -88,6 +102,56 @@ def failing_server() -> Generator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
         thread.join(5)
+
+
+class _Late(BaseHTTPRequestHandler):
+    """Passes requests on at once, but holds back the answers to those that create a run."""
+
+    target = ""
+    seconds = 0.0
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Say nothing."""
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kind = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            self.target + self.path, body or None, kind, method=self.command
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:  # noqa: S310
+                status, content = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, content = error.code, error.read()
+        if self.path.endswith("/runs/create"):
+            time.sleep(self.seconds)
+        with suppress(OSError):  # nobody waits any more
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815 - the base's names
+
+
+@contextmanager
+def late(folder: Path, uri: str, seconds: float) -> Generator[str]:
+    """A proxy of a server in a process of its own, for which creating a run takes so long."""
+    port = free_port()
+
+    def serve() -> None:
+        handler = type("Late", (_Late,), {"target": uri, "seconds": seconds})
+        ThreadingHTTPServer(("127.0.0.1", port), handler).serve_forever()
+
+    pid = processes.start(folder, serve)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        processes.end(pid)
 
 
 def postgres_programs() -> Path | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ compute: {{device: cpu, engine: {engine}, workers: 2, checkpoint_seconds: {inter
 """
 INTERVAL = 0.2
 """Seconds between checkpoints in the campaign."""
-EPOCHS = {"loop": 4, "stacked": 8}
+SAFE = ".smallbatch/safe"
+"""Where a stage's processes note when their work was last safe."""
+EPOCHS = {"loop": 6, "stacked": 16}
 STUDIES = ("plain", "bn")
 COLUMN = ("history.parquet", "weights.safetensors", "runs.json")
-METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "updates")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,20 @@ def command(words: tuple[str, ...], tracked: bool) -> Callable[[], None]:
 
         if not tracked:
             tracking.LiveMirror = _NoMirror
+        _note_what_is_safe(Path(SAFE).absolute())
         main(list(words), standalone_mode=True)
 
     return action
+
+
+def with_uri(uri: str, action: Callable[[], None]) -> Callable[[], None]:
+    """The action, with that tracking URI."""
+
+    def tracked() -> None:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+        action()
+
+    return tracked
 
 
 class _NoMirror:
@@ -91,12 +103,47 @@ class _NoMirror:
         return lambda *_, **__: None
 
 
+def _note_what_is_safe(folder: Path) -> None:
+    """Touch a file named as the process whenever it has nothing to lose.
+
+    That is when a chunk's turn comes, and after each checkpoint and record.
+    """
+    from smallbatch import durable
+    from smallbatch.training.checkpoints import Checkpoints
+
+    def touching(function: Callable[..., None]) -> Callable[..., None]:
+        def then_touch(*arguments: Any, **options: Any) -> None:
+            function(*arguments, **options)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / str(os.getpid())).touch()
+
+        return then_touch
+
+    durable.seal = touching(durable.seal)
+    Checkpoints.start_clock = touching(Checkpoints.start_clock)
+
+
+def unsaved(folder: Path, workers: Sequence[int]) -> float | None:
+    """Seconds of work that the worker with the most of it would lose now."""
+    files = [folder / SAFE / str(worker) for worker in workers]
+    moments = [file.stat().st_mtime for file in files if file.exists()]
+    return time.time() - min(moments) if moments else None
+
+
 @dataclass(frozen=True)
 class Twin:
-    """A stage's folder before it runs, its outputs after it ran untouched, and how long it took."""
+    """A stage that nobody touches.
+
+    Attributes:
+        prepared: its folder before it runs.
+        outputs: after it ran.
+        files: every file of its folder after that.
+        seconds: that it took.
+    """
 
     prepared: Path
     outputs: dict[str, bytes]
+    files: set[str]
     seconds: float
 
 
@@ -119,7 +166,7 @@ def make_twin(stage: Stage, folder: Path) -> Twin:
     started = time.monotonic()
     run(work, stage.words, stage.tracked)
     seconds = time.monotonic() - started
-    return Twin(prepared, outputs(stage, work), seconds)
+    return Twin(prepared, outputs(stage, work), files(work), seconds)
 
 
 def run(folder: Path, words: tuple[str, ...], tracked: bool) -> None:
@@ -143,49 +190,13 @@ def outputs(stage: Stage, folder: Path) -> dict[str, bytes]:
     }
 
 
-def points(folder: Path, database: Path | str | None = None) -> dict[str, int]:
-    """What MLflow's database lacks of the result files, and what it holds twice.
-
-    Args:
-        folder: with the result files.
-        database: an sqlite file, by default `mlflow.db` in the folder, or SQLAlchemy's URI.
-    """
-    import pandas as pd
-    import sqlalchemy
-
-    expected: Counter[tuple[str, str, str, int, float]] = Counter()
-    names: set[tuple[str, str]] = set()
-    for path in folder.glob("models/**/history.parquet"):
-        history = pd.read_parquet(path)
-        study = f"digits/{path.parts[-3]}"
-        names |= {(study, run) for run in history["run"]}
-        long = history.melt(["run", "epoch"], list(METRICS), "key", "value").astype(
-            {"value": float}
-        )
-        long = long[(long["value"] - long["value"]) == 0]  # finite
-        rows: Any = zip(long["run"], long["key"], long["epoch"], long["value"], strict=True)
-        expected.update((study, run, key, int(epoch), value) for run, key, epoch, value in rows)
-    database = database or folder / "mlflow.db"
-    uri = f"sqlite:///{database}" if isinstance(database, Path) else database
-    engine = sqlalchemy.create_engine(uri)
-    with engine.connect() as connection:
-        found = Counter(map(tuple, connection.execute(sqlalchemy.text(_POINTS)).fetchall()))
-        runs = Counter(map(tuple, connection.execute(sqlalchemy.text(_RUNS)).fetchall()))
-    engine.dispose()
-    return {
-        "runs_lost": len(names - runs.keys()),
-        "runs_doubled": sum(n - 1 for n in runs.values()) + len(runs.keys() - names),
-        "points_lost": sum((expected - found).values()),
-        "points_doubled": sum(n - 1 for n in Counter(key[:4] for key in found.elements()).values()),
-    }
+def files(folder: Path) -> set[str]:
+    """Names of all files, but for logs, tracking and the work of trainings that is to be kept."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()}
+    return {str(path) for path in found if not _is_apart(path)}
 
 
-_JOINED = """
-    from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'smallbatch.run'
-    join experiments e on e.experiment_id = r.experiment_id and r.lifecycle_stage = 'active'
-"""
-_RUNS = f"select e.name, t.value {_JOINED}"
-_POINTS = f"""
-    select e.name, t.value, m.key, m.step, m.value {_JOINED}
-    join metrics m on m.run_uuid = r.run_uuid
-"""
+def _is_apart(path: Path) -> bool:
+    if path.parts[0] == ".smallbatch":
+        return not path.name.endswith((".part", ".checkpoint"))
+    return path.name == "log" or path.parts[0].startswith(("mlflow.db", "mlartifacts"))

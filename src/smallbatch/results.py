@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
 from smallbatch.data.prepared import Meta
 from smallbatch.errors import UserError
@@ -101,24 +103,51 @@ class ColumnRecord(_Record):
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _data_set_is_named(self) -> Self:
+    def _names_are_names(self) -> Self:
         _plain_name(self.dataset.name)
+        for key in ("model", "norm"):
+            if not isinstance(self.settings.get(key), str):
+                raise ValueError(f"settings.{key}: found no text")
         return self
 
 
-class Clock(_Record):
-    """Start (ISO 8601), duration and speed of a run."""
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).timestamp() <= 0:
+        raise ValueError(f"found {text!r}, allowed: moments after 1970")
+    return text
 
-    started: str
-    seconds: float
+
+_Moment = Annotated[str, AfterValidator(_moment)]
+_Seconds = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Clock(_Record):
+    """Start and end (ISO 8601), share of its worker's seconds, and speed of a run."""
+
+    started: _Moment
+    ended: _Moment | None = None
+    seconds: _Seconds
     images_per_second: float | None = None
+
+
+class ColumnClock(TypedDict, total=False):
+    """Start (ISO 8601), duration, speed and DVC stage of a column, and how it was trained."""
+
+    __pydantic_config__ = ConfigDict(  # pyright: ignore[reportGeneralTypeIssues]
+        extra="allow", strict=True, allow_inf_nan=False
+    )
+
+    started: _Moment
+    seconds: _Seconds
+    images_per_second: float
+    stage: str | None
 
 
 class Timing(_Record):
     """A whole `timing.json`: all that depends on the clock or the machine."""
 
     environment: dict[str, Any] = {}
-    column: dict[str, Any] = {}
+    column: ColumnClock = {}
     runs: dict[str, Clock] = {}
 
 

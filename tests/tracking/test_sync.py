@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smallbatch.errors import UserError
-from smallbatch.tracking import SyncReport, sync
+from smallbatch.tracking import SyncReport, entries, sync
+from smallbatch.tracking.live_process import LiveColumn
 from smallbatch.tracking.records import read_column
+from smallbatch.tracking.store import open_store
 from tests.tracking.conftest import Columns
 
 if TYPE_CHECKING:
@@ -200,6 +204,79 @@ def test_a_replay_cut_short_is_taken_up_again(
     assert report.unchanged == 2
     assert tables.query("select count(*) from runs") == [(5,)]
     assert sync(columns.root).points_logged == 0
+
+
+def test_what_is_there_twice_goes_to_the_trash(
+    columns: Any, tables: Any, expected_points: Any
+) -> None:
+    """A slow server carries out a request that was given up, and its repetition too."""
+    directory = columns.write(8)
+    sync(columns.root)
+    before = tables.query("select count(*) from runs where lifecycle_stage = 'active'")
+    client = open_store().client
+    runs = client.search_runs(["1"])
+    for run in runs:
+        tags = {key: value for key, value in run.data.tags.items() if key != entries.SYNCED}
+        again = client.create_run("1", start_time=run.info.start_time + 1, tags=tags)
+        if entries.RUN not in tags:
+            client.set_tag(runs[0].info.run_id, entries.PARENT, again.info.run_id)
+    assert tables.query("select count(*) from runs where lifecycle_stage = 'active'") == [(10,)]
+    sync(columns.root)
+    assert sorted(tables.points()) == expected_points(directory)
+    active = "from runs r join tags t using (run_uuid) where r.lifecycle_stage = 'active'"
+    assert tables.query(f"select count(distinct run_uuid) {active}") == before
+    parents = tables.query(f"select distinct t.value {active} and t.key = 'mlflow.parentRunId'")
+    assert parents == tables.query(f"select r.run_uuid {active} and t.value = 'm=8'")
+
+
+def live(directory: Path, epochs: tuple[int, ...], late_s: float = 0.0) -> None:
+    """Logs some epochs of a column as its mirror does, an epoch a second from 2026-01-02 on."""
+    column = read_column(directory)
+    mirror = LiveColumn(column.info)
+    for run in column.runs:
+        for row in run.rows:
+            if (epoch := int(row["epoch"])) in epochs:
+                when = 1767323045 + epoch + late_s
+                mirror.add({"run": asdict(run.info), "row": row, "time": when})
+    mirror.flush(open_store())
+
+
+def test_time_goes_on_with_the_epochs_after_an_outage(
+    columns: Any, tables: Any, expected_points: Any
+) -> None:
+    directory = columns.write(8)  # a run takes 12 s by its files
+    live(directory, (1, 2, 5), late_s=100)
+    logged = "select run_uuid, key, step, timestamp from metrics order by 1, 2, 3, 4"
+    before = set(tables.query(logged))
+    sync(directory)
+    assert sorted(tables.points()) == expected_points(directory)
+    assert before <= set(tables.query(logged))
+    for this, after in itertools.pairwise(tables.query(logged)):
+        assert this[:2] != after[:2] or this[3] <= after[3]
+    late = "select count(*) from runs r join metrics m using (run_uuid) where timestamp > end_time"
+    assert tables.query(late) == [(0,)]
+
+
+def test_a_request_that_arrives_late_doubles_nothing(
+    columns: Any, tables: Any, expected_points: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    directory = columns.write(8)
+    live(directory, (1, 2))
+    real, late = MlflowClient.log_batch, [(3, 4)]
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        if late:
+            live(directory, late.pop(), late_s=0.5)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", slow)
+    monkeypatch.setattr("smallbatch.tracking.live_process.exclusive", lambda *_: nullcontext())
+    sync(directory)
+    assert not late
+    assert sorted(tables.points()) == expected_points(directory)
+    assert sync(directory).unchanged == 5
 
 
 def test_long_runs_exceed_one_request(columns: Any, tables: Any, expected_points: Any) -> None:

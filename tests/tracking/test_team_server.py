@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy
-from benchmarks.faults import servers, stages
+from benchmarks.faults import servers
+from benchmarks.faults.database import count
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-4711-canary"
@@ -97,7 +98,7 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
                 said.append(process.communicate(timeout=120)[0])
                 assert process.returncode == code, said
             said.append(smallbatch(tmp_path, "report", **login).communicate(timeout=120)[0])
-            assert set(stages.points(tmp_path, database).values()) == {0}
+            assert set(count(tmp_path, database).values()) == {0}
             said += dump(database)
         finally:
             server.terminate()

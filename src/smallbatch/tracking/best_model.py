@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.errors import UserError
 from smallbatch.tracking import entries
 
 if TYPE_CHECKING:
@@ -116,12 +117,13 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
 
     Raises:
         OSError: The weights file is missing.
+        UserError: It is damaged.
     """
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
 
     best = column.best
@@ -130,13 +132,16 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     facts = model_facts(column)
     data = target.with_name("data")
     data.mkdir()
-    prefix = f"{best.info.run}/"
-    with safe_open(column.directory / "weights.safetensors", "numpy") as file:
-        weights = {
-            key.removeprefix(prefix): file.get_tensor(key)
-            for key in file.keys()  # noqa: SIM118 - not a mapping
-            if key.startswith(prefix)
-        }
+    path, prefix = column.directory / "weights.safetensors", f"{best.info.run}/"
+    try:
+        with safe_open(path, "numpy") as file:
+            weights = {
+                key.removeprefix(prefix): file.get_tensor(key)
+                for key in file.keys()  # noqa: SIM118 - not a mapping
+                if key.startswith(prefix)
+            }
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); train the column again") from error
     save_file(weights, data / "weights.safetensors")
     (data / "model.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
     image = (-1, facts.channels, facts.height, facts.width)

@@ -56,6 +56,11 @@ class LiveColumn:
 
     def flush(self, store: Store) -> None:
         """Logs all that waits; what fails waits on, with the same timestamps."""
+        # Alone, or a mirror that dies and the one of the resumed training would both create runs.
+        with exclusive(store.uri, self.column.experiment):
+            self._flush(store)
+
+    def _flush(self, store: Store) -> None:
         parent_id = self._parent_id or self._open(store)
         # Unset until all is logged: after a failure, what the store has is looked up anew.
         self._parent_id = None
@@ -73,15 +78,15 @@ class LiveColumn:
 
     def _open(self, store: Store) -> str:
         self._experiment_id = store.experiment_id(self.column.experiment)
-        with exclusive(store.uri, self.column.experiment):
-            key = self.column.key
-            self._existing = mirror.find_existing(store, self._experiment_id, key)
-            parent = self._existing.columns.get(key)
-            if parent is None:
-                now = round(time.time() * 1000)
-                parent_id = mirror.create(store, self._experiment_id, self.column, now)
-                mirror.log(store, parent_id, [], {}, params=entries.column_params(self.column))
-                return parent_id
+        key = self.column.key
+        self._existing = mirror.find_existing(store, self._experiment_id, key)
+        self._ids.clear()  # a replay beside us may have thrown one of two away
+        parent = self._existing.columns.get(key)
+        if parent is None:
+            now = round(time.time() * 1000)
+            parent_id = mirror.create(store, self._experiment_id, self.column, now)
+            mirror.log(store, parent_id, [], {}, params=entries.column_params(self.column))
+            return parent_id
         parent_id = parent.info.run_id
         store.client.update_run(parent_id, "RUNNING")
         if entries.SYNCED in parent.data.tags:
@@ -118,8 +123,10 @@ class LiveColumn:
                 store, self._experiment_id, self.column, now_ms, run=run, parent_id=parent_id
             )
         store.client.update_run(existing.info.run_id, "RUNNING")
-        self._seen[run.run] = set(mirror.logged_points(store, existing))
-        return existing.info.run_id
+        run_id, names = existing.info.run_id, existing.data.metrics
+        logged = mirror.logged_metrics(store, run_id, names)
+        self._seen[run.run] = {(metric.key, metric.step) for metric in logged}
+        return run_id
 
 
 class Mirror:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from smallbatch.tracking import entries
 from smallbatch.tracking.best_model import log_best_model
@@ -13,11 +13,13 @@ from smallbatch.tracking.best_model import log_best_model
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
     from smallbatch.tracking.entries import Point
     from smallbatch.tracking.records import ColumnInfo, RunInfo, TrackedColumn, TrackedRun
     from smallbatch.tracking.store import Store
+
+_Key = TypeVar("_Key")
 
 BATCH = 800
 """Metric points in one request; MLflow takes 1000 values, params and tags included."""
@@ -49,10 +51,29 @@ class Existing:
     Attributes:
         columns: The parent run of each column, by column key.
         runs: The run of each column key and run hash.
+        doubled: Ids of others that are the same column or run: an unanswered request to create one
+            is repeated, and a server that was only slow carries out both.
     """
 
     columns: dict[str, Run] = field(default_factory=dict[str, "Run"])
     runs: dict[tuple[str, str], Run] = field(default_factory=dict[tuple[str, str], "Run"])
+    doubled: list[str] = field(default_factory=list[str])
+
+    def add(self, run: Run) -> None:
+        """Takes in a run; of those that are the same, a complete one counts, else the first."""
+        tags = run.data.tags
+        if entries.RUN in tags:
+            self._add(self.runs, (tags[entries.COLUMN], tags[entries.RUN]), run)
+        elif entries.COLUMN in tags:
+            self._add(self.columns, tags[entries.COLUMN], run)
+
+    def _add(self, same: dict[_Key, Run], key: _Key, run: Run) -> None:
+        held = same.setdefault(key, run)
+        if held is run:
+            return
+        if entries.SYNCED in run.data.tags and entries.SYNCED not in held.data.tags:
+            same[key], run = run, held
+        self.doubled.append(run.info.run_id)
 
 
 def find_existing(store: Store, experiment_id: str, column_key: str | None = None) -> Existing:
@@ -65,14 +86,16 @@ def find_existing(store: Store, experiment_id: str, column_key: str | None = Non
             [experiment_id], filter_string, max_results=5000, page_token=token
         )
         for run in page:
-            tags = run.data.tags
-            if entries.RUN in tags:
-                existing.runs[tags[entries.COLUMN], tags[entries.RUN]] = run
-            elif entries.COLUMN in tags:
-                existing.columns[tags[entries.COLUMN]] = run
+            existing.add(run)
         token = page.token
         if not token:
             return existing
+
+
+def discard_doubled(store: Store, existing: Existing) -> None:
+    """Moves what is there twice to MLflow's trash."""
+    while existing.doubled:
+        store.client.delete_run(existing.doubled.pop())
 
 
 def create(
@@ -127,13 +150,9 @@ def log(
         )
 
 
-def logged_points(store: Store, run: Run) -> dict[tuple[str, int], float]:
-    """Every metric value that a run holds, by name and step."""
-    return {
-        (metric.key, metric.step): metric.value
-        for key in run.data.metrics
-        for metric in store.client.get_metric_history(run.info.run_id, key)
-    }
+def logged_metrics(store: Store, run_id: str, names: Iterable[str]) -> list[Metric]:
+    """Every value that a run holds of these metrics."""
+    return [metric for name in names for metric in store.client.get_metric_history(run_id, name)]
 
 
 class ColumnWriter:
@@ -173,17 +192,20 @@ class ColumnWriter:
 
     def _write_run(self, column: ColumnInfo, run: TrackedRun, parent_id: str) -> None:
         existing = self.existing.runs.get((column.key, run.info.run))
-        logged: Mapping[tuple[str, int], float] = {}
+        logged: list[Metric] = []
         if existing is not None:
+            run_id = existing.info.run_id
+            if existing.data.tags.get(entries.PARENT) != parent_id:  # it was one of two
+                self.store.client.set_tag(run_id, entries.PARENT, parent_id)
             synced = existing.data.tags.get(entries.SYNCED)
             if synced == run.digest:
                 self.report.unchanged += 1
                 return
-            logged = logged_points(self.store, existing)
+            logged = logged_metrics(self.store, run_id, existing.data.metrics)
             if synced or _contradicts(logged, run):
                 # Trained again with other results: the files win, MLflow's trash keeps the old run.
-                self.store.client.delete_run(existing.info.run_id)
-                existing, logged = None, {}
+                self.store.client.delete_run(run_id)
+                existing, logged = None, []
         run_id = (
             existing.info.run_id
             if existing
@@ -196,16 +218,25 @@ class ColumnWriter:
                 parent_id=parent_id,
             )
         )
+        held = {(metric.key, metric.step) for metric in logged}
+        missing = [it for it in entries.result_points(run) if (it.key, it.step) not in held]
+        when_ms = run.timestamps_ms({metric.step: metric.timestamp for metric in logged})
+        if existing and any(point.key in entries.EPOCH_METRICS for point in missing):
+            # What a live mirror sent and gave up may arrive only now, with other timestamps, and
+            # then is doubled: before the run counts as complete, another look.
+            log(self.store, run_id, missing, when_ms)
+            names = {*existing.data.metrics, *(point.key for point in missing)}
+            if _contradicts(logged_metrics(self.store, run_id, names), run):
+                self.store.client.delete_run(run_id)
+                del self.existing.runs[column.key, run.info.run]
+                self._write_run(column, run, parent_id)
+                return
         self._complete(
             column,
             run_id,
             existing,
-            [
-                point
-                for point in entries.result_points(run)
-                if (point.key, point.step) not in logged
-            ],
-            {step: run.timestamp_ms(step) for step in range(len(run.rows) + 1)},
+            missing,
+            when_ms,
             params=entries.run_params(column, run.info),
             tags=entries.result_tags(run),
         )
@@ -235,12 +266,13 @@ class ColumnWriter:
             self.report.runs_created += 1
 
 
-def _contradicts(logged: Mapping[tuple[str, int], float], run: TrackedRun) -> bool:
-    """Whether a store holds a value of this run that its result files do not."""
+def _contradicts(logged: list[Metric], run: TrackedRun) -> bool:
+    """Whether a store holds a value of this run that its result files do not, or one twice."""
     true = {(it.key, it.step): it.value for it in entries.result_points(run)}
-    return any(
-        where not in true or not math.isclose(value, true[where], rel_tol=1e-9)
-        for where, value in logged.items()
+    places = [(metric.key, metric.step) for metric in logged]
+    return len(set(places)) < len(places) or any(
+        place not in true or not math.isclose(metric.value, true[place], rel_tol=1e-9)
+        for place, metric in zip(places, logged, strict=True)
     )
 
 

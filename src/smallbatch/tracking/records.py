@@ -93,7 +93,7 @@ class TrackedRun:
         rows: One mapping per epoch, in order, with the numeric columns of `history.parquet`.
         reported_accuracy: The paper's measure; None for a diverged run.
         started_ms: Start in milliseconds since 1970; 1 when `timing.json` does not tell.
-        seconds: Duration.
+        ended_ms: End, likewise.
     """
 
     info: RunInfo
@@ -101,17 +101,28 @@ class TrackedRun:
     rows: tuple[Row, ...]
     reported_accuracy: float | None
     started_ms: int
-    seconds: float
+    ended_ms: int
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the run's result: changes when, and only when, that does."""
         return _digest([self.record.model_dump(), self.rows])
 
-    def timestamp_ms(self, epoch: int) -> int:
-        """The moment at which `epoch` (1-based) ended, epochs taken as equally long."""
-        share = epoch / max(len(self.rows), 1)
-        return self.started_ms + round(1000 * self.seconds * min(share, 1.0))
+    def timestamps_ms(self, known: Mapping[int, int]) -> dict[int, int]:
+        """When each epoch (1-based) ended, in milliseconds since 1970; never before the last one.
+
+        Args:
+            known: The same of epochs that were logged as they ended. Between them, and between
+                start and end, epochs are taken as equally long.
+        """
+        import numpy as np
+
+        epochs = len(self.rows)
+        fixed = {0: self.started_ms, epochs: self.ended_ms, **known}
+        steps = sorted(fixed)
+        moments = np.maximum.accumulate([fixed[step] for step in steps])
+        found = np.interp(range(epochs + 1), steps, moments)
+        return {step: round(moment) for step, moment in enumerate(found.tolist())}
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,10 @@ def read_column(directory: Path) -> TrackedColumn:
     runs: list[TrackedRun] = []
     for run in record.runs:
         clock = timing.runs.get(run.run)
+        started_ms = _milliseconds(clock and clock.started)
+        ended_ms = started_ms + round(1000 * clock.seconds) if clock else started_ms
+        if clock and clock.ended:
+            ended_ms = _milliseconds(clock.ended)
         accuracy = float(accuracies["reported_accuracy"][run.run])
         runs.append(
             TrackedRun(
@@ -181,8 +196,8 @@ def read_column(directory: Path) -> TrackedColumn:
                 record=run,
                 rows=tuple(rows[run.run]),
                 reported_accuracy=accuracy if math.isfinite(accuracy) else None,
-                started_ms=_milliseconds(clock and clock.started),
-                seconds=clock.seconds if clock else 0.0,
+                started_ms=started_ms,
+                ended_ms=ended_ms,
             )
         )
     info = _column_info(record, timing)

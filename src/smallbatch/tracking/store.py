@@ -142,11 +142,13 @@ def hidden(text: str, uri: str) -> str:
 def _open_shared(uri: str) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(uri, registry_uri=uri)
-    if not uri.startswith(("http://", "https://")):
-        # As with sqlite: of processes that make the tables together, all but one fail.
-        with exclusive(uri, "initialise"):
-            client.search_experiments(max_results=1)
+    if uri.startswith(("http://", "https://")):
+        return MlflowClient(uri, registry_uri=uri)
+    # As with sqlite: of processes that make the tables together, all but one fail. The first of
+    # the tables are made when the client is.
+    with exclusive(uri, "initialise"):
+        client = MlflowClient(uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
     return client
 
 

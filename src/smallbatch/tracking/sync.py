@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
 from smallbatch.results import find_columns
-from smallbatch.tracking.mirror import ColumnWriter, SyncReport, find_existing
+from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
 from smallbatch.tracking.records import TrackedColumn, read_column
 from smallbatch.tracking.store import (
     exclusive,
@@ -74,6 +74,7 @@ def _replay(columns: list[TrackedColumn], uri: str, report: SyncReport) -> None:
         with exclusive(uri, name):
             key = own[0].info.key if len(own) == 1 else None
             existing = find_existing(store, experiment_id, key)
+            discard_doubled(store, existing)
             writer = ColumnWriter(store, experiment_id, existing, report)
             for column in own:
                 writer.write(column)

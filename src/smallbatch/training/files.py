@@ -40,16 +40,22 @@ CODE: dict[Engine, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Timing:
-    """When a run started (ISO 8601, UTC), how long it took (seconds) and its training images."""
+    """When a run started and ended (ISO 8601, UTC), its share of the seconds, its images."""
 
     started: str
+    ended: str
     seconds: float
     images: int
 
     def as_json(self) -> dict[str, Any]:
         """The run's entry of `timing.json`."""
         speed = self.images / self.seconds if self.seconds else None
-        return {"started": self.started, "seconds": self.seconds, "images_per_second": speed}
+        return {
+            "started": self.started,
+            "ended": self.ended,
+            "seconds": self.seconds,
+            "images_per_second": speed,
+        }
 
 
 @cache

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from queue import Empty
@@ -335,6 +336,7 @@ def _train_chunk(
             return
         timing = files.Timing(
             started=checkpoints.started,
+            ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
             seconds=seconds,
             images=result.rows[-1]["updates"] * run.batch_size,
         )

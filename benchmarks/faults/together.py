@@ -1,0 +1,80 @@
+"""Columns that log at once to one fresh database."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults import database, outages, processes, servers, stages
+
+COLUMNS = 10
+FEW = 3
+"""In the short version."""
+EPOCHS = 20
+EPOCH_S = 0.1
+"""Seconds from one epoch of a run to the next run's: all must be logging at the same time."""
+
+
+def run_together(name: str, folder: Path) -> dict[str, Any]:
+    """Log columns at once; what is missing before `smallbatch sync`, and after it."""
+    (folder / "params.yaml").write_text(outages.PARAMS.replace("epochs: 80", f"epochs: {EPOCHS}"))
+    for words in (("prepare",), outages.COLUMN):
+        stages.run(folder, words, tracked=False)
+    (folder / "models/digits/bn").rename(folder / "bn")
+    count, store = TOGETHER[name]
+    if store == "sqlite":
+        found = _together(folder, count, f"sqlite:///{folder / 'mlflow.db'}", None)
+    else:
+        with servers.postgres(folder) as uri:
+            found = _together(folder, count, uri, uri)
+    log = (folder / "log").read_text()
+    return {"stage": f"tracking: {name}", **found, "tracebacks": log.count("Traceback")}
+
+
+TOGETHER = {
+    "ten columns to sqlite": (COLUMNS, "sqlite"),
+    "ten columns to PostgreSQL": (COLUMNS, "PostgreSQL"),
+    "three columns to PostgreSQL": (FEW, "PostgreSQL"),
+}
+
+
+def _together(folder: Path, count: int, uri: str, counted: str | None) -> dict[str, Any]:
+    pids = [
+        processes.start(folder, stages.with_uri(uri, _mirrored(folder, i))) for i in range(count)
+    ]
+    unfinished = sum(processes.end(pid) != 0 for pid in pids)
+    warned = outages.warnings_in((folder / "log").read_text(), folder)
+    before = database.count(folder, counted)
+    outages.replay(folder, uri)
+    missing = unfinished + before["runs_lost"] + before["points_lost"]
+    found = {"incomplete_before_sync": missing, "warnings": warned, "warnings_amiss": len(warned)}
+    return found | database.count(folder, counted)
+
+
+def _mirrored(folder: Path, i: int) -> Callable[[], None]:
+    """Log a copy of the column, as a study of its own, as a training does, then from its files."""
+
+    def action() -> None:
+        import pandas as pd
+
+        from smallbatch.tracking import LiveMirror
+        from smallbatch.tracking.records import read_column
+
+        directory = folder / f"models/digits/bn{i}/m8"
+        shutil.copytree(folder / "bn/m8", directory)
+        record = directory / "runs.json"
+        record.write_text(record.read_text().replace('"study": "bn"', f'"study": "bn{i}"'))
+        column = read_column(directory)
+        mirror = LiveMirror()
+        mirror.start(column.info)
+        infos = {run.info.run: run.info for run in column.runs}
+        history = pd.read_parquet(directory / "history.parquet").sort_values(["epoch", "run"])
+        for row in history.to_dict("records"):
+            time.sleep(EPOCH_S)
+            mirror.run_epoch(infos[str(row["run"])], {str(k): v for k, v in row.items()})
+        raise SystemExit(0 if mirror.finish(directory) else 3)
+
+    return action
