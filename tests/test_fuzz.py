@@ -32,7 +32,7 @@ from smallbatch.config import load_params
 from smallbatch.data.image_folder import open_image_folder
 from smallbatch.data.parquet import open_parquet
 from smallbatch.errors import UserError
-from smallbatch.training import files
+from smallbatch.training import files, loop
 from smallbatch.training.checkpoints import Checkpoints
 from tests.data.conftest import encode, noise
 from tests.tracking.conftest import Columns, initialised_database
@@ -237,6 +237,7 @@ def test_image_folders(images: Path, damage: Any, name: str, suffix: str) -> Non
 
 STATE = {"theta": torch.arange(40.0), "statistic": torch.tensor([1, 2])}
 CONTENT = {"runs": ["a"], "update": 3, "started": "now", "seconds": 1.5, "content": {"rows": []}}
+RESULT = loop.RunResult("finished", None, [{"updates": 3}], {}, 40, STATE)
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +268,11 @@ def test_checkpoints(
         assert torch.equal(saved.tensors["theta"], STATE["theta"])
     assert saved is None or saved.runs
     assert (saved is None) == (not path.exists())
-    (folder / "record").write_bytes(content)
-    assert files.load_record(folder, "code") is None
+    files.save_record(folder, RESULT, files.Timing("then", "now", 1.5, 12), "code")
+    whole = (folder / "record").read_bytes()
+    (folder / "record").write_bytes(damaged(whole, damage))
+    kept = files.load_record(folder, "code")
+    assert (kept is not None) == (damaged(whole, damage) == whole)
 
 
 def test_weights_are_never_unpickled(tmp_path: Path) -> None:
@@ -424,7 +428,8 @@ def test_damaged_results_through_the_command_line(
 
 
 def test_damaged_params_through_the_command_line(tmp_path: Path) -> None:
-    text = b"dataset: {name: digits, source: digits, subset: 60, test_subset: 40}\n" + (
+    text = (
+        b"dataset: {name: digits, source: digits, subset: 60, test_subset: 40}\n"
         b"grid: {studies: [a], batch_sizes: [4], base_lrs: [2^-6], seeds: 1}\n"
         b"studies:\n  a: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}\n"
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from smallbatch.errors import Stopped
+from smallbatch.training import watch
 from tests.project import ROOT, Project
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,7 @@ studies:
   bn: {{model: resnet8, norm: batch, epochs: 3, weight_decay: 0.0001}}
 compute: {{device: cpu, engine: {engine}, checkpoint_seconds: 0.3}}
 """
+LONG = PARAMS.format(engine="stacked").replace("epochs: 3", "epochs: 5000")
 RESULTS = ("history.parquet", "weights.safetensors", "runs.json")
 
 
@@ -34,13 +37,16 @@ class Folder:
         self.root = root
         (root / "params.yaml").write_text(PARAMS.format(engine=engine))
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
+    def environment(self) -> dict[str, str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
         environment.pop("MLFLOW_TRACKING_URI", None)
+        return environment
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "smallbatch", *words],
             cwd=self.root,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -126,6 +132,46 @@ def test_killed_interrupted_and_out_of_time_it_ends_with_the_same_bytes(tmp_path
     shutil.rmtree(tmp_path / ".smallbatch/work")
     assert "go on from" not in folder.call("train", "bn", "4")
     assert folder.results() == resumed
+
+
+def test_a_time_limit_holds_whatever_is_under_way(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, "stacked")
+    (tmp_path / "params.yaml").write_text(LONG)
+    folder.call("prepare")
+    asleep = (
+        "import time; from smallbatch.training.watch import Watch\nwith Watch(10): time.sleep(60)"
+    )
+    started = time.monotonic()
+    deaf = subprocess.Popen([sys.executable, "-c", asleep], env=folder.environment())
+    training = folder.start("train", "bn", "4", "--time-limit", "10s")
+    _, said = training.communicate(timeout=60)
+    assert 5 <= time.monotonic() - started < 11
+    assert training.returncode == 76, said
+    assert "stopped before the time limit of 10 s" in said
+    assert folder.checkpoints()
+    assert deaf.wait(30) == 76
+    assert time.monotonic() - started < 12
+
+
+def test_under_dvc_a_time_limit_counts_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project(tmp_path, LONG)
+    monkeypatch.setenv("SMALLBATCH_TIME_LIMIT", "15s")
+    started = time.monotonic()
+    with project.start("dvc", "repro", "train") as dvc:
+        said = dvc.communicate(timeout=60)[0]
+    assert time.monotonic() - started < 18
+    assert dvc.returncode == 255  # dvc's own, whatever a stage's is
+    assert "stopped before the time limit of 15 s" in said
+
+
+def test_an_orphan_of_dvc_stops_before_it_has_seen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train@bn-4")
+    monkeypatch.setattr(watch.os, "getppid", lambda: 1)
+    with watch.Watch() as watching, pytest.raises(Stopped, match="because dvc is gone") as caught:
+        watching.check()
+    assert caught.value.exit_code == 75
 
 
 def test_a_training_ends_with_the_dvc_that_started_it(tmp_path: Path) -> None:

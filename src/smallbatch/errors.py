@@ -8,6 +8,14 @@ class UserError(Exception):
     """
 
 
+class TakenOver(UserError):  # noqa: N818 - the state of a lock
+    """Another process has taken a lock that was this one's."""
+
+
+class WorkerLost(UserError):  # noqa: N818 - the state of a training
+    """A training process was killed or ran out of memory; fewer lanes at once may fit."""
+
+
 class Stopping(Exception):  # noqa: N818 - nothing went wrong
     """A trainer was asked to stop and its state is kept."""
 

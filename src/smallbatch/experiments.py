@@ -290,7 +290,7 @@ def _watched(
     except BaseException:
         mirror.abort()
         raise
-    mirror.finish(directory)
+    mirror.finish(directory, timeout_s=min(60.0, watch.left))
     watch.check()
 
 

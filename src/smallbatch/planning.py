@@ -142,7 +142,7 @@ def _kept(column: Column, params: Params, device: str, models: Path, work: Path)
     """Runs of a column that need no training: their column is whole, or their record is there."""
     names = {run.hash for run in column.runs}
     engine = choose_engine(column, params.compute, learn=False).engine
-    made_by = made_by_on(engine, device)
+    made_by = made_by_on(engine, device, column.runs[0].settings)
     records = sum(files.load_record(work / name, made_by) is not None for name in names)
     if records or any((work / name).exists() for name in names):
         return records

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from smallbatch.config import DatasetConfig
 from smallbatch.data.prepare import channel_statistics, prepare
 from smallbatch.data.prepared import Dataset, load_prepared
+from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
 
 CIFAR10 = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "cifar10"
@@ -281,3 +282,16 @@ def test_real_cifar10_whole(tmp_path: Path) -> None:
     assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
     assert [round(value, 4) for value in meta.mean] == [0.4914, 0.4822, 0.4465]
     assert [round(value, 4) for value in meta.std] == [0.2470, 0.2435, 0.2616]
+
+
+def test_what_killed_processes_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    for name in (".digits-abcdefgh", ".digits-2-abcdefgh"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train_images.npy").write_bytes(b"much")
+    with scratch_folder(tmp_path, "digits") as first:
+        with scratch_folder(tmp_path, "digits") as second:
+            assert first.is_dir()
+            assert second.is_dir()
+            assert not (tmp_path / ".digits-abcdefgh").exists()
+        assert first.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [".digits-2-abcdefgh"]

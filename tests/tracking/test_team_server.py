@@ -18,6 +18,14 @@ from benchmarks.faults.database import count
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-4711-canary"
+PARAMS = """
+dataset: {name: digits, source: digits, subset: 100, test_subset: 40}
+grid: {studies: [four, five], batch_sizes: [8], base_lrs: [2^-9, 2^-7], seeds: 1}
+studies:
+  four: {model: resnet8, norm: none, epochs: 2, weight_decay: 0.0001}
+  five: {model: resnet8, norm: batch, epochs: 2, weight_decay: 0.0001}
+compute: {device: cpu}
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -92,17 +100,41 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
                 (smallbatch(tmp_path, "sync", "models/digits/two", **login), 0),
                 (smallbatch(tmp_path, "sync", **wrong), 2),
                 (smallbatch(tmp_path, "sync", MLFLOW_TRACKING_URI=with_password), 2),
-                (smallbatch(tmp_path, "evaluate", **login), 0),
             ]
             for process, code in calls:
                 said.append(process.communicate(timeout=120)[0])
                 assert process.returncode == code, said
-            said.append(smallbatch(tmp_path, "report", **login).communicate(timeout=120)[0])
+            (tmp_path / "params.yaml").write_text(PARAMS)
+            for words in (["prepare"], ["train", "four", "8"], ["evaluate"], ["report"]):
+                process = smallbatch(tmp_path, *words, **login)
+                said.append(process.communicate(timeout=120)[0])
+                assert process.returncode == 0, said[-1]
+            assert "warning" not in said[-3]
+            second = subprocess.run(
+                command, env={**os.environ, **secrets, "PYTHON": sys.executable},
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            said += [second.stdout, second.stderr]
+            assert second.returncode != 0  # the port is taken
             assert set(count(tmp_path, database).values()) == {0}
             said += dump(database)
         finally:
             server.terminate()
             server.wait(30)
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            status(uri)
+        alone = smallbatch(tmp_path, "train", "five", "8", **login)
+        said.append(alone.communicate(timeout=120)[0])
+        assert alone.returncode == 0
+        assert said[-1].count("warning: MLflow") == 1
+        command[command.index("--database") + 1] = f"127.0.0.1:{servers.free_port()}/postgres"
+        lost = subprocess.run(
+            command, env={**os.environ, **secrets, "PYTHON": sys.executable},
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        said.append(lost.stderr)
+        assert lost.returncode == 2
+        assert lost.stderr.startswith("team-server: --database: ")
     said += [path.read_text(errors="replace") for path in (tmp_path / "reports").rglob("*.*")]
     said += [(tmp_path / name).read_text() for name in ("server.log", "postgres.log")]
     assert len(said) > 20
@@ -128,10 +160,28 @@ def dump(database: str) -> list[str]:
         ("postgresql://u:p%40ss@host/db", "postgresql://…@host/db"),
         ("http://host:5000", "http://host:5000"),
         ("sqlite:///a@b.db", "sqlite:///a@b.db"),
+        ("http://u:p@ss@host:5000", "http://…@host:5000"),
+        ("postgresql://host/db?user=u&password=p@ss", "postgresql://host/db?user=u&password=…"),
+        ("http://host/?Access_Token=p@ss&x=1", "http://host/?Access_Token=…&x=1"),
     ],
 )
 def test_messages_show_no_password(uri: str, told: str) -> None:
     from smallbatch.tracking.store import hidden, shown
 
     assert shown(uri) == told
-    assert "p@ss" not in hidden("cannot log in with p@ss or p%40ss", uri) or "p%40" not in uri
+    for secret in ("p@ss", "p%40ss"):
+        if secret in uri:
+            assert hidden(f"no {secret}, or p@ss\nat all", uri) == "no …, or …"
+
+
+@pytest.mark.parametrize(
+    "name", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"]
+)
+def test_messages_hide_the_environments_secrets_before_they_are_cut(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smallbatch.tracking.store import hidden
+
+    monkeypatch.setenv(name, CANARY)
+    for before in range(280, 301):
+        assert "can" not in hidden("x" * before + CANARY, "http://host")

@@ -12,7 +12,7 @@ import pytest
 
 from smallbatch.config import ComputeConfig
 from smallbatch.data.prepared import Dataset
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, WorkerLost
 from smallbatch.training import calibration
 from smallbatch.training.calibration import (
     Known,
@@ -177,12 +177,12 @@ def test_a_calibration_takes_at_most_two_percent_of_the_least_time() -> None:
 
 
 def test_a_way_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    failure = RuntimeError("a training worker died with exit code -9")
+    failure = WorkerLost("a training worker was killed by signal 9")
     speeds(monkeypatch, {"loop": 5.0, "stacked": failure, "stacked in chunks of 8": failure})
     assert decide("column", CASE, MUCH, lambda: True) == LOOP
     other = CASE.at(32)
     speeds(monkeypatch, {"loop": failure})
-    with pytest.raises(RuntimeError, match="worker died"):
+    with pytest.raises(WorkerLost, match="killed"):
         calibrate(other, [LOOP])
     speeds(monkeypatch, {"loop": UserError("model: does not fit")})
     with pytest.raises(UserError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ from torch import nn
 from smallbatch import durable
 from smallbatch.config import StudyConfig
 from smallbatch.data.prepared import Dataset
-from smallbatch.errors import Stopping
+from smallbatch.errors import Stopping, UserError
 from smallbatch.training import checkpoints, loop, stacked
-from smallbatch.training.checkpoints import Checkpoints, State
+from smallbatch.training.checkpoints import Checkpoints, Plan, State
+from smallbatch.training.files import load_record
 from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, load_resident
+from smallbatch.training.stacked import torch_lanes
+from smallbatch.training.stacked import trainer as stacked_trainer
 from smallbatch.training.stacked.native import lanes as native_lanes
 from tests.training.conftest import make_dataset
 
@@ -45,7 +51,11 @@ def after(calls: int) -> Callable[[], bool]:
 
 
 def train(
-    engine: str, runs: list[Run], data: Resident, kept: Checkpoints | None
+    engine: str,
+    runs: list[Run],
+    data: Resident,
+    kept: Checkpoints | None,
+    before: Collection[str] = (),
 ) -> dict[str, RunResult]:
     if engine == "loop":
         return {run.hash: loop.train(run, data, keeper=kept) for run in runs}
@@ -56,7 +66,8 @@ def train(
         found[run.hash] = result
 
     try:
-        stacked.train_lanes(alive, data, on_end=keep, keeper=kept)
+        recorded = [run for run in alive if run.hash in before]
+        stacked.train_lanes(alive, data, on_end=keep, keeper=kept, recorded=recorded)
     except Stopping as stopping:
         stopping.args = (found,)
         raise
@@ -71,7 +82,10 @@ def with_stops(
     for attempt in range(20):
         kept = Checkpoints(folder, 1e9, after(stops))
         try:
-            return found | train(engine, runs, data, kept), attempt
+            with pytest.MonkeyPatch.context() as patch:
+                # One update at a time, so that there are many opportunities to stop.
+                patch.setattr(native_lanes, "STRETCH", 0.0)
+                return found | train(engine, runs, data, kept, found), attempt
         except Stopping as stopping:
             found |= stopping.args[0] if stopping.args else {}
     raise AssertionError("no progress")
@@ -87,12 +101,6 @@ def same(ours: dict[str, RunResult], theirs: dict[str, RunResult]) -> None:
         assert mine.weights.keys() == other.weights.keys()
         for key, value in mine.weights.items():
             assert value.numpy().tobytes() == other.weights[key].numpy().tobytes(), key
-
-
-@pytest.fixture(autouse=True)
-def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One update at a time, so that there are many opportunities to stop."""
-    monkeypatch.setattr(native_lanes, "STRETCH", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +124,44 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit(
         found, times = with_stops(engine, group, data, tmp_path / str(i), stops)
         assert times >= max(len(result.rows) for result in expected.values()) * 17 // 3 // stops
         same(found, expected)
+
+
+def test_final_scores_are_not_computed_again(
+    tmp_path: Path, noise: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, runs = resident(noise), runs_of(noise, (2.0**-8,), norm="batch")
+    scores, passes = stacked_trainer._population_scores, itertools.count()
+
+    def counted(model: nn.Module, data: Resident) -> tuple[float, float]:
+        next(passes)
+        return scores(model, data)
+
+    monkeypatch.setattr(stacked_trainer, "_population_scores", counted)
+    _, times = with_stops("stacked", runs, data, tmp_path, 2)
+    assert times > 4
+    assert next(passes) == len(runs)
+
+
+def test_captured_updates_come_in_stretches(
+    noise: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, runs = resident(noise), runs_of(noise, (2.0**-8,), norm="batch")
+    expected = stacked.train_lanes(runs, data, by_torch=True)
+    advance, done = torch_lanes.TorchLanes.advance, list[int]()
+
+    def counted(self: Any, first: int, last: int) -> int:
+        done.append(advance(self, first, last))
+        return done[-1]
+
+    monkeypatch.setattr(torch_lanes.TorchLanes, "advance", counted)
+    monkeypatch.setattr(torch_lanes, "CAPTURED", {"cpu"})
+    monkeypatch.setattr(torch_lanes, "capture", lambda step, _state: step)
+    for seconds, stretches in ((0.0, [1] * 17), (1e9, [1, 4, 6, 6])):
+        monkeypatch.setattr(torch_lanes, "STRETCH", seconds)
+        done.clear()
+        found = stacked.train_lanes(runs, data, by_torch=True)
+        assert done == stretches
+        assert repr([result.rows for result in found]) == repr([it.rows for it in expected])
 
 
 class _Dropout(nn.Module):
@@ -198,6 +244,57 @@ def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
     assert older.parent == tmp_path
 
 
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, 2)
+    kept = Plan(tmp_path / "plan")
+    kept.write([["a"]])
+
+    def failing(_path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        for read in (lambda: found(tmp_path), kept.read, lambda: load_record(tmp_path, "code")):
+            with pytest.raises(OSError, match="Input/output error"):
+                read()
+    assert found(tmp_path) == 2
+    assert kept.read() == [["a"]]
+
+
+def test_a_damaged_plan_falls_back_to_its_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Plan(tmp_path)
+    assert kept.read() == []
+    kept.write([["a", "b"], ["c"]])
+    (tmp_path / "plan").write_bytes(b"damaged")
+    assert kept.read() == [["a", "b"], ["c"]]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"warning: {tmp_path / 'plan'}: damaged: its checksum does not match" in line
+    (tmp_path / "plan").unlink()
+    assert kept.read() == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_a_checkpoint_of_other_code_is_removed_and_says_so(
+    tmp_path: Path, noise: Dataset, engine: str
+) -> None:
+    data, runs = resident(noise), runs_of(noise, (2.0**-8,))[:1]
+    with pytest.raises(Stopping):
+        train(engine, runs, data, Checkpoints(tmp_path, 1e9, after(3)))
+    (path,) = tmp_path.iterdir()
+    tensors, content = durable.unseal(path)
+    for changed in ({"theta": tensors["theta"]}, {**tensors, "theta": torch.zeros(3)}):
+        durable.seal(path, changed, content)
+        with pytest.raises(UserError, match="its checkpoints are not of this code"):
+            train(engine, runs, data, Checkpoints(tmp_path, 1e9, lambda: False))
+        assert not path.exists()
+        tmp_path.mkdir(exist_ok=True)
+    train(engine, runs, data, Checkpoints(tmp_path, 1e9, lambda: False))
+
+
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     tensors = {
         "nan": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
@@ -240,6 +337,21 @@ def test_checkpoints_come_with_the_interval_and_at_the_end(
     assert again.seconds == 199
     kept.clear()
     assert not tmp_path.exists()
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = durable.os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable.os, "fsync", no_folders)
+    durable.write(tmp_path / "file", b"content")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"content"]
 
 
 def test_a_full_disk_costs_the_checkpoint_not_the_training(

@@ -1,23 +1,30 @@
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 
 from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.data.prepared import Dataset
-from smallbatch.errors import UserError
-from smallbatch.training import files, workers
-from smallbatch.training.column import Column, plan_column, train_column
+from smallbatch.errors import TakenOver, UserError, WorkerLost
+from smallbatch.training import environment, files, workers
+from smallbatch.training.column import Column, made_by_on, plan_column, train_column
+from smallbatch.training.engines import Engine
+from smallbatch.training.lock import Lock
 from smallbatch.training.protocol import Run
+from smallbatch.training.stacked import native
+from smallbatch.training.stacked.native import compile as kernels
 from tests.training.conftest import make_dataset
 
 LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
@@ -206,9 +213,50 @@ def test_a_failing_worker_fails_the_column_and_leaves_nothing(
 def test_a_killed_worker_fails_the_column(
     noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "train", lambda *_, **__: os._exit(9))
-    with pytest.raises(RuntimeError, match="a training worker died with exit code 9"):
+    deaths: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: os._exit(9), "a training worker ended with status 9: finished runs"),
+        (lambda: os.kill(os.getpid(), 9), r"was killed by signal 9 \(out of memory\?\): finished"),
+        (lambda: bytearray(2**62), "a training worker ran out of memory: finished runs"),
+        (lambda: torch.empty(2**50), "a training worker ran out of memory: finished runs"),
+    )
+    for die, said in deaths:
+        monkeypatch.setattr(workers, "train", lambda *_, die=die, **__: die())
+        with pytest.raises(WorkerLost, match=said):
+            run_column(plan(noise), tmp_path)
+
+
+def test_results_that_cannot_be_put_in_place_leave_the_earlier_ones(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "m4.part":
+            raise OSError(5, "Input/output error", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        run_column(plan(noise, base_lrs=LRS[:1], seeds=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_who_lost_the_lock_keeps_nothing(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = itertools.count()
+
+    def beat(_lock: Lock) -> None:
+        if next(beats):
+            raise TakenOver("somebody else has it")
+
+    monkeypatch.setattr(Lock, "beat", beat)
+    with pytest.raises(TakenOver):
         run_column(plan(noise), tmp_path)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    assert not list(tmp_path.rglob("record"))
 
 
 def test_a_model_that_does_not_fit_is_refused_in_one_line(noise: Dataset, tmp_path: Path) -> None:
@@ -227,6 +275,30 @@ def test_runs_made_by_other_code_are_trained_again(
     log = _Log()
     run_column(column, tmp_path, observers=[log])
     assert len(log.epochs) == 3
+
+
+def test_other_kernels_compilers_and_processors_train_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made_by(engine: Engine = "stacked", **settings: Any) -> str:
+        base: dict[str, Any] = {"model": "resnet8", "norm": "none"}
+        study = StudyConfig(**(base | settings), epochs=1, weight_decay=0.0)
+        return made_by_on(engine, "cpu", study)
+
+    here = made_by()
+    assert kernels.version() in here
+    assert made_by("loop") != here
+    assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_compiler", lambda: ("/usr/bin/c++", "another version"))
+        assert made_by() != here
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "cpu_model", lambda: "another processor")
+        assert made_by("loop") != here
+        others = {made_by(), made_by("loop"), made_by(precision="bf16")}
+    assert not others & {here, made_by("loop"), made_by(precision="bf16")}
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert made_by() != here
 
 
 def test_kept_runs_and_dvc_stages_depend_on_the_same_code() -> None:

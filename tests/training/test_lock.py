@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch.errors import Stopped, UserError
+from smallbatch.errors import Stopped, TakenOver
 from smallbatch.training import lock as locks
 from smallbatch.training.lock import one_writer
 
@@ -119,7 +120,7 @@ def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(
         assert locks._silence(path) < 5
         held_elsewhere(tmp_path, 0)
         lock._beaten -= locks.BEAT_S
-        with pytest.raises(UserError, match="process 4711 on elsewhere has taken over"):
+        with pytest.raises(TakenOver, match="process 4711 on elsewhere has taken over"):
             lock.beat()
     assert json.loads(path.read_text())["token"] == "theirs"
 
@@ -129,6 +130,50 @@ def test_whatever_a_lock_file_holds_it_can_be_taken(tmp_path: Path, content: byt
     (tmp_path / f"{locks.column_key(Path('models/m4'))}.lock").write_bytes(content)
     with one_writer(tmp_path, Path("models/m4")):
         pass
+
+
+def test_a_lock_that_is_gone_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "POLL_S", 0.01)
+    with one_writer(tmp_path, Path("models/m4")) as lock:
+        lock.path.write_text("")
+        lock._beaten -= locks.BEAT_S
+        with pytest.raises(TakenOver, match="is gone; leaving the column"):
+            lock.beat()
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from smallbatch.training import lock
+def flock(*_): raise OSError(95, "Operation not supported")
+lock.fcntl.flock = flock
+time.sleep(float(sys.argv[1]) - time.time())
+with lock.one_writer(Path("work"), Path("models/m4")):
+    began = time.time()
+    time.sleep(1)
+    print(began, time.time())
+"""
+
+
+def test_of_two_that_find_a_lock_free_at_once_one_waits_or_gives_up(tmp_path: Path) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(time.time() + 2)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(locks.__file__).parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    answers = [racer.communicate(timeout=60) for racer in racers]
+    times = sorted(tuple(map(float, out.split())) for out, _ in answers if out)
+    assert times
+    for (_, end), (begin, _) in itertools.pairwise(times):
+        assert end <= begin
+    for out, said in answers:
+        assert out or "has taken over; leaving it to them" in said, said
 
 
 def test_without_kernel_locks_the_signs_of_life_decide(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smallbatch.bench.images import Pictures
+from smallbatch.errors import WorkerLost
 from smallbatch.training import calibration
 from smallbatch.training.rate import Case, Way, measure
 
@@ -150,7 +151,7 @@ def _try(series: Series, call: Callable[[], None]) -> None:
     """Let a measurement fail without the others: a model too large for memory, say."""
     try:
         call()
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, WorkerLost) as error:
         series.failure = str(error).strip().splitlines()[-1]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
+from smallbatch.durable import sync_folder
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -176,7 +177,7 @@ def _write_files(dataset: Dataset, directory: Path) -> None:
         _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
     text = json.dumps(asdict(dataset.meta), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     _write(directory / "meta.json", lambda file: file.write(text.encode()))
-    _sync(directory)
+    sync_folder(directory)
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -196,12 +197,4 @@ def _replace(new: Path, directory: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(directory)
         raise
-    _sync(directory.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(directory.parent)

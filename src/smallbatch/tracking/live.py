@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.tracking.store import hidden, shown, tracking_uri
+from smallbatch.tracking.store import shown, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,8 +84,7 @@ class LiveMirror:
             return True
         print(
             f"warning: MLflow ({shown(self._uri)}) does not show all of {directory}: "
-            f"{hidden(reason, self._uri)}; "
-            "`smallbatch sync` will replay it",
+            f"{reason}; `smallbatch sync` will replay it",
             file=sys.stderr,
         )
         return False

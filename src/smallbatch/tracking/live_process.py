@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
 from smallbatch.tracking.records import ColumnInfo, RunInfo
-from smallbatch.tracking.store import Store, exclusive, open_store, tracking_uri
+from smallbatch.tracking.store import Store, exclusive, hidden, open_store, tracking_uri
 from smallbatch.tracking.sync import sync
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class Mirror:
 
 def main() -> None:
     """Runs until the input ends."""
+    os.nice(19)  # the cores are the workers'
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; its end is ours
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
@@ -238,7 +239,7 @@ def _reason(action: Callable[[], object]) -> str | None:
     except UserError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - whatever mlflow raises, training goes on
-        return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return hidden(f"{type(error).__name__}: {error}", tracking_uri())
     return None
 
 

@@ -33,6 +33,10 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+_USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY_SECRET = re.compile(r"([?&]\w*(?:password|token|secret)=)([^&\s]*)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Store:
@@ -126,17 +130,19 @@ def exclusive(uri: str, purpose: str) -> Generator[None]:
 
 
 def shown(uri: str) -> str:
-    """A tracking URI without its password, for messages."""
-    return re.sub(r"(?<=://)[^/@]*@", "…@", uri)
+    """A tracking URI without its secrets, for messages."""
+    return _QUERY_SECRET.sub(r"\1…", _USER_INFO.sub("…@", uri))
 
 
 def hidden(text: str, uri: str) -> str:
-    """A message without the password of a tracking URI that it may quote."""
-    found = re.search(r"://[^/@:]*:([^/@]+)@", uri)
-    secrets = [os.environ.get("MLFLOW_TRACKING_PASSWORD"), os.environ.get("MLFLOW_TRACKING_TOKEN")]
-    for secret in filter(None, [found and found[1], found and unquote(found[1]), *secrets]):
+    """The first line of a message, without the secrets of a tracking URI that it may quote."""
+    found = _USER_INFO.search(uri)
+    told = [found[0][:-1].partition(":")[2]] if found else []
+    told += [secret for _, secret in _QUERY_SECRET.findall(uri)]
+    secrets = {*told, *map(unquote, told), *(os.environ.get(name, "") for name in _SECRETS)}
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
         text = text.replace(secret, "…")
-    return text
+    return text.strip().partition("\n")[0][:300]
 
 
 def _open_shared(uri: str) -> MlflowClient:

@@ -58,7 +58,7 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
         database_exceptions.SQLAlchemyError,
         OSError,
     ) as error:
-        reason = hidden(str(error).strip().splitlines()[0][:300], uri)
+        reason = hidden(str(error) or type(error).__name__, uri)
         raise UserError(f"MLFLOW_TRACKING_URI: {shown(uri)} cannot be used: {reason}") from None
     return report
 

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.errors import WorkerLost
 from smallbatch.training import environment
 from smallbatch.training.rate import Case, Way, few_updates, measure
 
@@ -136,7 +137,7 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
             try:
                 rate = measure(alike(case), way, seconds=SECONDS, memory=memory)
                 rates[way.key] = rate.images_per_second
-            except RuntimeError as error:
+            except (RuntimeError, WorkerLost) as error:
                 rates[way.key], failure = 0.0, error
     if failure is not None and not any(rates.values()):
         raise failure

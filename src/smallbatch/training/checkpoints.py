@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch import durable
-from smallbatch.errors import Stopping
+from smallbatch.errors import Stopping, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,9 +116,22 @@ class Checkpoints:
         return self.seconds + time.monotonic() - self._clock
 
     def begin(self, trainer: Resumable) -> None:
-        """See :class:`Keeper`."""
-        if self.saved is not None:
+        """See :class:`Keeper`.
+
+        Raises:
+            UserError: what was kept is whole but not this trainer's; it is gone now.
+        """
+        if self.saved is None:
+            return
+        try:
             trainer.restore(self.saved)
+        # Content that nobody but another version of the code would write.
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            self.clear()
+            raise UserError(
+                f"{self.folder}: its checkpoints are not of this code ({type(error).__name__}: "
+                f"{error}) and were removed; the same command begins these runs again"
+            ) from error
 
     def between(self, trainer: Resumable) -> None:
         """See :class:`Keeper`."""
@@ -165,7 +178,7 @@ class Checkpoints:
                 self.started, self.seconds = str(envelope["started"]), float(envelope["seconds"])
                 runs, update = tuple(envelope["runs"]), int(envelope["update"])
                 return State(runs, update, tensors, envelope["content"])
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError) as error:
                 _say(f"warning: {path}: damaged: {error}; going back to the checkpoint before it")
                 path.unlink(missing_ok=True)
         return None
@@ -189,12 +202,20 @@ class Plan:
     folder: Path
 
     def read(self) -> list[list[str]]:
-        """Run hashes of each chunk; none where nothing was kept."""
-        try:
-            _, content = durable.unseal(self._path)
-            return [[str(run) for run in chunk] for chunk in content["chunks"]]
-        except (OSError, ValueError, TypeError, KeyError):
-            return []
+        """Run hashes of each chunk; none where nothing was kept.
+
+        Raises:
+            OSError: what was kept cannot be read.
+        """
+        for path in self._paths:
+            try:
+                _, content = durable.unseal(path)
+                return [[str(run) for run in chunk] for chunk in content["chunks"]]
+            except FileNotFoundError:
+                continue
+            except (ValueError, TypeError, KeyError) as error:
+                _say(f"warning: {path}: damaged: {error}; going back to its copy")
+        return []
 
     def write(self, chunks: Sequence[Sequence[str]]) -> None:
         """Keep the chunks.
@@ -203,15 +224,17 @@ class Plan:
             OSError: they cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        durable.seal(self._path, {}, {"chunks": [list(chunk) for chunk in chunks]})
+        for path in self._paths:
+            durable.seal(path, {}, {"chunks": [list(chunk) for chunk in chunks]})
 
     def chunk_folder(self, runs: Sequence[str]) -> Path:
         """Where the checkpoints of a chunk lie."""
         return self.folder / hashlib.sha256(",".join(runs).encode()).hexdigest()[:16]
 
     @property
-    def _path(self) -> Path:
-        return self.folder / "plan"
+    def _paths(self) -> tuple[Path, Path]:
+        # Without its plan a column's checkpoints would belong to nobody: two copies.
+        return self.folder / "plan", self.folder / "plan.copy"
 
 
 def plan(work: Path, directory: Path, made_by: str) -> Plan:

@@ -151,7 +151,7 @@ def _train_column(
     started, clock = datetime.now(UTC), time.perf_counter()
     device = resolve_device(compute.device)
     choice = choose_engine(column, compute)
-    made_by = made_by_on(choice.engine, device)
+    made_by = made_by_on(choice.engine, device, column.runs[0].settings)
     done = {run.hash: files.load_record(work / run.hash, made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
@@ -221,10 +221,16 @@ def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
     return record
 
 
-def made_by_on(engine: Engine, device: str) -> str:
-    """What a run's numbers depend on besides its hash: the code, the libraries, the device."""
+def made_by_on(engine: Engine, device: str, study: StudyConfig) -> str:
+    """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
+    from smallbatch.training.stacked import native
+
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
-    return " ".join([files.code_digest(engine), *versions, device])
+    hardware = environment.gpu_name() if device == "cuda" else environment.cpu_model()
+    kernels = "torch"
+    if engine == "stacked" and native.serves(study, device):
+        kernels = native.version()
+    return " ".join([files.code_digest(engine), *versions, device, str(hardware), kernels])
 
 
 def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:

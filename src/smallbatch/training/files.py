@@ -83,7 +83,11 @@ def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str
 
 
 def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
-    """A kept run, or None where there is none, it is damaged, or other code made it."""
+    """A kept run, or None where there is none, it is damaged, or other code made it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     from smallbatch.training.loop import RunResult
 
     try:
@@ -93,7 +97,7 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | Non
         timing = Timing(**record.pop("timing"))
         record["weights"] = weights
         return RunResult(**record), timing
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -170,7 +174,12 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         directory.replace(old)
-    part.replace(directory)
+    try:
+        part.replace(directory)
+    except OSError:
+        if old.exists():
+            old.replace(directory)
+        raise
     durable.sync_folder(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 

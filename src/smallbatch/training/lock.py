@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from smallbatch.errors import UserError
+from smallbatch.errors import TakenOver, UserError
 from smallbatch.training.checkpoints import column_key
 
 BEAT_S = 10.0
@@ -36,21 +36,27 @@ class Lock:
     def __init__(self, path: Path, directory: Path) -> None:
         self.path, self.directory = path, directory
         self.token = uuid.uuid4().hex
+        self.by_kernel = True
         self._beaten = -BEAT_S
 
     def beat(self) -> None:
         """Give a sign of life, when it is time to.
 
         Raises:
-            UserError: another host has taken the lock, having heard nothing for STALE_S.
+            TakenOver: another host has the lock, having heard nothing for STALE_S.
         """
         now = time.monotonic()
         if now < self._beaten + BEAT_S:
             return
         self._beaten = now
         holder = _read(self.path)
-        if holder and holder["token"] != self.token:
-            raise UserError(f"{self.directory}: {_name(holder)} has taken over; leaving it to them")
+        if holder is None:  # somebody writes it just now?
+            time.sleep(POLL_S)
+            holder = _read(self.path)
+        if holder is None:
+            raise TakenOver(f"{self.directory}: the lock {self.path} is gone; leaving the column")
+        if holder["token"] != self.token:
+            raise TakenOver(f"{self.directory}: {_name(holder)} has taken over; leaving it to them")
         with suppress(OSError):  # a full disk does not end a training
             os.utime(self.path)
 
@@ -73,7 +79,7 @@ def one_writer(
     lock = Lock(work / f"{column_key(directory)}.lock", directory)
     with lock.path.open("a+") as file:
         told = False
-        while holder := _holder(file, lock.path):
+        while holder := _holder(file, lock):
             if not told:
                 print(f"{directory}: waiting for {_name(holder)}", file=sys.stderr, flush=True)
             told = True
@@ -85,24 +91,27 @@ def one_writer(
             yield lock
         finally:
             if (_read(lock.path) or {}).get("token") == lock.token:
-                file.truncate(0)
+                with suppress(OSError):
+                    file.truncate(0)
+                    os.fsync(file.fileno())
 
 
-def _holder(file: IO[str], path: Path) -> dict[str, Any] | None:
+def _holder(file: IO[str], lock: Lock) -> dict[str, Any] | None:
     """Who has the lock; None where this process has it now."""
+    path = lock.path
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        kernel = True
+        lock.by_kernel = True
     except BlockingIOError:
         return _read(path) or {"pid": "unknown", "host": platform.node()}
     except OSError:  # a file system without such locks
-        kernel = False
+        lock.by_kernel = False
     found = _read(path)
-    if found is None or (kernel and found["boot"] == _boot()):
+    if found is None or (lock.by_kernel and found["boot"] == _boot()):
         return None  # nobody, or a process of this host that ended without a word
     silent = _silence(path)
     if silent < STALE_S:
-        if kernel:
+        if lock.by_kernel:
             fcntl.flock(file, fcntl.LOCK_UN)
         return found
     print(
@@ -125,10 +134,11 @@ def _sign(file: IO[str], lock: Lock) -> None:
     }
     try:
         os.write(file.fileno(), json.dumps(holder).encode())
+        os.fsync(file.fileno())  # other hosts see it only now
     except OSError as error:
         raise UserError(f"{lock.path}: cannot be written: {error.strerror}") from error
-    if before is not None and before["boot"] != _boot():
-        time.sleep(SETTLE_S)  # two hosts may have found the same lock stale: the last one has it
+    if not lock.by_kernel or (before is not None and before["boot"] != _boot()):
+        time.sleep(SETTLE_S)  # two may have found the lock free or stale: the last one has it
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ GRACE_S = 4.0
 HINT = "finished runs and checkpoints are kept; the same command goes on from there"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_DVC_IS_GONE = "stopped, because dvc is gone"
 _LOOK_S = 0.5  # seconds between looks at /proc
 
 
@@ -41,11 +44,11 @@ class Watch:
 
     def __init__(self, time_limit: float | None = None) -> None:
         self._why: Stopped | None = None
-        self._timer: threading.Timer | None = None
+        self._timers: list[threading.Timer] = []
         self._handlers: dict[int, Any] = {}
         self._dvc = _dvc_above() if "DVC_STAGE" in os.environ else None
         self._looked = time.monotonic()
-        self._deadline: float | None = None
+        self._deadline = math.inf
         self._limit = time_limit
         if time_limit is not None:
             started = _age(self._dvc.started) if self._dvc else 0.0
@@ -55,6 +58,11 @@ class Watch:
     def __enter__(self) -> Watch:
         for number in _SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._limit is not None:  # whatever is under way then, and whoever asks or does not
+            reason = f"stopped before the time limit of {self._limit:g} s"
+            self._later(self.left, self._stop, reason, OUT_OF_TIME)
+        if "DVC_STAGE" in os.environ and self._dvc is None and os.getppid() == 1:
+            self._stop(_DVC_IS_GONE, INTERRUPTED)  # before we could look
         return self
 
     def __exit__(
@@ -65,18 +73,21 @@ class Watch:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the command is to end because of its time limit."""
+        return max(0.0, self._deadline - time.monotonic())
 
     def stopping(self) -> bool:
         """Whether the command is to end."""
         now = time.monotonic()
-        if self._why is None and self._deadline is not None and now >= self._deadline:
-            self._stop(f"stopped before the time limit of {self._limit:g} s", OUT_OF_TIME)
         if self._why is None and self._dvc and now >= self._looked + _LOOK_S:
             self._looked = now
             if _process(self._dvc.pid) != self._dvc:
-                self._stop("stopped, because dvc is gone", INTERRUPTED)
+                self._stop(_DVC_IS_GONE, INTERRUPTED)
         return self._why is not None
 
     def check(self) -> None:
@@ -95,9 +106,13 @@ class Watch:
         if self._why is not None:
             return
         self._why = Stopped(f"{reason}: {HINT}", exit_code)
-        self._timer = threading.Timer(GRACE_S, _leave, [self._why])
-        self._timer.daemon = True
-        self._timer.start()
+        self._later(GRACE_S, _leave, self._why)
+
+    def _later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        timer = threading.Timer(seconds, action, arguments)
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
 
 
 def _leave(why: Stopped) -> None:
@@ -110,7 +125,7 @@ def _leave(why: Stopped) -> None:
 def _dvc_above() -> _Process | None:
     """The nearest `dvc` among this process's ancestors."""
     pid = os.getppid()
-    while pid > 1:
+    while pid > 0:  # in a container dvc may be the first process
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3]
             names = [Path(os.fsdecode(word)).name for word in words]

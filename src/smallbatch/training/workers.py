@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smallbatch.config import format_base_lr
-from smallbatch.errors import Stopping, UserError
+from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints, Plan
 from smallbatch.training.engines import MEMORY_SHARE, Engine, deal, free_memory
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
-from smallbatch.training.watch import GRACE_S
+from smallbatch.training.watch import GRACE_S, HINT
 
 if TYPE_CHECKING:
     from smallbatch.config import StudyConfig
@@ -96,7 +96,8 @@ def train_all(
 
     Raises:
         UserError: the model cannot be built for these images, or a record cannot be written.
-        RuntimeError: a run failed, or a worker died.
+        WorkerLost: memory ran out, or a worker was killed.
+        RuntimeError: a run failed.
         Stopped: the watch asked for an end; all progress is kept.
     """
     if job.device == "cpu":
@@ -125,6 +126,8 @@ def train_all(
     except Stopping:
         job.watch.check()
         raise
+    except torch.OutOfMemoryError as error:
+        raise WorkerLost(f"the GPU's memory ran out: {HINT}") from error
 
 
 def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chunk]:
@@ -211,9 +214,15 @@ def _train_in_workers(
                 on_done(runs[name], value)
             elif kind == "refused":
                 raise UserError(value)
+            elif kind == "lost":
+                raise WorkerLost(value)
             else:
                 title = f"base_lr={format_base_lr(runs[name].base_lr)} seed={runs[name].seed}"
                 raise RuntimeError(f"training m={runs[name].batch_size} {title} failed:\n{value}")
+    except TakenOver:
+        for worker in workers:
+            worker.kill()  # what they would keep is another's now
+        raise
     finally:
         stop.value = 1  # where something went wrong, the others keep what they have
         deadline = time.monotonic() + GRACE_S
@@ -229,7 +238,7 @@ def _events(
     """What the workers say, until every missing run has ended.
 
     Raises:
-        RuntimeError: workers died before that.
+        WorkerLost: workers died before that.
         Stopped: they were asked to stop, and have.
     """
     ends = len(job.missing)
@@ -246,7 +255,9 @@ def _events(
                 job.watch.check()
             if failed or not alive:
                 code = failed[0] if failed else 0
-                raise RuntimeError(f"a training worker died with exit code {code}") from None
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                why = " (out of memory?)" if code == -signal.SIGKILL else ""
+                raise WorkerLost(f"a training worker {how}{why}: {HINT}") from None
             continue
         ends -= event[0] == "done"
         yield event
@@ -283,8 +294,16 @@ def _work(
             events.put(("refused", name, str(error)))
         except OSError as error:
             events.put(("refused", name, f"{error.filename}: cannot be written: {error.strerror}"))
-        except Exception:  # noqa: BLE001 - whatever it is, the parent raises it
-            events.put(("failed", name, traceback.format_exc()))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+            if _is_out_of_memory(error):
+                events.put(("lost", name, f"a training worker ran out of memory: {HINT}"))
+            else:
+                events.put(("failed", name, traceback.format_exc()))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch raises no kind of its own.
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _live_and_die_with(parent: int) -> None:
@@ -345,7 +364,10 @@ def _train_chunk(
 
     checkpoints.start_clock()
     if job.engine == "stacked":
-        train_lanes(chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints)
+        recorded = {run for run in chunk.runs if run.hash not in missing}
+        train_lanes(
+            chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints, recorded=recorded
+        )
     else:
         (run,) = chunk.runs
         result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)

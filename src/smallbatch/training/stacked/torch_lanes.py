@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -23,6 +25,8 @@ from smallbatch.training.stacked.vmap import VmapNet
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
 # Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
 CAPTURED = {"cuda"}
+# Seconds of captured updates between two looks at anything else: signals, checkpoints.
+STRETCH = 1.0
 # Part of the lanes that must have diverged before a captured step is captured again without them.
 WORTH_CAPTURING = 0.1
 
@@ -80,20 +84,24 @@ class TorchLanes:
         self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
         self.captured: Callable[[], None] | None = None
         self.first = self.last = -1  # updates that the tables hold
+        self._seconds = math.inf  # of a captured update
+        self._under_way: tuple[float, int] | None = None  # captured updates: their start, number
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def advance(self, first: int, last: int) -> int:
-        """The rest of the epoch on a GPU; on a CPU one update."""
+        """As many updates as take about a second on a GPU; on a CPU one."""
         if not self.first <= first < self.last:
             self.first, self.last = self.tables.load(first)
         if self.device.type in CAPTURED:
             if self.captured is None:
                 self.captured = capture(self.step, self.step.state())
-            for _ in range(last - first):
+            updates = min(last - first, max(1, int(STRETCH / self._seconds)))
+            self._under_way = time.perf_counter(), updates
+            for _ in range(updates):
                 self.captured()
-            return last - first
+            return updates
         self.step()
         return 1
 
@@ -101,6 +109,9 @@ class TorchLanes:
         """Waits for the device."""
         loss, correct, _, ends = self.step.metrics
         diverged_at = [self.first + end if end else 0 for end in ends.tolist()]
+        if self._under_way is not None:
+            (started, updates), self._under_way = self._under_way, None
+            self._seconds = (time.perf_counter() - started) / updates
         return loss.tolist(), correct.tolist(), diverged_at
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -98,6 +98,7 @@ def train_lanes(
     keeper: Keeper | None = None,
     convs: Convs | None = None,
     by_torch: bool = False,
+    recorded: Collection[Run] = (),
 ) -> list[RunResult]:
     """Train runs of one column together.
 
@@ -111,9 +112,10 @@ def train_lanes(
         keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
         convs: the algorithm of torch's convolutions; by default, on a GPU, the fastest for each.
         by_torch: leave out the native kernels.
+        recorded: those of ``runs`` whose results are kept: they only keep the others company.
 
     Returns:
-        The results in the order of ``runs``.
+        The results in the order of ``runs``, without those that are recorded.
 
     Raises:
         Stopping: the keeper asked for an end.
@@ -128,9 +130,9 @@ def train_lanes(
             lanes = NativeLanes(ordered, data, dtype)
         else:
             lanes = TorchLanes(ordered, data, dtype, convs)
-        trainer = _Trainer(lanes, data, on_epoch, on_end, keeper or KeepNothing())
+        trainer = _Trainer(lanes, data, on_epoch, on_end, keeper or KeepNothing(), recorded)
         trainer.run()
-    return [trainer.results[run] for run in runs]
+    return [trainer.results[run] for run in runs if run in trainer.results]
 
 
 class _Trainer:
@@ -141,8 +143,9 @@ class _Trainer:
         on_epoch: EpochObserver,
         on_end: EndObserver,
         keeper: Keeper,
+        recorded: Collection[Run],
     ) -> None:
-        self.lanes, self.data, self.keeper = lanes, data, keeper
+        self.lanes, self.data, self.keeper, self.recorded = lanes, data, keeper, recorded
         self.on_epoch, self.on_end = on_epoch, on_end
         run = lanes.runs[0]
         self.study, self.m, self.n = run.settings, run.batch_size, len(data.train)
@@ -183,10 +186,12 @@ class _Trainer:
     def state(self) -> State:
         """See :class:`~training.checkpoints.Resumable`."""
         self._share_time()
-        runs = [self.lanes.runs[lane] for lane in self.live]
-        rows = {run.hash: self.rows[run] for run in runs}
+        # Runs that have finished stay: under vmap the rest would round differently without them.
+        diverged = {run for run, result in self.results.items() if result.diverged_at is not None}
+        lanes = [i for i, run in enumerate(self.lanes.runs) if run not in diverged]
+        rows = {run.hash: self.rows[run] for run in (self.lanes.runs[lane] for lane in lanes)}
         content = {"rows": rows, "share": self.share}
-        return State(tuple(rows), self.update, self.lanes.tensors(self.live), content)
+        return State(tuple(rows), self.update, self.lanes.tensors(lanes), content)
 
     def restore(self, state: State) -> None:
         """See :class:`~training.checkpoints.Resumable`."""
@@ -248,6 +253,8 @@ class _Trainer:
         norms = has_batch_norm(model)
         for lane in self.live:
             run = self.lanes.runs[lane]
+            if run in self.recorded:
+                continue
             last = self.rows[run][-1]
             final: dict[str, float | None] = {**dict.fromkeys(_FINAL)}
             final |= {"train_loss": losses[lane], "train_accuracy": accuracies[lane]}
@@ -262,6 +269,7 @@ class _Trainer:
                 final["population_test_loss"], final["population_test_accuracy"] = scores
             self._share_time()
             self._finish(run, None, final, weights)
+            self.pause()
 
     def _finish(
         self,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallbatch.model_names import ALIASES
-from smallbatch.training.stacked.native.compile import available
+from smallbatch.training.stacked.native.compile import available, version
+
+__all__ = ["serves", "version"]
 
 if TYPE_CHECKING:
     import torch

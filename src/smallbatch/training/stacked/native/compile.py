@@ -45,6 +45,11 @@ def library(real: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+def version() -> str:
+    """16 hex digits that tell these kernels from others that may round differently."""
+    return _key("float")
+
+
 def _cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "smallbatch"
@@ -52,8 +57,19 @@ def _cache() -> Path:
 
 def _key(real: str) -> str:
     """Of everything that the binary depends on."""
-    parts = [real, *FLAGS, str(LANES), platform.machine(), _processor(), compiler() or ""]
+    parts = [real, *FLAGS, str(LANES), platform.machine(), _processor(), *_compiler()]
     return hashlib.sha256(SOURCE.read_bytes() + "\0".join(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _compiler() -> tuple[str, str]:
+    """The compiler and what it says of its version."""
+    cxx = compiler() or ""
+    try:
+        done = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False)
+    except OSError:
+        return cxx, ""
+    return cxx, done.stdout
 
 
 def _processor() -> str:
