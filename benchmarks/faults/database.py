@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "updates")
+FINAL = ("train_loss", "train_accuracy", "population_test_accuracy")
+SUMMARY = {"runs_finished", "runs_diverged", "seconds", "images_per_second"}
+"""Of every column; `best_accuracy` and `best_base_lr` are there if a run finished."""
 
 
 def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
@@ -20,61 +25,83 @@ def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
         folder: with the result files.
         database: an sqlite file, by default `mlflow.db` in the folder, or SQLAlchemy's URI.
     """
-    runs, points = _expected(folder)
-    found, parents, logged = _found(database or folder / "mlflow.db")
-    run_of = {run_id: run for run_id, run, _ in found}
+    runs, columns, points = _expected(folder)
+    rows, logged = _found(database or folder / "mlflow.db")
+    parents = {row.run: (row.experiment, row.of_column) for row in rows if row.name is None}
+    run_of = {row.run: (row.experiment, row.name) for row in rows if row.name is not None}
     moments: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     values: Counter[tuple[Any, ...]] = Counter()
-    for run_id, key, step, value, moment in logged:
-        values[(*run_of[run_id], key, step, value)] += 1
-        moments.setdefault((run_id, key), []).append((step, moment))
-    held = Counter(run_of.values())
-    columns = Counter(parents.values())
-    wanted = {study for study, _ in runs}
-    orphans = sum(parent not in parents for _, _, parent in found)
-    once = Counter(key[:4] for key in values.elements())
+    summaries: dict[str, set[str]] = {run: set() for run in parents}
+    for run, key, step, value, moment in logged:
+        moments.setdefault((run, key), []).append((step, moment))
+        if run in parents:
+            summaries[run].add(key)
+        else:
+            values[(*run_of[run], key, step, value)] += 1
+    held, of_study = Counter(run_of.values()), Counter(study for study, _ in set(parents.values()))
+    orphans = sum(row.parent not in parents for row in rows if row.name is not None)
+    steps = Counter((run, key, step) for (run, key), them in moments.items() for step, _ in them)
     return {
-        "runs_lost": len(runs - held.keys()) + len(wanted - columns.keys()) + orphans,
-        "runs_doubled": _more(held, runs) + _more(columns, wanted),
-        "points_lost": sum((points - values).values()),
-        "points_doubled": sum(n - 1 for n in once.values()),
+        "runs_lost": len(runs - held.keys()) + sum((columns - of_study).values()) + orphans,
+        "runs_doubled": _more(held, runs)
+        + sum((of_study - columns).values())
+        + sum(n - 1 for n in Counter(parents.values()).values()),
+        "unended": sum(row.status != "FINISHED" for row in rows),
+        "points_lost": sum((points - values).values())
+        + sum(len(SUMMARY - keys) for keys in summaries.values()),
+        "points_doubled": sum(n - 1 for n in steps.values()),
         "out_of_order": sum(map(_falls, moments.values())),
     }
 
 
-def _expected(folder: Path) -> tuple[set[tuple[str, str]], Counter[tuple[Any, ...]]]:
-    """(experiment, run) of every run, and (experiment, run, metric, step, value) of every point."""
+def _expected(
+    folder: Path,
+) -> tuple[set[tuple[str, str]], Counter[str], Counter[tuple[Any, ...]]]:
+    """(experiment, run) of every run; columns by experiment; (experiment, run, metric, step, value)
+    of every point of a run.
+    """  # noqa: D205
     import pandas as pd
 
     runs: set[tuple[str, str]] = set()
+    columns: Counter[str] = Counter()
     points: Counter[tuple[Any, ...]] = Counter()
     for path in folder.glob("models/**/history.parquet"):
         history = pd.read_parquet(path)
         study = f"digits/{path.parts[-3]}"
-        runs |= {(study, run) for run in history["run"]}
+        columns[study] += 1
         long = history.melt(["run", "epoch"], list(METRICS), "key", "value")
-        long = long.astype({"value": float})
-        long = long[(long["value"] - long["value"]) == 0]  # finite
-        rows: Any = zip(long["run"], long["key"], long["epoch"], long["value"], strict=True)
-        points.update((study, run, key, int(epoch), value) for run, key, epoch, value in rows)
-    return runs, points
+        found: list[Any] = long[["run", "key", "epoch", "value"]].to_numpy().tolist()
+        for run in json.loads((path.parent / "runs.json").read_text())["runs"]:
+            name = run["run"]
+            runs.add((study, name))
+            own = history[history["run"] == name].sort_values("epoch")
+            last = own["epoch"].iloc[-1]
+            found += [(name, f"final_{key}", last, run["final"][key]) for key in FINAL]
+            if run["outcome"] == "finished":
+                found += [(name, "reported_accuracy", last, own["test_accuracy"].tail(5).median())]
+        points.update(
+            (study, name, key, int(epoch), float(value))
+            for name, key, epoch, value in found
+            if value is not None and math.isfinite(value)
+        )
+    return runs, columns, points
 
 
-def _found(
-    database: Path | str,
-) -> tuple[list[tuple[str, tuple[str, str], str]], dict[str, str], Sequence[Any]]:
-    """(id, (experiment, run), parent's id); experiments by parent's id; the runs' points."""
+def _found(database: Path | str) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Rows (run, experiment, of_column, name, parent, status) of all that is ours, and its points.
+
+    The name is None for a column's own run.
+    """
     import sqlalchemy
 
     uri = f"sqlite:///{database}" if isinstance(database, Path) else database
     engine = sqlalchemy.create_engine(uri)
     with engine.connect() as connection:
-        runs, parents, points = (
-            connection.execute(sqlalchemy.text(query)).fetchall()
-            for query in (_RUNS, _PARENTS, _POINTS)
+        rows, points = (
+            connection.execute(sqlalchemy.text(query)).fetchall() for query in (_RUNS, _POINTS)
         )
     engine.dispose()
-    return [(row[0], (row[1], row[2]), row[3]) for row in runs], dict(map(tuple, parents)), points
+    return rows, points
 
 
 def _more(held: Counter[Any], wanted: set[Any]) -> int:
@@ -88,20 +115,17 @@ def _falls(points: list[tuple[int, int]]) -> int:
     return sum(b < a for a, b in pairwise(moments))
 
 
-_ACTIVE = """
-    from runs r join experiments e
-    on e.experiment_id = r.experiment_id and r.lifecycle_stage = 'active'
-    {} join tags t on t.run_uuid = r.run_uuid and t.key = 'smallbatch.run'
-"""
-_RUNS = f"""
-    select r.run_uuid, e.name, t.value, p.value {_ACTIVE.format("")}
+_RUNS = """
+    select r.run_uuid as run, e.name as experiment, c.value as of_column, t.value as name,
+        p.value as parent, r.status as status
+    from runs r join experiments e on e.experiment_id = r.experiment_id
+    join tags c on c.run_uuid = r.run_uuid and c.key = 'smallbatch.column'
+    left join tags t on t.run_uuid = r.run_uuid and t.key = 'smallbatch.run'
     left join tags p on p.run_uuid = r.run_uuid and p.key = 'mlflow.parentRunId'
+    where r.lifecycle_stage = 'active'
 """
-_PARENTS = f"""
-    select r.run_uuid, e.name {_ACTIVE.format("left")}
-    join tags c on c.run_uuid = r.run_uuid and c.key = 'smallbatch.column' where t.value is null
-"""
-_POINTS = f"""
-    select r.run_uuid, m.key, m.step, m.value, m.timestamp {_ACTIVE.format("")}
-    join metrics m on m.run_uuid = r.run_uuid
+_POINTS = """
+    select r.run_uuid, m.key, m.step, m.value, m.timestamp from runs r
+    join tags c on c.run_uuid = r.run_uuid and c.key = 'smallbatch.column'
+    join metrics m on m.run_uuid = r.run_uuid where r.lifecycle_stage = 'active'
 """

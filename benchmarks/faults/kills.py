@@ -15,6 +15,10 @@ from benchmarks.faults.stages import Stage, Twin
 
 OVERDUE_S = stages.INTERVAL + 1.0
 """More seconds of lost work break the promise; updates and evaluations take some hundredths."""
+END_S = 5.0
+"""Seconds in which SIGTERM ends a stage."""
+CODES = {"terminate": {0, 75, -15}, "kill worker": {0, 2}, "ended": {0}}
+"""Allowed exit codes of a training; -15 before it watches, 0 where it was all but done."""
 MIRROR_S = 20.0
 """Seconds in which the mirror of a killed training leaves; LEAVE_S of smallbatch.tracking and more."""  # noqa: E501
 
@@ -30,7 +34,7 @@ def run_case(stage: Stage, twin: Twin, folder: Path, draw: random.Random) -> dic
         pids.append(pid)
         crash = processes.crash(pid, delay, draw, lambda them: stages.unsaved(folder, them))
         case["crashes"].append(asdict(crash))
-        case["torn"] += _torn(stages.outputs(stage, folder), twin)
+        case["torn"] += _torn(stages.outputs(stage, folder), twin) + _half_a_page(folder)
         if crash.code == 0:
             break
         case["damaged"] += _damage(folder, draw)
@@ -44,6 +48,7 @@ def run_case(stage: Stage, twin: Twin, folder: Path, draw: random.Random) -> dic
         case |= _compare(stage, twin, folder)
     case["tracebacks"] = (folder / "log").read_text().count("Traceback")
     case["overdue"] = sum((it["unsaved"] or 0) > OVERDUE_S for it in case["crashes"])
+    case["amiss"] = sum(_amiss(stage, it) for it in case["crashes"])
     case["survivors"] = sum(it["left"] for it in case["crashes"])
     return case
 
@@ -64,11 +69,26 @@ def _compare(stage: Stage, twin: Twin, folder: Path) -> dict[str, Any]:
     }
 
 
+def _amiss(stage: Stage, crash: dict[str, Any]) -> bool:
+    """Whether a stage ended by itself with an error, or otherwise than it promises."""
+    how, code = crash["how"], crash["code"]
+    if how == "terminate" and crash["took"] > END_S:
+        return True
+    allowed = CODES if stage.words[0] == "train" else {"ended": {0}}
+    return code not in allowed.get(how, {code})
+
+
 def _torn(found: dict[str, bytes], twin: Twin) -> int:
     """Outputs in place that are neither whole nor absent."""
     return sum(
         data != twin.outputs.get(name) for name, data in found.items() if not name.endswith(".part")
     )
+
+
+def _half_a_page(folder: Path) -> bool:
+    """Whether the report, which tells the time and so differs from its twin, has no end."""
+    page = folder / "reports/report.html"
+    return page.exists() and not page.read_text().rstrip().endswith("</html>")
 
 
 def _damage(folder: Path, draw: random.Random) -> list[str]:

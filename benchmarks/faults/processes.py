@@ -54,7 +54,7 @@ class Crash:
     """How a child was ended.
 
     Attributes:
-        how: one of :data:`CRASHES`.
+        how: one of :data:`CRASHES`, or "ended": by itself, before its time.
         after: seconds.
         code: its exit code; 0 where it had ended by itself, well, before.
         took: seconds that it took to end.
@@ -82,7 +82,7 @@ def crash(
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return Crash(how, delay, os.waitstatus_to_exitcode(status))
+            return Crash("ended", delay, os.waitstatus_to_exitcode(status))
         time.sleep(0.002)
     workers = trainers(pid)
     lost = unsaved(workers)

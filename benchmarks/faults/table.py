@@ -17,6 +17,7 @@ from benchmarks.faults.outages import HEALTHY, UNTRACKED
 COUNTS = {
     "runs_lost": "runs lost",
     "runs_doubled": "runs doubled",
+    "unended": "runs not FINISHED",
     "points_lost": "points lost",
     "points_doubled": "points doubled",
     "out_of_order": "points out of order",
@@ -25,6 +26,7 @@ COUNTS = {
     "torn": "outputs torn",
     "left_over": "files left over",
     "failed": "failed",
+    "amiss": "crashes amiss",
     "survivors": "workers left",
     "overdue": "checkpoints overdue",
     "tracebacks": "tracebacks",
@@ -54,6 +56,8 @@ of "files damaged" is zero.
 - *files left over*: those in the folder that the twin has not, temporary ones of checkpoints too.
 - *checkpoints overdue*: crashes at which a worker had more than {kills.OVERDUE_S:g} s of work to
   lose, where checkpoints come every {stages.INTERVAL:g} s. It counts from the chunk's start.
+- *crashes amiss*: a stage that ended by itself with an error, or took more than {kills.END_S:g} s
+  to end after SIGTERM, or a training whose exit code is none of those promised.
 - *tracebacks*: in what the commands print.
 - *warnings amiss*: an outage gives one warning (at most one where the server answers late), a
   healthy store none.
@@ -72,7 +76,7 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
     for case in cases:
         row = rows.setdefault(case["stage"], dict.fromkeys((*INJECTED, *COUNTS), 0))
         row["cases"] += 1
-        row["crashes"] += sum(crash["code"] != 0 for crash in case.get("crashes", []))
+        row["crashes"] += len(_injected(case))
         row["damaged"] += len(case.get("damaged", []))
         for name in COUNTS:
             row[name] += int(name in case) if name == "failed" else case.get(name, 0)
@@ -80,7 +84,7 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
     for stage, outage in outages.items():
         rows[stage]["slower"] = int((outage["over_healthy"] or 0) > SLOWER)
     total = {key: sum(row[key] for row in rows.values()) for key in (*INJECTED, *COUNTS)}
-    crashes = [crash for case in cases for crash in case.get("crashes", []) if crash["code"]]
+    crashes = [crash for case in cases for crash in _injected(case)]
     how = Counter(crash["how"] for crash in crashes)
     killed = sum(n for kind, n in how.items() if kind.startswith("kill"))
     summary = {
@@ -105,6 +109,10 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
     full = not (arguments.short or arguments.only)
     few = full and killed < KILLS
     return int(few or any(total[name] for name in COUNTS))
+
+
+def _injected(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return [crash for crash in case.get("crashes", []) if crash["how"] != "ended"]
 
 
 def _outages(cases: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,8 +10,10 @@ from typing import Any
 
 from benchmarks.faults import database, outages, processes, servers, stages
 
+STUDIES = 2
+"""Columns of one study write to one experiment, those of others beside it."""
 COLUMNS = 10
-FEW = 3
+FEW = 4
 """In the short version."""
 EPOCHS = 20
 EPOCH_S = 0.1
@@ -21,10 +23,11 @@ EPOCH_S = 0.1
 def run_together(name: str, folder: Path) -> dict[str, Any]:
     """Log columns at once; what is missing before `smallbatch sync`, and after it."""
     (folder / "params.yaml").write_text(outages.PARAMS.replace("epochs: 80", f"epochs: {EPOCHS}"))
-    for words in (("prepare",), outages.COLUMN):
-        stages.run(folder, words, tracked=False)
-    (folder / "models/digits/bn").rename(folder / "bn")
     count, store = TOGETHER[name]
+    stages.run(folder, ("prepare",), tracked=False)
+    for m in _batch_sizes(count):
+        stages.run(folder, ("train", "bn", str(m)), tracked=False)
+    (folder / "models/digits/bn").rename(folder / "bn")
     if store == "sqlite":
         found = _together(folder, count, f"sqlite:///{folder / 'mlflow.db'}", None)
     else:
@@ -37,7 +40,7 @@ def run_together(name: str, folder: Path) -> dict[str, Any]:
 TOGETHER = {
     "ten columns to sqlite": (COLUMNS, "sqlite"),
     "ten columns to PostgreSQL": (COLUMNS, "PostgreSQL"),
-    "three columns to PostgreSQL": (FEW, "PostgreSQL"),
+    "four columns to PostgreSQL": (FEW, "PostgreSQL"),
 }
 
 
@@ -54,8 +57,13 @@ def _together(folder: Path, count: int, uri: str, counted: str | None) -> dict[s
     return found | database.count(folder, counted)
 
 
+def _batch_sizes(count: int) -> range:
+    return range(8, 8 + count // STUDIES)
+
+
 def _mirrored(folder: Path, i: int) -> Callable[[], None]:
-    """Log a copy of the column, as a study of its own, as a training does, then from its files."""
+    """Log a copy of a column, in one of the studies, as a training does, then from its files."""
+    study, m = f"bn{i % STUDIES}", 8 + i // STUDIES
 
     def action() -> None:
         import pandas as pd
@@ -63,10 +71,10 @@ def _mirrored(folder: Path, i: int) -> Callable[[], None]:
         from smallbatch.tracking import LiveMirror
         from smallbatch.tracking.records import read_column
 
-        directory = folder / f"models/digits/bn{i}/m8"
-        shutil.copytree(folder / "bn/m8", directory)
+        directory = folder / f"models/digits/{study}/m{m}"
+        shutil.copytree(folder / f"bn/m{m}", directory)
         record = directory / "runs.json"
-        record.write_text(record.read_text().replace('"study": "bn"', f'"study": "bn{i}"'))
+        record.write_text(record.read_text().replace('"study": "bn"', f'"study": "{study}"'))
         column = read_column(directory)
         mirror = LiveMirror()
         mirror.start(column.info)

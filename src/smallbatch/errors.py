@@ -16,6 +16,13 @@ class WorkerLost(UserError):  # noqa: N818 - the state of a training
     """A training process was killed or ran out of memory; fewer lanes at once may fit."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, or the GPU failed: nothing that content on disk could cause."""
+    # On a CPU torch raises no kind of its own.
+    words = ("DefaultCPUAllocator", "out of memory", "CUDA error")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 class Stopping(Exception):  # noqa: N818 - nothing went wrong
     """A trainer was asked to stop and its state is kept."""
 

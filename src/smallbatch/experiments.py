@@ -56,7 +56,7 @@ def train_study_column(
     _train_and_track(
         lambda: _plan(study, params, batch_size),
         params.compute,
-        _column_folder(params, study, batch_size),
+        lambda _: _column_folder(params, study, batch_size),
         stage=_stage(params, study, batch_size),
         time_limit=time_limit,
     )
@@ -162,11 +162,20 @@ def single_run(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
     )
     name = f"{study.model}-{study.norm}".lower()
-    data = load_prepared(_prepared_for_itself(_dataset_config(params_file, dataset)))
-    column = plan_column(name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed])
-    column_dir = SINGLE_RUNS / dataset / name / column.runs[0].hash
-    compute = parse_compute({"device": device}, "run")
-    _train_and_track(lambda: column, compute, column_dir, stage=None, time_limit=time_limit)
+
+    def plan() -> Column:
+        data = load_prepared(_prepared_for_itself(_dataset_config(params_file, dataset)))
+        return plan_column(
+            name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
+        )
+
+    column_dir = _train_and_track(
+        plan,
+        parse_compute({"device": device}, "run"),
+        lambda column: SINGLE_RUNS / dataset / name / column.runs[0].hash,
+        stage=None,
+        time_limit=time_limit,
+    )
     run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
     if run["outcome"] == "diverged":
         return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
@@ -246,24 +255,24 @@ def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
 def _train_and_track(
     plan: Callable[[], Column],
     compute: ComputeConfig,
-    directory: Path,
+    folder: Callable[[Column], Path],
     *,
     stage: str | None,
     time_limit: float | None,
-) -> None:
+) -> Path:
     from smallbatch.training.watch import Watch
 
     with Watch(time_limit) as watch:
-        _watched(plan, compute, directory, stage, watch)
+        return _watched(plan, compute, folder, stage, watch)
 
 
 def _watched(
     plan: Callable[[], Column],
     compute: ComputeConfig,
-    directory: Path,
+    folder: Callable[[Column], Path],
     stage: str | None,
     watch: Watch,
-) -> None:
+) -> Path:
     from smallbatch.progress import Progress
     from smallbatch.tracking import LiveMirror
 
@@ -272,6 +281,7 @@ def _watched(
         from smallbatch.training.column import choose_engine, resolve_device, train_column
 
         column = plan()
+        directory = folder(column)
         device = resolve_device(compute.device)
         engine = choose_engine(column, compute).engine
         mirror.start(_column_info(column, device, engine, stage))
@@ -292,6 +302,7 @@ def _watched(
         raise
     mirror.finish(directory, timeout_s=min(60.0, watch.left))
     watch.check()
+    return directory
 
 
 def _column_info(column: Column, device: str, engine: str, stage: str | None) -> ColumnInfo:

@@ -271,7 +271,9 @@ def _read_history(path: Path) -> pd.DataFrame:
 
     try:
         return pd.read_parquet(path, columns=list(HISTORY))
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors, some both
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path}: cannot be read ({error})") from error
         found = str(error).splitlines()[0]
         raise UserError(f"{path}: damaged ({found}); train the column again") from error
 

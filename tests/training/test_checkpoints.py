@@ -130,16 +130,20 @@ def test_final_scores_are_not_computed_again(
     tmp_path: Path, noise: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, runs = resident(noise), runs_of(noise, (2.0**-8,), norm="batch")
-    scores, passes = stacked_trainer._population_scores, itertools.count()
+    scores, scored = stacked_trainer._population_scores, list[nn.Module]()
 
     def counted(model: nn.Module, data: Resident) -> tuple[float, float]:
-        next(passes)
+        scored.append(model)
         return scores(model, data)
 
     monkeypatch.setattr(stacked_trainer, "_population_scores", counted)
-    _, times = with_stops("stacked", runs, data, tmp_path, 2)
-    assert times > 4
-    assert next(passes) == len(runs)
+    with pytest.raises(Stopping) as stopping:
+        train("stacked", runs, data, Checkpoints(tmp_path, 1e9, lambda: len(scored) == 1))
+    found: dict[str, RunResult] = stopping.value.args[0]
+    assert len(found) == 1
+    rest = train("stacked", runs, data, Checkpoints(tmp_path, 1e9, lambda: False), found)
+    assert found.keys() | rest.keys() == {run.hash for run in runs}
+    assert len(scored) == len(runs)
 
 
 def test_captured_updates_come_in_stretches(

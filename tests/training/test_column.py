@@ -293,7 +293,7 @@ def test_other_kernels_compilers_and_processors_train_again(
         patch.setattr(kernels, "_compiler", lambda: ("/usr/bin/c++", "another version"))
         assert made_by() != here
     with monkeypatch.context() as patch:
-        patch.setattr(environment, "cpu_model", lambda: "another processor")
+        patch.setattr(environment, "processor", lambda: "another")
         assert made_by("loop") != here
         others = {made_by(), made_by("loop"), made_by(precision="bf16")}
     assert not others & {here, made_by("loop"), made_by(precision="bf16")}

@@ -161,6 +161,8 @@ def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; prepare the data set again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     # A damaged header reaches NumPy's parser, which raises nearly anything.
     except Exception as error:
         raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error

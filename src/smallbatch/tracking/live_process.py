@@ -73,8 +73,10 @@ class LiveColumn:
 
     def kill(self, store: Store) -> None:
         """Marks what this process left running as killed."""
-        for run_id in [*self._ids.values(), *filter(None, [self._parent_id])]:
-            store.client.set_terminated(run_id, "KILLED")
+        with exclusive(store.uri, self.column.experiment):  # somebody may be ending it just now
+            for run_id in [*self._ids.values(), *filter(None, [self._parent_id])]:
+                if store.client.get_run(run_id).info.status == "RUNNING":
+                    store.client.set_terminated(run_id, "KILLED")
 
     def _open(self, store: Store) -> str:
         self._experiment_id = store.experiment_id(self.column.experiment)

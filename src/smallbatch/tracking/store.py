@@ -34,7 +34,8 @@ _ENVIRONMENT = {
 }
 
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
-_USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
+# Up to the last @: SQLAlchemy takes a password with slashes as it stands.
+_USER_INFO = re.compile(r"(?<=://)[^/?\s][^?\s]*@")
 _QUERY_SECRET = re.compile(r"([?&]\w*(?:password|token|secret)=)([^&\s]*)", re.IGNORECASE)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch import durable
-from smallbatch.errors import Stopping, UserError
+from smallbatch.errors import Stopping, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +127,8 @@ class Checkpoints:
             trainer.restore(self.saved)
         # Content that nobody but another version of the code would write.
         except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             self.clear()
             raise UserError(
                 f"{self.folder}: its checkpoints are not of this code ({type(error).__name__}: "

@@ -135,6 +135,7 @@ def train_column(
     watch = watch or Watch()
     with one_writer(work, directory, watch.check) as lock:
         _train_column(column, directory, compute, work, observers, stage, watch, lock)
+        lock.beat(now=True)
         shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
 
 
@@ -204,6 +205,7 @@ def _train_column(
         },
         "runs": {run.hash: records[run.hash][1].as_json() for run in column.runs},
     }
+    lock.beat(now=True)
     files.write_column(
         directory,
         dataset=asdict(column.dataset.meta),
@@ -226,7 +228,7 @@ def made_by_on(engine: Engine, device: str, study: StudyConfig) -> str:
     from smallbatch.training.stacked import native
 
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
-    hardware = environment.gpu_name() if device == "cuda" else environment.cpu_model()
+    hardware = environment.gpu_name() if device == "cuda" else environment.processor()
     kernels = "torch"
     if engine == "stacked" and native.serves(study, device):
         kernels = native.version()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -59,6 +60,17 @@ def cpu_model() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def processor() -> str:
+    """Model and instruction sets of the CPU, on which the rounding of its kernels depends."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    kinds = ("model name", "flags", "Features", "CPU part")
+    found = "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
 
 
 def gpu_name() -> str | None:

@@ -38,25 +38,32 @@ class Lock:
         self.token = uuid.uuid4().hex
         self.by_kernel = True
         self._beaten = -BEAT_S
+        self._sure = time.monotonic()
 
-    def beat(self) -> None:
-        """Give a sign of life, when it is time to.
+    def beat(self, *, now: bool = False) -> None:
+        """Give a sign of life, when it is time to, or ``now``: before something that is shared.
 
         Raises:
             TakenOver: another host has the lock, having heard nothing for STALE_S.
         """
-        now = time.monotonic()
-        if now < self._beaten + BEAT_S:
+        moment = time.monotonic()
+        if not now and moment < self._beaten + BEAT_S:
             return
-        self._beaten = now
-        holder = _read(self.path)
-        if holder is None:  # somebody writes it just now?
-            time.sleep(POLL_S)
+        self._beaten = moment
+        try:
             holder = _read(self.path)
+            if holder is None:  # somebody writes it just now?
+                time.sleep(POLL_S)
+                holder = _read(self.path)
+        except OSError as error:  # a network file system that pauses
+            if not now and moment < self._sure + STALE_S:
+                return
+            raise TakenOver(f"{self.path}: cannot be read ({error.strerror}); leaving") from error
         if holder is None:
             raise TakenOver(f"{self.directory}: the lock {self.path} is gone; leaving the column")
         if holder["token"] != self.token:
             raise TakenOver(f"{self.directory}: {_name(holder)} has taken over; leaving it to them")
+        self._sure = moment
         with suppress(OSError):  # a full disk does not end a training
             os.utime(self.path)
 
@@ -90,8 +97,8 @@ def one_writer(
         try:
             yield lock
         finally:
-            if (_read(lock.path) or {}).get("token") == lock.token:
-                with suppress(OSError):
+            with suppress(OSError):
+                if (_read(lock.path) or {}).get("token") == lock.token:
                     file.truncate(0)
                     os.fsync(file.fileno())
 
@@ -145,7 +152,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         holder = json.loads(path.read_text())
         return holder if {"token", "pid", "host", "boot"} <= set(holder) else None
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smallbatch.config import format_base_lr
-from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost
+from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints, Plan
 from smallbatch.training.engines import MEMORY_SHARE, Engine, deal, free_memory
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from smallbatch.training.watch import Watch
 
 Row = dict[str, Any]
+LESS = "set compute.memory lower; the same command then goes on"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def train_all(
         job.watch.check()
         raise
     except torch.OutOfMemoryError as error:
-        raise WorkerLost(f"the GPU's memory ran out: {HINT}") from error
+        raise WorkerLost(f"the GPU's memory ran out; {LESS}") from error
 
 
 def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chunk]:
@@ -256,8 +257,8 @@ def _events(
             if failed or not alive:
                 code = failed[0] if failed else 0
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                why = " (out of memory?)" if code == -signal.SIGKILL else ""
-                raise WorkerLost(f"a training worker {how}{why}: {HINT}") from None
+                hint = HINT if code != -signal.SIGKILL else f"if memory ran out, {LESS}"
+                raise WorkerLost(f"a training worker {how}: {hint}") from None
             continue
         ends -= event[0] == "done"
         yield event
@@ -295,15 +296,10 @@ def _work(
         except OSError as error:
             events.put(("refused", name, f"{error.filename}: cannot be written: {error.strerror}"))
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-            if _is_out_of_memory(error):
-                events.put(("lost", name, f"a training worker ran out of memory: {HINT}"))
+            if is_out_of_memory(error):
+                events.put(("lost", name, f"a training worker ran out of memory; {LESS}"))
             else:
                 events.put(("failed", name, traceback.format_exc()))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises no kind of its own.
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _live_and_die_with(parent: int) -> None:

@@ -12,6 +12,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from smallbatch import durable
+from smallbatch.training.environment import processor
+
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LANES = 8  # to a vector: two or four machine vectors where they are narrower, half of a wider one
@@ -57,7 +60,7 @@ def _cache() -> Path:
 
 def _key(real: str) -> str:
     """Of everything that the binary depends on."""
-    parts = [real, *FLAGS, str(LANES), platform.machine(), _processor(), *_compiler()]
+    parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *_compiler()]
     return hashlib.sha256(SOURCE.read_bytes() + "\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -72,26 +75,15 @@ def _compiler() -> tuple[str, str]:
     return cxx, done.stdout
 
 
-def _processor() -> str:
-    """Model and instruction sets of the CPU, for which `-march=native` compiles."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    kinds = ("model name", "flags", "Features")
-    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
-
-
 def _compile(real: str, path: Path) -> None:
     cxx = compiler()
     if cxx is None:
         raise OSError("found no C++ compiler (c++, g++ or clang++ on PATH, or $CXX)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when whole: processes that compile at the same time do not meet.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         part = Path(folder) / path.name
         command = [cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", str(SOURCE), "-o", str(part)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise OSError(f"{cxx} cannot compile {SOURCE.name}: {done.stderr.strip()[:2000]}")
-        part.replace(path)
+        durable.write(path, part.read_bytes())
