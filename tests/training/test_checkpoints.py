@@ -267,6 +267,26 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
     assert kept.read() == [["a"]]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")],
+)  # fmt: skip
+def test_memory_that_runs_out_spares_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    write(tmp_path, 1, 2)
+
+    def failing(_self: _Trainer, _state: State) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "restore", failing)
+        with pytest.raises(type(error)):
+            found(tmp_path)
+    assert found(tmp_path) == 2
+
+
 def test_a_damaged_plan_falls_back_to_its_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -215,9 +215,12 @@ def test_a_killed_worker_fails_the_column(
 ) -> None:
     deaths: tuple[tuple[Callable[[], object], str], ...] = (
         (lambda: os._exit(9), "a training worker ended with status 9: finished runs"),
-        (lambda: os.kill(os.getpid(), 9), r"was killed by signal 9 \(out of memory\?\): finished"),
-        (lambda: bytearray(2**62), "a training worker ran out of memory: finished runs"),
-        (lambda: torch.empty(2**50), "a training worker ran out of memory: finished runs"),
+        (
+            lambda: os.kill(os.getpid(), 9),
+            r"was killed by signal 9: if memory ran out, set compute\.memory",
+        ),
+        (lambda: bytearray(2**62), "a training worker ran out of memory; set compute.memory"),
+        (lambda: torch.empty(2**50), "a training worker ran out of memory; set compute.memory"),
     )
     for die, said in deaths:
         monkeypatch.setattr(workers, "train", lambda *_, die=die, **__: die())
@@ -248,8 +251,8 @@ def test_who_lost_the_lock_keeps_nothing(
 ) -> None:
     beats = itertools.count()
 
-    def beat(_lock: Lock) -> None:
-        if next(beats):
+    def beat(_lock: Lock, *, now: bool = False) -> None:
+        if next(beats) or now:
             raise TakenOver("somebody else has it")
 
     monkeypatch.setattr(Lock, "beat", beat)
@@ -257,6 +260,23 @@ def test_who_lost_the_lock_keeps_nothing(
         run_column(plan(noise), tmp_path)
     assert not list(tmp_path.rglob("*.checkpoint"))
     assert not list(tmp_path.rglob("record"))
+
+
+def test_a_lock_lost_before_the_end_leaves_results_and_checkpoints_to_the_other(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def beat(_lock: Lock, *, now: bool = False) -> None:
+        if now:
+            raise TakenOver("somebody else has it")
+
+    monkeypatch.setattr(Lock, "beat", beat)
+    with pytest.raises(TakenOver):
+        run_column(plan(noise, base_lrs=LRS[:1], seeds=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.rglob("*.checkpoints"))
 
 
 def test_a_model_that_does_not_fit_is_refused_in_one_line(noise: Dataset, tmp_path: Path) -> None:

@@ -155,6 +155,27 @@ with lock.one_writer(Path("work"), Path("models/m4")):
 """
 
 
+def test_a_lock_that_cannot_be_read_for_a_while_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_path: Path, *_: Any, **__: Any) -> str:
+        raise OSError(116, "Stale file handle")
+
+    now = [1000.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    with one_writer(tmp_path, Path("m4")) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", failing)
+            now[0] += locks.STALE_S - 1
+            lock.beat()
+            with pytest.raises(TakenOver, match="cannot be read"):
+                lock.beat(now=True)  # before results go into their place one must be sure
+            now[0] += 20
+            with pytest.raises(TakenOver, match="cannot be read"):
+                lock.beat()
+        lock.beat(now=True)
+
+
 def test_of_two_that_find_a_lock_free_at_once_one_waits_or_gives_up(tmp_path: Path) -> None:
     racers = [
         subprocess.Popen(
