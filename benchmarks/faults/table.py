@@ -82,6 +82,8 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
             row[name] += int(name in case) if name == "failed" else case.get(name, 0)
     outages = _outages(cases)
     for stage, outage in outages.items():
+        if stage == f"tracking: {UNTRACKED}":
+            continue
         rows[stage]["slower"] = int((outage["over_healthy"] or 0) > SLOWER)
     total = {key: sum(row[key] for row in rows.values()) for key in (*INJECTED, *COUNTS)}
     crashes = [crash for case in cases for crash in _injected(case)]

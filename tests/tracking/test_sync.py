@@ -118,6 +118,29 @@ def test_an_empty_database_is_rebuilt_alike(columns: Any, tables: Any, workplace
     assert rebuilt.query(stamps) == tables.query(stamps)
 
 
+def test_a_replay_cut_short_before_its_mark_logs_no_summary_again(
+    columns: Any, tables: Any
+) -> None:
+    directory = columns.write(8)
+    sync(columns.root)
+    summaries = "select m.key, m.step, m.value from metrics m join runs r using (run_uuid) where \
+        not exists (select 1 from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run')"
+    before = tables.query(summaries)
+    assert {key for key, *_ in before} >= {"runs_finished", "best_accuracy", "seconds"}
+    client = open_store().client
+    (parent,) = tables.query(
+        "select run_uuid from tags where key = 'smallbatch.synced' and \
+        run_uuid not in (select run_uuid from tags where key = 'smallbatch.run')"
+    )
+    client.delete_tag(parent[0], entries.SYNCED)
+    timing = json.loads((directory / "timing.json").read_text())
+    timing["column"]["seconds"] += 1.0  # trained again, with the same results
+    (directory / "timing.json").write_text(json.dumps(timing))
+    sync(columns.root)
+    assert sorted(tables.query(summaries)) == sorted(before)
+    assert client.get_run(parent[0]).data.tags[entries.SYNCED]
+
+
 def test_a_widened_column_keeps_its_parent_and_runs(columns: Any, tables: Any) -> None:
     columns.write(8, seeds=2)
     sync(columns.root)

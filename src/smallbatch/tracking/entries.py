@@ -121,6 +121,10 @@ def result_points(run: TrackedRun) -> list[Point]:
     return points + _finite([*final, ("reported_accuracy", last, run.reported_accuracy)])
 
 
+SPEED = ("seconds", "images_per_second")
+"""Of a column's summary, what differs from one training to the next."""
+
+
 def column_points(column: TrackedColumn) -> list[Point]:
     """Summary of a column that is over."""
     best = column.best

@@ -178,13 +178,22 @@ class ColumnWriter:
         if parent and parent.data.tags.get(entries.SYNCED) == column.digest:
             self.report.unchanged += 1
             return
+        shown = parent.data.metrics if parent else {}
+        # A replay that was cut short after its points, before its mark, has logged a speed already.
+        settled = () if parent and entries.SYNCED in parent.data.tags else entries.SPEED
+        points = [
+            point
+            for point in entries.column_points(column)
+            if point.key not in shown
+            or (shown[point.key] != point.value and point.key not in settled)
+        ]
         tags = {**entries.column_tags(info), entries.SYNCED: column.digest}
         tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
         self._complete(
             info,
             parent_id,
             parent,
-            entries.column_points(column),
+            points,
             {0: column.ended_ms},
             params=entries.column_params(info),
             tags=tags,
