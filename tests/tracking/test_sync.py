@@ -124,8 +124,8 @@ def test_a_replay_cut_short_before_its_mark_logs_no_summary_again(
     directory = columns.write(8)
     sync(columns.root)
     summaries = (
-        "select m.key, m.step, m.value from metrics m join runs r using (run_uuid) where not exists "
-        "(select 1 from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run')"
+        "select m.key, m.step, m.value from metrics m join runs r using (run_uuid) where not "
+        "exists (select 1 from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run')"
     )
     before = tables.query(summaries)
     assert {key for key, *_ in before} >= {"runs_finished", "best_accuracy", "seconds"}
