@@ -38,11 +38,6 @@ def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
     assert len(killed["warnings"]) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the last campaign found a column's summary logged twice, and ran on busy cores: its "
-    "seconds compare with nothing (docs/reliability.md); to be run again",
-)
 def test_the_committed_table_is_all_zeros() -> None:
     summary = json.loads((ROOT / "results/faults/summary.json").read_text())
     assert summary["kills"] >= table.KILLS
