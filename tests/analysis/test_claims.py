@@ -275,13 +275,93 @@ def test_a_loser_on_the_edge_of_the_grid_may_win_outside() -> None:
 
     finding = finding_of("best-batch-size-fig-2", runs_of("2", accuracy))
     assert finding.verdict == "undecided"
-    assert "the best η̃ of m = 8 is on the edge of the grid" in finding.reason
+    assert "the best η̃ of study-2 at m = 8 is on the edge of the grid" in finding.reason
 
 
 def test_batch_sizes_of_the_claim_that_were_not_run_are_named() -> None:
-    rows = runs_of("7", raised(HOLDS, lambda m: m == 8), ms=(2, 8, 32))
+    rows = runs_of("7", raised(HOLDS, lambda m: m == 8), ms=(2, 8, 16, 32))
     finding = finding_of("best-batch-size-fig-7", rows)
-    assert (finding.verdict, finding.reason) == ("supported", "m = 4 not run")
+    assert (finding.verdict, finding.reason) == ("supported", "study-7 at m = 4 not run")
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "ms", "missing"),
+    [
+        ("best-batch-size-fig-7", FAILS, (2, 8, 16, 32), "study-7 at m = 4 not run"),
+        ("best-batch-size-fig-7", HOLDS, (2, 4, 8, 32), "study-7 at m = 16 not run"),
+        ("best-batch-size-fig-7", HOLDS, (4, 8, 16), "study-7 at m = 2 not run"),
+        ("best-batch-size-fig-2", HOLDS, (2, 4, 16), "study-2 at m = 8 not run"),
+        ("best-always-below-32", FAILS, (2, 4, 8, 32), "study-7 at m = 16 not run"),
+        ("best-always-below-32", HOLDS, (2, 4, 8, 16, 64), "study-7 at m = 32 not run"),
+        ("no-norm-improves-to-2", HOLDS, (2, 8), "study-1 at m = 4 not run"),
+    ],
+)
+def test_a_batch_size_that_could_turn_a_verdict_must_have_been_run(
+    name: str, d: tuple[float, ...], ms: tuple[int, ...], missing: str
+) -> None:
+    rows = MAKERS[name](d)
+    assert finding_of(name, rows).verdict != "undecided"
+    finding = finding_of(name, [row for row in rows if row["batch_size"] in ms])
+    assert (finding.verdict, finding.reason) == ("undecided", missing)
+
+
+@pytest.mark.parametrize(
+    ("d", "missing", "verdict"),
+    [
+        (FAILS, 4, "undecided"),
+        (FAILS, 2, "contradicted"),
+        (HOLDS, 16, "undecided"),
+        (HOLDS, 4, "supported"),
+    ],
+)
+def test_so_must_a_bn_batch(d: tuple[float, ...], missing: int, verdict: str) -> None:
+    name = "bn-batch-4-or-8-best-fig-13a"
+    rows = [row for row in MAKERS[name](d) if row["bn_batch_size"] != missing]
+    finding = finding_of(name, rows)
+    assert finding.verdict == verdict
+    where = f"SGD batch 16 with a BN batch of {missing} not run"
+    assert (where in finding.reason) == (verdict == "undecided")
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "figure", "m"),
+    [
+        ("small-m-eases-depth", HOLDS, "2", 4),
+        ("small-m-eases-depth", HOLDS, "3", 16),
+        ("small-m-eases-depth", FAILS, "3", 4),
+        ("small-m-eases-depth", FAILS, "2", 16),
+        ("bn-better-than-none-fig-5", HOLDS, "1", 8),
+        ("bn-better-than-none-fig-5", FAILS, "5", 8),
+        ("warm-up-helps-fig-10", HOLDS, "8", 64),
+        ("warm-up-helps-fig-10", FAILS, "10", 64),
+        ("longer-training-helps", HOLDS, "17", 2),
+        ("longer-training-helps", FAILS, "18", 2),
+        ("longer-training-helps-large-m-most", HOLDS, "17", 64),
+        ("longer-training-helps-large-m-most", FAILS, "17", 4),
+        ("longer-training-does-not-close-the-gap", HOLDS, "18", 128),
+        ("longer-training-does-not-close-the-gap", FAILS, "18", 4),
+        ("optimum-base-lr-unusable-fig-7", HOLDS, "7", 2),
+        ("optimum-base-lr-unusable-fig-7", FAILS, "7", 2),
+        ("bn-after-convs-same-level-fig-6", HOLDS, "5", 2),
+        ("bn-after-convs-same-level-fig-6", HOLDS, "6", 2),
+        ("bn-after-convs-same-level-fig-6", FAILS, "5", 2),
+        ("warm-up-good-to-128", HOLDS, "10", 2),
+        ("warm-up-good-to-128", FAILS, "10", 16),
+    ],
+)
+def test_nothing_is_decided_against_a_study_whose_best_base_lr_is_on_the_edge(
+    name: str, d: tuple[float, ...], figure: str, m: int
+) -> None:
+    """At that m the highest η̃ tried is just as good as the middle one plus a hair."""
+    rows = MAKERS[name](d)
+    if name == "warm-up-good-to-128":
+        rows = [row for row in rows if row["batch_size"] <= 16]  # of equals none is the worst
+    for row in rows:
+        if (row["figure"], row["batch_size"]) == (figure, m) and row["base_lr"] == LRS[2]:
+            row["reported_accuracy"] += 0.2 + 1e-6
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    assert f"study-{figure} at m = {m} is on the edge of the grid" in finding.reason
 
 
 def test_a_batch_size_at_which_all_diverge_counts_as_chance() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from smallbatch.analysis.evidence import Evidence
     from smallbatch.analysis.seeds import SeedArray
+
+BATCH_SIZES = tuple(2**k for k in range(1, 12))
+"""The paper's, 2 … 2048."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,34 @@ def _or_undecided(evidence: Evidence, figure: str, compare: Callable[[SeedArray]
         return compare(evidence.array(figure))
     except UndecidableError as error:
         return Part(evidence.studies[figure], 0, None, limit=str(error))
+
+
+def edge_doubt(*sides: tuple[SeedArray, npt.NDArray[np.bool_]]) -> str:
+    """In words, which m of some studies, (B,) each, have their best η̃ on the edge of the grid.
+
+    What loses there might win with an η̃ that was not tried.
+    """
+    found = [
+        f"the best η̃ of {array.name} at m = {listed_sizes(array.batch_sizes[there])} is on the "
+        "edge of the grid: it may do better outside"
+        for array, side in sides
+        if (there := side & array.at_the_edge()).any()
+    ]
+    return "; ".join(found)
+
+
+def missing_inside(low: int, high: int, ran: Collection[float], what: str) -> str:
+    """In words, which of the paper's batch sizes in low … high were not run: one may be best."""
+    missing = [size for size in BATCH_SIZES if low <= size <= high and size not in ran]
+    return f"{what} {', '.join(map(str, missing))} not run" if missing else ""
+
+
+def missing_beside(low: int, high: int, ran: Collection[float], what: str) -> str:
+    """In words, which of the paper's two batch sizes next to low … high were not run."""
+    below = [size for size in BATCH_SIZES if size < low][-1:]
+    above = [size for size in BATCH_SIZES if size > high][:1]
+    missing = [size for size in (*below, *above) if size not in ran]
+    return f"{what} {', '.join(map(str, missing))} not run" if missing else ""
 
 
 def listed_sizes(batch_sizes: npt.NDArray[np.int64]) -> str:

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallbatch.analysis.claim import Claim, Part, each_study, listed_sizes
+from smallbatch.analysis.claim import (
+    Claim,
+    Part,
+    each_study,
+    edge_doubt,
+    listed_sizes,
+    missing_beside,
+    missing_inside,
+)
 from smallbatch.analysis.evidence import Evidence, UndecidableError, common_batch_sizes
 from smallbatch.analysis.seeds import Floats, Picks
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from smallbatch.analysis.seeds import SeedArray
 
 POINTS = "accuracy"
@@ -22,18 +28,24 @@ CIFAR10 = ("1", "2", "3", "text", "5", "6", "7", "8", "10")
 SAME_LEVEL = 0.02  # accuracies this close are on "the same level"
 QUITE_GOOD = 0.9  # of the way from chance to the study's best cell
 _FLOOR = "A batch size at which no run finishes counts as chance."
+_EDGE = "Undecided if a best η̃ of what loses is on the edge of the grid."
+_OPEN = (
+    "Undecided if the best η̃ of the side that loses is on the edge of the grid; for support, if "
+    "one of the two batch sizes next to these was not run; for contradiction, if one of these was "
+    "not."
+)
 
 
 def best_among(low: int, high: int, figure: str, evidence: Evidence) -> list[Part]:
     """Compare the best accuracy at low ≤ m ≤ high with that at every other m."""
-    array = evidence.array(figure)
-    return [_inside_against_outside(evidence, array, low, high)]
+    return [_inside_against_outside(evidence.array(figure), low, high)]
 
 
-def _inside_against_outside(evidence: Evidence, array: SeedArray, low: int, high: int) -> Part:
+def _inside_against_outside(array: SeedArray, low: int, high: int) -> Part:
     """Effect: best accuracy at low ≤ m ≤ high minus best at the others.
 
-    The side that loses may lose because its best η̃ lies outside the grid: then nothing is decided.
+    The side that loses may lose because its best η̃, or its best m, was not tried: then nothing is
+    decided.
     """
     m = array.batch_sizes
     inside = (m >= low) & (m <= high)
@@ -49,32 +61,30 @@ def _inside_against_outside(evidence: Evidence, array: SeedArray, low: int, high
         best = array.best(picks)
         return best[inside].max(axis=0) - best[outside].max(axis=0)
 
-    edges = evidence.edge_batch_sizes(array)
-    doubt = [_edge_doubt(array, side, edges) for side in (outside, inside)]
-    missing = [str(2**k) for k in range(1, 12) if low <= 2**k <= high and 2**k not in m.tolist()]
-    limit = f"m = {', '.join(missing)} not run" if missing else ""
-    return Part(array.name, len(array.seeds), effect, limit, *doubt)
+    missing = missing_inside(low, high, m.tolist(), f"{array.name} at m =")
+    return Part(
+        array.name,
+        len(array.seeds),
+        effect,
+        limit=missing,
+        in_doubt_above=_joined(
+            edge_doubt((array, array.leader(outside))),
+            missing_beside(low, high, m.tolist(), f"{array.name} at m ="),
+        ),
+        in_doubt_below=_joined(edge_doubt((array, array.leader(inside))), missing),
+    )
 
 
-def _edge_doubt(array: SeedArray, side: npt.NDArray[np.bool_], edges: set[int]) -> str:
-    """Whether the best of one side has its best η̃ on the edge of the grid, in words."""
-    best = array.best(np.arange(len(array.seeds))[np.newaxis])[:, 0]
-    leader = int(array.batch_sizes[side][best[side].argmax()])
-    if leader in edges:
-        return f"the best η̃ of m = {leader} is on the edge of the grid: it may do better outside"
-    return ""
+def _joined(*doubts: str) -> str:
+    return "; ".join(filter(None, doubts))
 
 
 def _improves_down_to_two(evidence: Evidence) -> list[Part]:
-    return each_study(
-        evidence, NO_NORM, lambda array: _inside_against_outside(evidence, array, 2, 2)
-    )
+    return each_study(evidence, NO_NORM, lambda array: _inside_against_outside(array, 2, 2))
 
 
 def _best_below_32(evidence: Evidence) -> list[Part]:
-    return each_study(
-        evidence, CIFAR10, lambda array: _inside_against_outside(evidence, array, 1, 31)
-    )
+    return each_study(evidence, CIFAR10, lambda array: _inside_against_outside(array, 1, 31))
 
 
 def _difference(
@@ -91,7 +101,8 @@ def _difference(
         return gain.min(axis=0) if everywhere else gain.mean(axis=0)
 
     name = f"{first.name} minus {second.name} at m = {listed_sizes(m[chosen])}"
-    return [Part(name, len(first.seeds), effect)]
+    doubts = (edge_doubt((array, chosen)) for array in (second, first))
+    return [Part(name, len(first.seeds), effect, "", *doubts)]
 
 
 def _same_level(evidence: Evidence) -> list[Part]:
@@ -101,7 +112,10 @@ def _same_level(evidence: Evidence) -> list[Part]:
         gap = first.best(picks).max(axis=0) - second.best(picks).max(axis=0)
         return SAME_LEVEL - np.abs(gap)
 
-    return [Part(f"{first.name} and {second.name}", len(first.seeds), effect)]
+    leaders = [(array, array.leader()) for array in (first, second)]
+    lower = min(leaders, key=lambda each: each[0].sample().max())
+    name = f"{first.name} and {second.name}"
+    return [Part(name, len(first.seeds), effect, "", edge_doubt(*leaders), edge_doubt(lower))]
 
 
 def _small_m_eases_depth(evidence: Evidence) -> list[Part]:
@@ -114,7 +128,15 @@ def _small_m_eases_depth(evidence: Evidence) -> list[Part]:
         gain = deep.best(picks) - shallow.best(picks)
         return gain[small].mean(axis=0) - gain[large].mean(axis=0)
 
-    return [Part(f"{deep.name} minus {shallow.name}", len(deep.seeds), effect)]
+    return [
+        Part(
+            f"{deep.name} minus {shallow.name}",
+            len(deep.seeds),
+            effect,
+            in_doubt_above=edge_doubt((shallow, small), (deep, large)),
+            in_doubt_below=edge_doubt((deep, small), (shallow, large)),
+        )
+    ]
 
 
 def _good_out_to_128(evidence: Evidence) -> list[Part]:
@@ -127,7 +149,9 @@ def _good_out_to_128(evidence: Evidence) -> list[Part]:
         return array.reach(array.best(picks))[chosen].min(axis=0) - QUITE_GOOD
 
     name = f"{array.name} at m = {listed_sizes(array.batch_sizes[chosen])}"
-    return [Part(name, len(array.seeds), effect)]
+    worst = chosen & (array.sample() == array.sample()[chosen].min())
+    doubts = (edge_doubt((array, side)) for side in (array.leader(), worst))
+    return [Part(name, len(array.seeds), effect, "", *doubts)]
 
 
 def _best(figure: str, low: int, high: int, words: str) -> Claim:
@@ -136,8 +160,7 @@ def _best(figure: str, low: int, high: int, words: str) -> Claim:
         figure=figure,
         statement=f"Best {words}",
         criterion=f"The best accuracy (highest median over seeds of any η̃) at {low} ≤ m ≤ {high} "
-        f"exceeds that at every other m run. {_FLOOR} Undecided if the best η̃ of the side that "
-        "loses is on the edge of the grid.",
+        f"exceeds that at every other m run. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=(figure,),
         parts=partial(best_among, low, high, figure),
@@ -150,7 +173,7 @@ def _warm_up(figure: str, without: str) -> Claim:
         figure=figure,
         statement="Warm-up improves large batches",
         criterion=f"The best accuracy with warm-up (Fig. {figure}) minus that without (Fig. "
-        f"{without}), averaged over the m ≥ 16 run in both, is above 0. {_FLOOR}",
+        f"{without}), averaged over the m ≥ 16 run in both, is above 0. {_FLOOR} {_EDGE}",
         unit=POINTS,
         studies=(figure, without),
         parts=partial(
@@ -168,7 +191,7 @@ CLAIMS = (
         figure="3",
         statement="A small m eases training the deeper net",
         criterion="The best accuracy of ResNet-20 (Fig. 3) minus that of ResNet-8 (Fig. 2), "
-        f"averaged over m ≤ 8, exceeds the same averaged over m ≥ 16. {_FLOOR}",
+        f"averaged over m ≤ 8, exceeds the same averaged over m ≥ 16. {_FLOOR} {_EDGE}",
         unit=POINTS,
         studies=("3", "2"),
         parts=_small_m_eases_depth,
@@ -179,7 +202,7 @@ CLAIMS = (
         figure="5",
         statement="AlexNet with BN is better than without (Fig. 1) over a wide range",
         criterion="The best accuracy with BN exceeds that without at every m in 8 … 64 run in "
-        f"both. {_FLOOR}",
+        f"both. {_FLOOR} {_EDGE}",
         unit=POINTS,
         studies=("5", "1"),
         parts=partial(_difference, better="5", worse="1", low=8, high=64, everywhere=True),
@@ -190,7 +213,9 @@ CLAIMS = (
         figure="6",
         statement="BN after convolutions only reaches the same level as BN everywhere (Fig. 5)",
         criterion="The best accuracies of any m differ by less than "
-        f"{100 * SAME_LEVEL:g} percentage points; the effect is that minus their distance.",
+        f"{100 * SAME_LEVEL:g} percentage points; the effect is that minus their distance. "
+        "Undecided if the best η̃ of the lower one, or for support of either, is on the edge of the "
+        "grid.",
         unit=POINTS,
         studies=("6", "5"),
         parts=_same_level,
@@ -205,7 +230,8 @@ CLAIMS = (
         statement="With warm-up quite good out to m = 128",
         criterion=f"At every m in 16 … 128 run, the best accuracy is at least {QUITE_GOOD:g} of "
         "the way from chance to the study's best cell; the effect is the least of these minus "
-        f"{QUITE_GOOD:g}. {_FLOOR}",
+        f"{QUITE_GOOD:g}. {_FLOOR} Undecided if the η̃ of the best cell, or for contradiction of "
+        "the worst of these, is on the edge of the grid.",
         unit="fraction of the way",
         studies=("10",),
         parts=_good_out_to_128,
@@ -218,8 +244,7 @@ CLAIMS = (
         figure="15",
         statement="Without BN accuracy keeps improving down to m = 2",
         criterion="In every study without BN (Figs. 1, 2, 3) the best accuracy at m = 2 exceeds "
-        f"that at every other m run. {_FLOOR} Undecided if the best η̃ of the side that loses is "
-        "on the edge of the grid.",
+        f"that at every other m run. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=NO_NORM,
         parts=_improves_down_to_two,
@@ -230,8 +255,7 @@ CLAIMS = (
         figure="15",
         statement="The best batch size is always below 32",
         criterion="In every CIFAR-10 study run (Figs. 1-3, 5-8, 10, the text's) the best accuracy "
-        f"at m < 32 exceeds that at every m ≥ 32. {_FLOOR} Undecided if the best η̃ of the side "
-        "that loses is on the edge of the grid.",
+        f"at m < 32 exceeds that at every m ≥ 32. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=CIFAR10,
         parts=_best_below_32,

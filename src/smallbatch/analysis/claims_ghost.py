@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallbatch.analysis.claim import Claim, Part, listed_sizes
+from smallbatch.analysis.claim import Claim, Part, listed_sizes, missing_beside, missing_inside
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks
 
@@ -37,13 +37,15 @@ def _best_bn(figure: str, evidence: Evidence) -> list[Part]:
     inside = np.isin(array.columns, BEST_BN)
     parts: list[Part] = []
     for row, m in enumerate(array.batch_sizes.tolist()):
-        ran = _ran(array)[row]
+        ran, name = _ran(array)[row], f"SGD batch {m} with a BN batch of"
         if m >= FROM and (inside & ran).any() and (~inside & ran).any():
             parts.append(
                 Part(
                     f"SGD batch {m}",
                     len(array.seeds),
                     partial(_gap, array, row, inside & ran, ~inside & ran),
+                    in_doubt_above=missing_beside(*BEST_BN, array.columns[ran].tolist(), name),
+                    in_doubt_below=missing_inside(*BEST_BN, array.columns[ran].tolist(), name),
                 )
             )
     if not parts:
@@ -106,7 +108,8 @@ def _claims(figure: str) -> tuple[Claim, ...]:
             statement="A BN batch of 4 or 8 is best for every SGD batch",
             criterion=f"At every SGD batch ≥ {FROM} the best accuracy with a BN batch of 4 or 8 "
             "exceeds that with any other BN batch run. A median that falls on a diverged run "
-            "counts as chance.",
+            "counts as chance. Undecided, for support, if 2 or 16 was not run; for contradiction, "
+            "if 4 or 8 was not.",
             unit="accuracy",
             studies=(figure,),
             parts=partial(_best_bn, figure),

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from smallbatch.analysis.cells import MAIN_FRACTION
-from smallbatch.analysis.claim import Claim, Part, each_study, listed_sizes
+from smallbatch.analysis.claim import Claim, Part, each_study, edge_doubt, listed_sizes
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks, SeedArray, all_once
 
@@ -48,7 +48,8 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
         return MAIN_FRACTION - reach[beyond].max(axis=0)
 
     name = f"{array.name} at m = {listed_sizes(array.batch_sizes[beyond])}"
-    return [Part(name, len(array.seeds), effect)]
+    doubt = edge_doubt((array, array.leader()))
+    return [Part(name, len(array.seeds), effect, "", doubt, doubt)]
 
 
 def _range_shrinks(evidence: Evidence) -> list[Part]:
@@ -92,7 +93,7 @@ def _optimum(figure: str, limit: int) -> Claim:
         criterion=f"With the η̃ of the best cell of any m, at every m > {limit} run the median "
         f"accuracy is less than {MAIN_FRACTION:g} of the way from chance to the best cell; the "
         f"effect is {MAIN_FRACTION:g} minus the highest of these. A median that falls on a "
-        "diverged run counts as chance.",
+        "diverged run counts as chance. Undecided if the best cell is on the edge of the grid.",
         unit="fraction of the way",
         studies=(figure,),
         parts=partial(_optimum_unusable_beyond, limit, figure),

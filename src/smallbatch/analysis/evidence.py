@@ -96,17 +96,6 @@ class Evidence:
         values = wide.reindex(full).to_numpy(dtype=float)
         return batch_sizes, values.reshape(len(batch_sizes), len(seeds), -1)
 
-    def edge_batch_sizes(self, array: SeedArray) -> set[int]:
-        """The m whose best η̃ is the lowest or highest tried."""
-        medians = array.medians(np.arange(len(array.seeds))[np.newaxis])[..., 0]
-        edges: set[int] = set()
-        for batch_size, row in zip(array.batch_sizes, medians, strict=True):
-            tried = np.flatnonzero(~np.isnan(row))
-            finite = tried[np.isfinite(row[tried])]
-            if len(finite) and finite[row[finite].argmax()] in (tried[0], tried[-1]):
-                edges.add(int(batch_size))
-        return edges
-
     @property
     def memory(self) -> pd.DataFrame:
         """Peak bytes of the columns that trained one run at a time, by study and batch size."""

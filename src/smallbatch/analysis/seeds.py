@@ -70,6 +70,26 @@ class SeedArray:
         """Accuracy at the best η̃ of each m, (B, R); chance where nothing finishes."""
         return np.fmax(_fmax(self.medians(picks), 1), self.chance)
 
+    def sample(self) -> Floats:
+        """Accuracy at the best η̃ of each m over all seeds, (B,)."""
+        return self.best(all_once(len(self.seeds)))[:, 0]
+
+    def leader(self, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
+        """The best m, all or ``among`` some, as a mask (B,); of equals the smallest."""
+        best = self.sample() if among is None else np.where(among, self.sample(), -1.0)
+        return np.arange(len(best)) == best.argmax()
+
+    def at_the_edge(self) -> npt.NDArray[np.bool_]:
+        """Whether the best η̃ of each m is the lowest or highest tried, (B,)."""
+        medians = self.medians(all_once(len(self.seeds)))[..., 0]
+        found = np.zeros(len(medians), dtype=np.bool_)
+        for row, values in enumerate(medians):
+            tried = np.flatnonzero(~np.isnan(values))
+            finite = tried[np.isfinite(values[tried])]
+            if len(finite):
+                found[row] = finite[values[finite].argmax()] in (tried[0], tried[-1])
+        return found
+
     def reach(self, medians: Floats) -> Floats:
         """How far accuracies (B, …, R) get from chance (0) to the study's best cell (1)."""
         top = _fmax(medians.reshape(-1, medians.shape[-1]), 0)
