@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from smallbatch.flops import forward_flops, training_flops
 from smallbatch.models import build_model
@@ -26,6 +28,14 @@ def test_resnets(model: str, n: int, norm: str) -> None:
     built.train()
     assert forward_flops(built, 3, 32) == 2 * macs_resnet(n, 32, 3, 10)
     assert built.training
+
+
+@pytest.mark.parametrize("model", ["resnet8", "alexnet"])
+def test_torchs_counter_agrees(model: str) -> None:
+    built = build_model(model, num_classes=7, in_chans=3, image_size=20, seed=0, batch_size=4)
+    with FlopCounterMode(display=False) as counter:
+        built(torch.zeros(1, 3, 20, 20))
+    assert forward_flops(built, 3, 20) == counter.get_total_flops()
 
 
 def test_training_takes_two_more_products_of_the_same_size() -> None:

@@ -129,17 +129,28 @@ def test_an_interrupted_install_is_made_anew(clone: Clone) -> None:
     assert "did not finish" in failed.stderr
     (clone.venv / "half-written").touch()
 
-    repaired = clone.call()
-    assert (repaired.returncode, repaired.stdout) == (0, f"pytest in {clone.root}: \n")
+    repaired = clone.call("tests")
+    assert (repaired.returncode, repaired.stdout) == (0, f"pytest in {clone.root}: tests\n")
     assert not (clone.venv / "half-written").exists()
+
+
+def test_without_arguments_every_test_runs_once_and_one_failure_fails(clone: Clone) -> None:
+    clone.add_python()
+    beside, alone = clone.call().stdout.splitlines()
+    assert beside.endswith("-m not alone")
+    assert alone.endswith("-m alone")
+    (clone.venv / "bin/pytest").write_text('#!/bin/sh\n[ "$*" = "-m alone" ]\n')
+    assert clone.call().returncode == 1
+    (clone.venv / "bin/pytest").write_text('#!/bin/sh\n[ "$*" != "-m alone" ]\n')
+    assert clone.call().returncode == 1
 
 
 def test_a_moved_clone_is_installed_anew(clone: Clone) -> None:
     clone.add_python()
     clone.call()
     clone.root = clone.root.rename(clone.root.parent / "moved")
-    moved = clone.call()
-    assert moved.stdout == f"pytest in {clone.root}: \n"
+    moved = clone.call("tests")
+    assert moved.stdout == f"pytest in {clone.root}: tests\n"
     assert len(clone.pip_calls()) == 3
 
 

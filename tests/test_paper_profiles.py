@@ -19,7 +19,8 @@ from tests.project import ROOT, Project, stages_run
 
 REAL = ROOT.parent / "shared/datasets"
 
-pytestmark = pytest.mark.slow
+# One group: both profiles are run once, by one process.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("paper profiles")]
 
 
 def stand_in(folder: Path, classes: int, label: str) -> Path:

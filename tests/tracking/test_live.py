@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parents[2] / "src"
 
+pytestmark = pytest.mark.alone
+
 
 def replay(mirror: LiveMirror, directory: Path, epochs: int = 1000) -> float:
     """Feeds a finished column to the mirror as training would; the longest call in seconds."""

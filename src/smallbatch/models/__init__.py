@@ -1,6 +1,6 @@
 """Models: the paper's CIFAR ResNets and reduced AlexNet, and any other timm model, by name.
 
-Importing this package registers the paper's models, so that
+`import smallbatch.models.registry` registers the paper's models with timm, so that
 `timm.create_model("smallbatch_resnet20", ...)` works.
 """
 

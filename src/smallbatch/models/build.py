@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -10,8 +9,8 @@ from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
 from smallbatch.model_names import registered_name, validate_model
 from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
+from smallbatch.models.paper import PAPER_MODELS
 from smallbatch.models.population import batch_norms, has_batch_norm
-from smallbatch.models.registry import default_cfgs
 
 
 def build_model(
@@ -54,11 +53,11 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also seed the GPUs.
         torch.default_generator.manual_seed(seed)
-        if name in default_cfgs:
+        if name in PAPER_MODELS:
             shape |= {"norm": norm, "bn_batch_size": bn_batch_size, "bn_momentum": momentum}
             if name == "smallbatch_alexnet":
                 shape["img_size"] = image_size
-            built = timm.create_model(name, **shape)
+            built = PAPER_MODELS[name](**shape)
             he_initialise(built, torch.Generator().manual_seed(seed))
             return built
         built = _build_timm(name, image_size, shape)
@@ -74,6 +73,8 @@ def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: It cannot be built for such images, or cannot take them.
     """
+    import timm
+
     try:
         try:
             built = timm.create_model(name, img_size=image_size, **shape)

@@ -1,12 +1,14 @@
-"""The models' entries in timm's registry; importing this module makes them."""
+"""The models' entries in timm's registry; importing this module makes them.
+
+No other module imports it: timm takes longer to import than a small column to train.
+"""
 
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from smallbatch.models.alexnet import AlexNet
-from smallbatch.models.resnet import ResNet
+from smallbatch.models.paper import PAPER_MODELS
 
 _CIFAR: dict[str, Any] = {"input_size": (3, 32, 32), "num_classes": 10, "crop_pct": 1.0}
 
@@ -25,34 +27,34 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type[nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """Build a model as timm does, or say that there are no weights to load."""
     if pretrained:
         raise ValueError(f"{variant} has no pretrained weights; use pretrained=False")
     if kwargs.get("features_only"):
         raise ValueError(f"{variant} has no features_only variant; use forward_features")
-    return build_model_with_cfg(cls, variant, pretrained, **kwargs)
+    return build_model_with_cfg(PAPER_MODELS[variant], variant, pretrained, **kwargs)
 
 
 @register_model
 def smallbatch_resnet8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CIFAR ResNet-8; arguments of `ResNet`, batch norm by default."""
-    return _create(ResNet, "smallbatch_resnet8", pretrained, blocks_per_stage=1, **kwargs)
+    return _create("smallbatch_resnet8", pretrained, **kwargs)
 
 
 @register_model
 def smallbatch_resnet20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CIFAR ResNet-20; arguments of `ResNet`, batch norm by default."""
-    return _create(ResNet, "smallbatch_resnet20", pretrained, blocks_per_stage=3, **kwargs)
+    return _create("smallbatch_resnet20", pretrained, **kwargs)
 
 
 @register_model
 def smallbatch_resnet32(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """CIFAR ResNet-32; arguments of `ResNet`, batch norm by default."""
-    return _create(ResNet, "smallbatch_resnet32", pretrained, blocks_per_stage=5, **kwargs)
+    return _create("smallbatch_resnet32", pretrained, **kwargs)
 
 
 @register_model
 def smallbatch_alexnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Reduced AlexNet; arguments of `AlexNet`, no normalisation by default."""
-    return _create(AlexNet, "smallbatch_alexnet", pretrained, **kwargs)
+    return _create("smallbatch_alexnet", pretrained, **kwargs)

@@ -26,6 +26,10 @@ def choose_engine(column: Column, compute: ComputeConfig, *, learn: bool = True)
         UserError: the device is not there, or the model cannot be built for these images.
     """
     device = resolve_device(compute.device)
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # no OpenMP pool may exist before workers are forked
     if compute.engine != "auto" or len(column.runs) == 1:
         return _choose(column, compute.engine, device)
     run = column.runs[0]
