@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.faults", "--short", "--out", str(tmp_path)],

@@ -17,7 +17,7 @@ from smallbatch.errors import Stopped
 from smallbatch.training import watch
 from tests.project import ROOT, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 PARAMS = """
 dataset: {{name: digits, source: digits, subset: 400, test_subset: 100}}
