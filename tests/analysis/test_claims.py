@@ -86,7 +86,7 @@ def good_out_to_128(d: tuple[float, ...]) -> Rows:
 def learns_to_8(d: tuple[float, ...]) -> Rows:
     return runs_of("text", at_best_lr(
         lambda m, seed: fraction_of_way(1.0 if m <= 8 else 0.25 - d[seed])
-    ))  # fmt: skip
+    ), lrs=(2.0**-12, *LRS))  # fmt: skip
 
 
 def optimum_unusable(figure: str, limit: int) -> Callable[..., Rows]:
@@ -171,7 +171,7 @@ MAKERS: dict[str, Callable[[tuple[float, ...]], Rows]] = {
     "bn-batch-independent-fig-13b": bn_independent("13b"),
     "smaller-sgd-batch-better-fig-13b": sgd_smaller("13b"),
     "curves-alike-4-to-64": lambda d: runs_of(
-        "7", at_best_lr(lambda m, seed: 0.6 + (0.03 - d[seed] / 10 if m == 32 else 0)), ms=(8, 32)
+        "7", at_best_lr(lambda m, seed: 0.6 + (0.03 - d[seed] / 10 if m == 32 else 0))
     ),
     "curves-worse-beyond-64": best("7", 4, 64),
     "longer-training-helps": longer(lambda _m, d: d),
@@ -294,6 +294,11 @@ def test_batch_sizes_of_the_claim_that_were_not_run_are_named() -> None:
         ("best-always-below-32", FAILS, (2, 4, 8, 32), "study-7 at m = 16 not run"),
         ("best-always-below-32", HOLDS, (2, 4, 8, 16, 64), "study-7 at m = 32 not run"),
         ("no-norm-improves-to-2", HOLDS, (2, 8), "study-1 at m = 4 not run"),
+        ("resnet32-no-norm-learns-to-8", HOLDS, (2, 8, 32), "study-text at m = 4, 16 not run"),
+        ("optimum-base-lr-unusable-fig-7", HOLDS, (2, 4, 8, 16, 64), "study-7 at m = 32 not run"),
+        ("bn-better-than-none-fig-5", HOLDS, (8,), "both at m = 16, 32, 64 not run"),
+        ("warm-up-good-to-128", HOLDS, (2, 16), "study-10 at m = 32, 64, 128 not run"),
+        ("curves-alike-4-to-64", HOLDS, (4, 8), "m = 16, 32, 64 not run"),
     ],
 )
 def test_a_batch_size_that_could_turn_a_verdict_must_have_been_run(
@@ -319,8 +324,8 @@ def test_so_must_a_bn_batch(d: tuple[float, ...], missing: int, verdict: str) ->
     rows = [row for row in MAKERS[name](d) if row["bn_batch_size"] != missing]
     finding = finding_of(name, rows)
     assert finding.verdict == verdict
-    where = f"SGD batch 16 with a BN batch of {missing} not run"
-    assert (where in finding.reason) == (verdict == "undecided")
+    if verdict == "undecided":
+        assert f"SGD batch 16 with a BN batch of {missing} not run" in finding.reason
 
 
 @pytest.mark.parametrize(
@@ -345,6 +350,8 @@ def test_so_must_a_bn_batch(d: tuple[float, ...], missing: int, verdict: str) ->
         ("bn-after-convs-same-level-fig-6", HOLDS, "5", 2),
         ("bn-after-convs-same-level-fig-6", HOLDS, "6", 2),
         ("bn-after-convs-same-level-fig-6", FAILS, "5", 2),
+        ("best-batch-size-fig-7", HOLDS, "7", 2),
+        ("best-batch-size-fig-7", FAILS, "7", 4),
         ("warm-up-good-to-128", HOLDS, "10", 2),
         ("warm-up-good-to-128", FAILS, "10", 16),
     ],
@@ -364,13 +371,36 @@ def test_nothing_is_decided_against_a_study_whose_best_base_lr_is_on_the_edge(
     assert f"study-{figure} at m = {m} is on the edge of the grid" in finding.reason
 
 
+@pytest.mark.parametrize(
+    ("best_lr", "lowest", "reach_at_8", "verdict", "reason"),
+    [
+        (2.0**-8, -12, 0.4, "contradicted", ""),
+        (2.0**-12, -12, 0.4, "undecided", "study-text at m = 8 is on the edge of the grid"),
+        (2.0**-8, -12, 0.8, "supported", ""),
+        (2.0**-8, -10, 0.8, "undecided", "no η̃ below 0.000976562 was tried"),
+    ],
+)
+def test_what_learns_is_decided_on_the_papers_grid(
+    best_lr: float, lowest: int, reach_at_8: float, verdict: str, reason: str
+) -> None:
+    def accuracy(m: int, lr: float, _seed: int) -> float:
+        reach = {2: 1.0, 4: 1.0, 8: reach_at_8}.get(m, 0.0)
+        return fraction_of_way(reach if lr == (best_lr if m == 8 else 2.0**-8) else reach / 2)
+
+    lrs = tuple(2.0**k for k in range(lowest, -5, 2))
+    finding = finding_of("resnet32-no-norm-learns-to-8", runs_of("text", accuracy, lrs=lrs))
+    assert finding.verdict == verdict
+    assert reason in finding.reason
+
+
 def test_a_batch_size_at_which_all_diverge_counts_as_chance() -> None:
     def accuracy(m: int, lr: float, seed: int) -> float | None:
         return None if m > 8 else 0.5 - (lr != LRS[1]) * 0.1
 
     finding = finding_of("best-batch-size-fig-1", runs_of("1", accuracy))
-    assert finding.verdict == "supported"
     assert finding.effect == pytest.approx(0.4)
+    assert finding.verdict == "undecided"  # a lower η̃ might have finished
+    assert "study-1 at m = 16 is on the edge of the grid" in finding.reason
 
 
 def test_one_contradicting_study_contradicts_a_claim_on_all() -> None:

@@ -112,7 +112,12 @@ def edge_doubt(*sides: tuple[SeedArray, npt.NDArray[np.bool_]]) -> str:
         for array, side in sides
         if (there := side & array.at_the_edge()).any()
     ]
-    return "; ".join(found)
+    return joined(*found)
+
+
+def joined(*doubts: str) -> str:
+    """Doubts in one line; empty if there are none."""
+    return "; ".join(filter(None, doubts))
 
 
 def missing_inside(low: int, high: int, ran: Collection[float], what: str) -> str:

@@ -146,7 +146,8 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
     deciding = [
         part for part in judged if part["verdict"] == verdict and part["effect"] == part["effect"]
     ]
-    weakest = min(deciding or judged, key=lambda part: part["effect"])
+    # A part without an effect is NaN: last.
+    weakest = min(deciding or judged, key=lambda part: (math.isnan(part["effect"]), part["effect"]))
     reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
     return Finding(
         evidence.dataset,

@@ -38,14 +38,16 @@ def _best_bn(figure: str, evidence: Evidence) -> list[Part]:
     parts: list[Part] = []
     for row, m in enumerate(array.batch_sizes.tolist()):
         ran, name = _ran(array)[row], f"SGD batch {m} with a BN batch of"
+        missing = missing_inside(*BEST_BN, array.columns[ran].tolist(), name)
         if m >= FROM and (inside & ran).any() and (~inside & ran).any():
             parts.append(
                 Part(
                     f"SGD batch {m}",
                     len(array.seeds),
                     partial(_gap, array, row, inside & ran, ~inside & ran),
+                    limit=missing,
                     in_doubt_above=missing_beside(*BEST_BN, array.columns[ran].tolist(), name),
-                    in_doubt_below=missing_inside(*BEST_BN, array.columns[ran].tolist(), name),
+                    in_doubt_below=missing,
                 )
             )
     if not parts:
@@ -78,7 +80,8 @@ def _independent(figure: str, evidence: Evidence) -> list[Part]:
         return NEAR - (best.max(axis=0) - best.min(axis=0))
 
     name = f"SGD batches {listed_sizes(array.batch_sizes[rows])}"
-    return [Part(name, len(array.seeds), effect)]
+    missing = missing_inside(2, FROM, array.columns.tolist(), "a BN batch of")
+    return [Part(name, len(array.seeds), effect, "", missing)]
 
 
 def _smaller_sgd_better(figure: str, evidence: Evidence) -> list[Part]:
@@ -119,7 +122,8 @@ def _claims(figure: str) -> tuple[Claim, ...]:
             figure=figure,
             statement="The best BN batch is nearly independent of the SGD batch",
             criterion=f"The best BN batches of the SGD batches ≥ {FROM} lie less than {NEAR:g} "
-            f"octaves apart; the effect is {NEAR:g} minus their distance.",
+            f"octaves apart; the effect is {NEAR:g} minus their distance. For support BN "
+            f"batches of 2 … {FROM} must have been run.",
             unit="octaves",
             studies=(figure,),
             parts=partial(_independent, figure),

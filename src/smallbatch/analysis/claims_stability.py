@@ -7,10 +7,19 @@ from functools import partial
 import numpy as np
 
 from smallbatch.analysis.cells import MAIN_FRACTION
-from smallbatch.analysis.claim import Claim, Part, each_study, edge_doubt, listed_sizes
+from smallbatch.analysis.claim import (
+    Claim,
+    Part,
+    each_study,
+    edge_doubt,
+    joined,
+    listed_sizes,
+    missing_inside,
+)
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks, SeedArray, all_once
 
+LOWEST = 2.0**-12  # η̃ of the paper's grid
 FAILS_BELOW = 0.25  # of the way from chance to the study's best cell
 RANGE_FIGURES = ("1", "2", "3", "text", "5", "6", "7", "8", "9", "10", "11", "17", "18")
 
@@ -27,10 +36,24 @@ def _learns_only_up_to_8(evidence: Evidence) -> list[Part]:
     def fails(picks: Picks) -> Floats:
         return FAILS_BELOW - array.reach(array.best(picks))[large].max(axis=0)
 
-    n = len(array.seeds)
+    n, m = len(array.seeds), array.batch_sizes.tolist()
+    missing = missing_inside(2, 16, m, f"{array.name} at m =")
+    lowest = array.columns[0]
+    finer = "" if lowest <= LOWEST else f"no η̃ below {lowest:g} was tried, as the paper did"
     return [
-        Part(f"m = {listed_sizes(array.batch_sizes[small])} learn", n, learns),
-        Part(f"m = {listed_sizes(array.batch_sizes[large])} fail", n, fails),
+        Part(
+            f"m = {listed_sizes(array.batch_sizes[small])} learn",
+            n,
+            learns,
+            in_doubt_above=missing,
+            in_doubt_below=edge_doubt((array, array.worst(small))),
+        ),
+        Part(
+            f"m = {listed_sizes(array.batch_sizes[large])} fail",
+            n,
+            fails,
+            in_doubt_above=joined(missing, finer),
+        ),
     ]
 
 
@@ -49,7 +72,8 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
 
     name = f"{array.name} at m = {listed_sizes(array.batch_sizes[beyond])}"
     doubt = edge_doubt((array, array.leader()))
-    return [Part(name, len(array.seeds), effect, "", doubt, doubt)]
+    missing = missing_inside(2, 2 * limit, array.batch_sizes.tolist(), f"{array.name} at m =")
+    return [Part(name, len(array.seeds), effect, "", joined(doubt, missing), doubt)]
 
 
 def _range_shrinks(evidence: Evidence) -> list[Part]:
@@ -93,7 +117,8 @@ def _optimum(figure: str, limit: int) -> Claim:
         criterion=f"With the η̃ of the best cell of any m, at every m > {limit} run the median "
         f"accuracy is less than {MAIN_FRACTION:g} of the way from chance to the best cell; the "
         f"effect is {MAIN_FRACTION:g} minus the highest of these. A median that falls on a "
-        "diverged run counts as chance. Undecided if the best cell is on the edge of the grid.",
+        "diverged run counts as chance. Undecided if the best cell is on the edge of the grid; "
+        f"for support, if one of 2 … {2 * limit} was not run.",
         unit="fraction of the way",
         studies=(figure,),
         parts=partial(_optimum_unusable_beyond, limit, figure),
@@ -107,7 +132,9 @@ CLAIMS = (
         statement="ResNet-32 without BN learns only at m = 2, 4, 8; every η̃ fails for m ≥ 16",
         criterion=f"At every m ≤ 8 run the best accuracy is at least {MAIN_FRACTION:g} of the way "
         f"from chance to the study's best cell, and at every m ≥ 16 less than {FAILS_BELOW:g}. A "
-        "batch size at which no run finishes counts as chance.",
+        "batch size at which no run finishes counts as chance. Undecided, for support, if one of 2 "
+        "… 16 was not run, or no η̃ as low as the paper's lowest; for contradiction, if what does "
+        "not learn has its best η̃ on the edge of the grid.",
         unit="fraction of the way",
         studies=("text",),
         parts=_learns_only_up_to_8,
@@ -119,7 +146,7 @@ CLAIMS = (
         name="range-shrinks",
         figure="16",
         statement="The range of η̃ with reliable convergence shrinks as m grows",
-        criterion="In every study, the number of reliable η̃ (every seed at least "
+        criterion="In every study run, the number of reliable η̃ (every seed at least "
         f"{MAIN_FRACTION:g} of the way from chance to the best cell) times the grid's step falls "
         "with log₂ m: least squares over all m run. The effect is the fall per doubling of m. "
         "Undecided if a range that decides it reaches the edge of the grid: that of the largest m "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smallbatch.analysis.claim import Claim, Part, edge_doubt, listed_sizes
+from smallbatch.analysis.claim import Claim, Part, edge_doubt, listed_sizes, missing_inside
 from smallbatch.analysis.convergence import PAPER_BASE_LR, PAPER_FIGURE
 from smallbatch.analysis.evidence import Evidence, UndecidableError, common_batch_sizes
 from smallbatch.analysis.seeds import Floats, Picks
@@ -30,7 +30,8 @@ def _curves_alike(evidence: Evidence) -> list[Part]:
         distances = np.abs(medians[:, None] - medians[None]).mean(axis=-1)
         return ALIKE - distances.max(axis=(0, 1))
 
-    return [Part(f"m = {listed_sizes(m[alike])}", curves.shape[1], effect)]
+    missing = missing_inside(4, 64, m.tolist(), "m =")
+    return [Part(f"m = {listed_sizes(m[alike])}", curves.shape[1], effect, "", missing)]
 
 
 def _curves_worse_beyond(evidence: Evidence) -> list[Part]:
@@ -78,7 +79,8 @@ CLAIMS = (
         statement="At η̃ = 2⁻⁸ the curves of 4 ≤ m ≤ 64 are alike",
         criterion="Over all pairs of these m, the curves of test accuracy by epoch (median over "
         f"seeds) are on average over the epochs less than {100 * ALIKE:g} percentage points "
-        "apart; the effect is that minus the largest distance. A diverged run counts as chance.",
+        "apart; the effect is that minus the largest distance. A diverged run counts as chance. "
+        "For support all of these must have been run.",
         unit="accuracy",
         studies=("7",),
         parts=_curves_alike,

@@ -74,20 +74,25 @@ class SeedArray:
         """Accuracy at the best η̃ of each m over all seeds, (B,)."""
         return self.best(all_once(len(self.seeds)))[:, 0]
 
+    def worst(self, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """The worst m of some, as a mask (B,); of equals all."""
+        best = self.sample()
+        return among & (best == best[among].min())
+
     def leader(self, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
         """The best m, all or ``among`` some, as a mask (B,); of equals the smallest."""
         best = self.sample() if among is None else np.where(among, self.sample(), -1.0)
         return np.arange(len(best)) == best.argmax()
 
     def at_the_edge(self) -> npt.NDArray[np.bool_]:
-        """Whether the best η̃ of each m is the lowest or highest tried, (B,)."""
+        """Which m have their best η̃ at the lowest or highest tried, or none that finished, (B,)."""
         medians = self.medians(all_once(len(self.seeds)))[..., 0]
         found = np.zeros(len(medians), dtype=np.bool_)
         for row, values in enumerate(medians):
             tried = np.flatnonzero(~np.isnan(values))
             finite = tried[np.isfinite(values[tried])]
-            if len(finite):
-                found[row] = finite[values[finite].argmax()] in (tried[0], tried[-1])
+            best = finite[values[finite].argmax()] if len(finite) else tried[0]
+            found[row] = best in (tried[0], tried[-1])
         return found
 
     def reach(self, medians: Floats) -> Floats:
