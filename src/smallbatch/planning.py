@@ -173,12 +173,7 @@ def _candidates(column: Column, params: Params) -> list[Way]:
     case, asked = case_of(column, params.compute), params.compute.engine
     device = resolve_device(params.compute.device)
     engines: list[Engine] = ["loop"]
-    if (
-        asked != "loop"
-        and case.lanes > 1
-        and case.precision != "bf16"
-        and can_stack(column, device)
-    ):
+    if asked != "loop" and case.lanes > 1 and can_stack(column, device):
         engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
     return calibration.ways(case, engines)
 

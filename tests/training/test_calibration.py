@@ -149,7 +149,6 @@ def test_a_choice_stays_whatever_is_learnt_later(monkeypatch: pytest.MonkeyPatch
     [
         (CASE, 10**5, True),  # not worth it
         (replace(CASE, lanes=1), MUCH, True),
-        (replace(CASE, precision="bf16"), MUCH, True),
         (CASE, MUCH, False),
         (replace(CASE, size=224, batch_size=2048), 10**13, True),  # more than a few seconds
     ],

@@ -43,7 +43,7 @@ def pick(asked: Any, settings: StudyConfig, *, lanes: int = 26, vmap: Any = None
         ("loop", study(), "loop", ""),
         ("stacked", study(), "stacked", ""),
         ("stacked", study(model="alexnet", norm="batch_conv"), "stacked", ""),
-        ("stacked", study(precision="bf16"), "loop", "no bf16"),
+        ("stacked", study(precision="bf16"), "loop", "bf16 on a GPU alone"),
         ("auto", study(), "stacked", ""),
         ("auto", study(model="resnet18"), "loop", ""),
     ],
@@ -65,6 +65,15 @@ def test_other_models_are_stacked_by_vmap_where_that_works(works: bool, engine: 
     assert "resnet18" in choice.remark
     assert "vmap" in choice.remark
     assert "\n" not in choice.remark
+
+
+@pytest.mark.parametrize(("model", "engine"), [("resnet8", "stacked"), ("resnet18", "loop")])
+def test_bf16_is_stacked_on_a_gpu(model: str, engine: str) -> None:
+    choice = choose(
+        "stacked", study(model=model, precision="bf16"), batch_size=2, pixels=64, lanes=26,
+        device="cuda", vmap_works=lambda: True,
+    )  # fmt: skip
+    assert choice.engine == engine
 
 
 def test_auto_trains_a_single_run_plainly() -> None:

@@ -36,6 +36,7 @@ CPU = torch.device("cpu")
 CASES = [
     *[("resnet8", norm) for norm in ("none", "batch", "ghost", "group")],
     *[("resnet20", norm) for norm in ("none", "batch", "ghost", "group")],
+    *[("resnet32", norm) for norm in ("none", "batch", "ghost", "group")],
     *[("alexnet", norm) for norm in ("none", "batch", "batch_conv", "ghost", "group")],
 ]
 PRECISE: Any = torch.float64
@@ -107,8 +108,18 @@ def test_lanes_start_from_the_plain_models_weights(model: str, norm: str) -> Non
             assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize("by_torch", [False, True], ids=["native", "torch"])
-@pytest.mark.parametrize(("model", "norm"), CASES)
+# By torch in float32 one of its activations lies so near 0 that rounding decides whether it is
+# clipped, which moves a weight by 5e-4; so torch's lanes of this case are compared in float64.
+DECIDED_BY_ROUNDING = ("resnet32", "group")
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "by_torch"),
+    [
+        *[(*case, False) for case in CASES],
+        *[(*case, True) for case in CASES if case != DECIDED_BY_ROUNDING],
+    ],
+)
 def test_one_step_equals_the_loop_within_float32_rounding(
     model: str, norm: str, by_torch: bool
 ) -> None:
@@ -126,7 +137,8 @@ def test_one_step_equals_the_loop_within_float32_rounding(
 @pytest.mark.parametrize(
     ("model", "norm", "size", "by_torch"),
     [
-        *[(*case, 7, False) for case in CASES],
+        *[(*case, 7, False) for case in CASES if case != DECIDED_BY_ROUNDING],
+        (*DECIDED_BY_ROUNDING, 7, True),
         *[("resnet8", norm, 8, False) for norm in ("none", "batch")],
         *[("resnet8", norm, 7, True) for norm in ("none", "batch", "ghost", "group")],
         ("alexnet", "batch_conv", 7, True),

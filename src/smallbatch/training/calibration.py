@@ -176,7 +176,7 @@ def decide(
     """
     if (past := known().choices.get(column)) is not None:
         return Way(**past)
-    if case.lanes == 1 or case.precision == "bf16" or not stackable():
+    if case.lanes == 1 or not stackable():
         return None
     candidates = ways(case, ("loop", "stacked"))
     if fastest(case, candidates) is None:

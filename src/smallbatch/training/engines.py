@@ -66,8 +66,9 @@ def choose(
     """
     if asked == "loop":
         return Choice("loop")
-    if study.precision == "bf16":
-        return Choice("loop", "the stacked engine has no bf16; the loop engine trains it")
+    if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):
+        remark = "the stacked engine has bf16 on a GPU alone, for models with stacked layers"
+        return Choice("loop", f"{remark}; the loop engine trains it")
     if asked == "auto" and not stacked_is_faster(study, batch_size, pixels, lanes, device):
         return Choice("loop")
     if has_layers(study.model):
