@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import cast
 
 import click
+import pytest
 from ruamel.yaml import YAML
 
+from smallbatch import profiles
 from smallbatch.cli import main
 from smallbatch.config import parse_params
 
@@ -34,3 +36,17 @@ def test_every_smallbatch_command_of_the_readme_parses() -> None:
         if isinstance(command, click.Group):
             command, words = command.commands[words[0]], words[1:]
         command.make_context(name, words)
+
+
+@pytest.mark.parametrize("scale", ["full", "small", "smoke"])
+@pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar100"])
+def test_a_profiles_head_says_how_many_runs_it_has(name: str, scale: str) -> None:
+    text = profiles.read(name, None if scale == "full" else scale)
+    (said,) = re.findall(rf"^#.* {scale} +([\d,]+) runs of", text, re.MULTILINE)
+    raw = YAML(typ="safe").load(text)
+    grid, studies = raw["grid"], raw["studies"]
+    cells = len(grid["studies"]) * len(grid["batch_sizes"]) * len(grid["base_lrs"])
+    for dependent in grid["dependent"]:
+        sizes = studies[dependent["name"]]["bn_batch_sizes"]
+        cells += sum(b <= m for m in grid["batch_sizes"] for b in sizes)
+    assert int(said.replace(",", "")) == cells * grid["seeds"]
