@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "results/bench"
-# stacked / textbook by m: ResNet-8 with batch norm, 13 base learning rates × 2 seeds, two CPU cores.
+# stacked / textbook by m: ResNet-8 with batch norm, 13 base learning rates × 2 seeds, two cores.
 ASKED = {
     "cpu-8x8": {2: 10.0, 8: 4.5, 32: 3.0, 128: 2.5},
     "cpu-32x32": {2: 3.5, 8: 2.0, 32: 2.2, 128: 2.0},
