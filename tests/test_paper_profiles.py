@@ -19,8 +19,7 @@ from tests.project import ROOT, Project, stages_run
 
 REAL = ROOT.parent / "shared/datasets"
 
-# One group: both profiles are run once, by one process.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("paper profiles")]
+pytestmark = pytest.mark.slow
 
 
 def stand_in(folder: Path, classes: int, label: str) -> Path:

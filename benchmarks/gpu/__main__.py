@@ -39,9 +39,11 @@ def main() -> int:
     book = Book(options.out / "gpu.json", time.monotonic() + options.minutes * 60)
     size, train, test = (8, 96, 40) if options.toy else (32, 50_000, 10_000)
     dataset = load_images(options.data, train, test, size)
-    for part in options.parts:
-        _PARTS[part](book, dataset, device, options.toy)
-    write(options.out / "gpu.md", book, dataset.meta.name)
+    try:
+        for part in options.parts:
+            _PARTS[part](book, dataset, device, options.toy)
+    finally:
+        write(options.out / "gpu.md", book, dataset.meta.name)
     print((options.out / "gpu.md").read_text())
     return 1 if book.errors() or book.skipped else 0
 
@@ -57,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument(
-        "--minutes", type=float, default=9.5, help="what would take longer is left out"
+        "--minutes", type=float, default=8.5, help="what would take longer is left out"
     )
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
     return parser.parse_args()

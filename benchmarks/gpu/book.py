@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 @dataclass
 class Book:
@@ -52,9 +54,14 @@ class Book:
         except Exception as error:  # noqa: BLE001 - one failure must not take the others along
             traceback.print_exc(limit=8, file=sys.stderr)
             entries[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
+            broken = _broken()
+        else:
+            broken = False
         took = time.monotonic() - start
         print(f"[{took:6.1f} s] {part}: {name}: {_short(entries[name])}", flush=True)
         self.path.write_text(json.dumps(self.entries, indent=1) + "\n")
+        if broken:
+            raise SystemExit("the device answers no more: call again with the same --out")
         return entries[name]
 
     def get(self, part: str) -> dict[str, Any]:
@@ -70,6 +77,18 @@ class Book:
             for name, value in entries.items()
             if isinstance(value, dict) and "error" in value
         ]
+
+
+def _broken() -> bool:
+    """Whether an error has left the device, or the allocator in a capture, of no further use."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _short(value: Any) -> str:

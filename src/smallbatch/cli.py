@@ -52,11 +52,17 @@ class _Group(click.Group):
             os._exit(stopped.exit_code)
 
 
+if TYPE_CHECKING:
+    _FloatType = click.ParamType[float]
+else:  # not generic before click 8.4
+    _FloatType = click.ParamType
+
+
 class _BadInput(click.ClickException):
     exit_code = 2
 
 
-class _Seconds(click.ParamType[float]):
+class _Seconds(_FloatType):
     name = "duration"
 
     def convert(
@@ -82,7 +88,7 @@ TIME_LIMIT = click.option(
 )
 
 
-class _BaseLr(click.ParamType[float]):
+class _BaseLr(_FloatType):
     name = "number or 2^k"
 
     def convert(

@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Without a budget of their own, lanes may take this part of the memory that is free at the start.
 MEMORY_SHARE = 0.5
+# On a GPU less: a captured step has memory of its own, beside what the steps before it have left.
+CAPTURED_SHARE = 0.3
 
 
 # Runs of a column from which `auto` stacks them on a CPU, whatever the batch: the native kernels

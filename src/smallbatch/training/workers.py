@@ -27,7 +27,7 @@ from smallbatch.config import format_base_lr
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints, Plan
-from smallbatch.training.engines import MEMORY_SHARE, Engine, deal, free_memory
+from smallbatch.training.engines import CAPTURED_SHARE, MEMORY_SHARE, Engine, deal, free_memory
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
@@ -168,7 +168,8 @@ def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
     if job.memory is not None:
         memory = job.memory
     elif job.device == "cuda":
-        memory = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0])
+        torch.cuda.empty_cache()  # what a column before this one left is free
+        memory = int(CAPTURED_SHARE * torch.cuda.mem_get_info()[0])
     else:
         memory = int(MEMORY_SHARE * free_memory())
     lanes = memory // job.workers // lane_bytes(job.missing[0], data)

@@ -28,6 +28,7 @@ MANY_PIXELS = 2**14
 VALUES: dict[Dot, int] = {"ieee": 4096, "tf32x3": 2048, "tf32": 2048}
 PARTS = 32  # sums at most that a weight gradient is split into
 SPAN = 1024  # pixels at least in each of them
+LONGEST = 2**13  # and at most, whatever PARTS: matrix units truncate as they accumulate
 
 
 class Triton:
@@ -129,7 +130,8 @@ class Triton:
         g, x = g.contiguous(), x.contiguous()
         flat, columns = _reduction(c, size)
         # Of the lane's own shape alone: how it is split decides the rounding.
-        parts = max(1, min(PARTS, m * oh * ow // SPAN))
+        pixels = m * oh * ow
+        parts = max(1, min(PARTS, pixels // SPAN), pixels // LONGEST)
         span = _blocks(m * oh * ow, parts * 64) * 64
         sums = out if parts == 1 else g.new_empty(parts, *out.shape, dtype=torch.float32)
         high = min(_power(rows), 64)

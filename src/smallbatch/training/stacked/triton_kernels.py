@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def convolve(
     x, weight, bias, shortcut, source, y,
     m, lanes, h, w, oh, ow, xh, xw, weight_lane, bias_lane, x_source, x_example,
@@ -85,7 +85,7 @@ def convolve(
     tl.store(out[None, :] + o[:, None] * (oh * ow), acc.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def convolve_back(
     g, weight, x, shortcut, of_x,
     m, lanes, h, w, oh, ow, weight_lane,
@@ -139,7 +139,7 @@ def convolve_back(
     tl.store(of_x + offsets, acc.to(of_x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def correlate(
     g, x, source, out,
     m, lanes, h, w, oh, ow, span, out_part, out_lane, x_source, x_example,

@@ -25,7 +25,7 @@ from torch import Tensor
 from smallbatch.training.stacked.convs import Shortcut
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def normalise(
     x, scale, shift, shortcut, mean, invstd, running_mean, running_var, y,
     m, lanes, pixels, width, size, xh, xw, affine_lane, momentum, eps,
@@ -53,7 +53,9 @@ def normalise(
         sums += values
         squares += values * values
     offset = tl.sum(sums) / total
-    var = tl.maximum(tl.sum(squares) / total - offset * offset, 0.0)
+    var = tl.sum(squares) / total - offset * offset
+    # Sums that overflow are an infinite variance, as torch's; tl.maximum would make a NaN 0.
+    var = tl.where(var != var, float("inf"), tl.where(var < 0, 0.0, var))
     average, inverse = origin + offset, 1 / tl.sqrt(var + eps)
     unbiased = var * (total / (total - 1))
     here = group * (lanes * C) + channel
@@ -82,7 +84,7 @@ def normalise(
         tl.store(out, values.to(y.dtype.element_ty), mask=i < total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def normalise_back(
     g, x, scale, mean, invstd, of_x, of_scale, of_shift,
     m, lanes, pixels, size, affine_lane, gradient_group, gradient_lane,

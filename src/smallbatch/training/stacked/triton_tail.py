@@ -22,7 +22,7 @@ from smallbatch.training.stacked.lanes import Lanes
 from smallbatch.training.stacked.step import Metrics, TorchTail
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "lanes"])
 def score(
     logits, labels, gradient, loss, correct, m, lanes, label_example, label_lane,
     CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
