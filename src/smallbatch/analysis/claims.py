@@ -1,4 +1,4 @@
-"""The paper's statements as predicates over results: criteria fixed before any result is seen.
+"""The paper's statements as predicates over results: criteria in code, never tuned to a result.
 
 Every claim is reduced to effects, numbers that are above 0 exactly where the statement holds. A
 claim is *supported* on a data set if the confidence interval of every effect lies above 0,

@@ -38,7 +38,7 @@ def claims_tables(record: dict[str, Any]) -> list[Table]:
         Table("The paper's claims, judged.", _HEADERS, judged, prose=True),
         Table("Not run.", _HEADERS[:2], not_run, prose=True, folded=True),
         Table(
-            "When a claim counts as true; fixed before any result was seen.",
+            "When a claim counts as true.",
             ("the paper's statement", "Fig.", "criterion"),
             criteria,
             prose=True,
