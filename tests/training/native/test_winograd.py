@@ -16,13 +16,16 @@ from torch import nn
 
 from smallbatch.models.resnet import ResNet
 from smallbatch.training.stacked.native import compile as native
+from smallbatch.training.stacked.native.algorithms import Algorithm
 from smallbatch.training.stacked.native.compile import LANES
 from smallbatch.training.stacked.native.network import NativeNetwork, aligned
 from smallbatch.training.stacked.native.structures import Shape
 
+ALGORITHMS = ["Tiles2", "Tiles4", "Strided"]
 # Of the largest number of a result. The coefficients of 4×4 tiles amplify rounding about eightfold.
-TOLERANCE = {("double", 2): 1e-12, ("double", 4): 1e-11, ("float", 2): 2e-5, ("float", 4): 1.6e-4}
-SHAPES = [  # inputs, outputs, side, examples
+TOLERANCE = {"double": 1e-12, "float": 2e-5}
+AMPLIFIED = {"Tiles2": 1, "Tiles4": 8, "Strided": 1}
+SHAPES = [  # inputs, outputs, side of the outputs, examples
     (16, 16, 8, 2),  # 32 tiles
     (16, 16, 8, 33),  # 528 tiles
     (16, 32, 4, 5),  # 20 tiles: no multiple of 3
@@ -39,34 +42,36 @@ SHAPES = [  # inputs, outputs, side, examples
 
 _SOURCE = """
 #include "%s"
-#define CALLS(M, ALIKE, WEIGHT) \\
-void convolve_##M##_##ALIKE(const Shape *in, const Shape *out, const vec *x, const vec *w, \\
+#define CALLS(F, INPUT, ALIKE, WEIGHT) \\
+void convolve_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, const vec *w, \\
                             vec *y, const vec *bias) { \\
-    winograd<M, WEIGHT>(*in, *out, x, w, false, y, bias); \\
+    winograd<F, WEIGHT>(*in, *out, x, w, false, y, bias); \\
 } \\
-void input_gradient_##M##_##ALIKE(const Shape *in, const Shape *out, const vec *dz, const vec *w, \\
+void input_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *dz, const vec *w, \\
                                   vec *dx) { \\
-    winograd<M, WEIGHT>(*out, *in, dz, w, true, dx, nullptr); \\
+    winograd<INPUT, WEIGHT>(*out, *in, dz, w, true, dx, nullptr); \\
 } \\
-void weights_gradient_##M##_##ALIKE(const Shape *in, const Shape *out, const vec *x, \\
+void weights_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, \\
                                     const vec *dz, vec *dw) { \\
-    winograd_weight_gradient<M>(*in, *out, x, dz, dw); \\
+    winograd_weight_gradient<F>(*in, *out, x, dz, dw); \\
 }
 extern "C" {
-CALLS(2, 0, vec)
-CALLS(2, 1, REAL)
-CALLS(4, 0, vec)
-CALLS(4, 1, REAL)
+CALLS(Tiles2, Tiles2, 0, vec)
+CALLS(Tiles2, Tiles2, 1, REAL)
+CALLS(Tiles4, Tiles4, 0, vec)
+CALLS(Tiles4, Tiles4, 1, REAL)
+CALLS(Strided, StridedInput, 0, vec)
+CALLS(Strided, StridedInput, 1, REAL)
 }
 """
 
 
 class Calls:
-    """One algorithm: the side of its tiles, and whether weights are the same in all places."""
+    """One algorithm, for weights that are the same in all places or not."""
 
-    def __init__(self, library: ctypes.CDLL, tile: int, alike: int) -> None:
+    def __init__(self, library: ctypes.CDLL, algorithm: str, alike: int) -> None:
         names = ("convolve", "input_gradient", "weights_gradient")
-        functions = (library[f"{name}_{tile}_{alike}"] for name in names)
+        functions = (library[f"{name}_{algorithm}_{alike}"] for name in names)
         self.convolve, self.input_gradient, self.weights_gradient = functions
 
 
@@ -117,21 +122,22 @@ def lanes_last(values: NDArray[Any]) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("real", ["double", "float"])
-@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("alike", [0, 1])
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 def test_convolution_and_gradients(
-    folder: Path, sizes: tuple[int, int, int, int], alike: int, tile: int, real: str
+    folder: Path, sizes: tuple[int, int, int, int], alike: int, algorithm: str, real: str
 ) -> None:
     inputs, outputs, side, n = sizes
+    stride = 2 if algorithm == "Strided" else 1
     bias = alike == 0 or side == 8
-    library = Calls(kernels(real, folder), tile, alike)
+    library = Calls(kernels(real, folder), algorithm, alike)
     rng = np.random.default_rng(7)
     dtype = np.float64 if real == "double" else np.float32
     x, w, b, dz = (
         rng.standard_normal((LANES, *shape)).astype(dtype)
         for shape in (
-            (n, inputs, side, side),
+            (n, inputs, stride * side, stride * side),
             (outputs, inputs, 3, 3),
             (outputs,),
             (n, outputs, side, side),
@@ -152,11 +158,11 @@ def test_convolution_and_gradients(
     for lane in range(LANES):
         xs, ws = (torch.from_numpy(v[lane].astype(np.float64)).requires_grad_() for v in (x, w))
         bs = torch.from_numpy(b[lane].astype(np.float64)) if bias else None
-        expected = nn.functional.conv2d(xs, ws, bs, padding=1)
+        expected = nn.functional.conv2d(xs, ws, bs, stride=stride, padding=1)
         expected.backward(torch.from_numpy(dz[lane].astype(np.float64)))
         assert xs.grad is not None
         assert ws.grad is not None
-        tolerance = TOLERANCE[real, tile]
+        tolerance = TOLERANCE[real] * AMPLIFIED[algorithm]
         near(target.read()[lane], expected.detach().numpy(), tolerance)
         near(dw[:, lane].reshape(w[lane].shape), ws.grad.numpy(), tolerance)
         if inputs % 4 == 0:
@@ -171,21 +177,25 @@ def near(mine: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
     assert float(np.abs(mine - expected).max()) < tolerance * float(np.abs(expected).max())
 
 
-@pytest.mark.parametrize("tile", [2, 4])
-def test_a_neighbour_changes_nothing(folder: Path, tile: int) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_neighbour_changes_nothing(folder: Path, algorithm: str) -> None:
     """Bit for bit, even beside lanes that are not finite."""
-    library = Calls(kernels("float", folder), tile, 0)
+    library = Calls(kernels("float", folder), algorithm, 0)
     rng = np.random.default_rng(3)
-    x = rng.standard_normal((LANES, 2, 16, 8, 8)).astype(np.float32)
+    side = 16 if algorithm == "Strided" else 8
+    x = rng.standard_normal((LANES, 2, 16, side, side)).astype(np.float32)
+    y = rng.standard_normal((LANES, 2, 16, 8, 8)).astype(np.float32)
     w = rng.standard_normal((LANES, 16, 16, 3, 3)).astype(np.float32)
     results: list[list[NDArray[Any]]] = []
     for other in (1.0, np.nan):
-        x[1:], w[2:] = other, other
-        source, target, dw, weights = Buffer(x), Buffer(x), lanes_last(w), lanes_last(w)
+        x[1:], y[1:], w[2:] = other, other, other
+        source, target, dw, weights = Buffer(x), Buffer(y), lanes_last(w), lanes_last(w)
         shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
+        library.weights_gradient(*shapes, source.address, target.address, pointer(dw))
+        library.input_gradient(*shapes, target.address, pointer(weights), source.address)
+        before = source.values[..., 0].copy()
         library.convolve(*shapes, source.address, pointer(weights), target.address, None)
-        library.weights_gradient(*shapes, source.address, source.address, pointer(dw))
-        results.append([target.values[..., 0], dw[:, 0]])
+        results.append([target.values[..., 0], dw[:, 0], before])
     for one, other in zip(*results, strict=True):
         assert np.array_equal(one, other)
 
@@ -194,13 +204,13 @@ def _layers(side: int, m: int, channels: int = 3, norm: str = "batch") -> list[i
     model = ResNet(1, 10, channels, norm)
     network = NativeNetwork(model, m, (channels, side, side), np.float32)
     structure = network.structure
-    return [structure.layers[i].winograd for i in range(structure.count_layers)]
+    return [structure.layers[i].algorithm for i in range(structure.count_layers)]
 
 
 def test_layers_use_it_in_the_largest_tiles_that_are_enough() -> None:
+    tables, two, four, strided = Algorithm
     # Layers: first conv, three blocks of two convs (two begin with stride 2), FC.
-    assert _layers(32, 2) == [4, 4, 4, 0, 4, 0, 2, 0]
-    assert _layers(32, 8) == [4, 4, 4, 0, 4, 0, 2, 0]
-    assert _layers(8, 4) == [2, 2, 2, 0, 2, 0, 0, 0]
-    assert not any(_layers(7, 16)[:3])
-    assert _layers(32, 2, norm="none") == [2, 2, 2, 0, 2, 0, 2, 0]
+    assert _layers(32, 2) == [four, four, four, strided, four, strided, two, tables]
+    assert _layers(8, 4) == [two, two, two, strided, two, tables, tables, tables]
+    assert not any(_layers(7, 16)[:4])  # odd sides
+    assert _layers(32, 2, norm="none") == [two, two, two, strided, two, strided, two, tables]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from torch import nn
 
 from smallbatch.flops import forward_flops
@@ -10,9 +12,20 @@ from smallbatch.training.stacked.native.compile import LANES
 from smallbatch.training.stacked.native.steps import Step
 from smallbatch.training.stacked.native.structures import Shape
 
-_WINOGRAD_TILES = {2: 16, 4: 32}  # by side, from which on the transforms of the weights pay
-_WINOGRAD_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
-_WINOGRAD_OUTPUTS = 4  # channels that its kernels compute together
+
+class Algorithm(IntEnum):
+    """How a convolution and its gradients are computed, as in `kernels.cpp`."""
+
+    TABLES = 0  # products over tables of offsets
+    TILES_2 = 1  # Winograd's F(2×2, 3×3)
+    TILES_4 = 2  # F(4×4, 3×3)
+    STRIDED = 3  # at stride 2: F(2×2, 2×2), F(2, 2) and products, by the parity of a pixel
+
+
+# Side of an algorithm's tiles, and from how many of them on the transforms of the weights pay.
+_TILES = {Algorithm.TILES_2: (2, 16), Algorithm.TILES_4: (4, 32), Algorithm.STRIDED: (2, 16)}
+_LARGE_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
+_OUTPUTS = 4  # channels that its kernels compute together
 _WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
 _LANES_OF_A_WORKER = 10  # 13 base learning rates × 2 seeds on 2 cores, or a few less
 
@@ -54,8 +67,8 @@ def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, 
     return LANES // parts_of_a_batch(model, batch_size, image)
 
 
-def winograd_tile(step: Step, inputs: int, out: Shape) -> int:
-    """Side of the tiles of outputs that Winograd's algorithm computes a layer in; 0: not at all.
+def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorithm:
+    """The algorithm of a layer's product.
 
     Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
     tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
@@ -64,19 +77,25 @@ def winograd_tile(step: Step, inputs: int, out: Shape) -> int:
     Args:
         step: the layer.
         inputs: channels whose gradient is wanted.
+        source: of its input.
         out: of its output, with the examples of a place.
     """
     product = step.product
-    if not isinstance(product, nn.Conv2d):
-        return 0
-    whole = all(c % _WINOGRAD_OUTPUTS == 0 for c in (out.channels, inputs))
-    if product.kernel_size[0] != 3 or product.stride[0] != 1 or not whole:
-        return 0
+    if not isinstance(product, nn.Conv2d) or product.kernel_size[0] != 3:
+        return Algorithm.TABLES
+    if out.channels % _OUTPUTS or inputs % _OUTPUTS:
+        return Algorithm.TABLES
+    stride = product.stride[0]
+    if stride == 1:
+        large = step.norm is not None and out.height >= _LARGE_SIDE
+        choice = [Algorithm.TILES_4, Algorithm.TILES_2] if large else [Algorithm.TILES_2]
+    else:
+        whole = (source.height, source.width) == (2 * out.height, 2 * out.width)
+        choice = [Algorithm.STRIDED] if stride == 2 and whole else []
 
-    def suits(side: int) -> bool:
+    def suits(algorithm: Algorithm) -> bool:
+        side, least = _TILES[algorithm]
         tiles = out.examples * (out.height // side) * (out.width // side)
-        exact = out.height % side == 0 and out.width % side == 0
-        return exact and tiles >= _WINOGRAD_TILES[side]
+        return out.height % side == 0 and out.width % side == 0 and tiles >= least
 
-    large = step.norm is not None and out.height >= _WINOGRAD_SIDE
-    return next((side for side in ((4, 2) if large else (2,)) if suits(side)), 0)
+    return next(filter(suits, choice), Algorithm.TABLES)

@@ -48,6 +48,8 @@ struct Product {
 };
 
 enum Norm { NO_NORM = 0, RUNNING = 1, OWN = 2 };
+// By the tables of `forward` and `input`, or Winograd's in tiles of so many outputs a side.
+enum Algorithm { TABLES = 0, TILES_2 = 1, TILES_4 = 2, STRIDED = 3 };
 enum Pool { NO_POOL = 0, MAX_POOL = 1, MEAN_POOL = 2 };
 
 // product → norm → + shortcut → relu → pool
@@ -58,7 +60,7 @@ struct Layer {
     int32_t norm, channels_per_group, examples_per_group, parts_per_group;
     int32_t stride;  // of the shortcut, 0 where there is none
     int32_t relu, pool, pool_top, pool_left;
-    int32_t winograd;  // M of F(M×M, 3×3) instead of the tables of `forward` and `input`, or 0
+    int32_t algorithm;  // an `Algorithm`
     count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
     count running_mean, running_var;   // offsets into the statistics
     double eps, momentum;
@@ -106,13 +108,20 @@ struct Group {
 
 namespace {
 
-constexpr int P = 3;        // positions in a block of registers
+// Positions in a block of registers: four outputs of each, beside what is multiplied.
+#if defined(__AVX512VL__)
+constexpr int P = 6;
+#else
+constexpr int P = 3;
+#endif
 constexpr int CHUNK = 72;   // terms whose weights stay in the first-level cache
 constexpr int RUN = 64;     // positions of a weight gradient's inner loop
 
 // Keeps a vector that several products share in a register: GCC would load it for each of them.
 inline void keep(vec &x) {
-#if defined(__AVX__) && !defined(__AVX512F__)
+#if defined(__AVX512VL__)
+    asm("" : "+v"(x));
+#elif defined(__AVX__)
     if (sizeof(vec) == 32) asm("" : "+x"(x));
 #endif
     (void)x;
@@ -228,7 +237,7 @@ __attribute__((noinline)) void gradient_block(const Product &f, const vec *x, co
     const count *x_base = f.x_base, *y_base = f.y_base;
     for (int p = begin; p < end; p++) {
         vec xr[R];
-        for (int j = 0; j < R; j++) xr[j] = vector_at(xs[j] + x_base[p]);
+        for (int j = 0; j < R; j++) keep(xr[j] = vector_at(xs[j] + x_base[p]));
         for (int o = 0; o < O; o++) {
             vec go = vector_at(gs[o] + y_base[p]);
             keep(go);
@@ -242,6 +251,7 @@ __attribute__((noinline)) void gradient_block(const Product &f, const vec *x, co
 template <int O>
 void gradient_rows(const Product &f, const vec *x, const vec *dz, vec *dw, int begin, int end) {
     int r = 0;
+    for (; r + P <= f.rows; r += P) gradient_block<O, P>(f, x, dz, dw, r, begin, end);
     for (; r + 3 <= f.rows; r += 3) gradient_block<O, 3>(f, x, dz, dw, r, begin, end);
     for (; r < f.rows; r++) gradient_block<O, 1>(f, x, dz, dw, r, begin, end);
 }
@@ -260,22 +270,23 @@ void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
     }
 }
 
-// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016), M = 2 or 4, for 3×3 convolutions of stride 1: a
-// tile of M×M outputs is Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of (M+2)×(M+2), at 16 products
-// for 36, or 36 for 144. One place's number is one element of a vector, so a transform is additions
-// of whole vectors. The sums over channels are a matrix product for each number of a transformed
+// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016) for 3×3 convolutions: a tile of M×M outputs is
+// Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d, at 16 products for 36 (M = 2), or 36 for 144 (M = 4).
+// At stride 2 the odd pixels meet two taps of the kernel, an F(2, 2), and the even ones the third:
+// 25 products for 36. One place's number is one element of a vector, so a transform is additions of
+// whole vectors. The sums over channels are a matrix product for each number of a transformed
 // window, on blocks of tiles that the second-level cache holds.
 
 constexpr int TILES = 36;                // of a block, at most
 constexpr int PRODUCT_VECTORS = 8192;    // of a block's transformed windows
 constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
+constexpr int GRADIENT_OUTPUTS = 4;      // whose tiles are there together
 
-// The transforms in one dimension, of numbers that are `stride` apart.
-template <int M>
-struct Line;
-
-template <>
-struct Line<2> {
+// What an algorithm is made of, in one dimension: the transforms of numbers that are `stride` apart,
+// how many of them, the side of a tile, the pixels from one window to the next, and the pixel at
+// which the first one begins.
+struct Tiles2 {
+    static constexpr int WINDOW = 4, N = 4, SIDE = 2, STEP = 2, BEGIN = -1;
     static void window(const vec *x, count stride, vec y[4]) {  // Bᵀ x
         const vec a = x[0], b = x[stride], c = x[2 * stride], d = x[3 * stride];
         y[0] = a - c, y[1] = b + c, y[2] = c - b, y[3] = b - d;
@@ -298,8 +309,8 @@ struct Line<2> {
     }
 };
 
-template <>
-struct Line<4> {
+struct Tiles4 {
+    static constexpr int WINDOW = 6, N = 6, SIDE = 4, STEP = 4, BEGIN = -1;
     static void window(const vec *x, count stride, vec y[6]) {
         const vec a = x[0], b = x[stride], c = x[2 * stride], d = x[3 * stride],
                   e = x[4 * stride], f = x[5 * stride];
@@ -338,6 +349,45 @@ struct Line<4> {
     }
 };
 
+// Stride 2, tiles of two outputs.
+struct Strided {
+    static constexpr int WINDOW = 5, N = 5, SIDE = 2, STEP = 4, BEGIN = -1;
+    static void window(const vec *x, count stride, vec y[5]) {
+        const vec a = x[0], c = x[2 * stride], e = x[4 * stride];
+        y[0] = a - c, y[1] = c, y[2] = e - c, y[3] = x[stride], y[4] = x[3 * stride];
+    }
+    static void product(const vec *x, count stride, vec y[2]) {
+        const vec b = x[stride];
+        y[0] = x[0] + b + x[3 * stride], y[1] = b + x[2 * stride] + x[4 * stride];
+    }
+    static void gradient(const vec *x, count stride, vec y[5]) {
+        const vec a = x[0], b = x[stride];
+        y[0] = a, y[1] = a + b, y[2] = b, y[3] = a, y[4] = b;
+    }
+    static void weights(const vec *x, count stride, vec y[5]) {
+        const vec a = x[0], b = x[stride], c = x[2 * stride];
+        y[0] = a, y[1] = a + c, y[2] = c, y[3] = b, y[4] = b;
+    }
+    static void sums(const vec *x, count stride, vec y[3]) {
+        const vec b = x[stride];
+        y[0] = x[0] + b, y[1] = x[3 * stride] + x[4 * stride], y[2] = b + x[2 * stride];
+    }
+};
+
+// The gradient of its input, tiles of four pixels: the even ones meet one tap, the odd ones two.
+struct StridedInput {
+    static constexpr int WINDOW = 3, N = 5, SIDE = 4, STEP = 2, BEGIN = 0;
+    static void window(const vec *x, count stride, vec y[5]) {
+        const vec a = x[0], b = x[stride];
+        y[0] = a - b, y[1] = b, y[2] = x[2 * stride] - b, y[3] = a, y[4] = b;
+    }
+    static void product(const vec *x, count stride, vec y[4]) {
+        const vec b = x[stride];
+        y[0] = x[3 * stride], y[1] = x[0] + b, y[2] = x[4 * stride], y[3] = b + x[2 * stride];
+    }
+    static void weights(const vec *x, count stride, vec y[5]) { Strided::weights(x, stride, y); }
+};
+
 // A transform in two dimensions: out[i·OUT + j] from x[i·row + j·column], columns first.
 template <int IN, int OUT, class Transform, class Store>
 inline void transform_2d(const vec *x, count row, count column, Transform transform, Store store) {
@@ -366,40 +416,40 @@ thread_local std::vector<Pair> scratch_windows, scratch_tiles, scratch_weights;
 // A stride between places that puts them into different parts of the first-level cache.
 inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
-template <int M>
-inline count tiles_of(const Shape &s) {
-    return count(s.examples) * (s.height / M) * (s.width / M);
+inline count tiles_of(const Shape &s, int side) {
+    return count(s.examples) * (s.height / side) * (s.width / side);
 }
 
-// The first pixels of the tiles from `begin` on; the last one repeats after the end.
-template <int M>
+// Where the tiles or windows from `begin` on start, `step` pixels from one to the next; the last one
+// repeats after the end.
 struct Block {
     count at[TILES];
-    Block(const Shape &s, count begin, int tiles) {
-        const count across = s.width / M, down = s.height / M;
+    Block(const Shape &s, int step, count begin, int tiles) {
+        const count across = s.width / step, down = s.height / step;
         for (int i = 0; i < tiles; i++) {
-            const count t = std::min(begin + i, tiles_of<M>(s) - 1);
-            at[i] = s.at(0, t / (across * down), t / across % down * M) + t % across * M;
+            const count t = std::min(begin + i, tiles_of(s, step) - 1);
+            at[i] = s.at(0, t / (across * down), t / across % down * step) + t % across * step;
         }
     }
 };
 
 // The windows of a block of all channels: Bᵀ d B.
-template <int M>
+template <class F>
 void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
-    constexpr int N = M + 2;
-    const Block<M> block(s, begin, tiles), next(s, begin + tiles, tiles);
+    const Block block(s, F::STEP, begin, tiles), next(s, F::STEP, begin + tiles, tiles);
     for (int c = 0; c < s.channels; c++) {
-        const vec *from = x + count(c) * s.channel - s.row - 1;
+        const vec *from = x + count(c) * s.channel + F::BEGIN * (s.row + 1);
         // The processor foresees none of so many short rows.
         for (int t = 0; t < tiles; t++)
-            for (int i = 2; i < N; i++)
-                for (int j = 2; j < N; j += 2)
+            for (int i = F::WINDOW - F::STEP; i < F::WINDOW; i++)
+                for (int j = F::WINDOW - F::STEP; j < F::WINDOW; j += 2)
                     __builtin_prefetch(from + next.at[t] + i * s.row + j, 0, 2);
         for (int t = 0; t < tiles; t++) {
             vec *to = d + c * tiles + t;
-            transform_2d<N, N>(from + block.at[t], s.row, 1, Line<M>::window,
-                               [&](int i, int j, const vec &v) { to[(N * i + j) * place] = v; });
+            transform_2d<F::WINDOW, F::N>(from + block.at[t], s.row, 1, F::window,
+                                          [&](int i, int j, const vec &v) {
+                                              to[(F::N * i + j) * place] = v;
+                                          });
         }
     }
 }
@@ -425,10 +475,10 @@ __attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *
 }
 
 // The layer's convolution; or, flipped, the gradient of its input from that of its output.
-template <int M, class Weight>
+template <class F, class Weight>
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {
-    constexpr int N = M + 2, PLACES = N * N;
+    constexpr int N = F::N, PLACES = N * N;
     const int inputs = from.channels, outputs = to.channels;
     const int most = PRODUCT_VECTORS / PLACES / (inputs + outputs);
     const int tiles = std::max(std::min(most, TILES) / P, 1) * P;
@@ -443,25 +493,26 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
             const vec *g = w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c);
             Weight *out = u + (count(o / 4) * inputs + c) * 4 + o % 4;
             transform_2d<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1,
-                               Line<M>::weights,
+                               F::weights,
                                [&](int i, int j, const vec &v) {
                                    pack(out[(N * i + j) * weights], v);
                                });
         }
-    for (count begin = 0; begin < tiles_of<M>(to); begin += tiles) {
-        transform_windows<M>(from, x, begin, tiles, d, place);
+    const count number = tiles_of(to, F::SIDE);
+    for (count begin = 0; begin < number; begin += tiles) {
+        transform_windows<F>(from, x, begin, tiles, d, place);
         for (int f = 0; f < PLACES; f++)
             for (int o = 0; o < outputs; o += 4)
                 tile_product(u + f * weights + count(o) * inputs, d + f * place,
                              m + f * product_place + count(o) * tiles, inputs, tiles);
-        const Block<M> block(to, begin, tiles);
-        const int present = std::min<count>(tiles, tiles_of<M>(to) - begin);
+        const Block block(to, F::SIDE, begin, tiles);
+        const int present = std::min<count>(tiles, number - begin);
         for (int o = 0; o < outputs; o++)
             for (int t = 0; t < present; t++) {
                 const vec b = bias ? bias[o] : vec{};
                 vec *out = y + count(o) * to.channel + block.at[t];
-                transform_2d<N, M>(m + count(o) * tiles + t, N * product_place, product_place,
-                                   Line<M>::product,
+                transform_2d<N, F::SIDE>(m + count(o) * tiles + t, N * product_place, product_place,
+                                   F::product,
                                    [&](int k, int j, const vec &v) {
                                        out[k * to.row + j] = v + b;
                                    });
@@ -489,50 +540,61 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
         for (int j = 0; j < C; j++) s[o * stride + j] = sum[o][j];
 }
 
+// The same for all inputs.
+inline void tile_gradients(const vec *e, const vec *d, vec *s, int inputs, int tiles, int present) {
+    int c = 0;
+    for (; inputs - c >= P; c += P)
+        tile_gradient<P>(e, d + c * tiles, s + c, inputs, tiles, present);
+    for (; P > 4 && inputs - c >= 4; c += 4)
+        tile_gradient<4>(e, d + c * tiles, s + c, inputs, tiles, present);
+    // Pairs rather than a single one in the end: it would wait for its own sums.
+    for (; inputs - c >= 5 || inputs - c == 3; c += 3)
+        tile_gradient<3>(e, d + c * tiles, s + c, inputs, tiles, present);
+    for (; inputs - c >= 2; c += 2)
+        tile_gradient<2>(e, d + c * tiles, s + c, inputs, tiles, present);
+    for (; c < inputs; c++) tile_gradient<1>(e, d + c * tiles, s + c, inputs, tiles, present);
+}
+
 // dw = Gᵀ[Σ (A dz Aᵀ) ⊙ (Bᵀ d B)]G over all tiles
-template <int M>
+template <class F>
 void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
                               vec *dw) {
-    constexpr int N = M + 2, PLACES = N * N;
+    constexpr int N = F::N, PLACES = N * N;
     const int inputs = in.channels, outputs = out.channels;
-    const int tiles = std::max(8, std::min(GRADIENT_VECTORS / PLACES / (inputs + outputs), TILES));
+    const int most = GRADIENT_VECTORS / PLACES / (inputs + GRADIENT_OUTPUTS);
+    const int tiles = std::max(8, std::min(most, TILES));
     const count window_place = spread(count(inputs) * tiles);
-    const count tile_place = spread(count(outputs) * tiles);
+    const count tile_place = spread(count(GRADIENT_OUTPUTS) * tiles);
     const count sum_place = spread(count(inputs) * outputs);
     vec *d = scratch(scratch_windows, PLACES * window_place);
     vec *e = scratch(scratch_tiles, PLACES * tile_place);
     vec *s = scratch(scratch_weights, PLACES * sum_place);
     std::fill(s, s + PLACES * sum_place, vec{});
-    for (count begin = 0; begin < tiles_of<M>(out); begin += tiles) {
-        const Block<M> block(out, begin, tiles);
-        const int present = std::min<count>(tiles, tiles_of<M>(out) - begin);
-        transform_windows<M>(in, x, begin, tiles, d, window_place);
-        for (int o = 0; o < outputs; o++)
-            for (int t = 0; t < present; t++) {
-                vec *to = e + o * tiles + t;
-                transform_2d<M, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
-                                   Line<M>::gradient,
-                                   [&](int i, int j, const vec &v) {
-                                       to[(N * i + j) * tile_place] = v;
-                                   });
-            }
-        for (int f = 0; f < PLACES; f++)
-            for (int o = 0; o < outputs; o += 4) {
-                const vec *fe = e + f * tile_place + count(o) * tiles;
-                const vec *fd = d + f * window_place;
-                vec *fs = s + f * sum_place + count(o) * inputs;
-                int c = 0;
-                // Pairs rather than a single one in the end: it would wait for its own sums.
-                for (; inputs - c >= 5 || inputs - c == 3; c += 3)
-                    tile_gradient<3>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
-                for (; inputs - c >= 2; c += 2)
-                    tile_gradient<2>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
-                for (; c < inputs; c++)
-                    tile_gradient<1>(fe, fd + c * tiles, fs + c, inputs, tiles, present);
-            }
+    const count number = tiles_of(out, F::SIDE);
+    for (count begin = 0; begin < number; begin += tiles) {
+        const Block block(out, F::SIDE, begin, tiles);
+        const int present = std::min<count>(tiles, number - begin);
+        transform_windows<F>(in, x, begin, tiles, d, window_place);
+        // Few outputs at a time leave the cache to many tiles, so that sums are seldom reloaded.
+        for (int first = 0; first < outputs; first += GRADIENT_OUTPUTS) {
+            const int last = std::min(first + GRADIENT_OUTPUTS, outputs);
+            for (int o = first; o < last; o++)
+                for (int t = 0; t < present; t++) {
+                    vec *to = e + (o - first) * tiles + t;
+                    transform_2d<F::SIDE, N>(dz + count(o) * out.channel + block.at[t], out.row, 1,
+                                             F::gradient, [&](int i, int j, const vec &v) {
+                                                 to[(N * i + j) * tile_place] = v;
+                                             });
+                }
+            for (int f = 0; f < PLACES; f++)
+                for (int o = first; o < last; o += 4)
+                    tile_gradients(e + f * tile_place + count(o - first) * tiles,
+                                   d + f * window_place, s + f * sum_place + count(o) * inputs,
+                                   inputs, tiles, present);
+        }
     }
     for (count i = 0; i < count(outputs) * inputs; i++)
-        transform_2d<N, 3>(s + i, N * sum_place, sum_place, Line<M>::sums,
+        transform_2d<N, 3>(s + i, N * sum_place, sum_place, F::sums,
                            [&](int k, int j, const vec &v) { dw[9 * i + 3 * k + j] = v; });
 }
 
@@ -641,6 +703,13 @@ void update_statistics(const Layer &l, vec *statistics, int parts) {
     });
 }
 
+// The line that a norm draws for a channel of a group, y = a·z + b.
+struct Norming {
+    vec a, b;
+    Norming(const Layer &l, const vec *theta, int c, int group)
+        : a(theta[l.scale + c] * l.invstd[group]), b(theta[l.shift + c] - l.mean[group] * a) {}
+};
+
 // y = relu(a·z + b + shortcut) of one channel of one example; the shortcut adds nothing to the
 // channels that its source does not have (option A).
 void activate(const Layer &l, int c, int n, vec a, vec b) {
@@ -665,9 +734,8 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
         each_group(l, [&](const Groups &g) {
             norm_moments(l, g);
             for (int c = g.c0; c < g.c1; c++) {
-                const vec a = theta[l.scale + c] * l.invstd[g.number];
-                const vec b = theta[l.shift + c] - l.mean[g.number] * a;
-                for (int n = g.n0; n < g.n1; n++) activate(l, c, n, a, b);
+                const Norming norming(l, theta, c, g.number);
+                for (int n = g.n0; n < g.n1; n++) activate(l, c, n, norming.a, norming.b);
             }
         });
         if (l.norm == RUNNING) update_statistics(l, statistics, parts);
@@ -693,20 +761,48 @@ void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
     }
 }
 
+// Adds Σ g and Σ g·(z − mean) of a band. Where dz has a place of its own, dy becomes g for the
+// shortcut's sake; elsewhere the relu's mask follows from z, so that neither y is read nor dy
+// written.
+void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const Norming &norming,
+                   vec &sum, vec &dot) {
+    const bool apart = l.dz != l.dy;
+    vec sums{}, dots{};
+    for (int y = y0; y < y1; y++) {
+        vec own[4] = {}, product[4] = {};
+        const count at = l.out.at(c, n, y);
+        const auto add = [&](int i, int j) {
+            const vec z = l.z[at + i];
+            vec g = l.dy[at + i];
+            if (l.relu) g = (apart ? l.y[at + i] : norming.a * z + norming.b) > 0 ? g : vec{};
+            if (apart) l.dy[at + i] = g;
+            own[j] += g;
+            product[j] += g * (z - mean);
+        };
+        int i = 0;
+        for (; i + 4 <= l.out.width; i += 4)
+            for (int j = 0; j < 4; j++) add(i + j, j);
+        for (; i < l.out.width; i++) add(i, 0);
+        sums += (own[0] + own[1]) + (own[2] + own[3]);
+        dots += (product[0] + product[1]) + (product[2] + product[3]);
+    }
+    sum += sums;
+    dot += dots;
+}
+
 void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
     const Shape &s = l.out;
+    const bool mask = l.relu && l.dz == l.dy;
     for (int c = 0; c < s.channels; c++) gradient[l.scale + c] = gradient[l.shift + c] = vec{};
     each_group(l, [&](const Groups &g) {
         const vec mean = l.mean[g.number], invstd = l.invstd[g.number];
         vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
         for (int c = g.c0; c < g.c1; c++) {
+            const Norming norming(l, theta, c, g.number);
             const vec scale = theta[l.scale + c];
             vec sum{}, dot{};
             each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
-                relu_gradient(l, c, n, y0, y1);
-                sum += sum_band(s, c, n, y0, y1, [&](count i) { return l.dy[i]; });
-                dot += sum_band(s, c, n, y0, y1,
-                                [&](count i) { return l.dy[i] * (l.z[i] - mean); });
+                gradient_sums(l, c, n, y0, y1, mean, norming, sum, dot);
             });
             dot *= invstd;
             gradient[l.shift + c] += sum;
@@ -720,10 +816,15 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
         const vec slope = -invstd * invstd * second / n;
         const vec constant = -invstd * first / n - slope * mean;
         for (int c = g.c0; c < g.c1; c++) {
+            const Norming norming(l, theta, c, g.number);
             const vec factor = invstd * theta[l.scale + c];
             rows_of(s, c, c + 1, g.n0, g.n1, [&](count at) {
-                for (int i = 0; i < s.width; i++)
-                    l.dz[at + i] = factor * l.dy[at + i] + slope * l.z[at + i] + constant;
+                for (int i = 0; i < s.width; i++) {
+                    const vec z = l.z[at + i];
+                    vec dy = l.dy[at + i];
+                    if (mask) dy = norming.a * z + norming.b > 0 ? dy : vec{};
+                    l.dz[at + i] = factor * dy + slope * z + constant;
+                }
             });
         }
     });
@@ -800,10 +901,14 @@ void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
     const Shape &from = flipped ? l.out : l.in, &to = flipped ? l.in : l.out;
     const vec *x = flipped ? l.dz : l.x;
     vec *y = flipped ? l.dx : l.z;
-    if (l.winograd == 4)
-        winograd<4, Weight>(from, to, x, w, flipped, y, bias);
-    else if (l.winograd == 2)
-        winograd<2, Weight>(from, to, x, w, flipped, y, bias);
+    if (l.algorithm == TILES_4)
+        winograd<Tiles4, Weight>(from, to, x, w, flipped, y, bias);
+    else if (l.algorithm == TILES_2)
+        winograd<Tiles2, Weight>(from, to, x, w, flipped, y, bias);
+    else if (l.algorithm == STRIDED && flipped)
+        winograd<StridedInput, Weight>(from, to, x, w, flipped, y, bias);
+    else if (l.algorithm == STRIDED)
+        winograd<Strided, Weight>(from, to, x, w, flipped, y, bias);
     else if (flipped)
         products<Weight>(l.input, l.inputs, x, w, y, bias);
     else
@@ -847,10 +952,12 @@ void backward(const Network &net, const vec *theta) {
             }
         const vec *w = theta + l.weight;
         vec *dw = net.gradient + l.weight;
-        if (l.winograd == 4)
-            winograd_weight_gradient<4>(l.in, s, l.x, l.dz, dw);
-        else if (l.winograd == 2)
-            winograd_weight_gradient<2>(l.in, s, l.x, l.dz, dw);
+        if (l.algorithm == TILES_4)
+            winograd_weight_gradient<Tiles4>(l.in, s, l.x, l.dz, dw);
+        else if (l.algorithm == TILES_2)
+            winograd_weight_gradient<Tiles2>(l.in, s, l.x, l.dz, dw);
+        else if (l.algorithm == STRIDED)
+            winograd_weight_gradient<Strided>(l.in, s, l.x, l.dz, dw);
         else
             weight_gradient(l.forward, l.x, l.dz, dw);
         if (l.dx) convolve(net, l, true, w, nullptr);
@@ -954,7 +1061,7 @@ extern "C" {
 int lanes_per_vector() { return V; }
 
 // `updates` updates of a group from `first` on; `factor` is the schedule's multiple of η for each
-// update, from the first of the training.
+// of them.
 void train(const Network *net, Group *group, const Images *images, const Stream *stream,
            const double *factor, int64_t first, int64_t updates) {
     const FlushDenormals flush;
@@ -965,7 +1072,7 @@ void train(const Network *net, Group *group, const Images *images, const Stream 
         forward(*net, group->theta, group->statistics, true);
         loss_and_gradient(*net, loss, hits, true);
         backward(*net, group->theta);
-        const vec check = update(*net, *group, factor[first + i]);
+        const vec check = update(*net, *group, factor[i]);
         bool alive = false;
         for (int v = 0; v < V; v++) {
             if (group->diverged_at[v]) continue;

@@ -61,10 +61,8 @@ class NativeLanes:
         )  # fmt: skip
         self.parameters = self._network.parameters
         self._template = self.model.state_dict()
-        study, n = runs[0].settings, len(data.train)
-        updates = updates_after(study.epochs, n, m)
-        factors = [scheduled_lr(update, updates, 1.0, study) for update in range(updates)]
-        self._factors = np.array(factors)
+        self._study = runs[0].settings
+        self._updates = updates_after(self._study.epochs, len(data.train), m)
         self._set_rows(*self._initial_rows())
         self._diverged_at = np.zeros(len(self.runs), np.int64)
         self.clear()
@@ -136,6 +134,8 @@ class NativeLanes:
             seed: self._by_part(self._tables(seed, first * m, (first + updates) * m), examples)
             for seed in {run.seed for run in self.runs}
         }
+        stretch = range(first, first + updates)
+        factors = np.array([scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch])
         for g in range(len(self._groups)):
             lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
             group = self._group(g)
@@ -151,7 +151,7 @@ class NativeLanes:
             self._library.train(
                 ctypes.byref(self._network.structure), ctypes.byref(group),
                 ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
-                ctypes.c_void_p(self._factors.ctypes.data), ctypes.c_int64(first),
+                ctypes.c_void_p(factors.ctypes.data), ctypes.c_int64(first),
                 ctypes.c_int64(updates),
             )  # fmt: skip
             for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from smallbatch.models.norms import GhostBatchNorm
-from smallbatch.training.stacked.native.algorithms import winograd_tile
+from smallbatch.training.stacked.native.algorithms import Algorithm, algorithm_of
 from smallbatch.training.stacked.native.compile import LANES
 from smallbatch.training.stacked.native.steps import (
     MAX_POOL,
@@ -21,7 +21,7 @@ from smallbatch.training.stacked.native.steps import (
 )
 from smallbatch.training.stacked.native.structures import Layer, Network, Product, Shape
 
-_BLOCK = 3  # positions that the kernels compute together, P in kernels.cpp
+_BLOCK = 6  # a multiple of the positions that the kernels compute together, P in kernels.cpp
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
 _LINE = 32  # bytes of a vector of float
@@ -121,14 +121,18 @@ class NativeNetwork:
         name = self._names[id(product)]
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
-        layer.winograd = winograd_tile(step, source.shape.channels if source.dy else 0, out)
-        if not layer.winograd:
+        inputs = source.shape.channels if source.dy else 0
+        layer.algorithm = algorithm_of(step, inputs, source.shape, out)
+        if layer.algorithm == Algorithm.TABLES:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
         layer.y = self._buffer(out)
-        layer.dy = self._buffer(out) if self.training else 0
+        # Read until the layer before has its own: by that one's shortcut too.
+        layer.dy = self._shared(out, len(sources) % 3) if self.training else 0
         layer.z = self._buffer(out) if step.norm else layer.y
-        layer.dz = (self._shared(out) if step.norm else layer.dy) if self.training else 0
+        layer.dz = layer.dy
+        if self.training and step.norm and step.skip is not None:
+            layer.dz = self._shared(out, 3)  # its dy goes on to the shortcut
         layer.relu = step.relu
         if step.skip is not None:
             skip = sources[step.skip]
@@ -313,9 +317,9 @@ class NativeNetwork:
     def _buffer(self, shape: Shape) -> int:
         return self._zeros(shape.channels * shape.channel)
 
-    def _shared(self, shape: Shape) -> int:
-        """A buffer that other layers of the same shape use too, each for a moment."""
-        key = (shape.channels, shape.channel, shape.row, shape.origin)
+    def _shared(self, shape: Shape, number: int) -> int:
+        """One of the buffers that layers of the same shape use, each for a moment."""
+        key = (shape.channels, shape.channel, shape.row, shape.origin, number)
         if key not in self._scratch:
             self._scratch[key] = self._buffer(shape)
         return self._scratch[key]

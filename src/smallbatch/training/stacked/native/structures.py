@@ -43,7 +43,7 @@ class Layer(ctypes.Structure):
     _fields_ = [
         ("forward", Product),
         ("input", ctypes.POINTER(Product)),
-        *_fields(f"{_KINDS} winograd", c_int32),
+        *_fields(f"{_KINDS} algorithm", c_int32),
         *_fields(_PLACES, c_int64),
         *_fields("eps momentum", c_double),
         *_fields("in_ out pooled skip", Shape),
