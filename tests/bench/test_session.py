@@ -66,7 +66,12 @@ def test_every_repeat_measures_every_case_once_in_turn(
     monkeypatch.setattr(native, "serves", lambda *_: False)  # lanes by torch have several ways
     monkeypatch.setattr(session, "_script", script)
     monkeypatch.setattr(session, "measure", measure)
-    done = session.run(small_bench(), tmp_path, lambda _: None)
+    kept: list[dict[str, Any]] = []
+    bench = small_bench()
+    done = session.run(
+        bench, tmp_path, lambda _: None, lambda so_far: kept.append(as_json(bench, so_far, []))
+    )
+    assert [record["settings"]["repeats_done"] for record in kept] == [1, 2]
     chunks = "stacked in chunks of 8"
     assert calls[:5] == ["textbook 2 0", "textbook 2 2", "loop 2 None", "stacked 2 None",
                          f"{chunks} 2 None"]  # fmt: skip

@@ -64,17 +64,21 @@ def bench(
         workers=1 if found == "cuda" else min(environment.cores(), settings["lanes"]),
         **settings,
     )
+
+    def write(session: Session) -> str:
+        result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]])
+        text = record.as_markdown(result)
+        if out is not None:
+            out.write_text(record.as_text(result))
+        if table is not None:
+            table.write_text(text)
+        return text
+
     with tempfile.TemporaryDirectory(prefix="smallbatch-bench-") as folder:
-        session = run(what, Path(folder), _say)
+        session = run(what, Path(folder), _say, write)
     if learn:
         _learn(session)
-    result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]])
-    text = record.as_markdown(result)
-    if out is not None:
-        out.write_text(record.as_text(result))
-    if table is not None:
-        table.write_text(text)
-    return text
+    return write(session)
 
 
 def _learn(session: Session) -> None:

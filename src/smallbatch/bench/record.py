@@ -59,6 +59,7 @@ def as_json(bench: Bench, session: Session, command: Sequence[str]) -> dict[str,
             "precision": "float32 (textbook on a GPU: torch's defaults)",
             "lanes": bench.lanes,
             "repeats": bench.repeats,
+            "repeats_done": len(session.limits["sgemm_flops_per_second"]),
             "seconds": bench.seconds,
             "device": bench.device,
             "workers": bench.workers,
@@ -127,7 +128,7 @@ def _about(record: dict[str, Any]) -> str:
     hardware = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     return (
         f"{settings['model']}, norm {settings['norm']}, {settings['lanes']} lanes; medians of "
-        f"{settings['repeats']}. {hardware}: sgemm "
+        f"{settings['repeats_done']}. {hardware}: sgemm "
         f"{limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s. "
         f"torch {machine['torch']}, {record['date'][:10]}."

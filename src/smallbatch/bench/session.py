@@ -123,8 +123,15 @@ class Session:
     limits: dict[str, list[float]]
 
 
-def run(bench: Bench, folder: Path, say: Say) -> Session:
-    """Measure everything; ``folder`` is for the textbook's data, ``say`` told of every step."""
+def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], None]) -> Session:
+    """Measure everything.
+
+    Args:
+        bench: what.
+        folder: for the textbook's data.
+        say: told of every step.
+        keep: given the session after every repeat, so that one cut short is not lost.
+    """
     least = EPOCH_BATCHES * max(bench.batch_sizes)
     files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
     series = [
@@ -144,6 +151,7 @@ def run(bench: Bench, folder: Path, say: Say) -> Session:
             if one.failure is None:
                 say(f"{repeat + 1}/{bench.repeats}: {_name(one)}")
                 _try(one, lambda one=one: _repeat(bench, one, files[id(one.pictures)]))
+        keep(session)
     return session
 
 

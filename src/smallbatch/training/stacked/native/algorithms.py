@@ -14,7 +14,7 @@ from smallbatch.training.stacked.native.structures import Shape
 
 
 class Algorithm(IntEnum):
-    """How a convolution and its gradients are computed, as in `kernels.cpp`."""
+    """How a convolution and its gradients are computed, as in `structures.h`."""
 
     TABLES = 0  # products over tables of offsets
     TILES_2 = 1  # Winograd's F(2×2, 3×3)

@@ -16,6 +16,7 @@ from smallbatch import durable
 from smallbatch.training.environment import processor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+_FILES = sorted(SOURCE.parent.glob("*.h")) + [SOURCE]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LANES = 8  # to a vector: two or four machine vectors where they are narrower, half of a wider one
 
@@ -61,7 +62,8 @@ def _cache() -> Path:
 def _key(real: str) -> str:
     """Of everything that the binary depends on."""
     parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *_compiler()]
-    return hashlib.sha256(SOURCE.read_bytes() + "\0".join(parts).encode()).hexdigest()[:16]
+    sources = [path.read_bytes() for path in _FILES]
+    return hashlib.sha256(b"\0".join([*sources, *map(str.encode, parts)])).hexdigest()[:16]
 
 
 @cache

@@ -21,7 +21,7 @@ from smallbatch.training.stacked.native.steps import (
 )
 from smallbatch.training.stacked.native.structures import Layer, Network, Product, Shape
 
-_BLOCK = 6  # a multiple of the positions that the kernels compute together, P in kernels.cpp
+_BLOCK = 6  # a multiple of the positions that the kernels compute together, P in vectors.h
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
 _LINE = 32  # bytes of a vector of float

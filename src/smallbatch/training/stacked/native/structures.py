@@ -1,4 +1,4 @@
-"""The structures of `kernels.cpp`, field by field."""
+"""The structures of `structures.h`, field by field."""
 
 from __future__ import annotations
 

@@ -1,0 +1,238 @@
+// Norms, the shortcut and the relu behind them, and their gradients.
+
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace {
+
+// Calls `row(start of a row)` for a part of a buffer.
+template <class Row>
+inline void rows_of(const Shape &s, int c0, int c1, int n0, int n1, Row row) {
+    for (int c = c0; c < c1; c++)
+        for (int n = n0; n < n1; n++)
+            for (int y = 0; y < s.height; y++) row(s.at(c, n, y));
+}
+
+// Bands of rows that the first-level cache holds.
+constexpr int BAND = 256;  // vectors
+template <class Body>
+inline void each_band(const Shape &s, int n0, int n1, Body body) {
+    const int rows = std::max(1, BAND / s.width);
+    for (int n = n0; n < n1; n++)
+        for (int y = 0; y < s.height; y += rows) body(n, y, std::min(y + rows, s.height));
+}
+
+// Sums over up to 4,096 bands lose no more than pairwise ones do: a row is summed first.
+template <class Term>
+inline vec sum_band(const Shape &s, int c, int n, int y0, int y1, Term term) {
+    vec band{};
+    for (int y = y0; y < y1; y++) {
+        vec sum[4] = {};  // so that an addition need not wait for the one before
+        const count at = s.at(c, n, y);
+        int i = 0;
+        for (; i + 4 <= s.width; i += 4)
+            for (int j = 0; j < 4; j++) sum[j] += term(at + i + j);
+        for (; i < s.width; i++) sum[0] += term(at + i);
+        band += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+    return band;
+}
+
+// Groups of a norm: whole channels over sub-batches (batch, ghost), or single examples over
+// channel groups (group).
+struct Groups {
+    int c0, c1, n0, n1, number;
+};
+
+template <class Body>
+inline void each_group(const Layer &l, Body body) {
+    const Shape &s = l.out;
+    int number = 0;
+    for (int c = 0; c < s.channels; c += l.channels_per_group)
+        for (int n = 0; n < s.examples; n += l.examples_per_group)
+            body(Groups{c, std::min(c + l.channels_per_group, s.channels), n,
+                        std::min(n + l.examples_per_group, s.examples), number++});
+}
+
+inline REAL values(const Shape &s, const Groups &g) {
+    return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
+}
+
+// Mean and inverse deviation of a group. The sums of squares of bands of rows are combined (Chan et
+// al., 1979), so that a band is read twice while the first-level cache holds it.
+void norm_moments(const Layer &l, const Groups &g) {
+    const Shape &s = l.out;
+    vec mean{}, squares{};
+    REAL before = 0;
+    for (int c = g.c0; c < g.c1; c++)
+        each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
+            const REAL pixels = REAL(y1 - y0) * s.width, share = pixels / (before + pixels);
+            const vec own = sum_band(s, c, n, y0, y1, [&](count i) { return l.z[i]; }) / pixels;
+            const vec step = own - mean;
+            squares += sum_band(s, c, n, y0, y1, [&](count i) {
+                const vec d = l.z[i] - own;
+                return d * d;
+            });
+            squares += step * step * (before * share);
+            mean += step * share;
+            before += pixels;
+        });
+    const vec own = mean;
+    mean = across(own, l.parts_per_group) / REAL(l.parts_per_group);
+    squares += (own - mean) * (own - mean) * before;
+    squares = across(squares, l.parts_per_group);
+    const REAL n = values(s, g) * l.parts_per_group;
+    l.mean[g.number] = mean;
+    l.invstd[g.number] = 1 / root(squares / n + REAL(l.eps));
+    l.variance[g.number] = squares / (n - 1);
+}
+
+// The running statistics follow the examples' mean of the groups of a channel.
+void update_statistics(const Layer &l, vec *statistics, int parts) {
+    vec mean{}, variance{};
+    each_group(l, [&](const Groups &g) {
+        const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
+        if (g.n0 == 0) mean = variance = vec{};
+        mean += share * l.mean[g.number];
+        variance += share * l.variance[g.number];
+        if (g.n1 < l.out.examples) return;
+        mean = across(mean, parts) / REAL(parts);
+        variance = across(variance, parts) / REAL(parts);
+        vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
+        const REAL momentum = REAL(l.momentum);
+        m = (1 - momentum) * m + momentum * mean;
+        v = (1 - momentum) * v + momentum * variance;
+    });
+}
+
+// The line that a norm draws for a channel of a group, y = a·z + b.
+struct Norming {
+    vec a, b;
+    Norming(const Layer &l, const vec *theta, int c, int group)
+        : a(theta[l.scale + c] * l.invstd[group]), b(theta[l.shift + c] - l.mean[group] * a) {}
+};
+
+// y = relu(a·z + b + shortcut) of one channel of one example; the shortcut adds nothing to the
+// channels that its source does not have (option A).
+void activate(const Layer &l, int c, int n, vec a, vec b) {
+    const Shape &s = l.out;
+    const bool skip = l.stride && c < l.skip.channels;
+    for (int y = 0; y < s.height; y++) {
+        const count at = s.at(c, n, y);
+        const vec *from = skip ? l.skip_x + l.skip.at(c, n, y * l.stride) : nullptr;
+        for (int i = 0; i < s.width; i++) {
+            vec value = l.norm ? a * l.z[at + i] + b : l.z[at + i];
+            if (skip) value += from[i * l.stride];
+            // Written so that NaN stays NaN.
+            l.y[at + i] = l.relu ? (value < 0 ? vec{} : value) : value;
+        }
+    }
+}
+
+void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training,
+                       int parts) {
+    const Shape &s = l.out;
+    if (l.norm && (training || l.norm == OWN)) {
+        each_group(l, [&](const Groups &g) {
+            norm_moments(l, g);
+            for (int c = g.c0; c < g.c1; c++) {
+                const Norming norming(l, theta, c, g.number);
+                for (int n = g.n0; n < g.n1; n++) activate(l, c, n, norming.a, norming.b);
+            }
+        });
+        if (l.norm == RUNNING) update_statistics(l, statistics, parts);
+        return;
+    }
+    for (int c = 0; c < s.channels; c++) {
+        vec a{}, b{};
+        if (l.norm) {
+            a = theta[l.scale + c] / root(statistics[l.running_var + c] + REAL(l.eps));
+            b = theta[l.shift + c] - statistics[l.running_mean + c] * a;
+        }
+        for (int n = 0; n < s.examples; n++) activate(l, c, n, a, b);
+    }
+}
+
+// dy becomes the gradient before the relu, here called g.
+void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
+    if (!l.relu) return;
+    for (int y = y0; y < y1; y++) {
+        const count at = l.out.at(c, n, y);
+        for (int i = 0; i < l.out.width; i++)
+            l.dy[at + i] = l.y[at + i] > 0 ? l.dy[at + i] : vec{};
+    }
+}
+
+// Adds Σ g and Σ g·(z − mean) of a band. Where dz has a place of its own, dy becomes g for the
+// shortcut's sake; elsewhere the relu's mask follows from z, so that neither y is read nor dy
+// written.
+void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const Norming &norming,
+                   vec &sum, vec &dot) {
+    const bool apart = l.dz != l.dy;
+    vec sums{}, dots{};
+    for (int y = y0; y < y1; y++) {
+        vec own[4] = {}, product[4] = {};
+        const count at = l.out.at(c, n, y);
+        const auto add = [&](int i, int j) {
+            const vec z = l.z[at + i];
+            vec g = l.dy[at + i];
+            if (l.relu) g = (apart ? l.y[at + i] : norming.a * z + norming.b) > 0 ? g : vec{};
+            if (apart) l.dy[at + i] = g;
+            own[j] += g;
+            product[j] += g * (z - mean);
+        };
+        int i = 0;
+        for (; i + 4 <= l.out.width; i += 4)
+            for (int j = 0; j < 4; j++) add(i + j, j);
+        for (; i < l.out.width; i++) add(i, 0);
+        sums += (own[0] + own[1]) + (own[2] + own[3]);
+        dots += (product[0] + product[1]) + (product[2] + product[3]);
+    }
+    sum += sums;
+    dot += dots;
+}
+
+void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
+    const Shape &s = l.out;
+    const bool mask = l.relu && l.dz == l.dy;
+    for (int c = 0; c < s.channels; c++) gradient[l.scale + c] = gradient[l.shift + c] = vec{};
+    each_group(l, [&](const Groups &g) {
+        const vec mean = l.mean[g.number], invstd = l.invstd[g.number];
+        vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
+        for (int c = g.c0; c < g.c1; c++) {
+            const Norming norming(l, theta, c, g.number);
+            const vec scale = theta[l.scale + c];
+            vec sum{}, dot{};
+            each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
+                gradient_sums(l, c, n, y0, y1, mean, norming, sum, dot);
+            });
+            dot *= invstd;
+            gradient[l.shift + c] += sum;
+            gradient[l.scale + c] += dot;
+            first += scale * sum;
+            second += scale * dot;
+        }
+        first = across(first, l.parts_per_group);
+        second = across(second, l.parts_per_group);
+        const REAL n = values(s, g) * l.parts_per_group;
+        const vec slope = -invstd * invstd * second / n;
+        const vec constant = -invstd * first / n - slope * mean;
+        for (int c = g.c0; c < g.c1; c++) {
+            const Norming norming(l, theta, c, g.number);
+            const vec factor = invstd * theta[l.scale + c];
+            rows_of(s, c, c + 1, g.n0, g.n1, [&](count at) {
+                for (int i = 0; i < s.width; i++) {
+                    const vec z = l.z[at + i];
+                    vec dy = l.dy[at + i];
+                    if (mask) dy = norming.a * z + norming.b > 0 ? dy : vec{};
+                    l.dz[at + i] = factor * dy + slope * z + constant;
+                }
+            });
+        }
+    });
+}
+
+}  // namespace

@@ -1,0 +1,126 @@
+// Sums of products over tables of offsets: convolutions that have no quicker algorithm, fully
+// connected layers, and their gradients.
+
+#pragma once
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int CHUNK = 72;   // terms whose weights stay in the first-level cache
+constexpr int RUN = 64;     // positions of a weight gradient's inner loop
+
+// The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
+template <int O, class Weight>
+__attribute__((noinline)) void product_block(const Product &f, const vec *x, const Weight *w,
+                                             vec *y, const vec *bias, int p, int from, int to) {
+    vec sum[O][P];
+    const char *xs[P];
+    vec *ys[P];
+    for (int j = 0; j < P; j++) xs[j] = bytes_from(x, f.x_base[p + j]);
+    for (int j = 0; j < P; j++)
+        ys[j] = const_cast<vec *>(&vector_at(bytes_from(y, f.y_base[p + j])));
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < P; j++)
+            sum[o][j] = from ? ys[j][count(o) * f.out_stride] : (bias ? bias[o] : vec{});
+    const count *x_offset = f.x_offset;
+    for (int r = from; r < to; r++, w += O) {
+        vec xr[P];
+        for (int j = 0; j < P; j++) keep(xr[j] = vector_at(xs[j] + x_offset[r]));
+        for (int o = 0; o < O; o++) {
+            vec wr = unpack(w[o]);
+            keep(wr);
+            for (int j = 0; j < P; j++) sum[o][j] += wr * xr[j];
+        }
+    }
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < P; j++) ys[j][count(o) * f.out_stride] = sum[o][j];
+}
+
+template <int O, class Weight>
+void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
+                  int end) {
+    Weight packed[CHUNK * O];  // weights in the order of their use
+    for (int from = 0; from < f.rows; from += CHUNK) {
+        const int to = std::min(from + CHUNK, f.rows);
+        for (int o = 0; o < O; o++)
+            for (int r = from; r < to; r++)
+                pack(packed[(r - from) * O + o],
+                     vector_at(bytes_from(w + count(o) * f.weight_stride, f.w_offset[r])));
+        for (int p = begin; p < end; p += P)
+            product_block<O, Weight>(f, x, packed, y, bias, p, from, to);
+    }
+}
+
+// Products of the same x, one block of positions of each after another, while x is in the cache.
+template <class Weight>
+void products(const Product *each, int number, const vec *x, const vec *w, vec *y,
+              const vec *bias) {
+    int positions = 0;
+    for (int i = 0; i < number; i++) positions = std::max(positions, each[i].positions);
+    for (int begin = 0; begin < positions; begin += each->tile)
+        for (int i = 0; i < number; i++) {
+            // The tables repeat the last position up to a multiple of P: written twice, the same.
+            const Product &f = each[i];
+            const int end = std::min(begin + each->tile, f.positions);
+            int o = 0;
+            for (; o + 4 <= f.outputs; o += 4)
+                product_rows<4, Weight>(f, x, w + count(o) * f.weight_stride,
+                                        y + count(o) * f.out_stride, bias ? bias + o : nullptr,
+                                        begin, end);
+            for (; o < f.outputs; o++)
+                product_rows<1, Weight>(f, x, w + count(o) * f.weight_stride,
+                                        y + count(o) * f.out_stride, bias ? bias + o : nullptr,
+                                        begin, end);
+        }
+}
+
+template <int O, int R>
+__attribute__((noinline)) void gradient_block(const Product &f, const vec *x, const vec *dz,
+                                              vec *dw, int r, int begin, int end) {
+    vec sum[O][R];
+    const char *xs[R], *gs[O];
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < R; j++)
+            sum[o][j] = begin ? dw[count(o) * f.weight_stride + r + j] : vec{};
+    for (int j = 0; j < R; j++) xs[j] = bytes_from(x, f.x_offset[r + j]);
+    for (int o = 0; o < O; o++) gs[o] = bytes_from(dz + count(o) * f.out_stride, 0);
+    const count *x_base = f.x_base, *y_base = f.y_base;
+    for (int p = begin; p < end; p++) {
+        vec xr[R];
+        for (int j = 0; j < R; j++) keep(xr[j] = vector_at(xs[j] + x_base[p]));
+        for (int o = 0; o < O; o++) {
+            vec go = vector_at(gs[o] + y_base[p]);
+            keep(go);
+            for (int j = 0; j < R; j++) sum[o][j] += go * xr[j];
+        }
+    }
+    for (int o = 0; o < O; o++)
+        for (int j = 0; j < R; j++) dw[count(o) * f.weight_stride + r + j] = sum[o][j];
+}
+
+template <int O>
+void gradient_rows(const Product &f, const vec *x, const vec *dz, vec *dw, int begin, int end) {
+    int r = 0;
+    for (; r + P <= f.rows; r += P) gradient_block<O, P>(f, x, dz, dw, r, begin, end);
+    for (; r + 3 <= f.rows; r += 3) gradient_block<O, 3>(f, x, dz, dw, r, begin, end);
+    for (; r < f.rows; r++) gradient_block<O, 1>(f, x, dz, dw, r, begin, end);
+}
+
+// dw[o][r] = Σ_p dz[o][p] · x[p + r]
+void weight_gradient(const Product &f, const vec *x, const vec *dz, vec *dw) {
+    for (int begin = 0; begin < f.positions; begin += RUN) {
+        const int end = std::min(begin + RUN, f.positions);
+        int o = 0;
+        for (; o + 4 <= f.outputs; o += 4)
+            gradient_rows<4>(f, x, dz + count(o) * f.out_stride, dw + count(o) * f.weight_stride,
+                             begin, end);
+        for (; o < f.outputs; o++)
+            gradient_rows<1>(f, x, dz + count(o) * f.out_stride, dw + count(o) * f.weight_stride,
+                             begin, end);
+    }
+}
+
+}  // namespace
