@@ -13,7 +13,6 @@ ASKED = {
     "cpu-8x8": {2: 10.0, 8: 4.5, 32: 3.0, 128: 2.5},
     "cpu-32x32": {2: 3.5, 8: 2.0, 32: 2.2, 128: 2.0},
 }
-MISSED = {("cpu-32x32", 32)}  # measured 2.00; docs/performance.md
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -27,5 +26,5 @@ def test_medians_reach_what_was_asked(name: str) -> None:
     for m, engines in found.items():
         assert all(len(engine["repeats"]) >= 3 for engine in engines.values())
         ratio = engines["stacked"]["median"] / engines["textbook"]["median"]
-        assert (ratio >= ASKED[name][m]) == ((name, m) not in MISSED)
+        assert ratio >= ASKED[name][m]
         assert engines["stacked"]["over_textbook"] == pytest.approx(ratio)
