@@ -16,7 +16,7 @@ from smallbatch import durable
 from smallbatch.training.environment import processor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-_FILES = sorted(SOURCE.parent.glob("*.h")) + [SOURCE]
+_FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LANES = 8  # to a vector: two or four machine vectors where they are narrower, half of a wider one
 
