@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from smallbatch.config import Params, parse_params
+from smallbatch.experiments import plan_columns
 from smallbatch.plan_table import clock, lines, scaled
 from smallbatch.planning import Plan, interpolate, plan
 from smallbatch.training import calibration
@@ -29,8 +30,17 @@ RAW: dict[str, Any] = {
 }  # fmt: skip
 
 
+GHOST: dict[str, Any] = {"model": "resnet8", "norm": "ghost", "bn_batch_sizes": [2, 8],
+                         "base_lr": "best of bn", "epochs": 3, "weight_decay": 0.0}  # fmt: skip
+
+
 def params(**compute: Any) -> Params:
     return parse_params({**RAW, "compute": {**RAW["compute"], **compute}}, "params.yaml")
+
+
+def dependent() -> Params:
+    raw = {**RAW, "grid": {**RAW["grid"], "dependent": [{"name": "ghost", "after": "bn"}]}}
+    return parse_params({**raw, "studies": {**RAW["studies"], "ghost": GHOST}}, "params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +59,45 @@ def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def make(tmp_path: Path, **compute: Any) -> Plan:
+    return make_of(params(**compute), tmp_path)
+
+
+def make_of(what: Params, tmp_path: Path) -> Plan:
     folders = {name: tmp_path / name for name in ("prepared", "models", "work")}
-    return plan(params(**compute), **folders)
+    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs)
+
+
+def test_dependent_studies_count_before_their_source_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One η̃, two seeds: at m = 8 and at 128 with two BN batches each, 4 runs."""
+    monkeypatch.chdir(tmp_path)
+    made = plan_columns(dependent())
+    found = [(one.study, one.batch_size, one.runs, one.updates) for one in made.columns]
+    assert found == [
+        ("bn", 8, 4, 4 * 67),
+        ("bn", 128, 4, 4 * 4),
+        ("ghost", 8, 4, 4 * 67),
+        ("ghost", 128, 4, 4 * 4),
+    ]
+    assert all(one.seconds > 0 for one in made.columns)
+
+
+def test_columns_of_other_lanes_tell_the_speed_where_none_was_measured(
+    tmp_path: Path, speeds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BN batches of 2, 8 and 16 the column at m = 16 has more lanes than that at 8."""
+    monkeypatch.setattr(calibration, "cost", lambda *_: 100.0)  # too much for all but the first
+    raw = {**GHOST, "bn_batch_sizes": [2, 8, 16], "base_lr": None}
+    what = parse_params(
+        {**RAW, "grid": {**RAW["grid"], "studies": ["ghost"], "batch_sizes": [8, 16]},
+         "studies": {"ghost": {k: v for k, v in raw.items() if v is not None}}}, "params.yaml"
+    )  # fmt: skip
+    small, large = make_of(what, tmp_path).columns
+    assert (small.runs, large.runs) == (2 * 4, 3 * 4)
+    assert {text.split()[0] for text in speeds} == {"8"}
+    assert (small.measured, large.measured) == (True, False)
+    assert large.images_per_second == pytest.approx(small.images_per_second)
 
 
 def test_counts_and_time_of_a_column(tmp_path: Path) -> None:

@@ -194,7 +194,15 @@ def plan_columns(params: Params) -> Plan:
     """
     from smallbatch.planning import plan
 
-    return plan(params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"))
+    def base_lrs(study: str, batch_size: int) -> tuple[float, ...]:
+        try:
+            return _base_lrs(params, study, batch_size)
+        except UserError:  # the study that finds the best has not been run: any costs the same
+            return params.grid.base_lrs[:1]
+
+    return plan(
+        params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs
+    )
 
 
 def result_folders() -> list[Path]:
@@ -213,19 +221,21 @@ def _plan(study: str, params: Params, batch_size: int) -> Column:
     from smallbatch.data.prepared import load_prepared
     from smallbatch.training.column import plan_column
 
-    source = params.studies[study].best_of
-    if source is None:
-        base_lrs = params.base_lrs(study)
-    else:
-        base_lrs = (best_base_lr(_column_folder(params, source, batch_size)),)
     return plan_column(
         study,
         params.studies[study],
         load_prepared(PREPARED / params.dataset.name),
         batch_size=batch_size,
-        base_lrs=base_lrs,
+        base_lrs=_base_lrs(params, study, batch_size),
         seeds=range(params.grid.seeds),
     )
+
+
+def _base_lrs(params: Params, study: str, batch_size: int) -> tuple[float, ...]:
+    source = params.studies[study].best_of
+    if source is None:
+        return params.base_lrs(study)
+    return (best_base_lr(_column_folder(params, source, batch_size)),)
 
 
 def _prepared_for_itself(config: DatasetConfig) -> Path:

@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,14 @@ class Plan:
         return {**asdict(self), "total": self.total()}
 
 
-def plan(params: Params, *, prepared: Path, models: Path, work: Path) -> Plan:
+def plan(
+    params: Params,
+    *,
+    prepared: Path,
+    models: Path,
+    work: Path,
+    base_lrs: Callable[[str, int], Sequence[float]],
+) -> Plan:
     """Plan everything that `dvc repro` would train.
 
     What is not known of this machine's speed is measured, some seconds for each study.
@@ -102,6 +109,7 @@ def plan(params: Params, *, prepared: Path, models: Path, work: Path) -> Plan:
         prepared: folder of prepared data sets.
         models: folder of the columns' result files.
         work: folder of kept runs.
+        base_lrs: the base learning rates of a study at a batch size.
 
     Raises:
         UserError: the shape of the images cannot be told yet, or the params do not fit the data.
@@ -111,19 +119,23 @@ def plan(params: Params, *, prepared: Path, models: Path, work: Path) -> Plan:
     meta, is_prepared = expected_meta(params.dataset, prepared / params.dataset.name)
     device = resolve_device(params.compute.device)
     plans: list[ColumnPlan] = []
-    for study in params.grid.studies:
-        columns = [_column(params, study, m, meta) for m in params.grid.batch_sizes]
+    for study in params.running:
+        columns = [
+            _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
+        ]
         kept = {
             column.batch_size: _kept(column, params, device, models, work) if is_prepared else 0
             for column in columns
         }
         to_train = [column for column in columns if kept[column.batch_size] < len(column.runs)]
         _measure(to_train, params)
-        plans += [_plan(column, params, kept[column.batch_size]) for column in columns]
+        plans += [_plan(column, columns, params, kept[column.batch_size]) for column in columns]
     return Plan(params.dataset.name, device, is_prepared, tuple(plans))
 
 
-def _column(params: Params, study: str, batch_size: int, meta: Meta) -> Column:
+def _column(
+    params: Params, study: str, batch_size: int, meta: Meta, base_lrs: Sequence[float]
+) -> Column:
     from smallbatch.data.prepared import Dataset
 
     pixels = np.zeros((0, meta.channels, meta.height, meta.width), dtype=np.uint8)
@@ -133,7 +145,7 @@ def _column(params: Params, study: str, batch_size: int, meta: Meta) -> Column:
         params.studies[study],
         Dataset(meta, pixels, labels, pixels, labels),
         batch_size=batch_size,
-        base_lrs=params.base_lrs(study),
+        base_lrs=base_lrs,
         seeds=range(params.grid.seeds),
     )
 
@@ -178,7 +190,7 @@ def _candidates(column: Column, params: Params) -> list[Way]:
     return calibration.ways(case, engines)
 
 
-def _plan(column: Column, params: Params, kept: int) -> ColumnPlan:
+def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) -> ColumnPlan:
     case = case_of(column, params.compute)
     choice = choose_engine(column, params.compute, learn=False)
     left = len(column.runs) - kept
@@ -188,7 +200,7 @@ def _plan(column: Column, params: Params, kept: int) -> ColumnPlan:
     flops = training_flops_of(case)
     rate, measured, seconds = None, False, 0.0
     if left:
-        rates = _known_rates(column, params, choice)
+        rates = _known_rates(column, columns, params, choice)
         rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
         # An evaluation's batches are large whatever m is, and have no backward pass.
         seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
@@ -221,15 +233,19 @@ def _evaluation_images(column: Column) -> int:
     return settings.epochs * each + final
 
 
-def _known_rates(column: Column, params: Params, choice: Choice) -> dict[int, float]:
+def _known_rates(
+    column: Column, columns: Sequence[Column], params: Params, choice: Choice
+) -> dict[int, float]:
     """Images per second by batch size: of the column's way at its own, of the fastest at others."""
     case, candidates = case_of(column, params.compute), _candidates(column, params)
     known = calibration.known().rates
     rates: dict[int, float] = {}
-    for m in {*params.grid.batch_sizes, *(2**i for i in range(12))}:
-        best = calibration.fastest(case.at(m), candidates)
+    cases = [case.at(2**i) for i in range(12)]
+    cases += [case_of(other, params.compute) for other in columns]  # of ghost norm: in other lanes
+    for other in cases:
+        best = calibration.fastest(other, candidates)
         if best is not None:
-            rates[m] = best[1]
+            rates[other.batch_size] = best[1]
     way = Way(choice.engine, choice.lanes)
     if (own := known.get(case_key(case), {}).get(way.key)) is not None:
         rates[case.batch_size] = own
