@@ -191,6 +191,24 @@ def test_what_the_clock_and_machine_decide_is_in_timing_alone(
     assert timing["environment"]["torch"]
 
 
+def test_the_commit_of_a_column_is_that_it_began_with(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is in memory from then on, whatever is checked out meanwhile."""
+    real, commit = workers.train_all, ["old"]
+
+    def train_all(*words: Any, **named: Any) -> None:
+        real(*words, **named)
+        commit[0] = "new"
+
+    monkeypatch.setattr(workers, "train_all", train_all)
+    monkeypatch.setattr(environment, "git_state", lambda *_: (commit[0], False))
+    out = run_column(plan(noise, seeds=1), tmp_path)
+    assert commit == ["new"]
+    timing = json.loads((out / "timing.json").read_text())
+    assert timing["environment"]["git_commit"] == "old"
+
+
 def test_a_batch_larger_than_the_training_set_is_refused(noise: Dataset) -> None:
     settings = StudyConfig(model="resnet8", epochs=1, weight_decay=0.0)
     with pytest.raises(UserError, match="found 24, allowed: at most the 23 training examples"):

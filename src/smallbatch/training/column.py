@@ -153,6 +153,7 @@ def _train_column(
     device = resolve_device(compute.device)
     choice = choose_engine(column, compute)
     made_by = made_by_on(choice.engine, device, column.runs[0].settings)
+    about = environment.describe(device)  # now: the checkout may move on while this code trains
     done = {run.hash: files.load_record(work / run.hash, made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
@@ -192,7 +193,7 @@ def _train_column(
     )
     watch.check()
     timing = {
-        "environment": environment.describe(device),
+        "environment": about,
         "column": {
             "started": started.isoformat(timespec="seconds"),
             "seconds": time.perf_counter() - clock,
