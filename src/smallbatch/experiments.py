@@ -195,10 +195,10 @@ def plan_columns(params: Params) -> Plan:
     from smallbatch.planning import plan
 
     def base_lrs(study: str, batch_size: int) -> tuple[float, ...]:
-        try:
+        source = params.studies[study].best_of
+        if source is None or _column_folder(params, source, batch_size).exists():
             return _base_lrs(params, study, batch_size)
-        except UserError:  # the study that finds the best has not been run: any costs the same
-            return params.grid.base_lrs[:1]
+        return params.grid.base_lrs[:1]  # the best is not known yet; any costs the same
 
     return plan(
         params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs

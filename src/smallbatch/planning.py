@@ -237,13 +237,15 @@ def _known_rates(
     column: Column, columns: Sequence[Column], params: Params, choice: Choice
 ) -> dict[int, float]:
     """Images per second by batch size: of the column's way at its own, of the fastest at others."""
-    case, candidates = case_of(column, params.compute), _candidates(column, params)
+    case = case_of(column, params.compute)
     known = calibration.known().rates
     rates: dict[int, float] = {}
-    cases = [case.at(2**i) for i in range(12)]
-    cases += [case_of(other, params.compute) for other in columns]  # of ghost norm: in other lanes
-    for other in cases:
-        best = calibration.fastest(other, candidates)
+    # With ghost norm other columns have other lanes: what is known of these lanes replaces theirs.
+    cases = [(case_of(other, params.compute), _candidates(other, params)) for other in columns]
+    candidates = _candidates(column, params)
+    cases += [(case.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)]
+    for other, ways in cases:
+        best = calibration.fastest(other, ways)
         if best is not None:
             rates[other.batch_size] = best[1]
     way = Way(choice.engine, choice.lanes)

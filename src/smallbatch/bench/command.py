@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smallbatch import durable
 from smallbatch.bench import record
 from smallbatch.bench.images import SOURCES, load
 from smallbatch.bench.session import ENGINES, Bench, Session, run
@@ -69,9 +70,9 @@ def bench(
         result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]])
         text = record.as_markdown(result)
         if out is not None:
-            out.write_text(record.as_text(result))
+            durable.write(out, record.as_text(result).encode())
         if table is not None:
-            table.write_text(text)
+            durable.write(table, text.encode())
         return text
 
     with tempfile.TemporaryDirectory(prefix="smallbatch-bench-") as folder:

@@ -123,7 +123,7 @@ class Session:
     limits: dict[str, list[float]]
 
 
-def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], None]) -> Session:
+def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object]) -> Session:
     """Measure everything.
 
     Args:

@@ -25,19 +25,20 @@ ALGORITHMS = ["Tiles2", "Tiles4", "Strided"]
 # Of the largest number of a result. The coefficients of 4×4 tiles amplify rounding about eightfold.
 TOLERANCE = {"double": 1e-12, "float": 2e-5}
 AMPLIFIED = {"Tiles2": 1, "Tiles4": 8, "Strided": 1}
-SHAPES = [  # inputs, outputs, side of the outputs, examples
-    (16, 16, 8, 2),  # 32 tiles
-    (16, 16, 8, 33),  # 528 tiles
-    (16, 32, 4, 5),  # 20 tiles: no multiple of 3
-    (32, 64, 4, 7),
-    (64, 64, 4, 4),
-    (4, 12, 8, 3),
-    (12, 4, 4, 33),
-    (3, 16, 8, 3),  # three channels of a first layer
-    (1, 4, 8, 2),
-    (16, 16, 32, 2),
-    (128, 8, 4, 4),
-    (640, 4, 4, 4),  # a block of tiles would exceed the caches
+SHAPES = [  # inputs, outputs, height and width of the outputs, examples
+    (16, 16, 8, 8, 2),  # 32 tiles
+    (16, 16, 8, 8, 33),  # 528 tiles
+    (16, 32, 4, 4, 5),  # 20 tiles of 2, 5 of 4: no multiples of 3
+    (32, 64, 4, 4, 7),
+    (64, 64, 4, 4, 4),
+    (4, 12, 8, 8, 3),
+    (12, 4, 4, 4, 33),
+    (3, 16, 8, 8, 3),  # three channels of a first layer
+    (1, 4, 8, 8, 2),
+    (16, 16, 32, 32, 2),
+    (128, 8, 4, 4, 4),
+    (640, 4, 4, 4, 4),  # a block of tiles would exceed the caches
+    (16, 16, 4, 12, 3),
 ]
 
 _SOURCE = """
@@ -126,21 +127,21 @@ def lanes_last(values: NDArray[Any]) -> NDArray[Any]:
 @pytest.mark.parametrize("alike", [0, 1])
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 def test_convolution_and_gradients(
-    folder: Path, sizes: tuple[int, int, int, int], alike: int, algorithm: str, real: str
+    folder: Path, sizes: tuple[int, int, int, int, int], alike: int, algorithm: str, real: str
 ) -> None:
-    inputs, outputs, side, n = sizes
+    inputs, outputs, height, width, n = sizes
     stride = 2 if algorithm == "Strided" else 1
-    bias = alike == 0 or side == 8
+    bias = alike == 0 or height == 8
     library = Calls(kernels(real, folder), algorithm, alike)
     rng = np.random.default_rng(7)
     dtype = np.float64 if real == "double" else np.float32
     x, w, b, dz = (
         rng.standard_normal((LANES, *shape)).astype(dtype)
         for shape in (
-            (n, inputs, stride * side, stride * side),
+            (n, inputs, stride * height, stride * width),
             (outputs, inputs, 3, 3),
             (outputs,),
-            (n, outputs, side, side),
+            (n, outputs, height, width),
         )
     )
     if alike:

@@ -21,7 +21,7 @@ from smallbatch.training.stacked.native.steps import (
 )
 from smallbatch.training.stacked.native.structures import Layer, Network, Product, Shape
 
-_BLOCK = 6  # a multiple of the positions that the kernels compute together, P in vectors.h
+_BLOCK = 3  # positions that the kernels compute together, P in vectors.h
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
 _LINE = 32  # bytes of a vector of float
@@ -127,7 +127,8 @@ class NativeNetwork:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
         layer.y = self._buffer(out)
-        # Read until the layer before has its own: by that one's shortcut too.
+        # Three in turn: a layer's own, that of the layer before, which it writes, and that of the
+        # layer after, which a shortcut still reads.
         layer.dy = self._shared(out, len(sources) % 3) if self.training else 0
         layer.z = self._buffer(out) if step.norm else layer.y
         layer.dz = layer.dy
@@ -319,7 +320,7 @@ class NativeNetwork:
 
     def _shared(self, shape: Shape, number: int) -> int:
         """One of the buffers that layers of the same shape use, each for a moment."""
-        key = (shape.channels, shape.channel, shape.row, shape.origin, number)
+        key = (shape.channels, shape.height, shape.channel, shape.row, shape.origin, number)
         if key not in self._scratch:
             self._scratch[key] = self._buffer(shape)
         return self._scratch[key]

@@ -104,7 +104,6 @@ __attribute__((noinline)) void gradient_block(const Product &f, const vec *x, co
 template <int O>
 void gradient_rows(const Product &f, const vec *x, const vec *dz, vec *dw, int begin, int end) {
     int r = 0;
-    for (; r + P <= f.rows; r += P) gradient_block<O, P>(f, x, dz, dw, r, begin, end);
     for (; r + 3 <= f.rows; r += 3) gradient_block<O, 3>(f, x, dz, dw, r, begin, end);
     for (; r < f.rows; r++) gradient_block<O, 1>(f, x, dz, dw, r, begin, end);
 }

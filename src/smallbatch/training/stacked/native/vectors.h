@@ -12,19 +12,15 @@
 
 namespace {
 
-// Positions in a block of registers: four outputs of each, beside what is multiplied.
-#if defined(__AVX512VL__)
-constexpr int P = 6;
-#else
-constexpr int P = 3;
-#endif
+constexpr int P = 3;  // positions in a block of registers, for four outputs
 
 // Keeps a vector that several products share in a register: GCC would load it for each of them.
-inline void keep(vec &x) {
+template <class Vector>
+inline void keep(Vector &x) {
 #if defined(__AVX512VL__)
     asm("" : "+v"(x));
 #elif defined(__AVX__)
-    if (sizeof(vec) == 32) asm("" : "+x"(x));
+    if constexpr (sizeof(Vector) == 32) asm("" : "+x"(x));
 #endif
     (void)x;
 }

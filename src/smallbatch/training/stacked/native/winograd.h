@@ -280,10 +280,6 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
 // The same for all inputs.
 inline void tile_gradients(const vec *e, const vec *d, vec *s, int inputs, int tiles, int present) {
     int c = 0;
-    for (; inputs - c >= P; c += P)
-        tile_gradient<P>(e, d + c * tiles, s + c, inputs, tiles, present);
-    for (; P > 4 && inputs - c >= 4; c += 4)
-        tile_gradient<4>(e, d + c * tiles, s + c, inputs, tiles, present);
     // Pairs rather than a single one in the end: it would wait for its own sums.
     for (; inputs - c >= 5 || inputs - c == 3; c += 3)
         tile_gradient<3>(e, d + c * tiles, s + c, inputs, tiles, present);
