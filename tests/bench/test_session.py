@@ -69,7 +69,7 @@ def test_every_repeat_measures_every_case_once_in_turn(
     kept: list[dict[str, Any]] = []
     bench = small_bench()
     done = session.run(
-        bench, tmp_path, lambda _: None, lambda so_far: kept.append(as_json(bench, so_far, []))
+        bench, tmp_path, lambda _: None, lambda so_far: kept.append(as_json(bench, so_far, [], {}))
     )
     assert [record["settings"]["repeats_done"] for record in kept] == [1, 2]
     chunks = "stacked in chunks of 8"
@@ -93,7 +93,7 @@ def test_a_record_states_medians_of_the_repeats_and_their_ratios() -> None:
     for one in series:
         one.repeats += [{"images_per_second": rate} for rate in rates[one.engine]]
     limits = {"sgemm_flops_per_second": [2e9, 9e9, 1e9]}
-    record = as_json(bench, Session(series, limits), ["bench"])
+    record = as_json(bench, Session(series, limits), ["bench"], {})
     assert record["limits"]["sgemm_flops_per_second"]["median"] == 2e9
     (case,) = record["cases"]
     textbook, loop = (case["engines"][engine] for engine in bench.engines)

@@ -66,8 +66,10 @@ def bench(
         **settings,
     )
 
+    about = environment.describe(found)  # before a file is written that git may know
+
     def write(session: Session) -> str:
-        result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]])
+        result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]], about)
         text = record.as_markdown(result)
         if out is not None:
             durable.write(out, record.as_text(result).encode())

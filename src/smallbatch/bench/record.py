@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 from smallbatch.bench.session import LOADER_WORKERS, Bench, Series, Session
-from smallbatch.training import environment
 from smallbatch.training.calibration import training_flops_of
 from smallbatch.training.rate import BASE_LR, TEST_IMAGES
 
@@ -37,7 +36,9 @@ NOTES = {
 }
 
 
-def as_json(bench: Bench, session: Session, command: Sequence[str]) -> dict[str, Any]:
+def as_json(
+    bench: Bench, session: Session, command: Sequence[str], environment: dict[str, Any]
+) -> dict[str, Any]:
     """All of a session: what was run on what, every repeat, medians and ratios."""
     limits = {
         name: {"repeats": values, "median": median(values)}
@@ -50,7 +51,7 @@ def as_json(bench: Bench, session: Session, command: Sequence[str]) -> dict[str,
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
-        "environment": environment.describe(bench.device),
+        "environment": environment,
         "settings": {
             "model": bench.model,
             "norm": bench.norm,
