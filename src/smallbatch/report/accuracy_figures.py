@@ -20,6 +20,7 @@ from smallbatch.report.style import (
     legend_columns,
     new_figure,
     ordered_colours,
+    sideways,
 )
 
 if TYPE_CHECKING:
@@ -101,12 +102,10 @@ def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
     figure, axes = new_figure()
     for index, study in enumerate(studies):
         # A study keeps its colour through all figures, so one without a best cell is counted too.
-        colour, marker = categorical(index)
         ordered = best[best["study"] == study].sort_values("batch_size")
         if ordered.empty:
             continue
-        # Set apart sideways by a little, or the bars of two studies would hide each other.
-        shift = 0.09 * (index - (len(studies) - 1) / 2)
+        shift, look = sideways(index, len(studies), 0.09), categorical(index)
         middle = ordered["accuracy"].to_numpy(dtype=float)
         low = ordered["min_accuracy"].to_numpy(dtype=float)
         high = ordered["max_accuracy"].to_numpy(dtype=float)
@@ -115,8 +114,9 @@ def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
             100 * middle,
             # A worst seed that diverged has no accuracy: its bar has no lower half.
             yerr=100 * np.nan_to_num(np.stack([middle - low, high - middle])),
-            color=colour,
-            marker=marker,
+            color=look["color"],
+            marker=look["marker"],
+            linestyle=look["linestyle"],
             capsize=2.5,
             elinewidth=1,
             label=study,

@@ -16,6 +16,7 @@ from smallbatch.report.style import (
     legend_columns,
     new_figure,
     ordered_colours,
+    sideways,
 )
 
 if TYPE_CHECKING:
@@ -74,18 +75,12 @@ def study_ranges(
 def all_ranges(ranges: pd.DataFrame, cells: pd.DataFrame, studies: list[str], unit: str) -> Figure:
     """Draw all studies' ranges of one data set side by side, at the main fraction."""
     figure, axes = new_figure()
-    step = min(0.2, 0.7 / len(studies))
     keys: list[Line2D] = []
     main = ranges[ranges["fraction"] == MAIN_FRACTION]
     for index, study in enumerate(studies):
-        colour, marker = categorical(index)
-        style: dict[str, Any] = {
-            "color": colour,
-            "linewidth": max(1.2, min(4.0, 14 * step)),
-            "marker": marker,
-        }
+        style = categorical(index) | {"linewidth": max(1.2, min(2.8, 9.8 / len(studies)))}
         own_cells = cells[cells["study"] == study]
-        offset = step * (index - (len(studies) - 1) / 2)
+        offset = sideways(index, len(studies), 0.2)
         _bars(axes, main[main["study"] == study], own_cells, offset, unit, style)
         keys.append(Line2D([], [], label=study, **style))
     _finish(axes, cells, unit)
@@ -110,7 +105,15 @@ def _bars(
     suffix = "_lr" if unit == "lr" else ""
     low = np.log2(found[f"lower{suffix}"].to_numpy(dtype=float))
     high = np.log2(found[f"upper{suffix}"].to_numpy(dtype=float))
-    axes.vlines(x, low, high, color=style["color"], linewidth=style["linewidth"], alpha=0.55)
+    axes.vlines(
+        x,
+        low,
+        high,
+        color=style["color"],
+        linewidth=style["linewidth"],
+        alpha=0.55,
+        linestyles=style.get("linestyle", "-"),
+    )
     dots = cells.merge(found[["batch_size", "lower", "upper", "holes"]], on="batch_size")
     dots = dots[np.array([_inside(row) for row in dots.to_dict("records")], dtype=bool)]
     axes.plot(

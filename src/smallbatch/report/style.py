@@ -92,9 +92,21 @@ def ordered_colours(count: int) -> list[str]:
     return [to_hex(viridis(position)) for position in np.linspace(0, _VIRIDIS_END, count)]
 
 
-def categorical(index: int) -> tuple[str, str]:
-    """Colour and marker of the index-th of several unordered things."""
-    return CATEGORICAL[index % len(CATEGORICAL)], MARKERS[index % len(MARKERS)]
+def categorical(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the index-th of several unordered things."""
+    return {
+        "color": CATEGORICAL[index % len(CATEGORICAL)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": "-" if index < len(CATEGORICAL) else "--",
+    }
+
+
+def sideways(index: int, count: int, step: float) -> float:
+    """Octaves by which the index-th of several things at a batch size is set apart.
+
+    Otherwise one would hide another; never so far that it seems to be at another batch size.
+    """
+    return min(step, 0.66 / count) * (index - (count - 1) / 2)
 
 
 def legend_columns(labels: Iterable[str]) -> int:
