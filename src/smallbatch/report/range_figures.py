@@ -78,7 +78,8 @@ def all_ranges(ranges: pd.DataFrame, cells: pd.DataFrame, studies: list[str], un
     keys: list[Line2D] = []
     main = ranges[ranges["fraction"] == MAIN_FRACTION]
     for index, study in enumerate(studies):
-        style = categorical(index) | {"linewidth": max(1.2, min(2.8, 9.8 / len(studies)))}
+        style: dict[str, Any] = categorical(index)
+        style["linewidth"] = max(1.2, min(2.8, 9.8 / len(studies)))
         own_cells = cells[cells["study"] == study]
         offset = sideways(index, len(studies), 0.2)
         _bars(axes, main[main["study"] == study], own_cells, offset, unit, style)
