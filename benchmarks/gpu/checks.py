@@ -13,11 +13,9 @@ from torch import Tensor
 from benchmarks.gpu.inputs import Settings, make_runs
 from smallbatch.training import loop, stacked
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked.choice import candidates, default_fusing, default_tail
 from smallbatch.training.stacked.convs import Convs, Grouped
-from smallbatch.training.stacked.inputs import Tables
-from smallbatch.training.stacked.step import Step, capture
-from smallbatch.training.stacked.torch_lanes import build_net
+from smallbatch.training.stacked.step import capture
+from smallbatch.training.stacked.torch_lanes import make_step
 
 # Deviations up to which a check passes, fixed before the first measurement on a GPU. In float32 an
 # activation within rounding of 0 may be clipped in one engine and not in the other, which moves an

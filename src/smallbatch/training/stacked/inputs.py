@@ -37,7 +37,7 @@ class Shared(NamedTuple):
 def seen_by_all(images: Tensor, lanes: int) -> Shared:
     """One batch (m, C, H, W) for all lanes."""
     source = torch.zeros(lanes, dtype=torch.int64, device=images.device)
-    return Shared(images.contiguous()[None], (lanes,), source)
+    return Shared(images[None], (lanes,), source)
 
 
 class Tables:
@@ -50,7 +50,7 @@ class Tables:
         runs: of one column, those of one seed next to each other.
         data: the resident data set.
         dtype: of the learning rates.
-        fused: whether a Triton kernel gathers the images.
+        fused: whether a Triton kernel gathers the images, channels last in memory.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class Tables:
     ) -> None:
         self.data, self.fused, self.runs = data, fused, list(runs)
         self.device = data.train.images.device
-        self.images = data.train.images.contiguous() if fused else data.train.images
+        self.images = data.train.images
+        if fused:
+            self.images = self.images.permute(0, 2, 3, 1).contiguous()
         self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
         self.updates = updates_after(self.study.epochs, self.n, self.m)
         self.seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -132,10 +134,13 @@ class Tables:
         """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
         train, windows = self.data.train, self.data.windows
         if self.fused:
-            from smallbatch.training.stacked.triton_inputs import gathered
+            from smallbatch.training.stacked.triton.inputs import gathered
 
             augment = windows is not None
-            return gathered(self.examples, self.images, train.labels, self.counter, augment)
+            images, labels = gathered(
+                self.examples, self.images, train.labels, self.counter, augment
+            )
+            return images.permute(0, 3, 1, 2), labels
         index, top, left, flip = self.examples.index_select(0, self.counter)[0].flatten(1)
         if windows is None:
             images = self.images.index_select(0, index)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+ALIGNED = 16  # values: a load of four, the widest, begins at a multiple of four
+SPAN = 1024  # values of a row whose gradients have equally many parts
 
 
 @dataclass
@@ -19,20 +23,30 @@ class Lanes:
         shapes: of the parameters of one lane, by name.
         statistics: running means and variances by name, (K, C) each; for vmap, all buffers.
         template: a plain model's state dict.
+        packed: whether memory is laid out for Triton's kernels: convolutions' weights as (size,
+            size, C, O), every parameter at a multiple of ALIGNED values, zeros in the gaps.
         views: each parameter by its name, a view (K, …) into ``theta``.
-        gradient: of the summed loss, (K, P); a backward pass writes it.
-        gradients: each parameter's by its name, a view (K, …) into ``gradient``.
+        partial: of the summed loss, parts (parts, K, P) whose sum is the gradient; a backward
+            pass writes them. One part unless `split`.
+        used: how many parts each SPAN of values has, int32 (⌈P / SPAN⌉,).
+        gradients: each parameter's first part by its name, a view (K, …).
     """
 
     theta: Tensor
     shapes: dict[str, torch.Size]
     statistics: dict[str, Tensor]
     template: dict[str, Tensor]
+    packed: bool = False
     views: dict[str, Tensor] = field(init=False)
-    gradient: Tensor = field(init=False)
+    partial: Tensor = field(init=False)
+    used: Tensor = field(init=False)
     gradients: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._most = 1
+        self.used = torch.ones(
+            -(-self.theta.shape[1] // SPAN), dtype=torch.int32, device=self.theta.device
+        )
         self._bind()
 
     def __len__(self) -> int:
@@ -41,18 +55,54 @@ class Lanes:
     @property
     def parameters(self) -> int:
         """Trained parameters of one lane."""
-        return self.theta.shape[1]
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def gradient(self) -> Tensor:
+        """Of the summed loss, (K, P)."""
+        return self.partial[0] if len(self.partial) == 1 else self.partial.sum(0)
+
+    def split(self, parts: Mapping[str, int]) -> None:
+        """Make room for so many parts of these parameters' gradients; others have one."""
+        self._most = max([1, *parts.values()])
+        used = self.used.tolist()
+        for name, (start, end) in self._places().items():
+            for i in range(start // SPAN, -(-end // SPAN)):
+                used[i] = max(used[i], parts.get(name, 1))
+        self.used.copy_(torch.tensor(used))
+        self._bind()
+
+    def parts(self, name: str) -> Tensor:
+        """The parts of a parameter's gradient, (parts, K, …)."""
+        return self._all_parts[name]
+
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Where each parameter begins and ends in a row."""
+        sizes = [padded(shape.numel(), self.packed) for shape in self.shapes.values()]
+        ends = list(itertools.accumulate(sizes))
+        return {
+            name: (end - size, end)
+            for name, size, end in zip(self.shapes, sizes, ends, strict=True)
+        }
 
     def _bind(self) -> None:
-        self.gradient = torch.zeros_like(self.theta)
-        self.views, self.gradients = self._named(self.theta), self._named(self.gradient)
+        self.partial = self.theta.new_zeros(self._most, *self.theta.shape)
+        self.views, self._all_parts = self._named(self.theta), self._named(self.partial)
+        self.gradients = {name: parts[0] for name, parts in self._all_parts.items()}
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = flat.split([shape.numel() for shape in self.shapes.values()], 1)
-        return {
-            name: part.unflatten(1, shape) if shape else part[:, 0]
-            for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
-        }
+        """Views of the last dimension of (…, P)."""
+        found: dict[str, Tensor] = {}
+        for name, (start, _) in self._places().items():
+            shape = self.shapes[name]
+            part = flat[..., start : start + shape.numel()]
+            if self.packed and len(shape) == 4:
+                out, channels, height, width = shape
+                part = part.unflatten(-1, (height, width, channels, out))
+                found[name] = part.movedim((-1, -2), (-4, -3))
+            else:
+                found[name] = part.unflatten(-1, shape) if shape else part[..., 0]
+        return found
 
     def keep(self, index: Tensor) -> None:
         """Drop all lanes but those of ``index``, int64."""
@@ -80,7 +130,7 @@ class Lanes:
         state = {name: value.clone() for name, value in self.template.items()}
         for name, value in {**self.views, **self.statistics}.items():
             if name in state:
-                state[name] = value[lane].detach().cpu().clone()
+                state[name] = value[lane].detach().cpu().clone(memory_format=torch.contiguous_format)
         return state
 
 
@@ -89,6 +139,7 @@ def stack_lanes(
     device: torch.device,
     dtype: torch.dtype,
     all_buffers: bool = False,
+    packed: bool = False,
 ) -> tuple[Lanes, nn.Module]:
     """Build K plain models one after another and stack their states.
 
@@ -97,6 +148,7 @@ def stack_lanes(
         device: of the lanes.
         dtype: of the lanes' parameters and statistics.
         all_buffers: stack every buffer, as vmap wants it, not only running statistics.
+        packed: see `Lanes`.
 
     Returns:
         The lanes, and the last of the models as the pattern of their structure.
@@ -105,7 +157,7 @@ def stack_lanes(
     for i, build in enumerate(builders):
         model = build()
         if lanes is None:
-            lanes = _empty_lanes(model, len(builders), device, dtype, all_buffers)
+            lanes = _empty_lanes(model, len(builders), device, dtype, all_buffers, packed)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, value in {**lanes.views, **lanes.statistics}.items():
             value[i].copy_(state[name].detach())
@@ -115,10 +167,15 @@ def stack_lanes(
 
 
 def _empty_lanes(
-    model: nn.Module, k: int, device: torch.device, dtype: torch.dtype, all_buffers: bool
+    model: nn.Module,
+    k: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    all_buffers: bool,
+    packed: bool,
 ) -> Lanes:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    parameters = sum(shape.numel() for shape in shapes.values())
+    parameters = sum(padded(shape.numel(), packed) for shape in shapes.values())
     kinds = ("running_mean", "running_var")
     statistics = {
         name: value.new_zeros(
@@ -132,4 +189,10 @@ def _empty_lanes(
         shapes=shapes,
         statistics=statistics,
         template={name: value.detach().clone() for name, value in model.state_dict().items()},
+        packed=packed,
     )
+
+
+def padded(values: int, packed: bool) -> int:
+    """The room that a parameter takes in a row."""
+    return -(-values // ALIGNED) * ALIGNED if packed else values

@@ -20,6 +20,7 @@ from smallbatch.models.alexnet import same_max_pool
 from smallbatch.training.stacked.convs import Convs, Shortcut, by_lane
 from smallbatch.training.stacked.inputs import Shared
 from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.norms import BatchNorm, GroupNorm, make_norm
 
 
 class Layer(Protocol):
@@ -34,6 +35,20 @@ class Layer(Protocol):
         ...
 
 
+class Opening(Protocol):
+    """A convolution that can begin a residual block."""
+
+    stride: int
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """As a layer's."""
+        ...
+
+    def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """As a layer's, with the gradient of the shortcut that begins at the input."""
+        ...
+
+
 class Joinable(Protocol):
     """A layer that can end a residual block."""
 
@@ -44,6 +59,18 @@ class Joinable(Protocol):
     def backward(self, g: Tensor) -> Tensor:
         """As a layer's."""
         ...
+
+
+def check_conv(name: str, module: nn.Conv2d) -> None:
+    """Refuse what is no plain convolution of odd size with SAME padding.
+
+    Raises:
+        ValueError: it is not.
+    """
+    size = module.kernel_size[0]
+    plain = module.groups == 1 and module.kernel_size == (size, size) and size % 2
+    if not plain or module.padding != (size // 2, size // 2) or module.dilation != (1, 1):
+        raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
 
 
 class Conv:
@@ -60,11 +87,8 @@ class Conv:
     def __init__(
         self, lanes: Lanes, name: str, module: nn.Conv2d, convs: Convs, relu: bool
     ) -> None:
-        size, stride = module.kernel_size[0], module.stride[0]
-        plain = module.groups == 1 and module.kernel_size == (size, size) and size % 2
-        if not plain or module.padding != (size // 2, size // 2) or module.dilation != (1, 1):
-            raise ValueError(f"{name}: only plain convolutions with SAME padding can be stacked")
-        self.lanes, self.convs, self.relu, self.stride = lanes, convs, relu, stride
+        check_conv(name, module)
+        self.lanes, self.convs, self.relu, self.stride = lanes, convs, relu, module.stride[0]
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def parameters(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -97,11 +121,12 @@ class Conv:
 class FirstConv:
     """The convolution that sees the images: plain, since lanes of one seed see the same ones."""
 
-    def __init__(self, conv: Conv) -> None:
-        self.conv = conv
+    def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
+        self.conv, self.dtype = conv, dtype
 
     def forward(self, shared: Shared, training: bool) -> Tensor:
         """Images → (m, K·Cout, H, W)."""
+        shared = shared._replace(images=shared.images.to(self.dtype).contiguous())
         if training:
             self.shared = shared
         conv = self.conv
@@ -204,6 +229,58 @@ class GlobalMean:
         return torch.where(self.x > 0, share, torch.zeros_like(share))
 
 
+class TorchLayers:
+    """Makes the layers of a network.
+
+    Args:
+        lanes: the weights.
+        convs: the convolutions' algorithm.
+        dtype: of the activations.
+    """
+
+    def __init__(self, lanes: Lanes, convs: Convs, dtype: torch.dtype) -> None:
+        self.lanes, self.convs, self.dtype = lanes, convs, dtype
+
+    def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:
+        """A convolution; ``relu``: one follows at once."""
+        return Conv(self.lanes, name, module, self.convs, relu)
+
+    def first(self, conv: Conv) -> FirstConv:
+        """The convolution that sees the images."""
+        return FirstConv(conv, self.dtype)
+
+    def linear(self, name: str, relu: bool) -> Linear:
+        """An FC layer."""
+        return Linear(self.lanes, name, relu)
+
+    def norm(self, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
+        """A normalisation and the ReLU that follows."""
+        return make_norm(self.lanes, name, module)
+
+    def pool(self) -> MaxPool:
+        """The AlexNet's pool."""
+        return MaxPool()
+
+    def flatten(self) -> Flatten:
+        """Pixels to features."""
+        return Flatten()
+
+    def mean(self) -> GlobalMean:
+        """Global average pool."""
+        return GlobalMean()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(m, K·classes) → (m, K, classes)."""
+        return x.unflatten(1, (len(self.lanes), -1))
+
+    def of_logits(self, g: Tensor) -> Tensor:
+        """And back."""
+        return g.flatten(1).to(self.dtype)
+
+    def finish(self) -> None:
+        """All layers are made."""
+
+
 class Chain:
     """Layers one after another."""
 
@@ -226,7 +303,7 @@ class Chain:
 class Residual:
     """Relu(last(inner(first(x))) + shortcut(x)) with the parameter-free option-A shortcut."""
 
-    def __init__(self, first: Conv, inner: Chain, last: Joinable) -> None:
+    def __init__(self, first: Opening, inner: Chain, last: Joinable) -> None:
         self.first, self.inner, self.last = first, inner, last
 
     def forward(self, x: Tensor, training: bool) -> Tensor:

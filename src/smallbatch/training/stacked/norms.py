@@ -141,36 +141,6 @@ def _unfold(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
-class FusedNorm(BatchNorm):
-    """Batch or ghost norm by Triton kernels: a pass, its shortcut and its ReLU in one."""
-
-    def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
-        super().__init__(lanes, name, module)
-        self.size = module.bn_batch_size if isinstance(module, GhostBatchNorm) else None
-
-    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0; evaluations leave it to torch."""
-        if not training:
-            return super().forward(x, training, shortcut)
-        from smallbatch.training.stacked import triton_norms
-
-        views, size = self.lanes.views, self.size or len(x)
-        affine = views[self.weight], views[self.bias]
-        y, self.moments = triton_norms.forward(
-            x, *affine, self.running(), size, self.momentum, self.eps, shortcut
-        )
-        self.x = x
-        return y
-
-    def backward(self, g: Tensor) -> Tensor:
-        """Gradients of weight, bias and input."""
-        from smallbatch.training.stacked import triton_norms
-
-        views, gradients, size = self.lanes.views, self.lanes.gradients, self.size or len(g)
-        of_affine = gradients[self.weight], gradients[self.bias]
-        return triton_norms.backward(g, self.x, views[self.weight], self.moments, size, *of_affine)
-
-
 class GroupNorm(_Norm):
     """Group norm of (m, K·C, …): every example by itself, over the pixels of a channel group."""
 
@@ -197,3 +167,14 @@ class GroupNorm(_Norm):
         )
         self.keep(weight, bias)
         return x
+
+
+def make_norm(lanes: Lanes, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
+    """The layer over K lanes of a plain model's normalisation."""
+    if isinstance(module, GhostBatchNorm):
+        return GhostNorm(lanes, name, module)
+    if isinstance(module, nn.BatchNorm2d):
+        return BatchNorm(lanes, name, module)
+    if isinstance(module, nn.GroupNorm):
+        return GroupNorm(lanes, name, module)
+    raise TypeError(f"{type(module).__name__} has no stacked form")

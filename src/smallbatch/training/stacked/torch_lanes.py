@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked.choice import default_convs, default_fusing, default_tail
-from smallbatch.training.stacked.convs import Convs, Unrolled
+from smallbatch.training.stacked.choice import Kernels, default_kernels
+from smallbatch.training.stacked.convs import Grouped, Unrolled
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
-from smallbatch.training.stacked.lanes import stack_lanes
-from smallbatch.training.stacked.models import StackedNet, has_stacked_form
-from smallbatch.training.stacked.step import Net, Step, capture
+from smallbatch.training.stacked.lanes import Lanes, stack_lanes
+from smallbatch.training.stacked.layers import TorchLayers
+from smallbatch.training.stacked.models import Kit, StackedNet, has_stacked_form
+from smallbatch.training.stacked.step import Net, Step, Tail, TorchTail, capture
 from smallbatch.training.stacked.vmap import VmapNet
 
 # Images of all lanes together in one forward pass of an evaluation.
@@ -35,8 +36,7 @@ def build_net(
     runs: Sequence[Run],
     data: Resident,
     dtype: torch.dtype,
-    convs: Convs | None = None,
-    fused: bool | None = None,
+    kernels: Kernels | None = None,
 ) -> tuple[Net, nn.Module]:
     """The network of all lanes, initialised, and a plain model of its structure.
 
@@ -44,22 +44,50 @@ def build_net(
         runs: of one study and batch size, those of one seed next to each other.
         data: the resident data set; its device is the network's.
         dtype: of the weights.
-        convs: the convolutions' algorithm; by default the fastest for each shape on a GPU.
-        fused: whether batch norms are done by Triton's kernels; by default where that works.
+        kernels: what computes the paper's models; see `default_kernels`.
     """
+    device = data.train.images.device
     builders = [partial(initial_model, run, data) for run in runs]
     plain = not has_stacked_form(builders[0]())
-    lanes, model = stack_lanes(builders, data.train.images.device, dtype, plain)
+    kernels = kernels or default_kernels(device, dtype)
+    packed = not plain and kernels == "triton"
+    lanes, model = stack_lanes(builders, device, dtype, plain, packed)
     if plain:
         return VmapNet(lanes, model), model
-    precision = runs[0].settings.precision
-    # Float64 is for tests: by matrix products, which torch has everywhere and fast.
-    single = dtype == torch.float32
-    convs = convs or (default_convs(lanes.theta.device, precision) if single else Unrolled())
+    return StackedNet(lanes, model, _kit(lanes, runs[0], data, kernels)), model
+
+
+def _kit(lanes: Lanes, run: Run, data: Resident, kernels: Kernels) -> Kit:
+    precision, dtype = run.settings.precision, lanes.theta.dtype
     half = torch.bfloat16 if precision == "bf16" else dtype
-    if fused is None:
-        fused = single and default_fusing(lanes.theta.device)
-    return StackedNet(lanes, model, convs, half, fused), model
+    if kernels != "triton":
+        return TorchLayers(lanes, Unrolled() if kernels == "unrolled" else Grouped(), half)
+    from smallbatch.training.stacked.triton.convs import FLOAT32_DOT
+    from smallbatch.training.stacked.triton.layers import TritonLayers
+
+    dot = "tf32" if precision == "tf32" else FLOAT32_DOT
+    height, width = data.train.images.shape[2:]
+    return TritonLayers(lanes, run.batch_size, (height, width), dot, half)
+
+
+def make_step(
+    runs: Sequence[Run], data: Resident, dtype: torch.dtype, kernels: Kernels | None = None
+) -> tuple[Step, nn.Module]:
+    """A step of a network of lanes, and a plain model of its structure; see `build_net`."""
+    kernels = kernels or default_kernels(data.train.images.device, dtype)
+    net, model = build_net(runs, data, dtype, kernels)
+    fused = kernels == "triton"
+    return Step(net, Tables(runs, data, dtype, fused), _tail if fused else _torch_tail), model
+
+
+def _tail(lanes: int, device: torch.device) -> Tail:
+    from smallbatch.training.stacked.triton.tail import TritonTail
+
+    return TritonTail(lanes, device)
+
+
+def _torch_tail(_lanes: int, _device: torch.device) -> Tail:
+    return TorchTail()
 
 
 class TorchLanes:
@@ -69,19 +97,21 @@ class TorchLanes:
         runs: of one study and batch size, those of one seed next to each other.
         data: the resident data set.
         dtype: of the weights.
-        convs: see `build_net`.
+        kernels: see `build_net`.
     """
 
     def __init__(
-        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, convs: Convs | None = None
+        self,
+        runs: Sequence[Run],
+        data: Resident,
+        dtype: torch.dtype,
+        kernels: Kernels | None = None,
     ) -> None:
         self.runs = list(runs)
         self.device = data.train.images.device
-        self.net, self.model = build_net(runs, data, dtype, convs)
+        self.step, self.model = make_step(runs, data, dtype, kernels)
+        self.net, self.tables = self.step.net, self.step.tables
         self.parameters = self.net.lanes.parameters
-        fused = dtype == torch.float32 and default_fusing(self.device)
-        self.tables = Tables(runs, data, dtype, fused)
-        self.step = Step(self.net, self.tables, default_tail(self.device, dtype))
         self.captured: Callable[[], None] | None = None
         self.first = self.last = -1  # updates that the tables hold
         self._seconds = math.inf  # of a captured update

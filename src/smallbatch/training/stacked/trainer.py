@@ -23,7 +23,7 @@ from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked import native
-from smallbatch.training.stacked.convs import Convs
+from smallbatch.training.stacked.choice import Kernels
 from smallbatch.training.stacked.native.lanes import NativeLanes
 from smallbatch.training.stacked.torch_lanes import TorchLanes
 
@@ -96,7 +96,7 @@ def train_lanes(
     on_epoch: EpochObserver = lambda *_: None,
     on_end: EndObserver = lambda *_: None,
     keeper: Keeper | None = None,
-    convs: Convs | None = None,
+    kernels: Kernels | None = None,
     by_torch: bool = False,
     recorded: Collection[Run] = (),
 ) -> list[RunResult]:
@@ -110,7 +110,7 @@ def train_lanes(
         on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
             the update, on a GPU with its epoch.
         keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
-        convs: the algorithm of torch's convolutions; by default, on a GPU, the fastest for each.
+        kernels: what computes the lanes on a GPU, or with ``by_torch``; by default the fastest.
         by_torch: leave out the native kernels.
         recorded: those of ``runs`` whose results are kept: they only keep the others company.
 
@@ -129,7 +129,7 @@ def train_lanes(
         if not by_torch and native.serves(study, device):
             lanes = NativeLanes(ordered, data, dtype)
         else:
-            lanes = TorchLanes(ordered, data, dtype, convs)
+            lanes = TorchLanes(ordered, data, dtype, kernels)
         trainer = _Trainer(lanes, data, on_epoch, on_end, keeper or KeepNothing(), recorded)
         trainer.run()
     return [trainer.results[run] for run in runs if run in trainer.results]

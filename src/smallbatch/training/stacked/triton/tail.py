@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.lanes import SPAN, Lanes
 from smallbatch.training.stacked.step import Metrics, TorchTail
 
 
-@triton.jit(do_not_specialize=["m", "lanes"])
+@triton.jit(do_not_specialize=["m", "example", "its_lane"])
 def score(
-    logits, labels, gradient, loss, correct, m, lanes, label_example, label_lane,
+    logits, labels, gradient, loss, correct, m, example, its_lane, label_example, label_lane,
     CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A lane's summed cross-entropy, its gradient in the logits, and its right answers."""
@@ -34,7 +34,7 @@ def score(
     for n0 in range(0, m, BLOCK):
         n = n0 + tl.arange(0, BLOCK)
         there = (n < m)[:, None] & (k < CLASSES)[None, :]
-        at = ((n * lanes + lane) * CLASSES)[:, None] + k[None, :]
+        at = (n * example + lane * its_lane)[:, None] + k[None, :]
         z = tl.load(logits + at, mask=there, other=float("-inf"))
         z = tl.where((n < m)[:, None], z, 0.0)
         label = tl.load(labels + n * label_example + lane * label_lane, mask=n < m, other=0)
@@ -54,15 +54,22 @@ def score(
 
 
 @triton.jit
-def descend(theta, gradient, rates, bad, parameters, lanes, BLOCK: tl.constexpr):
-    """One update of a part of a lane's weights; ``bad`` of the lane becomes 1 if one overflows."""
+def descend(theta, partial, used, rates, bad, parameters, lanes, BLOCK: tl.constexpr):
+    """One update of a stretch of a lane's weights; ``bad`` of the lane becomes 1 if one overflows.
+
+    ``used`` says how many parts the stretch's gradient has.
+    """
     lane = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < parameters
     at = lane.to(tl.int64) * parameters + i
     decay, base_lr = tl.load(rates + lane), tl.load(rates + lanes + lane)
     weights = tl.load(theta + at, mask=mask, other=0.0) * decay
-    weights -= tl.load(gradient + at, mask=mask, other=0.0) * base_lr
+    gradient = tl.load(partial + at, mask=mask, other=0.0)
+    for part in range(1, tl.load(used + tl.program_id(0))):
+        there = partial + tl.num_programs(1).to(tl.int64) * parameters * part
+        gradient += tl.load(there + at, mask=mask, other=0.0)
+    weights -= gradient * base_lr
     tl.store(theta + at, weights, mask=mask)
     wrong = tl.max(tl.where(tl.abs(weights) < float("inf"), 0, 1), 0)
     tl.atomic_max(bad + lane, wrong, mask=wrong > 0)
@@ -97,8 +104,6 @@ _SCORE: Any = score
 _DESCEND: Any = descend
 _NOTE: Any = note
 
-BLOCK = 1024
-
 
 class TritonTail:
     """Loss, update and notes by Triton; see :class:`lane_step.TorchTail`."""
@@ -110,11 +115,12 @@ class TritonTail:
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Gradient of the summed cross-entropy in the logits (m, K, classes)."""
         m, k, classes = logits.shape
-        logits = logits.contiguous()
-        gradient = torch.empty_like(logits)
+        logits = logits if logits.stride(2) == 1 else logits.contiguous()
+        gradient = torch.empty_strided(logits.shape, logits.stride(), device=logits.device)
         padded = _power(classes)
         _SCORE[(k,)](
-            logits, labels, gradient, self.loss, self.correct, m, k, *labels.stride(),
+            logits, labels, gradient, self.loss, self.correct, m, *logits.stride()[:2],
+            *labels.stride(),
             CLASSES=classes, PADDED=padded, BLOCK=max(2, min(_power(m), 1024 // padded)),
         )  # fmt: skip
         return gradient
@@ -122,8 +128,8 @@ class TritonTail:
     def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """Update the weights and note losses, hits and lanes that end."""
         k, parameters = lanes.theta.shape
-        _DESCEND[(-(-parameters // BLOCK), k)](
-            lanes.theta, lanes.gradient, rates, self.bad, parameters, k, BLOCK=BLOCK
+        _DESCEND[(-(-parameters // SPAN), k)](
+            lanes.theta, lanes.partial, lanes.used, rates, self.bad, parameters, k, BLOCK=SPAN
         )
         _NOTE[(1,)](
             self.loss, self.correct, self.bad, counter, *metrics, k, PADDED=_power(k)
@@ -139,8 +145,10 @@ def agrees(device: torch.device) -> bool:
     found: list[list[Tensor]] = []
     for tail in (TritonTail(2, device), TorchTail()):
         lanes = Lanes(theta.clone(), {"w": torch.Size([1500])}, {}, {})
-        lanes.gradient.copy_(theta.flip(1))
-        lanes.gradient[1, 7] = torch.inf
+        lanes.split({"w": 2})
+        lanes.partial.copy_(theta.flip(1))
+        lanes.partial[1] *= 2
+        lanes.partial[0, 1, 7] = torch.inf
         zeros = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(3)]
         metrics = Metrics(torch.zeros(2, dtype=torch.float64, device=device), *zeros)
         gradient = tail.score(logits.clone(), labels)

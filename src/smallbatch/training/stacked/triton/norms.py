@@ -1,0 +1,355 @@
+"""Batch and ghost norm of K lanes, two kernels a pass, with the shortcut and the ReLU that follow.
+
+The first kernel of a pass sums over stretches of pixels, the second combines the stretches (after
+Chan et al.) and applies the result. A sub-batch is ``size`` examples of a lane, the last one what
+is left. Statistics are taken of differences from a value of the stretch, so that a large mean costs
+no digits. Activations are (K, m, …, C); scale and shift (K, C) with any stride between lanes.
+"""
+
+# ruff: noqa: N803 - constants of a kernel are in upper case
+# pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
+# pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from smallbatch.training.stacked.convs import Shortcut
+
+STRETCHES = 32  # of a sub-batch, at most
+STRETCH = 2**13  # values of one at least
+TILE = 2**12  # values that a program has at a time
+
+
+@triton.jit(do_not_specialize=["m", "size", "span"])
+def moments(
+    x, partial, m, size, span,
+    C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared differences from it, of a stretch: (K, sub-batches, stretches, 2, C)."""
+    lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
+    total = tl.minimum(size, m - group * size) * PIXELS
+    start = stretch * span
+    base = x + (lane * m + group * size) * (PIXELS * C) + c
+    origin = tl.load(base + start * C, mask=(c >= 0) & (start < total), other=0.0).to(tl.float32)
+    sums, squares = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
+    for p0 in range(start, tl.minimum(start + span, total), BP):
+        p = p0 + tl.arange(0, BP)
+        there = (p < total)[:, None]
+        values = tl.load(base[None, :] + (p * C)[:, None], mask=there, other=0.0).to(tl.float32)
+        values = tl.where(there, values - origin[None, :], 0.0)
+        sums += values
+        squares += values * values
+    count = tl.maximum(tl.minimum(total - start, span), 1)
+    offset = tl.sum(sums, 0) / count
+    stretches = tl.num_programs(0) // (C // BC)
+    at = partial + ((lane * tl.num_programs(1) + group) * stretches + stretch) * (2 * C) + c
+    tl.store(at, origin + offset)
+    tl.store(at + C, tl.sum(squares, 0) - offset * offset * count)
+
+
+@triton.jit
+def _combine(partial, lane, group, groups, m, size, span, stretches, c, C, PIXELS, COUNT):
+    """Mean, biased variance and number of the values of a sub-batch."""
+    j = tl.arange(0, COUNT)
+    total = tl.minimum(size, m - group * size) * PIXELS
+    count = tl.maximum(tl.minimum(total - j * span, span), 0)
+    at = partial + ((lane * groups + group) * stretches + j)[:, None] * (2 * C) + c[None, :]
+    there = (count > 0)[:, None]
+    means = tl.load(at, mask=there, other=0.0)
+    squares = tl.load(at + C, mask=there, other=0.0)
+    weight = count.to(tl.float32)[:, None]
+    mean = tl.sum(means * weight, 0) / total
+    apart = tl.where(there, means - mean[None, :], 0.0)
+    var = tl.sum(squares + apart * apart * weight, 0) / total
+    # Sums that overflow are an infinite variance, as torch's; tl.maximum would make a NaN 0.
+    var = tl.where(var != var, float("inf"), tl.where(var < 0, 0.0, var))
+    return mean, var, total
+
+
+@triton.jit(do_not_specialize=["m", "size", "span", "stretches", "per"])
+def normalise(
+    x, scale, shift, shortcut, partial, kept, running_mean, running_var, y,
+    m, size, span, stretches, per, affine_lane, momentum, eps,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    COUNT: tl.constexpr, TRAINING: tl.constexpr,
+    CX: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr, XS: tl.constexpr,
+):  # fmt: skip
+    """Y = relu(norm(x) + shortcut); a program has ``per`` tiles.
+
+    TRAINING: keeps means and 1/std of the sub-batches, (2, K, sub-batches, C), and moves the running
+    statistics towards their average; otherwise normalises by these.
+    """
+    PIXELS: tl.constexpr = H * W
+    lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    block, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
+    running_mean += lane * C + c
+    running_var += lane * C + c
+    if TRAINING:
+        mean, var, total = _combine(
+            partial, lane, group, groups, m, size, span, stretches, c, C, PIXELS, COUNT
+        )
+        inverse = 1 / tl.sqrt(var + eps)
+        if block == 0:
+            at = kept + (lane * groups + group) * C + c
+            tl.store(at, mean)
+            tl.store(at + tl.num_programs(2).to(tl.int64) * groups * C, inverse)
+        if (block == 0) & (group == 0):
+            average, spread = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
+            for other in range(groups):
+                one, its_var, count = _combine(
+                    partial, lane, other, groups, m, size, span, stretches, c, C, PIXELS, COUNT
+                )
+                share = count / (m * PIXELS)
+                average += one * share
+                spread += its_var * (count / (count - 1)) * share
+            before = tl.load(running_mean)
+            tl.store(running_mean, before + momentum * (average - before))
+            before = tl.load(running_var)
+            tl.store(running_var, before + momentum * (spread - before))
+    else:
+        mean, total = tl.load(running_mean), m * PIXELS
+        inverse = 1 / tl.sqrt(tl.load(running_var) + eps)
+    factor = tl.load(scale + lane * affine_lane + c).to(tl.float32) * inverse
+    added = tl.load(shift + lane * affine_lane + c).to(tl.float32)
+    first = lane * m + group * size
+    for tile in range(block * per, block * per + per):
+        p = tile * BP + tl.arange(0, BP)
+        there = (p < total)[:, None]
+        at = first * (PIXELS * C) + (p * C)[:, None] + c[None, :]
+        values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        values = (values - mean[None, :]) * factor[None, :] + added[None, :]
+        if CX > 0:
+            n, pixel = p // PIXELS, p % PIXELS
+            skip = ((n * XH + pixel // W * XS) * XW + pixel % W * XS) * CX
+            skip = shortcut + first * (XH * XW * CX) + skip[:, None] + c[None, :]
+            values += tl.load(skip, mask=there & (c < CX)[None, :], other=0.0).to(tl.float32)
+        values = tl.where(values < 0, 0.0, values)  # NaN stays
+        tl.store(y + at, values.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["m", "size", "span"])
+def sums_back(
+    g, x, kept, partial, m, size, span,
+    C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Sums of gradients, and of gradients times deviations, of a stretch; as in `moments`."""
+    lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
+    groups = tl.num_programs(1)
+    total = tl.minimum(size, m - group * size) * PIXELS
+    first = (lane * m + group * size) * (PIXELS * C)
+    mean = tl.load(kept + (lane * groups + group) * C + c)
+    sums, products = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
+    for p0 in range(stretch * span, tl.minimum(stretch * span + span, total), BP):
+        p = p0 + tl.arange(0, BP)
+        there = (p < total)[:, None]
+        at = first + (p * C)[:, None] + c[None, :]
+        gradients = tl.load(g + at, mask=there, other=0.0).to(tl.float32)
+        values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        sums += gradients
+        products += tl.where(there, gradients * (values - mean[None, :]), 0.0)
+    stretches = tl.num_programs(0) // (C // BC)
+    at = partial + ((lane * groups + group) * stretches + stretch) * (2 * C) + c
+    tl.store(at, tl.sum(sums, 0))
+    tl.store(at + C, tl.sum(products, 0))
+
+
+@triton.jit
+def _totals(partial, inverse, lane, group, groups, stretches, c, C, COUNT):
+    """Gradients of shift and scale from one sub-batch."""
+    j = tl.arange(0, COUNT)
+    at = partial + ((lane * groups + group) * stretches + j)[:, None] * (2 * C) + c[None, :]
+    there = (j < stretches)[:, None]
+    of_shift = tl.sum(tl.load(at, mask=there, other=0.0), 0)
+    of_scale = tl.sum(tl.load(at + C, mask=there, other=0.0), 0)
+    return of_shift, of_scale * inverse
+
+
+@triton.jit(do_not_specialize=["m", "size", "stretches", "per"])
+def normalise_back(
+    g, x, scale, kept, partial, of_x, of_scale, of_shift,
+    m, size, stretches, per, affine_lane, gradient_lane,
+    C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Gradients of input, scale and shift from that of the normalised values."""
+    lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    block, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
+    inverses = kept + tl.num_programs(2).to(tl.int64) * groups * C
+    mean = tl.load(kept + (lane * groups + group) * C + c)
+    inverse = tl.load(inverses + (lane * groups + group) * C + c)
+    shifts, factors = _totals(partial, inverse, lane, group, groups, stretches, c, C, COUNT)
+    if (block == 0) & (group == 0):
+        all_shifts, all_factors = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
+        for other in range(groups):
+            its = tl.load(inverses + (lane * groups + other) * C + c)
+            one, two = _totals(partial, its, lane, other, groups, stretches, c, C, COUNT)
+            all_shifts += one
+            all_factors += two
+        tl.store(of_shift + lane * gradient_lane + c, all_shifts)
+        tl.store(of_scale + lane * gradient_lane + c, all_factors)
+    total = tl.minimum(size, m - group * size) * PIXELS
+    factor = tl.load(scale + lane * affine_lane + c).to(tl.float32) * inverse
+    constant, slope = shifts / total, factors / total * inverse
+    first = (lane * m + group * size) * (PIXELS * C)
+    for tile in range(block * per, block * per + per):
+        p = tile * BP + tl.arange(0, BP)
+        there = (p < total)[:, None]
+        at = first + (p * C)[:, None] + c[None, :]
+        gradients = tl.load(g + at, mask=there, other=0.0).to(tl.float32)
+        values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        result = gradients - constant[None, :] - (values - mean[None, :]) * slope[None, :]
+        result *= factor[None, :]
+        tl.store(of_x + at, result.to(of_x.dtype.element_ty), mask=there)
+
+
+# Without types: the constants among their parameters are given as plain numbers.
+_MOMENTS: Any = moments
+_NORMALISE: Any = normalise
+_SUMS_BACK: Any = sums_back
+_NORMALISE_BACK: Any = normalise_back
+
+
+class Cut(NamedTuple):
+    """How a pass over sub-batches of ``size`` examples is cut up.
+
+    Attributes:
+        groups: sub-batches.
+        span: pixels of a stretch.
+        stretches: of a sub-batch.
+        channels: of a tile.
+        tile: pixels of a tile.
+        per: tiles of a program of the second kernel.
+        programs: of the second kernel, a sub-batch and channel block.
+    """
+
+    groups: int
+    span: int
+    stretches: int
+    channels: int
+    tile: int
+    per: int
+    programs: int
+
+
+def cut(m: int, pixels: int, c: int, size: int) -> Cut:
+    """The cut for ``m`` examples of so many pixels and ``c`` channels, of a lane's shape alone."""
+    size = min(size, m)
+    channels = min(c & -c, 64)
+    total = size * pixels
+    tile = min(TILE // channels, max(16, 1 << (total - 1).bit_length()))
+    stretches = max(1, min(STRETCHES, total * channels // STRETCH))
+    span = _blocks(_blocks(total, stretches), tile) * tile
+    per = 4 if total >= 64 * tile else 1
+    programs = _blocks(total, tile * per)
+    return Cut(_blocks(m, size), span, _blocks(total, span), channels, tile, per, programs)
+
+
+def forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    running: tuple[Tensor, Tensor],
+    size: int,
+    momentum: float,
+    eps: float,
+    shortcut: Shortcut | None,
+    training: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Relu(norm(x) + shortcut); in training mode moves the running statistics.
+
+    Args:
+        x: (K, m, H, W, C) or (K, m, C), contiguous.
+        scale: (K, C) with any stride between lanes.
+        shift: likewise, of the same stride.
+        running: mean and variance, (K, C) each, contiguous.
+        size: examples of a sub-batch; the last one may be smaller.
+        momentum: of the running statistics.
+        eps: added to the variance.
+        shortcut: a block's input.
+        training: by the batch, or by the running statistics.
+
+    Returns:
+        The output, and means and 1/std of the sub-batches, (2, K, sub-batches, C).
+    """
+    k, m, *side, c = x.shape
+    h, w = side or (1, 1)
+    size = min(size, m) if training else m
+    by = cut(m, h * w, c, size)
+    y, kept = torch.empty_like(x), x.new_empty(2, k, by.groups, c, dtype=torch.float32)
+    partial = kept
+    if training:
+        partial = x.new_empty(k, by.groups, by.stretches, 2, c, dtype=torch.float32)
+        _MOMENTS[by.stretches * (c // by.channels), by.groups, k](
+            x, partial, m, size, by.span, C=c, PIXELS=h * w, BC=by.channels, BP=by.tile
+        )
+    skip, xs, xh, xw, cx = x, 1, 1, 1, 0
+    if shortcut is not None:
+        skip, xs, (xh, xw, cx) = shortcut.x, shortcut.stride, shortcut.x.shape[2:]
+    _NORMALISE[by.programs * (c // by.channels), by.groups, k](
+        x, scale, shift, skip, partial, kept, *running, y,
+        m, size, by.span, by.stretches, by.per, scale.stride(0), momentum, eps,
+        C=c, H=h, W=w, BC=by.channels, BP=by.tile, COUNT=_power(by.stretches), TRAINING=training,
+        CX=cx, XH=xh, XW=xw, XS=xs,
+    )  # fmt: skip
+    return y, kept
+
+
+def backward(
+    g: Tensor, x: Tensor, scale: Tensor, kept: Tensor, size: int, of_scale: Tensor, of_shift: Tensor
+) -> Tensor:
+    """Gradient of ``x``; writes those of scale and shift into (K, C) each, of equal strides."""
+    k, m, *side, c = x.shape
+    h, w = side or (1, 1)
+    size = min(size, m)
+    by = cut(m, h * w, c, size)
+    partial = x.new_empty(k, by.groups, by.stretches, 2, c, dtype=torch.float32)
+    _SUMS_BACK[by.stretches * (c // by.channels), by.groups, k](
+        g, x, kept, partial, m, size, by.span, C=c, PIXELS=h * w, BC=by.channels, BP=by.tile
+    )
+    of_x = torch.empty_like(x)
+    _NORMALISE_BACK[by.programs * (c // by.channels), by.groups, k](
+        g, x, scale, kept, partial, of_x, of_scale, of_shift,
+        m, size, by.stretches, by.per, scale.stride(0), of_scale.stride(0),
+        C=c, PIXELS=h * w, BC=by.channels, BP=by.tile, COUNT=_power(by.stretches),
+    )  # fmt: skip
+    return of_x
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _blocks(n: int, size: int) -> int:
+    return -(-n // size)
+
+
+def agrees(device: torch.device) -> bool:
+    """Whether these kernels give torch's numbers on a device."""
+    x = torch.randn(1, 4, 8, 8, 32, device=device)
+    scale, shift = torch.rand(2, 1, 32, device=device)
+    mine, theirs = torch.zeros(2, 1, 32, device=device), torch.zeros(2, 32, device=device)
+    of_scale, of_shift = torch.empty(2, 1, 32, device=device)
+    y, kept = forward(x, scale, shift, (mine[0], mine[1]), 4, 0.1, 1e-5, None)
+    g = torch.randn_like(x) * (y > 0)
+    of_x = backward(g, x, scale, kept, 4, of_scale, of_shift)
+    plain, g = (t[0].permute(0, 3, 1, 2) for t in (x, g))
+    expected, mean, invstd = torch.native_batch_norm(
+        plain, scale[0], shift[0], theirs[0], theirs[1], True, 0.1, 1e-5
+    )
+    gradients = torch.ops.aten.native_batch_norm_backward(
+        g, plain, scale[0], None, None, mean, invstd, True, 1e-5, [True] * 3
+    )
+    pairs = zip(
+        (y[0].permute(0, 3, 1, 2), of_x[0].permute(0, 3, 1, 2), of_scale[0], of_shift[0], mine[:, 0]),
+        (expected.relu(), *gradients, theirs),
+        strict=True,
+    )
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
