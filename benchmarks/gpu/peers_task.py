@@ -1,0 +1,184 @@
+"""What every peer computes: K lanes of one batch size, their batches and rates. Without torch.
+
+A peer is another way to compute the same updates; see `peers_torch` and `peers_jax`. A lane's update
+is θ ← θ·(1 − η·λ) − η̃·(sum of the batch's gradients), η = η̃·m, and its batch norms' running
+statistics, its summed loss and its number of right answers are kept too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WEIGHT_DECAY = 1e-4
+CLASSES = 10
+WIDTHS = (16, 32, 64)
+TAME = 2.0**-14  # a base learning rate at which nothing diverges
+MOST_ROWS = 25_000  # updates whose examples are laid down in advance
+CHECKED_UPDATES, CHECKED_M = 20, 8
+CHECKED_BASE_LRS = (2.0**-9, 2.0**-7)
+# An activation within rounding of 0 may be clipped in one way to compute and not in another, which
+# moves a float32 update by up to some thousandths; a mistake moves it by far more.
+LIMIT = 1e-2
+
+Array = np.ndarray[Any, Any]
+State = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Task:
+    """K lanes and the examples of their updates; lanes of a seed are next to each other.
+
+    Args:
+        norm: `batch` or `none`.
+        images: float32 (N, 3, H, W), normalised.
+        labels: int64 (N,).
+        table: int64 (updates, seeds, m), the examples of every update.
+        base_lrs: float64 (K,), η̃ of every lane.
+    """
+
+    norm: str
+    images: Array
+    labels: Array
+    table: Array
+    base_lrs: Array
+
+    @property
+    def lanes(self) -> int:
+        """K."""
+        return len(self.base_lrs)
+
+    @property
+    def seeds(self) -> int:
+        """S, a divisor of K."""
+        return self.table.shape[1]
+
+    @property
+    def m(self) -> int:
+        """Examples per update."""
+        return self.table.shape[2]
+
+    @property
+    def decays(self) -> Array:
+        """float64 (K,): 1 − η·λ."""
+        return 1 - self.base_lrs * self.m * WEIGHT_DECAY
+
+    @property
+    def momentum(self) -> float:
+        """Weight of the newest batch in the running statistics."""
+        return 1.0 - 0.9 ** (self.m / 128)
+
+    def seed(self, lane: int) -> int:
+        """The seed of a lane's weights and batches."""
+        return lane * self.seeds // self.lanes
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of every lane: weights by torch's names and shapes, summed loss, right answers."""
+
+    states: list[State]
+    loss: Array
+    right: Array
+
+
+def make_task(norm: str, m: int, base_lrs: Array, images: Array, labels: Array, rows: int) -> Task:
+    """Two seeds where the lanes come in pairs, else one; every seed's batches go by epochs."""
+    seeds = 1 if len(base_lrs) % 2 else 2
+    streams = list[Array]()
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        epochs = -(-rows * m // len(labels))
+        order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])
+        streams.append(order[: rows * m].reshape(rows, m))
+    return Task(norm, images, labels, np.stack(streams, 1), base_lrs)
+
+
+def timed_task(norm: str, m: int, lanes: int, images: Array, labels: Array) -> Task:
+    """A different tame rate in every lane, and the examples of an epoch."""
+    base_lrs = TAME * (1 + np.arange(lanes) / lanes)
+    return make_task(norm, m, base_lrs, images, labels, max(1, min(MOST_ROWS, len(labels) // m)))
+
+
+def checked_task(norm: str, images: Array, labels: Array) -> Task:
+    """Four lanes, two seeds by two rates at which lanes learn, and one epoch of few images."""
+    n = CHECKED_UPDATES * CHECKED_M
+    base_lrs = np.array(CHECKED_BASE_LRS * 2)
+    return make_task(norm, CHECKED_M, base_lrs, images[:n], labels[:n], CHECKED_UPDATES)
+
+
+def compare(found: Result, starts: list[State], expected: Result) -> dict[str, Any]:
+    """The worst lane's ‖θ − θ64‖ / ‖θ64 − θ0‖, of parameters and of running statistics apart.
+
+    The loss's deviation is relative; right answers differ by a number of examples.
+    """
+    worst = {"deviation": 0.0, "statistics_deviation": 0.0}
+    for state, start, end in zip(found.states, starts, expected.states, strict=True):
+        for kind in worst:
+            names = [n for n in end if ("running" in n) == (kind != "deviation")]
+            if names:
+                ours, begin, exact = (
+                    np.concatenate([np.asarray(s[n], np.float64).ravel() for n in names])
+                    for s in (state, start, end)
+                )
+                error = np.linalg.norm(ours - exact) / np.linalg.norm(exact - begin)
+                # Not max(), which loses a NaN.
+                worst[kind] = float(np.maximum(worst[kind], error))
+    return worst | {
+        "loss_deviation": float(np.max(np.abs(found.loss - expected.loss) / expected.loss)),
+        "right_difference": int(np.max(np.abs(found.right - expected.right))),
+        "limit": LIMIT,
+        "passed": bool(worst["deviation"] <= LIMIT and worst["statistics_deviation"] <= LIMIT),
+    }
+
+
+def median_seconds(
+    call: Callable[[], object], wait: Callable[[], object], seconds: float
+) -> float:
+    """Seconds of one call that is already warm: the median of three stretches of `seconds` / 3."""
+    took, calls = 0.0, 1
+    while True:  # until a stretch is long enough to tell how many calls fill a third
+        took = _stretch(call, wait, calls)
+        if took >= seconds / 15:
+            break
+        calls *= 4
+    calls = max(1, round(seconds / 3 / (took / calls)))
+    return sorted(_stretch(call, wait, calls) / calls for _ in range(3))[1]
+
+
+def _stretch(call: Callable[[], object], wait: Callable[[], object], calls: int) -> float:
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    wait()
+    return time.perf_counter() - start
+
+
+def load(path: Path | None, toy: bool) -> tuple[Array, Array]:
+    """Images, float32 (N, 3, H, W), normalised by channel, and labels, int64 (N,).
+
+    Args:
+        path: npz of `images`, uint8 (N, H, W, 3) or (N, 3, H, W), and `labels`; noise without.
+        toy: few and small images.
+    """
+    if path is None:
+        rng, (n, size) = np.random.default_rng(0), ((160, 8) if toy else (50_000, 32))
+        images: Array = rng.integers(0, 256, (n, 3, size, size), np.uint8)
+        labels: Array = rng.integers(0, CLASSES, n)
+    else:
+        with np.load(path) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+        if images.shape[1] != 3:
+            images = np.moveaxis(images, 3, 1)
+        if toy:
+            images, labels = images[:160, :, :8, :8], labels[:160]
+    pixels = np.ascontiguousarray(images).astype(np.float32)
+    mean = pixels.mean((0, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    std = pixels.std((0, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    return (pixels - mean) / std, labels.astype(np.int64)
