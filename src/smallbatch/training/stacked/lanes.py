@@ -43,7 +43,7 @@ class Lanes:
     gradients: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._most = 1
+        self._counts: dict[str, int] = {}
         self.used = torch.ones(
             -(-self.theta.shape[1] // SPAN), dtype=torch.int32, device=self.theta.device
         )
@@ -64,7 +64,7 @@ class Lanes:
 
     def split(self, parts: Mapping[str, int]) -> None:
         """Make room for so many parts of these parameters' gradients; others have one."""
-        self._most = max([1, *parts.values()])
+        self._counts = dict(parts)
         used = self.used.tolist()
         for name, (start, end) in self._places().items():
             for i in range(start // SPAN, -(-end // SPAN)):
@@ -74,7 +74,7 @@ class Lanes:
 
     def parts(self, name: str) -> Tensor:
         """The parts of a parameter's gradient, (parts, K, …)."""
-        return self._all_parts[name]
+        return self._all_parts[name][: self._counts.get(name, 1)]
 
     def _places(self) -> dict[str, tuple[int, int]]:
         """Where each parameter begins and ends in a row."""
@@ -86,7 +86,7 @@ class Lanes:
         }
 
     def _bind(self) -> None:
-        self.partial = self.theta.new_zeros(self._most, *self.theta.shape)
+        self.partial = self.theta.new_zeros(max([1, *self._counts.values()]), *self.theta.shape)
         self.views, self._all_parts = self._named(self.theta), self._named(self.partial)
         self.gradients = {name: parts[0] for name, parts in self._all_parts.items()}
 

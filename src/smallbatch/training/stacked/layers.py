@@ -280,6 +280,9 @@ class TorchLayers:
     def finish(self) -> None:
         """All layers are made."""
 
+    def end_backward(self) -> None:
+        """Every gradient is there."""
+
 
 class Chain:
     """Layers one after another."""

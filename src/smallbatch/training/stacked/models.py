@@ -57,6 +57,10 @@ class Kit(Protocol):
         """All layers are made."""
         ...
 
+    def end_backward(self) -> None:
+        """The last layer's backward pass was called."""
+        ...
+
 
 def has_stacked_form(model: nn.Module) -> bool:
     """Whether a model has layers over K lanes: the paper's CIFAR models do."""
@@ -92,6 +96,7 @@ class StackedNet:
     def backward(self, g: Tensor) -> None:
         """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
         self._first.backward(self._chain.backward(self._kit.of_logits(g)))
+        self._kit.end_backward()
 
     def _resnet(self, model: ResNet) -> tuple[Any, list[Layer]]:
         first = self._conv(model.conv1, model.norm1)

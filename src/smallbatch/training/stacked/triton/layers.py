@@ -7,6 +7,9 @@ input ``x`` returns its gradient masked by x > 0.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +20,42 @@ from smallbatch.training.stacked.lanes import Lanes
 from smallbatch.training.stacked.layers import check_conv
 from smallbatch.training.stacked.triton import convs, norms, pool
 from smallbatch.training.stacked.triton.convs import Dot
+
+
+# Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
+BESIDE = 2**14
+
+
+class Side:
+    """A second stream of the GPU for weights' gradients, which nothing waits for until the update.
+
+    Args:
+        used: whether there is one; otherwise all is done in turn.
+    """
+
+    def __init__(self, used: bool) -> None:
+        self._stream = torch.cuda.Stream() if used else None
+        self._held: list[Tensor] = []
+
+    @contextmanager
+    def beside(self, g: Tensor) -> Generator[None, None, None]:
+        """Do what the block asks of the GPU beside all that comes until `join`.
+
+        ``g`` is held until then, so that nobody else is given its memory.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._held.append(g)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Let what comes wait for it."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._held.clear()
 
 
 class TritonLayers:
@@ -35,11 +74,13 @@ class TritonLayers:
     ) -> None:
         self.lanes, self.m, self.side, self.dot, self.dtype = lanes, batch_size, side, dot, dtype
         self._parts: dict[str, int] = {}
+        few = batch_size * side[0] * side[1] <= BESIDE
+        self._side = Side(lanes.theta.is_cuda and few)
 
     def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:
         """A convolution; ``relu``: one follows at once."""
         check_conv(name, module)
-        conv = Conv(self.lanes, name, module.stride[0], relu, self.dot)
+        conv = Conv(self.lanes, name, module.stride[0], relu, self.dot, self._side)
         height, width = (-(-side // conv.stride) for side in self.side)
         self.side = height, width
         for parameter in (conv.weight, conv.bias):
@@ -89,12 +130,18 @@ class TritonLayers:
         """Give the lanes room for the parts of every gradient."""
         self.lanes.split({n: p for n, p in self._parts.items() if n in self.lanes.views})
 
+    def end_backward(self) -> None:
+        """Every gradient is asked for."""
+        self._side.join()
+
 
 class Conv:
     """A convolution with SAME padding: (K, m, H, W, C) → (K, m, ⌈H/stride⌉, ⌈W/stride⌉, O)."""
 
-    def __init__(self, lanes: Lanes, name: str, stride: int, relu: bool, dot: Dot) -> None:
-        self.lanes, self.stride, self.relu, self.dot = lanes, stride, relu, dot
+    def __init__(
+        self, lanes: Lanes, name: str, stride: int, relu: bool, dot: Dot, side: Side
+    ) -> None:
+        self.lanes, self.stride, self.relu, self.dot, self.side = lanes, stride, relu, dot, side
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
@@ -118,7 +165,8 @@ class Conv:
 
     def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
-        convs.weight_gradient(g, self.x, *self.gradients(), self.stride, self.dot)
+        with self.side.beside(g):
+            convs.weight_gradient(g, self.x, *self.gradients(), self.stride, self.dot)
         weight, _ = self.parameters()
         return convs.input_gradient(g, weight, self.x, self.stride, shortcut, self.dot)
 

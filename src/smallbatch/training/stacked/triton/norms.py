@@ -1,7 +1,7 @@
-"""Batch and ghost norm of K lanes, two kernels a pass, with the shortcut and the ReLU that follow.
+"""Batch and ghost norm of K lanes, with the shortcut and the ReLU that follow.
 
-The first kernel of a pass sums over stretches of pixels, the second combines the stretches (after
-Chan et al.) and applies the result. A sub-batch is ``size`` examples of a lane, the last one what
+A pass is two kernels: the first sums over stretches of pixels, the second combines the stretches
+(after Chan et al.) and applies the result. Of a small batch one kernel does both. A sub-batch is ``size`` examples of a lane, the last one what
 is left. Statistics are taken of differences from a value of the stretch, so that a large mean costs
 no digits. Activations are (K, m, …, C); scale and shift (K, C) with any stride between lanes.
 """
@@ -24,7 +24,33 @@ from smallbatch.training.stacked.convs import Shortcut
 
 STRETCHES = 32  # of a sub-batch, at most
 STRETCH = 2**13  # values of one at least
-TILE = 2**12  # values that a program has at a time
+WHOLE = 2**12  # pixels of a batch up to which one program has a channel's all
+TILE = 2**11  # values that a program has at a time
+
+
+@triton.jit
+def _spread(base, start, end, C, BC, BP):
+    """Mean of the pixels from ``start`` to ``end``, and sum of squared differences from it."""
+    origin = tl.load(base + start * C, mask=start < end, other=0.0).to(tl.float32)
+    sums, squares = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
+    for p0 in range(start, end, BP):
+        p = p0 + tl.arange(0, BP)
+        there = (p < end)[:, None]
+        values = tl.load(base[None, :] + (p * C)[:, None], mask=there, other=0.0).to(tl.float32)
+        values = tl.where(there, values - origin[None, :], 0.0)
+        sums += values
+        squares += values * values
+    count = tl.maximum(end - start, 1)
+    offset = tl.sum(sums, 0) / count
+    return origin + offset, tl.sum(squares, 0) - offset * offset * count
+
+
+@triton.jit
+def _variance(squares, total):
+    """From the sum of squared differences from the mean."""
+    var = squares / total
+    # Sums that overflow are an infinite variance, as torch's; tl.maximum would make a NaN 0.
+    return tl.where(var != var, float("inf"), tl.where(var < 0, 0.0, var))
 
 
 @triton.jit(do_not_specialize=["m", "size", "span"])
@@ -32,27 +58,17 @@ def moments(
     x, partial, m, size, span,
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared differences from it, of a stretch: (K, sub-batches, stretches, 2, C)."""
+    """`_spread` of every stretch: (K, sub-batches, stretches, 2, C)."""
     lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
     stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     total = tl.minimum(size, m - group * size) * PIXELS
-    start = stretch * span
     base = x + (lane * m + group * size) * (PIXELS * C) + c
-    origin = tl.load(base + start * C, mask=(c >= 0) & (start < total), other=0.0).to(tl.float32)
-    sums, squares = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
-    for p0 in range(start, tl.minimum(start + span, total), BP):
-        p = p0 + tl.arange(0, BP)
-        there = (p < total)[:, None]
-        values = tl.load(base[None, :] + (p * C)[:, None], mask=there, other=0.0).to(tl.float32)
-        values = tl.where(there, values - origin[None, :], 0.0)
-        sums += values
-        squares += values * values
-    count = tl.maximum(tl.minimum(total - start, span), 1)
-    offset = tl.sum(sums, 0) / count
+    start = stretch * span
+    mean, squares = _spread(base, start, tl.minimum(start + span, total), C, BC, BP)
     stretches = tl.num_programs(0) // (C // BC)
     at = partial + ((lane * tl.num_programs(1) + group) * stretches + stretch) * (2 * C) + c
-    tl.store(at, origin + offset)
-    tl.store(at + C, tl.sum(squares, 0) - offset * offset * count)
+    tl.store(at, mean)
+    tl.store(at + C, squares)
 
 
 @triton.jit
@@ -68,10 +84,7 @@ def _combine(partial, lane, group, groups, m, size, span, stretches, c, C, PIXEL
     weight = count.to(tl.float32)[:, None]
     mean = tl.sum(means * weight, 0) / total
     apart = tl.where(there, means - mean[None, :], 0.0)
-    var = tl.sum(squares + apart * apart * weight, 0) / total
-    # Sums that overflow are an infinite variance, as torch's; tl.maximum would make a NaN 0.
-    var = tl.where(var != var, float("inf"), tl.where(var < 0, 0.0, var))
-    return mean, var, total
+    return mean, _variance(tl.sum(squares + apart * apart * weight, 0), total), total
 
 
 @triton.jit(do_not_specialize=["m", "size", "span", "stretches", "per"])
@@ -79,13 +92,14 @@ def normalise(
     x, scale, shift, shortcut, partial, kept, running_mean, running_var, y,
     m, size, span, stretches, per, affine_lane, momentum, eps,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
-    COUNT: tl.constexpr, TRAINING: tl.constexpr,
+    COUNT: tl.constexpr, TRAINING: tl.constexpr, WHOLE: tl.constexpr,
     CX: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr, XS: tl.constexpr,
 ):  # fmt: skip
     """Y = relu(norm(x) + shortcut); a program has ``per`` tiles.
 
     TRAINING: keeps means and 1/std of the sub-batches, (2, K, sub-batches, C), and moves the running
-    statistics towards their average; otherwise normalises by these.
+    statistics towards their average; otherwise normalises by these. WHOLE: of a single sub-batch,
+    which one program has whole, so that nothing was summed before.
     """
     PIXELS: tl.constexpr = H * W
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -93,23 +107,31 @@ def normalise(
     running_mean += lane * C + c
     running_var += lane * C + c
     if TRAINING:
-        mean, var, total = _combine(
-            partial, lane, group, groups, m, size, span, stretches, c, C, PIXELS, COUNT
-        )
+        if WHOLE:
+            total = m * PIXELS
+            mean, squares = _spread(x + lane * m * (PIXELS * C) + c, 0, total, C, BC, BP)
+            var = _variance(squares, total)
+        else:
+            mean, var, total = _combine(
+                partial, lane, group, groups, m, size, span, stretches, c, C, PIXELS, COUNT
+            )
         inverse = 1 / tl.sqrt(var + eps)
         if block == 0:
             at = kept + (lane * groups + group) * C + c
             tl.store(at, mean)
             tl.store(at + tl.num_programs(2).to(tl.int64) * groups * C, inverse)
         if (block == 0) & (group == 0):
-            average, spread = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
-            for other in range(groups):
-                one, its_var, count = _combine(
-                    partial, lane, other, groups, m, size, span, stretches, c, C, PIXELS, COUNT
-                )
-                share = count / (m * PIXELS)
-                average += one * share
-                spread += its_var * (count / (count - 1)) * share
+            if WHOLE:
+                average, spread = mean, var * (total / (total - 1))
+            else:
+                average, spread = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
+                for other in range(groups):
+                    one, its_var, count = _combine(
+                        partial, lane, other, groups, m, size, span, stretches, c, C, PIXELS, COUNT
+                    )
+                    share = count / (m * PIXELS)
+                    average += one * share
+                    spread += its_var * (count / (count - 1)) * share
             before = tl.load(running_mean)
             tl.store(running_mean, before + momentum * (average - before))
             before = tl.load(running_var)
@@ -135,31 +157,40 @@ def normalise(
         tl.store(y + at, values.to(y.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _sums(g, x, mean, first, start, end, c, C, BC, BP):
+    """Sums of gradients, and of gradients times deviations, from ``start`` to ``end``."""
+    sums, products = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
+    for p0 in range(start, end, BP):
+        p = p0 + tl.arange(0, BP)
+        there = (p < end)[:, None]
+        at = first + (p * C)[:, None] + c[None, :]
+        gradients = tl.load(g + at, mask=there, other=0.0).to(tl.float32)
+        values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
+        sums += gradients
+        products += tl.where(there, gradients * (values - mean[None, :]), 0.0)
+    return tl.sum(sums, 0), tl.sum(products, 0)
+
+
 @triton.jit(do_not_specialize=["m", "size", "span"])
 def sums_back(
     g, x, kept, partial, m, size, span,
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Sums of gradients, and of gradients times deviations, of a stretch; as in `moments`."""
+    """`_sums` of every stretch: (K, sub-batches, stretches, 2, C)."""
     lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
     stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     groups = tl.num_programs(1)
     total = tl.minimum(size, m - group * size) * PIXELS
     first = (lane * m + group * size) * (PIXELS * C)
     mean = tl.load(kept + (lane * groups + group) * C + c)
-    sums, products = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
-    for p0 in range(stretch * span, tl.minimum(stretch * span + span, total), BP):
-        p = p0 + tl.arange(0, BP)
-        there = (p < total)[:, None]
-        at = first + (p * C)[:, None] + c[None, :]
-        gradients = tl.load(g + at, mask=there, other=0.0).to(tl.float32)
-        values = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
-        sums += gradients
-        products += tl.where(there, gradients * (values - mean[None, :]), 0.0)
+    start = stretch * span
+    end = tl.minimum(start + span, total)
+    sums, products = _sums(g, x, mean, first, start, end, c, C, BC, BP)
     stretches = tl.num_programs(0) // (C // BC)
     at = partial + ((lane * groups + group) * stretches + stretch) * (2 * C) + c
-    tl.store(at, tl.sum(sums, 0))
-    tl.store(at + C, tl.sum(products, 0))
+    tl.store(at, sums)
+    tl.store(at + C, products)
 
 
 @triton.jit
@@ -178,6 +209,7 @@ def normalise_back(
     g, x, scale, kept, partial, of_x, of_scale, of_shift,
     m, size, stretches, per, affine_lane, gradient_lane,
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, COUNT: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of input, scale and shift from that of the normalised values."""
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -185,8 +217,16 @@ def normalise_back(
     inverses = kept + tl.num_programs(2).to(tl.int64) * groups * C
     mean = tl.load(kept + (lane * groups + group) * C + c)
     inverse = tl.load(inverses + (lane * groups + group) * C + c)
-    shifts, factors = _totals(partial, inverse, lane, group, groups, stretches, c, C, COUNT)
-    if (block == 0) & (group == 0):
+    total = tl.minimum(size, m - group * size) * PIXELS
+    first = (lane * m + group * size) * (PIXELS * C)
+    if WHOLE:
+        shifts, factors = _sums(g, x, mean, first, 0, total, c, C, BC, BP)
+        factors *= inverse
+        tl.store(of_shift + lane * gradient_lane + c, shifts)
+        tl.store(of_scale + lane * gradient_lane + c, factors)
+    else:
+        shifts, factors = _totals(partial, inverse, lane, group, groups, stretches, c, C, COUNT)
+    if (block == 0) & (group == 0) & (not WHOLE):
         all_shifts, all_factors = tl.zeros((BC,), tl.float32), tl.zeros((BC,), tl.float32)
         for other in range(groups):
             its = tl.load(inverses + (lane * groups + other) * C + c)
@@ -195,10 +235,8 @@ def normalise_back(
             all_factors += two
         tl.store(of_shift + lane * gradient_lane + c, all_shifts)
         tl.store(of_scale + lane * gradient_lane + c, all_factors)
-    total = tl.minimum(size, m - group * size) * PIXELS
     factor = tl.load(scale + lane * affine_lane + c).to(tl.float32) * inverse
     constant, slope = shifts / total, factors / total * inverse
-    first = (lane * m + group * size) * (PIXELS * C)
     for tile in range(block * per, block * per + per):
         p = tile * BP + tl.arange(0, BP)
         there = (p < total)[:, None]
@@ -228,6 +266,7 @@ class Cut(NamedTuple):
         tile: pixels of a tile.
         per: tiles of a program of the second kernel.
         programs: of the second kernel, a sub-batch and channel block.
+        whole: whether a program has all pixels, and the second kernel does without the first.
     """
 
     groups: int
@@ -237,13 +276,18 @@ class Cut(NamedTuple):
     tile: int
     per: int
     programs: int
+    whole: bool = False
 
 
 def cut(m: int, pixels: int, c: int, size: int) -> Cut:
     """The cut for ``m`` examples of so many pixels and ``c`` channels, of a lane's shape alone."""
     size = min(size, m)
-    channels = min(c & -c, 64)
     total = size * pixels
+    if size == m and total <= WHOLE:
+        channels = min(c & -c, 16)
+        tile = min(TILE // channels, max(16, 1 << (total - 1).bit_length()))
+        return Cut(1, total, 1, channels, tile, _blocks(total, tile), 1, True)
+    channels = min(c & -c, 64)
     tile = min(TILE // channels, max(16, 1 << (total - 1).bit_length()))
     stretches = max(1, min(STRETCHES, total * channels // STRETCH))
     span = _blocks(_blocks(total, stretches), tile) * tile
@@ -285,7 +329,7 @@ def forward(
     by = cut(m, h * w, c, size)
     y, kept = torch.empty_like(x), x.new_empty(2, k, by.groups, c, dtype=torch.float32)
     partial = kept
-    if training:
+    if training and not by.whole:
         partial = x.new_empty(k, by.groups, by.stretches, 2, c, dtype=torch.float32)
         _MOMENTS[by.stretches * (c // by.channels), by.groups, k](
             x, partial, m, size, by.span, C=c, PIXELS=h * w, BC=by.channels, BP=by.tile
@@ -297,7 +341,7 @@ def forward(
         x, scale, shift, skip, partial, kept, *running, y,
         m, size, by.span, by.stretches, by.per, scale.stride(0), momentum, eps,
         C=c, H=h, W=w, BC=by.channels, BP=by.tile, COUNT=_power(by.stretches), TRAINING=training,
-        CX=cx, XH=xh, XW=xw, XS=xs,
+        WHOLE=by.whole, CX=cx, XH=xh, XW=xw, XS=xs,
     )  # fmt: skip
     return y, kept
 
@@ -310,15 +354,18 @@ def backward(
     h, w = side or (1, 1)
     size = min(size, m)
     by = cut(m, h * w, c, size)
-    partial = x.new_empty(k, by.groups, by.stretches, 2, c, dtype=torch.float32)
-    _SUMS_BACK[by.stretches * (c // by.channels), by.groups, k](
-        g, x, kept, partial, m, size, by.span, C=c, PIXELS=h * w, BC=by.channels, BP=by.tile
-    )
+    partial = kept
+    if not by.whole:
+        partial = x.new_empty(k, by.groups, by.stretches, 2, c, dtype=torch.float32)
+        _SUMS_BACK[by.stretches * (c // by.channels), by.groups, k](
+            g, x, kept, partial, m, size, by.span, C=c, PIXELS=h * w, BC=by.channels, BP=by.tile
+        )
     of_x = torch.empty_like(x)
     _NORMALISE_BACK[by.programs * (c // by.channels), by.groups, k](
         g, x, scale, kept, partial, of_x, of_scale, of_shift,
         m, size, by.stretches, by.per, scale.stride(0), of_scale.stride(0),
         C=c, PIXELS=h * w, BC=by.channels, BP=by.tile, COUNT=_power(by.stretches),
+        WHOLE=by.whole,
     )  # fmt: skip
     return of_x
 
