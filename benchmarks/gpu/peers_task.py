@@ -1,8 +1,8 @@
 """What every peer computes: K lanes of one batch size, their batches and rates. Without torch.
 
-A peer is another way to compute the same updates; see `peers_torch` and `peers_jax`. A lane's update
-is θ ← θ·(1 − η·λ) − η̃·(sum of the batch's gradients), η = η̃·m, and its batch norms' running
-statistics, its summed loss and its number of right answers are kept too.
+A peer is another way to compute the same updates; see `peers_torch` and `peers_jax`. An update is
+θ ← θ·(1 − η·λ) − η̃·(sum of the batch's gradients), η = η̃·m; a lane's running statistics, its summed
+loss and its number of right answers are kept too.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ def compare(found: Result, starts: list[State], expected: Result) -> dict[str, A
     }
 
 
-def median_seconds(
-    call: Callable[[], object], wait: Callable[[], object], seconds: float
-) -> float:
+def median_seconds(call: Callable[[], object], wait: Callable[[], object], seconds: float) -> float:
     """Seconds of one call that is already warm: the median of three stretches of `seconds` / 3."""
     took, calls = 0.0, 1
     while True:  # until a stretch is long enough to tell how many calls fill a third
