@@ -16,21 +16,30 @@ class Batches:
         task: with S seeds.
         device: where everything lies.
         channels_last: keep images as (N, H, W, 3).
+        by_seed: take an update's examples as (S·m, …), one seed after the other, not as (m·S, …).
     """
 
-    def __init__(self, task: Task, device: torch.device, *, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+        by_seed: bool = False,
+    ) -> None:
         images = torch.from_numpy(task.images).to(device)
         self.images = images.permute(0, 2, 3, 1).contiguous() if channels_last else images
         self.labels = torch.from_numpy(task.labels).to(device)
-        # By update, example and seed, so that an update's images lie as a grouped conv wants them.
-        rows = np.ascontiguousarray(task.table.transpose(0, 2, 1)).reshape(len(task.table), -1)
+        # By update, example and seed an update's images lie as a grouped conv wants them.
+        table = task.table if by_seed else task.table.transpose(0, 2, 1)
+        rows = np.ascontiguousarray(table).reshape(len(table), -1)
         self.table = torch.from_numpy(rows).to(device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
-        self.loss_sum = torch.zeros(task.lanes, dtype=torch.float64, device=device)
+        self.loss_sum = torch.zeros(task.lanes, device=device)
         self.right = torch.zeros(task.lanes, dtype=torch.int64, device=device)
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """The images (m·S, …) and labels (m·S,) of the update; moves the counter on."""
+        """The images and labels of the update, in the table's order; moves the counter on."""
         rows = self.table.index_select(0, self.counter).view(-1)
         self.counter.add_(1)
         return self.images.index_select(0, rows), self.labels.index_select(0, rows)
@@ -41,7 +50,8 @@ class Batches:
 
     def result(self, states: list[State]) -> Result:
         """With the weights that belong to the sums."""
-        return Result(states, self.loss_sum.cpu().numpy(), self.right.cpu().numpy())
+        loss = self.loss_sum.double().cpu().numpy()
+        return Result(states, loss, self.right.cpu().numpy())
 
 
 def stacked(starts: list[State], device: torch.device) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def _parse(peers: list[str]) -> argparse.Namespace:
     parser.add_argument("--m", nargs="+", type=int, default=[2])
     parser.add_argument("--lanes", type=int, default=26)
     parser.add_argument("--seconds", type=float, default=1.0, help="timed; 0 to check only")
-    parser.add_argument("--limit", type=float, default=150.0, help="seconds of an entry")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds of an entry")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--data", type=Path, help="npz of uint8 images and labels; else noise")
     parser.add_argument("--toy", action="store_true", help="few and small images")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.peers_batches import Batches, stacked, unstacked
-from benchmarks.gpu.peers_task import CLASSES, WIDTHS, Result, State, Task
+from benchmarks.gpu.peers_task import CLASSES, WIDTHS, Array, Result, State, Task
 
 EPS = 1e-5
 
@@ -148,8 +149,6 @@ class Grouped:
         return self.batches.result(unstacked(whole))
 
 
-def _by_weight(rates: object, lengths: list[int]) -> object:
+def _by_weight(rates: Array, lengths: list[int]) -> Array:
     """A lane's rate for every weight of every lane, in theta's order."""
-    import numpy as np
-
     return np.concatenate([np.repeat(rates, length) for length in lengths])

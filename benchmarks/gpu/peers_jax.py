@@ -65,6 +65,7 @@ def measure(
     jax = _jax(device)
     found: dict[str, Any] = {
         "lanes": lanes, "jax": jax.__version__, "device": jax.devices()[0].device_kind,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }  # fmt: skip
     try:
         if check:

@@ -1,4 +1,4 @@
-"""One ordinary PyTorch run: a model, its loss, `backward`, `torch.optim.SGD`; data on the device."""
+"""One ordinary PyTorch run: a model, its loss, `backward` and `torch.optim.SGD`, without loader."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Vmapped:
     """All lanes of a task, every weight as (S, K / S, …): lanes of one seed share their images."""
 
     def __init__(self, task: Task, starts: list[State], device: torch.device) -> None:
-        self.batches = Batches(task, device)
+        self.batches = Batches(task, device, by_seed=True)
         self.counter = self.batches.counter
         self.seeds, self.m = task.seeds, task.m
         weights = {
@@ -34,7 +34,11 @@ class Vmapped:
         self.gradients = _gradients(task, device)
         # The default mode, which compiles in seconds: autotuning would only add choices for matrix
         # products, and grouped convolutions are cuDNN's in every mode.
-        self.compiled: Any = torch.compile(self._step, fullgraph=True, dynamic=False)
+        # On a CPU the traced step runs as it is: Inductor's C++ takes a minute to compile.
+        backend = "inductor" if device.type == "cuda" else "aot_eager"
+        self.compiled: Any = torch.compile(
+            self._step, fullgraph=True, dynamic=False, backend=backend
+        )
 
     def __call__(self) -> None:
         """One update of all lanes."""
@@ -43,8 +47,7 @@ class Vmapped:
 
     def _step(self) -> None:
         images, labels = self.batches.take()
-        x = images.view(self.m, self.seeds, *images.shape[1:]).transpose(0, 1)
-        y = labels.view(self.m, self.seeds).t()
+        x, y = images.unflatten(0, (self.seeds, self.m)), labels.view(self.seeds, self.m)
         gradients, (losses, right) = self.gradients(self.parameters, self.running, x, y)
         for name, parameter in self.parameters.items():
             shape = (*self.rate.shape, *[1] * (parameter.dim() - 2))
