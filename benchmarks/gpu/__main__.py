@@ -1,51 +1,53 @@
-"""Every measurement and check of the stacked engine that needs a GPU, in under 10 minutes.
+"""Every measurement and check of the engines that needs a GPU, within a number of minutes.
 
-    PYTHONPATH=src python -m benchmarks.gpu --out results/bench/gpu --data PATH_TO_CIFAR10_PARQUET
+    PYTHONPATH=src python -m benchmarks.gpu --out results/bench/gpu --minutes 5
 
-Run from the repository's root. Needs torch, torchvision, timm, numpy, pillow and pyarrow, and
-Triton for its kernels; the package itself need not be installed. Writes `gpu.json` after every
-entry and `gpu.md` at the end; a second call with the same `--out` does what is missing or failed.
-`--device cpu --toy` rehearses it in a minute.
+Run from the repository's root. Needs torch, torchvision, timm, numpy, pillow and pyarrow, Triton
+for its kernels, and for some of what they are compared with JAX; the package itself need not be
+installed. First come the parts in which nothing is timed, side by side: checks, and what must be
+compiled. Then the timed ones, one by one, most informative first, until the minutes are over.
+`gpu.json` grows line by line, `gpu.md` is written at the end. Called again with the same `--out` it
+does the parts that are missing or failed. `--device cpu --toy` rehearses it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from benchmarks.gpu import checks, precision, speed
 from benchmarks.gpu.book import Book
-from benchmarks.gpu.hardware import describe, rates
-from benchmarks.gpu.inputs import Settings, load_images
 from benchmarks.gpu.page import write
-from smallbatch.data.prepared import Dataset
-from smallbatch.training.resident import Resident, load_resident
+from benchmarks.gpu.parts import Part, one_by_one, side_by_side
 
-PARTS = (
-    "hardware", "speed", "grid", "checks", "precision", "columns", "profile", "compile"
-)  # fmt: skip
+LEAST = 5.0  # seconds without which no part is begun
 
 
 def main() -> int:
-    """Run the parts asked for; 1 if something failed or did not fit the time."""
+    """Run the parts; 1 if something failed or did not fit the time."""
     options = _options()
-    device = torch.device(options.device)
-    torch.backends.cudnn.deterministic = True  # as when the engine trains
     options.out.mkdir(parents=True, exist_ok=True)
-    book = Book(options.out / "gpu.json", time.monotonic() + options.minutes * 60)
-    size, train, test = (8, 96, 40) if options.toy else (32, 50_000, 10_000)
-    dataset = load_images(options.data, train, test, size)
-    try:
-        for part in options.parts:
-            _PARTS[part](book, dataset, device, options.toy)
-    finally:
-        write(options.out / "gpu.md", book, dataset.meta.name)
+    book = Book(options.out / "gpu.json", time.monotonic() + 60 * options.minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        npz = Path(folder, "images.npz")
+        _images(npz, options.toy)
+        runner = _Runner(book, options, Path(folder))
+        with ThreadPoolExecutor(options.together) as pool:
+            list(pool.map(runner.run, _wanted(side_by_side(options.toy), options.parts)))
+        for part in _wanted(one_by_one(options.toy, npz), options.parts):
+            runner.run(part)
+    write(options.out / "gpu.md", book)
     print((options.out / "gpu.md").read_text())
-    return 1 if book.errors() or book.skipped else 0
+    return 1 if book.failed() or book.skipped else 0
 
 
 def _options() -> argparse.Namespace:
@@ -55,115 +57,91 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
-    parser.add_argument("--data", type=Path, help="folder of CIFAR-10's Parquet shards, else noise")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument(
-        "--minutes", type=float, default=8.5, help="what would take longer is left out"
-    )
+    parser.add_argument("--parts", nargs="+", help="only parts whose names begin with one of these")
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--together", type=int, default=os.cpu_count() or 1,
+                        help="processes at a time while nothing is timed")  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
     return parser.parse_args()
 
 
-def _resident(dataset: Dataset, device: torch.device) -> Resident:
-    return load_resident(dataset, augment=True, device=device)
+def _wanted(parts: list[Part], names: list[str] | None) -> list[Part]:
+    return [part for part in parts if not names or part.name.startswith(tuple(names))]
 
 
-def _hardware(book: Book, _dataset: Dataset, device: torch.device, toy: bool) -> None:
-    book.do("hardware", "machine", lambda: describe(device))
-    book.do("hardware", "rates", lambda: rates(device, toy))
+def _images(path: Path, toy: bool) -> None:
+    """Noise in CIFAR-10's shape: what a pixel holds does not change what it costs."""
+    rng, n, size = np.random.default_rng(0), *((96, 8) if toy else (50_000, 32))
+    images = rng.integers(0, 256, (n, size, size, 3), np.uint8)
+    np.savez(path, images=images, labels=rng.integers(0, 10, n))
 
 
-def _checks(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    names = ["grouped", "unrolled", "triton-ieee"]
-    names += [] if toy else ["triton-tf32x3", "triton-tf32"]
-    for name in names:
-        book.do("convolutions", name, partial(checks.convolutions, device, name, toy))
-    data = _resident(dataset, device)
-    for model, norm in [("resnet8", "batch")] if toy else checks.CASES:
-        against = partial(checks.against_loop, model, norm, data, 1, torch.float32)
-        book.do("one step", f"{model} {norm}", against)
-    updates = 5 if toy else 50
-    long = [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "none")]
-    for model, norm in long[: 1 if toy else 3]:
-        against = partial(checks.against_loop, model, norm, data, updates, torch.float64)
-        book.do("float64 updates", f"{model} {norm}", against)
-    book.do("itself", "captured step", lambda: checks.captured(data, 5))
-    book.do("itself", "lanes beside a diverging one", lambda: checks.neighbours(data, 5))
-    book.do("itself", "chunks", lambda: checks.chunks(data, 5))
-    book.do("itself", "divergence as in the loop", lambda: checks.divergence(data, 5))
+class _Runner:
+    """Runs parts as processes and keeps what they print.
+
+    Args:
+        book: the results.
+        options: of the command line.
+        cache: folder for compiled programs of JAX.
+    """
+
+    def __init__(self, book: Book, options: argparse.Namespace, cache: Path) -> None:
+        self.book, self.options = book, options
+        self.environment = os.environ | {
+            "PYTHONUNBUFFERED": "1",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def run(self, part: Part) -> None:
+        """Run a part unless it is done or the time is over."""
+        if self.book.done(part.name):
+            return
+        left = self.book.deadline - time.monotonic()
+        if left < LEAST:
+            self.book.skip(part.name)
+            return
+        started, limit = time.monotonic(), min(part.limit, left)
+        error = self._process(part, limit)
+        took = time.monotonic() - started
+        print(f"[{took:6.1f} s] {part.name}{': ' + error if error else ''}", flush=True)
+        if part.kept or error:
+            self.book.end(part.name, took, error)
+
+    def _process(self, part: Part, limit: float) -> str | None:
+        """Keep the part's lines; why it ended, if not by itself."""
+        command = [sys.executable, *part.command, "--device", self.options.device]
+        if self.options.toy and part.command[0] == "-m" and "--toy" not in part.command:
+            command.append("--toy")
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=subprocess.PIPE, stderr=said, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            timer = _end_after(process, limit)
+            for line in process.stdout or ():
+                if part.kept and line.startswith("{"):
+                    self.book.add(part.name, part.tags | json.loads(line))
+            code = process.wait()
+            ended = timer.poll() is not None
+            timer.kill()
+            timer.wait()
+            if code == 0:
+                return None
+            said.seek(0)
+            last = [line for line in said.read().splitlines() if line.strip()][-1:]
+            why = f"ended after {limit:.0f} s" if ended else f"status {code}"
+            return " ".join([why, *last])[:300]
 
 
-def _speed(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data, every = _resident(dataset, device), speed.variants(device)
-    some = [name for name in every if name in ("grouped", "triton-ieee", "triton-tf32x3", "auto")]
-    families = [("batch", 26, every), ("none", 13, some), ("batch", 104, some[-1:])]
-    for norm, lanes, variants in [("batch", 2, every)] if toy else families:
-        settings = Settings("resnet8", norm, augment=True)
-        for m in (2, 8) if toy else (2, 8, 32, 128):
-            for variant in variants:
-                rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
-                book.do("speed", f"{norm} K={lanes} m={m} {variant}", rate)
-    if device.type == "cuda":
-        book.do("choices", f"{len(speed.chosen(device))} shapes", lambda: speed.chosen(device))
+def _end_after(process: subprocess.Popen[str], seconds: float) -> subprocess.Popen[bytes]:
+    """A process that kills another and its children after so many seconds, unless killed before."""
+    script = f"sleep {seconds:.1f}; kill -{int(signal.SIGKILL)} -- -{process.pid}"
+    return subprocess.Popen(["sh", "-c", script], start_new_session=True)
 
-
-def _grid(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data = load_resident(dataset, augment=False, device=device)
-    settings, lanes = Settings("resnet8", "none"), 2 if toy else 13
-    variant = "auto" if device.type == "cuda" else "grouped"
-    for m in (2, 8) if toy else speed.FIG2_BATCHES:
-        rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
-        book.do("grid", str(m), rate)
-    book.do(
-        "grid",
-        "evaluation",
-        lambda: {"seconds": speed.evaluation_seconds(settings, lanes, data)},
-    )
-
-
-def _columns(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data = load_resident(dataset, augment=False, device=device)
-    base_lrs = [2.0**-9, 2.0**60] if toy else speed.BASE_LRS
-    for m in (8,) if toy else (8, 128, 2048):
-        settings = Settings("resnet8", "none", epochs=1 if m == 8 else 3)
-        book.do("columns", f"m={m}", partial(speed.column, settings, m, base_lrs, data))
-
-
-def _compile(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data = _resident(dataset, device)
-    for norm, m in () if toy else (("none", 8), ("batch", 8), ("batch", 128)):  # a minute each
-        lanes, settings = 26 if norm == "batch" else 13, Settings("resnet8", norm)
-        rate = partial(speed.images_per_second, "compile", settings, m, lanes, data, toy)
-        book.do("speed", f"{norm} K={lanes} m={m} compile", rate, needs=120)
-
-
-def _precision(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data = _resident(dataset, device)
-    m, seeds, epochs = (32, 2, 1) if toy else (32, 8, 4)
-    for way in precision.WAYS:
-        book.do("precision", way, partial(precision.train, way, data, m, seeds, epochs))
-
-
-def _profile(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    data = _resident(dataset, device)
-    large = [("batch", 26, 2), ("batch", 26, 128), ("none", 13, 2), ("none", 13, 128)]
-    for norm, lanes, m in [("batch", 2, 2)] if toy else large:
-        settings = Settings("resnet8", norm, augment=True)
-        measure = partial(speed.kernels, settings, m, lanes, data)
-        book.do("profile", f"{norm} K={lanes} m={m}", measure)
-
-
-_PARTS = {
-    "hardware": _hardware,
-    "checks": _checks,
-    "speed": _speed,
-    "grid": _grid,
-    "precision": _precision,
-    "columns": _columns,
-    "profile": _profile,
-    "compile": _compile,
-}
 
 if __name__ == "__main__":
     raise SystemExit(main())

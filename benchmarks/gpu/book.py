@@ -1,99 +1,93 @@
-"""The results: a JSON file that grows entry by entry, and tables made from it."""
+"""The results: a JSON file that grows line by line."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
-import traceback
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+Row = dict[str, Any]
 
 
 @dataclass
 class Book:
-    """Entries by part and name; kept on disk after each, so that a rerun does what is missing.
+    """Rows by part; kept on disk after each, so that a rerun does what is missing.
 
     Attributes:
         path: of the JSON file.
-        deadline: on `time.monotonic`'s clock; what would pass it is left out.
+        deadline: on `time.monotonic`'s clock; parts that would begin after it are left out.
+        parts: by name, each with its ``rows``, and once it has ended ``seconds`` and ``error``.
+        skipped: parts left out for time.
     """
 
     path: Path
     deadline: float
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    skipped: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
+        self._lock = threading.Lock()
         if self.path.exists():
-            self.entries = json.loads(self.path.read_text())
+            self.parts = json.loads(self.path.read_text())
 
-    def do(self, part: str, name: str, measure: Callable[[], Any], needs: float = 20) -> Any:
-        """The entry, measured unless it is there; a failure is an entry too, tried again later.
+    def done(self, part: str) -> bool:
+        """Whether a part has ended without a failure; what a failed one left is dropped."""
+        known = self.parts.get(part)
+        if known and known.get("error", "") is None and not _errors(known):
+            return True
+        self.parts.pop(part, None)
+        return False
 
-        Args:
-            part: of the book.
-            name: of the entry.
-            measure: what makes it.
-            needs: seconds that must be left.
-        """
-        entries = self.entries.setdefault(part, {})
-        known = entries.get(name)
-        if known is not None and not (isinstance(known, dict) and "error" in known):
-            return known
-        if time.monotonic() + needs > self.deadline:
-            self.skipped.append(f"{part}: {name}")
-            return None
-        start = time.monotonic()
-        try:
-            entries[name] = measure()
-        except Exception as error:  # noqa: BLE001 - one failure must not take the others along
-            traceback.print_exc(limit=8, file=sys.stderr)
-            entries[name] = {"error": f"{type(error).__name__}: {error}"[:500]}
-            broken = _broken()
-        else:
-            broken = False
-        took = time.monotonic() - start
-        print(f"[{took:6.1f} s] {part}: {name}: {_short(entries[name])}", flush=True)
-        self.path.write_text(json.dumps(self.entries, indent=1) + "\n")
-        if broken:
-            raise SystemExit("the device answers no more: call again with the same --out")
-        return entries[name]
+    def add(self, part: str, row: Row) -> None:
+        """A line of a part's."""
+        with self._lock:
+            self.parts.setdefault(part, {"rows": []})["rows"].append(row)
+            self._keep()
 
-    def get(self, part: str) -> dict[str, Any]:
-        """The entries of a part that have succeeded."""
-        entries = self.entries.get(part, {})
-        return {k: v for k, v in entries.items() if not (isinstance(v, dict) and "error" in v)}
+    def end(self, part: str, seconds: float, error: str | None) -> None:
+        """A part has ended."""
+        with self._lock:
+            entry = self.parts.setdefault(part, {"rows": []})
+            self.parts[part] = entry | {"seconds": round(seconds, 1), "error": error}
+            self._keep()
 
-    def errors(self) -> list[str]:
-        """What failed."""
+    def skip(self, part: str) -> None:
+        """A part is left out for time."""
+        with self._lock:
+            self.skipped.append(part)
+
+    def rows(self, beginning: str) -> list[Row]:
+        """Rows, in order, of the parts whose names begin so, without failures."""
         return [
-            f"{part}: {name}: {value['error']}"
-            for part, entries in self.entries.items()
-            for name, value in entries.items()
-            if isinstance(value, dict) and "error" in value
+            row
+            for name, entry in self.parts.items()
+            if name.startswith(beginning)
+            for row in entry["rows"]
+            if "error" not in row
         ]
 
+    def failed(self) -> list[str]:
+        """What failed, a line each."""
+        lines: list[str] = []
+        for name, entry in self.parts.items():
+            lines += [f"{name}: {error}" for error in _errors(entry)]
+            if entry.get("error"):
+                lines.append(f"{name}: {entry['error']}")
+        return lines
 
-def _broken() -> bool:
-    """Whether an error has left the device, or the allocator in a capture, of no further use."""
-    if not torch.cuda.is_available():
-        return False
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return True
-    return False
+    def _keep(self) -> None:
+        self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 160 else text[:157] + "..."
+def _errors(entry: dict[str, Any]) -> list[str]:
+    tags = ("way", "peer", "check", "norm", "m")
+    return [
+        " ".join(str(row[tag]) for tag in tags if tag in row) + f": {row['error']}"
+        for row in entry["rows"]
+        if "error" in row
+    ]
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
