@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.hardware import seconds
 from benchmarks.gpu.inputs import Settings, make_runs
-from smallbatch.data.sampling import batches
-from smallbatch.training.loop import FlatSGD, arithmetic, initial_model
+from smallbatch.data.sampling import stretches
+from smallbatch.training.loop import LOOK_EVERY, FlatSGD, arithmetic, initial_model
 from smallbatch.training.resident import Resident
 from smallbatch.training.stacked import train_lanes
 from smallbatch.training.stacked.choice import (
@@ -29,6 +29,7 @@ from smallbatch.training.stacked.lanes import stack_lanes
 from smallbatch.training.stacked.step import Step, capture
 from smallbatch.training.stacked.torch_lanes import TorchLanes, build_net
 from smallbatch.training.stacked.vmap import VmapNet
+from smallbatch.training.tally import Tally
 
 BASE_LRS = [2.0**-e for e in range(12, -1, -1)]  # the paper's 13
 TAME = 2.0**-14  # a base learning rate at which nothing diverges
@@ -66,20 +67,22 @@ def _loop_step(settings: Settings, m: int, data: Resident) -> Callable[[], None]
     run = make_runs(settings, m, [TAME])[0]
     model = initial_model(run, data).to(data.train.images.device)
     sgd = FlatSGD(model, settings.weight_decay)
-    stream = list(batches(0, len(data.train), 1, m))
-    pending: list[Any] = []
+    tally = Tally(sgd.theta.device)
+    stream = data.place(next(stretches(0, len(data.train), 1, m)))
+    look_every = LOOK_EVERY[sgd.theta.device.type]
+    done = [0]
 
     def step() -> None:
-        if not pending:
-            pending.extend(stream)
-        images, labels = data.batch(pending.pop())
+        first = done[0] * m % stream.shape[1]
+        images, labels = data.batch(stream[:, first : first + m])
         logits = model(images)
         loss = cross_entropy(logits.float(), labels, reduction="sum")
-        loss.item()
-        (logits.argmax(1) == labels).sum().item()
         loss.backward()
         sgd.update(run.base_lr, run.lr)
-        sgd.finite()
+        done[0] += 1
+        tally.add(done[0], loss.detach(), (logits.argmax(1) == labels).sum(), sgd.finite())
+        if done[0] % look_every == 0:
+            tally.diverged_at.item()
 
     return step
 
