@@ -84,8 +84,8 @@ class FlatSGD:
 
     def finite(self) -> Tensor:
         """Whether every weight is finite, bool (); does not wait for the device."""
-        low, high = self.theta.aminmax()  # both pass NaN on
-        return low.isfinite() & high.isfinite()
+        low, high = self.theta.aminmax()  # both pass NaN on, which is neither above nor below
+        return (low > -math.inf) & (high < math.inf)
 
 
 def train(
