@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import time
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -27,10 +29,17 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu": properties.name,
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "processors": properties.multi_processor_count,
+            "driver": _driver(),
             "cuda": torch.version.cuda,
+            "triton": metadata.version("triton"),
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def seconds(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from benchmarks.gpu.checks import part
 from benchmarks.gpu.hardware import seconds as seconds_of
 from benchmarks.gpu.inputs import Settings, make_runs
-from smallbatch.data.sampling import batches
-from smallbatch.training.loop import FlatSGD, arithmetic, initial_model
+from smallbatch.training.loop import arithmetic, train
 from smallbatch.training.resident import Resident
 from smallbatch.training.stacked import train_lanes
 from smallbatch.training.stacked.step import capture
@@ -36,16 +36,13 @@ def images_per_second(
         data: resident.
         seconds: to measure for, about.
     """
+    if way == "loop":
+        return _loop_rate(settings, m, data, seconds)
     device, began = data.train.images.device, time.perf_counter()
-    with arithmetic(settings.precision, device):  # pyright: ignore[reportArgumentType]
-        if way == "loop":
-            step, lanes = _loop_step(settings, m, data), 1
-        else:
-            with torch.no_grad():
-                step = _stacked_step(way, settings, m, lanes, data)
+    with torch.no_grad(), arithmetic("float32", device):
+        step = _stacked_step(way, settings, m, lanes, data)
         ready = time.perf_counter() - began
-        with torch.set_grad_enabled(way == "loop"):
-            took = seconds_of(step, device, seconds)
+        took = seconds_of(step, device, seconds)
     return {
         "images_per_second": lanes * m / took,
         "step_us": 1e6 * took,
@@ -53,24 +50,20 @@ def images_per_second(
     }
 
 
-def _loop_step(settings: Settings, m: int, data: Resident) -> Callable[[], None]:
-    """A step of the loop engine without its looks at the device, of which there is one in 64."""
-    run = make_runs(settings, m, [TAME])[0]
-    model = initial_model(run, data).to(data.train.images.device)
-    sgd = FlatSGD(model, settings.weight_decay)
-    stream = list(batches(0, min(len(data.train), 200 * m), 1, m))
-    batched = [data.batch(examples) for examples in stream[:50]]
-    done = [0]
-
-    def step() -> None:
-        images, labels = batched[done[0] % len(batched)]
-        done[0] += 1
-        logits = model(images)
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
-        loss.backward()
-        sgd.update(run.base_lr, run.lr)
-
-    return step
+def _loop_rate(settings: Settings, m: int, data: Resident, seconds: float) -> dict[str, float]:
+    """Of the loop engine as it trains, from the end of one epoch to the end of another."""
+    updates = max(2, round(200 * seconds))
+    few = part(data, m * min(updates, len(data.train) // m), torch.float32)
+    (run,) = make_runs(replace(settings, epochs=3), m, [TAME])
+    ends: list[float] = []
+    began = time.perf_counter()
+    train(run, few, on_epoch=lambda _: ends.append(time.perf_counter()))
+    took = (ends[-1] - ends[0]) / 2 / (len(few.train) // m)
+    return {
+        "images_per_second": m / took,
+        "step_us": 1e6 * took,
+        "compile_seconds": ends[0] - began,
+    }
 
 
 def _column(settings: Settings, m: int, lanes: int) -> list[Any]:

@@ -163,8 +163,9 @@ def test_finite_weights_whose_sum_overflows_are_finite() -> None:
     sgd.theta.fill_(3e38)
     assert not math.isfinite(sgd.theta.sum().item())
     assert sgd.finite()
-    sgd.theta[2] = math.nan
-    assert not sgd.finite()
+    for broken in (math.nan, math.inf, -math.inf):
+        sgd.theta[2] = broken
+        assert not sgd.finite()
 
 
 def test_population_accuracy_leaves_the_saved_statistics_alone(noise: Dataset) -> None:

@@ -70,14 +70,22 @@ def batches(
     A batch may straddle two epochs (or more, were it larger than the training set). The first
     ``start`` of them are left out.
     """
+    for stretch in stretches(seed, n, epochs, batch_size, start):
+        for first in range(0, len(stretch), batch_size):
+            yield stretch[first : first + batch_size]
+
+
+def stretches(
+    seed: int, n: int, epochs: int, batch_size: int, start: int = 0
+) -> Iterator[Examples]:
+    """The same, all batches that end in one epoch at a time: a multiple of ``batch_size``."""
     first, offset = divmod(start * batch_size, n)
     pending = None
     for epoch in range(first, epochs):
         fresh = epoch_examples(seed, epoch, n)[offset if epoch == first else 0 :]
         pending = join(pending, fresh) if pending else fresh
         full = len(pending) // batch_size * batch_size
-        for start in range(0, full, batch_size):
-            yield pending[start : start + batch_size]
+        yield pending[:full]
         pending = pending[full:]
 
 

@@ -31,6 +31,7 @@ _LOOP = (
     "training/loop.py",
     "training/protocol.py",
     "training/resident.py",
+    "training/tally.py",
 )
 CODE: dict[Engine, tuple[str, ...]] = {
     "loop": _LOOP,

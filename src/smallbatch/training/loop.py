@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from smallbatch.data.sampling import batches
+from smallbatch.data.sampling import stretches
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
 from smallbatch.training.checkpoints import Keeper, KeepNothing, State
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
+from smallbatch.training.tally import Tally
 
 if TYPE_CHECKING:
     from smallbatch.config import Precision
@@ -25,6 +26,9 @@ EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for
 # Training pixels whose exact BN statistics are taken in one pass: 4,096 images of 32×32. ResNet-8
 # takes 1 GB for them.
 POPULATION_PIXELS = 2**22
+# Updates from one look at whether the run has diverged to the next. A GPU must wait for the host
+# at a look; updates that it does after a divergence are dropped.
+LOOK_EVERY = {"cpu": 1, "cuda": 64}
 
 Outcome = Literal["finished", "diverged"]
 Row = dict[str, Any]
@@ -78,24 +82,10 @@ class FlatSGD:
         self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
         self.gradient.zero_()
 
-    def finite(self) -> bool:
-        """Whether every weight is finite."""
-        # A finite sum has only finite terms; the exact test is for sums that overflow on their own.
-        return math.isfinite(self.theta.sum().item()) or bool(self.theta.isfinite().all())
-
-
-@dataclass
-class _Running:
-    """Running means over the training batches of one epoch."""
-
-    loss: float = 0.0
-    correct: float = 0.0
-    seen: int = 0
-
-    def add(self, loss: float, logits: Tensor, labels: Tensor) -> None:
-        self.loss += loss
-        self.correct += float((logits.argmax(1) == labels).sum())
-        self.seen += len(labels)
+    def finite(self) -> Tensor:
+        """Whether every weight is finite, bool (); does not wait for the device."""
+        low, high = self.theta.aminmax()  # both pass NaN on, which is neither above nor below
+        return (low > -math.inf) & (high < math.inf)
 
 
 def train(
@@ -122,7 +112,8 @@ def train(
     model = initial_model(run, data).to(device, dtype)
     sgd = FlatSGD(model, run.settings.weight_decay)
     with arithmetic(run.settings.precision, device):
-        trained = _Trainer(run, data, model, sgd, on_epoch, keeper or KeepNothing()).run()
+        keeper, tally = keeper or KeepNothing(), Tally(device)
+        trained = _Trainer(run, data, model, sgd, on_epoch, keeper, tally).run()
         final = _final_metrics(model, data, trained)
     return RunResult(
         outcome="finished" if trained.diverged_at is None else "diverged",
@@ -142,56 +133,80 @@ class _Trainer:
     sgd: FlatSGD
     on_epoch: Callable[[Row], None]
     keeper: Keeper
-    update: int = 0  # updates done
-    running: _Running = field(default_factory=_Running)
+    tally: Tally
+    update: int = 0  # updates done; once a divergence is seen, those up to it
     rows: list[Row] = field(default_factory=list)
-    diverged_at: int | None = None
+    diverged_at: int | None = None  # as far as the host has looked
 
     def run(self) -> _Trainer:
         self.keeper.begin(self)
         self._end_epoch()  # its last update may be all that is kept of it
-        run, n = self.run_, len(self.data.train)
-        for examples in batches(run.seed, n, run.settings.epochs, run.batch_size, self.update):
-            self._step(*self.data.batch(examples))
-            if self.diverged_at is not None:
-                self._record()
-                break
-            self.pause()
+        look_every = LOOK_EVERY[self.sgd.theta.device.type]
+        for images, labels in self._batches():
+            self._step(images, labels)
+            if self.update % look_every == 0:
+                self._look()
+            if self.diverged_at is None:
+                self.pause()
             self._end_epoch()
         return self
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those still to be trained on, until the run is seen to have diverged."""
+        run, n, m = self.run_, len(self.data.train), self.run_.batch_size
+        for stretch in stretches(run.seed, n, run.settings.epochs, m, self.update):
+            table = self.data.place(stretch)
+            for first in range(0, len(stretch), m):
+                if self.diverged_at is not None:
+                    return
+                yield self.data.batch(table[:, first : first + m])
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         study, lr = self.run_.settings, self._lr(self.update)
         logits = self.model(images)
         loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
                              reduction="sum")  # fmt: skip
-        self.running.add(loss.item(), logits, labels)
-        if math.isfinite(loss.item()):
-            loss.backward()
-            self.sgd.update(lr / self.run_.batch_size, lr)
+        loss.backward()
+        self.sgd.update(lr / self.run_.batch_size, lr)
         self.update += 1
-        if not (math.isfinite(loss.item()) and self.sgd.finite()):
-            self.diverged_at = self.update
+        correct = (logits.argmax(1) == labels).sum()
+        self.tally.add(self.update, loss.detach(), correct, self.sgd.finite())
+
+    def _look(self) -> None:
+        """Wait for the device; updates after a divergence count as never done."""
+        diverged_at = int(self.tally.diverged_at)
+        if diverged_at:
+            self.update = self.diverged_at = diverged_at
 
     def _lr(self, update: int) -> float:
         run, study = self.run_, self.run_.settings
-        updates = updates_after(study.epochs, len(self.data.train), run.batch_size)
-        return scheduled_lr(update, updates, run.lr, study)
+        return scheduled_lr(update, self._updates(study.epochs), run.lr, study)
 
     def _end_epoch(self) -> None:
-        epoch = len(self.rows) + 1
-        if self.update == updates_after(epoch, len(self.data.train), self.run_.batch_size):
-            self._record()
-            self.running = _Running()
+        if self.update == self._updates(len(self.rows) + 1):
+            self._look()
+        elif self.diverged_at is None:
+            return
+        self._record()
+        self.tally.clear()
+
+    def _updates(self, epochs: int) -> int:
+        return updates_after(epochs, len(self.data.train), self.run_.batch_size)
+
+    def _running(self) -> dict[str, float]:
+        """Sums over this epoch's updates, and over how many images they are."""
+        loss, correct = float(self.tally.loss), float(self.tally.correct)
+        updates = self.update - self._updates(len(self.rows))
+        return {"loss": loss, "correct": correct, "seen": updates * self.run_.batch_size}
 
     def _record(self) -> None:
-        running = self.running
+        running = self._running()
         row: Row = {
             "epoch": len(self.rows) + 1,
             "updates": self.update,
             "lr": self._lr(self.update - 1),
-            "train_loss": running.loss / running.seen,
-            "train_accuracy": running.correct / running.seen,
+            "train_loss": running["loss"] / running["seen"],
+            "train_accuracy": running["correct"] / running["seen"],
         }
         splits = {"validation": self.data.validation, "test": self.data.test}
         for name, split in splits.items():
@@ -208,16 +223,21 @@ class _Trainer:
 
     def state(self) -> State:
         """See :class:`~training.checkpoints.Resumable`."""
+        self._look()
         tensors = {"theta": self.sgd.theta, **_generators(self.sgd.theta.device)}
         tensors |= {f"buffer.{name}": value for name, value in self.model.named_buffers()}
-        content = {"rows": self.rows, "running": vars(self.running)}
+        content: dict[str, Any] = {"rows": self.rows, "running": self._running()}
+        if self.diverged_at is not None:
+            content["diverged_at"] = self.diverged_at
         return State((self.run_.hash,), self.update, tensors, content)
 
     def restore(self, state: State) -> None:
         """See :class:`~training.checkpoints.Resumable`."""
         self.update = state.update
         self.rows = list(state.content["rows"])
-        self.running = _Running(**state.content["running"])
+        running, diverged_at = state.content["running"], state.content.get("diverged_at", 0)
+        self.tally.restore(running["loss"], int(running["correct"]), diverged_at)
+        self._look()
         self.sgd.theta.copy_(state.tensors["theta"])
         for name, value in self.model.named_buffers():
             value.copy_(state.tensors[f"buffer.{name}"])
@@ -243,16 +263,18 @@ def evaluate(
     ``pause`` is called between batches.
     """
     model.eval()
-    loss, correct = 0.0, 0
+    device = split.images.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for images, labels in zip(
         split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True
     ):
         logits = model(images)
-        loss += cross_entropy(logits.double(), labels, reduction="sum").item()
-        correct += int((logits.argmax(1) == labels).sum())
+        loss += cross_entropy(logits.double(), labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
         pause()
     model.train()
-    return loss / len(split), correct / len(split)
+    return loss.item() / len(split), int(correct) / len(split)
 
 
 @contextmanager

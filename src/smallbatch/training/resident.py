@@ -41,21 +41,30 @@ class Resident:
     windows: Tensor | None
     classes: int
 
-    def batch(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Images (m, C, H, W) and labels (m,) of a stretch of the stream, augmented if asked for.
+    def place(self, examples: Examples) -> Tensor:
+        """A stretch of the stream as a table on the device; a copy for which the host waits.
+
+        Returns:
+            The row, top, left and flip of every position, int64 (4, n).
+        """
+        fields = (examples.index, examples.top, examples.left, examples.flip)
+        return torch.from_numpy(np.stack(fields).astype(np.int64)).to(self.train.images.device)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (m, C, H, W) and labels (m,), augmented if asked for; nothing waits for them.
 
         The padding is zero after normalisation, that is, the training set's mean colour.
+
+        Args:
+            positions: columns of a table that `place` made, (4, m).
         """
-        device = self.train.images.device
-        index = torch.from_numpy(examples.index).to(device)
+        index, top, left, flip = positions
         labels = self.train.labels[index]
         if self.windows is None:
             return _laid_out(self.train.images[index]), labels
-        top = torch.from_numpy(examples.top).to(device)
-        left = torch.from_numpy(examples.left).to(device)
-        flip = torch.from_numpy(examples.flip).to(device)
         crops = self.windows[index, :, top, left]
-        return _laid_out(torch.where(flip[:, None, None, None], crops.flip(3), crops)), labels
+        mirrored = flip.bool()[:, None, None, None]
+        return _laid_out(torch.where(mirrored, crops.flip(3), crops)), labels
 
 
 def load_resident(

@@ -74,7 +74,7 @@ def update_variance(run: Run, data: Resident) -> float:
     stream = batches(run.seed, n, -(-BATCHES * run.batch_size // n), run.batch_size)
     updates: list[torch.Tensor] = []
     for examples in islice(stream, BATCHES):
-        images, labels = data.batch(examples)
+        images, labels = data.batch(data.place(examples))
         cross_entropy(model(images), labels, reduction="sum").backward()
         updates.append(run.base_lr * sgd.gradient.double())
         sgd.gradient.zero_()
