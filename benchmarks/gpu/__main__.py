@@ -75,7 +75,7 @@ def _hardware(book: Book, _dataset: Dataset, device: torch.device, toy: bool) ->
 
 
 def _checks(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:
-    names = ["grouped", "unrolled", "triton-ieee"]
+    names = ["grouped", "triton-ieee"]
     names += [] if toy else ["triton-tf32x3", "triton-tf32"]
     for name in names:
         book.do("convolutions", name, partial(checks.convolutions, device, name, toy))
@@ -104,8 +104,6 @@ def _speed(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> Non
             for variant in variants:
                 rate = partial(speed.images_per_second, variant, settings, m, lanes, data, toy)
                 book.do("speed", f"{norm} K={lanes} m={m} {variant}", rate)
-    if device.type == "cuda":
-        book.do("choices", f"{len(speed.chosen(device))} shapes", lambda: speed.chosen(device))
 
 
 def _grid(book: Book, dataset: Dataset, device: torch.device, toy: bool) -> None:

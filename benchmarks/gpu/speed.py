@@ -40,7 +40,7 @@ def variants(device: torch.device) -> list[str]:
     """What is measured, by name; the GPU's kernels only where they are compiled."""
     kernels = ["triton-ieee", "triton-tf32x3", "auto"] if device.type == "cuda" else []
     # Last what is most likely to fail and matters least.
-    return ["loop", "grouped", *kernels, "eager", "unrolled", "vmap-eager", "vmap"]
+    return ["loop", "grouped", *kernels, "eager", "vmap-eager", "vmap"]
 
 
 def images_per_second(
@@ -152,16 +152,6 @@ def _compiled_step(settings: Settings, m: int, lanes: int, data: Resident) -> Ca
         return step
     with torch.no_grad():
         return capture(step, [stacked.theta, *stacked.statistics.values()])
-
-
-def chosen(device: torch.device) -> list[dict[str, Any]]:
-    """What `auto` has measured so far: microseconds of every algorithm by operation and shape."""
-    convs: Any = default_convs(device, "float32")
-    return [
-        {"key": " ".join(str(part) for part in key), "chosen": convs.chosen[key],
-         "us": {name: round(1e6 * value, 1) for name, value in times.items()}}
-        for key, times in convs.seconds.items()
-    ]  # fmt: skip
 
 
 def evaluation_seconds(settings: Settings, lanes: int, data: Resident) -> float:

@@ -27,10 +27,18 @@ from smallbatch.config import format_base_lr
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints, Plan
-from smallbatch.training.engines import CAPTURED_SHARE, MEMORY_SHARE, Engine, deal, free_memory
+from smallbatch.training.engines import (
+    CAPTURED_SHARE,
+    MEMORY_SHARE,
+    ConvsName,
+    Engine,
+    deal,
+    free_memory,
+)
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
+from smallbatch.training.stacked.choice import convs_by_name
 from smallbatch.training.watch import GRACE_S, HINT
 
 if TYPE_CHECKING:
@@ -58,6 +66,7 @@ class Job:
         workers: processes on the CPU.
         memory: bytes for the lanes of all workers, or None for a part of what is free.
         lanes: at most so many in one worker at a time, whatever its memory; None: no such limit.
+        convs: what computes stacked convolutions; None: what serves the device.
         work: where each run's record goes as it ends.
         made_by: the code and versions that the records depend on.
         plan: which runs are computed together, from this attempt or an earlier one.
@@ -80,6 +89,7 @@ class Job:
     watch: Watch
     beat: Callable[[], None]
     lanes: int | None = None
+    convs: ConvsName | None = None
 
 
 @dataclass(frozen=True)
@@ -362,8 +372,15 @@ def _train_chunk(
     checkpoints.start_clock()
     if job.engine == "stacked":
         recorded = {run for run in chunk.runs if run.hash not in missing}
+        precision = chunk.runs[0].settings.precision
         train_lanes(
-            chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints, recorded=recorded
+            chunk.runs,
+            data,
+            on_epoch=tell,
+            on_end=keep,
+            keeper=checkpoints,
+            convs=convs_by_name(job.convs, precision) if job.convs else None,
+            recorded=recorded,
         )
     else:
         (run,) = chunk.runs

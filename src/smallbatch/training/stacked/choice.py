@@ -1,35 +1,47 @@
-"""What computes the parts of a step; for convolutions the fastest of several, by trying them."""
+"""What computes the parts of a step on a device, and whether that works there."""
 
 from __future__ import annotations
 
-import time
+import sys
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from smallbatch.training.stacked.convs import Convs, Grouped, Shortcut, Unrolled
-from smallbatch.training.stacked.inputs import Shared
+from smallbatch.errors import first_line
+from smallbatch.training.loop import arithmetic
+from smallbatch.training.stacked.convs import Convs, Grouped, Shortcut
 from smallbatch.training.stacked.step import Tail, TorchTail
 
 if TYPE_CHECKING:
     from smallbatch.config import Precision
+    from smallbatch.training.engines import ConvsName
+    from smallbatch.training.stacked.triton_convs import Dot
 
 # ‖result − reference‖ / ‖reference‖ above which an algorithm counts as broken, by the activations'
 # precision and the dots': rounding stays far below.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
-CALLS = 5  # in one timing
-SLOW = 0.02  # seconds of a call that needs no second look
+SHAPES = [(16, 16, 1), (16, 32, 2)]  # channels in and out, stride: of the trial of convolutions
 
-_choices: dict[Precision, Fastest] = {}
+_trials: dict[tuple[str, Precision], bool] = {}
 _fusing: dict[str, bool] = {}
 
 
+def convs_by_name(name: ConvsName, precision: Precision) -> Convs:
+    """The algorithm of a name, as a study's precision has it."""
+    if name == "grouped":
+        return Grouped()
+    from smallbatch.training.stacked.triton_convs import FLOAT32_DOT, Triton
+
+    dots: dict[Precision, Dot] = {"float32": FLOAT32_DOT, "tf32": "tf32", "bf16": "ieee"}
+    return Triton(dots[precision])
+
+
 def candidates(precision: Precision) -> dict[str, Convs]:
-    """The algorithms of a GPU by name, the reference first."""
-    from smallbatch.training.stacked.triton_convs import Dot, Triton
+    """All algorithms of a GPU that count as a precision, the reference first."""
+    from smallbatch.training.stacked.triton_convs import Triton
 
     # Three TF32 products have float32's error within a small factor: they count as float32.
     dots: dict[Precision, tuple[Dot, ...]] = {
@@ -37,17 +49,57 @@ def candidates(precision: Precision) -> dict[str, Convs]:
         "tf32": ("tf32",),
         "bf16": ("ieee",),
     }
-    kernels = {f"triton-{dot}": Triton(dot) for dot in dots[precision]}
-    return {"grouped": Grouped(), "unrolled": Unrolled(), **kernels}
+    return {"grouped": Grouped(), **{f"triton-{dot}": Triton(dot) for dot in dots[precision]}}
 
 
 def default_convs(device: torch.device, precision: Precision) -> Convs:
-    """The algorithm for a device: torch's on a CPU, else the fastest; what it finds is kept."""
-    if device.type != "cuda":
-        return Grouped()
-    if precision not in _choices:
-        _choices[precision] = Fastest(candidates(precision), TOLERANCE[precision])
-    return _choices[precision]
+    """The algorithm of a device: on a GPU by Triton's kernels where these work, else torch's."""
+    by_triton = device.type == "cuda" and triton_works(device, precision)
+    return convs_by_name("triton" if by_triton else "grouped", precision)
+
+
+def triton_works(device: torch.device, precision: Precision) -> bool:
+    """Whether the convolutions in Triton compile and give torch's numbers; one line if not."""
+    key = device.type, precision
+    if key not in _trials:
+        try:
+            reason = "" if _convs_agree(device, precision) else "wrong numbers"
+        except Exception as error:  # noqa: BLE001 - a compiler's own errors
+            reason = first_line(error)
+        if reason:
+            line = f"convolutions by Triton in {precision} are left out: {reason}"
+            print(line, file=sys.stderr, flush=True)
+        _trials[key] = not reason
+    return _trials[key]
+
+
+def _convs_agree(device: torch.device, precision: Precision) -> bool:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with torch.no_grad(), arithmetic(precision, device):
+        found = [
+            _passes(convs_by_name(name, precision), device, dtype) for name in ("triton", "grouped")
+        ]
+    return all(
+        bool((a - b).norm() <= TOLERANCE[precision] * b.norm())  # not with NaN
+        for a, b in zip(*found, strict=True)
+    )
+
+
+def _passes(convs: Convs, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Results of every pass for two lanes, in float64 on the CPU."""
+    random, results = torch.Generator().manual_seed(0), list[Tensor]()
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random).to(device, dtype)
+
+    for c, out, stride in SHAPES:
+        x, weight = noise(3, 2 * c, 6, 6).relu(), noise(2, out, c, 3, 3)
+        shortcut, g = Shortcut(x, stride), noise(3, 2 * out, 6 // stride, 6 // stride)
+        of_weight = torch.empty(weight.shape, device=device)
+        convs.weight_gradient(g, x, of_weight, stride)
+        y = convs.forward(x, weight, noise(2, out), stride, shortcut, True)
+        results += [y, of_weight, convs.input_gradient(g, weight, x, stride, g)]
+    return [result.double().cpu() for result in results]
 
 
 def default_fusing(device: torch.device) -> bool:
@@ -81,144 +133,3 @@ def default_tail(device: torch.device, dtype: torch.dtype) -> Callable[[int, tor
     from smallbatch.training.stacked.triton_tail import TritonTail
 
     return TritonTail
-
-
-class Fastest:
-    """Each operation by the fastest algorithm for its shape, found when it first comes up.
-
-    An algorithm that fails, or disagrees with the first, is left out with a warning.
-
-    Args:
-        algorithms: by name, the reference first.
-        tolerance: relative, for the comparison with the reference.
-        clock: seconds of a call; by default measured.
-    """
-
-    def __init__(
-        self,
-        algorithms: Mapping[str, Convs],
-        tolerance: float,
-        clock: Callable[[Callable[[], object]], float] | None = None,
-    ) -> None:
-        self.algorithms, self.tolerance = dict(algorithms), tolerance
-        self.clock = clock or _seconds
-        self.chosen: dict[tuple[Any, ...], str] = {}
-        self.seconds: dict[tuple[Any, ...], dict[str, float]] = {}
-
-    def _run(self, key: tuple[Any, ...], call: Callable[[Convs], Any]) -> Any:
-        if key not in self.chosen:
-            self._measure(key, call)
-        return call(self.algorithms[self.chosen[key]])
-
-    def _measure(self, key: tuple[Any, ...], call: Callable[[Convs], Any]) -> None:
-        times: dict[str, float] = {}
-        reference: Tensor | None = None
-        for name, algorithm in self.algorithms.items():
-            try:
-                result = call(algorithm).clone()
-                if reference is None:
-                    reference = result
-                elif not self._agrees(result, reference):
-                    warnings.warn(f"{name} left out of {key}: wrong numbers", stacklevel=2)
-                    continue
-                times[name] = self.clock(lambda algorithm=algorithm: call(algorithm))
-            except Exception as error:  # noqa: BLE001 - out of memory, a compiler's own errors
-                line = str(error).strip().splitlines()[:1]
-                warnings.warn(f"{name} left out of {key}: {line}", stacklevel=2)
-        if not times:
-            raise RuntimeError(f"no algorithm convolves {key}")
-        self.seconds[key] = times
-        self.chosen[key] = min(times, key=lambda name: times[name])
-
-    def _agrees(self, result: Tensor, reference: Tensor) -> bool:
-        # Of lanes that are finite: others, diverged, may be NaN here and infinite there.
-        good = reference.isfinite() & result.isfinite()
-        a, b = (torch.where(good, t, 0.0).double() for t in (result, reference))
-        error = torch.linalg.vector_norm(a - b)
-        return bool(error <= self.tolerance * torch.linalg.vector_norm(b) + 1e-30)
-
-    def forward(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: int,
-        shortcut: Shortcut | None = None,
-        relu: bool = False,
-    ) -> Tensor:
-        """See `Convs`."""
-        key = ("forward", *_key(x, weight), stride, shortcut is not None)
-        return self._run(key, lambda c: c.forward(x, weight, bias, stride, shortcut, relu))
-
-    def input_gradient(
-        self, g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None = None
-    ) -> Tensor:
-        """See `Convs`."""
-        key = ("input", *_key(x, weight), stride, shortcut is not None)
-        return self._run(key, lambda c: c.input_gradient(g, weight, x, stride, shortcut))
-
-    def weight_gradient(self, g: Tensor, x: Tensor, out: Tensor, stride: int) -> None:
-        """See `Convs`."""
-
-        def call(algorithm: Convs) -> Tensor:
-            algorithm.weight_gradient(g, x, out, stride)
-            return out
-
-        self._run(("weight", *_key(x, out), stride), call)
-
-    def forward_shared(
-        self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
-    ) -> Tensor:
-        """See `Convs`."""
-        x = shared.images
-        key = ("first forward", *_key(x[0], weight), stride)
-        return self._run(key, lambda c: c.forward_shared(shared, weight, bias, stride, relu))
-
-    def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
-        """See `Convs`."""
-        x = shared.images
-
-        def call(algorithm: Convs) -> Tensor:
-            algorithm.weight_gradient_shared(g, shared, out, stride)
-            return out
-
-        self._run(("first weight", *_key(x[0], out), stride), call)
-
-
-def _key(x: Tensor, weight: Tensor) -> tuple[Any, ...]:
-    """A shape, with examples and lanes by their powers of two.
-
-    Lanes leave a column and evaluations have batches of other sizes; what is fastest hardly
-    changes with that, and timing it again would cost seconds.
-    """
-    sizes = len(x).bit_length(), len(weight).bit_length()
-    return str(x.dtype), *sizes, *x.shape[2:], *weight.shape[1:]
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Seconds of one call: of a captured one on a GPU, where launches cost nothing."""
-    if not torch.cuda.is_available():
-        start = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        return (time.perf_counter() - start) / CALLS
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    first = time.perf_counter() - start
-    if first > SLOW:
-        return first
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    best = float("inf")
-    for _ in range(3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        best = min(best, begin.elapsed_time(end) / 1e3 / CALLS)
-    return best

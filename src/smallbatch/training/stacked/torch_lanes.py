@@ -44,7 +44,7 @@ def build_net(
         runs: of one study and batch size, those of one seed next to each other.
         data: the resident data set; its device is the network's.
         dtype: of the weights.
-        convs: the convolutions' algorithm; by default the fastest for each shape on a GPU.
+        convs: the convolutions' algorithm; by default the device's.
         fused: whether batch norms are done by Triton's kernels; by default where that works.
     """
     builders = [partial(initial_model, run, data) for run in runs]

@@ -110,7 +110,8 @@ def train_lanes(
         on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
             the update, on a GPU with its epoch.
         keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
-        convs: the algorithm of torch's convolutions; by default, on a GPU, the fastest for each.
+        convs: the convolutions' algorithm, in place of the native kernels; by default that of the
+            device.
         by_torch: leave out the native kernels.
         recorded: those of ``runs`` whose results are kept: they only keep the others company.
 
@@ -126,7 +127,7 @@ def train_lanes(
         raise ValueError("the lanes of a column share their study and batch size")
     ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        if not by_torch and native.serves(study, device):
+        if convs is None and not by_torch and native.serves(study, device):
             lanes = NativeLanes(ordered, data, dtype)
         else:
             lanes = TorchLanes(ordered, data, dtype, convs)

@@ -19,6 +19,7 @@ _CORRELATE: Any = triton_kernels.correlate
 # How float32 is multiplied: by the ordinary units; by the matrix units in three TF32 products,
 # whose error is that of float32 within a small factor; by those in one. bf16 has one way.
 Dot = Literal["ieee", "tf32x3", "tf32"]
+FLOAT32_DOT: Dot = "tf32x3"  # of `precision: float32`
 
 # Pixels of a lane from which on a block is as large as registers allow; below, blocks of 64 pixels
 # keep more of the GPU's processors busy.
