@@ -266,3 +266,17 @@ def test_what_computed_a_column_is_in_its_record(noise: Dataset, tmp_path: Path)
     made_by = [made_by_on("stacked", "cuda", settings, convs) for convs in ("grouped", "triton")]
     assert [text.split()[-1] for text in made_by] == ["grouped", "triton"]
     assert made_by_on("loop", "cuda", settings).split()[-1] == "torch"
+
+
+def test_what_bench_measures_is_not_trusted_before_it_was_compared() -> None:
+    from smallbatch.bench.command import _learn
+    from smallbatch.bench.session import Series, Session
+
+    pictures: Any = None
+    loop, stacked = (Series(pictures, CASE, engine) for engine in ("loop", "stacked"))
+    stacked.settled["convs"] = "triton"
+    for series in (loop, stacked):
+        series.repeats.append({"images_per_second": 5.0})
+    assert stacked.way == TRITON
+    _learn(Session([loop, stacked], {}))
+    assert known().rates == {case_key(CASE): {LOOP.key: 5.0}}
