@@ -38,3 +38,8 @@ class Stopped(Exception):  # noqa: N818
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

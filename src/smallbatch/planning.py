@@ -153,8 +153,8 @@ def _column(
 def _kept(column: Column, params: Params, device: str, models: Path, work: Path) -> int:
     """Runs of a column that need no training: their column is whole, or their record is there."""
     names = {run.hash for run in column.runs}
-    engine = choose_engine(column, params.compute, learn=False).engine
-    made_by = made_by_on(engine, device, column.runs[0].settings)
+    choice = choose_engine(column, params.compute, learn=False)
+    made_by = made_by_on(choice.engine, device, column.runs[0].settings, choice.kernels)
     records = sum(files.load_record(work / name, made_by) is not None for name in names)
     if records or any((work / name).exists() for name in names):
         return records
@@ -187,7 +187,11 @@ def _candidates(column: Column, params: Params) -> list[Way]:
     engines: list[Engine] = ["loop"]
     if asked != "loop" and case.lanes > 1 and can_stack(column, device):
         engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
-    return calibration.ways(case, engines)
+    ways = calibration.ways(case, engines)
+    if asked != "stacked":
+        return ways
+    kernels = choose_engine(column, params.compute, learn=False).kernels
+    return [way for way in ways if way.kernels == kernels]
 
 
 def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) -> ColumnPlan:
@@ -248,7 +252,7 @@ def _known_rates(
         best = calibration.fastest(other, ways)
         if best is not None:
             rates[other.batch_size] = best[1]
-    way = Way(choice.engine, choice.lanes)
+    way = Way(choice.engine, choice.lanes, choice.kernels)
     if (own := known.get(case_key(case), {}).get(way.key)) is not None:
         rates[case.batch_size] = own
     return rates

@@ -74,7 +74,8 @@ def test_what_is_learnt_is_there_for_the_next_process(monkeypatch: pytest.Monkey
     learn(rates={"a": {"loop": 1.5}}, choices={"column": LOOP})
     forget(monkeypatch)
     assert known().rates == {"a": {"loop": 1.5, "stacked": 2.0}, "b": {"loop": 5.0}}
-    assert known().choices == {"column": {"engine": "stacked", "lanes": 8}}  # the first one stays
+    # The first one stays.
+    assert known().choices == {"column": {"engine": "stacked", "lanes": 8, "kernels": None}}
     assert known().startup == 3.0
 
 
@@ -83,7 +84,8 @@ def test_what_is_learnt_is_there_for_the_next_process(monkeypatch: pytest.Monkey
     ["", "{", "[]", "null", '{"rates": {}}', '{"rates": [], "choices": {}, "startup": null}',
      '{"rates": {"a": {"loop": "fast"}}, "choices": {}, "startup": null}',
      '{"rates": {"a": {"loop": NaN}}, "choices": {}, "startup": null}',
-     '{"rates": {}, "choices": {"c": {"engine": "warp", "lanes": null}}, "startup": null}'],
+     '{"rates": {}, "choices": {"c": {"engine": "warp", "lanes": null}}, "startup": null}',
+     '{"rates": {}, "choices": {"c": {"engine": "loop", "lanes": 1, "kernels": "f"}}, "startup": 1}'],
 )  # fmt: skip
 def test_a_damaged_cache_is_forgotten_and_replaced(
     cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str

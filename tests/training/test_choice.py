@@ -1,84 +1,93 @@
-"""The choice of a convolution algorithm by what each one takes."""
+"""The convolutions' algorithms by name, and the trial of those in Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.training.stacked.choice import Fastest
-from smallbatch.training.stacked.convs import Grouped, Unrolled
+from smallbatch.training.stacked import choice, triton_convs
+from smallbatch.training.stacked.choice import candidates, convs_by_name, default_convs
+from smallbatch.training.stacked.convs import Grouped
+from smallbatch.training.stacked.triton_convs import Triton
 
-X, WEIGHT = torch.rand(3, 8, 5, 5), torch.rand(2, 6, 4, 3, 3)
-
-
-def clock(seconds: list[float]) -> Callable[[Callable[[], object]], float]:
-    """A clock that says these, one after another."""
-    answers: Iterator[float] = iter(seconds)
-
-    def answer(call: Callable[[], object]) -> float:
-        call()
-        return next(answers)
-
-    return answer
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class _Broken(Grouped):
-    def forward(self, *args: Any, **more: Any) -> Tensor:
-        raise RuntimeError("does not compile\nwith details")
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_trials", {})
 
 
-class _Wrong(Grouped):
-    def forward(self, *args: Any, **more: Any) -> Tensor:
-        return super().forward(*args, **more) * 1.01
+def kind(convs: Any) -> str:
+    return "grouped" if isinstance(convs, Grouped) else f"triton-{convs.dot}"
 
 
-def test_each_shape_gets_the_fastest_and_keeps_it() -> None:
-    convs = Fastest({"a": Grouped(), "b": Unrolled()}, 1e-4, clock([2.0, 1.0, 1.0, 2.0]))
+@pytest.mark.parametrize(
+    ("precision", "names"),
+    [
+        ("float32", ["grouped", "triton-ieee", "triton-tf32x3"]),
+        ("tf32", ["grouped", "triton-tf32"]),
+        ("bf16", ["grouped", "triton-ieee"]),
+    ],
+)
+def test_a_name_is_one_of_the_algorithms_of_a_precision(precision: Any, names: list[str]) -> None:
+    found = candidates(precision)
+    assert list(found) == names
+    assert [kind(convs) for convs in found.values()] == names
+    assert kind(convs_by_name("grouped", precision)) == "grouped"
+    assert kind(convs_by_name("triton", precision)) in names[1:]
+
+
+@pytest.mark.parametrize("dot", ["ieee", "tf32x3"])
+def test_one_constant_says_how_triton_multiplies_float32(
+    monkeypatch: pytest.MonkeyPatch, dot: str
+) -> None:
+    monkeypatch.setattr(triton_convs, "FLOAT32_DOT", dot)
+    assert kind(convs_by_name("triton", "float32")) == f"triton-{dot}"
+    assert kind(convs_by_name("triton", "tf32")) == "triton-tf32"
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_trial_passes(precision: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if precision == "bf16" and DEVICE.type == "cpu":
+        pytest.skip("Triton's interpreter multiplies the bits of bf16 as integers")
+    assert choice.triton_works(DEVICE, precision)
+    assert capsys.readouterr().err == ""
+
+
+def broken(*_: Any, **__: Any) -> Tensor:
+    raise ValueError("does not compile\nwith details")
+
+
+def wrong(self: Triton, x: Tensor, *more: Any) -> Tensor:
+    return Grouped().forward(x, *more) * 1.001
+
+
+def infinite(self: Triton, x: Tensor, *more: Any) -> Tensor:
+    return Grouped().forward(x, *more) * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [(broken, "does not compile"), (wrong, "wrong numbers"), (infinite, "wrong numbers")],
+)
+def test_what_fails_or_is_wrong_is_left_out_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: Any, why: str
+) -> None:
+    monkeypatch.setattr(Triton, "forward", bad)
     for _ in range(2):
-        convs.forward(X, WEIGHT, None, 1)
-        convs.forward(X, WEIGHT, None, 2)
-    assert list(convs.chosen.values()) == ["b", "a"]
-    # One lane less of the same power of two, or an example: not timed again.
-    convs.forward(X[:2], WEIGHT, None, 1)
-    assert len(convs.chosen) == 2
+        assert not choice.triton_works(DEVICE, "float32")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"convolutions by Triton in float32 are left out: {why}"
 
 
-def test_every_operation_is_passed_on() -> None:
-    convs = Fastest({"a": Unrolled()}, 1e-4)
-    y = convs.forward(X, WEIGHT, None, 2, None, True)
-    assert torch.equal(y, Unrolled().forward(X, WEIGHT, None, 2, None, True))
-    of_x = convs.input_gradient(y, WEIGHT, X, 2)
-    assert torch.equal(of_x, Unrolled().input_gradient(y, WEIGHT, X, 2))
-    mine, theirs = torch.empty_like(WEIGHT), torch.empty_like(WEIGHT)
-    convs.weight_gradient(y, X, mine, 2)
-    Unrolled().weight_gradient(y, X, theirs, 2)
-    assert torch.equal(mine, theirs)
-    assert {key[0] for key in convs.chosen} == {"forward", "input", "weight"}
-
-
-@pytest.mark.parametrize(("bad", "says"), [(_Broken(), "does not compile"), (_Wrong(), "wrong")])
-def test_what_fails_or_is_wrong_is_left_out_with_a_warning(bad: Any, says: str) -> None:
-    convs = Fastest({"a": Grouped(), "bad": bad}, 1e-4, clock([2.0, 1.0]))
-    with pytest.warns(UserWarning, match=says):
-        y = convs.forward(X, WEIGHT, None, 1)
-    assert torch.equal(y, Grouped().forward(X, WEIGHT, None, 1))
-
-
-def test_a_diverged_lane_does_not_decide() -> None:
-    x = X.clone()
-    x[:, :4] = torch.nan
-    convs = Fastest({"a": Grouped(), "b": Unrolled()}, 1e-4, clock([2.0, 1.0]))
-    convs.forward(x, WEIGHT, None, 1)
-    assert list(convs.chosen.values()) == ["b"]
-
-
-def test_nothing_left_is_an_error() -> None:
-    with (
-        pytest.warns(UserWarning, match="does not compile"),
-        pytest.raises(RuntimeError, match="no algorithm convolves"),
-    ):
-        Fastest({"bad": _Broken()}, 1e-4).forward(X, WEIGHT, None, 1)
+@pytest.mark.parametrize(("works", "name"), [(True, "triton-tf32"), (False, "grouped")])
+def test_a_gpus_default_is_triton_where_that_works(
+    monkeypatch: pytest.MonkeyPatch, works: bool, name: str
+) -> None:
+    monkeypatch.setattr(choice, "triton_works", lambda *_: works)
+    assert kind(default_convs(torch.device("cuda"), "tf32")) == name
+    assert kind(default_convs(torch.device("cpu"), "tf32")) == "grouped"

@@ -33,8 +33,18 @@ def test_dealing_spreads_learning_rates_and_keeps_seeds_together() -> None:
 
 def pick(asked: Any, settings: StudyConfig, *, lanes: int = 26, vmap: Any = None) -> Choice:
     return choose(
-        asked, settings, batch_size=2, pixels=64, lanes=lanes, device="cpu", vmap_works=vmap
-    )
+        asked, settings, batch_size=2, pixels=64, lanes=lanes, device="cpu", vmap_works=vmap,
+        triton_works=pytest.fail,
+    )  # fmt: skip
+
+
+def pick_on_gpu(
+    asked: Any, settings: StudyConfig, *, lanes: int = 26, triton: bool = True
+) -> Choice:
+    return choose(
+        asked, settings, batch_size=2, pixels=64, lanes=lanes, device="cuda",
+        vmap_works=lambda: True, triton_works=lambda: triton,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -69,11 +79,23 @@ def test_other_models_are_stacked_by_vmap_where_that_works(works: bool, engine: 
 
 @pytest.mark.parametrize(("model", "engine"), [("resnet8", "stacked"), ("resnet18", "loop")])
 def test_bf16_is_stacked_on_a_gpu(model: str, engine: str) -> None:
-    choice = choose(
-        "stacked", study(model=model, precision="bf16"), batch_size=2, pixels=64, lanes=26,
-        device="cuda", vmap_works=lambda: True,
-    )  # fmt: skip
-    assert choice.engine == engine
+    assert pick_on_gpu("stacked", study(model=model, precision="bf16")).engine == engine
+
+
+def test_the_rule_for_a_gpu_of_unknown_speed_is_triton_where_it_works() -> None:
+    triton, loop = Choice("stacked", kernels="triton"), Choice("loop")
+    assert pick_on_gpu("auto", study()) == triton
+    assert pick_on_gpu("auto", study(precision="bf16")) == triton
+    assert pick_on_gpu("auto", study(), triton=False) == loop
+    assert pick_on_gpu("auto", study(), lanes=1) == loop
+    assert pick_on_gpu("auto", study(model="resnet18")) == loop
+
+
+def test_a_pinned_stacked_engine_does_without_kernels_that_do_not_work() -> None:
+    assert pick_on_gpu("stacked", study()) == Choice("stacked", kernels="triton")
+    assert pick_on_gpu("stacked", study(), triton=False) == Choice("stacked", kernels="grouped")
+    by_vmap = pick_on_gpu("stacked", study(model="resnet18"))
+    assert (by_vmap.engine, by_vmap.kernels) == ("stacked", None)
 
 
 def test_auto_trains_a_single_run_plainly() -> None:

@@ -88,7 +88,7 @@ class Series:
         case: the column.
         engine: what computes it.
         settled: how, after a first look: the textbook's loader workers, the stacked engine's lanes
-            in a chunk, updates in an epoch.
+            in a chunk and what computes its convolutions on a GPU, updates in an epoch.
         looks: images per second of the ways that were tried and not taken.
         repeats: ``images_per_second`` and ``seconds`` of every measurement.
         failure: why there are none.
@@ -112,7 +112,7 @@ class Series:
     def way(self) -> Way:
         """How an engine of the package computes the column."""
         engine = "loop" if self.engine == "loop" else "stacked"
-        return Way(engine, self.settled.get("lanes_at_a_time"))
+        return Way(engine, self.settled.get("lanes_at_a_time"), self.settled.get("kernels"))
 
 
 @dataclass
@@ -181,6 +181,8 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
     images = look.images_per_second / look.live * bench.seconds / (EPOCHS - 1)
     updates = round(min(images, MOST_IMAGES) / case.batch_size)
     series.settled |= {"lanes_at_a_time": way.lanes, "updates_per_epoch": max(1, updates)}
+    if way.kernels is not None:
+        series.settled["kernels"] = way.kernels
 
 
 def _repeat(bench: Bench, series: Series, data: Path) -> None:

@@ -19,8 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.errors import WorkerLost
+from smallbatch.errors import WorkerLost, first_line
 from smallbatch.training import environment
+from smallbatch.training.agreement import COMPARED, check
+from smallbatch.training.engines import GPU_KERNELS, has_layers
 from smallbatch.training.rate import Case, Way, few_updates, measure
 
 if TYPE_CHECKING:
@@ -29,15 +31,19 @@ if TYPE_CHECKING:
 CHUNK = 8  # lanes at a time, the alternative to as many as memory holds
 MOST_LANES = 16  # of a worker: columns with more are as fast as with these
 SHARE = 0.02  # of a column's time that may go into finding out how to train it,
-MOST_SECONDS = 10.0  # but never more than this
+MOST_SECONDS = {"cpu": 10.0, "cuda": 60.0}  # but never more than this
 SECONDS = 0.5  # of measuring one way
-# For the least time that a column can take, FLOP/s of one worker that no way exceeds by much.
-FAST = {"cpu": 6e10, "cuda": 4e13}
+# For the least time that a column can take: FLOP/s of one worker that no way exceeds by much, and
+# seconds of an update however small. Those of a GPU are guesses until one has been measured.
+FAST = {"cpu": 6e10, "cuda": 2e13}
+QUICKEST = {"cpu": 0.0, "cuda": 5e-5}
 # For the most that a measurement takes: FLOP/s of one worker that none falls far below, seconds
-# that an update takes besides, and seconds before there is anything to measure.
+# that an update takes besides, seconds before there is anything to measure, and seconds in which
+# the kernels of a model are compiled, once on a machine.
 SLOW = {"cpu": 1e10, "cuda": 2e12}
-DISPATCH = 0.02
-START = {"cpu": 0.5, "cuda": 5.0}
+DISPATCH = {"cpu": 0.02, "cuda": 0.005}
+START = {"cpu": 0.5, "cuda": 1.0}
+COMPILE = 10.0
 
 
 @dataclass
@@ -106,6 +112,11 @@ def ways(case: Case, engines: Iterable[Engine]) -> list[Way]:
     """The ways to train a column by some engines."""
     from smallbatch.training.stacked import native
 
+    if case.device == "cuda" and has_layers(case.model):
+        stacked = [Way("stacked", kernels=name) for name in GPU_KERNELS]
+        return [
+            way for engine in engines for way in (stacked if engine == "stacked" else [Way(engine)])
+        ]
     found = [Way(engine) for engine in engines]
     torchs = case.device == "cpu" and not native.serves(case.settings(), case.device)
     if torchs and case.lanes > CHUNK * case.workers and Way("stacked") in found:
@@ -126,6 +137,8 @@ def fastest(case: Case, candidates: Iterable[Way]) -> tuple[Way, float] | None:
 def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) -> None:
     """Measure the ways that are not known yet; one that fails where others work has rate 0.
 
+    So has one on a GPU whose first update is not the loop engine's; a line says why it is left out.
+
     Raises:
         UserError: the model cannot be built for these images.
         RuntimeError: no way works.
@@ -135,10 +148,16 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
     for way in candidates:
         if way.key not in rates:
             try:
+                if way.kernels is not None:
+                    check(case, way, memory)
                 rate = measure(alike(case), way, seconds=SECONDS, memory=memory)
                 rates[way.key] = rate.images_per_second
             except (RuntimeError, WorkerLost) as error:
-                rates[way.key], failure = 0.0, error
+                # Without its frames, which would keep the memory of what has failed.
+                rates[way.key], failure = 0.0, error.with_traceback(None)
+                failure.__cause__ = failure.__context__ = None
+                if way.kernels is not None:
+                    _say(f"{case.key}: {way.key} is left out: {first_line(failure)}")
     if failure is not None and not any(rates.values()):
         raise failure
     learn(rates={case_key(case): rates})
@@ -146,20 +165,36 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
 
 def cost(case: Case, candidates: Iterable[Way], flops: int) -> float:
     """Seconds that measuring these ways takes at most; ``flops`` are those of a training image."""
+    start, candidates = START[case.device], list(candidates)
 
-    def seconds(way: Way) -> float:
+    def update(way: Way) -> float:
         runs = case.workers if way.engine == "loop" else alike(case).lanes
         images = case.batch_size * runs / case.workers
-        update = DISPATCH + images * flops / SLOW[case.device]
-        # An epoch that is left out and at least one that is measured.
-        return START[case.device] + max(SECONDS, 2 * few_updates(case) * update)
+        return DISPATCH[case.device] + images * flops / SLOW[case.device]
 
-    return sum(map(seconds, candidates))
+    # An epoch that is left out and at least one that is measured.
+    updates = 2 * few_updates(case)
+    seconds = sum(start + max(SECONDS, updates * update(way)) for way in candidates)
+    compared = [way for way in candidates if way.kernels is not None]
+    if compared:  # the first update, and the loop engine's for some of the runs
+        seconds += sum(start + update(way) for way in compared)
+        seconds += start + COMPARED * update(Way("loop"))
+    if any(way.kernels == "triton" and not _compiled(case, way) for way in compared):
+        seconds += COMPILE
+    return seconds
+
+
+def _compiled(case: Case, way: Way) -> bool:
+    """Whether a way was measured for such a model: a machine keeps what it has compiled."""
+    kind = f"{case.model} ", f" {case.precision} "
+    rates = known().rates.items()
+    return any(all(word in key for word in kind) and way.key in ways for key, ways in rates)
 
 
 def least_seconds(case: Case, images: int, flops: int) -> float:
-    """Seconds that so many training images take at least."""
-    return images * flops / (FAST[case.device] * case.workers)
+    """Seconds that so many training images, of all runs, take at least."""
+    arithmetic = images * flops / (FAST[case.device] * case.workers)
+    return max(arithmetic, images / (case.batch_size * case.lanes) * QUICKEST[case.device])
 
 
 def decide(
@@ -181,10 +216,10 @@ def decide(
     candidates = ways(case, ("loop", "stacked"))
     if fastest(case, candidates) is None:
         flops = training_flops_of(case)
-        worth = min(MOST_SECONDS, SHARE * least_seconds(case, images, flops))
+        worth = min(MOST_SECONDS[case.device], SHARE * least_seconds(case, images, flops))
         if cost(case, candidates, flops) > worth:
             return None
-        print(f"finding the fastest way to train {case.key}", file=sys.stderr, flush=True)
+        _say(f"finding the fastest way to train {case.key}")
         calibrate(case, candidates, memory)
     best = fastest(case, candidates)
     return best[0] if best else None
@@ -246,10 +281,12 @@ def _checked(raw: Any) -> Known:
 
 
 def _way(raw: Any) -> Way:
-    lanes = raw["lanes"]
+    lanes, kernels = raw["lanes"], raw.get("kernels")
     if raw["engine"] not in ("loop", "stacked") or not (lanes is None or type(lanes) is int):
         raise ValueError("no way to train a column")
-    return Way(raw["engine"], lanes)
+    if kernels not in (None, *GPU_KERNELS):
+        raise ValueError("no way to compute convolutions")
+    return Way(raw["engine"], lanes, kernels)
 
 
 def _number(value: Any) -> float:
@@ -265,3 +302,7 @@ def _merged(old: Known, new: Known) -> Known:
     startup = old.startup if new.startup is None else new.startup
     # The first choice stays, whoever made it.
     return Known(rates, {**new.choices, **old.choices}, startup)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

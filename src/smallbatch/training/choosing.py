@@ -39,12 +39,16 @@ def choose_engine(column: Column, compute: ComputeConfig, *, learn: bool = True)
     way = calibration.decide(
         name, case, images, lambda: can_stack(column, device), memory_of(compute)
     )
-    choice = _choose(column, way.engine if way else "auto", device)
-    choice = replace(choice, lanes=way.lanes if way else None)
+    if way is None:
+        choice = _choose(column, "auto", device)
+    else:
+        choice = _choose(column, way.engine, device, tried=True)
+        if choice.engine == "stacked":
+            choice = replace(choice, lanes=way.lanes, kernels=way.kernels or choice.kernels)
     if choice.engine == "stacked" and device == "cpu" and not _fits(column, case, compute):
         choice = Choice("loop")
     if learn:
-        calibration.learn(choices={name: Way(choice.engine, choice.lanes)})
+        calibration.learn(choices={name: Way(choice.engine, choice.lanes, choice.kernels)})
     return choice
 
 
@@ -91,7 +95,7 @@ def _fits(column: Column, case: Case, compute: ComputeConfig) -> bool:
 
 def can_stack(column: Column, device: str) -> bool:
     """Whether the stacked engine takes a column's model."""
-    return _choose(column, "stacked", device).engine == "stacked"
+    return _choose(column, "stacked", device, tried=True).engine == "stacked"
 
 
 def workers_of(column: Column, compute: ComputeConfig, device: str) -> int:
@@ -105,7 +109,8 @@ def memory_of(compute: ComputeConfig) -> int | None:
     return None if compute.memory == "auto" else int(compute.memory * 2**30)
 
 
-def _choose(column: Column, asked: EngineSetting, device: str) -> Choice:
+def _choose(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:
+    """The choice of :func:`~training.engines.choose`; ``tried``: Triton need not be tried."""
     run, meta = column.runs[0], column.dataset.meta
 
     def try_vmap() -> bool:
@@ -124,6 +129,13 @@ def _choose(column: Column, asked: EngineSetting, device: str) -> Choice:
         )
         return vmap_works(model, meta.channels, meta.height, run.batch_size)
 
+    def try_triton() -> bool:
+        import torch
+
+        from smallbatch.training.stacked.choice import triton_works
+
+        return tried or triton_works(torch.device(device), run.settings.precision)
+
     return choose(
         asked,
         run.settings,
@@ -132,6 +144,7 @@ def _choose(column: Column, asked: EngineSetting, device: str) -> Choice:
         lanes=len(column.runs),
         device=device,
         vmap_works=try_vmap,
+        triton_works=try_triton,
     )
 
 

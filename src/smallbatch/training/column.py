@@ -17,7 +17,7 @@ from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.training import checkpoints, environment, files
 from smallbatch.training.choosing import choose_engine, memory_of, resolve_device, workers_of
-from smallbatch.training.engines import Engine
+from smallbatch.training.engines import Kernels, Engine
 from smallbatch.training.lock import Lock, one_writer
 from smallbatch.training.protocol import Run, updates_after
 from smallbatch.training.watch import Watch
@@ -152,7 +152,7 @@ def _train_column(
     started, clock = datetime.now(UTC), time.perf_counter()
     device = resolve_device(compute.device)
     choice = choose_engine(column, compute)
-    made_by = made_by_on(choice.engine, device, column.runs[0].settings)
+    made_by = made_by_on(choice.engine, device, column.runs[0].settings, choice.kernels)
     about = environment.describe(device)  # now: the checkout may move on while this code trains
     done = {run.hash: files.load_record(work / run.hash, made_by) for run in column.runs}
     for run in column.runs:
@@ -177,6 +177,7 @@ def _train_column(
                 work=work,
                 made_by=made_by,
                 lanes=choice.lanes,
+                kernels=choice.kernels,
                 plan=checkpoints.plan(work, directory, made_by),
                 checkpoint_seconds=compute.checkpoint_seconds,
                 watch=watch,
@@ -200,6 +201,7 @@ def _train_column(
             "images_per_second": workers * images / seconds,
             "workers": workers,
             "engine": choice.engine,
+            "kernels": choice.kernels,
             "device": device,
             "stage": stage,
             "peak_memory_bytes": _peak_memory(device),
@@ -224,14 +226,16 @@ def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
     return record
 
 
-def made_by_on(engine: Engine, device: str, study: StudyConfig) -> str:
+def made_by_on(
+    engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
+) -> str:
     """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
     from smallbatch.training.stacked import native
 
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     hardware = environment.gpu_name() if device == "cuda" else environment.processor()
-    kernels = "torch"
-    if engine == "stacked" and native.serves(study, device):
+    kernels = kernels or "torch"
+    if engine == "stacked" and kernels is None and native.serves(study, device):
         kernels = native.version()
     return " ".join([files.code_digest(engine), *versions, device, str(hardware), kernels])
 

@@ -12,6 +12,10 @@ from smallbatch.config import EngineSetting, StudyConfig
 from smallbatch.model_names import ALIASES
 
 Engine = Literal["loop", "stacked"]
+# What computes stacked lanes where the native kernels do not: torch, with grouped convolutions or
+# with unrolled matrix products (float64, which is for tests), or Triton's kernels.
+Kernels = Literal["grouped", "unrolled", "triton"]
+GPU_KERNELS: tuple[Kernels, ...] = ("grouped", "triton")
 T = TypeVar("T")
 
 # Without a budget of their own, lanes may take this part of the memory that is free at the start.
@@ -33,11 +37,13 @@ class Choice:
     """An engine, and one line about it where it is not the one asked for.
 
     ``lanes`` is how many lanes a worker computes at a time at most; None: what memory holds.
+    ``kernels`` computes stacked lanes on a GPU; None on a CPU and for `loop`.
     """
 
     engine: Engine
     remark: str | None = None
     lanes: int | None = None
+    kernels: Kernels | None = None
 
 
 def has_layers(model: str) -> bool:
@@ -54,6 +60,7 @@ def choose(
     lanes: int,
     device: str,
     vmap_works: Callable[[], bool],
+    triton_works: Callable[[], bool],
 ) -> Choice:
     """Pick the engine of a column.
 
@@ -65,30 +72,43 @@ def choose(
         lanes: runs of the column.
         device: ``cpu`` or ``cuda``.
         vmap_works: tries the model under `torch.vmap`; called only for models that need it.
+        triton_works: tries the kernels in Triton on the GPU; called only where they may be used.
     """
     if asked == "loop":
         return Choice("loop")
     if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):
         remark = "the stacked engine has bf16 on a GPU alone, for models with stacked layers"
         return Choice("loop", f"{remark}; the loop engine trains it")
-    if asked == "auto" and not stacked_is_faster(study, batch_size, pixels, lanes, device):
+    if asked == "auto" and not stacked_is_faster(
+        study, batch_size, pixels, lanes, device, triton_works
+    ):
         return Choice("loop")
     if has_layers(study.model):
-        return Choice("stacked")
+        if device == "cpu":
+            return Choice("stacked")
+        return Choice("stacked", kernels="triton" if triton_works() else "grouped")
     if vmap_works():
         return Choice("stacked", f"{study.model}: lanes by torch.vmap, it has no stacked layers")
     reason = f"{study.model} has no stacked layers and fails under torch.vmap"
     return Choice("loop", f"{reason}; the loop engine trains it")
 
 
-def stacked_is_faster(study: StudyConfig, m: int, pixels: int, lanes: int, device: str) -> bool:
-    """Whether stacked lanes beat plain runs, by what was measured."""
+def stacked_is_faster(
+    study: StudyConfig,
+    m: int,
+    pixels: int,
+    lanes: int,
+    device: str,
+    triton_works: Callable[[], bool],
+) -> bool:
+    """Whether stacked lanes beat plain runs where this machine's speed is not known."""
     from smallbatch.training.stacked import native
 
-    # On a GPU neither engine has been measured yet.
-    if lanes == 1 or not native.serves(study, device):
+    if lanes == 1:
         return False
-    return lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS
+    if device == "cuda":  # docs/performance-gpu.md
+        return has_layers(study.model) and triton_works()
+    return native.serves(study, device) and (lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS)
 
 
 def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:

@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smallbatch.config import StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
-from smallbatch.training.engines import Engine, deal
+from smallbatch.training.engines import Kernels, Engine, deal
 from smallbatch.training.protocol import Run
+
+if TYPE_CHECKING:
+    from smallbatch.training.workers import Job
 
 ENDLESS = 10**6  # epochs: a measurement is stopped by the clock, long before a milestone
 BASE_LR = 2.0**-30  # so small that no lane diverges, which would shrink the work
@@ -70,8 +73,8 @@ class Case:
         """The same at another batch size."""
         return replace(self, batch_size=batch_size)
 
-    def settings(self) -> StudyConfig:
-        """A study of this case that never ends."""
+    def settings(self, epochs: int = ENDLESS) -> StudyConfig:
+        """A study of this case; by default it never ends."""
         return StudyConfig.model_validate(
             {
                 "model": self.model,
@@ -79,7 +82,7 @@ class Case:
                 "bn_batch_size": self.bn_batch_size,
                 "augment": self.augment,
                 "precision": self.precision,
-                "epochs": ENDLESS,
+                "epochs": epochs,
                 "weight_decay": 1e-4,
             }
         )
@@ -92,15 +95,18 @@ class Way:
     Attributes:
         engine: ``loop`` or ``stacked``.
         lanes: at most so many in one worker at a time; None: as many as its memory holds.
+        kernels: what computes stacked lanes on a GPU; None on a CPU and for `loop`.
     """
 
     engine: Engine
     lanes: int | None = None
+    kernels: Kernels | None = None
 
     @property
     def key(self) -> str:
         """The way as text."""
-        return self.engine if self.lanes is None else f"{self.engine} in chunks of {self.lanes}"
+        by = "" if self.kernels is None else f" by {self.kernels} kernels"
+        return f"{self.engine}{by}{'' if self.lanes is None else f' in chunks of {self.lanes}'}"
 
 
 @dataclass(frozen=True)
@@ -141,40 +147,54 @@ def measure(
             default.
         memory: bytes for the lanes of all workers; by default a part of what is free.
     """
-    from smallbatch.training.checkpoints import Plan
-    from smallbatch.training.watch import Watch
-    from smallbatch.training.workers import Job, train_all
+    from smallbatch.training.workers import train_all
 
     n = case.batch_size * (updates or few_updates(case))
     dataset = (images or (lambda count: noise(case, count)))(n)
-    settings = case.settings()
-    runs = [
-        Run(settings, dataset.meta.fingerprint, case.batch_size, BASE_LR * (1 + i // 2), i % 2)
-        for i in range(case.lanes)
-    ]
+    runs = runs_of(case, case.settings(), dataset, BASE_LR)
     counter = _Counter(seconds, _side_by_side(case, way))
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
-        job = Job(
-            column=runs,
-            missing=runs,
-            engine=way.engine,
-            dataset=dataset,
-            device=case.device,
-            workers=min(case.workers, case.lanes),
-            memory=memory,
-            work=Path(folder),
-            made_by="",
-            lanes=way.lanes,
-            plan=Plan(Path(folder)),
-            checkpoint_seconds=math.inf,
-            watch=Watch(),
-            beat=lambda: None,
-        )
+        job = job_of(case, way, runs, dataset, Path(folder), memory)
         try:
             train_all(job, on_epoch=counter.run_epoch, on_done=_refuse_end)
         except _Enough:
             return counter.rate(n)
     raise RuntimeError(f"{case.key}: the runs ended before they could be measured")
+
+
+def runs_of(case: Case, settings: StudyConfig, dataset: Dataset, base_lr: float) -> list[Run]:
+    """As many runs as the case has: two seeds, at multiples of a base learning rate."""
+    return [
+        Run(settings, dataset.meta.fingerprint, case.batch_size, base_lr * (1 + i // 2), i % 2)
+        for i in range(case.lanes)
+    ]
+
+
+def job_of(
+    case: Case, way: Way, runs: list[Run], dataset: Dataset, folder: Path, memory: int | None
+) -> Job:
+    """The training of a case's runs in a way, nothing of which is to stay."""
+    from smallbatch.training.checkpoints import Plan
+    from smallbatch.training.watch import Watch
+    from smallbatch.training.workers import Job
+
+    return Job(
+        column=runs,
+        missing=runs,
+        engine=way.engine,
+        dataset=dataset,
+        device=case.device,
+        workers=min(case.workers, len(runs)),
+        memory=memory,
+        work=folder,
+        made_by="",
+        lanes=way.lanes,
+        kernels=way.kernels,
+        plan=Plan(folder),
+        checkpoint_seconds=math.inf,
+        watch=Watch(),
+        beat=lambda: None,
+    )
 
 
 def few_updates(case: Case) -> int:
@@ -213,6 +233,8 @@ def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:
 
 def _side_by_side(case: Case, way: Way) -> int:
     """Runs that train at the same time, where memory is no limit."""
+    if case.device == "cuda":
+        return 1  # one process: whoever trains beside this run reports with it
     workers = min(case.workers, case.lanes)
     if way.engine == "loop":
         return workers

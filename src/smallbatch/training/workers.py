@@ -27,7 +27,14 @@ from smallbatch.config import format_base_lr
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.training import files
 from smallbatch.training.checkpoints import Checkpoints, Plan
-from smallbatch.training.engines import CAPTURED_SHARE, MEMORY_SHARE, Engine, deal, free_memory
+from smallbatch.training.engines import (
+    CAPTURED_SHARE,
+    MEMORY_SHARE,
+    Kernels,
+    Engine,
+    deal,
+    free_memory,
+)
 from smallbatch.training.loop import initial_model, train
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked import lane_bytes, train_lanes
@@ -58,6 +65,7 @@ class Job:
         workers: processes on the CPU.
         memory: bytes for the lanes of all workers, or None for a part of what is free.
         lanes: at most so many in one worker at a time, whatever its memory; None: no such limit.
+        kernels: what computes stacked lanes; None: what serves the device.
         work: where each run's record goes as it ends.
         made_by: the code and versions that the records depend on.
         plan: which runs are computed together, from this attempt or an earlier one.
@@ -80,6 +88,7 @@ class Job:
     watch: Watch
     beat: Callable[[], None]
     lanes: int | None = None
+    kernels: Kernels | None = None
 
 
 @dataclass(frozen=True)
@@ -363,7 +372,13 @@ def _train_chunk(
     if job.engine == "stacked":
         recorded = {run for run in chunk.runs if run.hash not in missing}
         train_lanes(
-            chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints, recorded=recorded
+            chunk.runs,
+            data,
+            on_epoch=tell,
+            on_end=keep,
+            keeper=checkpoints,
+            kernels=job.kernels,
+            recorded=recorded,
         )
     else:
         (run,) = chunk.runs

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-# Convolutions by torch's grouped ones; by unrolled matrix products, which float64 has everywhere;
-# the whole step by Triton's kernels.
-Kernels = Literal["grouped", "unrolled", "triton"]
+from smallbatch.errors import first_line
+from smallbatch.training.engines import Kernels
+
+if TYPE_CHECKING:
+    from smallbatch.config import Precision
 
 
-def default_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precision) -> Kernels:
     """Triton's on a GPU where they work; float64, which is for tests, by matrix products."""
     if dtype != torch.float32:
         return "unrolled"
-    return "triton" if device.type == "cuda" and triton_works(device.type) else "grouped"
+    works = device.type == "cuda" and triton_works(device, precision)
+    return "triton" if works else "grouped"
 
 
 @cache
-def triton_works(device: str) -> bool:
-    """Whether Triton's kernels compile and give torch's numbers, tried once; a warning if not."""
+def triton_works(device: torch.device, precision: Precision) -> bool:
+    """Whether Triton's kernels compile and give torch's numbers, tried once; one line if not."""
     try:
-        from smallbatch.training.stacked.triton import inputs, norms, tail
+        from smallbatch.training.stacked.triton import convs, inputs, norms, tail
 
-        right = all(part.agrees(torch.device(device)) for part in (inputs, norms, tail))
-        reason = "wrong numbers"
+        right = convs.agree(device, precision)
+        right = right and all(part.agrees(device) for part in (inputs, norms, tail))
+        reason = "" if right else "wrong numbers"
     except Exception as error:  # noqa: BLE001 - a compiler's own errors
-        right, reason = False, str(error).strip()[:200]
-    if not right:
-        warnings.warn(f"stacked lanes do without Triton's kernels: {reason}", stacklevel=3)
-    return right
+        reason = first_line(error)
+    if reason:
+        line = f"Triton's kernels are left out in {precision}: {reason}"
+        print(line, file=sys.stderr, flush=True)
+    return not reason

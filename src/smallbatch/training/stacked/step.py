@@ -16,7 +16,7 @@ from torch import Tensor
 from smallbatch.training.stacked.inputs import Shared, Tables
 from smallbatch.training.stacked.lanes import Lanes
 
-WARM_UP = 3  # steps before a capture: libraries set themselves up, algorithms are timed
+WARM_UP = 3  # steps before a capture: libraries set themselves up, kernels are compiled
 
 
 class Net(Protocol):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked.choice import Kernels, default_kernels
+from smallbatch.training.engines import Kernels
+from smallbatch.training.stacked.choice import default_kernels
 from smallbatch.training.stacked.convs import Grouped, Unrolled
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
 from smallbatch.training.stacked.lanes import Lanes, stack_lanes
@@ -49,7 +50,7 @@ def build_net(
     device = data.train.images.device
     builders = [partial(initial_model, run, data) for run in runs]
     plain = not has_stacked_form(builders[0]())
-    kernels = kernels or default_kernels(device, dtype)
+    kernels = kernels or default_kernels(device, dtype, runs[0].settings.precision)
     packed = not plain and kernels == "triton"
     lanes, model = stack_lanes(builders, device, dtype, plain, packed)
     if plain:
@@ -62,19 +63,19 @@ def _kit(lanes: Lanes, run: Run, data: Resident, kernels: Kernels) -> Kit:
     half = torch.bfloat16 if precision == "bf16" else dtype
     if kernels != "triton":
         return TorchLayers(lanes, Unrolled() if kernels == "unrolled" else Grouped(), half)
-    from smallbatch.training.stacked.triton.convs import FLOAT32_DOT
+    from smallbatch.training.stacked.triton.convs import DOTS
     from smallbatch.training.stacked.triton.layers import TritonLayers
 
-    dot = "tf32" if precision == "tf32" else FLOAT32_DOT
     height, width = data.train.images.shape[2:]
-    return TritonLayers(lanes, run.batch_size, (height, width), dot, half)
+    return TritonLayers(lanes, run.batch_size, (height, width), DOTS[precision], half)
 
 
 def make_step(
     runs: Sequence[Run], data: Resident, dtype: torch.dtype, kernels: Kernels | None = None
 ) -> tuple[Step, nn.Module]:
     """A step of a network of lanes, and a plain model of its structure; see `build_net`."""
-    kernels = kernels or default_kernels(data.train.images.device, dtype)
+    device, precision = data.train.images.device, runs[0].settings.precision
+    kernels = kernels or default_kernels(device, dtype, precision)
     net, model = build_net(runs, data, dtype, kernels)
     fused = kernels == "triton"
     return Step(net, Tables(runs, data, dtype, fused), _tail if fused else _torch_tail), model

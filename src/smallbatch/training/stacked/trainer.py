@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from smallbatch.models import has_batch_norm, recompute_population_statistics
 from smallbatch.training import loop
 from smallbatch.training.checkpoints import Keeper, KeepNothing, State
+from smallbatch.training.engines import Kernels
 from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked import native
-from smallbatch.training.stacked.choice import Kernels
 from smallbatch.training.stacked.native.lanes import NativeLanes
 from smallbatch.training.stacked.torch_lanes import TorchLanes
 
@@ -110,7 +110,7 @@ def train_lanes(
         on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
             the update, on a GPU with its epoch.
         keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
-        kernels: what computes the lanes on a GPU, or with ``by_torch``; by default the fastest.
+        kernels: what computes the lanes, in place of the native kernels; by default the device's.
         by_torch: leave out the native kernels.
         recorded: those of ``runs`` whose results are kept: they only keep the others company.
 
@@ -126,7 +126,7 @@ def train_lanes(
         raise ValueError("the lanes of a column share their study and batch size")
     ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        if not by_torch and native.serves(study, device):
+        if kernels is None and not by_torch and native.serves(study, device):
             lanes = NativeLanes(ordered, data, dtype)
         else:
             lanes = TorchLanes(ordered, data, dtype, kernels)

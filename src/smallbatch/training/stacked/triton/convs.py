@@ -7,13 +7,17 @@ between lanes; gradients of weights in parts, (parts, K, …), to be summed by w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smallbatch.training.stacked.convs import Shortcut
 from smallbatch.training.stacked.triton import conv_kernels
+
+if TYPE_CHECKING:
+    from smallbatch.config import Precision
 
 # Without types: the constants among their parameters are given as plain numbers.
 _ROWS: Any = conv_kernels.rows
@@ -28,7 +32,9 @@ _IMAGES_WEIGHT: Any = conv_kernels.images_weight
 # whose error is that of float32 within a small factor; by those in one. bf16 has one way.
 Dot = Literal["ieee", "tf32x3", "tf32"]
 
-FLOAT32_DOT: Dot = "tf32x3"
+DOTS: dict[Precision, Dot] = {"float32": "tf32x3", "tf32": "tf32", "bf16": "ieee"}
+# ‖result − reference‖ / ‖reference‖ above which kernels count as broken; rounding stays far below.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
 
 # Values of a lane's activation up to which small blocks keep more of the GPU's processors busy.
 FEW = 2**14
@@ -265,3 +271,39 @@ def _padded(n: int, least: int = 1) -> int:
 
 def _blocks(n: int, size: int) -> int:
     return -(-n // size)
+
+
+def agree(device: torch.device, precision: Precision) -> bool:
+    """Whether these kernels give torch's numbers on a device, for two small convolutions."""
+    dot, dtype = DOTS[precision], torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    def near(found: Tensor, expected: Tensor) -> bool:
+        error = (found.double() - expected).norm()
+        return bool(error <= TOLERANCE[precision] * expected.norm())  # not with NaN
+
+    for out, stride in ((16, 1), (32, 2)):
+        x, weight = noise(1, 3, 6, 6, 16).relu().to(dtype), noise(1, 3, 3, 16, out)
+        y = forward(x, weight, None, stride, None, False, dot)
+        g, of_weight = noise(*y.shape).to(dtype), torch.empty(1, 1, 3, 3, 16, out, device=device)
+        weight_gradient(g, x, of_weight, None, stride, dot)
+        of_x = input_gradient(g, weight, x, stride, None, dot)
+        plain, kernel, gradient = (
+            t.double().permute(*order)
+            for t, order in ((x[0], (0, 3, 1, 2)), (weight[0], (3, 2, 0, 1)), (g[0], (0, 3, 1, 2)))
+        )
+        expected = torch.ops.aten.convolution_backward(
+            gradient, plain, kernel, None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1,
+            [True, True, False],
+        )  # fmt: skip
+        results = (
+            (y[0].permute(0, 3, 1, 2), F.conv2d(plain, kernel, None, stride, 1)),
+            (of_x[0].permute(0, 3, 1, 2), expected[0] * (plain > 0)),
+            (of_weight[0, 0].permute(3, 2, 0, 1), expected[1]),
+        )
+        if not all(near(*pair) for pair in results):
+            return False
+    return True
