@@ -1,9 +1,9 @@
 """The stacked engine on the device: `python -m benchmarks.gpu.ours WHAT …`, lines of JSON.
 
-    check MODEL NORM       one update, and 20 of small images, against float64
-    itself                 bits of captured steps, neighbours, chunks; outcomes of diverging runs
-    speed NORM M… SECONDS  images per second by each kind of kernels
-    hardware, profile, grid, columns
+check MODEL NORM       one update, and 20 of small images, against float64
+itself                 bits of captured steps, neighbours, chunks; outcomes of diverging runs
+speed NORM M… SECONDS  images per second by each kind of kernels
+hardware, profile, grid, columns
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ def _speed(device: torch.device, toy: bool, norm: str, *rest: str) -> None:
     for m in sizes:
         for way in ("triton", "grouped", "loop"):
             count = 1 if way == "loop" else lanes
+            rate = partial(speed.images_per_second, way, settings, m, lanes, data, seconds)
             say(
-                lambda way=way, m=m: speed.images_per_second(way, settings, m, lanes, data, seconds),
+                rate,
                 way=f"stacked, {way}" if way != "loop" else way, norm=norm, m=m, lanes=count,
             )  # fmt: skip
 

@@ -56,14 +56,16 @@ def _ratios(ways: dict[str, dict[int, Row]], sizes: list[int]) -> list[str]:
     others = {way: by_m for way, by_m in ways.items() if way.startswith(("jax", "grouped", "vmap"))}
     rows: list[list[Any]] = []
     if "script" in ways:
-        rows.append(["stacked / plain PyTorch script", *[_ratio(ours, ways["script"], m) for m in sizes]])
-    best = {
-        m: max((by_m[m] for by_m in others.values() if m in by_m), key=lambda row: row["images_per_second"])
-        for m in sizes
-        if any(m in by_m for by_m in others.values())
-    }  # fmt: skip
-    if best:
-        rows.append(["stacked / best peer with as many lanes", *[_ratio(ours, best, m) for m in sizes]])
+        ratios = [_ratio(ours, ways["script"], m) for m in sizes]
+        rows.append(["stacked / plain PyTorch script", *ratios])
+    if others:
+        best: dict[int, Row] = {}
+        for by_m in others.values():
+            for m, row in by_m.items():
+                if m not in best or row["images_per_second"] > best[m]["images_per_second"]:
+                    best[m] = row
+        ratios = [_ratio(ours, best, m) for m in sizes]
+        rows.append(["stacked / best peer with as many lanes", *ratios])
         rows.append(["that peer", *[best[m]["peer"] if m in best else None for m in sizes]])
     return [table(["", *[f"m = {m}" for m in sizes]], rows)] if rows else []
 
@@ -92,7 +94,12 @@ def _grid(book: Book) -> list[str]:
     steps = {m: row["step_us"] / 1e6 for m, row in sorted(rows.items())}
     found = fig2(steps, evaluation["seconds"])
     cells = [
-        [m, rows[m]["step_us"], rows[m]["images_per_second"], found["minutes_by_batch_size"][str(m)]]
+        [
+            m,
+            rows[m]["step_us"],
+            rows[m]["images_per_second"],
+            found["minutes_by_batch_size"][str(m)],
+        ]
         for m in steps
     ]
     total = f"{found['minutes']:.1f} minutes for {found['images']:.2g} training images"

@@ -71,9 +71,7 @@ def one_by_one(toy: bool, npz: Path) -> list[Part]:
     some = [str(m) for m in sizes]
     long = "0.02" if toy else "0.6"
     found = [Part("hardware", _ours("hardware"), 20)]
-    found += [
-        Part(f"stacked {norm}", _ours("speed", norm, *some, long), 30) for norm in LANES
-    ]
+    found += [Part(f"stacked {norm}", _ours("speed", norm, *some, long), 30) for norm in LANES]
     for m in sizes:
         command = ("src/smallbatch/bench/textbook.py", "--data", str(npz), "--batch-size", str(m))
         command += ("--seconds", "0.1" if toy else "2", "--warm-up", "3" if toy else "20")
@@ -94,12 +92,16 @@ def one_by_one(toy: bool, npz: Path) -> list[Part]:
             for peer in JAX_PEERS
             for m in sizes
         ]
-        found.append(Part("peer grouped-graph none", _peer("torch", "grouped-graph", "none", sizes, 0.5), 30))
+        found.append(
+            Part("peer grouped-graph none", _peer("torch", "grouped-graph", "none", sizes, 0.5), 30)
+        )
     found.append(Part("profile", _ours("profile"), 25))
     found.append(Part("grid", _ours("grid"), 40))
     found.append(Part("columns", _ours("columns"), 40))
     if not toy:
-        found.append(Part("peer vmap-compile", _peer("torch", "vmap-compile", "batch", (8,), 0.5), 120))
+        found.append(
+            Part("peer vmap-compile", _peer("torch", "vmap-compile", "batch", (8,), 0.5), 120)
+        )
     return found
 
 
@@ -107,9 +109,7 @@ def _ours(*arguments: str) -> tuple[str, ...]:
     return ("-m", "benchmarks.gpu.ours", *arguments)
 
 
-def _peer(
-    framework: str, peer: str, norm: str, sizes: Any, seconds: float
-) -> tuple[str, ...]:
+def _peer(framework: str, peer: str, norm: str, sizes: Any, seconds: float) -> tuple[str, ...]:
     return (
         "-m", f"benchmarks.gpu.peers_{framework}", "--peer", peer, "--norm", norm,
         "--lanes", str(LANES[norm]), "--m", *map(str, sizes), "--seconds", str(seconds),

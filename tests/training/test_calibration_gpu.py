@@ -263,7 +263,9 @@ def test_what_computed_a_column_is_in_its_record(noise: Dataset, tmp_path: Path)
     timing = json.loads((out / "timing.json").read_text())["column"]
     assert (timing["engine"], timing["kernels"]) == ("stacked", "grouped")
     settings = column.runs[0].settings
-    made_by = [made_by_on("stacked", "cuda", settings, kernels) for kernels in ("grouped", "triton")]
+    made_by = [
+        made_by_on("stacked", "cuda", settings, kernels) for kernels in ("grouped", "triton")
+    ]
     assert [text.split()[-1] for text in made_by] == ["grouped", "triton"]
     assert made_by_on("loop", "cuda", settings).split()[-1] == "torch"
 

@@ -17,7 +17,7 @@ from smallbatch.config import ComputeConfig, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.training import checkpoints, environment, files
 from smallbatch.training.choosing import choose_engine, memory_of, resolve_device, workers_of
-from smallbatch.training.engines import Kernels, Engine
+from smallbatch.training.engines import Engine, Kernels
 from smallbatch.training.lock import Lock, one_writer
 from smallbatch.training.protocol import Run, updates_after
 from smallbatch.training.watch import Watch

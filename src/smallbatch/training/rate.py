@@ -14,7 +14,7 @@ import numpy as np
 
 from smallbatch.config import StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
-from smallbatch.training.engines import Kernels, Engine, deal
+from smallbatch.training.engines import Engine, Kernels, deal
 from smallbatch.training.protocol import Run
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from smallbatch.training.checkpoints import Checkpoints, Plan
 from smallbatch.training.engines import (
     CAPTURED_SHARE,
     MEMORY_SHARE,
-    Kernels,
     Engine,
+    Kernels,
     deal,
     free_memory,
 )

@@ -130,7 +130,9 @@ class Lanes:
         state = {name: value.clone() for name, value in self.template.items()}
         for name, value in {**self.views, **self.statistics}.items():
             if name in state:
-                state[name] = value[lane].detach().cpu().clone(memory_format=torch.contiguous_format)
+                state[name] = (
+                    value[lane].detach().cpu().clone(memory_format=torch.contiguous_format)
+                )
         return state
 
 

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from smallbatch.training.engines import Kernels
 from smallbatch.training.loop import initial_model
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import Resident, Split
-from smallbatch.training.engines import Kernels
 from smallbatch.training.stacked.choice import default_kernels
 from smallbatch.training.stacked.convs import Grouped, Unrolled
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
