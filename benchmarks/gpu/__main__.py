@@ -13,12 +13,14 @@ does the parts that are missing or failed. `--device cpu --toy` rehearses it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +32,7 @@ from benchmarks.gpu.page import write
 from benchmarks.gpu.parts import Part, one_by_one, side_by_side
 
 LEAST = 5.0  # seconds without which no part is begun
+TOGETHER = 0.4  # of the time, at most, for the parts in which nothing is timed
 
 
 def main() -> int:
@@ -41,9 +44,12 @@ def main() -> int:
         npz = Path(folder, "images.npz")
         _images(npz, options.toy)
         runner = _Runner(book, options, Path(folder))
+        timed = _wanted(one_by_one(options.toy, npz), options.parts)
+        runner.deadline -= 60 * options.minutes * (1 - TOGETHER) if timed else 0
         with ThreadPoolExecutor(options.together) as pool:
             list(pool.map(runner.run, _wanted(side_by_side(options.toy), options.parts)))
-        for part in _wanted(one_by_one(options.toy, npz), options.parts):
+        runner.deadline = book.deadline
+        for part in timed:
             runner.run(part)
     write(options.out / "gpu.md", book)
     print((options.out / "gpu.md").read_text())
@@ -87,7 +93,7 @@ class _Runner:
     """
 
     def __init__(self, book: Book, options: argparse.Namespace, cache: Path) -> None:
-        self.book, self.options = book, options
+        self.book, self.options, self.deadline = book, options, book.deadline
         self.environment = os.environ | {
             "PYTHONUNBUFFERED": "1",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -100,7 +106,7 @@ class _Runner:
         """Run a part unless it is done or the time is over."""
         if self.book.done(part.name):
             return
-        left = self.book.deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left < LEAST:
             self.book.skip(part.name)
             return
@@ -121,26 +127,27 @@ class _Runner:
                 command, env=self.environment, stdout=subprocess.PIPE, stderr=said, text=True,
                 start_new_session=True,
             )  # fmt: skip
-            timer = _end_after(process, limit)
+            ended = threading.Event()
+            timer = threading.Timer(limit, _end, (process, ended))
+            timer.start()
             for line in process.stdout or ():
                 if part.kept and line.startswith("{"):
                     self.book.add(part.name, part.tags | json.loads(line))
             code = process.wait()
-            ended = timer.poll() is not None
-            timer.kill()
-            timer.wait()
+            timer.cancel()
             if code == 0:
                 return None
             said.seek(0)
             last = [line for line in said.read().splitlines() if line.strip()][-1:]
-            why = f"ended after {limit:.0f} s" if ended else f"status {code}"
+            why = f"ended after {limit:.0f} s" if ended.is_set() else f"status {code}"
             return " ".join([why, *last])[:300]
 
 
-def _end_after(process: subprocess.Popen[str], seconds: float) -> subprocess.Popen[bytes]:
-    """A process that kills another and its children after so many seconds, unless killed before."""
-    script = f"sleep {seconds:.1f}; kill -{int(signal.SIGKILL)} -- -{process.pid}"
-    return subprocess.Popen(["sh", "-c", script], start_new_session=True)
+def _end(process: subprocess.Popen[str], ended: threading.Event) -> None:
+    """Kill a process and its children."""
+    ended.set()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

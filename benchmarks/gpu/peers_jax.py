@@ -9,6 +9,8 @@ device. Torch stays out of this process.
     python -m benchmarks.gpu.peers_jax --peer jax-vmap --norm batch --m 2 --lanes 26
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import gc

@@ -3,6 +3,8 @@
 Weights are (S, L, …) for S seeds of L lanes. Imported where JAX is already set up.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -222,7 +222,7 @@ def _wait(device: torch.device) -> None:
 def _tidy(device: torch.device) -> None:
     """Leave no memory and no compiled code to the next entry."""
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        sys.modules["torch._dynamo"].reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

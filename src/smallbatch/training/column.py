@@ -234,10 +234,10 @@ def made_by_on(
 
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     hardware = environment.gpu_name() if device == "cuda" else environment.processor()
-    kernels = kernels or "torch"
+    by = kernels or "torch"
     if engine == "stacked" and kernels is None and native.serves(study, device):
-        kernels = native.version()
-    return " ".join([files.code_digest(engine), *versions, device, str(hardware), kernels])
+        by = native.version()
+    return " ".join([files.code_digest(engine), *versions, device, str(hardware), by])
 
 
 def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:
