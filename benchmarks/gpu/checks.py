@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.gpu.inputs import Settings, make_runs
 from benchmarks.gpu.peers_task import LIMIT
 from smallbatch.training import loop, stacked
+from smallbatch.training.engines import Kernels
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked.step import capture
 from smallbatch.training.stacked.torch_lanes import make_step
@@ -36,6 +37,11 @@ def part(data: Resident, n: int, dtype: torch.dtype) -> Resident:
     )
 
 
+def _kernels(data: Resident) -> Kernels:
+    """Triton's on a GPU; on a CPU, where these are only interpreted, torch's."""
+    return "triton" if data.train.images.is_cuda else "grouped"
+
+
 def against_loop(model: str, norm: str, data: Resident, updates: int) -> dict[str, Any]:
     """The worst deviation of two learning rates × two seeds after some updates of 16 images.
 
@@ -45,7 +51,7 @@ def against_loop(model: str, norm: str, data: Resident, updates: int) -> dict[st
     settings = Settings(model, norm, bn_batch_size=size, augment=True)
     few, exact = (part(data, 16 * updates, dtype) for dtype in (torch.float32, torch.float64))
     runs = make_runs(settings, 16, [2.0**-9, 2.0**-7], 2)
-    results = stacked.train_lanes(runs, few, kernels="triton", by_torch=True)
+    results = stacked.train_lanes(runs, few, kernels=_kernels(few), by_torch=True)
     worst, loops = 0.0, 0.0
     for run, result in zip(runs, results, strict=True):
         start = loop.initial_model(run, few).state_dict()
@@ -75,7 +81,7 @@ def divergence(data: Resident, updates: int) -> dict[str, Any]:
     settings = Settings("resnet8", "none", epochs=2)
     few = part(data, 4 * updates, torch.float32)
     runs = make_runs(settings, 4, [2.0**-9, 2.0**4, 2.0**10, 2.0**60], 2)
-    results = stacked.train_lanes(runs, few, kernels="triton", by_torch=True)
+    results = stacked.train_lanes(runs, few, kernels=_kernels(few), by_torch=True)
     found = [(r.outcome, r.diverged_at) for r in results]
     expected = [(r.outcome, r.diverged_at) for r in (loop.train(run, few) for run in runs)]
     return {
@@ -108,7 +114,7 @@ def captured(data: Resident, updates: int) -> dict[str, Any]:
 
 def _advance(runs: Any, data: Resident, updates: int, *, captured: bool) -> list[Tensor]:
     with torch.no_grad(), loop.arithmetic("float32", data.train.images.device):
-        step, _ = make_step(runs, data, torch.float32, "triton")
+        step, _ = make_step(runs, data, torch.float32, _kernels(data))
         step.tables.load(0)
         call = capture(step, step.state()) if captured else step
         for _ in range(updates):
@@ -120,7 +126,7 @@ def chunks(data: Resident, updates: int) -> dict[str, Any]:
     """Bits of lanes trained in two halves against the same trained together."""
     few = part(data, 16 * updates, torch.float32)
     runs = make_runs(Settings("resnet8", "batch"), 16, [2.0**-9, 2.0**-8, 2.0**-7], 2)
-    train = lambda some: stacked.train_lanes(some, few, kernels="triton", by_torch=True)  # noqa: E731
+    train = lambda some: stacked.train_lanes(some, few, kernels=_kernels(few), by_torch=True)  # noqa: E731
     together, halves = train(runs), [*train(runs[::2]), *train(runs[1::2])]
     same = all(
         torch.equal(value, one.weights[name])
