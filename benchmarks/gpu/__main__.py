@@ -24,6 +24,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         npz = Path(folder, "images.npz")
         _images(npz, options.toy)
-        runner = _Runner(book, options, Path(folder))
+        runner = _Runner(book, options, options.cache or Path(folder))
         timed = _wanted(one_by_one(options.toy, npz), options.parts)
         runner.deadline -= 60 * options.minutes * (1 - TOGETHER) if timed else 0
         with ThreadPoolExecutor(options.together) as pool:
@@ -66,6 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--parts", nargs="+", help="only parts whose names begin with one of these")
     parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--cache", type=Path, help="folder for JAX's programs, kept for a rerun")
     parser.add_argument("--together", type=int, default=os.cpu_count() or 1,
                         help="processes at a time while nothing is timed")  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
@@ -132,7 +134,7 @@ class _Runner:
             timer.start()
             for line in process.stdout or ():
                 if part.kept and line.startswith("{"):
-                    self.book.add(part.name, part.tags | json.loads(line))
+                    self.book.add(part.name, _row(part, line))
             code = process.wait()
             timer.cancel()
             if code == 0:
@@ -141,6 +143,13 @@ class _Runner:
             last = [line for line in said.read().splitlines() if line.strip()][-1:]
             why = f"ended after {limit:.0f} s" if ended.is_set() else f"status {code}"
             return " ".join([why, *last])[:300]
+
+
+def _row(part: Part, line: str) -> dict[str, Any]:
+    row = part.tags | json.loads(line)
+    if "images" in row and "images_per_second" not in row:  # the script counts
+        row["images_per_second"] = row["images"] / row["seconds"]
+    return row
 
 
 def _end(process: subprocess.Popen[str], ended: threading.Event) -> None:

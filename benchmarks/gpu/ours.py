@@ -77,7 +77,8 @@ def _speed(device: torch.device, toy: bool, norm: str, *rest: str) -> None:
     data, settings, lanes = _data(device, toy), Settings("resnet8", norm), LANES[norm]
     lanes, sizes, seconds = 2 if toy else lanes, map(int, rest[:-1]), float(rest[-1])
     for m in sizes:
-        for way in ("triton", "grouped", "loop") if device.type == "cuda" else ("grouped", "loop"):
+        ways = ("triton", "grouped", "loop") if norm == "batch" else ("triton",)
+        for way in ways if device.type == "cuda" else ("grouped", "loop"):
             count = 1 if way == "loop" else lanes
             rate = partial(speed.images_per_second, way, settings, m, lanes, data, seconds)
             say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ CASES = (
     ("resnet32", "batch"), ("alexnet", "none"), ("alexnet", "batch"), ("alexnet", "ghost"),
 )  # fmt: skip
 TORCH_PEERS = ("plain", "plain-graph", "grouped-graph", "grouped-graph-cl")
-JAX_PEERS = ("jax-vmap", "jax-einsum", "jax-einsum-x3")
+JAX_PEERS = {"jax-einsum": BATCH_SIZES, "jax-vmap": BATCH_SIZES, "jax-einsum-x3": (8, 128)}
 
 
 @dataclass(frozen=True)
@@ -37,80 +38,77 @@ class Part:
 
 
 def side_by_side(toy: bool) -> list[Part]:
-    """Parts in which nothing is timed: checks, and all that must be compiled."""
-    found = [
-        Part(f"check {model} {norm}", _ours("check", model, norm), 100)
-        for model, norm in (CASES[:2] if toy else CASES)
-    ]
+    """Parts in which nothing is timed: all that must be compiled, and checks."""
+    found: list[Part] = []
+    if not toy:
+        wanted = [(peer, m) for peer, sizes in JAX_PEERS.items() for m in sizes]
+        wanted.sort(key=lambda one: one[0] == "jax-vmap")  # which compiles fastest
+        for peer, m in wanted:
+            command = _peers("jax", (peer,), "batch", (m,), 0.01)
+            found.append(Part(f"compile {peer} {m}", command, 150, kept=False))
+        for norm in LANES:
+            for m in BATCH_SIZES:
+                command = _ours("speed", norm, str(m), "0.01")
+                found.append(Part(f"compile {norm} {m}", command, 100, kept=False))
+    for model, norm in CASES[:2] if toy else CASES:
+        found.append(Part(f"check {model} {norm}", _ours("check", model, norm), 100))
     found.append(Part("check itself", _ours("itself"), 100))
     # On small noise, where float32 keeps its digits for 20 updates; see `peers_task.LIMIT`.
-    check = ("--check", "--toy")
-    found += [
-        Part(f"check {peer}", (*_peer("torch", peer, "batch", [8], 0), *check), 100)
-        for peer in TORCH_PEERS
-    ]
-    if toy:
-        return found
-    for norm in LANES:
-        found += [
-            Part(f"compile {norm} {m}", _ours("speed", norm, str(m), "0.01"), 100, kept=False)
-            for m in BATCH_SIZES
-        ]
-    for peer in JAX_PEERS:
-        found.append(Part(f"check {peer}", (*_peer("jax", peer, "batch", [8], 0), *check), 150))
-        found += [
-            Part(f"compile {peer} {m}", _peer("jax", peer, "batch", [m], 0.01), 150, kept=False)
-            for m in BATCH_SIZES
-        ]
+    small = ("--check", "--toy")
+    command = _peers("torch", TORCH_PEERS, "batch", (8,), 0)
+    found.append(Part("check torch peers", (*command, *small), 100))
+    if not toy:
+        command = _peers("jax", tuple(JAX_PEERS), "batch", (8,), 0)
+        found.append(Part("check jax peers", (*command, *small), 150))
     return found
 
 
 def one_by_one(toy: bool, npz: Path) -> list[Part]:
     """Parts that are timed and so have the machine to themselves, most informative first."""
-    sizes = (2, 8) if toy else BATCH_SIZES
-    some = [str(m) for m in sizes]
-    long = "0.02" if toy else "0.6"
-    found = [Part("hardware", _ours("hardware"), 20)]
-    found += [Part(f"stacked {norm}", _ours("speed", norm, *some, long), 30) for norm in LANES]
-    for m in sizes:
-        command = ("src/smallbatch/bench/textbook.py", "--data", str(npz), "--batch-size", str(m))
-        command += ("--seconds", "0.1" if toy else "2", "--warm-up", "3" if toy else "20")
-        for norm in ("batch",) if toy else LANES:
-            tags = {"way": "script", "norm": norm, "m": m, "lanes": 1}
-            found.append(Part(f"script {norm} {m}", (*command, "--norm", norm), 30, tags))
-        if m >= 32:
-            tags = {"way": "script, 8 loader workers", "norm": "batch", "m": m, "lanes": 1}
-            more = (*command, "--norm", "batch", "--num-workers", "8")
-            found.append(Part(f"script with workers {m}", more, 30, tags))
-    found += [
-        Part(f"peer {peer}", _peer("torch", peer, "batch", sizes, float(long)), 40)
-        for peer in TORCH_PEERS
-    ]
+    sizes, long = ((2, 8), 0.02) if toy else (BATCH_SIZES, 0.6)
+    found = [Part("hardware", _ours("hardware"), 25)]
+    for norm in LANES:
+        command = _ours("speed", norm, *map(str, sizes), str(long))
+        found.append(Part(f"stacked {norm}", command, 40))
     if not toy:
-        found += [
-            Part(f"peer {peer} {m}", _peer("jax", peer, "batch", [m], float(long)), 40)
-            for peer in JAX_PEERS
-            for m in sizes
-        ]
-        found.append(
-            Part("peer grouped-graph none", _peer("torch", "grouped-graph", "none", sizes, 0.5), 30)
-        )
+        for peer, some in JAX_PEERS.items():
+            command = _peers("jax", (peer,), "batch", some, long)
+            found.append(Part(f"peer {peer}", command, 60))
+    command = _peers("torch", TORCH_PEERS, "batch", sizes, long)
+    found.append(Part("peers in torch", command, 70))
+    found += [_script(npz, m, toy) for m in sizes]
+    if not toy:
+        found.append(_script(npz, 128, toy, workers=8))
+    found.append(Part("grid", _ours("grid"), 45))
     found.append(Part("profile", _ours("profile"), 25))
-    found.append(Part("grid", _ours("grid"), 40))
     found.append(Part("columns", _ours("columns"), 40))
     if not toy:
-        found.append(
-            Part("peer vmap-compile", _peer("torch", "vmap-compile", "batch", (8,), 0.5), 120)
-        )
+        for norm in ("none", "batch"):
+            sizes = BATCH_SIZES if norm == "none" else (8,)
+            peer = "grouped-graph" if norm == "none" else "vmap-compile"
+            command = _peers("torch", (peer,), norm, sizes, long)
+            found.append(Part(f"peer {peer} {norm}", command, 120))
     return found
+
+
+def _script(npz: Path, m: int, toy: bool, workers: int = 0) -> Part:
+    """The plain PyTorch script, with so many processes that load images."""
+    command = ("src/smallbatch/bench/textbook.py", "--data", str(npz), "--norm", "batch")
+    command += ("--batch-size", str(m), "--num-workers", str(workers))
+    command += ("--seconds", "0.1" if toy else "1.5", "--warm-up", "3" if toy else "20")
+    way = f"script, {workers} loader workers" if workers else "script"
+    tags = {"way": way, "norm": "batch", "m": m, "lanes": 1}
+    return Part(f"script {m}" + (" with workers" if workers else ""), command, 30, tags)
 
 
 def _ours(*arguments: str) -> tuple[str, ...]:
     return ("-m", "benchmarks.gpu.ours", *arguments)
 
 
-def _peer(framework: str, peer: str, norm: str, sizes: Any, seconds: float) -> tuple[str, ...]:
+def _peers(
+    framework: str, peers: Iterable[str], norm: str, sizes: Iterable[int], seconds: float
+) -> tuple[str, ...]:
     return (
-        "-m", f"benchmarks.gpu.peers_{framework}", "--peer", peer, "--norm", norm,
+        "-m", f"benchmarks.gpu.peers_{framework}", "--peer", *peers, "--norm", norm,
         "--lanes", str(LANES[norm]), "--m", *map(str, sizes), "--seconds", str(seconds),
     )  # fmt: skip

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from smallbatch.config import EngineSetting, StudyConfig
 from smallbatch.model_names import ALIASES
+
+if TYPE_CHECKING:
+    from smallbatch.config import EngineSetting, StudyConfig
 
 Engine = Literal["loop", "stacked"]
 # What computes stacked lanes where the native kernels do not: torch, with grouped convolutions or
