@@ -47,14 +47,18 @@ def say(measure: Callable[[], dict[str, Any]], **tags: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def _data(device: torch.device, toy: bool, *, augment: bool = False, size: int = 32) -> Resident:
-    size, train, test = (8, 96, 40) if toy else (size, 50_000, 10_000)
-    return load_resident(load_images(None, train, test, size), augment=augment, device=device)
+def _data(device: torch.device, toy: bool) -> Resident:
+    size, train, test = (8, 96, 40) if toy else (32, 50_000, 10_000)
+    return load_resident(load_images(None, train, test, size), augment=False, device=device)
+
+
+def _few(device: torch.device, size: int) -> Resident:
+    return load_resident(load_images(None, 400, 40, size), augment=True, device=device)
 
 
 def _check(device: torch.device, toy: bool, model: str, norm: str) -> None:
     """One update of full-sized images, twenty of small ones: see `peers_task.LIMIT`."""
-    full, small = (_data(device, toy, augment=True, size=size) for size in (32, 8))
+    full, small = _few(device, 8 if toy else 32), _few(device, 8)
     one = lambda: checks.against_loop(model, norm, full, 1)  # noqa: E731
     say(one, check=f"{model} {norm}, one update")
     if model != "alexnet" or norm == "none":  # FC norms over 16 examples amplify rounding
@@ -63,7 +67,7 @@ def _check(device: torch.device, toy: bool, model: str, norm: str) -> None:
 
 
 def _itself(device: torch.device, toy: bool) -> None:
-    data, updates = _data(device, toy, augment=True), 2 if toy else 5
+    data, updates = _few(device, 8 if toy else 32), 2 if toy else 5
     for name, check in (
         ("captured step, bits", checks.captured),
         ("lanes beside a diverging one, bits", checks.neighbours),

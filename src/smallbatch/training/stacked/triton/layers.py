@@ -216,9 +216,12 @@ class Linear:
     def backward(self, g: Tensor) -> Tensor:
         """Gradients of weight, bias and input."""
         gradients = self.lanes.gradients
-        gradients[self.weight].copy_(torch.bmm(g.transpose(1, 2), self.x))
+        if g.dtype == self.lanes.theta.dtype:
+            torch.bmm(g.transpose(1, 2), self.x, out=gradients[self.weight])
+        else:
+            gradients[self.weight].copy_(torch.bmm(g.transpose(1, 2), self.x))
         if self.bias in gradients:
-            gradients[self.bias].copy_(g.sum(1, dtype=self.lanes.theta.dtype))
+            torch.sum(g, 1, dtype=self.lanes.theta.dtype, out=gradients[self.bias])
         of_x = torch.bmm(g, self.lanes.views[self.weight].to(g.dtype))
         return torch.ops.aten.threshold_backward(of_x, self.x, 0)
 
