@@ -35,13 +35,25 @@ def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
     Raises:
         UserError: The source or an option is at fault; nothing has been written or replaced.
     """
-    source = open_source(config, root)
+    dataset = assemble(config, open_source(config, root))
+    write_prepared(dataset, root / "prepared" / config.name)
+    return dataset.meta
+
+
+def assemble(config: DatasetConfig, source: Source) -> Dataset:
+    """Puts a data set together in memory, as ``prepare`` writes it.
+
+    Args:
+        config: The data set's configuration.
+        source: What it names, opened.
+
+    Raises:
+        UserError: The source or an option is at fault.
+    """
     _check_classes(source)
     train, validation = _select_train(config, source)
     test = _select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
-    dataset = _read(config, source, train, validation, test)
-    write_prepared(dataset, root / "prepared" / config.name)
-    return dataset.meta
+    return _read(config, source, train, validation, test)
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
