@@ -40,16 +40,6 @@ class Part:
 def side_by_side(toy: bool) -> list[Part]:
     """Parts in which nothing is timed: all that must be compiled, and checks."""
     found: list[Part] = []
-    if not toy:
-        wanted = [(peer, m) for peer, sizes in JAX_PEERS.items() for m in sizes]
-        wanted.sort(key=lambda one: one[0] == "jax-vmap")  # which compiles fastest
-        for peer, m in wanted:
-            command = _peers("jax", (peer,), "batch", (m,), 0.01)
-            found.append(Part(f"compile {peer} {m}", command, 150, kept=False))
-        for norm in LANES:
-            for m in BATCH_SIZES:
-                command = _ours("speed", norm, str(m), "0.01")
-                found.append(Part(f"compile {norm} {m}", command, 100, kept=False))
     for model, norm in CASES[:2] if toy else CASES:
         found.append(Part(f"check {model} {norm}", _ours("check", model, norm), 100))
     found.append(Part("check itself", _ours("itself"), 100))
@@ -60,6 +50,16 @@ def side_by_side(toy: bool) -> list[Part]:
     if not toy:
         command = _peers("jax", tuple(JAX_PEERS), "batch", (8,), 0)
         found.append(Part("check jax peers", (*command, *small), 150))
+    if not toy:
+        for norm in LANES:
+            for m in BATCH_SIZES:
+                command = _ours("speed", norm, str(m), "0.01")
+                found.append(Part(f"compile {norm} {m}", command, 100, kept=False))
+        wanted = [(peer, m) for peer, sizes in JAX_PEERS.items() for m in sizes]
+        wanted.sort(key=lambda one: one[0] == "jax-vmap")  # which compiles fastest
+        for peer, m in wanted:
+            command = _peers("jax", (peer,), "batch", (m,), 0.01)
+            found.append(Part(f"compile {peer} {m}", command, 150, kept=False))
     return found
 
 
