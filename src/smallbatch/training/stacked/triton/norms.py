@@ -285,11 +285,13 @@ def cut(m: int, pixels: int, c: int, size: int) -> Cut:
     size = min(size, m)
     total = size * pixels
     if size == m and total <= WHOLE:
-        channels = min(c & -c, 16)
-        tile = min(TILE // channels, max(16, 1 << (total - 1).bit_length()))
+        # Few passes over few channels: what such a program waits for is one load after another.
+        padded = max(16, _power(total))
+        channels = min(c & -c, max(4, 2 * TILE // padded))
+        tile = min(padded, 2 * TILE // channels)
         return Cut(1, total, 1, channels, tile, _blocks(total, tile), 1, True)
     channels = min(c & -c, 64)
-    tile = min(TILE // channels, max(16, 1 << (total - 1).bit_length()))
+    tile = min(TILE // channels, max(16, _power(total)))
     stretches = max(1, min(STRETCHES, total * channels // STRETCH))
     span = _blocks(_blocks(total, stretches), tile) * tile
     per = 4 if total >= 64 * tile else 1
