@@ -1,84 +1,60 @@
-"""The choice of a convolution algorithm by what each one takes."""
+"""Which kernels compute lanes, and what happens where Triton's do not work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Generator
 
 import pytest
 import torch
-from torch import Tensor
 
-from smallbatch.training.stacked.choice import Fastest
-from smallbatch.training.stacked.convs import Grouped, Unrolled
+from smallbatch.training.stacked import choice
+from smallbatch.training.stacked.triton import inputs, norms, tail
+from tests.training.triton.tensors import DEVICE
 
-X, WEIGHT = torch.rand(3, 8, 5, 5), torch.rand(2, 6, 4, 3, 3)
-
-
-def clock(seconds: list[float]) -> Callable[[Callable[[], object]], float]:
-    """A clock that says these, one after another."""
-    answers: Iterator[float] = iter(seconds)
-
-    def answer(call: Callable[[], object]) -> float:
-        call()
-        return next(answers)
-
-    return answer
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-class _Broken(Grouped):
-    def forward(self, *args: Any, **more: Any) -> Tensor:
-        raise RuntimeError("does not compile\nwith details")
+@pytest.fixture(autouse=True)
+def not_tried() -> Generator[None, None, None]:
+    """What was tried before or is tried here is forgotten."""
+    choice.triton_works.cache_clear()
+    yield
+    choice.triton_works.cache_clear()
 
 
-class _Wrong(Grouped):
-    def forward(self, *args: Any, **more: Any) -> Tensor:
-        return super().forward(*args, **more) * 1.01
+@pytest.mark.parametrize("works", [True, False])
+def test_the_default_is_tritons_kernels_on_a_gpu_where_they_work(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(choice, "triton_works", lambda device: asked.append(device) or works)
+    assert choice.default_kernels(GPU, torch.float32) == ("triton" if works else "grouped")
+    assert asked == ["cuda"]
+    assert choice.default_kernels(CPU, torch.float32) == "grouped"
+    for device in (CPU, GPU):
+        assert choice.default_kernels(device, torch.float64) == "unrolled"
+    assert asked == ["cuda"]
 
 
-def test_each_shape_gets_the_fastest_and_keeps_it() -> None:
-    convs = Fastest({"a": Grouped(), "b": Unrolled()}, 1e-4, clock([2.0, 1.0, 1.0, 2.0]))
-    for _ in range(2):
-        convs.forward(X, WEIGHT, None, 1)
-        convs.forward(X, WEIGHT, None, 2)
-    assert list(convs.chosen.values()) == ["b", "a"]
-    # One lane less of the same power of two, or an example: not timed again.
-    convs.forward(X[:2], WEIGHT, None, 1)
-    assert len(convs.chosen) == 2
+def test_the_trial_passes_and_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choice.triton_works(DEVICE.type)
+    monkeypatch.setattr(tail, "agrees", lambda _device: pytest.fail("tried again"))
+    assert choice.triton_works(DEVICE.type)
 
 
-def test_every_operation_is_passed_on() -> None:
-    convs = Fastest({"a": Unrolled()}, 1e-4)
-    y = convs.forward(X, WEIGHT, None, 2, None, True)
-    assert torch.equal(y, Unrolled().forward(X, WEIGHT, None, 2, None, True))
-    of_x = convs.input_gradient(y, WEIGHT, X, 2)
-    assert torch.equal(of_x, Unrolled().input_gradient(y, WEIGHT, X, 2))
-    mine, theirs = torch.empty_like(WEIGHT), torch.empty_like(WEIGHT)
-    convs.weight_gradient(y, X, mine, 2)
-    Unrolled().weight_gradient(y, X, theirs, 2)
-    assert torch.equal(mine, theirs)
-    assert {key[0] for key in convs.chosen} == {"forward", "input", "weight"}
+@pytest.mark.parametrize("part", [inputs, norms, tail])
+def test_kernels_that_do_not_compile_are_done_without(
+    monkeypatch: pytest.MonkeyPatch, part: object
+) -> None:
+    def fail(_device: torch.device) -> bool:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(part, "agrees", fail)
+    with pytest.warns(UserWarning, match="without Triton's kernels: no compiler"):
+        assert not choice.triton_works(DEVICE.type)
 
 
-@pytest.mark.parametrize(("bad", "says"), [(_Broken(), "does not compile"), (_Wrong(), "wrong")])
-def test_what_fails_or_is_wrong_is_left_out_with_a_warning(bad: Any, says: str) -> None:
-    convs = Fastest({"a": Grouped(), "bad": bad}, 1e-4, clock([2.0, 1.0]))
-    with pytest.warns(UserWarning, match=says):
-        y = convs.forward(X, WEIGHT, None, 1)
-    assert torch.equal(y, Grouped().forward(X, WEIGHT, None, 1))
-
-
-def test_a_diverged_lane_does_not_decide() -> None:
-    x = X.clone()
-    x[:, :4] = torch.nan
-    convs = Fastest({"a": Grouped(), "b": Unrolled()}, 1e-4, clock([2.0, 1.0]))
-    convs.forward(x, WEIGHT, None, 1)
-    assert list(convs.chosen.values()) == ["b"]
-
-
-def test_nothing_left_is_an_error() -> None:
-    with (
-        pytest.warns(UserWarning, match="does not compile"),
-        pytest.raises(RuntimeError, match="no algorithm convolves"),
-    ):
-        Fastest({"bad": _Broken()}, 1e-4).forward(X, WEIGHT, None, 1)
+def test_kernels_that_are_wrong_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "agrees", lambda _device: False)
+    with pytest.warns(UserWarning, match="without Triton's kernels: wrong numbers"):
+        assert not choice.triton_works(DEVICE.type)

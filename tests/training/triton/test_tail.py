@@ -10,9 +10,10 @@ from torch import Tensor
 
 from smallbatch.training.stacked.lanes import Lanes
 from smallbatch.training.stacked.step import Metrics, TorchTail
-from smallbatch.training.stacked.triton_tail import TritonTail
+from smallbatch.training.stacked.triton import tail as triton_tail
+from smallbatch.training.stacked.triton.tail import TritonTail
+from tests.training.triton.tensors import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 K = 3
 
 
