@@ -12,7 +12,6 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,10 +59,9 @@ class Launch:
                 continue
             kind = "i32" if whole else "fp32"
             self.signature[name] = TYPES[value.dtype] if isinstance(value, Tensor) else kind
-            at = value.data_ptr() if isinstance(value, Tensor) else value
-            if kind == "i32" or isinstance(value, Tensor):
-                if at % 16 == 0 and not parameter.do_not_specialize:
-                    self.attributes[(i,)] = [["tt.divisibility", 16]]
+            number = value.data_ptr() if isinstance(value, Tensor) else value
+            if isinstance(number, int) and number % 16 == 0 and not parameter.do_not_specialize:
+                self.attributes[(i,)] = [["tt.divisibility", 16]]
 
     def key(self) -> tuple[str, ...]:
         constants = sorted((n, str(v)) for n, v in self.constants.items() if n not in MINOR)

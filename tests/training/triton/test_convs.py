@@ -31,6 +31,7 @@ CASES = [  # examples, channels in and out, size, stride, height, width: as few 
     pytest.param(3, 16, 32, 1, 2, 5, 4, id="1x1, down"),
 ]
 
+
 class Oracle:
     """One convolution of all lanes in float64, by autograd; tensors channels last."""
 
@@ -114,9 +115,7 @@ def test_bias_shortcut_and_relu_join_the_output(
 
 
 @pytest.mark.parametrize("dot", DOTS)
-@pytest.mark.parametrize(
-    ("m", "c", "o", "size", "stride", "h", "w"), [ROWS, TAPS, DOWN]
-)
+@pytest.mark.parametrize(("m", "c", "o", "size", "stride", "h", "w"), [ROWS, TAPS, DOWN])
 def test_the_gradient_of_a_shortcut_joins_the_inputs(
     m: int, c: int, o: int, size: int, stride: int, h: int, w: int, dot: Any
 ) -> None:

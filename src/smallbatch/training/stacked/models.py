@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from smallbatch.models.alexnet import AlexNet
-from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.resnet import BasicBlock, ResNet
 from smallbatch.training.stacked.inputs import Shared
 from smallbatch.training.stacked.lanes import Lanes

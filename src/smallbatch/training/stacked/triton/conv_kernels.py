@@ -13,7 +13,7 @@ and shifts by a column at the end: what limits these kernels is how often the sa
 of the GPU's second-level cache.
 """
 
-# ruff: noqa: E741, N803 - constants of a kernel are in upper case, O being output channels
+# ruff: noqa: E741, N803, N806 - constants of a kernel are in upper case, O being output channels
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
 # pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
@@ -297,7 +297,7 @@ def taps_weight(
 
 
 @triton.jit
-def _pixels_of_taps(source, m, i, oy, ox, r, valid, H, W, C, SIZE):
+def _pixels_of_taps(source, i, oy, ox, r, valid, H, W, C, SIZE):
     """Values (pixels, taps and channels) of images with few channels; ``source`` is the batch."""
     iy = oy[:, None] + (r // C // SIZE - SIZE // 2)[None, :]
     ix = ox[:, None] + (r // C % SIZE - SIZE // 2)[None, :]
@@ -327,7 +327,7 @@ def images(
     acc = tl.zeros((BP, BO), tl.float32)
     for r0 in range(0, SIZE * SIZE * C, BR):
         r = r0 + tl.arange(0, BR)
-        v = _pixels_of_taps(batch, m, i, oy, ox, r, valid, H, W, C, SIZE)
+        v = _pixels_of_taps(batch, i, oy, ox, r, valid, H, W, C, SIZE)
         at = weight + lane * weight_lane + r[:, None] * O + o[None, :]
         k = tl.load(at, mask=(r < SIZE * SIZE * C)[:, None], other=0.0)
         acc = tl.dot(v, k.to(v.dtype), acc, input_precision=DOT)
@@ -355,7 +355,7 @@ def images_weight(
         ox, oy, i = p % W, p // W % H, p // (W * H)
         valid = i < m
         own = tl.load(gradients + (p * O)[:, None] + o[None, :], mask=valid[:, None], other=0.0)
-        v = _pixels_of_taps(batch, m, i, oy, ox, r, valid, H, W, C, SIZE)
+        v = _pixels_of_taps(batch, i, oy, ox, r, valid, H, W, C, SIZE)
         acc = tl.dot(tl.trans(v), own, acc, input_precision=DOT)
         if BIAS:
             bias += tl.sum(own.to(tl.float32), 0)

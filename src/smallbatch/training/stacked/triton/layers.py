@@ -21,7 +21,6 @@ from smallbatch.training.stacked.layers import check_conv
 from smallbatch.training.stacked.triton import convs, norms, pool
 from smallbatch.training.stacked.triton.convs import Dot
 
-
 # Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
 BESIDE = 2**14
 
@@ -185,16 +184,12 @@ class FirstConv:
         if training:
             self.images, self.source = images, shared.source
         conv = self.conv
-        return convs.forward_images(
-            images, shared.source, *conv.parameters(), conv.relu, conv.dot
-        )
+        return convs.forward_images(images, shared.source, *conv.parameters(), conv.relu, conv.dot)
 
     def backward(self, g: Tensor) -> None:
         """Gradients of weight and bias; nobody wants the images'."""
         of_weight, of_bias = self.conv.gradients()
-        convs.weight_gradient_images(
-            g, self.images, self.source, of_weight, of_bias, self.conv.dot
-        )
+        convs.weight_gradient_images(g, self.images, self.source, of_weight, of_bias, self.conv.dot)
 
 
 class Linear:

@@ -1,12 +1,13 @@
 """Batch and ghost norm of K lanes, with the shortcut and the ReLU that follow.
 
 A pass is two kernels: the first sums over stretches of pixels, the second combines the stretches
-(after Chan et al.) and applies the result. Of a small batch one kernel does both. A sub-batch is ``size`` examples of a lane, the last one what
-is left. Statistics are taken of differences from a value of the stretch, so that a large mean costs
-no digits. Activations are (K, m, …, C); scale and shift (K, C) with any stride between lanes.
+(after Chan et al.) and applies the result. Of a small batch one kernel does both. A sub-batch is
+``size`` examples of a lane, the last one what is left. Statistics are taken of differences from a
+value of the stretch, so that a large mean costs no digits. Activations are (K, m, …, C); scale and
+shift (K, C) with any stride between lanes.
 """
 
-# ruff: noqa: N803 - constants of a kernel are in upper case
+# ruff: noqa: N803, N806 - constants of a kernel are in upper case
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
 # pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
@@ -97,9 +98,9 @@ def normalise(
 ):  # fmt: skip
     """Y = relu(norm(x) + shortcut); a program has ``per`` tiles.
 
-    TRAINING: keeps means and 1/std of the sub-batches, (2, K, sub-batches, C), and moves the running
-    statistics towards their average; otherwise normalises by these. WHOLE: of a single sub-batch,
-    which one program has whole, so that nothing was summed before.
+    TRAINING: keeps means and 1/std of the sub-batches, (2, K, sub-batches, C), and moves the
+    running statistics towards their average; otherwise normalises by these. WHOLE: of a single
+    sub-batch, which one program has whole, so that nothing was summed before.
     """
     PIXELS: tl.constexpr = H * W
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -394,8 +395,9 @@ def agrees(device: torch.device) -> bool:
     gradients = torch.ops.aten.native_batch_norm_backward(
         g, plain, scale[0], None, None, mean, invstd, True, 1e-5, [True] * 3
     )
+    y, of_x = (t[0].permute(0, 3, 1, 2) for t in (y, of_x))
     pairs = zip(
-        (y[0].permute(0, 3, 1, 2), of_x[0].permute(0, 3, 1, 2), of_scale[0], of_shift[0], mine[:, 0]),
+        (y, of_x, of_scale[0], of_shift[0], mine[:, 0]),
         (expected.relu(), *gradients, theirs),
         strict=True,
     )

@@ -1,6 +1,6 @@
 """The reduced AlexNet's 3×3/2 SAME max pool of K lanes; its backward pass adds in a fixed order."""
 
-# ruff: noqa: N803 - constants of a kernel are in upper case
+# ruff: noqa: N803, N806 - constants of a kernel are in upper case
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
 # pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
@@ -76,7 +76,5 @@ def backward(g: Tensor, won: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Gradient of an input of this shape (K, m, H, W, C)."""
     _, _, h, w, c = shape
     of_x = g.new_empty(shape)
-    _POOL_BACK[(-(-of_x.numel() // BLOCK),)](
-        g, won, of_x, of_x.numel(), H=h, W=w, C=c, BLOCK=BLOCK
-    )
+    _POOL_BACK[(-(-of_x.numel() // BLOCK),)](g, won, of_x, of_x.numel(), H=h, W=w, C=c, BLOCK=BLOCK)
     return of_x
