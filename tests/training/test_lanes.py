@@ -142,12 +142,12 @@ def test_lanes_that_are_kept_keep_all_they_have(kept: list[int]) -> None:
     assert descended(lanes).sum() == len(kept) * 2200
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *_: object) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *more: object) -> Tensor:
     k, m, h, w, _ = x.shape
     return x.new_zeros(k, m, -(-h // stride), -(-w // stride), weight.shape[4])
 
 
-def _forward_images(images: Tensor, source: Tensor, weight: Tensor, *_: object) -> Tensor:
+def _forward_images(images: Tensor, source: Tensor, weight: Tensor, *more: object) -> Tensor:
     return images.new_zeros(len(source), *images.shape[1:4], weight.shape[4])
 
 

@@ -27,8 +27,10 @@ from smallbatch.training.stacked.torch_lanes import make_step
 from smallbatch.training.stacked.triton import convs, inputs, norms, pool, tail
 from tests.training.conftest import make_dataset
 
-MODELS = [("resnet8", "none"), ("resnet8", "batch"), ("resnet32", "batch"), ("alexnet", "none"),
-          ("alexnet", "batch"), ("alexnet", "ghost")]  # fmt: skip
+MODELS: list[tuple[str, Any]] = [
+    ("resnet8", "none"), ("resnet8", "batch"), ("resnet32", "batch"),
+    ("alexnet", "none"), ("alexnet", "batch"), ("alexnet", "ghost"),
+]  # fmt: skip
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float64: "*fp64",
          torch.int8: "*i8", torch.int32: "*i32", torch.int64: "*i64"}  # fmt: skip
 # Constants that are an activation's shape or say what comes before a store. The others decide how

@@ -108,7 +108,7 @@ def forward(
     ends = {"BIAS": bias is not None, "RELU": relu, "CX": cx, "XH": xh, "XW": xw, "XS": xs}
     by_row = by_rows(size, stride, w)
     b = blocks("rows" if by_row else "taps", m * oh * ow, c, o)
-    shape = {"H": h, "W": w, "C": c, "O": o, "DOT": dot, **_cut(b, c, o)}
+    shape: dict[str, Any] = {"H": h, "W": w, "C": c, "O": o, "DOT": dot, **_cut(b, c, o)}
     if by_row:
         return _rows(x, weight, shift, skip, x, y, shift_lane, b, shape | ends | {"BACK": False})
     _TAPS[_blocks(m * oh * ow, b.pixels), o // shape["BO"], k](

@@ -71,7 +71,8 @@ class TritonLayers:
     def __init__(
         self, lanes: Lanes, batch_size: int, side: tuple[int, int], dot: Dot, dtype: torch.dtype
     ) -> None:
-        self.lanes, self.m, self.side, self.dot, self.dtype = lanes, batch_size, side, dot, dtype
+        self.lanes, self.m, self.side, self.dtype = lanes, batch_size, side, dtype
+        self.dot: Dot = dot
         self._parts: dict[str, int] = {}
         few = batch_size * side[0] * side[1] <= BESIDE
         self._side = Side(lanes.theta.is_cuda and few)
@@ -140,7 +141,8 @@ class Conv:
     def __init__(
         self, lanes: Lanes, name: str, stride: int, relu: bool, dot: Dot, side: Side
     ) -> None:
-        self.lanes, self.stride, self.relu, self.dot, self.side = lanes, stride, relu, dot, side
+        self.lanes, self.stride, self.relu, self.side = lanes, stride, relu, side
+        self.dot: Dot = dot
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:

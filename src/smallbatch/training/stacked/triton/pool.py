@@ -3,7 +3,7 @@
 # ruff: noqa: N803, N806 - constants of a kernel are in upper case
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
 # pyright: reportMissingParameterType=false, reportOperatorIssue=false, reportIndexIssue=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
