@@ -1,4 +1,4 @@
-"""Every convolution algorithm against torch's plain convolution with autograd, lane by lane."""
+"""Torch's convolutions of lanes against torch's plain convolution with autograd, lane by lane."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smallbatch.training.stacked import triton_convs
 from smallbatch.training.stacked.convs import Grouped, Shortcut, Unrolled
 from smallbatch.training.stacked.inputs import Shared
-from smallbatch.training.stacked.triton_convs import Triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [  # channels in and out, size, stride, height, width
@@ -25,7 +23,7 @@ CASES = [  # channels in and out, size, stride, height, width
     pytest.param(5, 7, 3, 2, 1, 9, id="thin"),
     pytest.param(20, 70, 1, 1, 3, 3, id="1x1"),
 ]
-ALGORITHMS: dict[str, Any] = {"grouped": Grouped(), "unrolled": Unrolled(), "triton": Triton()}
+ALGORITHMS: dict[str, Any] = {"grouped": Grouped(), "unrolled": Unrolled()}
 K = 2
 
 
@@ -90,14 +88,6 @@ def test_every_pass_equals_torchs(
         near(of_weight[k], weights.grad)
 
 
-def test_a_split_weight_gradient_is_the_whole() -> None:
-    x, weight = noise(9, K * 16, 16, 16), strided(K, 16, 16, 3, 3)
-    g, one, other = noise(9, K * 16, 16, 16, seed=1), torch.empty_like(weight), weight.clone()
-    Triton().weight_gradient(g, x, one, 1)
-    Unrolled().weight_gradient(g, x, other, 1)
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_lanes_share_images_by_their_source(name: str) -> None:
     source = torch.tensor([0, 1], device=DEVICE)
@@ -112,15 +102,6 @@ def test_lanes_share_images_by_their_source(name: str) -> None:
     near(mine, theirs)
 
 
-def test_many_pixels_take_larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_convs, "MANY_PIXELS", 1)
-    x, weight, convs = noise(3, K * 16, 9, 11).relu(), strided(K, 16, 16, 3, 3), Triton()
-    y = convs.forward(x, weight, None, 2)
-    near(y, Grouped().forward(x, weight, None, 2))
-    of_x = convs.input_gradient(y, weight, x, 2)
-    near(of_x, Grouped().input_gradient(y, weight, x, 2))
-
-
 def test_what_is_not_finite_passes_a_relu() -> None:
     x = noise(2, K * 16, 4, 4)
     x[0, 16] = torch.nan
@@ -130,17 +111,3 @@ def test_what_is_not_finite_passes_a_relu() -> None:
         assert y[0, 1].isnan().all()
         assert y[:, 0].isfinite().all()
         assert y[1].isfinite().all()
-
-
-def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
-    """Of the Triton kernels: each lane is computed by programs of its own."""
-    x, weight, convs = noise(3, K * 16, 8, 8), strided(K, 16, 16, 3, 3), Triton()
-    g = noise(3, K * 16, 8, 8, seed=1)
-    lane = lambda t: t.unflatten(1, (K, -1))[:, 1].contiguous()  # noqa: E731
-    together = convs.forward(x, weight, None, 1), convs.input_gradient(g, weight, x, 1)
-    alone = (
-        convs.forward(lane(x), weight[1:2], None, 1),
-        convs.input_gradient(lane(g), weight[1:2], lane(x), 1),
-    )
-    for one, other in zip(together, alone, strict=True):
-        assert torch.equal(lane(one), other)

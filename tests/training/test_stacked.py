@@ -19,17 +19,13 @@ from smallbatch.data.prepared import load_prepared
 from smallbatch.training import loop, stacked
 from smallbatch.training.loop import RunResult
 from smallbatch.training.protocol import Run
-from smallbatch.training.resident import Resident, Split, load_resident
+from smallbatch.training.resident import Resident, load_resident
 from smallbatch.training.stacked import torch_lanes
-from smallbatch.training.stacked.convs import Grouped
 from smallbatch.training.stacked.inputs import Tables, seen_by_all
 from smallbatch.training.stacked.lanes import stack_lanes
-from smallbatch.training.stacked.models import StackedNet
 from smallbatch.training.stacked.native import lanes as native_lanes
 from smallbatch.training.stacked.native.algorithms import parts_of_a_batch
 from smallbatch.training.stacked.step import Step
-from smallbatch.training.stacked.triton_convs import Triton
-from smallbatch.training.stacked.triton_tail import TritonTail
 from tests.training.conftest import make_dataset
 
 CPU = torch.device("cpu")
@@ -340,23 +336,6 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
     assert (len(captures) > 1) == (worth < 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "norm"), [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "batch_conv")]
-)
-def test_one_step_by_tritons_kernels_alone_equals_the_loop(
-    monkeypatch: pytest.MonkeyPatch, model: str, norm: str
-) -> None:
-    monkeypatch.setattr(torch_lanes, "default_fusing", lambda _device: True)
-    monkeypatch.setattr(torch_lanes, "default_tail", lambda *_: TritonTail)
-    data = noise_data(4, size=4, dtype=torch.float32)
-    data = dataclasses.replace(data, test=Split(data.test.images[:2], data.test.labels[:2]))
-    runs = grid(study(model, norm, epochs=1), 4, [2.0**-6])
-    results = stacked.train_lanes(runs, data, convs=Triton(), by_torch=True)
-    for run, result in zip(runs, results, strict=True):
-        assert_near(result, loop.train(run, data), rtol=1e-5, atol=5e-6)
-
-
 @pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
 def test_other_models_under_vmap_equal_the_loop_in_float64(model: str) -> None:
     data = noise_data(16, size=32, dtype=PRECISE)
@@ -432,8 +411,7 @@ def test_the_estimate_of_a_lanes_memory_covers_what_a_step_keeps(
 ) -> None:
     data = noise_data(32, size=size, dtype=torch.float32)
     run = grid(study(model, "batch"), m, [2.0**-9], seeds=1)[0]
-    lanes, plain = stack_lanes([lambda: loop.initial_model(run, data)], CPU, torch.float32)
-    net = StackedNet(lanes, plain, Grouped())
+    net, _ = torch_lanes.build_net([run], data, torch.float32, "grouped")
     images = seen_by_all(data.train.images[:m], 1)
     with torch.no_grad():
         logits = net.forward(images, training=True)

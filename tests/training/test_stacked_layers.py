@@ -115,7 +115,7 @@ def test_first_conv_gives_each_lane_its_seeds_images(bias: bool) -> None:
     plain = [_Single(make(), seed, bias).double() for seed in range(K)]
     lanes, _ = stack_lanes([lambda m=m: m for m in plain], CPU, torch.float64)
     conv = stacked_layers.Conv(lanes, "layer", make(), Grouped(), relu=bias)
-    layer, images = stacked_layers.FirstConv(conv), noise(2, 4, 2, 6, 7)
+    layer, images = stacked_layers.FirstConv(conv, torch.float64), noise(2, 4, 2, 6, 7)
     with torch.no_grad():
         out = layer.forward(Shared(images, (2, 1), torch.tensor([0, 0, 1])), training=True)
         g = noise(*out.shape, seed=1) * ((out > 0) if bias else 1)

@@ -65,7 +65,7 @@ class Lanes:
     def split(self, parts: Mapping[str, int]) -> None:
         """Make room for so many parts of these parameters' gradients; others have one."""
         self._counts = dict(parts)
-        used = self.used.tolist()
+        used = [1] * len(self.used)
         for name, (start, end) in self._places().items():
             for i in range(start // SPAN, -(-end // SPAN)):
                 used[i] = max(used[i], parts.get(name, 1))
@@ -130,9 +130,8 @@ class Lanes:
         state = {name: value.clone() for name, value in self.template.items()}
         for name, value in {**self.views, **self.statistics}.items():
             if name in state:
-                state[name] = (
-                    value[lane].detach().cpu().clone(memory_format=torch.contiguous_format)
-                )
+                own = value[lane].detach().cpu()
+                state[name] = own.clone(memory_format=torch.contiguous_format)
         return state
 
 

@@ -397,14 +397,9 @@ def agrees(device: torch.device) -> bool:
     gradients = torch.ops.aten.native_batch_norm_backward(
         g, plain, scale[0], None, None, mean, invstd, True, 1e-5, [True] * 3
     )
+    y, of_x = (t[0].permute(0, 3, 1, 2) for t in (y, of_x))
     pairs = zip(
-        (
-            y[0].permute(0, 3, 1, 2),
-            of_x[0].permute(0, 3, 1, 2),
-            of_scale[0],
-            of_shift[0],
-            mine[:, 0],
-        ),
+        (y, of_x, of_scale[0], of_shift[0], mine[:, 0]),
         (expected.relu(), *gradients, theirs),
         strict=True,
     )

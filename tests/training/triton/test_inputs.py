@@ -7,12 +7,11 @@ import torch
 
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import load_resident
-from smallbatch.training.stacked import choice, triton_inputs, triton_norms
 from smallbatch.training.stacked.inputs import Tables
+from smallbatch.training.stacked.triton import inputs
 from tests.training.conftest import make_dataset
 from tests.training.test_stacked import study
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from tests.training.triton.tensors import DEVICE
 
 
 @pytest.mark.parametrize("augment", [True, False])
@@ -32,19 +31,4 @@ def test_images_and_labels_are_torchs_bit_for_bit(augment: bool, size: int) -> N
 
 
 def test_the_trial_before_first_use_passes() -> None:
-    assert triton_inputs.agrees(DEVICE)
-
-
-def test_kernels_that_do_not_work_are_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_device: torch.device) -> bool:
-        raise RuntimeError("no compiler")
-
-    assert choice._trial(DEVICE)
-    monkeypatch.setattr(triton_norms, "agrees", fail)
-    with pytest.warns(UserWarning, match="without Triton's kernels: no compiler"):
-        assert not choice._trial(DEVICE)
-
-
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a GPU")
-def test_without_a_gpu_torch_does_it_all() -> None:
-    assert not choice.default_fusing(DEVICE)
+    assert inputs.agrees(DEVICE)

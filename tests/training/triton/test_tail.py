@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.training.stacked.lanes import Lanes
+from smallbatch.training.stacked.lanes import SPAN, Lanes
 from smallbatch.training.stacked.step import Metrics, TorchTail
-from smallbatch.training.stacked.triton_tail import TritonTail
+from smallbatch.training.stacked.triton.tail import TritonTail, agrees
+from tests.training.triton.tensors import DEVICE
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 K = 3
 
 
-def lanes(parameters: int) -> Lanes:
+def lanes(parameters: int, parts: int = 1) -> Lanes:
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(K, parameters, generator=generator).to(DEVICE)
     made = Lanes(theta, {"w": torch.Size([parameters])}, {}, {})
-    made.gradient.copy_(torch.randn(K, parameters, generator=generator))
+    made.split({"w": parts})
+    made.partial.copy_(torch.randn(parts, K, parameters, generator=generator))
     return made
 
 
@@ -42,17 +43,17 @@ def test_loss_hits_and_gradient_are_torchs(m: int, classes: int) -> None:
     assert mine.correct.tolist() == theirs.correct.tolist()
 
 
-@pytest.mark.parametrize("parameters", [7, 2500])
-def test_updates_and_notes_are_torchs(parameters: int) -> None:
+@pytest.mark.parametrize(("parameters", "parts"), [(7, 1), (2500, 1), (2500, 3)])
+def test_updates_and_notes_are_torchs(parameters: int, parts: int) -> None:
     rates = torch.tensor([[0.9, 0.99, 1.0], [0.1, 0.01, 0.5]], device=DEVICE)
     found: list[list[Tensor]] = []
     for tail in (TritonTail(K, DEVICE), TorchTail()):
-        own, sums = lanes(parameters), metrics()
+        own, sums = lanes(parameters, parts), metrics()
         for update in (1, 2, 3):
             tail.loss = torch.tensor([1.0, 2.0, math.nan if update > 1 else 3.0], device=DEVICE)
             tail.correct = torch.tensor([1, 0, 2], device=DEVICE, dtype=torch.int32)
             if update == 3:
-                own.gradient[1, -1] = math.inf
+                own.partial[parts - 1, 1, -1] = math.inf
             tail.settle(own, rates, sums, torch.tensor([update], device=DEVICE))
         found.append([own.theta, *sums])
     mine, theirs = found
@@ -64,6 +65,29 @@ def test_updates_and_notes_are_torchs(parameters: int) -> None:
     assert loss[:2] == [3.0, 6.0]
     assert math.isnan(loss[2])
     assert (correct, seen, diverged) == ([3, 0, 4], [3, 3, 2], [0, 3, 2])
+
+
+def test_an_update_reads_the_parts_that_are_used_and_no_others() -> None:
+    """By spans of 1024 values: what has fewer parts than its span has zeros there."""
+    theta = torch.zeros(2, 4 * SPAN, device=DEVICE)
+    shapes = {"a": (SPAN - 5,), "b": (SPAN + 5,), "c": (2 * SPAN - 1,), "d": (1,)}
+    made = Lanes(theta, {name: torch.Size(shape) for name, shape in shapes.items()}, {}, {})
+    made.split({"a": 4, "b": 3})
+    assert made.used.tolist() == [4, 3, 1, 1]
+    for i, name in enumerate(shapes):
+        made.parts(name).fill_(10.0**i)
+    made.partial[1:, :, 2 * SPAN :] = math.nan
+    made.partial[3, :, SPAN:] = math.nan
+    rates = torch.tensor([[1.0, 1.0], [-1.0, -2.0]], device=DEVICE)
+    sums = Metrics(*[value[:2] for value in metrics()])
+    TritonTail(2, DEVICE).settle(made, rates, sums, torch.ones(1, dtype=torch.int64, device=DEVICE))
+    for lane in range(2):
+        for name, value in (("a", 4.0), ("b", 30.0), ("c", 100.0), ("d", 1000.0)):
+            assert made.views[name][lane].eq((lane + 1) * value).all(), name
+
+
+def test_the_trial_before_first_use_passes() -> None:
+    assert agrees(DEVICE)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NumPy's
