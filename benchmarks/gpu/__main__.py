@@ -48,7 +48,10 @@ def main() -> int:
         timed = _wanted(one_by_one(options.toy, npz), options.parts)
         runner.deadline -= 60 * options.minutes * (1 - TOGETHER) if timed else 0
         with ThreadPoolExecutor(options.together) as pool:
+            # More threads than cores cost these processes far more than they bring.
+            runner.environment["OMP_NUM_THREADS"] = "2"
             list(pool.map(runner.run, _wanted(side_by_side(options.toy), options.parts)))
+            del runner.environment["OMP_NUM_THREADS"]
         runner.deadline = book.deadline
         for part in timed:
             runner.run(part)
@@ -68,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", help="only parts whose names begin with one of these")
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--cache", type=Path, help="folder for JAX's programs, kept for a rerun")
-    parser.add_argument("--together", type=int, default=os.cpu_count() or 1,
+    parser.add_argument("--together", type=int, default=max(1, (os.cpu_count() or 2) // 2),
                         help="processes at a time while nothing is timed")  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
     return parser.parse_args()

@@ -73,7 +73,7 @@ def one_by_one(toy: bool, npz: Path) -> list[Part]:
     if not toy:
         for peer, some in JAX_PEERS.items():
             command = _peers("jax", (peer,), "batch", some, long)
-            found.append(Part(f"peer {peer}", command, 60))
+            found.append(Part(f"peer {peer}", command, 90))
     command = _peers("torch", TORCH_PEERS, "batch", sizes, long)
     found.append(Part("peers in torch", command, 70))
     found += [_script(npz, m, toy) for m in sizes]

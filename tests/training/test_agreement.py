@@ -15,8 +15,9 @@ from smallbatch.errors import UserError, WorkerLost
 from smallbatch.training import agreement, workers
 from smallbatch.training.agreement import LIMIT, Disagreement, check, worst
 from smallbatch.training.rate import Case, Way
-from smallbatch.training.stacked.kernels import Grouped, Shortcut
-from smallbatch.training.stacked.triton_convs import Triton
+from smallbatch.training.stacked import torch_lanes
+from smallbatch.training.stacked.convs import Grouped, Shortcut
+from smallbatch.training.stacked.triton.layers import TritonLayers
 
 CASE = Case("resnet8", "batch", None, True, "float32", 1, 8, 10, 4, 4, "cpu", 1)
 GROUPED, TRITON = Way("stacked", kernels="grouped"), Way("stacked", kernels="triton")
@@ -106,7 +107,7 @@ class _Broken(Grouped):
 def test_wrong_convolutions_are_found(
     monkeypatch: pytest.MonkeyPatch, kernels: Grouped, why: str
 ) -> None:
-    monkeypatch.setattr(workers, "CONVSBYNAME", lambda *_: kernels)
+    monkeypatch.setattr(torch_lanes, "Grouped", lambda: kernels)
     with pytest.raises(Disagreement, match=why):
         check(CASE, GROUPED)
 
@@ -130,8 +131,10 @@ def test_every_precision_has_a_limit_far_below_an_update() -> None:
     assert LIMIT["float32"] == 1e-2
 
 
-def test_it_is_triton_that_a_way_by_triton_uses() -> None:
-    from smallbatch.training.stacked.choice import CONVSBYNAME
+def test_it_is_triton_that_a_way_by_triton_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("asked for")
 
-    assert TRITON.kernels is not None
-    assert isinstance(CONVSBYNAME(TRITON.kernels, "float32"), Triton)
+    monkeypatch.setattr(TritonLayers, "__init__", fail)
+    with pytest.raises(Disagreement, match="asked for"):
+        check(CASE.at(2), TRITON)

@@ -85,7 +85,7 @@ def test_what_is_learnt_is_there_for_the_next_process(monkeypatch: pytest.Monkey
      '{"rates": {"a": {"loop": "fast"}}, "choices": {}, "startup": null}',
      '{"rates": {"a": {"loop": NaN}}, "choices": {}, "startup": null}',
      '{"rates": {}, "choices": {"c": {"engine": "warp", "lanes": null}}, "startup": null}',
-     '{"rates": {}, "choices": {"c": {"engine": "loop", "lanes": 1, "kernels": ""}}, "startup": 1}'],
+     '{"rates": {}, "choices": {"c": {"engine": "loop", "lanes": 1, "kernels": 0}}, "startup": 1}']
 )  # fmt: skip
 def test_a_damaged_cache_is_forgotten_and_replaced(
     cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str

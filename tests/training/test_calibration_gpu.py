@@ -121,7 +121,7 @@ def test_a_way_that_disagrees_or_fails_is_left_out_in_one_line(
     done = machine(monkeypatch, rates, findings)
     assert decide("column", CASE, LONG, lambda: True) == best
     _, line = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{CASE.key}: stacked by {bad.kernels} convolutions is left out: {why}")
+    assert line.startswith(f"{CASE.key}: stacked by {bad.kernels} kernels is left out: {why}")
     assert ("measure triton" in done) == (TRITON not in findings)
     # It is not tried again, by whatever process.
     forget(monkeypatch)
