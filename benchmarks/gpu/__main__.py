@@ -47,12 +47,12 @@ def main() -> int:
         runner = _Runner(book, options, options.cache or Path(folder))
         timed = _wanted(one_by_one(options.toy, npz), options.parts)
         runner.deadline -= 60 * options.minutes * (1 - TOGETHER) if timed else 0
+        alone = runner.environment
+        # More threads than cores cost processes side by side far more than they bring.
+        runner.environment = alone | {"OMP_NUM_THREADS": "2"}
         with ThreadPoolExecutor(options.together) as pool:
-            # More threads than cores cost these processes far more than they bring.
-            runner.environment["OMP_NUM_THREADS"] = "2"
             list(pool.map(runner.run, _wanted(side_by_side(options.toy), options.parts)))
-            del runner.environment["OMP_NUM_THREADS"]
-        runner.deadline = book.deadline
+        runner.environment, runner.deadline = alone, book.deadline
         for part in timed:
             runner.run(part)
     write(options.out / "gpu.md", book)
