@@ -1,4 +1,4 @@
-"""The convolutions of K lanes by the kernels of :mod:`~training.stacked.triton.conv_kernels`.
+"""The convolutions of K lanes by the kernels of `conv_kernels` and `image_kernels`.
 
 Tensors: activations (K, m, H, W, C), contiguous; weights (K, size, size, C, O) with any stride
 between lanes; gradients of weights in parts, (parts, K, …), to be summed by whoever reads them.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smallbatch.training.stacked.convs import Shortcut
-from smallbatch.training.stacked.triton import conv_kernels
+from smallbatch.training.stacked.triton import conv_kernels, image_kernels
 
 if TYPE_CHECKING:
     from smallbatch.config import Precision
@@ -25,8 +25,8 @@ _ROWS_WEIGHT: Any = conv_kernels.rows_weight
 _TAPS: Any = conv_kernels.taps
 _TAPS_BACK: Any = conv_kernels.taps_back
 _TAPS_WEIGHT: Any = conv_kernels.taps_weight
-_IMAGES: Any = conv_kernels.images
-_IMAGES_WEIGHT: Any = conv_kernels.images_weight
+_IMAGES: Any = image_kernels.images
+_IMAGES_WEIGHT: Any = image_kernels.images_weight
 
 # How float32 is multiplied: by the ordinary units; by the matrix units in three TF32 products,
 # whose error is that of float32 within a small factor; by those in one. bf16 has one way.
