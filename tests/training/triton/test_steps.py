@@ -100,17 +100,17 @@ def stepped(runs: list[Run], data: Resident, lost: int | None = None) -> list[Te
     return [lanes.theta, *lanes.statistics.values(), *metrics]
 
 
+@pytest.mark.slow
 @OVERFLOWS
 def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
-    """Alone, and between one of another seed and one that is not finite."""
+    """Alone, and beside one of another seed that is not finite."""
     data, own = data_of(3, 2), settings("resnet8", "batch")
     run = Run(own, "f", 3, 2.0**-7, 1)
     alone = stepped([run], data)
-    beside = stepped([Run(own, "f", 3, 2.0**-9, 0), run, run], data, lost=2)
-    assert beside[-1].tolist() == [0, 0, 1]
-    for one, three in zip(alone, beside, strict=True):
-        assert torch.equal(one[0], three[1])
-    assert not torch.equal(beside[0][0], beside[0][1])
+    beside = stepped([Run(own, "f", 3, 2.0**-9, 0), run], data, lost=0)
+    assert beside[-1].tolist() == [1, 0]
+    for one, two in zip(alone, beside, strict=True):
+        assert torch.equal(one[0], two[1])
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
 def test_runs_beside_one_that_diverges_end_as_without_it() -> None:
     """It leaves, and the other goes on in its place."""
     data, own = data_of(4, 2), settings("resnet8", "batch")
-    runs = [Run(own, "f", 2, lr, seed) for seed, lr in enumerate((2.0**120, 2.0**-8))]
+    runs = [Run(own, "f", 2, lr, seed) for seed, lr in enumerate((2.0**127, 2.0**-8))]
     everyone = train(runs, data)
     assert [result.outcome for result in everyone] == ["diverged", "finished"]
     (alone,) = train(runs[1:], data)
