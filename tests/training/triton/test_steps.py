@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,10 +22,12 @@ from tests.training.conftest import make_dataset
 from tests.training.test_stacked import assert_equal, assert_near, study
 from tests.training.triton.tensors import DEVICE
 
-# NumPy's warnings in Triton's interpreter, where a lane diverges.
-OVERFLOWS = pytest.mark.filterwarnings(
-    "ignore:overflow encountered:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning"
-)
+
+@pytest.fixture
+def quiet() -> Generator[None, None, None]:
+    """No warnings of NumPy's, by which Triton's interpreter computes, where a lane overflows."""
+    with np.errstate(all="ignore"):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +105,7 @@ def stepped(runs: list[Run], data: Resident, lost: int | None = None) -> list[Te
 
 
 @pytest.mark.slow
-@OVERFLOWS
+@pytest.mark.usefixtures("quiet")
 def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
     """Alone, and beside one of another seed that is not finite."""
     data, own = data_of(3, 2), settings("resnet8", "batch")
@@ -114,7 +118,7 @@ def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
 
 
 @pytest.mark.slow
-@OVERFLOWS
+@pytest.mark.usefixtures("quiet")
 def test_runs_beside_one_that_diverges_end_as_without_it() -> None:
     """It leaves, and the other goes on in its place."""
     data, own = data_of(4, 2), settings("resnet8", "batch")
