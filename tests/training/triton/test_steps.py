@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,10 +22,12 @@ from tests.training.conftest import make_dataset
 from tests.training.test_stacked import assert_equal, assert_near, study
 from tests.training.triton.tensors import DEVICE
 
-# NumPy's warnings in Triton's interpreter, where a lane diverges.
-OVERFLOWS = pytest.mark.filterwarnings(
-    "ignore:overflow encountered:RuntimeWarning", "ignore:invalid value encountered:RuntimeWarning"
-)
+
+@pytest.fixture
+def quiet() -> Generator[None, None, None]:
+    """No warnings of NumPy's, by which Triton's interpreter computes, where a lane overflows."""
+    with np.errstate(all="ignore"):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +38,13 @@ def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data_of(n: int, size: int, device: torch.device = DEVICE) -> Resident:
-    """Two test images: each evaluation is a forward pass."""
-    data = load_resident(make_dataset(n=n, test=2, size=size), augment=True, device=device)
+    """Not cropped, which would leave most images this small black; two test images."""
+    data = load_resident(make_dataset(n=n, test=2, size=size), augment=False, device=device)
     return dataclasses.replace(data, test=Split(data.test.images[:2], data.test.labels[:2]))
 
 
 def settings(model: str, norm: str, **changes: Any) -> StudyConfig:
-    return study(model, norm, augment=True, epochs=1, **changes)
+    return study(model, norm, epochs=1, **changes)
 
 
 def train(runs: list[Run], data: Resident) -> list[RunResult]:
@@ -51,7 +55,7 @@ def train(runs: list[Run], data: Resident) -> list[RunResult]:
 @pytest.mark.parametrize(
     ("model", "norm", "m", "n", "size", "seeds"),
     [
-        ("resnet8", "none", 3, 6, 3, [0, 1]),
+        ("resnet8", "none", 3, 6, 3, [0]),
         ("resnet8", "batch", 5, 5, 3, [0, 1]),
         ("resnet8", "ghost", 9, 9, 3, [0]),
         ("resnet8", "group", 3, 3, 3, [0]),
@@ -87,38 +91,39 @@ def test_one_step_equals_the_loop() -> None:
     check(train([run], data)[0], run, data)
 
 
-def stepped(runs: list[Run], data: Resident, updates: int) -> list[Tensor]:
-    """All that steps change, with the lanes in front."""
+def stepped(runs: list[Run], data: Resident, lost: int | None = None) -> list[Tensor]:
+    """All that a step changes, with the lanes in front; weights of the lane ``lost`` are NaN."""
     with torch.no_grad():
         step, _ = make_step(runs, data, torch.float32, "triton")
+        if lost is not None:
+            step.net.lanes.theta[lost] = torch.nan
         step.tables.load(0)
-        for _ in range(updates):
-            step()
+        step()
     lanes, metrics = step.net.lanes, step.metrics
     assert len(lanes.partial) == 2
     return [lanes.theta, *lanes.statistics.values(), *metrics]
 
 
-@OVERFLOWS
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet")
 def test_a_lanes_bits_do_not_depend_on_the_other_lanes() -> None:
-    """Alone, and beside one of another seed and one that diverges."""
-    data, own = data_of(4, 2), settings("resnet8", "none")
-    run = Run(own, "f", 2, 2.0**-7, 1)
-    slow, fast = Run(own, "f", 2, 2.0**-9, 0), Run(own, "f", 2, 2.0**120, 1)
-    alone = stepped([run], data, 2)
-    beside = stepped([slow, run, fast], data, 2)
-    assert [bool(end) for end in beside[-1].tolist()] == [False, False, True]
-    for one, three in zip(alone, beside, strict=True):
-        assert torch.equal(one[0], three[1])
+    """Alone, and beside one of another seed that is not finite."""
+    data, own = data_of(3, 2), settings("resnet8", "batch")
+    run = Run(own, "f", 3, 2.0**-7, 1)
+    alone = stepped([run], data)
+    beside = stepped([Run(own, "f", 3, 2.0**-9, 0), run], data, lost=0)
+    assert beside[-1].tolist() == [1, 0]
+    for one, two in zip(alone, beside, strict=True):
+        assert torch.equal(one[0], two[1])
 
 
 @pytest.mark.slow
-@OVERFLOWS
+@pytest.mark.usefixtures("quiet")
 def test_runs_beside_one_that_diverges_end_as_without_it() -> None:
-    """It leaves, and the others go on in another place."""
-    data, own = data_of(6, 2), settings("resnet8", "batch")
-    runs = [Run(own, "f", 2, lr, seed) for seed, lr in enumerate((2.0**120, 2.0**-9, 2.0**-8))]
+    """It leaves, and the other goes on in its place."""
+    data, own = data_of(4, 2), settings("resnet8", "batch")
+    runs = [Run(own, "f", 2, lr, seed) for seed, lr in enumerate((2.0**127, 2.0**-8))]
     everyone = train(runs, data)
-    assert [result.outcome for result in everyone] == ["diverged", "finished", "finished"]
-    (alone,) = train(runs[2:], data)
-    assert_equal(alone, everyone[2])
+    assert [result.outcome for result in everyone] == ["diverged", "finished"]
+    (alone,) = train(runs[1:], data)
+    assert_equal(alone, everyone[1])
