@@ -127,11 +127,13 @@ class _Runner:
         command = [sys.executable, *part.command, "--device", self.options.device]
         if self.options.toy and part.command[0] == "-m" and "--toy" not in part.command:
             command.append("--toy")
-        with tempfile.TemporaryFile("w+") as said:
-            process = subprocess.Popen(
+        with (
+            tempfile.TemporaryFile("w+") as said,
+            subprocess.Popen(
                 command, env=self.environment, stdout=subprocess.PIPE, stderr=said, text=True,
                 start_new_session=True,
-            )  # fmt: skip
+            ) as process,
+        ):  # fmt: skip
             ended = threading.Event()
             timer = threading.Timer(limit, _end, (process, ended))
             timer.start()
