@@ -99,6 +99,8 @@ class _Runner:
 
     def __init__(self, book: Book, options: argparse.Namespace, cache: Path) -> None:
         self.book, self.options, self.deadline = book, options, book.deadline
+        self.running: set[subprocess.Popen[str]] = set()
+        signal.signal(signal.SIGTERM, self._stop)
         self.environment = os.environ | {
             "PYTHONUNBUFFERED": "1",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -106,6 +108,11 @@ class _Runner:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
+
+    def _stop(self, *_: object) -> None:
+        for process in list(self.running):
+            _end(process, threading.Event())
+        os._exit(1)  # threads that wait for parts do not keep it
 
     def run(self, part: Part) -> None:
         """Run a part unless it is done or the time is over."""
@@ -136,11 +143,14 @@ class _Runner:
         ):  # fmt: skip
             ended = threading.Event()
             timer = threading.Timer(limit, _end, (process, ended))
+            timer.daemon = True
             timer.start()
+            self.running.add(process)
             for line in process.stdout or ():
-                if part.kept and line.startswith("{"):
-                    self.book.add(part.name, _row(part, line))
+                if part.kept and (row := _row(part, line)):
+                    self.book.add(part.name, row)
             code = process.wait()
+            self.running.discard(process)
             timer.cancel()
             if code == 0:
                 return None
@@ -150,8 +160,12 @@ class _Runner:
             return " ".join([why, *last])[:300]
 
 
-def _row(part: Part, line: str) -> dict[str, Any]:
-    row = part.tags | json.loads(line)
+def _row(part: Part, line: str) -> dict[str, Any] | None:
+    """A result, or None for other lines, also for half of one, of a part that was ended."""
+    try:
+        row = part.tags | json.loads(line)
+    except (ValueError, TypeError):
+        return None
     if "images" in row and "images_per_second" not in row:  # the script counts
         row["images_per_second"] = row["images"] / row["seconds"]
     return row

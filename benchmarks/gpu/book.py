@@ -34,11 +34,12 @@ class Book:
 
     def done(self, part: str) -> bool:
         """Whether a part has ended without a failure; what a failed one left is dropped."""
-        known = self.parts.get(part)
-        if known and known.get("error", "") is None and not _errors(known):
-            return True
-        self.parts.pop(part, None)
-        return False
+        with self._lock:
+            known = self.parts.get(part)
+            if known and known.get("error", "") is None and not _errors(known):
+                return True
+            self.parts.pop(part, None)
+            return False
 
     def add(self, part: str, row: Row) -> None:
         """A line of a part's."""
@@ -75,10 +76,16 @@ class Book:
             lines += [f"{name}: {error}" for error in _errors(entry)]
             if entry.get("error"):
                 lines.append(f"{name}: {entry['error']}")
+            wrong = [row for row in entry["rows"] if row.get("passed") is False]
+            lines += [
+                f"{name}: {row.get('check') or row.get('peer')} did not pass" for row in wrong
+            ]
         return lines
 
     def _keep(self) -> None:
-        self.path.write_text(json.dumps(self.parts, indent=1) + "\n")
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.parts, indent=1) + "\n")
+        part.replace(self.path)  # whole, whenever this process is ended
 
 
 def _errors(entry: dict[str, Any]) -> list[str]:

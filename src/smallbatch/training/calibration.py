@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.errors import WorkerLost, first_line
+from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line
 from smallbatch.training import environment
 from smallbatch.training.agreement import COMPARED, check
 from smallbatch.training.engines import GPU_KERNELS, has_layers
@@ -148,15 +148,18 @@ def calibrate(case: Case, candidates: Iterable[Way], memory: int | None = None) 
     for way in candidates:
         if way.key not in rates:
             try:
-                if way.kernels is not None:
+                if _compared(case, way):
                     check(case, way, memory)
                 rate = measure(alike(case), way, seconds=SECONDS, memory=memory)
                 rates[way.key] = rate.images_per_second
-            except (RuntimeError, WorkerLost) as error:
+            except Exception as error:  # a compiler's own errors too
+                ends = isinstance(error, UserError | Stopping | Stopped)
+                if ends and not isinstance(error, WorkerLost):
+                    raise
                 # Without its frames, which would keep the memory of what has failed.
                 rates[way.key], failure = 0.0, error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
-                if way.kernels is not None:
+                if _compared(case, way):
                     _say(f"{case.key}: {way.key} is left out: {first_line(failure)}")
     if failure is not None and not any(rates.values()):
         raise failure
@@ -175,13 +178,18 @@ def cost(case: Case, candidates: Iterable[Way], flops: int) -> float:
     # An epoch that is left out and at least one that is measured.
     updates = 2 * few_updates(case)
     seconds = sum(start + max(SECONDS, updates * update(way)) for way in candidates)
-    compared = [way for way in candidates if way.kernels is not None]
+    compared = [way for way in candidates if _compared(case, way)]
     if compared:  # the first update, and the loop engine's for some of the runs
         seconds += sum(start + update(way) for way in compared)
         seconds += start + COMPARED * update(Way("loop"))
     if any(way.kernels == "triton" and not _compiled(case, way) for way in compared):
         seconds += COMPILE
     return seconds
+
+
+def _compared(case: Case, way: Way) -> bool:
+    """Whether a way must make the loop engine's first update: on a GPU, unless it is the loop."""
+    return way.engine == "stacked" and case.device == "cuda"
 
 
 def _compiled(case: Case, way: Way) -> bool:

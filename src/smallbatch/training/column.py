@@ -235,6 +235,8 @@ def made_by_on(
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     hardware = environment.gpu_name() if device == "cuda" else environment.processor()
     by = kernels or "torch"
+    if kernels == "triton":
+        versions.append(f"triton {metadata.version('triton')}")
     if engine == "stacked" and kernels is None and native.serves(study, device):
         by = native.version()
     return " ".join([files.code_digest(engine), *versions, device, str(hardware), by])

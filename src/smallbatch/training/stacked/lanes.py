@@ -86,6 +86,8 @@ class Lanes:
         }
 
     def _bind(self) -> None:
+        # What there was goes first: of many lanes it is large.
+        self.partial, self._all_parts, self.gradients = self.theta.new_empty(0), {}, {}
         self.partial = self.theta.new_zeros(max([1, *self._counts.values()]), *self.theta.shape)
         self.views, self._all_parts = self._named(self.theta), self._named(self.partial)
         self.gradients = {name: parts[0] for name, parts in self._all_parts.items()}

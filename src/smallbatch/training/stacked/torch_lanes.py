@@ -25,6 +25,7 @@ from smallbatch.training.stacked.vmap import VmapNet
 
 # Images of all lanes together in one forward pass of an evaluation.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
+EVAL_PIXELS = 2**23  # of them at most: offsets within a lane have 32 bits
 # Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
 CAPTURED = {"cuda"}
 # Seconds of captured updates between two looks at anything else: signals, checkpoints.
@@ -77,7 +78,7 @@ def make_step(
     device, precision = data.train.images.device, runs[0].settings.precision
     kernels = kernels or default_kernels(device, dtype, precision)
     net, model = build_net(runs, data, dtype, kernels)
-    fused = kernels == "triton"
+    fused = kernels == "triton" and isinstance(net, StackedNet)
     return Step(net, Tables(runs, data, dtype, fused), _tail if fused else _torch_tail), model
 
 
@@ -157,6 +158,7 @@ class TorchLanes:
         loss = torch.zeros(k, dtype=torch.float64, device=self.device)
         correct = torch.zeros(k, dtype=torch.int64, device=self.device)
         size = max(16, EVAL_IMAGES[self.device.type] // k)
+        size = min(size, max(1, EVAL_PIXELS // split.images[0, 0].numel()))
         for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
             logits = net.forward(seen_by_all(images, k), training=False)
             expanded = labels[:, None].expand(-1, k)

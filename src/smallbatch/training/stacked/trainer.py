@@ -24,6 +24,7 @@ from smallbatch.training.loop import Row, RunResult, arithmetic, initial_model
 from smallbatch.training.protocol import Run, scheduled_lr, updates_after
 from smallbatch.training.resident import Resident, Split
 from smallbatch.training.stacked import native
+from smallbatch.training.stacked.models import has_stacked_form
 from smallbatch.training.stacked.native.lanes import NativeLanes
 from smallbatch.training.stacked.torch_lanes import TorchLanes
 
@@ -313,7 +314,8 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     """Memory that one lane takes, estimated from a plain model's activations for one image.
 
     Every layer keeps its output for the backward pass, which itself holds a few of the widest at a
-    time; parameters are there as weights, gradients and the step's temporary.
+    time; parameters are there as weights, gradients and the step's temporary, on a GPU with as many
+    parts of gradients as the largest images' weights have.
     """
     model = initial_model(run, data)
     sizes = [data.train.images[0].numel()]
@@ -328,4 +330,9 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     model.eval()(data.train.images[:1].to("cpu", torch.float32))
     activations = run.batch_size * (sum(sizes) + 4 * max(sizes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return dtype.itemsize * (activations + 3 * parameters)
+    copies = 3
+    if data.train.images.is_cuda and has_stacked_form(model):
+        from smallbatch.training.stacked.triton.convs import parts_of
+
+        copies += parts_of(run.batch_size * data.train.images[0, 0].numel(), 16)
+    return dtype.itemsize * (activations + copies * parameters)

@@ -8,9 +8,8 @@ BP, BC and BO are the blocks of pixels, input channels and output channels; BC d
 divides O. ``m`` is a run-time value: one compilation serves every batch size.
 
 `rows` and `rows_weight` are for 3×3 convolutions of stride 1. A block is whole rows of an image,
-each padded to WP places. It reads three rows above, at and below its own, not nine shifted tiles,
-and shifts by a column at the end: what limits these kernels is how often the same pixels come out
-of the GPU's second-level cache.
+each padded to WP places. It reads the rows above, at and below its own, not nine shifted tiles, and
+shifts by a column at the end.
 """
 
 # ruff: noqa: E741, N803, N806 - constants of a kernel are in upper case, O being output channels
@@ -51,7 +50,10 @@ def _finish_back(
     acc, lane, m, i, iy, ix, c, valid, shortcut, x, of_x, H, W, C, OH, OW, O, S,
     SHORTCUT: tl.constexpr,
 ):  # fmt: skip
-    """Of_x = acc where x > 0; SHORTCUT: acc plus the gradient of one which begins there."""
+    """Gradient of the input: acc where x > 0, else 0.
+
+    SHORTCUT: acc plus the gradient of a shortcut that begins at this input.
+    """
     if SHORTCUT:
         begins = valid & (iy % S == 0) & (ix % S == 0)
         at = ((i * OH + iy // S) * OW + ix // S) * O
@@ -201,8 +203,8 @@ def rows_weight(
 ):  # fmt: skip
     """Gradients of weights and, with BIAS, biases of a 3×3 convolution of stride 1.
 
-    A part sums ``span`` blocks; the parts are to be summed. T rows of taps at a time, 1 or 4 (of
-    which the last does not exist).
+    A part sums ``span`` blocks; the parts are to be summed. T rows of taps at a time: 1, or all 3
+    padded to 4.
     """
     PER: tl.constexpr = BP // WP
     lane, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -242,7 +244,7 @@ def rows_weight(
         )
         if BIAS:
             bias += tl.sum(own, 0)
-    at = out + part * out_part + lane * out_lane
+    at = out + part.to(tl.int64) * out_part + lane * out_lane
     rows = tl.reshape((ty[:, None] * (3 * C) + c[None, :]) * O, (T * BC,))
     there = tl.reshape((ty[:, None] < 3) & (c[None, :] >= 0), (T * BC,))
     at += rows[:, None] + o[None, :]
@@ -250,7 +252,7 @@ def rows_weight(
     tl.store(at + C * O, middle, mask=there[:, None])
     tl.store(at + 2 * C * O, right, mask=there[:, None])
     if BIAS and tl.program_id(0) < OUTS:
-        tl.store(of_bias + part * out_part + lane * out_lane + o, bias)
+        tl.store(of_bias + part.to(tl.int64) * out_part + lane * out_lane + o, bias)
 
 
 @triton.jit(do_not_specialize=["m", "span"])
@@ -288,9 +290,9 @@ def taps_weight(
         acc = tl.dot(v, own, acc, input_precision=DOT)
         if BIAS:
             bias += tl.sum(own.to(tl.float32), 0)
-    at = out + part * out_part + lane * out_lane
+    at = out + part.to(tl.int64) * out_part + lane * out_lane
     rows = tl.reshape((tap[:, None] * C + c[None, :]) * O, (T * BC,))
     there = tl.reshape((tap[:, None] < SIZE * SIZE) & (c[None, :] >= 0), (T * BC,))
     tl.store(at + rows[:, None] + o[None, :], acc, mask=there[:, None])
     if BIAS and tl.program_id(0) < OUTS:
-        tl.store(of_bias + part * out_part + lane * out_lane + o, bias)
+        tl.store(of_bias + part.to(tl.int64) * out_part + lane * out_lane + o, bias)

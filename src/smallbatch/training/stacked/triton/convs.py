@@ -38,9 +38,13 @@ TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2
 
 # Values of a lane's activation up to which small blocks keep more of the GPU's processors busy.
 FEW = 2**14
-PARTS = 32  # sums at most that a weight gradient is split into,
-SHARE = 8  # of so many pixels at least, times its channels: what writing a part out costs,
-LONGEST = 2**13  # and so many at most, whatever PARTS: matrix units truncate as they accumulate
+# A weight gradient is split into at most PARTS sums, of SHARE pixels at least for each channel:
+# that is what writing a part out costs. Matrix units truncate as they accumulate: beyond LONGEST
+# pixels a sum is split further, into MOST at most, as every part takes memory.
+PARTS = 32
+SHARE = 8
+LONGEST = 2**13
+MOST = 64
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def parts_of(pixels: int, channels: int) -> int:
 
     Of the lane's own shape alone: how it is split decides the rounding.
     """
-    return max(1, min(PARTS, pixels // (SHARE * channels)), _blocks(pixels, LONGEST))
+    return max(1, min(PARTS, pixels // (SHARE * channels)), min(MOST, _blocks(pixels, LONGEST)))
 
 
 def weight_gradient(

@@ -80,7 +80,7 @@ def images_weight(
         acc = tl.dot(tl.trans(v), own, acc, input_precision=DOT)
         if BIAS:
             bias += tl.sum(own.to(tl.float32), 0)
-    at = out + part * out_part + lane * out_lane
+    at = out + part.to(tl.int64) * out_part + lane * out_lane
     tl.store(at + r[:, None] * O + o[None, :], acc, mask=(r < SIZE * SIZE * C)[:, None])
     if BIAS and tl.program_id(0) < OUTS:
-        tl.store(of_bias + part * out_part + lane * out_lane + o, bias)
+        tl.store(of_bias + part.to(tl.int64) * out_part + lane * out_lane + o, bias)

@@ -71,6 +71,8 @@ class TritonLayers:
     def __init__(
         self, lanes: Lanes, batch_size: int, side: tuple[int, int], dot: Dot, dtype: torch.dtype
     ) -> None:
+        if batch_size * side[0] * side[1] * 16 >= 2**31:
+            raise ValueError(f"{batch_size} images of {side[0]}x{side[1]} pixels: offsets overflow")
         self.lanes, self.m, self.side, self.dtype = lanes, batch_size, side, dtype
         self.dot: Dot = dot
         self._parts: dict[str, int] = {}

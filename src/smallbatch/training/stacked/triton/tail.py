@@ -106,7 +106,7 @@ _NOTE: Any = note
 
 
 class TritonTail:
-    """Loss, update and notes by Triton; see :class:`lane_step.TorchTail`."""
+    """Loss, update and notes by Triton; see :class:`~training.stacked.step.TorchTail`."""
 
     def __init__(self, lanes: int, device: torch.device) -> None:
         self.loss = torch.zeros(lanes, device=device)
