@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import warnings
 from typing import Any
 
 import pytest
@@ -243,6 +245,8 @@ def test_what_is_not_finite_passes_a_relu() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_bf16_sums_in_float32(stride: int) -> None:
     """The error is that of rounding the result, not of a sum in bf16."""
+    if DEVICE.type == "cpu":
+        pytest.skip("Triton's interpreter multiplies the bits of bf16 as integers")
     x, weight = noise(K, 3, 4, 6, 16).relu().bfloat16(), weights(3, 16, 16)
     weight.copy_(weight.bfloat16())  # the interpreter cuts off where a GPU rounds
     oracle = Oracle(x, weight, stride)
@@ -254,3 +258,25 @@ def test_bf16_sums_in_float32(stride: int) -> None:
     out = torch.empty(1, *weight.shape, device=DEVICE)
     convs.weight_gradient(g, x, out, None, stride, "ieee")
     near(out[0], of_weight)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="memory that is only promised is the CPU's")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_parts_that_lie_beyond_32_bits_are_written_where_they_belong(stride: int) -> None:
+    """Three parts of 1.2e9 values, of a mapping that takes no memory until it is written."""
+    apart, start = 1_200_000_000, 2_000_000_000  # room before them for an offset that wraps
+    values = start + 2 * apart + 10_000
+    flags = (
+        mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+    )  # MAP_NORESERVE, which Python names from 3.13 on
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        memory = torch.frombuffer(mmap.mmap(-1, 4 * values, flags=flags), dtype=torch.float32)
+    size = 9 * 16 * 16
+    out = memory.as_strided((3, 1, 3, 3, 16, 16), (apart, size, 768, 256, 16, 1), start)
+    x, g = noise(1, 9, 8, 8, 16).relu(), noise(1, 9, 8 // stride, 8 // stride, 16, seed=1)
+    convs.weight_gradient(g, x, out, None, stride, "ieee")
+    whole = torch.zeros(1, 1, 3, 3, 16, 16)
+    convs.weight_gradient(g, x, whole, None, stride, "ieee")
+    assert out[2].any()
+    torch.testing.assert_close(out.sum(0), whole[0], rtol=1e-4, atol=1e-4)
