@@ -1,6 +1,6 @@
 """Every measurement and check of the engines that needs a GPU, within a number of minutes.
 
-    PYTHONPATH=src python -m benchmarks.gpu --out results/bench/gpu --minutes 5
+    PYTHONPATH=src python -m benchmarks.gpu --out gpu-results --minutes 8
 
 Run from the repository's root. Needs torch, torchvision, timm, numpy, pillow and pyarrow, Triton
 for its kernels, and for some of what they are compared with JAX; the package itself need not be
@@ -39,6 +39,9 @@ TOGETHER = 0.4  # of the time, at most, for the parts in which nothing is timed
 def main() -> int:
     """Run the parts; 1 if something failed or did not fit the time."""
     options = _options()
+    if refusal := _refused(options):
+        print(refusal, file=sys.stderr)
+        return 2
     options.out.mkdir(parents=True, exist_ok=True)
     book = Book(options.out / "gpu.json", time.monotonic() + 60 * options.minutes)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +58,7 @@ def main() -> int:
         runner.environment, runner.deadline = alone, book.deadline
         for part in timed:
             runner.run(part)
-    write(options.out / "gpu.md", book)
+    write(options.out / "gpu.md", book, toy=options.toy)
     print((options.out / "gpu.md").read_text())
     return 1 if book.failed() or book.skipped else 0
 
@@ -68,13 +71,38 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--parts", nargs="+", help="only parts whose names begin with one of these")
-    parser.add_argument("--minutes", type=float, default=8)
+    names = sorted({name.split()[0] for name in _names(False)})
+    parser.add_argument(
+        "--parts", nargs="+",
+        help=f"only parts whose names begin with one of these: {', '.join(names)}",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=8, help="by default 8")
     parser.add_argument("--cache", type=Path, help="folder for JAX's programs, kept for a rerun")
     parser.add_argument("--together", type=int, default=max(1, (os.cpu_count() or 2) // 2),
                         help="processes at a time while nothing is timed")  # fmt: skip
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
     return parser.parse_args()
+
+
+def _names(toy: bool) -> list[str]:
+    return [part.name for part in (*side_by_side(toy), *one_by_one(toy, Path()))]
+
+
+def _refused(options: argparse.Namespace) -> str | None:
+    """Why nothing can be measured as asked for, in one line."""
+    for name in options.parts or ():
+        if not any(known.startswith(name) for known in _names(options.toy)):
+            known = ", ".join(_names(options.toy))
+            return f"--parts: found {name!r}, allowed: beginnings of {known}"
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "--device: found cuda, but torch sees no CUDA device; cpu --toy rehearses"
+    machine = next(iter(Book(options.out / "gpu.json", 0.0).rows("hardware")), {})
+    if machine.get("device", options.device) != options.device:
+        return f"--out: {options.out} has results of {machine['device']}; name another folder"
+    return None
 
 
 def _wanted(parts: list[Part], names: list[str] | None) -> list[Part]:

@@ -12,12 +12,14 @@ from benchmarks.gpu.speed import fig2
 FLOP = 75e6  # of one 32×32 training image of ResNet-8 (forward and backward)
 
 
-def write(path: Path, book: Book) -> None:
-    """Write the page."""
+def write(path: Path, book: Book, *, toy: bool = False) -> None:
+    """Write the page; ``toy``: of a rehearsal."""
     found = {row.pop("what"): row for row in [dict(row) for row in book.rows("hardware")]}
     machine = found.get("machine", {})
     lines = [
-        f"# Measured on {machine.get('gpu', machine.get('device', 'unknown'))}\n",
+        "# A rehearsal with toy sizes: no results\n"
+        if toy
+        else f"# Measured on {machine.get('gpu', machine.get('device', 'unknown'))}\n",
         ", ".join(f"{key} {value}" for key, value in machine.items()) + "; images: noise\n",
     ]
     if rates := found.get("rates"):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.gpu.book import Book
 from benchmarks.gpu.page import write
 from benchmarks.gpu.parts import BATCH_SIZES, one_by_one, side_by_side
@@ -53,6 +54,7 @@ def test_the_command_measures_checks_and_resumes(tmp_path: Path) -> None:
              for row in kept[name]["rows"] if row.get("m") != "evaluation"]  # fmt: skip
     assert all(rate > 0 for rate in rates)
     page = (tmp_path / "out/gpu.md").read_text()
+    assert page.startswith("# A rehearsal with toy sizes: no results")
     for title in ("Images per second", "Checks", "Fig. 2, extrapolated"):
         assert title in page
     assert "Failed" not in page
@@ -103,6 +105,28 @@ def test_a_part_past_its_limit_is_ended_and_what_it_said_is_kept(tmp_path: Path)
     status = Path(f"/proc/{row['pid']}/stat")
     assert not status.exists() or status.read_text().split()[2] == "Z"  # the child is gone too
     assert not book.done("slow")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--parts", "bananas"], "--parts: found 'bananas', allowed: beginnings of check resnet8"),
+        (["--device", "cuda"], "--device: found cuda, but torch sees no CUDA device"),
+        ([], "has results of cuda; name another folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    tmp_path: Path, more: list[str], says: str
+) -> None:
+    if more == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "out").mkdir()
+    row = {"what": "machine", "device": "cuda"}
+    (tmp_path / "out/gpu.json").write_text(json.dumps({"hardware": {"rows": [row]}}))
+    done = rehearse(tmp_path, *more)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert says in line
 
 
 def test_names_of_parts_are_unique_and_every_batch_size_is_measured(tmp_path: Path) -> None:
