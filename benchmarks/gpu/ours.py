@@ -3,13 +3,15 @@
 check MODEL NORM       one update, and 20 of small images, against float64
 itself                 bits of captured steps, neighbours, chunks; outcomes of diverging runs
 speed NORM M… SECONDS  images per second by each kind of kernels
-hardware, profile, grid, columns
+hardware, profile, grid, columns, auto
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -99,7 +101,7 @@ def _hardware(device: torch.device, toy: bool) -> None:
 def _profile(device: torch.device, toy: bool) -> None:
     data = _data(device, toy)
     for norm in ("none",) if toy else LANES:
-        for m in (2,) if toy else (2, 128):
+        for m in (2,) if toy else (2, 8, 128):
             lanes = 2 if toy else LANES[norm]
             found = lambda norm=norm, m=m, lanes=lanes: {  # noqa: E731
                 "kernels": speed.kernels(Settings("resnet8", norm), m, lanes, data)
@@ -126,6 +128,16 @@ def _columns(device: torch.device, toy: bool) -> None:
         say(lambda m=m, s=settings: speed.column(s, m, base_lrs, data), m=m, epochs=epochs)
 
 
+def _auto(device: torch.device, toy: bool) -> None:
+    """Of a column that is long enough, and then, from what it has learnt, of the same again."""
+    from benchmarks.gpu.auto import decided
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SMALLBATCH_CACHE"] = folder
+        for m in (8, 8, 128):
+            say(lambda m=m: decided(m, device.type, toy=toy), m=m)
+
+
 WHATS: dict[str, Callable[..., None]] = {
     "check": _check,
     "itself": _itself,
@@ -134,6 +146,7 @@ WHATS: dict[str, Callable[..., None]] = {
     "profile": _profile,
     "grid": _grid,
     "columns": _columns,
+    "auto": _auto,
 }
 
 if __name__ == "__main__":

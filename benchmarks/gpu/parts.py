@@ -15,7 +15,7 @@ CASES = (
     ("resnet32", "batch"), ("alexnet", "none"), ("alexnet", "batch"), ("alexnet", "ghost"),
 )  # fmt: skip
 TORCH_PEERS = ("plain", "plain-graph", "grouped-graph", "grouped-graph-cl")
-JAX_PEERS = {"jax-einsum": BATCH_SIZES, "jax-vmap": BATCH_SIZES, "jax-einsum-x3": (8, 128)}
+JAX_PEERS = {"jax-einsum": BATCH_SIZES, "jax-einsum-x3": (8, 128), "jax-vmap": BATCH_SIZES}
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,22 @@ def side_by_side(toy: bool) -> list[Part]:
 def one_by_one(toy: bool, npz: Path) -> list[Part]:
     """Parts that are timed and so have the machine to themselves, most informative first."""
     sizes, long = ((2, 8), 0.02) if toy else (BATCH_SIZES, 0.6)
-    found = [Part("hardware", _ours("hardware"), 25)]
-    for norm in LANES:
-        command = _ours("speed", norm, *map(str, sizes), str(long))
-        found.append(Part(f"stacked {norm}", command, 40))
+    ours = {
+        norm: Part(f"stacked {norm}", _ours("speed", norm, *map(str, sizes), str(long)), 40)
+        for norm in LANES
+    }
+    found = [Part("hardware", _ours("hardware"), 25), ours["batch"]]
     if not toy:
         for peer, some in JAX_PEERS.items():
             command = _peers("jax", (peer,), "batch", some, long)
             found.append(Part(f"peer {peer}", command, 90))
+    found += [_script(npz, m, toy) for m in sizes]
     command = _peers("torch", TORCH_PEERS, "batch", sizes, long)
     found.append(Part("peers in torch", command, 70))
-    found += [_script(npz, m, toy) for m in sizes]
+    found += [ours["none"], Part("grid", _ours("grid"), 45), Part("profile", _ours("profile"), 25)]
+    found.append(Part("auto", _ours("auto"), 70))
     if not toy:
         found.append(_script(npz, 128, toy, workers=8))
-    found.append(Part("grid", _ours("grid"), 45))
-    found.append(Part("profile", _ours("profile"), 25))
     found.append(Part("columns", _ours("columns"), 40))
     if not toy:
         for norm in ("none", "batch"):

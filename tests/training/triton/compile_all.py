@@ -24,7 +24,7 @@ from smallbatch.config import StudyConfig
 from smallbatch.training.protocol import Run
 from smallbatch.training.resident import load_resident
 from smallbatch.training.stacked.torch_lanes import make_step
-from smallbatch.training.stacked.triton import convs, inputs, norms, pool, tail
+from smallbatch.training.stacked.triton import convs, heads, inputs, norms, pool, tail
 from tests.training.conftest import make_dataset
 
 MODELS: list[tuple[str, Any]] = [
@@ -102,7 +102,7 @@ class Recorder:
 
 def record() -> None:
     """Go through a step of every model."""
-    for module in (convs, inputs, norms, pool, tail):
+    for module in (convs, heads, inputs, norms, pool, tail):
         for name, kernel in list(vars(module).items()):
             if name.startswith("_") and name[1:].isupper():
                 setattr(module, name, Recorder(kernel))

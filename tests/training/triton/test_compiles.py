@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 KERNELS = {
     "rows", "rows_weight", "taps", "taps_back", "taps_weight", "images", "images_weight",
     "moments", "normalise", "sums_back", "normalise_back", "pool", "pool_back",
-    "gather", "score", "descend", "note",
+    "gather", "pool_and_score", "spread_back", "weight_sums", "score", "descend", "note",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from smallbatch.models.norms import BatchNorm, GhostBatchNorm, group_norm
 from smallbatch.training.stacked.convs import Shortcut
 from smallbatch.training.stacked.inputs import Shared
 from smallbatch.training.stacked.lanes import Lanes, stack_lanes
-from smallbatch.training.stacked.triton import convs
+from smallbatch.training.stacked.triton import convs, heads
 from smallbatch.training.stacked.triton.layers import TritonLayers
 from tests.training.triton.tensors import DEVICE, channels_first, near, noise
 
@@ -155,6 +155,34 @@ def test_linear(relu: bool, bias: bool) -> None:
     check(make, lambda kit: kit.linear("layer", relu), (K, 5, 6), relu=relu, masked=True)
 
 
+class MeanAndLinear(nn.Linear):
+    """The end of a ResNet."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as its base class names it
+        return super().forward(input.mean((2, 3)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("m", "side", "channels", "classes"),
+    [(3, (4, 6), 16, 10), (5, (1, 1), 64, 3), (70, (2, 3), 20, 17), (2, (9, 9), 64, 100)],
+)
+def test_the_head(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, m: int, side: tuple[int, int], channels: int,
+    classes: int,
+) -> None:  # fmt: skip
+    """Of more pixels than a tile, of sizes that are no powers of two, its sums in parts."""
+    monkeypatch.setattr(convs, "SHARE", 1)
+    monkeypatch.setattr(heads, "TILE", 1024)
+    make = lambda: MeanAndLinear(channels, classes, bias=bias)  # noqa: E731
+    shape = (K, m, *side, channels)
+    check(make, lambda kit: kit.head("layer", make()), shape, relu=False, masked=True)
+
+
+def test_the_heads_trial_before_first_use_passes() -> None:
+    assert heads.agrees(DEVICE)
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: BatchNorm(16, momentum=0.3),
     "ghost": lambda: GhostBatchNorm(16, 3, momentum=0.3),
@@ -196,7 +224,6 @@ def test_a_layer_that_has_no_stacked_form_is_refused() -> None:
 PLAIN: dict[str, tuple[Callable[[Tensor], Tensor], str, bool]] = {
     "pool": (same_max_pool, "pool", False),
     "flatten": (lambda x: x.flatten(1), "flatten", False),
-    "mean": (lambda x: x.mean((2, 3)), "mean", True),
 }
 
 

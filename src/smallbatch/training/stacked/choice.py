@@ -27,10 +27,10 @@ def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precisi
 def triton_works(device: torch.device, precision: Precision) -> bool:
     """Whether Triton's kernels compile and give torch's numbers, tried once; one line if not."""
     try:
-        from smallbatch.training.stacked.triton import convs, inputs, norms, tail
+        from smallbatch.training.stacked.triton import convs, heads, inputs, norms, tail
 
         right = convs.agree(device, precision)
-        right = right and all(part.agrees(device) for part in (inputs, norms, tail))
+        right = right and all(part.agrees(device) for part in (heads, inputs, norms, tail))
         reason = "" if right else "wrong numbers"
     except Exception as error:  # noqa: BLE001 - a compiler's own errors
         reason = first_line(error)

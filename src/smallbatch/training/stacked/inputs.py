@@ -44,7 +44,8 @@ class Tables:
     """An epoch's batches and learning rates, and the device's own count of the updates in it.
 
     Everything stays where it is in memory while epochs pass: `load` overwrites the tables, and
-    `next` reads the row that the counter names, so a captured step finds the next update's.
+    `next` reads the row that the counter names, so a captured step finds the next update's. The
+    counter is moved on by whoever ends the update.
 
     Args:
         runs: of one column, those of one seed next to each other.
@@ -122,13 +123,11 @@ class Tables:
         """η of a lane at an update, from 0."""
         return scheduled_lr(update, self.updates, self.runs[lane].lr, self.study)
 
-    def next(self) -> tuple[Shared, Tensor, Tensor]:
-        """The update's images, its labels (m, K) and its rates (2, K); moves the counter on."""
+    def next(self) -> tuple[Shared, Tensor]:
+        """The update's images and its labels (S, m)."""
         images, labels = self._gather()
-        rates = self.rates.index_select(0, self.counter)[0]
-        self.counter += 1
         shared = Shared(images.unflatten(0, (-1, self.m)), self.lanes, self.source)
-        return shared, labels.view(-1, self.m).index_select(0, self.source).t(), rates
+        return shared, labels.view(-1, self.m)
 
     def _gather(self) -> tuple[Tensor, Tensor]:
         """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""

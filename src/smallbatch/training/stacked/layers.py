@@ -265,9 +265,9 @@ class TorchLayers:
         """Pixels to features."""
         return Flatten()
 
-    def mean(self) -> GlobalMean:
-        """Global average pool."""
-        return GlobalMean()
+    def head(self, name: str, module: nn.Linear) -> Chain:  # noqa: ARG002 - of the protocol
+        """Global average pool and FC layer."""
+        return Chain(GlobalMean(), Linear(self.lanes, name, relu=False))
 
     def logits(self, x: Tensor) -> Tensor:
         """(m, K·classes) → (m, K, classes)."""

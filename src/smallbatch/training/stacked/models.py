@@ -40,8 +40,8 @@ class Kit(Protocol):
         """Pixels to features."""
         ...
 
-    def mean(self) -> Layer:
-        """Global average pool."""
+    def head(self, name: str, module: nn.Linear) -> Layer:
+        """Global average pool of what a ReLU has made, and the FC layer behind it."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class StackedNet:
         first = self._conv(model.conv1, model.norm1)
         layers: list[Layer] = [*self._norm(model.norm1)]
         layers += [self._block(block) for block in model.blocks if isinstance(block, BasicBlock)]
-        return first, [*layers, self._kit.mean(), self._linear(model.fc, relu=False)]
+        return first, [*layers, self._kit.head(self._names[id(model.fc)], _fc(model.fc))]
 
     def _block(self, block: BasicBlock) -> Residual:
         first, inner = self._conv(block.conv1, block.norm1), self._norm(block.norm1)
@@ -128,9 +128,13 @@ class StackedNet:
         return self._kit.conv(self._names[id(conv)], conv, relu=norm is None)
 
     def _linear(self, module: nn.Module, relu: bool) -> Layer:
-        if not isinstance(module, nn.Linear):
-            raise TypeError(f"found {type(module).__name__} where an FC layer is expected")
-        return self._kit.linear(self._names[id(module)], relu)
+        return self._kit.linear(self._names[id(_fc(module))], relu)
 
     def _norm(self, module: nn.Module | None) -> list[Any]:
         return [] if module is None else [self._kit.norm(self._names[id(module)], module)]
+
+
+def _fc(module: nn.Module) -> nn.Linear:
+    if not isinstance(module, nn.Linear):
+        raise TypeError(f"found {type(module).__name__} where an FC layer is expected")
+    return module

@@ -52,8 +52,11 @@ class Metrics(NamedTuple):
 class Tail(Protocol):
     """What comes after the network in a step."""
 
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Gradient of the summed cross-entropy in the logits (m, K, classes); keeps the losses."""
+    def score(self, logits: Tensor, labels: Tensor, source: Tensor) -> Tensor:
+        """Gradient of the summed cross-entropy in the logits (m, K, classes); keeps the losses.
+
+        ``labels`` are (S, m); ``source`` says which of the S each lane has, (K,).
+        """
         ...
 
     def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
@@ -61,9 +64,9 @@ class Tail(Protocol):
 
         Args:
             lanes: weights and gradients.
-            rates: 1 − η·λ and η̃ of each lane, (2, K).
+            rates: 1 − η·λ and η̃ of each lane at each of the epoch's updates, (updates, 2, K).
             metrics: of the epoch.
-            counter: the epoch's updates, this one included, (1,).
+            counter: the epoch's updates before this one, (1,); moved on.
         """
         ...
 
@@ -71,8 +74,9 @@ class Tail(Protocol):
 class TorchTail:
     """By torch's operations."""
 
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def score(self, logits: Tensor, labels: Tensor, source: Tensor) -> Tensor:
         """See `Tail`."""
+        labels = labels.index_select(0, source).t()
         losses, gradient = cross_entropy(logits, labels)
         self.loss = losses.sum(0)
         self.correct = (logits.argmax(2) == labels).sum(0)
@@ -80,7 +84,8 @@ class TorchTail:
 
     def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """See `Tail`."""
-        lanes.update(*rates)
+        lanes.update(*rates.index_select(0, counter)[0])
+        counter.add_(1)
         before = metrics.diverged == 0
         metrics.loss.add_(torch.where(before, self.loss, 0.0))
         metrics.correct.add_(self.correct * before)
@@ -114,10 +119,10 @@ class Step:
 
     def __call__(self) -> None:
         """Gather, augment, forward, backward, update, note."""
-        shared, labels, rates = self.tables.next()
+        shared, labels = self.tables.next()
         logits = self.net.forward(shared, training=True)
-        self.net.backward(self.tail.score(logits, labels))
-        self.tail.settle(self.net.lanes, rates, self.metrics, self.tables.counter)
+        self.net.backward(self.tail.score(logits, labels, shared.source))
+        self.tail.settle(self.net.lanes, self.tables.rates, self.metrics, self.tables.counter)
 
     def state(self) -> list[Tensor]:
         """All that a step changes."""

@@ -18,7 +18,7 @@ from smallbatch.training.stacked.convs import Shortcut
 from smallbatch.training.stacked.inputs import Shared
 from smallbatch.training.stacked.lanes import Lanes
 from smallbatch.training.stacked.layers import check_conv
-from smallbatch.training.stacked.triton import convs, norms, pool
+from smallbatch.training.stacked.triton import convs, heads, norms, pool
 from smallbatch.training.stacked.triton.convs import Dot
 
 # Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
@@ -116,9 +116,12 @@ class TritonLayers:
         """Pixels to features."""
         return Flatten()
 
-    def mean(self) -> GlobalMean:
-        """Global average pool."""
-        return GlobalMean()
+    def head(self, name: str, module: nn.Linear) -> Head:
+        """Global average pool and FC layer."""
+        head = Head(self.lanes, name, self._side)
+        for parameter in (head.weight, head.bias):
+            self._parts[parameter] = convs.parts_of(self.m, module.in_features)
+        return head
 
     def logits(self, x: Tensor) -> Tensor:
         """(K, m, classes) → (m, K, classes)."""
@@ -331,16 +334,25 @@ class Flatten:
         return g.view(k, m, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
 
-class GlobalMean:
-    """Mean over the pixels of what a ReLU has made: (K, m, H, W, C) → (K, m, C)."""
+class Head:
+    """Global average pool of what a ReLU has made, and FC: (K, m, H, W, C) → (K, m, classes)."""
+
+    def __init__(self, lanes: Lanes, name: str, side: Side) -> None:
+        self.lanes, self.side = lanes, side
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Global average pool."""
+        """Mean over pixels · weightᵀ + bias, in float32."""
+        views = self.lanes.views
+        features, y = heads.forward(x, views[self.weight], views.get(self.bias))
         if training:
-            self.x = x
-        return x.mean((2, 3))
+            self.x, self.features = x, features
+        return y
 
     def backward(self, g: Tensor) -> Tensor:
-        """Every pixel above 0 gets an equal share."""
-        share = g / (self.x.shape[2] * self.x.shape[3])
-        return torch.where(self.x > 0, share[:, :, None, None], 0.0)
+        """Gradients of weight, bias and input."""
+        with self.side.beside(g):
+            of_bias = self.lanes.parts(self.bias) if self.bias in self.lanes.views else None
+            of_weight = self.lanes.parts(self.weight)
+            heads.weight_gradient(g, self.features, of_weight, of_bias)
+        return heads.backward(g, self.lanes.views[self.weight], self.x)

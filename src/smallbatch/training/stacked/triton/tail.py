@@ -24,11 +24,12 @@ from smallbatch.training.stacked.step import Metrics, TorchTail
 
 @triton.jit(do_not_specialize=["m", "example", "its_lane"])
 def score(
-    logits, labels, gradient, loss, correct, m, example, its_lane, label_example, label_lane,
+    logits, labels, source, gradient, loss, correct, m, example, its_lane,
     CLASSES: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A lane's summed cross-entropy, its gradient in the logits, and its right answers."""
     lane = tl.program_id(0)
+    its_labels = labels + tl.load(source + lane) * m
     k = tl.arange(0, PADDED)
     losses, hits = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.int32)
     for n0 in range(0, m, BLOCK):
@@ -37,7 +38,7 @@ def score(
         at = (n * example + lane * its_lane)[:, None] + k[None, :]
         z = tl.load(logits + at, mask=there, other=float("-inf"))
         z = tl.where((n < m)[:, None], z, 0.0)
-        label = tl.load(labels + n * label_example + lane * label_lane, mask=n < m, other=0)
+        label = tl.load(its_labels + n, mask=n < m, other=0)
         hit = k[None, :] == label[:, None]
         top = tl.max(z, 1)
         e = tl.exp(z - top[:, None])
@@ -54,7 +55,7 @@ def score(
 
 
 @triton.jit
-def descend(theta, partial, used, rates, bad, parameters, lanes, BLOCK: tl.constexpr):
+def descend(theta, partial, used, rates, counter, bad, parameters, lanes, BLOCK: tl.constexpr):
     """One update of a stretch of a lane's weights; ``bad`` of the lane becomes 1 if one overflows.
 
     ``used`` says how many parts the stretch's gradient has.
@@ -63,7 +64,8 @@ def descend(theta, partial, used, rates, bad, parameters, lanes, BLOCK: tl.const
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < parameters
     at = lane.to(tl.int64) * parameters + i
-    decay, base_lr = tl.load(rates + lane), tl.load(rates + lanes + lane)
+    rates += tl.load(counter) * (2 * lanes) + lane
+    decay, base_lr = tl.load(rates), tl.load(rates + lanes)
     weights = tl.load(theta + at, mask=mask, other=0.0) * decay
     gradient = tl.load(partial + at, mask=mask, other=0.0)
     for part in range(1, tl.load(used + tl.program_id(0))):
@@ -79,7 +81,10 @@ def descend(theta, partial, used, rates, bad, parameters, lanes, BLOCK: tl.const
 def note(
     loss, correct, bad, counter, loss_sum, correct_sum, seen, diverged, lanes, PADDED: tl.constexpr
 ):  # fmt: skip
-    """Add an update to the metrics of the lanes that were alive, and end those that overflowed."""
+    """Add an update to the metrics of the lanes that were alive, and end those that overflowed.
+
+    Moves the counter on.
+    """
     k = tl.arange(0, PADDED)
     mask = k < lanes
     now = tl.load(loss + k, mask=mask, other=0.0)
@@ -94,7 +99,8 @@ def note(
     total = tl.load(seen + k, mask=mask, other=0)
     tl.store(seen + k, total + before.to(tl.int64), mask=mask)
     fine = (tl.abs(now) < float("inf")) & (wrong == 0)  # NaN is not less
-    update = tl.load(counter)
+    update = tl.load(counter) + 1
+    tl.store(counter, update)
     tl.store(diverged + k, tl.where(before & ~fine, update, ended), mask=mask)
     tl.store(bad + k, tl.zeros((PADDED,), tl.int32), mask=mask)
 
@@ -112,15 +118,14 @@ class TritonTail:
         self.loss = torch.zeros(lanes, device=device)
         self.correct, self.bad = torch.zeros(2, lanes, device=device, dtype=torch.int32)
 
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Gradient of the summed cross-entropy in the logits (m, K, classes)."""
+    def score(self, logits: Tensor, labels: Tensor, source: Tensor) -> Tensor:
+        """See :class:`~training.stacked.step.Tail`."""
         m, k, classes = logits.shape
         logits = logits if logits.stride(2) == 1 else logits.contiguous()
         gradient = torch.empty_strided(logits.shape, logits.stride(), device=logits.device)
         padded = _power(classes)
         _SCORE[(k,)](
-            logits, labels, gradient, self.loss, self.correct, m, *logits.stride()[:2],
-            *labels.stride(),
+            logits, labels, source, gradient, self.loss, self.correct, m, *logits.stride()[:2],
             CLASSES=classes, PADDED=padded, BLOCK=max(2, min(_power(m), 1024 // padded)),
         )  # fmt: skip
         return gradient
@@ -129,8 +134,9 @@ class TritonTail:
         """Update the weights and note losses, hits and lanes that end."""
         k, parameters = lanes.theta.shape
         _DESCEND[(-(-parameters // SPAN), k)](
-            lanes.theta, lanes.partial, lanes.used, rates, self.bad, parameters, k, BLOCK=SPAN
-        )
+            lanes.theta, lanes.partial, lanes.used, rates, counter, self.bad, parameters, k,
+            BLOCK=SPAN,
+        )  # fmt: skip
         _NOTE[(1,)](
             self.loss, self.correct, self.bad, counter, *metrics, k, PADDED=_power(k)
         )  # fmt: skip
@@ -139,9 +145,9 @@ class TritonTail:
 def agrees(device: torch.device) -> bool:
     """Whether these kernels give torch's numbers on a device."""
     theta, logits = torch.randn(2, 1500, device=device), torch.randn(3, 2, 10, device=device)
-    labels = torch.tensor([[1, 2], [3, 4], [5, 9]], device=device)
-    rates = torch.tensor([[0.9, 0.8], [0.1, 0.2]], device=device)
-    counter = torch.ones(1, dtype=torch.int64, device=device)
+    labels = torch.tensor([[1, 3, 5], [2, 4, 9]], device=device)
+    source = torch.tensor([1, 0], device=device)
+    rates = torch.tensor([[[0.1, 0.1]] * 2, [[0.9, 0.8], [0.1, 0.2]]], device=device)
     found: list[list[Tensor]] = []
     for tail in (TritonTail(2, device), TorchTail()):
         lanes = Lanes(theta.clone(), {"w": torch.Size([1500])}, {}, {})
@@ -149,11 +155,12 @@ def agrees(device: torch.device) -> bool:
         lanes.partial.copy_(theta.flip(1))
         lanes.partial[1] *= 2
         lanes.partial[0, 1, 7] = torch.inf
+        counter = torch.ones(1, dtype=torch.int64, device=device)
         zeros = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(3)]
         metrics = Metrics(torch.zeros(2, dtype=torch.float64, device=device), *zeros)
-        gradient = tail.score(logits.clone(), labels)
+        gradient = tail.score(logits.clone(), labels, source)
         tail.settle(lanes, rates, metrics, counter)
-        found.append([gradient, lanes.theta, *metrics])
+        found.append([gradient, lanes.theta, counter, *metrics])
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
