@@ -80,6 +80,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="folder for JAX's programs, kept for a rerun")
     parser.add_argument("--together", type=int, default=max(1, (os.cpu_count() or 2) // 2),
                         help="processes at a time while nothing is timed")  # fmt: skip
+    parser.add_argument("--commit", help="of these files, where git does not know it")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")
     return parser.parse_args()
 
@@ -176,6 +177,8 @@ class _Runner:
             self.running.add(process)
             for line in process.stdout or ():
                 if part.kept and (row := _row(part, line)):
+                    if row.get("what") == "machine" and self.options.commit:
+                        row["commit"] = self.options.commit
                     self.book.add(part.name, row)
             code = process.wait()
             self.running.discard(process)

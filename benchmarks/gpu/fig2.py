@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, required=True, help="after which it has ended")
     parser.add_argument("--rate", type=float, default=500_000, help="expected images/s")
-    parser.add_argument("--commit", help="of these files, for a folder that is no git repository")
+    parser.add_argument("--commit", help="of these files, where git does not know it")
     parser.add_argument("--epochs", type=int, help="instead of the profile's")
     parser.add_argument("--images", type=int, help="training images, instead of all")
     parser.add_argument("--toy", action="store_true", help="few images of 8x8, to rehearse")

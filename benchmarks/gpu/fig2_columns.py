@@ -36,7 +36,7 @@ def estimate(column: Column, work: Path, rate: float) -> float:
 def pack(folder: Path, root: Path, target: Path, commit: str | None) -> None:
     """Put a column's files, but for its weights, into one, under their names from ``root`` on."""
     timing = json.loads((folder / "timing.json").read_text())
-    if commit and timing["environment"]["git_commit"] is None:
+    if commit:
         timing["environment"] |= {"git_commit": commit, "git_dirty": False}
         text = json.dumps(timing, indent=1, sort_keys=True) + "\n"
         (folder / "timing.json").write_text(text)

@@ -3,7 +3,7 @@
 check MODEL NORM       one update, and 20 of small images, against float64
 itself                 bits of captured steps, neighbours, chunks; outcomes of diverging runs
 speed NORM M… SECONDS  images per second by each kind of kernels
-hardware, profile, grid, columns, auto
+hardware, profile, grid, auto
 """
 
 from __future__ import annotations
@@ -119,23 +119,14 @@ def _grid(device: torch.device, toy: bool) -> None:
         say(rate, m=m)
 
 
-def _columns(device: torch.device, toy: bool) -> None:
-    """Columns of Fig. 2 as the engine trains them, for a few epochs of noise."""
-    data = _data(device, toy)
-    base_lrs = [2.0**-9, 2.0**60] if toy else speed.BASE_LRS
-    for m, epochs in ((8, 1),) if toy else ((2048, 8), (512, 8), (128, 4), (32, 2)):
-        settings = Settings("resnet8", "none", epochs=epochs)
-        say(lambda m=m, s=settings: speed.column(s, m, base_lrs, data), m=m, epochs=epochs)
-
-
 def _auto(device: torch.device, toy: bool) -> None:
-    """Of a column that is long enough, and then, from what it has learnt, of the same again."""
+    """Of long columns; for the first, kernels must be compiled unless the machine has them."""
     from benchmarks.gpu.auto import decided
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SMALLBATCH_CACHE"] = folder
-        for m in (8, 8, 128):
-            say(lambda m=m: decided(m, device.type, toy=toy), m=m)
+        for norm, m in (("batch", 8), ("none", 128)):
+            say(lambda norm=norm, m=m: decided(norm, m, device.type, toy=toy), norm=norm, m=m)
 
 
 WHATS: dict[str, Callable[..., None]] = {
@@ -145,7 +136,6 @@ WHATS: dict[str, Callable[..., None]] = {
     "hardware": _hardware,
     "profile": _profile,
     "grid": _grid,
-    "columns": _columns,
     "auto": _auto,
 }
 

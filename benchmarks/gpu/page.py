@@ -24,7 +24,7 @@ def write(path: Path, book: Book, *, toy: bool = False) -> None:
     ]
     if rates := found.get("rates"):
         lines.append(table(list(rates), [list(rates.values())]))
-    lines += [*_speed(book), *_checks(book), *_grid(book), *_columns(book), *_profile(book)]
+    lines += [*_speed(book), *_checks(book), *_grid(book), *_auto(book), *_profile(book)]
     for title, bad in (("Failed", book.failed()), ("Left out for time", book.skipped)):
         if bad:
             lines += [f"## {title}\n", *[f"- {line}" for line in bad], ""]
@@ -113,14 +113,14 @@ def _grid(book: Book) -> list[str]:
     ]
 
 
-def _columns(book: Book) -> list[str]:
+def _auto(book: Book) -> list[str]:
     rows = [
-        [row["m"], row["epochs"], row["images_per_second"], row["seconds"],
-         f"{row['finished']} of {len(row['diverged_at'])}"]
-        for row in book.rows("columns")
+        [row["norm"], row["m"], row["chosen"], row["seconds"], row["seconds_allowed_for"],
+         ", ".join(f"{way} {rate:,.0f}" for way, rate in row["rates"].items())]
+        for row in book.rows("auto")
     ]  # fmt: skip
-    head = ["m", "epochs", "images/s", "seconds", "finished"]
-    return ["## Columns trained as the engine does it\n", table(head, rows)] if rows else []
+    head = ["norm", "m", "chosen", "seconds", "allowed for", "images/s measured"]
+    return ["## What `engine: auto` finds for a long column\n", table(head, rows)] if rows else []
 
 
 def _profile(book: Book) -> list[str]:

@@ -82,7 +82,6 @@ def one_by_one(toy: bool, npz: Path) -> list[Part]:
     found.append(Part("auto", _ours("auto"), 70))
     if not toy:
         found.append(_script(npz, 128, toy, workers=8))
-    found.append(Part("columns", _ours("columns"), 40))
     if not toy:
         for norm in ("none", "batch"):
             sizes = BATCH_SIZES if norm == "none" else (8,)

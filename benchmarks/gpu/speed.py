@@ -99,21 +99,6 @@ def evaluation_seconds(settings: Settings, lanes: int, data: Resident) -> float:
         return seconds_of(lambda: column.evaluate(data.test), device)
 
 
-def column(settings: Settings, m: int, base_lrs: list[float], data: Resident) -> dict[str, Any]:
-    """A column trained as the engine does it: captures, evaluations, lanes that diverge."""
-    start = time.perf_counter()
-    results = train_lanes(make_runs(settings, m, base_lrs), data)
-    took = time.perf_counter() - start
-    images = sum(result.rows[-1]["updates"] * m for result in results)
-    return {
-        "seconds": took,
-        "images": images,
-        "images_per_second": images / took,
-        "finished": sum(result.outcome == "finished" for result in results),
-        "diverged_at": [result.diverged_at for result in results],
-    }
-
-
 def fig2(steps: dict[int, float], evaluation: float) -> dict[str, Any]:
     """Hours of the paper's Fig. 2 from the seconds of a step of 13 lanes at each batch size.
 

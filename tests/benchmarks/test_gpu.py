@@ -93,7 +93,7 @@ def test_a_part_past_its_limit_is_ended_and_what_it_said_is_kept(tmp_path: Path)
         "time.sleep(60)\n"
     )
     book = Book(tmp_path / "gpu.json", time.monotonic() + 60)
-    runner = _Runner(book, Namespace(device="cpu", toy=False), tmp_path)
+    runner = _Runner(book, Namespace(device="cpu", toy=False, commit=None), tmp_path)
     began = time.monotonic()
     runner.run(Part("slow", (str(script),), 2.0, {"way": "slow"}))
     assert time.monotonic() - began < 20
