@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from smallbatch.data.prepared import Dataset
 
 # What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
 os.environ["SMALLBATCH_CACHE"] = tempfile.mkdtemp(prefix="smallbatch-test-cache-")
@@ -12,3 +18,11 @@ os.environ["SMALLBATCH_CACHE"] = tempfile.mkdtemp(prefix="smallbatch-test-cache-
 # Without a GPU, Triton's kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def noise() -> Dataset:
+    """23 training and 11 test images of noise, 2×6×6, three classes."""
+    from tests.noise import make_dataset
+
+    return make_dataset()

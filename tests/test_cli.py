@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from smallbatch.cli import main
+from smallbatch.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,7 +167,7 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
 
 def test_a_profile_is_installed_at_a_scale(folder: Path) -> None:
     """Epochs shrink by one factor, data and grid are replaced, and the data set gets a new name."""
-    from smallbatch.config import load_params
+    from smallbatch.config.params import load_params
 
     full = load_params("profiles/paper-cifar10.yaml")
     assert call("profile", "use", "paper-cifar10", "--scale", "small").exit_code == 0

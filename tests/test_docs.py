@@ -12,9 +12,9 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
-from smallbatch import profiles
-from smallbatch.cli import main
-from smallbatch.config import parse_params
+from smallbatch.cli.main import main
+from smallbatch.config import profiles
+from smallbatch.config.params import parse_params
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from smallbatch.cli import main
-from smallbatch.config import ComputeConfig, StudyConfig
+from smallbatch.cli.main import main
+from smallbatch.config.params import ComputeConfig, StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
-from smallbatch.training.column import plan_column, train_column
-from tests.training.conftest import make_dataset
+from smallbatch.protocol.column import plan_column
+from tests.columns import place_and_train
+from tests.noise import make_dataset
 
 LRS = (2.0**-9, 2.0**-7)
 
@@ -44,7 +45,7 @@ def train(data: Dataset, root: Path, seeds: int) -> Path:
     column = plan_column("s", settings, data, batch_size=4, base_lrs=LRS, seeds=range(seeds))
     out = root / "models" / "m4"
     compute = ComputeConfig(device="cpu", engine="loop", workers=2, checkpoint_seconds=0.01)
-    train_column(column, out, compute=compute, work=root / "work")
+    place_and_train(column, out, compute=compute, work=root / "work")
     return out
 
 

@@ -26,14 +26,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from smallbatch import durable, results
-from smallbatch.cli import main
-from smallbatch.config import load_params
+from smallbatch import durable
+from smallbatch.cli.main import main
+from smallbatch.config.params import load_params
 from smallbatch.data.image_folder import open_image_folder
 from smallbatch.data.parquet import open_parquet
+from smallbatch.engines import loop
 from smallbatch.errors import UserError
-from smallbatch.training import files, loop
-from smallbatch.training.checkpoints import Checkpoints
+from smallbatch.records import columns as results
+from smallbatch.records import files
+from smallbatch.records.checkpoints import Checkpoints
 from tests.data.conftest import encode, noise
 from tests.tracking.conftest import Columns, initialised_database
 

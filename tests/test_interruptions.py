@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch.errors import Stopped
-from smallbatch.training import watch
+from smallbatch.execution import watch
 from tests.project import ROOT, Project
 
 pytestmark = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_time_limit_holds_whatever_is_under_way(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(LONG)
     folder.call("prepare")
     asleep = (
-        "import time; from smallbatch.training.watch import Watch\nwith Watch(10): time.sleep(60)"
+        "import time; from smallbatch.execution.watch import Watch\nwith Watch(10): time.sleep(60)"
     )
     started = time.monotonic()
     deaf = subprocess.Popen([sys.executable, "-c", asleep], env=folder.environment())

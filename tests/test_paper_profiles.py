@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from smallbatch import profiles
+from smallbatch.config import profiles
 from tests.data.conftest import IMAGE_TYPE, encode, noise
 from tests.project import ROOT, Project, stages_run
 

@@ -142,8 +142,8 @@ def _import_all() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("mlflow.tracking", "sklearn.datasets", "smallbatch.analysis.evaluation",
-                     "smallbatch.experiments", "smallbatch.report.page",
-                     "smallbatch.training.workers"):  # fmt: skip
+                     "smallbatch.pipeline.experiments", "smallbatch.report.page",
+                     "smallbatch.execution.workers"):  # fmt: skip
             importlib.import_module(name)
 
 

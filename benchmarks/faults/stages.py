@@ -78,7 +78,7 @@ def command(words: tuple[str, ...], tracked: bool) -> Callable[[], None]:
 
     def action() -> None:
         from smallbatch import tracking
-        from smallbatch.cli import main
+        from smallbatch.cli.main import main
 
         if not tracked:
             tracking.LiveMirror = _NoMirror
@@ -109,7 +109,7 @@ def _note_what_is_safe(folder: Path) -> None:
     That is when a chunk's turn comes, and after each checkpoint and record.
     """
     from smallbatch import durable
-    from smallbatch.training.checkpoints import Checkpoints
+    from smallbatch.records.checkpoints import Checkpoints
 
     def touching(function: Callable[..., None]) -> Callable[..., None]:
         def then_touch(*arguments: Any, **options: Any) -> None:

@@ -69,7 +69,7 @@ Zero there means: not found, or not asked of that stage."""
 
 def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
     """Write `README.md` and `summary.json`; 1 where a criterion is missed, 0 otherwise."""
-    from smallbatch.training.environment import describe, git_state
+    from smallbatch.machine import describe, git_state
 
     commit, dirty = git_state(code.ROOT)
     rows: dict[str, dict[str, int]] = {}

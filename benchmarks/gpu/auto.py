@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from smallbatch.training import calibration
-from smallbatch.training.rate import Case
+from smallbatch.placement.known import case_key, known, ways
+from smallbatch.placement.workload import Workload, training_flops_of
+from smallbatch.speed import calibration
 
 IMAGES = 10**11  # of a column so long that trying pays
 
@@ -24,14 +25,14 @@ def decided(norm: str, m: int, device: str, *, toy: bool) -> dict[str, Any]:
         toy: of few small images, and so short that nothing pays.
     """
     lanes, size = (2, 8) if toy else ({"none": 13, "batch": 26}[norm], 32)
-    case = Case("resnet8", norm, None, True, "float32", 3, size, 10, m, lanes, device, 1)
-    flops = calibration.training_flops_of(case)
-    cost = calibration.cost(case, calibration.ways(case, ("loop", "stacked")), flops)
+    case = Workload("resnet8", norm, None, True, "float32", 3, size, 10, m, lanes, device, 1)
+    flops = training_flops_of(case)
+    cost = calibration.cost(case, ways(case, ("loop", "stacked")), flops)
     began = time.perf_counter()
     way = calibration.decide(f"{norm} {m}", case, 0 if toy else IMAGES, lambda: True)
     return {
         "seconds": time.perf_counter() - began,
         "seconds_allowed_for": cost,
-        "rates": calibration.known().rates.get(calibration.case_key(case), {}),
+        "rates": known().rates.get(case_key(case), {}),
         "chosen": None if way is None else way.key,
     }

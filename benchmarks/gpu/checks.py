@@ -13,11 +13,12 @@ from torch import Tensor
 
 from benchmarks.gpu.inputs import Settings, make_runs
 from benchmarks.gpu.peers_task import LIMIT
-from smallbatch.training import loop, stacked
-from smallbatch.training.engines import Kernels
-from smallbatch.training.resident import Resident, Split
-from smallbatch.training.stacked.step import capture
-from smallbatch.training.stacked.torch_lanes import make_step
+from smallbatch.engines import lanes as stacked
+from smallbatch.engines import loop
+from smallbatch.engines.kinds import Kernels
+from smallbatch.engines.lanes.step import capture
+from smallbatch.engines.lanes.torch.lanes import make_step
+from smallbatch.engines.resident import Resident, Split
 
 # Deviations up to which a check passes, fixed before the first measurement on a GPU. In float32 an
 # activation within rounding of 0 may be clipped in one engine and not in the other, which moves an

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from benchmarks.gpu.fig2_columns import Teller, estimate, pack, summary
 from benchmarks.gpu.fig2_data import load_dataset
-from smallbatch.config import ComputeConfig, load_params
+from smallbatch.config.params import ComputeConfig, load_params
 from smallbatch.errors import Stopped
-from smallbatch.training.column import plan_column, train_column
-from smallbatch.training.watch import Watch
+from smallbatch.execution.column import train_column
+from smallbatch.execution.watch import Watch
+from smallbatch.placement.placement import place
+from smallbatch.protocol.column import plan_column
 
 
 def main() -> int:
@@ -56,7 +58,8 @@ def main() -> int:
             folder = options.work / "models" / dataset.meta.name / options.study / f"m{m}"
             try:
                 train_column(
-                    column, folder, compute=compute, work=options.work / "runs",
+                    column, folder, placement=place(column, compute),
+                    checkpoint_seconds=compute.checkpoint_seconds, work=options.work / "runs",
                     observers=[Teller(clock)], watch=watch,
                 )  # fmt: skip
             except Stopped as stopped:

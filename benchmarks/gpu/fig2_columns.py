@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smallbatch.config import format_base_lr
-from smallbatch.training.column import Column
-from smallbatch.training.protocol import Run
+from smallbatch.config.params import format_base_lr
+from smallbatch.protocol.column import Column
+from smallbatch.protocol.run import Run
 
 FILES = ("history.parquet", "runs.json", "timing.json")
 TOLD = 20  # epochs from one line about a run to the next
@@ -69,13 +69,13 @@ class Teller:
         self.clock = clock
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
-        """See :class:`~training.column.Observer`."""
+        """See :class:`~execution.column.Observer`."""
         if row["epoch"] % TOLD == 0:
             accuracy = f"test accuracy {row['test_accuracy']:.4f}"
             self._say(run, f"epoch {row['epoch']}, {accuracy}")
 
     def run_done(self, run: Run, outcome: str) -> None:
-        """See :class:`~training.column.Observer`."""
+        """See :class:`~execution.column.Observer`."""
         self._say(run, outcome)
 
     def _say(self, run: Run, what: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.prepare import assemble
 from smallbatch.data.prepared import Dataset
 from smallbatch.data.sources import open_source
 from smallbatch.data.split import Images, Rows, Source, Split
-from smallbatch.training.environment import cores
+from smallbatch.machine import cores
 
 PROCESSES = 32  # at most: a container may show more cores than it may use
 

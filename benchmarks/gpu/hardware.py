@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from smallbatch.training.environment import git_state
+from smallbatch.machine import git_state
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from smallbatch.data.prepared import Dataset, Meta
-from smallbatch.training.protocol import Run
+from smallbatch.protocol.run import Run
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A study's settings, as `smallbatch.config.StudyConfig` has them."""
+    """A study's settings, as `smallbatch.config.params.StudyConfig` has them."""
 
     model: str = "resnet8"
     norm: str = "none"

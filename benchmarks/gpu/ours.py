@@ -22,7 +22,7 @@ from benchmarks.gpu import checks, speed
 from benchmarks.gpu.hardware import describe, rates
 from benchmarks.gpu.inputs import Settings, load_images
 from benchmarks.gpu.parts import FIG2_BATCH_SIZES, LANES
-from smallbatch.training.resident import Resident, load_resident
+from smallbatch.engines.resident import Resident, load_resident
 
 
 def main() -> None:

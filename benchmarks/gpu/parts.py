@@ -93,7 +93,7 @@ def one_by_one(toy: bool, npz: Path) -> list[Part]:
 
 def _script(npz: Path, m: int, toy: bool, workers: int = 0) -> Part:
     """The plain PyTorch script, with so many processes that load images."""
-    command = ("src/smallbatch/bench/textbook.py", "--data", str(npz), "--norm", "batch")
+    command = ("src/smallbatch/speed/bench/textbook.py", "--data", str(npz), "--norm", "batch")
     command += ("--batch-size", str(m), "--num-workers", str(workers))
     command += ("--seconds", "0.1" if toy else "1.5", "--warm-up", "3" if toy else "20")
     way = f"script, {workers} loader workers" if workers else "script"

@@ -12,11 +12,10 @@ import torch
 from benchmarks.gpu.checks import part
 from benchmarks.gpu.hardware import seconds as seconds_of
 from benchmarks.gpu.inputs import Settings, make_runs
-from smallbatch.training.loop import arithmetic, train
-from smallbatch.training.resident import Resident
-from smallbatch.training.stacked import train_lanes
-from smallbatch.training.stacked.step import capture
-from smallbatch.training.stacked.torch_lanes import TorchLanes, make_step
+from smallbatch.engines.lanes.step import capture
+from smallbatch.engines.lanes.torch.lanes import TorchLanes, make_step
+from smallbatch.engines.loop import arithmetic, train
+from smallbatch.engines.resident import Resident
 
 BASE_LRS = [2.0**-e for e in range(12, -1, -1)]  # the paper's 13
 TAME = 2.0**-14  # a base learning rate at which nothing diverges

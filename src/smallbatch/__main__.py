@@ -1,5 +1,5 @@
 """`python -m smallbatch` is the `smallbatch` command."""
 
-from smallbatch.cli import main
+from smallbatch.cli.main import main
 
 main(prog_name="smallbatch")

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from smallbatch.analysis.evaluation import evaluate, read_evaluation
+from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
-from smallbatch.analysis.results import load_results
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
 from tests.analysis import synthetic

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.gpu.fig2_data import load_dataset
 from PIL import Image
 
-from smallbatch.config import DatasetConfig, parse_dataset
+from smallbatch.config.params import DatasetConfig, parse_dataset
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import load_prepared
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.cifar import open_cifar
 from smallbatch.data.prepare import prepare
 from smallbatch.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.expected import expected_meta
 from smallbatch.data.prepare import prepare
 from smallbatch.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.prepare import channel_statistics, prepare
 from smallbatch.data.prepared import Dataset, load_prepared
 from smallbatch.data.scratch import scratch_folder

@@ -12,13 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallbatch.data.prepared import (
-    Dataset,
-    Meta,
-    fingerprint,
-    load_prepared,
-    write_prepared,
-)
+from smallbatch.data.prepared import Dataset, Meta, fingerprint, load_prepared, write_prepared
 from smallbatch.errors import UserError
 
 

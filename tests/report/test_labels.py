@@ -4,15 +4,7 @@ import math
 
 import pytest
 
-from smallbatch.report.labels import (
-    count,
-    duration,
-    listed,
-    percent,
-    points,
-    power_of_two,
-    spread,
-)
+from smallbatch.report.labels import count, duration, listed, percent, points, power_of_two, spread
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallbatch.analysis.results import GRID_KEYS, on_bn_axis
+from smallbatch.analysis.frames import GRID_KEYS, on_bn_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

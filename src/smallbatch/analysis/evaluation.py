@@ -13,8 +13,8 @@ import pandas as pd
 
 from smallbatch import durable
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
+from smallbatch.analysis.frames import load_results, mixed_settings
 from smallbatch.analysis.generalisation import best_by_study, best_cells
-from smallbatch.analysis.results import load_results, mixed_settings
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from smallbatch.analysis.results import on_bn_axis
+from smallbatch.analysis.frames import on_bn_axis
 from smallbatch.analysis.seeds import Floats, SeedArray, seed_array
 
 if TYPE_CHECKING:

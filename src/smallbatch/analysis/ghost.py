@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smallbatch.analysis.cells import STUDY_KEYS, ranked
-from smallbatch.analysis.results import on_bn_axis
+from smallbatch.analysis.frames import on_bn_axis
 
 if TYPE_CHECKING:
     import pandas as pd

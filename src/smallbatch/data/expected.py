@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.prepared import Meta, load_meta
 from smallbatch.errors import UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.images import size_text, with_channels
 from smallbatch.data.prepared import Dataset, Meta, fingerprint, write_prepared
 from smallbatch.data.selection import (

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.config import DatasetConfig
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.images import resize_all
 from smallbatch.data.selection import DIGITS_STREAM, stratified
 from smallbatch.data.split import Images, Rows, Source, Split

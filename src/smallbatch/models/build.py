@@ -7,7 +7,7 @@ from torch import nn
 
 from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
-from smallbatch.model_names import registered_name, validate_model
+from smallbatch.config.model_names import registered_name, validate_model
 from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
 from smallbatch.models.paper import PAPER_MODELS
 from smallbatch.models.population import batch_norms, has_batch_norm

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from smallbatch.models.head import make_classifier
 from smallbatch.models.initialise import he_initialise
-from smallbatch.model_names import validate_norm
+from smallbatch.config.model_names import validate_norm
 from smallbatch.models.norms import NormFactory, norm_factory
 
 WIDTHS = (16, 32, 64)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from smallbatch.records.columns import find_columns, read_record, read_timing
 from smallbatch.report.labels import DASH, duration
 from smallbatch.report.tables import Table
-from smallbatch.results import find_columns, read_record, read_timing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,19 +14,19 @@ from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all, read_variances
 from smallbatch.analysis.convergence import median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
+from smallbatch.analysis.frames import mixed_settings, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
-from smallbatch.analysis.results import mixed_settings, on_bn_axis
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
+from smallbatch.records.columns import find_columns
 from smallbatch.report import paper, second_opinions, tables, wording
 from smallbatch.report.claims import claims_tables, counts_sentence
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
 from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
-from smallbatch.results import find_columns
 
 # Figures that an earlier report drew of studies that exist no longer must not stay behind.
 _FIGURE_SUFFIXES = (".svg", ".png")

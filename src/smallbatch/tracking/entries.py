@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from smallbatch.config import format_base_lr
-from smallbatch.results import METRICS
+from smallbatch.config.params import format_base_lr
+from smallbatch.records.columns import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

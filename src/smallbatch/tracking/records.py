@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from smallbatch import results
+from smallbatch.records import columns as results
 
 if TYPE_CHECKING:
     from pathlib import Path

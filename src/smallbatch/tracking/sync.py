@@ -6,17 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
-from smallbatch.results import find_columns
+from smallbatch.records.columns import find_columns
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
 from smallbatch.tracking.records import TrackedColumn, read_column
-from smallbatch.tracking.store import (
-    exclusive,
-    hidden,
-    open_store,
-    shown,
-    tracking_uri,
-    unwarned,
-)
+from smallbatch.tracking.store import exclusive, hidden, open_store, shown, tracking_uri, unwarned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,161 @@
+"""The result files of all columns as two data frames: one row per run, one per epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from smallbatch.errors import UserError
+from smallbatch.records.columns import (
+    METRICS,
+    POPULATION_METRICS,
+    RUN_KEYS,
+    find_columns,
+    read_column,
+    reported_accuracies,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smallbatch.records.columns import ColumnFiles, RunRecord
+
+# Settings that older result files lack, and what was the case then.
+_SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
+
+GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the complete columns under one models directory hold.
+
+    Attributes:
+        runs: one row per run: grid position, settings, outcome, accuracies in 0..1, losses.
+        history: one row per run and epoch, with the data set's name as a further column.
+        skipped: directories of columns that are not complete, relative to the models directory.
+    """
+
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    skipped: tuple[str, ...]
+
+
+def load_results(models_dir: Path) -> Results:
+    """Read every complete column.
+
+    Args:
+        models_dir: holds ``<dataset>/<study>/m<m>/``, the columns.
+
+    Raises:
+        UserError: nothing to read, or a file that is damaged (named in the message).
+    """
+    complete, unfinished = find_columns(models_dir)
+    skipped = tuple(path.relative_to(models_dir).as_posix() for path in unfinished)
+    if not complete:
+        unfinished_text = f" ({len(skipped)} unfinished)" if skipped else ""
+        raise UserError(
+            f"{models_dir}: no complete column{unfinished_text}; train first (dvc repro)"
+        )
+    columns = [read_column(path) for path in complete]
+    _refuse_copies(columns)
+    history = pd.concat([column.history for column in columns], ignore_index=True)
+    runs = pd.DataFrame([_run_row(column, run) for column in columns for run in column.record.runs])
+    for key in ("diverged_at", "n_train", "n_validation", "n_test", "parameters"):
+        runs[key] = runs[key].astype("Int64")
+    runs = runs.merge(reported_accuracies(history), on=RUN_KEYS, validate="one_to_one")
+    runs["generalisation_gap"] = runs["final_train_accuracy"] - runs["final_test_accuracy"]
+    runs = runs.sort_values([*GRID_KEYS, "seed"], ignore_index=True)
+    return Results(runs, history, skipped)
+
+
+def mixed_settings(runs: pd.DataFrame) -> list[str]:
+    """Name what differs between the columns of one study, where nothing should.
+
+    Columns left over from an earlier edit of the data or of the settings make a study that is not
+    one experiment; its curves must then not be read as one.
+    """
+    fixed = [
+        key
+        for key in ("fingerprint", "protocol", *settings_of(runs))
+        if key in runs and key not in ("base_lrs", "figure")
+    ]
+    lines: list[str] = []
+    for (dataset, study), group in runs.groupby(["dataset", "study"]):
+        varied = {"bn_batch_size"} if on_bn_axis(group).all() else set[str]()
+        varied |= {"epochs"} if (group["budget"] != "epochs").all() else set[str]()
+        counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
+        differing = [str(key) for key in counts.index[counts > 1]]
+        if differing:
+            lines.append(
+                f"{dataset}/{study}: its columns were trained with different "
+                f"{', '.join(differing)}; train the older ones again"
+            )
+    return lines
+
+
+def settings_of(runs: pd.DataFrame) -> list[str]:
+    """Names of the columns that hold a study's settings, as `load_results` lays them out."""
+    names = [str(name) for name in runs.columns]
+    return names[names.index("updates") + 1 : names.index("parameters")]
+
+
+def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each run belongs to a study of several BN batch sizes (paper, Figs. 13 and 14)."""
+    return runs["bn_batch_sizes"].notna()
+
+
+def _refuse_copies(columns: list[ColumnFiles]) -> None:
+    places: dict[tuple[str, str, str], Path] = {}
+    for column in columns:
+        dataset, study = column.record.dataset.name, column.record.study
+        for run in column.record.runs:
+            other = places.setdefault((dataset, study, run.run), column.directory)
+            if other != column.directory:
+                raise UserError(
+                    f"{column.directory}: holds runs of {dataset}/{study} that {other} holds too; "
+                    "move one of the two elsewhere"
+                )
+
+
+def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
+    record = column.record
+    settings = {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in {**_SINCE, **record.settings}.items()
+    }
+    if run.bn_batch_size is not None:
+        settings["bn_batch_size"] = run.bn_batch_size
+    clock = column.timing.runs.get(run.run)
+    return {
+        "dataset": record.dataset.name,
+        "study": record.study,
+        "batch_size": record.batch_size,
+        "base_lr": run.base_lr,
+        "lr": run.lr,
+        "seed": run.seed,
+        "run": run.run,
+        "outcome": run.outcome,
+        "diverged_at": run.diverged_at,
+        "protocol": record.protocol,
+        "scale": record.dataset.scale,
+        "fingerprint": record.dataset.fingerprint,
+        "classes": len(record.dataset.classes),
+        "height": record.dataset.height,
+        **{f"n_{split}": n for split, n in record.dataset.counts.items()},
+        "updates": run.updates,
+        **settings,
+        "parameters": run.parameters,
+        **{f"final_{key}": _number(run.final.get(key)) for key in METRICS},
+        **{key: _number(run.final.get(key)) for key in POPULATION_METRICS},
+        "seconds": _number(clock and clock.seconds),
+        "images_per_second": _number(clock and clock.images_per_second),
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,1 @@
+"""The `smallbatch` command: parses, calls, prints."""

@@ -1,0 +1,1 @@
+"""The params file: read, checked, and the ready-made ones."""

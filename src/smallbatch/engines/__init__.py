@@ -1,0 +1,1 @@
+"""The two engines, which compute runs: `loop` and `lanes`."""

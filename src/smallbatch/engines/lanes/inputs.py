@@ -1,0 +1,150 @@
+"""What the lanes get at each update, from tables on their device: examples and learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smallbatch.engines.resident import Resident
+from smallbatch.protocol.run import Run
+from smallbatch.protocol.schedule import scheduled_lr, updates_after
+from smallbatch.protocol.stream import epoch_examples, join
+
+
+class Shared(NamedTuple):
+    """Images that several lanes see.
+
+    Attributes:
+        images: (S, m, C, H, W), one batch for each seed.
+        lanes: how many lanes, next to each other, see each of them; they add up to K.
+        source: the same for kernels: which of the S each lane sees, int64 (K,).
+    """
+
+    images: Tensor
+    lanes: tuple[int, ...]
+    source: Tensor
+
+    def placed(self) -> list[tuple[Tensor, slice]]:
+        """Images (m, C, H, W) and which lanes see them."""
+        ends = [sum(self.lanes[: i + 1]) for i in range(len(self.lanes))]
+        slices = [slice(end - count, end) for end, count in zip(ends, self.lanes, strict=True)]
+        return list(zip(self.images, slices, strict=True))
+
+
+def seen_by_all(images: Tensor, lanes: int) -> Shared:
+    """One batch (m, C, H, W) for all lanes."""
+    source = torch.zeros(lanes, dtype=torch.int64, device=images.device)
+    return Shared(images[None], (lanes,), source)
+
+
+class Tables:
+    """An epoch's batches and learning rates, and the device's own count of the updates in it.
+
+    Everything stays where it is in memory while epochs pass: `load` overwrites the tables, and
+    `next` reads the row that the counter names, so a captured step finds the next update's. The
+    counter is moved on by whoever ends the update.
+
+    Args:
+        runs: of one column, those of one seed next to each other.
+        data: the resident data set.
+        dtype: of the learning rates.
+        fused: whether a Triton kernel gathers the images, channels last in memory.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, fused: bool = False
+    ) -> None:
+        self.data, self.fused, self.runs = data, fused, list(runs)
+        self.device = data.train.images.device
+        self.images = data.train.images
+        if fused:
+            self.images = self.images.permute(0, 2, 3, 1).contiguous()
+        self.study, self.m, self.n = runs[0].settings, runs[0].batch_size, len(data.train)
+        self.updates = updates_after(self.study.epochs, self.n, self.m)
+        self.seeds = list(dict.fromkeys(run.seed for run in runs))
+        rows = self.n // self.m + 1
+        self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.examples = self._empty(rows, 4, len(self.seeds), self.m, dtype=torch.int64)
+        self.rates = self._empty(rows, 2, len(runs), dtype=dtype)
+        self._place()
+
+    def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=self.device)
+
+    def _place(self) -> None:
+        seeds = [run.seed for run in self.runs]
+        self.lanes = tuple(seeds.count(seed) for seed in self.seeds)
+        if seeds != [seed for seed in self.seeds for _ in range(seeds.count(seed))]:
+            raise ValueError("lanes of one seed are next to each other, in the order of the first")
+        source = [i for i, count in enumerate(self.lanes) for _ in range(count)]
+        self.source = torch.tensor(source, device=self.device)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """From now on serve these lanes only, in order; the epoch goes on where it is."""
+        self.runs = [self.runs[i] for i in kept]
+        seeds = {run.seed for run in self.runs}
+        columns = [i for i, seed in enumerate(self.seeds) if seed in seeds]
+        self.seeds = [seed for seed in self.seeds if seed in seeds]
+        self.examples = self.examples[:, :, columns].contiguous()
+        self.rates = self.rates[:, :, list(kept)].contiguous()
+        self._place()
+
+    def load(self, update: int) -> tuple[int, int]:
+        """Fill the tables for the epoch of an update, from 0, and set the counter to that update.
+
+        Returns:
+            The epoch's first update, and the one after its last.
+        """
+        epoch = -(-(update + 1) * self.m // self.n)
+        first, last = (updates_after(e, self.n, self.m) for e in (epoch - 1, epoch))
+        rows, used = last - first, (last - first) * self.m
+        rest = (epoch - 1) * self.n - first * self.m  # a batch may begin in the epoch before
+        for column, seed in enumerate(self.seeds):
+            stream = epoch_examples(seed, epoch - 1, self.n)
+            if rest:
+                stream = join(epoch_examples(seed, epoch - 2, self.n)[self.n - rest :], stream)
+            fields = (stream.index, stream.top, stream.left, stream.flip)
+            table = np.stack([f[:used].reshape(rows, self.m) for f in fields], 1).astype(np.int64)
+            self.examples[:rows, :, column].copy_(torch.from_numpy(table))
+        self.rates[:rows].copy_(torch.from_numpy(self._schedule(first, last)))
+        self.counter.fill_(update - first)
+        return first, last
+
+    def _schedule(self, first: int, last: int) -> np.ndarray:
+        """1 − η·λ and η̃ of every lane, (updates, 2, K), as the loop engine computes them."""
+        factors = [scheduled_lr(u, self.updates, 1.0, self.study) for u in range(first, last)]
+        lrs = np.array(factors).reshape(-1, 1) * np.array([run.lr for run in self.runs])
+        return np.stack([1 - lrs * self.study.weight_decay, lrs / self.m], 1)
+
+    def lr(self, lane: int, update: int) -> float:
+        """η of a lane at an update, from 0."""
+        return scheduled_lr(update, self.updates, self.runs[lane].lr, self.study)
+
+    def next(self) -> tuple[Shared, Tensor]:
+        """The update's images and its labels (S, m)."""
+        images, labels = self._gather()
+        shared = Shared(images.unflatten(0, (-1, self.m)), self.lanes, self.source)
+        return shared, labels.view(-1, self.m)
+
+    def _gather(self) -> tuple[Tensor, Tensor]:
+        """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
+        train, windows = self.data.train, self.data.windows
+        if self.fused:
+            from smallbatch.engines.lanes.triton.inputs import gathered
+
+            augment = windows is not None
+            images, labels = gathered(
+                self.examples, self.images, train.labels, self.counter, augment
+            )
+            return images.permute(0, 3, 1, 2), labels
+        index, top, left, flip = self.examples.index_select(0, self.counter)[0].flatten(1)
+        if windows is None:
+            images = self.images.index_select(0, index)
+        else:
+            crops = windows[index, :, top, left]
+            images = torch.where(flip.bool()[:, None, None, None], crops.flip(3), crops)
+        return images.contiguous(), train.labels.index_select(0, index)

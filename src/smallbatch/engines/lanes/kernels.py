@@ -1,0 +1,40 @@
+"""Which kernels compute lanes."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from smallbatch.engines.kinds import Kernels
+from smallbatch.errors import first_line
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Precision
+
+
+def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precision) -> Kernels:
+    """Triton's on a GPU where they work; float64, which is for tests, by matrix products."""
+    if dtype != torch.float32:
+        return "unrolled"
+    works = device.type == "cuda" and triton_works(device, precision)
+    return "triton" if works else "grouped"
+
+
+@cache
+def triton_works(device: torch.device, precision: Precision) -> bool:
+    """Whether Triton's kernels compile and give torch's numbers, tried once; one line if not."""
+    try:
+        from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, tail
+
+        right = convs.agree(device, precision)
+        right = right and all(part.agrees(device) for part in (heads, inputs, norms, tail))
+        reason = "" if right else "wrong numbers"
+    except Exception as error:  # noqa: BLE001 - a compiler's own errors
+        reason = first_line(error)
+    if reason:
+        line = f"Triton's kernels are left out in {precision}: {reason}"
+        print(line, file=sys.stderr, flush=True)
+    return not reason

@@ -1,0 +1,101 @@
+"""How a model is computed: the parts of its batches, and the algorithm of each convolution."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from torch import nn
+
+from smallbatch.engines.lanes.native.compile import LANES
+from smallbatch.engines.lanes.native.steps import Step
+from smallbatch.engines.lanes.native.structures import Shape
+from smallbatch.models.flops import forward_flops
+from smallbatch.models.norms import GhostBatchNorm
+
+
+class Algorithm(IntEnum):
+    """How a convolution and its gradients are computed, as in `structures.h`."""
+
+    TABLES = 0  # products over tables of offsets
+    TILES_2 = 1  # Winograd's F(2×2, 3×3)
+    TILES_4 = 2  # F(4×4, 3×3)
+    STRIDED = 3  # at stride 2: F(2×2, 2×2), F(2, 2) and products, by the parity of a pixel
+
+
+# Side of an algorithm's tiles, and from how many of them on the transforms of the weights pay.
+_TILES = {Algorithm.TILES_2: (2, 16), Algorithm.TILES_4: (4, 32), Algorithm.STRIDED: (2, 16)}
+_LARGE_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
+_OUTPUTS = 4  # channels that its kernels compute together
+_WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
+_LANES_OF_A_WORKER = 10  # 13 base learning rates × 2 seeds on 2 cores, or a few less
+
+
+def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
+    """Parts into which a run's batch is dealt to neighbouring places of a vector.
+
+    Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
+    work on weights, as their update, is done once for every part. The number that costs least for
+    a worker of :data:`_LANES_OF_A_WORKER` lanes is taken whatever the lanes really are, because a
+    lane's numbers must not depend on its company.
+
+    Args:
+        model: a plain model.
+        batch_size: m.
+        image: channels, height and width in pixels.
+
+    Returns:
+        1, 2, 4 or 8.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    uses = batch_size * forward_flops(model, image[0], image[1]) / 2 / parameters
+    bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
+
+    def suits(parts: int) -> bool:
+        part, rest = divmod(batch_size, parts)
+        whole = all(b >= batch_size or part % b == 0 for b in bn_batch_sizes)
+        return parts == 1 or (rest == 0 and whole)
+
+    def cost(parts: int) -> float:
+        empty = (LANES / parts - 1) / 2  # places of the last group, on average
+        return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
+
+    return min(filter(suits, (1, 2, 4, 8)), key=cost)
+
+
+def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
+    """Lanes whose activations are in memory together: 8, 4, 2 or 1."""
+    return LANES // parts_of_a_batch(model, batch_size, image)
+
+
+def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorithm:
+    """The algorithm of a layer's product.
+
+    Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
+    tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
+    Their rounding is eight times that of tiles of 2; small images, quick anyway, do without them.
+
+    Args:
+        step: the layer.
+        inputs: channels whose gradient is wanted.
+        source: of its input.
+        out: of its output, with the examples of a place.
+    """
+    product = step.product
+    if not isinstance(product, nn.Conv2d) or product.kernel_size[0] != 3:
+        return Algorithm.TABLES
+    if out.channels % _OUTPUTS or inputs % _OUTPUTS:
+        return Algorithm.TABLES
+    stride = product.stride[0]
+    if stride == 1:
+        large = step.norm is not None and out.height >= _LARGE_SIDE
+        choice = [Algorithm.TILES_4, Algorithm.TILES_2] if large else [Algorithm.TILES_2]
+    else:
+        whole = (source.height, source.width) == (2 * out.height, 2 * out.width)
+        choice = [Algorithm.STRIDED] if stride == 2 and whole else []
+
+    def suits(algorithm: Algorithm) -> bool:
+        side, least = _TILES[algorithm]
+        tiles = out.examples * (out.height // side) * (out.width // side)
+        return out.height % side == 0 and out.width % side == 0 and tiles >= least
+
+    return next(filter(suits, choice), Algorithm.TABLES)

@@ -1,0 +1,283 @@
+"""The runs of a column as groups of lanes, trained and evaluated by the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smallbatch.engines.lanes.native.algorithms import parts_of_a_batch
+from smallbatch.engines.lanes.native.compile import LANES, library
+from smallbatch.engines.lanes.native.network import NativeNetwork, aligned
+from smallbatch.engines.lanes.native.structures import Images, group_of, stream_of
+from smallbatch.engines.loop import initial_model
+from smallbatch.engines.resident import Resident, Split
+from smallbatch.protocol.run import Run
+from smallbatch.protocol.schedule import scheduled_lr, updates_after
+from smallbatch.protocol.stream import PAD, epoch_examples
+
+EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
+STRETCH = 0.3  # seconds of updates between two looks at anything else
+
+_Stream, _Group = stream_of(LANES), group_of(LANES)
+_NOBODY = 1  # `diverged_at` of a place that no run has
+
+
+class NativeLanes:
+    """K lanes in groups that fill the places of a vector, each group a training of its own.
+
+    See :class:`~engines.lanes.trainer.Lanes`.
+
+    Args:
+        runs: of one study and batch size.
+        data: the resident data set, on the CPU.
+        dtype: of the weights, float32 or float64.
+    """
+
+    def __init__(self, runs: Sequence[Run], data: Resident, dtype: torch.dtype) -> None:
+        self.runs, self.data = list(runs), data
+        self._real: type[np.floating[Any]] = np.float64 if dtype == torch.float64 else np.float32
+        self._library = library("double" if dtype == torch.float64 else "float")
+        self.model = initial_model(self.runs[0], data)
+        _, channels, height, width = data.train.images.shape
+        image = (channels, height, width)
+        m = runs[0].batch_size
+        self._parts = parts_of_a_batch(self.model, m, image)
+        self._size = LANES // self._parts  # lanes of a group
+        self._network = NativeNetwork(
+            self.model, m // self._parts, image, self._real, parts=self._parts
+        )
+        # No more examples of a place than its part of the test split, or most would be empty.
+        own = -(-len(data.test) // self._parts)
+        self._evaluation = NativeNetwork(
+            self.model, max(1, min(own, EVAL_PIXELS // (height * width))), image, self._real,
+            parts=self._parts, training=False,
+        )  # fmt: skip
+        self.parameters = self._network.parameters
+        self._template = self.model.state_dict()
+        self._study = runs[0].settings
+        self._updates = updates_after(self._study.epochs, len(data.train), m)
+        self._set_rows(*self._initial_rows())
+        self._diverged_at = np.zeros(len(self.runs), np.int64)
+        self.clear()
+        self._streams: dict[tuple[int, int], tuple[NDArray[Any], ...]] = {}
+        self._seconds = math.inf  # of an update of all groups
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def _initial_rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Parameters and statistics of plain models initialised from the runs' seeds, (K, …)."""
+        theta, statistics = (
+            np.empty((len(self.runs), count), self._real)
+            for count in (self.parameters, self._network.statistic_count)
+        )
+        for lane, run in enumerate(self.runs):
+            state = initial_model(run, self.data).state_dict()
+            for rows, places in (
+                (theta, self._network.places),
+                (statistics, self._network.statistics),
+            ):
+                for name, (start, shape) in places.items():
+                    rows[lane, start : start + math.prod(shape)] = state[name].numpy().ravel()
+        return theta, statistics
+
+    def _set_rows(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
+        """Deal rows (K, …) out to the groups' vectors, each to the places of its parts."""
+        self._groups: list[tuple[NDArray[Any], NDArray[Any]]] = []
+        for start in range(0, len(theta), self._size):
+            pair: list[NDArray[Any]] = []
+            for rows in (theta, statistics):
+                vectors = aligned(rows.shape[1] * LANES, self._real).reshape(-1, LANES)
+                own = rows[start : start + self._size].T.repeat(self._parts, axis=1)
+                vectors[:, : own.shape[1]] = own
+                vectors[:, own.shape[1] :] = own[:, :1]
+                pair.append(vectors)
+            self._groups.append((pair[0], pair[1]))
+
+    def _rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Parameters and statistics of all lanes, (K, …) each."""
+        k = len(self.runs)
+        theta, statistics = (
+            np.concatenate([group[i].T[:: self._parts] for group in self._groups])[:k]
+            for i in range(2)
+        )
+        return theta, statistics
+
+    def advance(self, first: int, last: int) -> int:
+        """As many updates as take a part of a second."""
+        updates = min(last - first, max(1, int(STRETCH / self._seconds)))
+        started = time.perf_counter()
+        self._train(first, updates)
+        self._seconds = (time.perf_counter() - started) / updates
+        return updates
+
+    def sums(self) -> tuple[list[float], list[int], list[int]]:
+        """See :class:`~engines.lanes.trainer.Lanes`."""
+        return self._loss.tolist(), self._correct.tolist(), self._diverged_at.tolist()
+
+    def clear(self) -> None:
+        """See :class:`~engines.lanes.trainer.Lanes`."""
+        self._loss = np.zeros(len(self.runs))
+        self._correct = np.zeros(len(self.runs), np.int64)
+
+    def _train(self, first: int, updates: int) -> None:
+        examples = self._network.batch_size
+        m = self._parts * examples
+        tables = {
+            seed: self._by_part(self._tables(seed, first * m, (first + updates) * m), examples)
+            for seed in {run.seed for run in self.runs}
+        }
+        stretch = range(first, first + updates)
+        factors = np.array([scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch])
+        for g in range(len(self._groups)):
+            lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
+            group = self._group(g)
+            group.diverged_at[:] = [_NOBODY] * LANES
+            for place, lane in enumerate(lane for lane in lanes for _ in range(self._parts)):
+                run = self.runs[lane]
+                group.base_lr[place] = run.base_lr
+                group.lr_decay[place] = run.lr * run.settings.weight_decay
+                group.loss[place], group.correct[place] = self._loss[lane], self._correct[lane]
+                group.diverged_at[place] = self._diverged_at[lane]
+            places = [part for lane in lanes for part in tables[self.runs[lane].seed]]
+            stream = _stream(places, self._augments)
+            self._library.train(
+                ctypes.byref(self._network.structure), ctypes.byref(group),
+                ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
+                ctypes.c_void_p(factors.ctypes.data), ctypes.c_int64(first),
+                ctypes.c_int64(updates),
+            )  # fmt: skip
+            for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):
+                self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
+                self._diverged_at[lane] = group.diverged_at[place]
+
+    def evaluate(
+        self, split: Split, pause: Callable[[], None] = lambda: None
+    ) -> tuple[list[float], list[float]]:
+        """Group by group."""
+        examples = self._evaluation.batch_size
+        size = self._parts * examples
+        n = len(split)
+        index = np.full(-(-n // size) * size, -1, np.int32)
+        index[:n] = np.arange(n)
+        batches = [
+            self._by_part((index[start : start + size],), examples) for start in range(0, n, size)
+        ]
+        losses: list[float] = []
+        accuracies: list[float] = []
+        for g in range(len(self._groups)):
+            group = self._group(g)
+            for parts in batches:
+                stream = _stream(parts * self._size, augment=False)
+                self._library.evaluate(
+                    ctypes.byref(self._evaluation.structure), ctypes.byref(group),
+                    ctypes.byref(self._images(split)), ctypes.byref(stream),
+                )  # fmt: skip
+                pause()
+            losses += [value / n for value in group.loss[:: self._parts]]
+            accuracies += [value / n for value in group.correct[:: self._parts]]
+        return losses[: len(self)], accuracies[: len(self)]
+
+    def keep(self, kept: Sequence[int]) -> bool:
+        """Drop all lanes but these where that empties a group: other gaps cost nothing."""
+        if -(-len(kept) // self._size) == len(self._groups):
+            return False
+        rows = [part[list(kept)] for part in self._rows()]
+        self.runs = [self.runs[i] for i in kept]
+        self._set_rows(rows[0], rows[1])
+        self._loss, self._correct = self._loss[list(kept)], self._correct[list(kept)]
+        self._diverged_at = self._diverged_at[list(kept)]
+        self._seconds = math.inf
+        return True
+
+    def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
+        """Weights, statistics and the epoch's sums."""
+        theta, statistics = self._rows()
+        parts = {"theta": theta, "statistics": statistics}
+        parts |= {"loss": self._loss, "correct": self._correct}
+        return {name: torch.from_numpy(part[list(lanes)]) for name, part in parts.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """See :class:`~engines.lanes.trainer.Lanes`."""
+        self._set_rows(tensors["theta"].numpy(), tensors["statistics"].numpy())
+        self._loss, self._correct = tensors["loss"].numpy(), tensors["correct"].numpy()
+
+    def state_dict(self, lane: int) -> dict[str, Tensor]:
+        """One lane as a plain model's state dict, each tensor owning its memory."""
+        theta, statistics = self._groups[lane // self._size]
+        place = lane % self._size * self._parts
+        state = {name: value.clone() for name, value in self._template.items()}
+        for values, places in (
+            (theta, self._network.places),
+            (statistics, self._network.statistics),
+        ):
+            for name, (start, shape) in places.items():
+                own = values[start : start + math.prod(shape), place].reshape(shape)
+                state[name] = torch.from_numpy(own.copy())
+        return state
+
+    @property
+    def _augments(self) -> bool:
+        return self.data.windows is not None
+
+    def _group(self, g: int) -> Any:
+        theta, statistics = self._groups[g]
+        return _Group(theta=theta.ctypes.data, statistics=statistics.ctypes.data)
+
+    def _images(self, split: Split) -> Images:
+        images = split.images
+        return Images(
+            images.data_ptr(), split.labels.data_ptr(), *images.stride(), *images.shape[1:]
+        )
+
+    def _by_part(
+        self, tables: tuple[NDArray[Any], ...], examples: int
+    ) -> list[tuple[NDArray[Any], ...]]:
+        """Tables of whole batches as those of each part, which has so many examples of a batch."""
+        shape = (-1, self._parts, examples)
+        return [
+            tuple(np.ascontiguousarray(table.reshape(shape)[:, part]) for table in tables)
+            for part in range(self._parts)
+        ]
+
+    def _tables(self, seed: int, start: int, stop: int) -> tuple[NDArray[Any], ...]:
+        """Positions ``start`` … ``stop`` of a seed's stream: index; crops and flips if wanted."""
+        n = len(self.data.train)
+        epochs = range(start // n, -(-stop // n))
+        for epoch in epochs:
+            if (seed, epoch) not in self._streams:
+                e = epoch_examples(seed, epoch, n)
+                crops = (e.top, e.left, e.flip) if self._augments else ()
+                self._streams[seed, epoch] = (
+                    e.index.astype(np.int32),
+                    *(table.astype(np.int8) for table in crops),
+                )
+        for key in [key for key in self._streams if key[1] < epochs.start]:
+            del self._streams[key]
+        parts = [self._streams[seed, epoch] for epoch in epochs]
+        begin = start - epochs.start * n
+        return tuple(
+            np.ascontiguousarray(np.concatenate(table)[begin : begin + stop - start])
+            for table in zip(*parts, strict=True)
+        )
+
+
+def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:
+    """Tables of a group's places; those without a run see what the first one sees."""
+    stream = _Stream(pad=PAD)
+    for place in range(LANES):
+        own = tables[place] if place < len(tables) else tables[0]
+        stream.index[place] = own[0].ctypes.data
+        if augment:
+            stream.top[place], stream.left[place], stream.flip[place] = (
+                table.ctypes.data for table in own[1:]
+            )
+    return stream

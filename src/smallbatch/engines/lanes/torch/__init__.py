@@ -1,0 +1,1 @@
+"""Lanes computed by torch's operations."""

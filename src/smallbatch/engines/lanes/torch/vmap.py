@@ -1,0 +1,86 @@
+"""Any model over K lanes by `torch.vmap`, for those without layers of their own here.
+
+Under vmap a convolution becomes a grouped one. On a CPU that is slower than one plain run after
+another; on a GPU it fills the machine. Lanes equal plain runs within rounding, but a grouped kernel
+may round differently with another number of lanes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from smallbatch.engines.lanes.inputs import Shared, seen_by_all
+from smallbatch.engines.lanes.weights import Lanes, stack_lanes
+from smallbatch.errors import UserError
+
+
+class VmapNet:
+    """The network of all lanes, with autograd for the backward pass.
+
+    Args:
+        lanes: stacked with ``all_buffers``.
+        model: the pattern; its own weights are not used.
+    """
+
+    def __init__(self, lanes: Lanes, model: nn.Module) -> None:
+        self.lanes = lanes
+        self._model = model.to(lanes.theta.device, lanes.theta.dtype)
+
+    def forward(self, shared: Shared, *, training: bool) -> Tensor:
+        """Images, for as many lanes as there are → logits (m, K, classes)."""
+        self._model.train(training)
+        views = self.lanes.views
+        self._parameters = {
+            name: view.detach().requires_grad_(training) for name, view in views.items()
+        }
+
+        def one_lane(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor
+        ) -> Tensor:
+            return functional_call(self._model, (parameters, buffers), images)
+
+        pairs = zip(shared.images, shared.lanes, strict=True)
+        images = torch.cat([part.expand(count, *part.shape) for part, count in pairs])
+        with torch.set_grad_enabled(training), _quiet():
+            self._logits = torch.vmap(one_lane)(self._parameters, self.lanes.statistics, images)
+        return self._logits.detach().transpose(0, 1)
+
+    def backward(self, g: Tensor) -> None:
+        """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
+        parameters = list(self._parameters.values())
+        with _quiet():
+            gradients = torch.autograd.grad(self._logits, parameters, g.transpose(0, 1))
+        for name, gradient in zip(self._parameters, gradients, strict=True):
+            self.lanes.gradients[name].copy_(gradient)
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Hide torch's hint at operations that vmap loops over: slower, but right."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
+
+
+def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int) -> bool:
+    """Whether two lanes of a model go through a step under vmap: tried, not guessed.
+
+    Models with dropout and the like do not: their lanes would share random numbers.
+    """
+    try:
+        lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)
+        net = VmapNet(lanes, pattern)
+        images = torch.zeros(batch_size, channels, image_size, image_size)
+        logits = net.forward(seen_by_all(images, 2), training=True)
+        net.backward(torch.zeros_like(logits))
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        return False
+    return True

@@ -1,0 +1,356 @@
+"""Layers over K lanes by Triton kernels, with backward passes written by hand.
+
+Activations are (K, m, H, W, C) and (K, m, F), contiguous. About ReLUs see
+:mod:`~engines.lanes.layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from smallbatch.engines.lanes.inputs import Shared
+from smallbatch.engines.lanes.layers import Shortcut, check_conv
+from smallbatch.engines.lanes.triton import convs, heads, norms, pool
+from smallbatch.engines.lanes.triton.convs import Dot
+from smallbatch.engines.lanes.weights import Lanes
+from smallbatch.models.norms import GhostBatchNorm
+
+# Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
+BESIDE = 2**14
+
+
+class Side:
+    """A second stream of the GPU for weights' gradients, which nothing waits for until the update.
+
+    Args:
+        used: whether there is one; otherwise all is done in turn.
+    """
+
+    def __init__(self, used: bool) -> None:
+        self._stream = torch.cuda.Stream() if used else None
+        self._held: list[Tensor] = []
+
+    @contextmanager
+    def beside(self, g: Tensor) -> Generator[None, None, None]:
+        """Do what the block asks of the GPU beside all that comes until `join`.
+
+        ``g`` is held until then, so that nobody else is given its memory.
+        """
+        if self._stream is None:
+            yield
+            return
+        self._held.append(g)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Let what comes wait for it."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._held.clear()
+
+
+class TritonLayers:
+    """Makes the layers of a network, called in the network's order.
+
+    Args:
+        lanes: the weights, packed.
+        batch_size: m.
+        side: height and width of the images.
+        dot: how float32 is multiplied.
+        dtype: of the activations.
+    """
+
+    def __init__(
+        self, lanes: Lanes, batch_size: int, side: tuple[int, int], dot: Dot, dtype: torch.dtype
+    ) -> None:
+        if batch_size * side[0] * side[1] * 16 >= 2**31:
+            raise ValueError(f"{batch_size} images of {side[0]}x{side[1]} pixels: offsets overflow")
+        self.lanes, self.m, self.side, self.dtype = lanes, batch_size, side, dtype
+        self.dot: Dot = dot
+        self._parts: dict[str, int] = {}
+        few = batch_size * side[0] * side[1] <= BESIDE
+        self._side = Side(lanes.theta.is_cuda and few)
+
+    def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:
+        """A convolution; ``relu``: one follows at once."""
+        check_conv(name, module)
+        conv = Conv(self.lanes, name, module.stride[0], relu, self.dot, self._side)
+        height, width = (-(-side // conv.stride) for side in self.side)
+        self.side = height, width
+        for parameter in (conv.weight, conv.bias):
+            channels = max(16, module.in_channels)
+            self._parts[parameter] = convs.parts_of(self.m * height * width, channels)
+        return conv
+
+    def first(self, conv: Conv) -> FirstConv:
+        """The convolution that sees the images."""
+        return FirstConv(conv, self.dtype)
+
+    def linear(self, name: str, relu: bool) -> Linear:
+        """An FC layer."""
+        return Linear(self.lanes, name, relu)
+
+    def norm(self, name: str, module: nn.Module) -> Norm | GroupNorm:
+        """A normalisation and the ReLU that follows."""
+        if isinstance(module, nn.GroupNorm):
+            return GroupNorm(self.lanes, name, module)
+        if isinstance(module, nn.BatchNorm2d):
+            return Norm(self.lanes, name, module)
+        raise TypeError(f"{type(module).__name__} has no stacked form")
+
+    def pool(self) -> MaxPool:
+        """The AlexNet's pool."""
+        height, width = (-(-side // 2) for side in self.side)
+        self.side = height, width
+        return MaxPool()
+
+    def flatten(self) -> Flatten:
+        """Pixels to features."""
+        return Flatten()
+
+    def head(self, name: str, module: nn.Linear) -> Head:
+        """Global average pool and FC layer."""
+        head = Head(self.lanes, name, self._side)
+        for parameter in (head.weight, head.bias):
+            self._parts[parameter] = convs.parts_of(self.m, module.in_features)
+        return head
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(K, m, classes) → (m, K, classes)."""
+        return x.transpose(0, 1)
+
+    def of_logits(self, g: Tensor) -> Tensor:
+        """And back."""
+        return g.transpose(0, 1).to(self.dtype).contiguous()
+
+    def finish(self) -> None:
+        """Give the lanes room for the parts of every gradient."""
+        self.lanes.split({n: p for n, p in self._parts.items() if n in self.lanes.views})
+
+    def end_backward(self) -> None:
+        """Every gradient is asked for."""
+        self._side.join()
+
+
+class Conv:
+    """A convolution with SAME padding: (K, m, H, W, C) → (K, m, ⌈H/stride⌉, ⌈W/stride⌉, O)."""
+
+    def __init__(
+        self, lanes: Lanes, name: str, stride: int, relu: bool, dot: Dot, side: Side
+    ) -> None:
+        self.lanes, self.stride, self.relu, self.side = lanes, stride, relu, side
+        self.dot: Dot = dot
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+
+    def parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weights (K, size, size, C, O) and biases (K, O)."""
+        views = self.lanes.views
+        return views[self.weight].permute(0, 3, 4, 2, 1), views.get(self.bias)
+
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Where theirs go: (parts, K, size, size, C, O) and (parts, K, O)."""
+        of_weight, of_bias = self.lanes.parts(self.weight), None
+        if self.bias in self.lanes.views:
+            of_bias = self.lanes.parts(self.bias)
+        return of_weight.permute(0, 1, 4, 5, 3, 2), of_bias
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Convolve all lanes."""
+        if training:
+            self.x = x
+        weight, bias = self.parameters()
+        return convs.forward(x, weight, bias, self.stride, shortcut, self.relu, self.dot)
+
+    def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
+        with self.side.beside(g):
+            convs.weight_gradient(g, self.x, *self.gradients(), self.stride, self.dot)
+        weight, _ = self.parameters()
+        return convs.input_gradient(g, weight, self.x, self.stride, shortcut, self.dot)
+
+
+class FirstConv:
+    """The convolution that sees the images, which lanes of one seed share."""
+
+    def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
+        if conv.stride != 1:
+            raise ValueError(f"{conv.weight}: the first convolution has stride 1")
+        self.conv, self.dtype = conv, dtype
+
+    def forward(self, shared: Shared, training: bool) -> Tensor:
+        """Images → (K, m, H, W, O)."""
+        images = shared.images.permute(0, 1, 3, 4, 2).to(self.dtype).contiguous()
+        if training:
+            self.images, self.source = images, shared.source
+        conv = self.conv
+        return convs.forward_images(images, shared.source, *conv.parameters(), conv.relu, conv.dot)
+
+    def backward(self, g: Tensor) -> None:
+        """Gradients of weight and bias; nobody wants the images'."""
+        of_weight, of_bias = self.conv.gradients()
+        convs.weight_gradient_images(g, self.images, self.source, of_weight, of_bias, self.conv.dot)
+
+
+class Linear:
+    """FC layer: (K, m, in) → (K, m, out)."""
+
+    def __init__(self, lanes: Lanes, name: str, relu: bool) -> None:
+        self.lanes, self.relu = lanes, relu
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """X · weightᵀ + bias."""
+        if training:
+            self.x = x
+        weight, bias = self.lanes.views[self.weight], self.lanes.views.get(self.bias)
+        weight = weight.to(x.dtype).transpose(1, 2)
+        if bias is None:
+            y = torch.bmm(x, weight)
+        else:
+            y = torch.baddbmm(bias.to(x.dtype)[:, None], x, weight)
+        return y.relu_() if self.relu else y
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        gradients = self.lanes.gradients
+        if g.dtype == self.lanes.theta.dtype:
+            torch.bmm(g.transpose(1, 2), self.x, out=gradients[self.weight])
+        else:
+            gradients[self.weight].copy_(torch.bmm(g.transpose(1, 2), self.x))
+        if self.bias in gradients:
+            torch.sum(g, 1, dtype=self.lanes.theta.dtype, out=gradients[self.bias])
+        of_x = torch.bmm(g, self.lanes.views[self.weight].to(g.dtype))
+        return torch.ops.aten.threshold_backward(of_x, self.x, 0)
+
+
+class Norm:
+    """Batch or ghost norm, a block's shortcut and the ReLU."""
+
+    def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
+        self.lanes, self.eps, self.momentum = lanes, module.eps, module.momentum or 0.0
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+        self.statistics = f"{name}.running_mean", f"{name}.running_var"
+        self.size = module.bn_batch_size if isinstance(module, GhostBatchNorm) else None
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Normalise, add a shortcut, clip at 0."""
+        views, (mean, var) = self.lanes.views, (self.lanes.statistics[n] for n in self.statistics)
+        y, kept = norms.forward(
+            x, views[self.weight], views[self.bias], (mean, var), self.size or x.shape[1],
+            self.momentum, self.eps, shortcut, training,
+        )  # fmt: skip
+        if training:
+            self.x, self.kept = x, kept
+        return y
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        weight, gradients = self.lanes.views[self.weight], self.lanes.gradients
+        size = self.size or g.shape[1]
+        return norms.backward(
+            g, self.x, weight, self.kept, size, gradients[self.weight], gradients[self.bias]
+        )
+
+
+class GroupNorm:
+    """Group norm: every example by itself, over the pixels of a channel group; by torch."""
+
+    def __init__(self, lanes: Lanes, name: str, module: nn.GroupNorm) -> None:
+        self.lanes, self.groups, self.eps = lanes, module.num_groups, module.eps
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """(K, m, …, C) → (K, m, pixels, groups, channels) in float32."""
+        return x.float().flatten(2, -2).unflatten(-1, (self.groups, -1))
+
+    def _affine(self, name: str) -> Tensor:
+        return self.lanes.views[name][:, None, None].unflatten(-1, (self.groups, -1))
+
+    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
+        """Normalise, add a shortcut, clip at 0."""
+        shape, x = x.shape, x if x.dim() > 3 else x[:, :, None]
+        var, mean = torch.var_mean(self._grouped(x), (2, 4), correction=0, keepdim=True)
+        invstd = (var + self.eps).rsqrt()
+        normal = (self._grouped(x) - mean) * invstd
+        y = (normal * self._affine(self.weight) + self._affine(self.bias)).view(shape)
+        if shortcut is not None:
+            skip, s = shortcut.x, shortcut.stride
+            y[..., : skip.shape[-1]].add_(skip[:, :, ::s, ::s])
+        if training:
+            self.normal, self.invstd = normal, invstd
+        return y.relu_().to(x.dtype)
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        (shape, dtype), gradients = (g.shape, g.dtype), self.lanes.gradients
+        g = self._grouped(g if g.dim() > 3 else g[:, :, None])
+        gradients[self.weight].copy_((g * self.normal).sum((1, 2)).flatten(1))
+        gradients[self.bias].copy_(g.sum((1, 2)).flatten(1))
+        g = g * self._affine(self.weight)
+        shared = g.mean((2, 4), keepdim=True)
+        slope = (g * self.normal).mean((2, 4), keepdim=True)
+        of_x = (g - shared - self.normal * slope) * self.invstd
+        return of_x.reshape(shape).to(dtype)
+
+
+class MaxPool:
+    """The reduced AlexNet's pool of what a ReLU has made.
+
+    The mask of that ReLU is left to whoever gets the maxima: one is 0 where its pixel is.
+    """
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """(K, m, H, W, C) → (K, m, ⌈H/2⌉, ⌈W/2⌉, C)."""
+        y, won = pool.forward(x)
+        if training:
+            self.won, self.shape = won, x.shape
+        return y
+
+    def backward(self, g: Tensor) -> Tensor:
+        """The gradient goes to the pixel that won."""
+        return pool.backward(g, self.won, self.shape)
+
+
+class Flatten:
+    """(K, m, H, W, C) → (K, m, C·H·W), features in the plain model's order."""
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Channels first, then one dimension."""
+        if training:
+            self.shape = x.shape
+        return x.permute(0, 1, 4, 2, 3).flatten(2)
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Back to pixels."""
+        k, m, h, w, c = self.shape
+        return g.view(k, m, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+
+class Head:
+    """Global average pool of what a ReLU has made, and FC: (K, m, H, W, C) → (K, m, classes)."""
+
+    def __init__(self, lanes: Lanes, name: str, side: Side) -> None:
+        self.lanes, self.side = lanes, side
+        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
+
+    def forward(self, x: Tensor, training: bool) -> Tensor:
+        """Mean over pixels · weightᵀ + bias, in float32."""
+        views = self.lanes.views
+        features, y = heads.forward(x, views[self.weight], views.get(self.bias))
+        if training:
+            self.x, self.features = x, features
+        return y
+
+    def backward(self, g: Tensor) -> Tensor:
+        """Gradients of weight, bias and input."""
+        with self.side.beside(g):
+            of_bias = self.lanes.parts(self.bias) if self.bias in self.lanes.views else None
+            of_weight = self.lanes.parts(self.weight)
+            heads.weight_gradient(g, self.features, of_weight, of_bias)
+        return heads.backward(g, self.lanes.views[self.weight], self.x)

@@ -1,0 +1,318 @@
+"""The `loop` engine: one plain run after another. Slow, readable, and the oracle for the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from smallbatch.engines.resident import Resident, Split
+from smallbatch.engines.tally import Tally
+from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
+from smallbatch.protocol.outcome import Row, RunResult
+from smallbatch.protocol.run import Run
+from smallbatch.protocol.schedule import scheduled_lr, updates_after
+from smallbatch.protocol.stream import stretches
+from smallbatch.records.checkpoints import Keeper, KeepNothing, State
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Precision
+
+EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for a CPU's cache
+# Training pixels whose exact BN statistics are taken in one pass: 4,096 images of 32×32. ResNet-8
+# takes 1 GB for them.
+POPULATION_PIXELS = 2**22
+# Updates from one look at whether the run has diverged to the next. A GPU must wait for the host
+# at a look; updates that it does after a divergence are dropped.
+LOOK_EVERY = {"cpu": 1, "cuda": 64}
+
+
+class FlatSGD:
+    """Plain SGD in the sum form on all parameters at once (eq. 5), with coupled weight decay.
+
+    One update is θ ← θ − η̃·Σ∇L_i(θ) − η·λ·θ with η = m·η̃. Parameters and gradients are views into
+    two flat vectors, so an update is two vector operations however many layers there are.
+    """
+
+    def __init__(self, model: nn.Module, weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+        parameters = list(model.parameters())
+        self.theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.gradient = torch.zeros_like(self.theta)
+        sizes = [p.numel() for p in parameters]
+        pairs = zip(self.theta.split(sizes), self.gradient.split(sizes), strict=True)
+        for parameter, (weights, gradient) in zip(parameters, pairs, strict=True):
+            parameter.data = weights.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+
+    def update(self, base_lr: float, lr: float) -> None:
+        """Apply the accumulated gradient of the summed loss and clear it."""
+        # Rates beyond the weights' type diverge at once, as they should; torch would refuse them.
+        largest = torch.finfo(self.theta.dtype).max
+        decay = max(1 - lr * self.weight_decay, -largest)
+        self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
+        self.gradient.zero_()
+
+    def finite(self) -> Tensor:
+        """Whether every weight is finite, bool (); does not wait for the device."""
+        low, high = self.theta.aminmax()  # both pass NaN on, which is neither above nor below
+        return (low > -math.inf) & (high < math.inf)
+
+
+def train(
+    run: Run,
+    data: Resident,
+    *,
+    dtype: torch.dtype = torch.float32,
+    on_epoch: Callable[[Row], None] = lambda _: None,
+    keeper: Keeper | None = None,
+) -> RunResult:
+    """Train one run from its seed to its last update or to its divergence.
+
+    Args:
+        run: what to train.
+        data: the resident data set; its device and dtype are the run's.
+        dtype: of the weights; float64 is for tests of exactness.
+        on_epoch: called with each row as its epoch ends.
+        keeper: of the run's checkpoints.
+
+    Raises:
+        Stopping: the keeper asked for an end.
+    """
+    device = data.train.images.device
+    model = initial_model(run, data).to(device, dtype)
+    sgd = FlatSGD(model, run.settings.weight_decay)
+    with arithmetic(run.settings.precision, device):
+        keeper, tally = keeper or KeepNothing(), Tally(device)
+        trained = _Trainer(run, data, model, sgd, on_epoch, keeper, tally).run()
+        final = _final_metrics(model, data, trained)
+    return RunResult(
+        outcome="finished" if trained.diverged_at is None else "diverged",
+        diverged_at=trained.diverged_at,
+        rows=trained.rows,
+        final=final,
+        parameters=sgd.theta.numel(),
+        weights=_weights(model) if trained.diverged_at is None else {},
+    )
+
+
+@dataclass
+class _Trainer:
+    run_: Run
+    data: Resident
+    model: nn.Module
+    sgd: FlatSGD
+    on_epoch: Callable[[Row], None]
+    keeper: Keeper
+    tally: Tally
+    update: int = 0  # updates done; once a divergence is seen, those up to it
+    rows: list[Row] = field(default_factory=list)
+    diverged_at: int | None = None  # as far as the host has looked
+
+    def run(self) -> _Trainer:
+        self.keeper.begin(self)
+        self._end_epoch()  # its last update may be all that is kept of it
+        look_every = LOOK_EVERY[self.sgd.theta.device.type]
+        for images, labels in self._batches():
+            self._step(images, labels)
+            if self.update % look_every == 0:
+                self._look()
+            if self.diverged_at is None:
+                self.pause()
+            self._end_epoch()
+        return self
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those still to be trained on, until the run is seen to have diverged."""
+        run, n, m = self.run_, len(self.data.train), self.run_.batch_size
+        for stretch in stretches(run.seed, n, run.settings.epochs, m, self.update):
+            table = self.data.place(stretch)
+            for first in range(0, len(stretch), m):
+                if self.diverged_at is not None:
+                    return
+                yield self.data.batch(table[:, first : first + m])
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        study, lr = self.run_.settings, self._lr(self.update)
+        logits = self.model(images)
+        loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
+                             reduction="sum")  # fmt: skip
+        loss.backward()
+        self.sgd.update(lr / self.run_.batch_size, lr)
+        self.update += 1
+        correct = (logits.argmax(1) == labels).sum()
+        self.tally.add(self.update, loss.detach(), correct, self.sgd.finite())
+
+    def _look(self) -> None:
+        """Wait for the device; updates after a divergence count as never done."""
+        diverged_at = int(self.tally.diverged_at)
+        if diverged_at:
+            self.update = self.diverged_at = diverged_at
+
+    def _lr(self, update: int) -> float:
+        run, study = self.run_, self.run_.settings
+        return scheduled_lr(update, self._updates(study.epochs), run.lr, study)
+
+    def _end_epoch(self) -> None:
+        if self.update == self._updates(len(self.rows) + 1):
+            self._look()
+        elif self.diverged_at is None:
+            return
+        self._record()
+        self.tally.clear()
+
+    def _updates(self, epochs: int) -> int:
+        return updates_after(epochs, len(self.data.train), self.run_.batch_size)
+
+    def _running(self) -> dict[str, float]:
+        """Sums over this epoch's updates, and over how many images they are."""
+        loss, correct = float(self.tally.loss), float(self.tally.correct)
+        updates = self.update - self._updates(len(self.rows))
+        return {"loss": loss, "correct": correct, "seen": updates * self.run_.batch_size}
+
+    def _record(self) -> None:
+        running = self._running()
+        row: Row = {
+            "epoch": len(self.rows) + 1,
+            "updates": self.update,
+            "lr": self._lr(self.update - 1),
+            "train_loss": running["loss"] / running["seen"],
+            "train_accuracy": running["correct"] / running["seen"],
+        }
+        splits = {"validation": self.data.validation, "test": self.data.test}
+        for name, split in splits.items():
+            loss, accuracy = math.nan, math.nan
+            if split is not None and self.diverged_at is None:
+                loss, accuracy = evaluate(self.model, split, self.pause)
+            row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        self.rows.append(row)
+        self.on_epoch(row)
+
+    def pause(self) -> None:
+        """Let the keeper do its work: here the state is that between two updates."""
+        self.keeper.between(self)
+
+    def state(self) -> State:
+        """See :class:`~records.checkpoints.Resumable`."""
+        self._look()
+        tensors = {"theta": self.sgd.theta, **_generators(self.sgd.theta.device)}
+        tensors |= {f"buffer.{name}": value for name, value in self.model.named_buffers()}
+        content: dict[str, Any] = {"rows": self.rows, "running": self._running()}
+        if self.diverged_at is not None:
+            content["diverged_at"] = self.diverged_at
+        return State((self.run_.hash,), self.update, tensors, content)
+
+    def restore(self, state: State) -> None:
+        """See :class:`~records.checkpoints.Resumable`."""
+        self.update = state.update
+        self.rows = list(state.content["rows"])
+        running, diverged_at = state.content["running"], state.content.get("diverged_at", 0)
+        self.tally.restore(running["loss"], int(running["correct"]), diverged_at)
+        self._look()
+        self.sgd.theta.copy_(state.tensors["theta"])
+        for name, value in self.model.named_buffers():
+            value.copy_(state.tensors[f"buffer.{name}"])
+        torch.set_rng_state(state.tensors["generator.cpu"])
+        if self.sgd.theta.is_cuda:
+            torch.cuda.set_rng_state(state.tensors["generator.cuda"], self.sgd.theta.device)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """States of the generators that dropout and the like draw from."""
+    states = {"generator.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["generator.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, split: Split, pause: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode.
+
+    ``pause`` is called between batches.
+    """
+    model.eval()
+    device = split.images.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    for images, labels in zip(
+        split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True
+    ):
+        logits = model(images)
+        loss += cross_entropy(logits.double(), labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+        pause()
+    model.train()
+    return loss.item() / len(split), int(correct) / len(split)
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Generator[None, None, None]:
+    """Run a block in a study's precision: float32, TF32 matrix products, or bf16 autocast."""
+    tf32 = precision == "tf32"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        # Without autocast's cache, which would keep the first update's weights for all others.
+        half = precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def initial_model(run: Run, data: Resident) -> nn.Module:
+    """The run's model on the CPU, initialised from its seed, for the data's images and classes.
+
+    Raises:
+        UserError: it cannot be built for them.
+    """
+    # Models with randomness of their own (dropout in a timm model) draw it from the run's seed too.
+    torch.manual_seed(run.seed)
+    _, channels, height, _ = data.train.images.shape
+    return build_model(
+        run.settings.model,
+        run.settings.norm,
+        num_classes=data.classes,
+        in_chans=channels,
+        image_size=height,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        bn_batch_size=run.settings.bn_batch_size,
+    ).train()
+
+
+def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[str, float | None]:
+    finished = trained.diverged_at is None
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    final: dict[str, float | None] = {}
+    for name, split in splits.items():
+        scores = None, None
+        if finished and split is not None:
+            scores = evaluate(model, split, trained.pause)
+        final[f"{name}_loss"], final[f"{name}_accuracy"] = scores
+    final["population_test_loss"] = final["population_test_accuracy"] = None
+    if finished and has_batch_norm(model):
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        # A stride, not a prefix: image folders come sorted by class.
+        stride = -(-data.train.images[:, 0].numel() // POPULATION_PIXELS)
+        recompute_population_statistics(model, data.train.images[::stride])
+        scores = evaluate(model, data.test)
+        final["population_test_loss"], final["population_test_accuracy"] = scores
+        model.load_state_dict(kept)
+    return final
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    # Parameters are views into one flat vector; each must own its memory to be saved.
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

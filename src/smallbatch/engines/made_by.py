@@ -1,0 +1,100 @@
+"""What a run's numbers depend on besides its hash: code, libraries, kernels and hardware.
+
+Which modules determine numbers is not listed but found, from what the engines import.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from smallbatch import machine
+from smallbatch.config.params import StudyConfig
+from smallbatch.engines.kinds import Engine, Kernels
+
+PACKAGE = Path(__file__).parents[1]
+ENTRY: dict[Engine, tuple[str, ...]] = {
+    "loop": ("engines/loop.py",),
+    "stacked": ("engines/loop.py", "engines/lanes/__init__.py"),
+}
+# Imported by the engines, but no number comes out of them: settings are part of a run's hash, and
+# the rest reads and writes. A module that belongs to neither these nor the engines' rooms is found.
+NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "machine.py", "data")
+COMPILED = ("*.cpp", "*.h")
+
+
+@cache
+def sources(*entries: str) -> tuple[Path, ...]:
+    """Files below the package that determine the numbers of some modules, relative to it.
+
+    The modules themselves, all that they import, directly or not, inside functions too, except for
+    type checking only, and the C++ beside them. What `NO_NUMBERS` names is left out.
+    """
+    found, left = set[Path](), [Path(entry) for entry in entries]
+    while left:
+        path = left.pop()
+        if path in found or path.parts[0] in NO_NUMBERS:
+            continue
+        found.add(path)
+        left += _imported(ast.parse((PACKAGE / path).read_text()).body)
+        left += [parent / "__init__.py" for parent in path.parents if parent != Path()]
+    folders = {path.parent for path in found}
+    compiled = [file for folder in folders for kind in COMPILED
+                for file in (PACKAGE / folder).glob(kind)]  # fmt: skip
+    return tuple(sorted({*found, *(file.relative_to(PACKAGE) for file in compiled)}))
+
+
+def _imported(nodes: Iterable[ast.stmt]) -> Iterator[Path]:
+    """Modules of the package that some statements import when they run."""
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        for inner in ast.walk(node):
+            names: list[str] = []
+            if isinstance(inner, ast.ImportFrom) and inner.module:
+                names = [inner.module, *(f"{inner.module}.{name.name}" for name in inner.names)]
+            elif isinstance(inner, ast.Import):
+                names = [name.name for name in inner.names]
+            for name in names:
+                if (path := _file_of(name)) is not None:
+                    yield path
+
+
+def _file_of(module: str) -> Path | None:
+    first, *rest = module.split(".")
+    if first != PACKAGE.name or not rest:
+        return None
+    path = Path(*rest)
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if (PACKAGE / file).is_file():
+            return file
+    return None
+
+
+@cache
+def code_digest(engine: Engine) -> str:
+    """Hash of the sources that determine a run's numbers under an engine."""
+    digest = hashlib.sha256()
+    for path in sources(*ENTRY[engine]):
+        digest.update(f"{path}\n".encode() + (PACKAGE / path).read_bytes())
+    return digest.hexdigest()
+
+
+def made_by_on(
+    engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
+) -> str:
+    """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
+    from smallbatch.engines.lanes import native
+
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
+    hardware = machine.gpu_name() if device == "cuda" else machine.processor()
+    by = kernels or "torch"
+    if kernels == "triton":
+        versions.append(f"triton {metadata.version('triton')}")
+    if engine == "stacked" and kernels is None and native.serves(study, device):
+        by = native.version()
+    return " ".join([code_digest(engine), *versions, device, str(hardware), by])

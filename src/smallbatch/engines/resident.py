@@ -1,0 +1,100 @@
+"""The data set as tensors that live on the training device; no loader, no workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smallbatch.data.prepared import Dataset
+from smallbatch.protocol.stream import PAD, Examples
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, normalised: images (N, C, H, W), labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Normalised splits on one device, and the training images zero-padded for random crops.
+
+    Attributes:
+        train, test, validation: the splits.
+        windows: every PAD-shifted crop of every training image as a view without copies,
+            (N, C, 2·PAD+1, 2·PAD+1, H, W); None where the study does not augment.
+        classes: number of classes.
+    """
+
+    train: Split
+    test: Split
+    validation: Split | None
+    windows: Tensor | None
+    classes: int
+
+    def place(self, examples: Examples) -> Tensor:
+        """A stretch of the stream as a table on the device; a copy for which the host waits.
+
+        Returns:
+            The row, top, left and flip of every position, int64 (4, n).
+        """
+        fields = (examples.index, examples.top, examples.left, examples.flip)
+        return torch.from_numpy(np.stack(fields).astype(np.int64)).to(self.train.images.device)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (m, C, H, W) and labels (m,), augmented if asked for; nothing waits for them.
+
+        The padding is zero after normalisation, that is, the training set's mean colour.
+
+        Args:
+            positions: columns of a table that `place` made, (4, m).
+        """
+        index, top, left, flip = positions
+        labels = self.train.labels[index]
+        if self.windows is None:
+            return _laid_out(self.train.images[index]), labels
+        crops = self.windows[index, :, top, left]
+        mirrored = flip.bool()[:, None, None, None]
+        return _laid_out(torch.where(mirrored, crops.flip(3), crops)), labels
+
+
+def load_resident(
+    data: Dataset, *, augment: bool, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Resident:
+    """Put a prepared data set on ``device``, normalised by the training set's mean and std."""
+    mean = np.asarray(data.meta.mean, dtype=np.float64)[:, None, None]
+    std = np.asarray(data.meta.std, dtype=np.float64)[:, None, None]
+    std = np.where(std > 0, std, 1.0)  # a channel of one value carries nothing; keep it finite
+
+    def split(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(dtype)
+        scale = torch.as_tensor(1 / (255 * std), dtype=dtype, device=device)
+        shift = torch.as_tensor(mean / std, dtype=dtype, device=device)
+        normalised = _laid_out(pixels.mul_(scale).sub_(shift))
+        return Split(normalised, torch.as_tensor(labels, device=device).long())
+
+    train = split(data.train_images, data.train_labels)
+    windows = None
+    if augment:
+        height, width = train.images.shape[2:]
+        padded = torch.nn.functional.pad(train.images.contiguous(), (PAD, PAD, PAD, PAD))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    validation = None
+    if data.validation_images is not None and data.validation_labels is not None:
+        validation = split(data.validation_images, data.validation_labels)
+    test = split(data.test_images, data.test_labels)
+    return Resident(train, test, validation, windows, len(data.meta.classes))
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    # A CPU's convolutions work on channels_last: 5 to 30 % faster than converting at every layer.
+    return images.contiguous(memory_format=torch.channels_last) if images.is_cpu else images

@@ -1,0 +1,1 @@
+"""A column carried out: chunks, worker processes, reasons to stop."""

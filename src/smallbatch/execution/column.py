@@ -1,0 +1,180 @@
+"""One column: every base learning rate × seed of a study at one batch size (one DVC stage)."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smallbatch import machine
+from smallbatch.execution.watch import Watch
+from smallbatch.placement.placement import Placement
+from smallbatch.protocol.column import Column
+from smallbatch.protocol.run import Run
+from smallbatch.records import checkpoints, files
+from smallbatch.records.lock import Lock, one_writer
+
+if TYPE_CHECKING:
+    from smallbatch.protocol.outcome import RunResult
+
+Row = dict[str, Any]
+_PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
+
+
+class Observer(Protocol):
+    """Someone who watches a column train: a progress display, a tracking mirror."""
+
+    def run_epoch(self, run: Run, row: Row) -> None:
+        """An epoch of ``run`` ended with the history values ``row``."""
+        ...
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        """``run`` ended, or was found finished from an earlier attempt."""
+        ...
+
+
+def train_column(
+    column: Column,
+    directory: Path,
+    *,
+    placement: Placement,
+    checkpoint_seconds: float,
+    work: Path = Path(".smallbatch/work"),
+    observers: Sequence[Observer] = (),
+    stage: str | None = None,
+    environment: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Train what is missing of a column and write its result files to ``directory``.
+
+    Args:
+        column: the runs.
+        directory: where `history.parquet`, `weights.safetensors`, `runs.json` and `timing.json` go.
+        placement: where and how. On the CPU the runs, or chunks of lanes, go to several
+            single-thread processes, by default one per core; a GPU trains them one after another.
+        checkpoint_seconds: between a chunk's checkpoints.
+        work: where finished runs are kept until, and after, their column is whole.
+        observers: told of every epoch and every end.
+        stage: the DVC stage this is, for the record.
+        environment: hardware, versions and commit, for the record; by default as they are now.
+        watch: for reasons to stop early; by default there are none.
+
+    Raises:
+        UserError: the model cannot be built for these images.
+        OSError: something cannot be written; what was there before stays.
+        Stopped: the watch asked for an end; the same call goes on from there.
+    """
+    watch = watch or Watch()
+    # Now: the checkout may move on while this code trains.
+    environment = environment or machine.describe(placement.device)
+    with one_writer(work, directory, watch.check) as lock:
+        started, clock = datetime.now(UTC), time.perf_counter()
+        _train_missing(
+            column, directory, placement, checkpoint_seconds, work, observers, watch, lock
+        )
+        made_by = placement.made_by
+        records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
+        # Over all runs, those kept from an earlier attempt too: the speed while training.
+        images, seconds = (
+            sum(getattr(timing, what) for _, timing in records.values())
+            for what in ("images", "seconds")
+        )
+        watch.check()
+        timing = {
+            "environment": dict(environment),
+            "column": {
+                "started": started.isoformat(timespec="seconds"),
+                "seconds": time.perf_counter() - clock,
+                "images_per_second": placement.workers * images / seconds,
+                "workers": placement.workers,
+                "engine": placement.engine,
+                "kernels": placement.method.kernels,
+                "device": placement.device,
+                "stage": stage,
+                "peak_memory_bytes": _peak_memory(placement.device),
+            },
+            "runs": {run.hash: records[run.hash][1].as_json() for run in column.runs},
+        }
+        lock.beat(now=True)
+        files.write_column(
+            directory,
+            dataset=asdict(column.dataset.meta),
+            study=column.study,
+            updates=column.updates(column.runs[0]),
+            results=[(run, records[run.hash][0]) for run in column.runs],
+            timing=timing,
+        )
+        lock.beat(now=True)
+        shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
+
+
+def _train_missing(
+    column: Column,
+    directory: Path,
+    placement: Placement,
+    checkpoint_seconds: float,
+    work: Path,
+    observers: Sequence[Observer],
+    watch: Watch,
+    lock: Lock,
+) -> None:
+    """Train the runs of which no record is kept."""
+    done = {run.hash: files.load_record(work / run.hash, placement.made_by) for run in column.runs}
+    for run in column.runs:
+        if kept := done[run.hash]:
+            _end(observers, run, kept[0].outcome)
+    missing = [run for run in column.runs if done[run.hash] is None]
+    if not missing:
+        return
+    from smallbatch.execution.workers import Job, train_all
+
+    if placement.remark:
+        print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
+    train_all(
+        Job(
+            column=column.runs,
+            missing=missing,
+            dataset=column.dataset,
+            placement=placement,
+            work=work,
+            plan=checkpoints.plan(work, directory, placement.made_by),
+            checkpoint_seconds=checkpoint_seconds,
+            watch=watch,
+            beat=lock.beat,
+        ),
+        on_epoch=lambda run, row: _tell(observers, run, row),
+        on_done=lambda run, outcome: _end(observers, run, outcome),
+    )
+
+
+def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
+    record = files.load_record(directory, made_by)
+    if record is None:
+        raise RuntimeError(f"{directory}: the run that was just trained cannot be read back")
+    return record
+
+
+def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:
+    for observer in observers:
+        observer.run_epoch(run, row)
+
+
+def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
+    for observer in observers:
+        observer.run_done(run, outcome)
+
+
+def _peak_memory(device: str) -> int:
+    """Peak bytes: of the device on a GPU, of the largest worker process on a CPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    usage = max(resource.getrusage(who).ru_maxrss for who in _PROCESSES)
+    return usage * 1024

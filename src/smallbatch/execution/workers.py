@@ -1,0 +1,375 @@
+"""Trains a column's runs: in forked single-thread workers on a CPU, one after another on a GPU.
+
+Groups of runs that are computed together, chunks, are taken one after another; each keeps its own
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smallbatch.config.params import format_base_lr
+from smallbatch.engines.lanes import lane_bytes, train_lanes
+from smallbatch.engines.loop import initial_model, train
+from smallbatch.engines.resident import load_resident
+from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
+from smallbatch.execution.watch import GRACE_S, HINT
+from smallbatch.machine import free_memory
+from smallbatch.placement.placement import Placement
+from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
+from smallbatch.records import files
+from smallbatch.records.checkpoints import Checkpoints, Plan
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import StudyConfig
+    from smallbatch.data.prepared import Dataset
+    from smallbatch.engines.resident import Resident
+    from smallbatch.execution.watch import Watch
+    from smallbatch.protocol.outcome import RunResult
+    from smallbatch.protocol.run import Run
+
+Row = dict[str, Any]
+LESS = "set compute.memory lower; the same command then goes on"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs to train and what they share.
+
+    Attributes:
+        column: every run of the column, in order of learning rate.
+        missing: those to train.
+        dataset: the prepared data.
+        placement: where and how they are trained.
+        work: where each run's record goes as it ends.
+        plan: which runs are computed together, from this attempt or an earlier one.
+        checkpoint_seconds: between a chunk's checkpoints.
+        watch: for reasons to stop.
+        beat: gives a sign of life now and then.
+    """
+
+    column: Sequence[Run]
+    missing: Sequence[Run]
+    dataset: Dataset
+    placement: Placement
+    work: Path
+    plan: Plan
+    checkpoint_seconds: float
+    watch: Watch
+    beat: Callable[[], None]
+
+    @property
+    def workers(self) -> int:
+        """Processes that have something to do."""
+        return min(self.placement.workers, len(self.missing))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Runs that are computed together, and their checkpoints."""
+
+    runs: Sequence[Run]
+    checkpoints: Checkpoints
+
+
+def train_all(
+    job: Job, on_epoch: Callable[[Run, Row], None], on_done: Callable[[Run, str], None]
+) -> None:
+    """Train every run and keep its record; the callbacks are called in this process.
+
+    Raises:
+        UserError: the model cannot be built for these images, or a record cannot be written.
+        WorkerLost: memory ran out, or a worker was killed.
+        RuntimeError: a run failed.
+        Stopped: the watch asked for an end; all progress is kept.
+    """
+    if job.placement.device == "cpu":
+        # One thread per run whatever the machine: thread counts change float sums, and no OpenMP
+        # pool may exist before the fork.
+        torch.set_num_threads(1)
+    augment = job.missing[0].settings.augment
+    data = load_resident(job.dataset, augment=augment, device=torch.device(job.placement.device))
+    initial_model(job.missing[0], data)  # so that a model which does not fit fails here, once
+    stop = RawValue("b", 0)
+
+    def stopping() -> bool:
+        if job.placement.device == "cuda":  # no workers: this process itself looks out
+            job.beat()
+            return job.watch.stopping()
+        return bool(stop.value)
+
+    chunks = _chunks(job, data, stopping)
+    if job.placement.device == "cpu":
+        _train_in_workers(job, data, chunks, stop, on_epoch, on_done)
+        return
+    torch.backends.cudnn.deterministic = True
+    try:
+        for chunk in chunks:
+            _train_chunk(job, data, chunk, on_epoch, on_done)
+    except Stopping:
+        job.watch.check()
+        raise
+    except torch.OutOfMemoryError as error:
+        raise WorkerLost(f"the GPU's memory ran out; {LESS}") from error
+
+
+def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chunk]:
+    """The chunks of an earlier attempt that still hold missing runs, then new ones for the rest."""
+    runs = {run.hash: run for run in job.column}
+    missing = {run.hash for run in job.missing}
+    at_most, limited = _lanes_at_most(job, data)
+    planned: list[list[str]] = []
+    for hashes in job.plan.read():
+        fits = len(hashes) <= at_most or not limited
+        if fits and missing & set(hashes) and set(hashes) <= runs.keys():
+            planned.append(hashes)
+    taken = {name for hashes in planned for name in hashes}
+    left = [run for run in job.missing if run.hash not in taken]
+    groups: dict[StudyConfig, list[Run]] = {}
+    for run in left:  # lanes share their settings, so each BN batch size has lanes of its own
+        groups.setdefault(run.settings, []).append(run)
+    for group in groups.values():
+        planned += [[run.hash for run in chunk] for chunk in deal(group, job.workers, at_most)]
+    job.plan.write(planned)
+    chunks: list[Chunk] = []
+    for hashes in planned:
+        folder = job.plan.chunk_folder(hashes)
+        checkpoints = Checkpoints(folder, job.checkpoint_seconds, stopping)
+        if checkpoints.saved and missing & set(hashes) - set(checkpoints.saved.runs):
+            checkpoints.forget()  # the record of a run that ended before it was lost
+        alive = checkpoints.saved.runs if checkpoints.saved else hashes
+        chunks.append(Chunk([runs[name] for name in alive], checkpoints))
+    _tell_resumed(job, chunks)
+    return chunks
+
+
+def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
+    """Lanes of a chunk that a worker's memory holds, and whether the user has set that limit."""
+    if job.placement.engine == "loop":
+        return 1, False
+    if job.placement.memory is not None:
+        memory = job.placement.memory
+    elif job.placement.device == "cuda":
+        torch.cuda.empty_cache()  # what a column before this one left is free
+        memory = int(CAPTURED_SHARE * torch.cuda.mem_get_info()[0])
+    else:
+        memory = int(MEMORY_SHARE * free_memory())
+    lanes = memory // job.workers // lane_bytes(job.missing[0], data)
+    return max(1, min(lanes, job.placement.method.lanes or lanes)), job.placement.memory is not None
+
+
+def _tell_resumed(job: Job, chunks: Sequence[Chunk]) -> None:
+    resumed = [chunk for chunk in chunks if chunk.checkpoints.saved]
+    if not resumed:
+        return
+    updates = [chunk.checkpoints.saved.update for chunk in resumed if chunk.checkpoints.saved]
+    runs = sum(len(chunk.runs) for chunk in resumed)
+    print(
+        f"m={job.column[0].batch_size}: {runs} runs go on from their checkpoints, "
+        f"at updates {min(updates)} to {max(updates)}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _train_in_workers(
+    job: Job,
+    data: Resident,
+    chunks: Sequence[Chunk],
+    stop: Any,
+    on_epoch: Callable[[Run, Row], None],
+    on_done: Callable[[Run, str], None],
+) -> None:
+    # Forked children share the data set's pages and skip torch's import.
+    context = multiprocessing.get_context("fork")
+    taken, events = context.Value("l", 0), context.Queue()
+    arguments = (job, data, chunks, taken, events, os.getpid())
+    workers = [
+        context.Process(target=_work, args=arguments, daemon=True) for _ in range(job.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    runs = {run.hash: run for run in job.missing}
+    try:
+        for kind, name, value in _events(job, events, workers, stop):
+            if kind == "epoch":
+                on_epoch(runs[name], value)
+            elif kind == "done":
+                on_done(runs[name], value)
+            elif kind == "refused":
+                raise UserError(value)
+            elif kind == "lost":
+                raise WorkerLost(value)
+            else:
+                title = f"base_lr={format_base_lr(runs[name].base_lr)} seed={runs[name].seed}"
+                raise RuntimeError(f"training m={runs[name].batch_size} {title} failed:\n{value}")
+    except TakenOver:
+        for worker in workers:
+            worker.kill()  # what they would keep is another's now
+        raise
+    finally:
+        stop.value = 1  # where something went wrong, the others keep what they have
+        deadline = time.monotonic() + GRACE_S
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.kill()
+            worker.join()
+
+
+def _events(
+    job: Job, events: Any, workers: Sequence[Any], stop: Any
+) -> Iterator[tuple[str, str, Any]]:
+    """What the workers say, until every missing run has ended.
+
+    Raises:
+        WorkerLost: workers died before that.
+        Stopped: they were asked to stop, and have.
+    """
+    ends = len(job.missing)
+    while ends:
+        job.beat()
+        if job.watch.stopping():
+            stop.value = 1
+        alive = any(worker.is_alive() for worker in workers)
+        failed = [worker.exitcode for worker in workers if worker.exitcode]
+        try:
+            event = events.get(timeout=0.2)
+        except Empty:
+            if not alive:
+                job.watch.check()
+            if failed or not alive:
+                code = failed[0] if failed else 0
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                hint = HINT if code != -signal.SIGKILL else f"if memory ran out, {LESS}"
+                raise WorkerLost(f"a training worker {how}: {hint}") from None
+            continue
+        ends -= event[0] == "done"
+        yield event
+
+
+def _work(
+    job: Job,
+    data: Resident,
+    chunks: Sequence[Chunk],
+    taken: Any,
+    events: Any,
+    parent: int,
+) -> None:
+    _live_and_die_with(parent)
+    _keep_freed_memory()
+    while True:
+        with taken.get_lock():
+            i, taken.value = taken.value, taken.value + 1
+        if i >= len(chunks):
+            return
+        chunk = chunks[i]
+        name = chunk.runs[0].hash
+        try:
+            _train_chunk(
+                job,
+                data,
+                chunk,
+                on_epoch=lambda run, row: events.put(("epoch", run.hash, row)),
+                on_done=lambda run, outcome: events.put(("done", run.hash, outcome)),
+            )
+        except Stopping:
+            return
+        except UserError as error:
+            events.put(("refused", name, str(error)))
+        except OSError as error:
+            events.put(("refused", name, f"{error.filename}: cannot be written: {error.strerror}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+            if is_out_of_memory(error):
+                events.put(("lost", name, f"a training worker ran out of memory; {LESS}"))
+            else:
+                events.put(("failed", name, traceback.format_exc()))
+
+
+def _live_and_die_with(parent: int) -> None:
+    """End with the parent, however it ends; signals to the whole group are the parent's to judge.
+
+    So nobody writes beside a new training, and nobody dies in the middle of a last checkpoint.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
+
+
+def _keep_freed_memory() -> None:
+    """Ask the C library to reuse large freed buffers instead of returning them to the system.
+
+    Each update frees and takes the same activations; page faults on them cost up to half of the
+    time at m ≥ 128. Without glibc nothing changes.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_mmap_threshold, 2**30)
+    except (OSError, AttributeError):
+        return
+
+
+def _train_chunk(
+    job: Job,
+    data: Resident,
+    chunk: Chunk,
+    on_epoch: Callable[[Run, Row], None],
+    on_done: Callable[[Run, str], None],
+) -> None:
+    """Train runs that are computed together, and keep each one's record as it ends."""
+    # A run may have ended after the checkpoint from which its chunk goes on.
+    missing = {run.hash for run in job.missing}
+    checkpoints = chunk.checkpoints
+
+    def tell(run: Run, row: Row) -> None:
+        if run.hash in missing:
+            on_epoch(run, row)
+
+    def keep(run: Run, result: RunResult, seconds: float) -> None:
+        if run.hash not in missing:
+            return
+        timing = files.Timing(
+            started=checkpoints.started,
+            ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            seconds=seconds,
+            images=result.rows[-1]["updates"] * run.batch_size,
+        )
+        files.save_record(job.work / run.hash, result, timing, job.placement.made_by)
+        on_done(run, result.outcome)
+
+    checkpoints.start_clock()
+    if job.placement.engine == "stacked":
+        recorded = {run for run in chunk.runs if run.hash not in missing}
+        train_lanes(
+            chunk.runs,
+            data,
+            on_epoch=tell,
+            on_end=keep,
+            keeper=checkpoints,
+            kernels=job.placement.method.kernels,
+            recorded=recorded,
+        )
+    else:
+        (run,) = chunk.runs
+        result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)
+        keep(run, result, checkpoints.elapsed)
+    checkpoints.clear()

@@ -1,0 +1,116 @@
+"""A column's progress: a live line on a terminal, a line now and then where output is piped."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.protocol.run import Run
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+QUIET_INTERVAL = 30.0  # seconds between lines where output is no terminal
+
+
+class Progress:
+    """Counts epochs and runs of one column; an observer of :func:`~execution.column.train_column`.
+
+    Args:
+        title: names the column, e.g. ``digits/resnet8-bn m=8``.
+        runs: runs of the column.
+        epochs: epochs per run.
+        images: training images per epoch.
+        terminal: draw a live display; by default, where stderr is a terminal.
+    """
+
+    def __init__(
+        self, title: str, runs: int, epochs: int, images: int, terminal: bool | None = None
+    ) -> None:
+        self.title, self.runs, self.epochs, self.images = title, runs, epochs, images
+        self.terminal = sys.stderr.isatty() if terminal is None else terminal
+        self.done = self.diverged = 0
+        self.loss = math.nan
+        self._epochs_of: dict[str, int] = {}
+        self._started = self._spoken = time.monotonic()
+        self._trained = 0  # epochs trained now, as against found finished or cut short
+        self._rich: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        if self.terminal:
+            self._rich = _display()
+            self._rich.start()
+            self._rich.add_task(self.title, total=self.runs * self.epochs, runs="", loss="")
+        else:
+            self._say(f"{self.runs} runs × {self.epochs} epochs × {self.images} images")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+        if kind is None:
+            seconds = time.monotonic() - self._started
+            self._say(f"{self._counts()} in {_clock(seconds)}")
+
+    def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        """See :class:`~execution.column.Observer`."""
+        self._epochs_of[run.hash] = row["epoch"]
+        self._trained += 1
+        self.loss = row["train_loss"]
+        self._show()
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        """See :class:`~execution.column.Observer`."""
+        self._epochs_of[run.hash] = self.epochs
+        self.done += 1
+        self.diverged += outcome == "diverged"
+        self._show()
+
+    def _show(self) -> None:
+        epochs = sum(self._epochs_of.values())
+        loss = f"loss {self.loss:.3f}"
+        if self._rich is not None:
+            runs = f"{self.done}/{self.runs} runs"
+            self._rich.update(self._rich.task_ids[0], completed=epochs, runs=runs, loss=loss)
+        elif time.monotonic() - self._spoken >= QUIET_INTERVAL and self.done < self.runs:
+            self._spoken = time.monotonic()
+            left = self.runs * self.epochs - epochs
+            speed = self._trained / (self._spoken - self._started)
+            eta = f", about {_clock(left / speed)} left" if speed > 0 else ""
+            self._say(f"{self._counts()}, {loss}{eta}")
+
+    def _counts(self) -> str:
+        diverged = f" ({self.diverged} diverged)" if self.diverged else ""
+        return f"{self.done}/{self.runs} runs{diverged}"
+
+    def _say(self, text: str) -> None:
+        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
+
+def _display() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[runs]}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

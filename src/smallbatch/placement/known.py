@@ -1,0 +1,194 @@
+"""What is known of this machine: the speed of each way to train a column, and past choices.
+
+Kept in the user's cache folder, in a file of its own for every processor, torch and version of the
+training code. A file that is damaged, missing or cannot be written costs nothing but the learning.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from smallbatch import machine
+from smallbatch.engines.kinds import GPU_KERNELS, Engine, has_layers
+from smallbatch.engines.made_by import code_digest
+from smallbatch.placement.workload import Method, Workload
+
+CHUNK = 8  # lanes at a time, the alternative to as many as memory holds
+
+
+MOST_LANES = 16  # of a worker: columns with more are as fast as with these
+
+
+@dataclass
+class Known:
+    """The content of a cache file.
+
+    Attributes:
+        rates: images per second, by case and way.
+        choices: the way that a column was given, by the column.
+        startup: seconds from the start of a training process to its first update.
+    """
+
+    rates: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    choices: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    startup: float | None = None
+
+
+# What this process learnt, for where the cache cannot be written.
+_learnt = Known()
+
+
+def known() -> Known:
+    """All that is known about this machine."""
+    return _merged(_read(_file()), _learnt)
+
+
+def learn(
+    *,
+    rates: Mapping[str, Mapping[str, float]] | None = None,
+    choices: Mapping[str, Method] | None = None,
+    startup: float | None = None,
+) -> None:
+    """Add to what is known."""
+    global _learnt
+    news = Known(
+        {case: dict(ways) for case, ways in (rates or {}).items()},
+        {column: asdict(way) for column, way in (choices or {}).items()},
+        startup,
+    )
+    _learnt = _merged(_learnt, news)
+    path = _file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(asdict(_merged(_read(path), news)), indent=1))
+            part.replace(path)
+    except OSError:
+        return
+
+
+def alike(case: Workload) -> Workload:
+    """The case that stands for this one: on a CPU large numbers of lanes are equally fast."""
+    if case.device == "cuda":
+        return case
+    return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
+
+
+def case_key(case: Workload) -> str:
+    """The case as the cache names it."""
+    return alike(case).key
+
+
+def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
+    """The ways to train a column by some engines."""
+    from smallbatch.engines.lanes import native
+
+    if case.device == "cuda" and has_layers(case.model):
+        stacked = [Method("stacked", kernels=name) for name in GPU_KERNELS]
+        return [
+            way
+            for engine in engines
+            for way in (stacked if engine == "stacked" else [Method(engine)])
+        ]
+    found = [Method(engine) for engine in engines]
+    torchs = case.device == "cpu" and not native.serves(case.settings(), case.device)
+    if torchs and case.lanes > CHUNK * case.workers and Method("stacked") in found:
+        found.append(Method("stacked", CHUNK))
+    return found
+
+
+def fastest(case: Workload, candidates: Iterable[Method]) -> tuple[Method, float] | None:
+    """The fastest way and its images per second, or None unless all of them are known."""
+    rates = known().rates.get(case_key(case), {})
+    candidates = list(candidates)
+    if not candidates or any(way.key not in rates for way in candidates):
+        return None
+    best = max(candidates, key=lambda way: rates[way.key])
+    return best, rates[best.key]
+
+
+def decided(column: str, case: Workload, stackable: Callable[[], bool]) -> Method | None:
+    """The way to train a column, by what is known: the one it was given before, or the fastest.
+
+    Args:
+        column: identifies it; what was decided for a column on this machine stays.
+        case: its workload.
+        stackable: whether the stacked engine takes its model at all.
+    """
+    if (past := known().choices.get(column)) is not None:
+        return Method(**past)
+    if case.lanes == 1 or not stackable():
+        return None
+    best = fastest(case, ways(case, ("loop", "stacked")))
+    return best[0] if best else None
+
+
+def _file() -> Path:
+    own, caches = os.environ.get("SMALLBATCH_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    folder = Path(own or Path(caches or "~/.cache") / "smallbatch").expanduser()
+    return folder / f"calibration-{_machine()}.json"
+
+
+@cache
+def _machine() -> str:
+    """Digest of all that the speeds depend on."""
+    from smallbatch.engines.lanes.native.compile import compiler
+
+    identity = [
+        machine.cpu_model(), machine.cores(), machine.gpu_name(),
+        metadata.version("torch"), code_digest("loop"), code_digest("stacked"), compiler(),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Known:
+    try:
+        return _checked(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return Known()
+
+
+def _checked(raw: Any) -> Known:
+    rates = {
+        str(case): {str(way): _number(rate) for way, rate in measured.items()}
+        for case, measured in raw["rates"].items()
+    }
+    choices = {str(column): asdict(_way(way)) for column, way in raw["choices"].items()}
+    startup = raw["startup"]
+    return Known(rates, choices, None if startup is None else _number(startup))
+
+
+def _way(raw: Any) -> Method:
+    lanes, kernels = raw["lanes"], raw.get("kernels")
+    if raw["engine"] not in ("loop", "stacked") or not (lanes is None or type(lanes) is int):
+        raise ValueError("no way to train a column")
+    if kernels not in (None, *GPU_KERNELS):
+        raise ValueError("no way to compute convolutions")
+    return Method(raw["engine"], lanes, kernels)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise ValueError("no rate")
+    return float(value)
+
+
+def _merged(old: Known, new: Known) -> Known:
+    rates = {case: dict(measured) for case, measured in old.rates.items()}
+    for case, measured in new.rates.items():
+        rates[case] = {**rates.get(case, {}), **measured}
+    startup = old.startup if new.startup is None else new.startup
+    # The first choice stays, whoever made it.
+    return Known(rates, {**new.choices, **old.choices}, startup)

@@ -1,0 +1,253 @@
+"""Where and how a column is trained, decided once and then passed on."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from smallbatch import machine
+from smallbatch.engines.made_by import made_by_on
+from smallbatch.errors import UserError
+from smallbatch.machine import free_memory
+from smallbatch.placement.known import decided, learn
+from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
+from smallbatch.placement.workload import Method, Workload, noise
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import ComputeConfig, EngineSetting
+    from smallbatch.engines.kinds import Engine
+    from smallbatch.protocol.column import Column
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a column is trained.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        method: the engine, and how it computes lanes.
+        workers: processes; one on a GPU.
+        memory: bytes for the lanes of all workers, or None for a part of what is free.
+        made_by: what the numbers depend on besides a run's hash.
+        remark: one line where the engine is not the one asked for.
+    """
+
+    device: str
+    method: Method
+    workers: int
+    memory: int | None
+    made_by: str
+    remark: str | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """``loop`` or ``stacked``."""
+        return self.method.engine
+
+
+def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
+    """Decide where and how a column is trained; see :func:`~placement.rules.choose`.
+
+    ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), else
+    the rule of :mod:`~placement.rules`. What was decided for a column stays, unless ``keep`` is
+    False.
+
+    Raises:
+        UserError: the device is not there, or the model cannot be built for these images.
+    """
+    device = resolve_device(compute.device)
+    choice = _choose(column, compute, device, keep)
+    return Placement(
+        device=device,
+        method=choice.method,
+        workers=_workers(column, compute, device),
+        memory=memory_of(compute),
+        made_by=made_by_on(
+            choice.method.engine, device, column.runs[0].settings, choice.method.kernels
+        ),
+        remark=choice.remark,
+    )
+
+
+def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> Choice:
+    if device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # no OpenMP pool may exist before workers are forked
+    if compute.engine != "auto" or len(column.runs) == 1:
+        return _by_rule(column, compute.engine, device)
+    name, workload = name_of(column, device), workload_of(column, compute)
+    method = decided(name, workload, lambda: can_stack(column, device))
+    if method is None:
+        choice = _by_rule(column, "auto", device)
+    else:
+        choice = _by_rule(column, method.engine, device, tried=True)
+        if choice.method.engine == "stacked":
+            kernels = method.kernels or choice.method.kernels
+            choice = replace(choice, method=Method("stacked", method.lanes, kernels))
+    on_cpu = choice.method.engine == "stacked" and device == "cpu"
+    if on_cpu and not _fits(column, workload, compute):
+        choice = Choice(Method("loop"))
+    if keep:
+        learn(choices={name: choice.method})
+    return choice
+
+
+def name_of(column: Column, device: str) -> str:
+    """What identifies a column among those that this machine has placed."""
+    return f"{replace(column.runs[0], base_lr=1.0, seed=0).hash} {device}"
+
+
+def workload_of(column: Column, compute: ComputeConfig) -> Workload:
+    """What decides how fast a column trains.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    run, meta, device = column.runs[0], column.dataset.meta, resolve_device(compute.device)
+    return Workload(
+        model=run.settings.model,
+        norm=run.settings.norm,
+        bn_batch_size=run.settings.bn_batch_size,
+        augment=run.settings.augment,
+        precision=run.settings.precision,
+        channels=meta.channels,
+        size=meta.height,
+        classes=len(meta.classes),
+        batch_size=run.batch_size,
+        lanes=len(column.runs),
+        device=device,
+        workers=_workers(column, compute, device),
+    )
+
+
+def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
+    """Whether every worker has memory for a vector of lanes, which native kernels always take."""
+    import torch
+
+    from smallbatch.engines.lanes import lane_bytes
+    from smallbatch.engines.lanes.native.algorithms import lanes_of_a_vector
+    from smallbatch.engines.loop import initial_model
+    from smallbatch.engines.resident import load_resident
+
+    data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
+    run, image = column.runs[0], (workload.channels, workload.size, workload.size)
+    lanes = lanes_of_a_vector(initial_model(run, data), workload.batch_size, image)
+    needed = workload.workers * lanes * lane_bytes(run, data)
+    return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
+
+
+def can_stack(column: Column, device: str) -> bool:
+    """Whether the stacked engine takes a column's model."""
+    return _by_rule(column, "stacked", device, tried=True).method.engine == "stacked"
+
+
+def _workers(column: Column, compute: ComputeConfig, device: str) -> int:
+    """Processes that train a column: one on a GPU, else as many as asked for, or one per core."""
+    workers = 1 if device == "cuda" else compute.workers
+    return min(machine.cores() if workers == "auto" else workers, len(column.runs))
+
+
+def memory_of(compute: ComputeConfig) -> int | None:
+    """Bytes for the lanes of all workers, or None for a part of what is free."""
+    return None if compute.memory == "auto" else int(compute.memory * 2**30)
+
+
+def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:
+    """The choice of :func:`~placement.rules.choose`; ``tried``: Triton need not be tried."""
+    run, meta = column.runs[0], column.dataset.meta
+
+    def try_vmap() -> bool:
+        settings = run.settings
+        return _vmap_works(
+            settings.model, settings.norm, len(meta.classes), meta.channels, meta.height,
+            run.batch_size, settings.bn_batch_size,
+        )  # fmt: skip
+
+    def try_triton() -> bool:
+        import torch
+
+        from smallbatch.engines.lanes.kernels import triton_works
+
+        return tried or triton_works(torch.device(device), run.settings.precision)
+
+    return choose(
+        asked,
+        run.settings,
+        batch_size=run.batch_size,
+        pixels=meta.height * meta.width,
+        lanes=len(column.runs),
+        device=device,
+        vmap_works=try_vmap,
+        triton_works=try_triton,
+    )
+
+
+@cache
+def _vmap_works(
+    model: str,
+    norm: str,
+    classes: int,
+    channels: int,
+    size: int,
+    batch_size: int,
+    bn_batch_size: int | None,
+) -> bool:
+    """Whether two lanes of a model go through a step under vmap.
+
+    Raises:
+        UserError: the model cannot be built for these images.
+    """
+    from smallbatch.engines.lanes.torch.vmap import vmap_works
+    from smallbatch.models import build_model
+
+    built = build_model(
+        model, norm, num_classes=classes, in_chans=channels, image_size=size, seed=0,
+        batch_size=batch_size, bn_batch_size=bn_batch_size,
+    )  # fmt: skip
+    return _in_a_child(lambda: vmap_works(built, channels, size, batch_size))
+
+
+def _in_a_child(call: Callable[[], bool]) -> bool:
+    """Answer by a forked process: autograd starts threads, and workers are forked from this one.
+
+    Raises:
+        UserError: the call did.
+    """
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+
+    def answer() -> None:
+        try:
+            send.send(call())
+        except UserError as error:
+            send.send(error)
+
+    child = context.Process(target=answer, daemon=True)
+    child.start()
+    send.close()
+    try:
+        found = receive.recv()
+    except EOFError:  # it was killed, or failed in a way that nobody expects
+        found = False
+    child.join()
+    if isinstance(found, UserError):
+        raise found
+    return bool(found)
+
+
+def resolve_device(choice: str) -> str:
+    """``auto`` → ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        UserError: ``cuda`` was asked for and is not there.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise UserError("device: found 'cuda', allowed here: cpu (torch sees no CUDA device)")
+    return "cuda" if available and choice in ("auto", "cuda") else "cpu"

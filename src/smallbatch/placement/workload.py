@@ -1,0 +1,146 @@
+"""What decides how fast a column trains, and the ways to train it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from smallbatch.config.params import StudyConfig
+from smallbatch.data.prepared import Dataset, Meta
+from smallbatch.engines.kinds import Engine, Kernels
+
+TEST_IMAGES = 2  # per epoch: evaluation is left out of the measured rate but for these
+ENDLESS = 10**6  # epochs: a measurement is stopped by the clock, long before a milestone
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What decides how fast a column trains on a given machine.
+
+    Attributes:
+        model: its name.
+        norm: its normalisation.
+        bn_batch_size: sub-batch of ghost batch norm.
+        augment: whether crops and flips are drawn.
+        precision: of the arithmetic.
+        channels: of an image.
+        size: of an image in pixels, height and width.
+        classes: outputs of the model.
+        batch_size: m.
+        lanes: runs of the column.
+        device: ``cpu`` or ``cuda``.
+        workers: processes.
+    """
+
+    model: str
+    norm: str
+    bn_batch_size: int | None
+    augment: bool
+    precision: str
+    channels: int
+    size: int
+    classes: int
+    batch_size: int
+    lanes: int
+    device: str
+    workers: int
+
+    @property
+    def key(self) -> str:
+        """The case as text."""
+        norm = self.norm if self.bn_batch_size is None else f"{self.norm}{self.bn_batch_size}"
+        augment = "augmented " if self.augment else ""
+        return (
+            f"{self.model} {norm} {self.precision} {augment}"
+            f"{self.channels}x{self.size}x{self.size} {self.classes} classes m={self.batch_size} "
+            f"{self.lanes} lanes {self.device} {self.workers} workers"
+        )
+
+    def at(self, batch_size: int) -> Workload:
+        """The same at another batch size."""
+        return replace(self, batch_size=batch_size)
+
+    def settings(self, epochs: int = ENDLESS) -> StudyConfig:
+        """A study of this case; by default it never ends."""
+        return StudyConfig.model_validate(
+            {
+                "model": self.model,
+                "norm": self.norm,
+                "bn_batch_size": self.bn_batch_size,
+                "augment": self.augment,
+                "precision": self.precision,
+                "epochs": epochs,
+                "weight_decay": 1e-4,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compute a column.
+
+    Attributes:
+        engine: ``loop`` or ``stacked``.
+        lanes: at most so many in one worker at a time; None: as many as its memory holds.
+        kernels: what computes stacked lanes on a GPU; None on a CPU and for `loop`.
+    """
+
+    engine: Engine
+    lanes: int | None = None
+    kernels: Kernels | None = None
+
+    @property
+    def key(self) -> str:
+        """The way as text."""
+        by = "" if self.kernels is None else f" by {self.kernels} kernels"
+        return f"{self.engine}{by}{'' if self.lanes is None else f' in chunks of {self.lanes}'}"
+
+
+@cache
+def training_flops_of(case: Workload) -> int:
+    """Operations of one training image of a case."""
+    from smallbatch.models import build_model
+    from smallbatch.models.flops import forward_flops, training_flops
+
+    model = build_model(
+        case.model,
+        case.norm,
+        num_classes=case.classes,
+        in_chans=case.channels,
+        image_size=case.size,
+        seed=0,
+        batch_size=max(2, case.batch_size),
+        bn_batch_size=case.bn_batch_size,
+    )
+    return training_flops(forward_flops(model, case.channels, case.size))
+
+
+def noise(case: Workload, count: int) -> Dataset:
+    """Random images in a case's shape: what a pixel holds does not change what it costs."""
+    rng = np.random.default_rng(0)
+    total = count + TEST_IMAGES
+    images = rng.integers(0, 256, (total, case.channels, case.size, case.size), dtype=np.uint8)
+    labels = rng.integers(0, case.classes, total)
+    return as_dataset(images, labels, case.classes)
+
+
+def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:
+    """A data set whose test split is the last TEST_IMAGES of ``images``, uint8 (N, C, H, W)."""
+    channels, height, width = images.shape[1:]
+    n = len(images) - TEST_IMAGES
+    meta = Meta(
+        name="measurement",
+        source="noise",
+        classes=tuple(str(i) for i in range(classes)),
+        channels=channels,
+        height=height,
+        width=width,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        counts={"train": n, "validation": 0, "test": TEST_IMAGES},
+        fingerprint="0" * 64,
+    )
+    return Dataset(meta, images[:n], labels[:n], images[n:], labels[n:])

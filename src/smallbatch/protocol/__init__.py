@@ -1,0 +1,1 @@
+"""The paper's training protocol: runs, columns, schedule, stream of examples."""

@@ -1,0 +1,77 @@
+"""A column: every base learning rate and seed of a study at one batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from smallbatch.config.params import StudyConfig
+from smallbatch.errors import UserError
+from smallbatch.protocol.run import Run
+from smallbatch.protocol.schedule import updates_after
+
+if TYPE_CHECKING:
+    from smallbatch.data.prepared import Dataset
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column trains.
+
+    Attributes:
+        study: the study's name.
+        dataset: the prepared data.
+        runs: one per (BN batch size, η̃, seed), all of one batch size.
+    """
+
+    study: str
+    dataset: Dataset
+    runs: tuple[Run, ...]
+
+    @property
+    def batch_size(self) -> int:
+        """M of every run."""
+        return self.runs[0].batch_size
+
+    def updates(self, run: Run) -> int:
+        """Updates of a run that finishes."""
+        n = self.dataset.meta.counts["train"]
+        return updates_after(run.settings.epochs, n, run.batch_size)
+
+
+def plan_column(
+    study: str,
+    settings: StudyConfig,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    base_lrs: Sequence[float],
+    seeds: Sequence[int],
+) -> Column:
+    """List the runs of a column.
+
+    Raises:
+        UserError: the batch size exceeds the training set, or does not suit the settings.
+    """
+    n = dataset.meta.counts["train"]
+    if batch_size > n:
+        raise UserError(
+            f"batch size: found {batch_size}, allowed: at most the {n} training examples "
+            f"of {dataset.meta.name}"
+        )
+    try:
+        variants = settings.at(batch_size)
+    except ValueError as error:
+        raise UserError(f"studies.{study}.{error}") from None
+    fingerprint = dataset.meta.fingerprint
+    return Column(
+        study,
+        dataset,
+        tuple(
+            Run(variant, fingerprint, batch_size, base_lr, seed)
+            for variant in variants
+            for base_lr in base_lrs
+            for seed in seeds
+        ),
+    )

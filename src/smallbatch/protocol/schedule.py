@@ -1,0 +1,36 @@
+"""Updates and learning rates of a training (sections 2 and 5 of the paper)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import StudyConfig
+
+
+WARMUP_START = 1 / 32  # warm-up begins at η/32
+
+
+def updates_after(epochs: int, n: int, batch_size: int) -> int:
+    """Whole updates done once ``epochs`` epochs of ``n`` examples have gone by: floor(E·N/m)."""
+    return epochs * n // batch_size
+
+
+def scheduled_lr(update: int, updates: int, lr: float, study: StudyConfig) -> float:
+    """η of one update: warm-up, then a division at each milestone.
+
+    Args:
+        update: from 0.
+        updates: of the whole training.
+        lr: η = m·η̃.
+        study: its ``warmup`` and ``milestones`` are fractions of the updates.
+
+    Returns:
+        With warm-up over W = warmup·updates, η·(1/32 + 31/32·update/W) while update < W; otherwise
+        η·lr_decay^k, k being the number of milestones f with update ≥ f·updates.
+    """
+    ramp = study.warmup * updates
+    if update < ramp:
+        return lr * (WARMUP_START + (1 - WARMUP_START) * update / ramp)
+    passed = sum(update >= fraction * updates for fraction in study.milestones)
+    return lr * study.lr_decay**passed

@@ -1,0 +1,1 @@
+"""What runs and columns leave on disk, and the reading of it."""

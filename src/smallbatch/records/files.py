@@ -1,0 +1,191 @@
+"""A column's result files and the finished runs they are assembled from, written atomically.
+
+Declared outputs appear once, whole, at the end. A run that finished before its column did is kept
+as a record in the work directory, keyed by the run's hash, so an interrupted or widened column
+trains only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch import durable
+from smallbatch.protocol.run import PROTOCOL, Run
+
+if TYPE_CHECKING:
+    from smallbatch.protocol.outcome import RunResult
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a run started and ended (ISO 8601, UTC), its share of the seconds, its images."""
+
+    started: str
+    ended: str
+    seconds: float
+    images: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The run's entry of `timing.json`."""
+        speed = self.images / self.seconds if self.seconds else None
+        return {
+            "started": self.started,
+            "ended": self.ended,
+            "seconds": self.seconds,
+            "images_per_second": speed,
+        }
+
+
+def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str) -> None:
+    """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
+    durable.seal(directory / "record", result.weights, record)
+
+
+def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
+    """A kept run, or None where there is none, it is damaged, or other code made it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from smallbatch.protocol.outcome import RunResult
+
+    try:
+        weights, record = durable.unseal(directory / "record")
+        if record.pop("made_by") != made_by:
+            return None
+        timing = Timing(**record.pop("timing"))
+        record["weights"] = weights
+        return RunResult(**record), timing
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_column(
+    directory: Path,
+    *,
+    dataset: Mapping[str, Any],
+    study: str,
+    updates: int,
+    results: Iterable[tuple[Run, RunResult]],
+    timing: Mapping[str, Any],
+) -> None:
+    """Write a column's four files as one directory, which is never there half-written.
+
+    Args:
+        directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
+        dataset: the prepared data set's meta: name, fingerprint, classes, shape, mean and std.
+        study: the study's name.
+        updates: planned for every run of the column.
+        results: every run of the column; written in order of BN batch size, base learning rate
+            and seed.
+        timing: content of `timing.json`, the only file in which the clock or machine shows.
+
+    Raises:
+        OSError: they cannot be written; what was there before stays as it is.
+    """
+    import pandas as pd
+    from safetensors.torch import save
+
+    ordered = sorted(results, key=lambda pair: _order(pair[0]))
+    first = ordered[0][0]
+    rows = [
+        {"run": run.hash, "study": study, "batch_size": run.batch_size, "base_lr": run.base_lr,
+         "seed": run.seed, **row, "outcome": result.outcome}
+        for run, result in ordered for row in result.rows
+    ]  # fmt: skip
+    history = BytesIO()
+    pd.DataFrame(rows).to_parquet(history, index=False)
+    weights = {
+        f"{run.hash}/{name}": value
+        for run, result in ordered
+        for name, value in result.weights.items()
+    }
+    runs = {
+        "protocol": PROTOCOL,
+        "dataset": dict(dataset),
+        "study": study,
+        "batch_size": first.batch_size,
+        "settings": recorded_settings(first),
+        "runs": [_run_entry(run, result, updates) for run, result in ordered],
+    }
+    _replace_folder(
+        directory,
+        {
+            "history.parquet": history.getvalue(),
+            "weights.safetensors": save(weights),
+            "runs.json": _json(runs).encode(),
+            "timing.json": _json(timing).encode(),
+        },
+    )
+
+
+def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Put a folder of files in place of a directory, whole or not at all."""
+    part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for name, data in contents.items():
+            durable.write(part / name, data)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.replace(old)
+    try:
+        part.replace(directory)
+    except OSError:
+        if old.exists():
+            old.replace(directory)
+        raise
+    durable.sync_folder(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recorded_settings(run: Run) -> dict[str, Any]:
+    """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
+    settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
+    settings["base_lr_from"] = run.settings.best_of
+    if run.settings.bn_batch_sizes:
+        settings["bn_batch_size"] = None
+    return settings
+
+
+def _order(run: Run) -> tuple[int, float, int]:
+    return run.settings.bn_batch_size or 0, run.base_lr, run.seed
+
+
+def _run_entry(run: Run, result: RunResult, updates: int) -> dict[str, Any]:
+    return {
+        "run": run.hash,
+        "base_lr": run.base_lr,
+        "lr": run.lr,
+        "seed": run.seed,
+        "bn_batch_size": run.settings.bn_batch_size,
+        "outcome": result.outcome,
+        "diverged_at": result.diverged_at,
+        "updates": updates,
+        "parameters": result.parameters,
+        "final": {key: _finite_or_none(value) for key, value in result.final.items()},
+    }
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"

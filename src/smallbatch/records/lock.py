@@ -1,0 +1,178 @@
+"""One writer a column, on one host or on several that share a file system."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from smallbatch.errors import TakenOver, UserError
+from smallbatch.records.checkpoints import column_key
+
+BEAT_S = 10.0
+"""Seconds between signs of life of whoever holds a lock."""
+STALE_S = 120.0
+"""Seconds of silence after which another host's lock is taken over."""
+POLL_S = 0.5
+SETTLE_S = 1.0  # between taking over a lock and making sure of it
+
+
+class Lock:
+    """A column's lock, held. Its file says by whom, its modification time when they last lived.
+
+    The kernel's lock ends with its process and those forked from it, however they end. Where
+    it does not reach other hosts, as on some network file systems, the signs of life do.
+    """
+
+    def __init__(self, path: Path, directory: Path) -> None:
+        self.path, self.directory = path, directory
+        self.token = uuid.uuid4().hex
+        self.by_kernel = True
+        self._beaten = -BEAT_S
+        self._sure = time.monotonic()
+
+    def beat(self, *, now: bool = False) -> None:
+        """Give a sign of life, when it is time to, or ``now``: before something that is shared.
+
+        Raises:
+            TakenOver: another host has the lock, having heard nothing for STALE_S.
+        """
+        moment = time.monotonic()
+        if not now and moment < self._beaten + BEAT_S:
+            return
+        self._beaten = moment
+        try:
+            holder = _read(self.path)
+            if holder is None:  # somebody writes it just now?
+                time.sleep(POLL_S)
+                holder = _read(self.path)
+        except OSError as error:  # a network file system that pauses
+            if not now and moment < self._sure + STALE_S:
+                return
+            raise TakenOver(f"{self.path}: cannot be read ({error.strerror}); leaving") from error
+        if holder is None:
+            raise TakenOver(f"{self.directory}: the lock {self.path} is gone; leaving the column")
+        if holder["token"] != self.token:
+            raise TakenOver(f"{self.directory}: {_name(holder)} has taken over; leaving it to them")
+        self._sure = moment
+        with suppress(OSError):  # a full disk does not end a training
+            os.utime(self.path)
+
+
+@contextmanager
+def one_writer(
+    work: Path, directory: Path, check: Callable[[], None] = lambda: None
+) -> Generator[Lock]:
+    """Hold the right to write a column; whoever else wants it waits and says for whom.
+
+    Args:
+        work: the work folder.
+        directory: of the column's result files.
+        check: called while waiting; may raise.
+
+    Raises:
+        UserError: the lock cannot be written.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    lock = Lock(work / f"{column_key(directory)}.lock", directory)
+    with lock.path.open("a+") as file:
+        told = False
+        while holder := _holder(file, lock):
+            if not told:
+                print(f"{directory}: waiting for {_name(holder)}", file=sys.stderr, flush=True)
+            told = True
+            check()
+            time.sleep(POLL_S)
+        _sign(file, lock)
+        lock.beat()
+        try:
+            yield lock
+        finally:
+            with suppress(OSError):
+                if (_read(lock.path) or {}).get("token") == lock.token:
+                    file.truncate(0)
+                    os.fsync(file.fileno())
+
+
+def _holder(file: IO[str], lock: Lock) -> dict[str, Any] | None:
+    """Who has the lock; None where this process has it now."""
+    path = lock.path
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.by_kernel = True
+    except BlockingIOError:
+        return _read(path) or {"pid": "unknown", "host": platform.node()}
+    except OSError:  # a file system without such locks
+        lock.by_kernel = False
+    found = _read(path)
+    if found is None or (lock.by_kernel and found["boot"] == _boot()):
+        return None  # nobody, or a process of this host that ended without a word
+    silent = _silence(path)
+    if silent < STALE_S:
+        if lock.by_kernel:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        return found
+    print(
+        f"{path}: taken over from {_name(found)}, silent for {silent:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return None
+
+
+def _sign(file: IO[str], lock: Lock) -> None:
+    before = _read(lock.path)
+    file.truncate(0)
+    holder = {
+        "token": lock.token,
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "boot": _boot(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        os.write(file.fileno(), json.dumps(holder).encode())
+        os.fsync(file.fileno())  # other hosts see it only now
+    except OSError as error:
+        raise UserError(f"{lock.path}: cannot be written: {error.strerror}") from error
+    if not lock.by_kernel or (before is not None and before["boot"] != _boot()):
+        time.sleep(SETTLE_S)  # two may have found the lock free or stale: the last one has it
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(path.read_text())
+        return holder if {"token", "pid", "host", "boot"} <= set(holder) else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _silence(path: Path) -> float:
+    """Seconds since the last sign of life, by the clock of the file system, not of this host."""
+    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _name(holder: dict[str, Any]) -> str:
+    since = f" (since {holder['since']})" if "since" in holder else ""
+    return f"process {holder['pid']} on {holder['host']}{since}"
+
+
+def _boot() -> str:
+    """What tells this running system from all others, and from itself before a restart."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return platform.node()

@@ -1,0 +1,130 @@
+"""Whether a way to train a column on a GPU makes the loop engine's first update.
+
+A deviation is ‖θ − θ_loop‖ / ‖θ_loop − θ_0‖ over all weights of a run; the worst run counts.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallbatch.errors import UserError
+from smallbatch.placement.workload import Method, Workload, noise
+from smallbatch.speed.rate import job_of, runs_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smallbatch.config.params import Precision
+
+    Weights = Mapping[str, Tensor]
+
+# Deviations up to which a first update counts as the loop's, by the study's precision. Correct
+# kernels deviate because an activation within rounding of 0 may be clipped in one engine and not in
+# the other: on a CPU, in ResNets and AlexNet at m = 2 to 32, by at most 0.005 in float32, 0.11 with
+# the inputs of convolutions rounded to TF32 and 0.3 in bf16. Batch norm of AlexNet's FC layers over
+# 2 examples amplifies TF32's rounding further; the loop engine then trains.
+LIMIT: dict[Precision, float] = {"float32": 1e-2, "tf32": 0.2, "bf16": 0.5}
+COMPARED = 8  # runs at most that the loop engine trains for it, from all over the column
+# η of the first run. The deviation hardly depends on it, as long as an update is neither lost in
+# the weights' rounding nor overflows.
+LR = 2.0**-4
+
+
+class Disagreement(RuntimeError):  # noqa: N818 - a finding about a way
+    """A way that is not to train a column."""
+
+
+def check(case: Workload, way: Method, memory: int | None = None) -> None:
+    """Compare the first update of a way with the loop engine's, on the same runs.
+
+    All runs of the column are trained for one update, as the pipeline would train them.
+
+    Raises:
+        Disagreement: the way fails, or its numbers are not the loop's.
+        UserError: memory ran out, or the model cannot be built.
+    """
+    start, expected = _loops(case, memory)
+    try:
+        found = first_updates(case, way, memory)
+    except UserError:
+        raise
+    except Exception as error:  # a compiler's own errors
+        raise Disagreement(f"{type(error).__name__}: {error}") from error
+    deviation = worst([(found[name], expected[name], start[name]) for name in expected])
+    limit = LIMIT[case.settings().precision]
+    if deviation > limit:
+        raise Disagreement(
+            f"its first update deviates from the loop's by {deviation:.2g}, allowed: {limit:g}"
+        )
+
+
+def worst(runs: Sequence[tuple[Weights, Weights, Weights]]) -> float:
+    """The largest deviation; of each run the weights found, expected and at the start."""
+    return max(_deviation(*weights) for weights in runs)
+
+
+def _deviation(found: Weights, expected: Weights, start: Weights) -> float:
+    import torch
+
+    if not found or not expected:  # diverged at once
+        return 0.0 if bool(found) == bool(expected) else math.inf
+    mine, theirs, begin = (
+        torch.cat([weights[name].double().flatten() for name in expected])
+        for weights in (found, expected, start)
+    )
+    apart, moved = (mine - theirs).norm().item(), (theirs - begin).norm().item()
+    if apart == 0:
+        return 0.0
+    return apart / moved if moved > 0 and math.isfinite(apart) else math.inf
+
+
+@lru_cache(maxsize=1)  # for the ways of one case
+def _loops(case: Workload, memory: int | None) -> tuple[dict[str, Weights], dict[str, Weights]]:
+    """Weights of some runs, by their hash: before and after the loop engine's first update."""
+    import torch
+
+    from smallbatch.engines.loop import initial_model
+    from smallbatch.engines.resident import load_resident
+
+    settings, dataset = case.settings(epochs=1), noise(case, case.batch_size)
+    runs = runs_of(case, settings, dataset, LR / case.batch_size)
+    last, count = len(runs) - 1, min(COMPARED, len(runs))
+    some = {round(i * last / max(1, count - 1)) for i in range(count)}
+    after = first_updates(case, Method("loop"), memory, some)
+    data = load_resident(dataset, augment=False, device=torch.device("cpu"))
+    seeds = {run.seed: initial_model(run, data).state_dict() for run in runs}
+    return {run.hash: seeds[run.seed] for run in runs if run.hash in after}, after
+
+
+def first_updates(
+    case: Workload, way: Method, memory: int | None = None, some: set[int] | None = None
+) -> dict[str, Weights]:
+    """Weights after one update by the runs' hashes; none of a run that diverged.
+
+    Args:
+        case: the column; its images are noise.
+        way: how it is computed.
+        memory: bytes for the lanes of all workers; by default a part of what is free.
+        some: indices of the runs to train; by default all.
+    """
+    from smallbatch.execution.workers import train_all
+    from smallbatch.records.files import load_record
+
+    dataset = noise(case, case.batch_size)
+    runs = runs_of(case, case.settings(epochs=1), dataset, LR / case.batch_size)
+    runs = [run for i, run in enumerate(runs) if some is None or i in some]
+    weights: dict[str, Weights] = {}
+    with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
+        job = job_of(case, way, runs, dataset, Path(folder), memory)
+        train_all(job, on_epoch=lambda *_: None, on_done=lambda *_: None)
+        for run in runs:
+            record = load_record(job.work / run.hash, job.placement.made_by)
+            if record is None:
+                raise RuntimeError(f"the run that was just trained cannot be read back: {run.hash}")
+            weights[run.hash] = record[0].weights
+    return weights

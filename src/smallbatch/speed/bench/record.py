@@ -1,0 +1,140 @@
+"""A session as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
+from smallbatch.speed.bench.session import LOADER_WORKERS, Bench, Series, Session
+from smallbatch.speed.rate import BASE_LR
+
+NOTES = {
+    "images_per_second": (
+        "training images of all runs that train side by side; each update with its gather, "
+        "augmentation and metrics. Steady state: building the models, a run's first epoch "
+        "(textbook: its first updates) and all evaluation are left out for every engine, "
+        f"but for {TEST_IMAGES} test images an epoch with loop and stacked"
+    ),
+    "textbook": (
+        "speed/bench/textbook.py: one run in a process of its own with torch's defaults; of "
+        f"{' and '.join(map(str, LOADER_WORKERS))} loader workers, the faster after a short try"
+    ),
+    "loop, stacked": "through train_all, with the pipeline's worker processes",
+    "base_lrs": (
+        f"multiples of {BASE_LR:g}, so that no lane diverges: what an update costs does not depend "
+        "on the learning rate, but a lane that diverged would cost nothing more"
+    ),
+    "order": "within a repeat, every case by every engine once, in the order listed",
+    "fraction_of_sgemm": (
+        "images_per_second × flops_per_image / sgemm_flops_per_second, medians; flops_per_image "
+        "counts convolutions and matrix products, forward and twice as much backward"
+    ),
+}
+
+
+def as_json(
+    bench: Bench, session: Session, command: Sequence[str], environment: dict[str, Any]
+) -> dict[str, Any]:
+    """All of a session: what was run on what, every repeat, medians and ratios."""
+    limits = {
+        name: {"repeats": values, "median": median(values)}
+        for name, values in session.limits.items()
+    }
+    sgemm = median(session.limits["sgemm_flops_per_second"])
+    groups: dict[str, list[Series]] = {}
+    for one in session.series:
+        groups.setdefault(f"{one.pictures.name} {one.case.key}", []).append(one)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "environment": environment,
+        "settings": {
+            "model": bench.model,
+            "norm": bench.norm,
+            "bn_batch_size": bench.bn_batch_size,
+            "augment": bench.augment,
+            "precision": "float32 (textbook on a GPU: torch's defaults)",
+            "lanes": bench.lanes,
+            "repeats": bench.repeats,
+            "repeats_done": len(session.limits["sgemm_flops_per_second"]),
+            "seconds": bench.seconds,
+            "device": bench.device,
+            "workers": bench.workers,
+        },
+        "notes": NOTES,
+        "limits": limits,
+        "cases": [_case(group, sgemm) for group in groups.values()],
+    }
+
+
+def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
+    case = group[0].case
+    flops = training_flops_of(case)
+    medians = {one.engine: one.rate for one in group}
+    base = medians.get("textbook")
+    return {
+        "dataset": group[0].pictures.name,
+        "image": [case.channels, case.size, case.size],
+        "batch_size": case.batch_size,
+        "flops_per_image": flops,
+        "engines": {
+            one.engine: {
+                "median": one.rate,
+                "fraction_of_sgemm": one.rate * flops / sgemm if one.rate else None,
+                "over_textbook": one.rate / base if one.rate and base else None,
+                "settled": one.settled,
+                "failure": one.failure,
+                "repeats": one.repeats,
+            }
+            for one in group
+        },
+    }
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The record for a file: a repeat to a line."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_markdown(record: dict[str, Any]) -> str:
+    """The record as a table, a line for each case."""
+    engines = list(record["cases"][0]["engines"])
+    others = [name for name in engines if name != "textbook" and "textbook" in engines]
+    heads = [
+        "images", "m", *(f"{name}, images/s" for name in engines),
+        *(f"{name} / textbook" for name in others), *(f"{name}, of sgemm" for name in engines),
+    ]  # fmt: skip
+    rows = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    for case in record["cases"]:
+        found = case["engines"]
+        rows.append(
+            [
+                f"{case['dataset']} {'×'.join(map(str, case['image']))}",
+                str(case["batch_size"]),
+                *(_number(found[name]["median"], "{:,.0f}") for name in engines),
+                *(_number(found[name]["over_textbook"], "{:.2f}") for name in others),
+                *(_number(found[name]["fraction_of_sgemm"], "{:.1%}") for name in engines),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n" + _about(record) + "\n"
+
+
+def _about(record: dict[str, Any]) -> str:
+    settings, machine = record["settings"], record["environment"]
+    limits = {name: limit["median"] for name, limit in record["limits"].items()}
+    hardware = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return (
+        f"{settings['model']}, norm {settings['norm']}, {settings['lanes']} lanes; medians of "
+        f"{settings['repeats_done']}. {hardware}: sgemm "
+        f"{limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
+        f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s. "
+        f"torch {machine['torch']}, {record['date'][:10]}."
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "failed" if value is None else form.format(value)

@@ -1,0 +1,317 @@
+"""What a params file will cost: runs, updates, images, FLOPs, memory and time, before training."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smallbatch.engines.kinds import Engine
+from smallbatch.errors import UserError
+from smallbatch.placement.known import case_key, fastest, known, learn
+from smallbatch.placement.known import ways as ways_of
+from smallbatch.placement.placement import (
+    Placement,
+    can_stack,
+    memory_of,
+    place,
+    resolve_device,
+    workload_of,
+)
+from smallbatch.placement.workload import Method, Workload, training_flops_of
+from smallbatch.protocol.column import Column, plan_column
+from smallbatch.records import files
+from smallbatch.records.columns import read_record
+from smallbatch.speed import calibration
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Params
+    from smallbatch.data.prepared import Meta
+
+# Seconds that measuring one batch size may take; beyond, its rate is interpolated.
+MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
+SPACING = 4  # between the batch sizes that are measured
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """What is left to train of a column, and what that takes.
+
+    Attributes:
+        study: its name.
+        batch_size: m.
+        runs: all runs.
+        kept: those that are trained already; the rest is about the others.
+        updates: in sum over the runs.
+        images: training images, in sum over the runs.
+        flops: of training and evaluation.
+        memory_bytes: of the images, and of the runs that train side by side.
+        engine: that trains it.
+        images_per_second: of training, in sum over the runs; None where none is left to train.
+        measured: whether that was measured at this batch size, or lies between others.
+        seconds: for training, evaluation and the start of the processes, if no run diverges.
+    """
+
+    study: str
+    batch_size: int
+    runs: int
+    kept: int
+    updates: int
+    images: int
+    flops: int
+    memory_bytes: int
+    engine: Engine
+    images_per_second: float | None
+    measured: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A params file's columns; ``prepared`` tells whether kept runs could be looked up."""
+
+    dataset: str
+    device: str
+    prepared: bool
+    columns: tuple[ColumnPlan, ...]
+
+    def total(self) -> dict[str, Any]:
+        """Sums over the columns, and the largest memory."""
+        sums = ("runs", "kept", "updates", "images", "flops", "seconds")
+        total: dict[str, Any] = {
+            name: sum(getattr(column, name) for column in self.columns) for name in sums
+        }
+        return total | {"memory_bytes": max(column.memory_bytes for column in self.columns)}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {**asdict(self), "total": self.total()}
+
+
+def plan(
+    params: Params,
+    *,
+    prepared: Path,
+    models: Path,
+    work: Path,
+    base_lrs: Callable[[str, int], Sequence[float]],
+) -> Plan:
+    """Plan everything that `dvc repro` would train.
+
+    What is not known of this machine's speed is measured, some seconds for each study.
+
+    Args:
+        params: the params file's content.
+        prepared: folder of prepared data sets.
+        models: folder of the columns' result files.
+        work: folder of kept runs.
+        base_lrs: the base learning rates of a study at a batch size.
+
+    Raises:
+        UserError: the shape of the images cannot be told yet, or the params do not fit the data.
+    """
+    from smallbatch.data.expected import expected_meta
+
+    meta, is_prepared = expected_meta(params.dataset, prepared / params.dataset.name)
+    device = resolve_device(params.compute.device)
+    plans: list[ColumnPlan] = []
+    for study in params.running:
+        columns = [
+            _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
+        ]
+        kept = {
+            column.batch_size: _kept(column, params, device, models, work) if is_prepared else 0
+            for column in columns
+        }
+        to_train = [column for column in columns if kept[column.batch_size] < len(column.runs)]
+        _measure(to_train, params)
+        plans += [_plan(column, columns, params, kept[column.batch_size]) for column in columns]
+    return Plan(params.dataset.name, device, is_prepared, tuple(plans))
+
+
+def _column(
+    params: Params, study: str, batch_size: int, meta: Meta, base_lrs: Sequence[float]
+) -> Column:
+    from smallbatch.data.prepared import Dataset
+
+    pixels = np.zeros((0, meta.channels, meta.height, meta.width), dtype=np.uint8)
+    labels = np.zeros(0, dtype=np.int64)
+    return plan_column(
+        study,
+        params.studies[study],
+        Dataset(meta, pixels, labels, pixels, labels),
+        batch_size=batch_size,
+        base_lrs=base_lrs,
+        seeds=range(params.grid.seeds),
+    )
+
+
+def _kept(column: Column, params: Params, device: str, models: Path, work: Path) -> int:
+    """Runs of a column that need no training: their column is whole, or their record is there."""
+    names = {run.hash for run in column.runs}
+    made_by = place(column, params.compute, keep=False).made_by
+    records = sum(files.load_record(work / name, made_by) is not None for name in names)
+    if records or any((work / name).exists() for name in names):
+        return records
+    try:  # a column that came from DVC's cache leaves no records
+        directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
+        return len(names) if names == {run.run for run in read_record(directory).runs} else 0
+    except UserError:
+        return 0
+
+
+def _measure(columns: Sequence[Column], params: Params) -> None:
+    """Measure the speed of some batch sizes of one study."""
+    last, measured = 0.0, False
+    for column in sorted(columns, key=lambda column: column.batch_size):
+        case = workload_of(column, params.compute)
+        candidates = _candidates(column, params)
+        if fastest(case, candidates):
+            last, measured = case.batch_size, True
+            continue
+        cost = calibration.cost(case, candidates, training_flops_of(case))
+        too_much = case.batch_size < SPACING * last or cost > MOST_SECONDS[case.device]
+        if not measured or not too_much:
+            calibration.calibrate(case, candidates, memory_of(params.compute))
+            last, measured = case.batch_size, True
+
+
+def _candidates(column: Column, params: Params) -> list[Method]:
+    case, asked = workload_of(column, params.compute), params.compute.engine
+    device = resolve_device(params.compute.device)
+    engines: list[Engine] = ["loop"]
+    if asked != "loop" and case.lanes > 1 and can_stack(column, device):
+        engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
+    ways = ways_of(case, engines)
+    if asked != "stacked":
+        return ways
+    kernels = place(column, params.compute, keep=False).method.kernels
+    return [way for way in ways if way.kernels == kernels]
+
+
+def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) -> ColumnPlan:
+    case = workload_of(column, params.compute)
+    placement = place(column, params.compute, keep=False)
+    left = len(column.runs) - kept
+    updates = left * column.updates(column.runs[0])
+    images = updates * case.batch_size
+    forward_images = left * _evaluation_images(column)
+    flops = training_flops_of(case)
+    rate, measured, seconds = None, False, 0.0
+    if left:
+        rates = _known_rates(column, columns, params, placement)
+        rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
+        # An evaluation's batches are large whatever m is, and have no backward pass.
+        seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
+    return ColumnPlan(
+        study=column.study,
+        batch_size=case.batch_size,
+        runs=len(column.runs),
+        kept=kept,
+        updates=updates,
+        images=images,
+        flops=images * flops + forward_images * flops // 3,
+        memory_bytes=_memory(column, case, params, placement) if left else 0,
+        engine=placement.engine,
+        images_per_second=rate,
+        measured=measured,
+        seconds=seconds,
+    )
+
+
+def _evaluation_images(column: Column) -> int:
+    """Images that one run evaluates: every epoch, and at its end with population statistics."""
+    from smallbatch.engines.loop import POPULATION_PIXELS
+
+    counts, settings = column.dataset.meta.counts, column.runs[0].settings
+    each = counts["test"] + counts["validation"]
+    final = counts["train"] + each
+    if settings.norm in ("batch", "batch_conv", "ghost"):
+        pixels = column.dataset.meta.height * column.dataset.meta.width
+        final += min(counts["train"], POPULATION_PIXELS // pixels) + counts["test"]
+    return settings.epochs * each + final
+
+
+def _known_rates(
+    column: Column, columns: Sequence[Column], params: Params, placement: Placement
+) -> dict[int, float]:
+    """Images per second by batch size: of the column's way at its own, of the fastest at others."""
+    case = workload_of(column, params.compute)
+    rated = known().rates
+    rates: dict[int, float] = {}
+    # With ghost norm other columns have other lanes: what is known of these lanes replaces theirs.
+    cases = [(workload_of(other, params.compute), _candidates(other, params)) for other in columns]
+    candidates = _candidates(column, params)
+    cases += [(case.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)]
+    for other, ways in cases:
+        best = fastest(other, ways)
+        if best is not None:
+            rates[other.batch_size] = best[1]
+    way = Method(placement.engine, placement.method.lanes, placement.method.kernels)
+    if (own := rated.get(case_key(case), {}).get(way.key)) is not None:
+        rates[case.batch_size] = own
+    return rates
+
+
+def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
+    """Images per second at a batch size, from those at others.
+
+    Linear in the logarithms between two batch sizes; beyond the ends, in proportion to m below the
+    smallest, where an update's time is constant, and constant above the largest.
+    """
+    sizes = sorted(rates)
+    if batch_size in rates:
+        return rates[batch_size]
+    if batch_size < sizes[0]:
+        return rates[sizes[0]] * batch_size / sizes[0]
+    logs = np.interp(math.log(batch_size), np.log(sizes), [math.log(rates[m]) for m in sizes])
+    return math.exp(float(logs))
+
+
+def _memory(column: Column, case: Workload, params: Params, placement: Placement) -> int:
+    import torch
+
+    from smallbatch.engines.lanes import lane_bytes
+    from smallbatch.engines.resident import load_resident
+    from smallbatch.machine import free_memory
+    from smallbatch.placement.rules import MEMORY_SHARE
+    from smallbatch.placement.workload import noise
+
+    resident = load_resident(noise(case, 1), augment=False, device=torch.device("cpu"))
+    lane = lane_bytes(column.runs[0], resident)
+    live = case.workers
+    if placement.engine == "stacked":
+        budget = memory_of(params.compute) or int(MEMORY_SHARE * free_memory())
+        live = min(case.lanes, max(case.workers, budget // lane))
+        live = min(live, (placement.method.lanes or live) * case.workers)
+    image = 4 * case.channels * case.size**2
+    return live * lane + sum(column.dataset.meta.counts.values()) * image
+
+
+def _startup() -> float:
+    """Seconds until a column's processes are ready to train, measured once."""
+    if (startup := known().startup) is not None:
+        return startup
+    start = time.perf_counter()
+    # The tracking's process imports its libraries beside the training's.
+    imports = ("smallbatch.execution.workers, pandas", "mlflow")
+    processes = [
+        subprocess.Popen(
+            (sys.executable, "-c", f"import {names}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for names in imports
+    ]
+    for process in processes:
+        process.wait()
+    seconds = time.perf_counter() - start
+    learn(startup=seconds)
+    return seconds

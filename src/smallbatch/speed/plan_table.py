@@ -1,0 +1,77 @@
+"""A plan as lines of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smallbatch.speed.plan import Plan
+
+_HEADS = (
+    "column",
+    "runs",
+    "kept",
+    "updates",
+    "images",
+    "FLOPs",
+    "memory",
+    "engine",
+    "images/s",
+    "time",
+)
+
+
+def lines(plan: Plan) -> list[str]:
+    """A table with a line for each column and the total, and what to know about it."""
+    rows: list[tuple[str, ...]] = [_HEADS]
+    for column in plan.columns:
+        speed = column.images_per_second
+        rate = "" if speed is None else f"{'' if column.measured else '~'}{speed:,.0f}"
+        rows.append(
+            (
+                f"{column.study} m={column.batch_size}", str(column.runs), str(column.kept),
+                f"{column.updates:,}", f"{column.images:,}", scaled(column.flops, "FLOP"),
+                scaled(column.memory_bytes, "B"), column.engine,
+                rate, clock(column.seconds),
+            )
+        )  # fmt: skip
+    total = plan.total()
+    rows.append(
+        (
+            "total", str(total["runs"]), str(total["kept"]), f"{total['updates']:,}",
+            f"{total['images']:,}", scaled(total["flops"], "FLOP"),
+            scaled(total["memory_bytes"], "B"), "", "", clock(total["seconds"]),
+        )
+    )  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+    table = [
+        "  ".join(
+            cell.ljust(width) if i in (0, 7) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    notes = ["Updates to time: of the runs left to train, if none diverges; ~ is interpolated."]
+    if not plan.prepared:
+        notes.append(
+            f"data/prepared/{plan.dataset} does not hold this data set yet: kept runs are unknown."
+        )
+    return [*table, "", *notes]
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number with three digits and a decimal prefix."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} E{unit}"
+
+
+def clock(seconds: float) -> str:
+    """A duration in the units that suit it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

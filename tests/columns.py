@@ -1,0 +1,20 @@
+"""A column placed and trained in one call, as a command does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from smallbatch.config.params import ComputeConfig
+from smallbatch.execution.column import train_column
+from smallbatch.placement.placement import place
+from smallbatch.protocol.column import Column
+
+
+def place_and_train(
+    column: Column, directory: Path, *, compute: ComputeConfig, **more: Any
+) -> None:
+    """Place a column and train it; ``more`` goes to `train_column`."""
+    seconds = compute.checkpoint_seconds
+    placement = place(column, compute)
+    train_column(column, directory, placement=placement, checkpoint_seconds=seconds, **more)

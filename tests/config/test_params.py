@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from smallbatch.config.params import format_base_lr, load_params, parse_base_lr, parse_params
+from smallbatch.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+GOOD: dict[str, Any] = {
+    "dataset": {"name": "digits", "source": "digits"},
+    "grid": {"studies": ["a"], "batch_sizes": [2, 8], "base_lrs": ["2^-3", 0.5], "seeds": 2},
+    "studies": {"a": {"model": "resnet8", "epochs": 3, "weight_decay": 1e-4}},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    raw = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    place = raw
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return raw
+
+
+def test_good_params_are_typed() -> None:
+    params = parse_params(GOOD, "params.yaml")
+    assert params.grid.base_lrs == (0.125, 0.5)
+    assert params.base_lrs("a") == (0.125, 0.5)
+    own = parse_params(changed("studies.a.base_lrs", ["2^-1"]), "params.yaml")
+    assert own.base_lrs("a") == (0.5,)
+
+
+# What the issue names: each must be one line with the key, what was found and what is allowed.
+BAD = [
+    ("dataset.sourc", 1, ["unknown key 'dataset.sourc'", "did you mean 'source'?"]),
+    ("studies.a.epcohs", 2, ["unknown key 'studies.a.epcohs'", "did you mean 'epochs'?"]),
+    ("foo", 1, ["unknown key 'foo'", "dataset, grid, studies, compute"]),
+    ("dataset.source", "cifar", ["dataset.source: found 'cifar'", "did you mean 'cifar10'?"]),
+    ("dataset.name", "../x", ["dataset.name: found '../x'", "letters"]),
+    ("grid.batch_sizes", [], ["grid.batch_sizes: found []", "at least one"]),
+    ("grid.batch_sizes", [0], ["grid.batch_sizes.0: found 0", "greater than or equal to 1"]),
+    ("grid.batch_sizes", ["2"], ["grid.batch_sizes.0: found '2'", "whole number"]),
+    ("grid.batch_sizes", [True], ["grid.batch_sizes.0: found True", "whole number"]),
+    ("grid.batch_sizes", [2, 2], ["batch_sizes lists 2 more than once"]),
+    ("grid.base_lrs", [], ["grid.base_lrs: found []", "at least one"]),
+    ("grid.base_lrs", [0], ["grid.base_lrs.0: found 0", "above 0"]),
+    ("grid.base_lrs", [-0.5], ["grid.base_lrs.0: found -0.5", "above 0"]),
+    ("grid.base_lrs", [float("nan")], ["grid.base_lrs.0: found nan", "above 0"]),
+    ("grid.base_lrs", ["2^x"], ["grid.base_lrs.0: found '2^x'", "2^-6"]),
+    ("grid.seeds", 0, ["grid.seeds: found 0"]),
+    ("grid.studies", ["b"], ["grid.studies: found 'b'", "allowed: a"]),
+    ("studies.a.warmup", 1.0, ["studies.a.warmup: found 1.0", "less than 1"]),
+    ("studies.a.warmup", -0.1, ["studies.a.warmup: found -0.1", "greater than or equal to 0"]),
+    ("studies.a.epochs", 2.5, ["studies.a.epochs: found 2.5", "whole number"]),
+    ("studies.a.model", "resnet9", ["studies.a.model", "resnet9", "resnet8"]),
+    ("studies.a.norm", "batc", ["studies.a.norm: found 'batc'", "did you mean 'batch'?"]),
+    ("studies.a.norm", "batch_conv", ["studies.a.norm", "alexnet"]),
+    ("studies.a.norm", "ghost", ["studies.a.bn_batch_size"]),
+    ("studies.a.bn_batch_size", 2, ["studies.a.bn_batch_size", "ghost"]),
+    ("studies.../../x", {}, ["studies"]),
+    ("studies.a", None, ["studies.a: found None"]),
+    ("dataset.subset", 4, ["grid.batch_sizes: found 8", "at most the 4"]),
+    ("dataset.validation_fraction", 1.0, ["dataset.validation_fraction: found 1.0"]),
+    ("studies.a.warmup", 0.6, ["warmup: found 0.6", "at most the first of milestones, 0.5"]),
+    ("studies.a.base_lrs", ["2^-1", 0.5], ["base_lrs lists 0.5 more than once"]),
+    ("studies.a.budget", "updates", ["studies.a.budget: found 'updates'", "updates of 64"]),
+    ("studies.a.budget", "updates of 4", ["give 1.5 epochs at batch size 2", "a whole number"]),
+    ("studies.a.base_lr", "the best", ["studies.a.base_lr: found 'the best'", "`best of`"]),
+    ("studies.a.base_lr", "best of b", ["studies.a.base_lr: found 'best of b'", "grid.dependent"]),
+    ("studies.a.bn_batch_sizes", [2], ["bn_batch_sizes: allowed with norm ghost"]),
+    ("studies.a.bn_batch_sizes", [1], ["studies.a.bn_batch_sizes.0: found 1"]),
+    ("grid.dependent", [{"name": "b", "after": "a"}], ["grid.dependent: found 'b'", "allowed: a"]),
+    ("grid.dependent", [{"name": "a", "after": "a"}], ["studies.a.base_lr: missing", "best of a"]),
+    ("grid.dependent", [{"name": "a"}], ["grid.dependent.0.after: missing"]),
+    ("dataset.scale", "So small", ["dataset.scale: found 'So small'"]),
+    ("compute", {"workers": "all"}, ["compute.workers: found 'all', allowed: a whole number"]),
+    ("compute", {"workers": 0}, ["compute.workers: found 0", "or auto"]),
+    ("compute", {"device": "gpu"}, ["compute.device: found 'gpu'", "auto, cpu, cuda"]),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "said"), BAD)
+def test_bad_params_are_one_line_naming_the_key(path: str, value: object, said: list[str]) -> None:
+    raw = changed(path, value) if "/" not in path else changed("studies", {"../../x": GOOD})
+    with pytest.raises(UserError) as error:
+        parse_params(raw, "params.yaml")
+    line = str(error.value)
+    assert line.startswith("params.yaml: ")
+    assert "\n" not in line
+    for part in said:
+        assert part in line
+
+
+def dependent_params() -> dict[str, Any]:
+    raw = changed("grid.dependent", [{"name": "g", "after": "a"}])
+    raw["studies"]["g"] = {
+        "model": "resnet8", "epochs": 3, "weight_decay": 0.0, "norm": "ghost",
+        "bn_batch_sizes": [2, 4, 8], "base_lr": "best of a",
+    }  # fmt: skip
+    return raw
+
+
+def test_a_dependent_study_names_the_one_it_follows() -> None:
+    params = parse_params(dependent_params(), "params.yaml")
+    assert params.running == ("a", "g")
+    assert params.studies["g"].best_of == "a"
+    raw = dependent_params()
+    raw["grid"]["studies"].append("g")
+    with pytest.raises(UserError, match=r"under grid\.dependent, not grid\.studies"):
+        parse_params(raw, "params.yaml")
+    raw = dependent_params()
+    raw["grid"]["batch_sizes"] = [2, 5]
+    with pytest.raises(UserError, match="leaves a last sub-batch of one example"):
+        parse_params(raw, "params.yaml")
+
+
+def test_a_column_has_the_bn_batch_sizes_up_to_its_own() -> None:
+    study = parse_params(dependent_params(), "params.yaml").studies["g"]
+    assert [each.bn_batch_size for each in study.at(4)] == [2, 4]
+    assert [each.bn_batch_size for each in study.at(2)] == [2]
+
+
+def test_with_equal_updates_epochs_grow_with_the_batch_size() -> None:
+    raw = changed("studies.a.budget", "updates of 8")
+    raw["studies"]["a"]["epochs"] = 4
+    study = parse_params(raw, "params.yaml").studies["a"]
+    assert [study.at(m)[0].epochs for m in (2, 8, 32)] == [1, 4, 16]
+    # N examples: epochs·N/m updates, the same for all.
+    assert {study.at(m)[0].epochs / m for m in (2, 8, 32)} == {0.5}
+
+
+def test_batch_norm_needs_two_examples() -> None:
+    raw = changed("studies.a.norm", "batch")
+    raw["grid"]["batch_sizes"] = [1, 8]
+    with pytest.raises(UserError, match=r"studies\.a\.batch_size: found 1.*at least 2"):
+        parse_params(raw, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "not valid YAML"),
+        ("a: 1\na: 2", "not valid YAML"),
+        ("- 1", "expected the keys"),
+        ("", "expected the keys"),
+    ],
+)
+def test_unreadable_files_are_one_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_params(file)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="smallbatch profile use"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("profile", sorted(Path("profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_profile_is_valid_and_says_what_it_costs(profile: Path) -> None:
+    load_params(profile)
+    head = [line for line in profile.read_text().splitlines() if line.startswith("#")]
+    assert any("Command:" in line for line in head)
+
+
+def test_the_default_params_are_the_quick_profile() -> None:
+    assert Path("params.yaml").read_text() == Path("profiles/quick.yaml").read_text()
+
+
+@given(st.integers(-40, 5))
+def test_powers_of_two_survive_the_round_trip(exponent: int) -> None:
+    assert parse_base_lr(f"2^{exponent}") == 2.0**exponent == parse_base_lr(2.0**exponent)
+    assert format_base_lr(2.0**exponent) == f"2^{exponent}"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+def test_any_value_anywhere_is_accepted_or_named(value: Any) -> None:
+    for path in ("grid.base_lrs", "studies.a", "dataset", "grid.batch_sizes", "studies"):
+        with contextlib.suppress(UserError):  # and nothing else
+            parse_params(changed(path, value), "params.yaml")
+
+
+def test_a_key_of_any_length_is_refused_in_a_short_line() -> None:
+    """In a study's name, an unknown key, and a list of studies."""
+    long = "resn0x" + "f" * 5000
+    for change in (
+        lambda raw: raw["studies"].update({long: {"model": "resnet8"}}),
+        lambda raw: raw.update({long: 1}),
+        lambda raw: raw["grid"].update(studies=[long]),
+        lambda raw: raw["grid"].update({"seeds": "9" * 5000}),
+    ):
+        raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+        change(raw)
+        with pytest.raises(UserError) as refusal:
+            parse_params(raw, "params.yaml")
+        assert len(str(refusal.value)) < 1500

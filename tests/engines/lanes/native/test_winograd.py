@@ -1,0 +1,217 @@
+"""Winograd's convolution and its gradients over lanes against torch's own, lane by lane."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from smallbatch.engines.lanes.native import compile as native
+from smallbatch.engines.lanes.native.algorithms import Algorithm
+from smallbatch.engines.lanes.native.compile import LANES
+from smallbatch.engines.lanes.native.network import NativeNetwork, aligned
+from smallbatch.engines.lanes.native.structures import Shape
+from smallbatch.models.resnet import ResNet
+
+ALGORITHMS = ["Tiles2", "Tiles4", "Strided"]
+# Of the largest number of a result. The coefficients of 4×4 tiles amplify rounding about eightfold.
+TOLERANCE = {"double": 1e-12, "float": 2e-5}
+AMPLIFIED = {"Tiles2": 1, "Tiles4": 8, "Strided": 1}
+SHAPES = [  # inputs, outputs, height and width of the outputs, examples
+    (16, 16, 8, 8, 2),  # 32 tiles
+    (16, 16, 8, 8, 33),  # 528 tiles
+    (16, 32, 4, 4, 5),  # 20 tiles of 2, 5 of 4: no multiples of 3
+    (32, 64, 4, 4, 7),
+    (64, 64, 4, 4, 4),
+    (4, 12, 8, 8, 3),
+    (12, 4, 4, 4, 33),
+    (3, 16, 8, 8, 3),  # three channels of a first layer
+    (1, 4, 8, 8, 2),
+    (16, 16, 32, 32, 2),
+    (128, 8, 4, 4, 4),
+    (640, 4, 4, 4, 4),  # a block of tiles would exceed the caches
+    (16, 16, 4, 12, 3),
+]
+
+_SOURCE = """
+#include "%s"
+#define CALLS(F, INPUT, ALIKE, WEIGHT) \\
+void convolve_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, const vec *w, \\
+                            vec *y, const vec *bias) { \\
+    winograd<F, WEIGHT>(*in, *out, x, w, false, y, bias); \\
+} \\
+void input_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *dz, const vec *w, \\
+                                  vec *dx) { \\
+    winograd<INPUT, WEIGHT>(*out, *in, dz, w, true, dx, nullptr); \\
+} \\
+void weights_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, \\
+                                    const vec *dz, vec *dw) { \\
+    winograd_weight_gradient<F>(*in, *out, x, dz, dw); \\
+}
+extern "C" {
+CALLS(Tiles2, Tiles2, 0, vec)
+CALLS(Tiles2, Tiles2, 1, REAL)
+CALLS(Tiles4, Tiles4, 0, vec)
+CALLS(Tiles4, Tiles4, 1, REAL)
+CALLS(Strided, StridedInput, 0, vec)
+CALLS(Strided, StridedInput, 1, REAL)
+}
+"""
+
+
+class Calls:
+    """One algorithm, for weights that are the same in all places or not."""
+
+    def __init__(self, library: ctypes.CDLL, algorithm: str, alike: int) -> None:
+        names = ("convolve", "input_gradient", "weights_gradient")
+        functions = (library[f"{name}_{algorithm}_{alike}"] for name in names)
+        self.convolve, self.input_gradient, self.weights_gradient = functions
+
+
+@cache
+def kernels(real: str, folder: Path) -> ctypes.CDLL:
+    source, path = folder / f"{real}.cpp", folder / f"{real}.so"
+    source.write_text(_SOURCE % native.SOURCE)
+    command = [native.compiler() or "", *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
+    subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("winograd")
+
+
+class Buffer:
+    """Values (lane, example, channel, row, column) as the kernels store them, bordered by zeros."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        _, n, c, height, width = values.shape
+        row = width + 2
+        example = (height + 2) * row
+        self.shape = Shape(c, n, height, width, n * example + 3, example, row, row + 1)
+        self._lines = aligned(c * self.shape.channel * LANES, values.dtype.type)
+        self.values = self._lines.reshape(c, -1, LANES)[:, : n * example].reshape(
+            c, n, height + 2, row, LANES
+        )
+        self.values[:, :, 1:-1, 1:-1] = values.transpose(2, 1, 3, 4, 0)
+
+    @property
+    def address(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self._lines.ctypes.data)
+
+    def read(self) -> NDArray[Any]:
+        """The values back; the border must still hold zeros."""
+        border = self.values.copy()
+        border[:, :, 1:-1, 1:-1] = 0
+        assert not border.any()
+        return self.values[:, :, 1:-1, 1:-1].transpose(4, 1, 0, 2, 3)
+
+
+def lanes_last(values: NDArray[Any]) -> NDArray[Any]:
+    vectors = aligned(values.size, values.dtype.type).reshape(-1, LANES)
+    vectors[:] = values.reshape(LANES, -1).T
+    return vectors
+
+
+@pytest.mark.parametrize("real", ["double", "float"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("alike", [0, 1])
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_convolution_and_gradients(
+    folder: Path, sizes: tuple[int, int, int, int, int], alike: int, algorithm: str, real: str
+) -> None:
+    inputs, outputs, height, width, n = sizes
+    stride = 2 if algorithm == "Strided" else 1
+    bias = alike == 0 or height == 8
+    library = Calls(kernels(real, folder), algorithm, alike)
+    rng = np.random.default_rng(7)
+    dtype = np.float64 if real == "double" else np.float32
+    x, w, b, dz = (
+        rng.standard_normal((LANES, *shape)).astype(dtype)
+        for shape in (
+            (n, inputs, stride * height, stride * width),
+            (outputs, inputs, 3, 3),
+            (outputs,),
+            (n, outputs, height, width),
+        )
+    )
+    if alike:
+        w[:] = w[:1]
+    source, target = Buffer(x), Buffer(np.full_like(dz, 9))
+    dx, gradient = Buffer(np.full_like(x, 9)), Buffer(dz)
+    weights, biases, dw = lanes_last(w), lanes_last(b), lanes_last(np.full_like(w, 9))
+    shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
+    library.convolve(
+        *shapes, source.address, pointer(weights), target.address, pointer(biases) if bias else None
+    )
+    if inputs % 4 == 0:
+        library.input_gradient(*shapes, gradient.address, pointer(weights), dx.address)
+    library.weights_gradient(*shapes, source.address, gradient.address, pointer(dw))
+    for lane in range(LANES):
+        xs, ws = (torch.from_numpy(v[lane].astype(np.float64)).requires_grad_() for v in (x, w))
+        bs = torch.from_numpy(b[lane].astype(np.float64)) if bias else None
+        expected = nn.functional.conv2d(xs, ws, bs, stride=stride, padding=1)
+        expected.backward(torch.from_numpy(dz[lane].astype(np.float64)))
+        assert xs.grad is not None
+        assert ws.grad is not None
+        tolerance = TOLERANCE[real] * AMPLIFIED[algorithm]
+        near(target.read()[lane], expected.detach().numpy(), tolerance)
+        near(dw[:, lane].reshape(w[lane].shape), ws.grad.numpy(), tolerance)
+        if inputs % 4 == 0:
+            near(dx.read()[lane], xs.grad.numpy(), tolerance)
+
+
+def pointer(values: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(values.ctypes.data)
+
+
+def near(mine: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
+    assert float(np.abs(mine - expected).max()) < tolerance * float(np.abs(expected).max())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_neighbour_changes_nothing(folder: Path, algorithm: str) -> None:
+    """Bit for bit, even beside lanes that are not finite."""
+    library = Calls(kernels("float", folder), algorithm, 0)
+    rng = np.random.default_rng(3)
+    side = 16 if algorithm == "Strided" else 8
+    x = rng.standard_normal((LANES, 2, 16, side, side)).astype(np.float32)
+    y = rng.standard_normal((LANES, 2, 16, 8, 8)).astype(np.float32)
+    w = rng.standard_normal((LANES, 16, 16, 3, 3)).astype(np.float32)
+    results: list[list[NDArray[Any]]] = []
+    for other in (1.0, np.nan):
+        x[1:], y[1:], w[2:] = other, other, other
+        source, target, dw, weights = Buffer(x), Buffer(y), lanes_last(w), lanes_last(w)
+        shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
+        library.weights_gradient(*shapes, source.address, target.address, pointer(dw))
+        library.input_gradient(*shapes, target.address, pointer(weights), source.address)
+        before = source.values[..., 0].copy()
+        library.convolve(*shapes, source.address, pointer(weights), target.address, None)
+        results.append([target.values[..., 0], dw[:, 0], before])
+    for one, other in zip(*results, strict=True):
+        assert np.array_equal(one, other)
+
+
+def _layers(side: int, m: int, channels: int = 3, norm: str = "batch") -> list[int]:
+    model = ResNet(1, 10, channels, norm)
+    network = NativeNetwork(model, m, (channels, side, side), np.float32)
+    structure = network.structure
+    return [structure.layers[i].algorithm for i in range(structure.count_layers)]
+
+
+def test_layers_use_it_in_the_largest_tiles_that_are_enough() -> None:
+    tables, two, four, strided = Algorithm
+    # Layers: first conv, three blocks of two convs (two begin with stride 2), FC.
+    assert _layers(32, 2) == [four, four, four, strided, four, strided, two, tables]
+    assert _layers(8, 4) == [two, two, two, strided, two, tables, tables, tables]
+    assert not any(_layers(7, 16)[:4])  # odd sides
+    assert _layers(32, 2, norm="none") == [two, two, two, strided, two, strided, two, tables]

@@ -1,0 +1,82 @@
+"""Which sources determine numbers: found from imports, and the same for DVC's stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from smallbatch.engines import made_by
+from smallbatch.engines.made_by import ENTRY, PACKAGE, code_digest, sources
+
+ROOT = Path(__file__).parents[2]
+STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+SETTINGS = "src/smallbatch/config/params.py"  # part of a run's hash, which DVC does not know
+# What a dependent study's η̃ comes from: the best cell of another study's column.
+BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
+
+
+@pytest.mark.parametrize(
+    ("stage", "entries", "more"),
+    [
+        ("train", ENTRY["stacked"], {SETTINGS}),
+        (
+            "train_dependent",
+            (*ENTRY["stacked"], *BEST),
+            {SETTINGS, "src/smallbatch/records/columns.py"},
+        ),
+        ("measure", ("engines/update_variance.py",), {SETTINGS}),
+    ],
+)
+def test_a_stage_depends_on_the_sources_of_its_numbers(
+    stage: str, entries: tuple[str, ...], more: set[str]
+) -> None:
+    """Each of them, and on no file or folder that holds none of them."""
+    deps = {dep for dep in STAGES[stage]["deps"] if dep.startswith("src/")}
+    needed = {f"src/smallbatch/{path}" for path in sources(*entries)} | more
+    needed -= {path for path in needed if (ROOT / path).read_text().count("\n") <= 1}  # bare rooms
+    for path in needed:
+        assert deps & {path, *map(str, Path(path).parents)}, path
+    for dep in deps:
+        assert any(Path(path).is_relative_to(dep) for path in needed), dep
+
+
+def test_the_sources_of_an_engine_are_its_imports() -> None:
+    loop, stacked = ({str(path) for path in sources(*ENTRY[name])} for name in ("loop", "stacked"))
+    assert {"engines/loop.py", "engines/tally.py", "protocol/stream.py", "models/norms.py"} <= loop
+    assert not any(path.startswith("engines/lanes") for path in loop)
+    assert loop < stacked
+    # Imported inside a function, by way of another module, and not by Python at all.
+    for path in ("triton/heads.py", "torch/vmap.py", "native/winograd.h", "native/kernels.cpp"):
+        assert f"engines/lanes/{path}" in stacked
+    assert "models/flops.py" in stacked  # decides into how many parts a batch is cut
+    assert not any(path.startswith(("config", "records", "placement")) for path in stacked)
+
+
+@pytest.mark.parametrize(
+    "changed", ["engines/loop.py", "models/flops.py", "engines/lanes/native/norms.h"]
+)
+def test_a_changed_source_changes_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    import shutil
+
+    copy = tmp_path / PACKAGE.name
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(made_by, "PACKAGE", copy)
+    found: list[tuple[str, ...]] = []
+    for _ in range(2):
+        sources.cache_clear()
+        code_digest.cache_clear()
+        found.append(tuple(code_digest(name) for name in ("loop", "stacked")))
+        path = copy / changed
+        path.write_text(path.read_text() + "\n")
+    monkeypatch.undo()
+    sources.cache_clear()
+    code_digest.cache_clear()
+    before, after = found
+    assert before == tuple(code_digest(name) for name in ("loop", "stacked"))
+    assert after[1] != before[1]
+    assert (after[0] != before[0]) == (changed == "engines/loop.py")

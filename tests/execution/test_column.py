@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from smallbatch import machine as environment
+from smallbatch.config.params import ComputeConfig, StudyConfig
+from smallbatch.data.prepared import Dataset
+from smallbatch.engines import made_by as sources
+from smallbatch.engines.kinds import Engine
+from smallbatch.engines.lanes import native
+from smallbatch.engines.lanes.native import compile as kernels
+from smallbatch.engines.made_by import made_by_on
+from smallbatch.errors import TakenOver, UserError, WorkerLost
+from smallbatch.execution import workers
+from smallbatch.protocol.column import Column, plan_column
+from smallbatch.protocol.run import Run
+from smallbatch.records.lock import Lock
+from tests.columns import place_and_train
+from tests.noise import make_dataset
+
+LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
+
+
+def plan(data: Dataset, *, base_lrs: tuple[float, ...] = LRS, seeds: int = 2) -> Column:
+    settings = StudyConfig(model="resnet8", norm="none", epochs=3, weight_decay=1e-4)
+    return plan_column("study", settings, data, batch_size=4, base_lrs=base_lrs, seeds=range(seeds))
+
+
+def run_column(
+    column: Column,
+    root: Path,
+    *,
+    workers: int = 2,
+    observers: Any = (),
+    engine: Any = "loop",
+    memory: Any = "auto",
+) -> Path:
+    out = root / "models" / "m4"
+    compute = ComputeConfig(device="cpu", workers=workers, engine=engine, memory=memory)
+    place_and_train(column, out, compute=compute, work=root / "work", observers=observers)
+    return out
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.epochs: list[tuple[str, int]] = []
+        self.done: dict[str, str] = {}
+
+    def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        self.epochs.append((run.hash, row["epoch"]))
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        self.done[run.hash] = outcome
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_a_column_holds_every_run_and_every_outcome(
+    noise: Dataset, tmp_path: Path, engine: str
+) -> None:
+    log = _Log()
+    column = plan(noise)
+    out = run_column(column, tmp_path, observers=[log], engine=engine)
+    record = json.loads((out / "runs.json").read_text())
+    runs = record["runs"]
+    assert [(run["base_lr"], run["seed"]) for run in runs] == [
+        (lr, seed) for lr in sorted(LRS) for seed in (0, 1)
+    ]
+    assert [run["outcome"] for run in runs] == ["finished"] * 4 + ["diverged"] * 2
+    assert record["dataset"]["fingerprint"] == noise.meta.fingerprint
+    assert record["settings"]["norm"] == "none"
+
+    history = pd.read_parquet(out / "history.parquet")
+    finished = history[history.outcome == "finished"]
+    assert finished.groupby("run").epoch.apply(list).tolist() == [[1, 2, 3]] * 4
+    diverged = history[history.outcome == "diverged"].groupby("run").updates.max()
+    assert diverged.to_dict() == {run["run"]: run["diverged_at"] for run in runs[4:]}
+    last = finished[finished.epoch == 3].set_index("run")
+    for run in runs[:4]:
+        assert run["final"]["test_accuracy"] == last.loc[run["run"], "test_accuracy"]
+        assert run["updates"] == 3 * 23 // 4
+
+    names = {key.split("/")[0] for key in load_file(out / "weights.safetensors")}
+    assert names == {run["run"] for run in runs[:4]}
+    assert log.done == {run["run"]: run["outcome"] for run in runs}
+    assert sorted(log.epochs) == sorted(zip(history.run, history.epoch, strict=True))
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_results_do_not_depend_on_workers_memory_or_what_was_kept(
+    noise: Dataset, tmp_path: Path, engine: str
+) -> None:
+    """Byte-identical with one worker, two, memory for one lane, and a column resumed half-way."""
+    names = ("history.parquet", "weights.safetensors", "runs.json")
+    one = run_column(plan(noise), tmp_path / "one", workers=1, engine=engine)
+    two = run_column(plan(noise), tmp_path / "two", workers=2, engine=engine)
+    tight = run_column(plan(noise), tmp_path / "tight", workers=1, engine=engine, memory=1e-9)
+    run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path / "resumed", engine=engine)
+    log = _Log()
+    resumed = run_column(plan(noise), tmp_path / "resumed", observers=[log], engine=engine)
+    assert len({run for run, _ in log.epochs}) == 5  # the sixth was kept
+    for name in names:
+        for other in (two, tight, resumed):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (name, other)
+
+
+def test_the_engines_make_the_same_column(noise: Dataset, tmp_path: Path) -> None:
+    """Same files, runs and outcomes; numbers within float32 rounding of 17 updates."""
+    loop = run_column(plan(noise), tmp_path / "loop")
+    stacked = run_column(plan(noise), tmp_path / "stacked", engine="stacked")
+    histories = [pd.read_parquet(out / "history.parquet") for out in (loop, stacked)]
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-4, atol=1e-5)
+    mine, theirs = (load_file(out / "weights.safetensors") for out in (stacked, loop))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-5)
+    records = [json.loads((out / "runs.json").read_text()) for out in (loop, stacked)]
+    for record in records:
+        for run in record["runs"]:
+            run["final"] = {key: value is None for key, value in run["final"].items()}
+    assert records[0] == records[1]
+    timings = [json.loads((out / "timing.json").read_text()) for out in (loop, stacked)]
+    assert [timing["column"]["engine"] for timing in timings] == ["loop", "stacked"]
+    # The lanes of two workers share their seconds: together no more than both had.
+    seconds = sum(run["seconds"] for run in timings[1]["runs"].values())
+    assert 0 < seconds <= 2 * timings[1]["column"]["seconds"]
+
+
+def test_runs_of_one_engine_are_not_kept_for_another(noise: Dataset, tmp_path: Path) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    run_column(column, tmp_path, engine="loop")
+    log = _Log()
+    run_column(column, tmp_path, engine="stacked", observers=[log])
+    assert len(log.epochs) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "engine", "remark"),
+    [
+        ("test_resnet", "batch", "stacked", "test_resnet: lanes by torch.vmap"),
+        ("test_vit_relpos", "none", "loop", "test_vit_relpos has no stacked layers and fails"),
+    ],
+)
+def test_other_models_are_stacked_by_vmap_or_fall_back_in_one_line(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model: str,
+    norm: Any,
+    engine: str,
+    remark: str,
+) -> None:
+    data = make_dataset(n=12, test=8, size=32)
+    settings = StudyConfig(model=model, norm=norm, epochs=1, weight_decay=0.0)
+    column = plan_column("study", settings, data, batch_size=4, base_lrs=[2**-9], seeds=[0, 1])
+    out = run_column(column, tmp_path, engine="stacked")
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{out}: {remark}")
+    assert json.loads((out / "timing.json").read_text())["column"]["engine"] == engine
+
+
+def test_a_damaged_record_is_trained_again(noise: Dataset, tmp_path: Path) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    first = run_column(column, tmp_path).joinpath("history.parquet").read_bytes()
+    kept = tmp_path / "work" / column.runs[0].hash
+    (kept / "record").write_bytes(b"torn")
+    log = _Log()
+    again = run_column(column, tmp_path, observers=[log])
+    assert len(log.epochs) == 3
+    assert (again / "history.parquet").read_bytes() == first
+
+
+def test_what_the_clock_and_machine_decide_is_in_timing_alone(
+    noise: Dataset, tmp_path: Path
+) -> None:
+    out = run_column(plan(noise, seeds=1), tmp_path)
+    timing = json.loads((out / "timing.json").read_text())
+    assert timing["column"]["seconds"] > 0
+    assert timing["column"]["workers"] == 2
+    assert timing["column"]["peak_memory_bytes"] > 10_000_000
+    runs = json.loads((out / "runs.json").read_text())["runs"]
+    assert set(timing["runs"]) == {run["run"] for run in runs}
+    assert timing["environment"]["torch"]
+
+
+def test_the_commit_of_a_column_is_that_it_began_with(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code is in memory from then on, whatever is checked out meanwhile."""
+    real, commit = workers.train_all, ["old"]
+
+    def train_all(*words: Any, **named: Any) -> None:
+        real(*words, **named)
+        commit[0] = "new"
+
+    monkeypatch.setattr(workers, "train_all", train_all)
+    monkeypatch.setattr(environment, "git_state", lambda *_: (commit[0], False))
+    out = run_column(plan(noise, seeds=1), tmp_path)
+    assert commit == ["new"]
+    timing = json.loads((out / "timing.json").read_text())
+    assert timing["environment"]["git_commit"] == "old"
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(noise: Dataset) -> None:
+    settings = StudyConfig(model="resnet8", epochs=1, weight_decay=0.0)
+    with pytest.raises(UserError, match="found 24, allowed: at most the 23 training examples"):
+        plan_column("study", settings, noise, batch_size=24, base_lrs=[0.1], seeds=[0])
+
+
+def test_a_failing_worker_fails_the_column_and_leaves_nothing(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such luck")
+
+    monkeypatch.setattr(workers, "train", broken)
+    with pytest.raises(RuntimeError, match=r"base_lr=2\^-\d+ seed=0 failed:[\s\S]*no such luck"):
+        run_column(plan(noise), tmp_path)
+    assert not (tmp_path / "models").exists()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_worker_fails_the_column(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: os._exit(9), "a training worker ended with status 9: finished runs"),
+        (
+            lambda: os.kill(os.getpid(), 9),
+            r"was killed by signal 9: if memory ran out, set compute\.memory",
+        ),
+        (lambda: bytearray(2**62), "a training worker ran out of memory; set compute.memory"),
+        (lambda: torch.empty(2**50), "a training worker ran out of memory; set compute.memory"),
+    )
+    for die, said in deaths:
+        monkeypatch.setattr(workers, "train", lambda *_, die=die, **__: die())
+        with pytest.raises(WorkerLost, match=said):
+            run_column(plan(noise), tmp_path)
+
+
+def test_results_that_cannot_be_put_in_place_leave_the_earlier_ones(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "m4.part":
+            raise OSError(5, "Input/output error", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        run_column(plan(noise, base_lrs=LRS[:1], seeds=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_who_lost_the_lock_keeps_nothing(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = itertools.count()
+
+    def beat(_lock: Lock, *, now: bool = False) -> None:
+        if next(beats) or now:
+            raise TakenOver("somebody else has it")
+
+    monkeypatch.setattr(Lock, "beat", beat)
+    with pytest.raises(TakenOver):
+        run_column(plan(noise), tmp_path)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    assert not list(tmp_path.rglob("record"))
+
+
+def test_a_lock_lost_before_the_end_leaves_results_and_checkpoints_to_the_other(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def beat(_lock: Lock, *, now: bool = False) -> None:
+        if now:
+            raise TakenOver("somebody else has it")
+
+    monkeypatch.setattr(Lock, "beat", beat)
+    with pytest.raises(TakenOver):
+        run_column(plan(noise, base_lrs=LRS[:1], seeds=2), tmp_path)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.rglob("*.checkpoints"))
+
+
+def test_a_model_that_does_not_fit_is_refused_in_one_line(noise: Dataset, tmp_path: Path) -> None:
+    settings = StudyConfig(model="resnet18", norm="none", epochs=1, weight_decay=0.0)
+    column = plan_column("study", settings, noise, batch_size=4, base_lrs=[0.1], seeds=[0])
+    with pytest.raises(UserError, match="norm: 'none' is not possible for timm's 'resnet18'"):
+        run_column(column, tmp_path)
+
+
+def test_runs_made_by_other_code_are_trained_again(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    run_column(column, tmp_path)
+    monkeypatch.setattr(sources, "code_digest", lambda _engine: "other")
+    log = _Log()
+    run_column(column, tmp_path, observers=[log])
+    assert len(log.epochs) == 3
+
+
+def test_other_kernels_compilers_and_processors_train_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made_by(engine: Engine = "stacked", **settings: Any) -> str:
+        base: dict[str, Any] = {"model": "resnet8", "norm": "none"}
+        study = StudyConfig(**(base | settings), epochs=1, weight_decay=0.0)
+        return made_by_on(engine, "cpu", study)
+
+    here = made_by()
+    assert kernels.version() in here
+    assert made_by("loop") != here
+    assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_compiler", lambda: ("/usr/bin/c++", "another version"))
+        assert made_by() != here
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "processor", lambda: "another")
+        assert made_by("loop") != here
+        others = {made_by(), made_by("loop"), made_by(precision="bf16")}
+    assert not others & {here, made_by("loop"), made_by(precision="bf16")}
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert made_by() != here
+
+
+def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:
+    history = pd.read_parquet(run_column(plan(noise), tmp_path) / "history.parquet")
+    kinds = {name: dtype.kind for name, dtype in history.dtypes.items()}
+    for name in ("batch_size", "seed", "epoch", "updates"):
+        assert kinds[name] == "i", name
+    for name in ("base_lr", "lr", "train_loss", "test_loss", "test_accuracy"):
+        assert kinds[name] == "f", name
+    assert np.isnan(history.validation_accuracy).all()

@@ -1,0 +1,196 @@
+"""A session's order and arithmetic, and the command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from smallbatch.cli.main import main
+from smallbatch.engines.lanes import native
+from smallbatch.placement.workload import Method, Workload
+from smallbatch.speed.bench import session
+from smallbatch.speed.bench.images import Pictures, load
+from smallbatch.speed.bench.record import as_json
+from smallbatch.speed.bench.session import Bench, Series, Session
+from smallbatch.speed.rate import Rate
+
+ROOT = Path(__file__).parents[3]
+
+# A machine without trackers: whatever imports them fails.
+WITHOUT = """
+import sys
+for name in ("mlflow", "dvc", "pandas", "sklearn.model_selection"):
+    sys.modules[name] = None
+from smallbatch.cli import main
+main()
+"""
+
+
+def small_bench(**changes: Any) -> Bench:
+    settings: dict[str, Any] = {
+        "pictures": [load("noise", path=None, size=8)], "model": "resnet8", "norm": "batch",
+        "bn_batch_size": None, "augment": False, "batch_sizes": [2, 8], "lanes": 20,
+        "engines": ["textbook", "loop", "stacked"], "repeats": 2, "seconds": 1.0, "device": "cpu",
+        "workers": 2,
+    }  # fmt: skip
+    return Bench(**(settings | changes))
+
+
+def test_every_repeat_measures_every_case_once_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def script(file: str, *words: str) -> dict[str, float]:
+        if file == "machine.py":
+            calls.append("limits")
+            return {"sgemm_flops_per_second": 1e9, "copy_bytes_per_second": 1e9}
+        named = dict(zip(words[::2], words[1::2], strict=True))
+        workers = int(named["--num-workers"])
+        calls.append(f"textbook {named['--batch-size']} {workers}")
+        return {"images": 10.0 + workers, "seconds": 2.0}
+
+    def measure(case: Workload, way: Method, **how: Any) -> Rate:
+        if case.batch_size == 8 and way.engine == "loop":
+            raise RuntimeError("training failed:\nout of memory")
+        calls.append(f"{way.key} {case.batch_size} {how.get('updates')}")
+        return Rate(200.0 if way.lanes else 100.0, 1.0, 4)
+
+    monkeypatch.setattr(native, "serves", lambda *_: False)  # lanes by torch have several ways
+    monkeypatch.setattr(session, "_script", script)
+    monkeypatch.setattr(session, "measure", measure)
+    kept: list[dict[str, Any]] = []
+    bench = small_bench()
+    done = session.run(
+        bench, tmp_path, lambda _: None, lambda so_far: kept.append(as_json(bench, so_far, [], {}))
+    )
+    assert [record["settings"]["repeats_done"] for record in kept] == [1, 2]
+    chunks = "stacked in chunks of 8"
+    assert calls[:5] == ["textbook 2 0", "textbook 2 2", "loop 2 None", "stacked 2 None",
+                         f"{chunks} 2 None"]  # fmt: skip
+    # An epoch is a third of a second: 25 images a second and run at m = 2 are 4 updates, 50 are 8.
+    turn = ["limits", "textbook 2 2", "loop 2 4", f"{chunks} 2 8", "textbook 8 2", f"{chunks} 8 2"]
+    assert calls[-12:] == turn * 2
+    failed = [one for one in done.series if one.failure]
+    assert [(one.engine, one.case.batch_size, one.failure) for one in failed] == [
+        ("loop", 8, "out of memory")
+    ]
+    assert done.series[0].rate == 6.0
+
+
+def test_a_record_states_medians_of_the_repeats_and_their_ratios() -> None:
+    bench = small_bench(batch_sizes=[8], engines=["textbook", "loop"])
+    pictures = bench.pictures[0]
+    rates = {"textbook": (100.0, 300.0, 110.0), "loop": (900.0, 330.0, 20.0)}
+    series = [Series(pictures, bench.case(pictures, 8), engine) for engine in bench.engines]
+    for one in series:
+        one.repeats += [{"images_per_second": rate} for rate in rates[one.engine]]
+    limits = {"sgemm_flops_per_second": [2e9, 9e9, 1e9]}
+    record = as_json(bench, Session(series, limits), ["bench"], {})
+    assert record["limits"]["sgemm_flops_per_second"]["median"] == 2e9
+    (case,) = record["cases"]
+    textbook, loop = (case["engines"][engine] for engine in bench.engines)
+    assert (textbook["median"], loop["median"]) == (110.0, 330.0)
+    assert loop["over_textbook"] == 3.0
+    assert loop["fraction_of_sgemm"] == pytest.approx(330 * case["flops_per_image"] / 2e9)
+
+
+def test_pictures_repeat_from_the_first() -> None:
+    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    dataset = Pictures("three", images, np.array([0, 1, 0]), 2).dataset(5)
+    assert dataset.train_images.ravel().tolist() == [0, 1, 2, 0, 1]
+    assert dataset.test_images.ravel().tolist() == [2, 0]
+    assert dataset.meta.counts == {"train": 5, "validation": 0, "test": 2}
+
+
+def test_the_textbook_has_whole_batches_however_few_the_images(tmp_path: Path) -> None:
+    images = np.arange(6, dtype=np.uint8).reshape(3, 2, 1, 1)
+    arrays = np.load(session._save(Pictures("three", images, np.array([0, 1, 2]), 3), 7, tmp_path))
+    assert arrays["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert arrays["images"].shape == (7, 1, 1, 2)
+    assert arrays["images"][3].ravel().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dataset", "mnist"], "--dataset: found 'mnist', allowed: digits, cifar10, noise"),
+        (["--norm", "bn"], "norm: unknown norm 'bn'"),
+        (["-m", "1"], "batch_size: found 1 with norm 'batch'"),
+        (["--out", "nowhere/b.json"], "nowhere/b.json: there is no folder nowhere"),
+        (["--dataset", "cifar10", "--path", "nowhere"], "nowhere"),
+        (["--engine", "warp"], "warp"),
+        (["--seconds", "0"], "--seconds"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "run", None)
+    done = CliRunner().invoke(main, ["bench", "--quick", *words])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+
+
+@pytest.mark.slow
+def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
+    """In a process without mlflow, dvc and pandas; every figure follows from what was measured."""
+    words = ["bench", "--dataset", "noise", "--image-size", "8", "-m", "4", "--lanes", "4",
+             "--repeats", "1", "--seconds", "0.1", "--device", "cpu",
+             "--out", "bench.json", "--table", "bench.md"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WITHOUT, *words],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "src"),
+            "SMALLBATCH_CACHE": str(tmp_path / "c"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "bench.json").read_text())
+    table = (tmp_path / "bench.md").read_text()
+    assert done.stdout.strip() == table.strip()
+    assert {"cpu", "cores", "python", "torch", "timm"} <= record["environment"].keys()
+    assert record["command"][1:] == words
+
+    limits = record["limits"]
+    for limit in limits.values():
+        assert limit["repeats"] == [limit["median"]]
+    (case,) = record["cases"]
+    # Convolutions: 3·16·9·64 + 2·16·16·9·64 at 8×8, then 32 channels at 4×4 and 64 at 2×2; FC.
+    macs = (3 * 16 + 2 * 16 * 16) * 9 * 64 + (16 * 32 + 32 * 32) * 9 * 16
+    macs += (32 * 64 + 64 * 64) * 9 * 4 + 64 * 10
+    assert case["flops_per_image"] == 3 * 2 * macs
+    engines = case["engines"]
+    assert list(engines) == ["textbook", "loop", "stacked"]
+    for name, engine in engines.items():
+        (rate,) = [repeat["images_per_second"] for repeat in engine["repeats"]]
+        assert engine["median"] == rate > 0
+        limit = limits["sgemm_flops_per_second"]["median"]
+        share = engine["median"] * case["flops_per_image"] / limit
+        assert engine["fraction_of_sgemm"] == pytest.approx(share)
+        over = engine["median"] / engines["textbook"]["median"]
+        assert engine["over_textbook"] == pytest.approx(over)
+        assert f"{engine['median']:,.0f}" in table, name
+    for repeat in engines["textbook"]["repeats"]:
+        assert repeat["images_per_second"] == repeat["images"] / repeat["seconds"]
+        assert repeat["images"] % 4 == 0
+    assert engines["stacked"]["repeats"][0]["live"] == 4
+
+    (cache,) = (tmp_path / "c").glob("*.json")
+    (learnt,) = json.loads(cache.read_text())["rates"].values()
+    assert learnt["loop"] == engines["loop"]["median"]

@@ -1,0 +1,223 @@
+"""A plan's counts against arithmetic by hand, its speeds from a given calibration."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.config.params import Params, parse_params
+from smallbatch.pipeline.experiments import plan_columns
+from smallbatch.placement import known as store
+from smallbatch.placement.known import Known
+from smallbatch.placement.workload import Method, Workload
+from smallbatch.speed import calibration
+from smallbatch.speed.plan import Plan, interpolate, plan
+from smallbatch.speed.plan_table import clock, lines, scaled
+from smallbatch.speed.rate import Rate
+from tests.columns import place_and_train
+
+ROOT = Path(__file__).parents[2]
+RAW: dict[str, Any] = {
+    "dataset": {"name": "d", "source": "digits", "subset": 200, "validation_fraction": 0.1,
+                "test_subset": 50},
+    "grid": {"studies": ["bn"], "batch_sizes": [8, 128], "base_lrs": ["2^-8", "2^-6"],
+             "seeds": 2},
+    "studies": {"bn": {"model": "resnet8", "norm": "batch", "epochs": 3, "weight_decay": 0.0}},
+    "compute": {"device": "cpu", "workers": 2},
+}  # fmt: skip
+
+
+GHOST: dict[str, Any] = {"model": "resnet8", "norm": "ghost", "bn_batch_sizes": [2, 8],
+                         "base_lr": "best of bn", "epochs": 3, "weight_decay": 0.0}  # fmt: skip
+
+
+def params(**compute: Any) -> Params:
+    return parse_params({**RAW, "compute": {**RAW["compute"], **compute}}, "params.yaml")
+
+
+def dependent() -> Params:
+    raw = {**RAW, "grid": {**RAW["grid"], "dependent": [{"name": "ghost", "after": "bn"}]}}
+    return parse_params({**raw, "studies": {**RAW["studies"], "ghost": GHOST}}, "params.yaml")
+
+
+@pytest.fixture(autouse=True)
+def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine of known speed: loop 100, stacked 400 images/s; starts in 5 s."""
+    monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "_learnt", Known(startup=5.0))
+    measured: list[str] = []
+
+    def measure(case: Workload, way: Method, **_: Any) -> Rate:
+        measured.append(f"{case.batch_size} {way.key}")
+        return Rate(100.0 if way.engine == "loop" else 400.0, 1.0, 1)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    return measured
+
+
+def make(tmp_path: Path, **compute: Any) -> Plan:
+    return make_of(params(**compute), tmp_path)
+
+
+def make_of(what: Params, tmp_path: Path) -> Plan:
+    folders = {name: tmp_path / name for name in ("prepared", "models", "work")}
+    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs)
+
+
+def test_dependent_studies_count_before_their_source_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One η̃, two seeds: at m = 8 and at 128 with two BN batches each, 4 runs."""
+    monkeypatch.chdir(tmp_path)
+    made = plan_columns(dependent())
+    found = [(one.study, one.batch_size, one.runs, one.updates) for one in made.columns]
+    assert found == [
+        ("bn", 8, 4, 4 * 67),
+        ("bn", 128, 4, 4 * 4),
+        ("ghost", 8, 4, 4 * 67),
+        ("ghost", 128, 4, 4 * 4),
+    ]
+    assert all(one.seconds > 0 for one in made.columns)
+
+
+def test_columns_of_other_lanes_tell_the_speed_where_none_was_measured(
+    tmp_path: Path, speeds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BN batches of 2, 8 and 16 the column at m = 16 has more lanes than that at 8."""
+    monkeypatch.setattr(calibration, "cost", lambda *_: 100.0)  # too much for all but the first
+    raw = {**GHOST, "bn_batch_sizes": [2, 8, 16], "base_lr": None}
+    what = parse_params(
+        {**RAW, "grid": {**RAW["grid"], "studies": ["ghost"], "batch_sizes": [8, 16]},
+         "studies": {"ghost": {k: v for k, v in raw.items() if v is not None}}}, "params.yaml"
+    )  # fmt: skip
+    small, large = make_of(what, tmp_path).columns
+    assert (small.runs, large.runs) == (2 * 4, 3 * 4)
+    assert {text.split()[0] for text in speeds} == {"8"}
+    assert (small.measured, large.measured) == (True, False)
+    assert large.images_per_second == pytest.approx(small.images_per_second)
+
+
+def test_counts_and_time_of_a_column(tmp_path: Path) -> None:
+    """180 of 200 images train: 3·180/8 = 67 updates (of 67.5), 3·180/128 = 4 of each run."""
+    made = make(tmp_path)
+    small, large = made.columns
+    assert not made.prepared
+    assert (small.runs, small.kept, small.updates, small.images) == (4, 0, 4 * 67, 4 * 67 * 8)
+    assert (large.updates, large.images) == (4 * 4, 4 * 4 * 128)
+    # A run evaluates 50 + 20 images each epoch and at its end, where it also evaluates the
+    # training images, and takes population statistics from them and tests with those.
+    evaluated = 4 * (3 * 70 + (180 + 70) + (180 + 50))
+    macs = (1 * 16 + 2 * 16 * 16) * 9 * 64 + (16 * 32 + 32 * 32) * 9 * 16
+    macs += (32 * 64 + 64 * 64) * 9 * 4 + 64 * 10
+    assert small.flops == 2 * macs * (3 * small.images + evaluated)
+    assert small.engine == "stacked"
+    assert small.images_per_second == 400.0
+    assert small.seconds == pytest.approx(5 + small.images / 400 + evaluated / 1200)
+    total = made.total()
+    assert total["seconds"] == pytest.approx(small.seconds + large.seconds)
+    assert total["runs"] == 8
+    assert total["memory_bytes"] == max(small.memory_bytes, large.memory_bytes) > 0
+
+
+def test_an_engine_that_is_pinned_is_the_one_that_is_measured(
+    tmp_path: Path, speeds: list[str]
+) -> None:
+    made = make(tmp_path, engine="loop")
+    assert {column.engine for column in made.columns} == {"loop"}
+    assert made.columns[0].images_per_second == 100.0
+    assert speeds == ["8 loop", "128 loop"]
+    make(tmp_path, engine="loop")
+    assert len(speeds) == 2  # known by now
+
+
+def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -> None:
+    """A column trained in part is planned in part, and one trained whole costs nothing."""
+    from smallbatch.data.prepare import prepare
+    from smallbatch.data.prepared import load_prepared
+    from smallbatch.protocol.column import plan_column
+
+    some = params()
+    prepare(some.dataset, tmp_path)
+    data = load_prepared(tmp_path / "prepared/d")
+
+    def train(base_lrs: tuple[float, ...]) -> None:
+        column = plan_column(
+            "bn", some.studies["bn"], data, batch_size=128, base_lrs=base_lrs, seeds=[0, 1]
+        )
+        out = tmp_path / "models/d/bn/m128"
+        place_and_train(column, out, compute=some.compute, work=tmp_path / "work")
+
+    train((2.0**-8,))
+    made = make(tmp_path)
+    assert made.prepared
+    assert [column.kept for column in made.columns] == [0, 2]
+    assert made.columns[1].updates == 2 * 4
+    train((2.0**-8, 2.0**-6))
+    whole = make(tmp_path).columns[1]
+    assert (whole.kept, whole.updates, whole.flops, whole.seconds) == (4, 0, 0, 0.0)
+    assert whole.images_per_second is None
+    (tmp_path / "work").rename(tmp_path / "elsewhere")  # as when DVC's cache restored the column
+    assert make(tmp_path).columns[1].kept == 4
+
+
+def test_rates_between_and_beyond_what_was_measured() -> None:
+    rates = {2: 100.0, 8: 400.0, 128: 1600.0}
+    assert interpolate(rates, 8) == pytest.approx(400)
+    assert interpolate(rates, 4) == pytest.approx(200)
+    assert interpolate(rates, 32) == pytest.approx(800)
+    assert interpolate(rates, 512) == pytest.approx(1600)
+    assert interpolate(rates, 1) == pytest.approx(50)
+
+
+def test_the_table_names_what_it_does_not_know(tmp_path: Path) -> None:
+    text = lines(make(tmp_path))
+    assert [line.split()[0] for line in text[:4]] == ["column", "bn", "bn", "total"]
+    assert "kept runs are unknown" in text[-1]
+    assert len({len(line) for line in text[:2]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.345e13, "23.4 TB")]
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert scaled(value, "B") == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (90, "1.5 min"), (5400, "1.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+@pytest.mark.slow
+def test_the_command_measures_this_machine(tmp_path: Path) -> None:
+    """In a process of its own, before `prepare`."""
+    (tmp_path / "params.yaml").write_text(json.dumps(RAW))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    words = [sys.executable, "-P", "-m", "smallbatch", "plan"]
+    done = subprocess.run(
+        [*words, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert [column["updates"] for column in made["columns"]] == [4 * 67, 4 * 4]
+    assert all(column["measured"] for column in made["columns"])
+    assert made["total"]["seconds"] == pytest.approx(
+        sum(column["seconds"] for column in made["columns"])
+    )
+    assert not (tmp_path / "data").exists()
+    raw = {**RAW, "dataset": {"name": "own", "source": "image_folder", "path": "images"}}
+    (tmp_path / "params.yaml").write_text(json.dumps(raw))
+    refused = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "run `smallbatch prepare` first" in line
