@@ -127,7 +127,7 @@ def plan(
             _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
         ]
         kept = {
-            column.batch_size: _kept(column, params, device, models, work) if is_prepared else 0
+            column.batch_size: _kept(column, params, models, work) if is_prepared else 0
             for column in columns
         }
         to_train = [column for column in columns if kept[column.batch_size] < len(column.runs)]
@@ -153,7 +153,7 @@ def _column(
     )
 
 
-def _kept(column: Column, params: Params, device: str, models: Path, work: Path) -> int:
+def _kept(column: Column, params: Params, models: Path, work: Path) -> int:
     """Runs of a column that need no training: their column is whole, or their record is there."""
     names = {run.hash for run in column.runs}
     made_by = place(column, params.compute, keep=False).made_by
