@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smallbatch.config.params import format_base_lr
+from smallbatch.config.base_lr import format_base_lr
 from smallbatch.protocol.column import Column
 from smallbatch.protocol.run import Run
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from smallbatch.config.params import format_base_lr, load_params, parse_base_lr, parse_params
+from smallbatch.config.base_lr import format_base_lr, parse_base_lr
+from smallbatch.config.params import load_params, parse_params
 from smallbatch.errors import UserError
 
 ROOT = Path(__file__).parents[2]

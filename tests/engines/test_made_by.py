@@ -13,7 +13,7 @@ from smallbatch.engines.made_by import ENTRY, PACKAGE, code_digest, sources
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-SETTINGS = "src/smallbatch/config/params.py"  # part of a run's hash, which DVC does not know
+SETTINGS = "src/smallbatch/config"  # part of a run's hash, which DVC does not know
 # What a dependent study's η̃ comes from: the best cell of another study's column.
 BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
 

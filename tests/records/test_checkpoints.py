@@ -27,7 +27,7 @@ from smallbatch.errors import Stopping, UserError
 from smallbatch.protocol.outcome import RunResult
 from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints
-from smallbatch.records.checkpoints import Checkpoints, Plan, State
+from smallbatch.records.checkpoints import Checkpoints, ChunkPlan, State
 from smallbatch.records.files import load_record
 from tests.noise import make_dataset
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, 1, 2)
-    kept = Plan(tmp_path / "plan")
+    kept = ChunkPlan(tmp_path / "plan")
     kept.write([["a"]])
 
     def failing(_path: Path) -> bytes:
@@ -292,7 +292,7 @@ def test_memory_that_runs_out_spares_the_checkpoints(
 def test_a_damaged_plan_falls_back_to_its_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = Plan(tmp_path)
+    kept = ChunkPlan(tmp_path)
     assert kept.read() == []
     kept.write([["a", "b"], ["c"]])
     (tmp_path / "plan").write_bytes(b"damaged")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch.config.params import format_base_lr
+from smallbatch.config.base_lr import format_base_lr
 from smallbatch.execution import workers
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed import rate

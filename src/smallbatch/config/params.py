@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from smallbatch.config.base_lr import parse_base_lr
 from smallbatch.config.messages import allowed, one_line
 from smallbatch.config.model_names import validate_model
 from smallbatch.errors import UserError
@@ -22,33 +23,8 @@ EngineSetting = Literal["auto", "loop", "stacked"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
-_POWER = re.compile(r"^\s*2\s*(?:\^|\*\*)\s*([+-]?\d{1,4})\s*$")
 _BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
 _UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
-
-
-def parse_base_lr(value: object) -> float:
-    """Read a base learning rate η̃: a number, its text, or a power of two such as ``2^-6``.
-
-    Raises:
-        ValueError: not a number, not finite, or not above 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("expected a number above 0 or a power of two such as 2^-6")
-    try:
-        power = _POWER.match(value) if isinstance(value, str) else None
-        number = 2.0 ** int(power.group(1)) if power else float(value)
-    except (ValueError, OverflowError):
-        raise ValueError("expected a number above 0 or a power of two such as 2^-6") from None
-    if not math.isfinite(number) or number <= 0:
-        raise ValueError("expected a number above 0 or a power of two such as 2^-6")
-    return number
-
-
-def format_base_lr(value: float) -> str:
-    """Write a learning rate as the paper does: ``2^-6``, or plain where it is no power of two."""
-    mantissa, exponent = math.frexp(value)
-    return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:g}"
 
 
 def _best_of(value: object) -> object:

@@ -6,7 +6,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,17 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smallbatch.config.params import format_base_lr
+from smallbatch.config.base_lr import format_base_lr
 from smallbatch.engines.lanes import lane_bytes, train_lanes
 from smallbatch.engines.loop import initial_model, train
 from smallbatch.engines.resident import load_resident
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
+from smallbatch.execution.processes import keep_freed_memory, live_and_die_with
 from smallbatch.execution.watch import GRACE_S, HINT
 from smallbatch.machine import free_memory
 from smallbatch.placement.placement import Placement
 from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
 from smallbatch.records import files
-from smallbatch.records.checkpoints import Checkpoints, Plan
+from smallbatch.records.checkpoints import Checkpoints, ChunkPlan
 
 if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
@@ -68,7 +68,7 @@ class Job:
     dataset: Dataset
     placement: Placement
     work: Path
-    plan: Plan
+    plan: ChunkPlan
     checkpoint_seconds: float
     watch: Watch
     beat: Callable[[], None]
@@ -270,8 +270,8 @@ def _work(
     events: Any,
     parent: int,
 ) -> None:
-    _live_and_die_with(parent)
-    _keep_freed_memory()
+    live_and_die_with(parent)
+    keep_freed_memory()
     while True:
         with taken.get_lock():
             i, taken.value = taken.value, taken.value + 1
@@ -298,34 +298,6 @@ def _work(
                 events.put(("lost", name, f"a training worker ran out of memory; {LESS}"))
             else:
                 events.put(("failed", name, traceback.format_exc()))
-
-
-def _live_and_die_with(parent: int) -> None:
-    """End with the parent, however it ends; signals to the whole group are the parent's to judge.
-
-    So nobody writes beside a new training, and nobody dies in the middle of a last checkpoint.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(1)
-
-
-def _keep_freed_memory() -> None:
-    """Ask the C library to reuse large freed buffers instead of returning them to the system.
-
-    Each update frees and takes the same activations; page faults on them cost up to half of the
-    time at m ≥ 128. Without glibc nothing changes.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
-        libc.mallopt(m_mmap_threshold, 2**30)
-    except (OSError, AttributeError):
-        return
 
 
 def _train_chunk(

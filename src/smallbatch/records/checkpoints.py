@@ -191,7 +191,7 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChunkPlan:
     """Which runs of a column are computed together, kept until the column is whole.
 
     A model under `torch.vmap` rounds differently with other lanes beside it, so whoever takes a
@@ -239,10 +239,10 @@ class Plan:
         return self.folder / "plan", self.folder / "plan.copy"
 
 
-def plan(work: Path, directory: Path, made_by: str) -> Plan:
+def plan(work: Path, directory: Path, made_by: str) -> ChunkPlan:
     """The plan of a column under one version of the code."""
     version = hashlib.sha256(made_by.encode()).hexdigest()[:16]
-    return Plan(column_folder(work, directory) / version)
+    return ChunkPlan(column_folder(work, directory) / version)
 
 
 def column_folder(work: Path, directory: Path) -> Path:

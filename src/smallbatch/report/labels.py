@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from smallbatch.config.params import format_base_lr
+from smallbatch.config.base_lr import format_base_lr
 
 SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)

@@ -91,7 +91,7 @@ def job_of(
     from smallbatch.execution.watch import Watch
     from smallbatch.execution.workers import Job
     from smallbatch.placement.placement import Placement
-    from smallbatch.records.checkpoints import Plan
+    from smallbatch.records.checkpoints import ChunkPlan
 
     return Job(
         column=runs,
@@ -99,7 +99,7 @@ def job_of(
         dataset=dataset,
         placement=Placement(case.device, way, case.workers, memory, made_by=""),
         work=folder,
-        plan=Plan(folder),
+        plan=ChunkPlan(folder),
         checkpoint_seconds=math.inf,
         watch=Watch(),
         beat=lambda: None,

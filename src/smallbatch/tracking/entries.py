@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from smallbatch.config.params import format_base_lr
+from smallbatch.config.base_lr import format_base_lr
 from smallbatch.records.columns import METRICS
 
 if TYPE_CHECKING:

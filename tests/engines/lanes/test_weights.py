@@ -12,7 +12,7 @@ from smallbatch.engines import loop
 from smallbatch.engines.lanes.inputs import seen_by_all
 from smallbatch.engines.lanes.torch.lanes import build_net
 from smallbatch.engines.lanes.triton import convs
-from smallbatch.engines.lanes.weights import ALIGNED, SPAN, Lanes, stack_lanes
+from smallbatch.engines.lanes.weights import ALIGNED, SPAN, LaneWeights, stack_lanes
 from tests.engines.lanes.test_trainer import CPU, grid, noise_data, study
 
 MODELS = [("resnet8", "none"), ("resnet8", "batch"), ("alexnet", "batch_conv"), ("alexnet", "none")]
@@ -36,12 +36,12 @@ class Toy(nn.Module):
                 tensor.data = noise(*tensor.shape, seed=100 * seed + i)
 
 
-def toys(k: int = 3, *, packed: bool = True) -> Lanes:
+def toys(k: int = 3, *, packed: bool = True) -> LaneWeights:
     builders = [partial(Toy, seed) for seed in range(k)]
     return stack_lanes(builders, CPU, torch.float32, packed=packed)[0]
 
 
-def descended(lanes: Lanes) -> Tensor:
+def descended(lanes: LaneWeights) -> Tensor:
     """The gradient as the update's kernel sums it: of a span as many parts as are used."""
     used = lanes.used.repeat_interleave(SPAN)[: lanes.theta.shape[1]]
     part = torch.arange(len(lanes.partial))[:, None]
@@ -95,7 +95,7 @@ def test_the_gradient_is_the_sum_of_the_parts(packed: bool) -> None:
     lanes, counts = toys(packed=packed), {"conv.weight": 4, "fc.weight": 2, "fc.bias": 3}
     lanes.split(counts)
     expected = torch.zeros_like(lanes.theta)
-    whole = Lanes(expected, lanes.shapes, {}, {}, packed)
+    whole = LaneWeights(expected, lanes.shapes, {}, {}, packed)
     for i, name in enumerate(lanes.shapes):
         parts = lanes.parts(name)
         assert parts.shape == (counts.get(name, 1), 3, *lanes.shapes[name])

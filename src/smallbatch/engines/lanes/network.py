@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smallbatch.engines.lanes.inputs import Shared
 from smallbatch.engines.lanes.layers import Chain, Layer, Residual
-from smallbatch.engines.lanes.weights import Lanes
+from smallbatch.engines.lanes.weights import LaneWeights
 from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.resnet import BasicBlock, ResNet
 
@@ -75,7 +75,7 @@ class StackedNet:
         kit: makes the layers.
     """
 
-    def __init__(self, lanes: Lanes, model: nn.Module, kit: Kit) -> None:
+    def __init__(self, lanes: LaneWeights, model: nn.Module, kit: Kit) -> None:
         self.lanes, self._kit = lanes, kit
         self._names = {id(module): name for name, module in model.named_modules()}
         if isinstance(model, ResNet):

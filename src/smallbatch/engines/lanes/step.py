@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smallbatch.engines.lanes.inputs import Shared, Tables
-from smallbatch.engines.lanes.weights import Lanes
+from smallbatch.engines.lanes.weights import LaneWeights
 
 WARM_UP = 3  # steps before a capture: libraries set themselves up, kernels are compiled
 
@@ -22,7 +22,7 @@ WARM_UP = 3  # steps before a capture: libraries set themselves up, kernels are 
 class Net(Protocol):
     """A network of K lanes."""
 
-    lanes: Lanes
+    lanes: LaneWeights
 
     def forward(self, shared: Shared, *, training: bool) -> Tensor:
         """Images → logits (m, K, classes)."""
@@ -59,7 +59,7 @@ class Tail(Protocol):
         """
         ...
 
-    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+    def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """Update the weights and note losses, hits and lanes that end.
 
         Args:
@@ -82,7 +82,7 @@ class TorchTail:
         self.correct = (logits.argmax(2) == labels).sum(0)
         return gradient
 
-    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+    def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """See `Tail`."""
         lanes.update(*rates.index_select(0, counter)[0])
         counter.add_(1)

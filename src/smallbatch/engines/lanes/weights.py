@@ -14,7 +14,7 @@ SPAN = 1024  # values of a row whose gradients have equally many parts
 
 
 @dataclass
-class Lanes:
+class LaneWeights:
     """K copies of one model's state.
 
     Attributes:
@@ -143,7 +143,7 @@ def stack_lanes(
     dtype: torch.dtype,
     all_buffers: bool = False,
     packed: bool = False,
-) -> tuple[Lanes, nn.Module]:
+) -> tuple[LaneWeights, nn.Module]:
     """Build K plain models one after another and stack their states.
 
     Args:
@@ -151,7 +151,7 @@ def stack_lanes(
         device: of the lanes.
         dtype: of the lanes' parameters and statistics.
         all_buffers: stack every buffer, as vmap wants it, not only running statistics.
-        packed: see `Lanes`.
+        packed: see `LaneWeights`.
 
     Returns:
         The lanes, and the last of the models as the pattern of their structure.
@@ -176,7 +176,7 @@ def _empty_lanes(
     dtype: torch.dtype,
     all_buffers: bool,
     packed: bool,
-) -> Lanes:
+) -> LaneWeights:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     parameters = sum(padded(shape.numel(), packed) for shape in shapes.values())
     kinds = ("running_mean", "running_var")
@@ -187,7 +187,7 @@ def _empty_lanes(
         for name, value in model.named_buffers()
         if all_buffers or name.endswith(kinds)
     }
-    return Lanes(
+    return LaneWeights(
         theta=torch.zeros(k, parameters, device=device, dtype=dtype),
         shapes=shapes,
         statistics=statistics,

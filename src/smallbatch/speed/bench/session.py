@@ -19,8 +19,8 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
 from smallbatch.speed.rate import measure
 
-Engine = Literal["textbook", "loop", "stacked"]
-ENGINES: tuple[Engine, ...] = ("textbook", "loop", "stacked")
+Contender = Literal["textbook", "loop", "stacked"]
+ENGINES: tuple[Contender, ...] = ("textbook", "loop", "stacked")
 GUESS_SECONDS = 0.5  # of the first look at a case, which settles how it is measured
 EPOCHS = 4  # that a measurement aims at; the first is left out
 MOST_IMAGES = 2**16  # of an epoch
@@ -56,7 +56,7 @@ class Bench:
     augment: bool
     batch_sizes: Sequence[int]
     lanes: int
-    engines: Sequence[Engine]
+    engines: Sequence[Contender]
     repeats: int
     seconds: float
     device: str
@@ -97,7 +97,7 @@ class Series:
 
     pictures: Pictures
     case: Workload
-    engine: Engine
+    engine: Contender
     settled: dict[str, Any] = field(default_factory=dict[str, Any])
     looks: dict[str, float] = field(default_factory=dict[str, float])
     repeats: list[dict[str, float]] = field(default_factory=list[dict[str, float]])

@@ -17,7 +17,8 @@ from torch import nn
 from smallbatch.engines.lanes.native import compile as native
 from smallbatch.engines.lanes.native.algorithms import Algorithm
 from smallbatch.engines.lanes.native.compile import LANES
-from smallbatch.engines.lanes.native.network import NativeNetwork, aligned
+from smallbatch.engines.lanes.native.memory import aligned
+from smallbatch.engines.lanes.native.network import NativeNetwork
 from smallbatch.engines.lanes.native.structures import Shape
 from smallbatch.models.resnet import ResNet
 

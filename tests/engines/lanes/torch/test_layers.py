@@ -13,7 +13,7 @@ from smallbatch.engines.lanes.inputs import Shared
 from smallbatch.engines.lanes.torch import layers as stacked_layers
 from smallbatch.engines.lanes.torch import norms as stacked_norms
 from smallbatch.engines.lanes.torch.convs import Grouped
-from smallbatch.engines.lanes.weights import Lanes, stack_lanes
+from smallbatch.engines.lanes.weights import LaneWeights, stack_lanes
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.models.norms import BatchNorm as PlainBatchNorm
 from smallbatch.models.norms import GhostBatchNorm, group_norm
@@ -54,7 +54,7 @@ def apart(x: Tensor) -> Tensor:
 
 def check(
     make: Callable[[], nn.Module],
-    make_stacked: Callable[[Lanes], Any],
+    make_stacked: Callable[[LaneWeights], Any],
     shape: tuple[int, ...],
     *,
     relu: bool,
@@ -103,7 +103,7 @@ def test_conv(kernel: int, stride: int, height: int, bias: bool) -> None:
     def make() -> nn.Conv2d:
         return nn.Conv2d(2, 3, kernel, stride, padding=kernel // 2, bias=bias)
 
-    def make_stacked(lanes: Lanes) -> stacked_layers.Conv:
+    def make_stacked(lanes: LaneWeights) -> stacked_layers.Conv:
         return stacked_layers.Conv(lanes, "layer", make(), Grouped(), relu=bias)
 
     check(make, make_stacked, (4, 2, height, 7), relu=bias, masked=True)
@@ -137,7 +137,7 @@ def test_batch_and_ghost_norm(pixels: tuple[int, ...], size: int | None, m: int)
             return PlainBatchNorm(5, momentum=0.3)
         return GhostBatchNorm(5, size, momentum=0.3)
 
-    def make_stacked(lanes: Lanes) -> stacked_norms.BatchNorm:
+    def make_stacked(lanes: LaneWeights) -> stacked_norms.BatchNorm:
         module = make()
         if isinstance(module, GhostBatchNorm):
             return stacked_norms.GhostNorm(lanes, "layer", module)
@@ -150,7 +150,7 @@ def test_batch_and_ghost_norm(pixels: tuple[int, ...], size: int | None, m: int)
 @pytest.mark.parametrize("channels", [16, 5])
 @pytest.mark.parametrize("pixels", [(4, 3), ()])
 def test_group_norm(channels: int, pixels: tuple[int, ...]) -> None:
-    def make_stacked(lanes: Lanes) -> stacked_norms.GroupNorm:
+    def make_stacked(lanes: LaneWeights) -> stacked_norms.GroupNorm:
         return stacked_norms.GroupNorm(lanes, "layer", group_norm(channels))
 
     check(

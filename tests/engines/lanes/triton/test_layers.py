@@ -13,7 +13,7 @@ from smallbatch.engines.lanes.inputs import Shared
 from smallbatch.engines.lanes.layers import Shortcut
 from smallbatch.engines.lanes.triton import convs, heads
 from smallbatch.engines.lanes.triton.layers import TritonLayers
-from smallbatch.engines.lanes.weights import Lanes, stack_lanes
+from smallbatch.engines.lanes.weights import LaneWeights, stack_lanes
 from smallbatch.models.alexnet import same_max_pool
 from smallbatch.models.norms import BatchNorm, GhostBatchNorm, group_norm
 from tests.engines.lanes.triton.tensors import DEVICE, channels_first, near, noise
@@ -44,7 +44,7 @@ def make_kit(make: Callable[[], nn.Module], relu: bool, m: int) -> tuple[list[Si
     return [module.double().to(DEVICE) for module in plain], kit
 
 
-def check_gradients(lanes: Lanes, plain: list[Single]) -> None:
+def check_gradients(lanes: LaneWeights, plain: list[Single]) -> None:
     """Of the parameters and, where there are any, the running statistics."""
     for lane, module in enumerate(plain):
         for name, parameter in module.layer.named_parameters(prefix="layer"):

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from smallbatch.engines.lanes.step import Metrics, TorchTail
 from smallbatch.engines.lanes.triton.tail import TritonTail, agrees
-from smallbatch.engines.lanes.weights import SPAN, Lanes
+from smallbatch.engines.lanes.weights import SPAN, LaneWeights
 from tests.engines.lanes.triton.tensors import DEVICE
 
 K = 3
 
 
-def lanes(parameters: int, parts: int = 1) -> Lanes:
+def lanes(parameters: int, parts: int = 1) -> LaneWeights:
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(K, parameters, generator=generator).to(DEVICE)
-    made = Lanes(theta, {"w": torch.Size([parameters])}, {}, {})
+    made = LaneWeights(theta, {"w": torch.Size([parameters])}, {}, {})
     made.split({"w": parts})
     made.partial.copy_(torch.randn(parts, K, parameters, generator=generator))
     return made
@@ -79,7 +79,7 @@ def test_an_update_reads_the_parts_that_are_used_and_no_others() -> None:
     """By spans of 1024 values: what has fewer parts than its span has zeros there."""
     theta = torch.zeros(2, 4 * SPAN, device=DEVICE)
     shapes = {"a": (SPAN - 5,), "b": (SPAN + 5,), "c": (2 * SPAN - 1,), "d": (1,)}
-    made = Lanes(theta, {name: torch.Size(shape) for name, shape in shapes.items()}, {}, {})
+    made = LaneWeights(theta, {name: torch.Size(shape) for name, shape in shapes.items()}, {}, {})
     made.split({"a": 4, "b": 3})
     assert made.used.tolist() == [4, 3, 1, 1]
     for i, name in enumerate(shapes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smallbatch.config.model_names import ALIASES
+from smallbatch.engines.kinds import has_layers
 from smallbatch.engines.lanes.native.compile import available, version
 
 __all__ = ["serves", "version"]
@@ -19,5 +19,5 @@ def serves(study: StudyConfig, device: torch.device | str) -> bool:
     """Whether a study's lanes are computed by the kernels: the paper's models in float32, on a CPU
     that has a C++ compiler.
     """  # noqa: D205
-    paper = study.model in ALIASES or study.model in ALIASES.values()
-    return str(device) == "cpu" and paper and study.precision == "float32" and available()
+    served = has_layers(study.model) and study.precision == "float32"
+    return str(device) == "cpu" and served and available()

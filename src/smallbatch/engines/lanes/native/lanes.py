@@ -15,7 +15,8 @@ from torch import Tensor
 
 from smallbatch.engines.lanes.native.algorithms import parts_of_a_batch
 from smallbatch.engines.lanes.native.compile import LANES, library
-from smallbatch.engines.lanes.native.network import NativeNetwork, aligned
+from smallbatch.engines.lanes.native.memory import aligned
+from smallbatch.engines.lanes.native.network import NativeNetwork
 from smallbatch.engines.lanes.native.structures import Images, group_of, stream_of
 from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import Resident, Split

@@ -11,6 +11,7 @@ from torch import nn
 
 from smallbatch.engines.lanes.native.algorithms import Algorithm, algorithm_of
 from smallbatch.engines.lanes.native.compile import LANES
+from smallbatch.engines.lanes.native.memory import LINE, SPREAD, aligned, lay_out
 from smallbatch.engines.lanes.native.steps import MAX_POOL, MEAN_POOL, NO_POOL, Step, steps_of
 from smallbatch.engines.lanes.native.structures import Layer, Network, Product, Shape
 from smallbatch.models.norms import GhostBatchNorm
@@ -18,8 +19,6 @@ from smallbatch.models.norms import GhostBatchNorm
 _BLOCK = 3  # positions that the kernels compute together, P in vectors.h
 _TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
 
-_LINE = 32  # bytes of a vector of float
-_SPREAD = 10  # vectors
 
 _NO_NORM, _RUNNING, _OWN = range(3)
 
@@ -56,13 +55,13 @@ class NativeNetwork:
         self._kept: list[Any] = []  # what the structures point to
         self._scratch: dict[tuple[int, ...], int] = {}
         self.bytes = 0
-        self.places, self.parameters = _lay_out(dict(self.model.named_parameters()))
+        self.places, self.parameters = lay_out(dict(self.model.named_parameters()))
         buffers = {
             name: value
             for name, value in self.model.named_buffers()
             if name.endswith(("running_mean", "running_var"))
         }
-        self.statistics, self.statistic_count = _lay_out(buffers)
+        self.statistics, self.statistic_count = lay_out(buffers)
         self._names = {id(module): name for name, module in self.model.named_modules()}
         steps = steps_of(self.model)
         channels, height, width = self.image
@@ -306,7 +305,7 @@ class NativeNetwork:
         # A stride of a power of two would put all channels of a pixel into the same places of the
         # first-level cache.
         channel = self.batch_size * example
-        channel += (_SPREAD - channel) % (4096 // _LINE)
+        channel += (SPREAD - channel) % (4096 // LINE)
         return Shape(channels, self.batch_size, height, width, channel, example, row, origin)
 
     def _buffer(self, shape: Shape) -> int:
@@ -337,20 +336,3 @@ class _Source:
 
 def _border(module: nn.Module | None) -> int:
     return module.kernel_size[0] // 2 if isinstance(module, nn.Conv2d) else 0
-
-
-def _lay_out(values: dict[str, Any]) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
-    places: dict[str, tuple[int, tuple[int, ...]]] = {}
-    start = 0
-    for name, value in values.items():
-        places[name] = start, tuple(value.shape)
-        start += value.numel()
-    return places, start
-
-
-def aligned(size: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
-    """Zeros at an address that vectors can be loaded from."""
-    boundary = LANES * np.dtype(dtype).itemsize
-    memory = np.zeros(size * np.dtype(dtype).itemsize + boundary, np.uint8)
-    start = -memory.ctypes.data % boundary
-    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)

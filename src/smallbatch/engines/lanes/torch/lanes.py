@@ -18,7 +18,7 @@ from smallbatch.engines.lanes.step import Net, Step, Tail, TorchTail, capture
 from smallbatch.engines.lanes.torch.convs import Grouped, Unrolled
 from smallbatch.engines.lanes.torch.layers import TorchLayers
 from smallbatch.engines.lanes.torch.vmap import VmapNet
-from smallbatch.engines.lanes.weights import Lanes, stack_lanes
+from smallbatch.engines.lanes.weights import LaneWeights, stack_lanes
 from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import Resident, Split
 from smallbatch.protocol.run import Run
@@ -59,7 +59,7 @@ def build_net(
     return StackedNet(lanes, model, _kit(lanes, runs[0], data, kernels)), model
 
 
-def _kit(lanes: Lanes, run: Run, data: Resident, kernels: Kernels) -> Kit:
+def _kit(lanes: LaneWeights, run: Run, data: Resident, kernels: Kernels) -> Kit:
     precision, dtype = run.settings.precision, lanes.theta.dtype
     half = torch.bfloat16 if precision == "bf16" else dtype
     if kernels != "triton":
@@ -93,7 +93,7 @@ def _torch_tail(_lanes: int, _device: torch.device) -> Tail:
 
 
 class TorchLanes:
-    """See :class:`~engines.lanes.trainer.Lanes`.
+    """See :class:`~engines.lanes.trainer.LaneWeights`.
 
     Args:
         runs: of one study and batch size, those of one seed next to each other.
@@ -182,7 +182,7 @@ class TorchLanes:
         return True
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """See :meth:`~engines.lanes.weights.Lanes.state_dict`."""
+        """See :meth:`~engines.lanes.weights.LaneWeights.state_dict`."""
         return self.net.lanes.state_dict(lane)
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from smallbatch.engines.lanes.inputs import Shared
 from smallbatch.engines.lanes.layers import Chain, Shortcut, check_conv
 from smallbatch.engines.lanes.torch.convs import Convs, by_lane
 from smallbatch.engines.lanes.torch.norms import BatchNorm, GroupNorm, make_norm
-from smallbatch.engines.lanes.weights import Lanes
+from smallbatch.engines.lanes.weights import LaneWeights
 from smallbatch.models.alexnet import same_max_pool
 
 
@@ -34,7 +34,7 @@ class Conv:
     """
 
     def __init__(
-        self, lanes: Lanes, name: str, module: nn.Conv2d, convs: Convs, relu: bool
+        self, lanes: LaneWeights, name: str, module: nn.Conv2d, convs: Convs, relu: bool
     ) -> None:
         check_conv(name, module)
         self.lanes, self.convs, self.relu, self.stride = lanes, convs, relu, module.stride[0]
@@ -93,7 +93,7 @@ class FirstConv:
 class Linear:
     """FC layer: (m, K·in) → (m, K·out)."""
 
-    def __init__(self, lanes: Lanes, name: str, relu: bool) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, relu: bool) -> None:
         self.lanes, self.relu = lanes, relu
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
@@ -187,7 +187,7 @@ class TorchLayers:
         dtype: of the activations.
     """
 
-    def __init__(self, lanes: Lanes, convs: Convs, dtype: torch.dtype) -> None:
+    def __init__(self, lanes: LaneWeights, convs: Convs, dtype: torch.dtype) -> None:
         self.lanes, self.convs, self.dtype = lanes, convs, dtype
 
     def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from smallbatch.engines.lanes.layers import Shortcut
 from smallbatch.engines.lanes.torch.convs import finish
-from smallbatch.engines.lanes.weights import Lanes
+from smallbatch.engines.lanes.weights import LaneWeights
 from smallbatch.models.norms import GhostBatchNorm
 
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
@@ -16,7 +16,7 @@ _BACKWARD = torch.ops.aten.native_batch_norm_backward
 class _Norm:
     """A normalisation with scale and shift, followed by a ReLU."""
 
-    def __init__(self, lanes: Lanes, name: str) -> None:
+    def __init__(self, lanes: LaneWeights, name: str) -> None:
         self.lanes = lanes
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
@@ -42,7 +42,7 @@ class _Norm:
 class BatchNorm(_Norm):
     """Batch norm of (m, K·C, …) over all but the channels."""
 
-    def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, module: nn.BatchNorm2d) -> None:
         super().__init__(lanes, name)
         self.statistics = f"{name}.running_mean", f"{name}.running_var"
         self.eps, self.momentum = module.eps, module.momentum or 0.0
@@ -77,7 +77,7 @@ class GhostNorm(BatchNorm):
     Equal sub-batches are folded into the channels, as there; a smaller rest is done by itself.
     """
 
-    def __init__(self, lanes: Lanes, name: str, module: GhostBatchNorm) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, module: GhostBatchNorm) -> None:
         super().__init__(lanes, name, module)
         self.size = module.bn_batch_size
 
@@ -145,7 +145,7 @@ def _unfold(x: Tensor, groups: int) -> Tensor:
 class GroupNorm(_Norm):
     """Group norm of (m, K·C, …): every example by itself, over the pixels of a channel group."""
 
-    def __init__(self, lanes: Lanes, name: str, module: nn.GroupNorm) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, module: nn.GroupNorm) -> None:
         super().__init__(lanes, name)
         self.groups, self.eps = module.num_groups, module.eps
 
@@ -170,7 +170,7 @@ class GroupNorm(_Norm):
         return x
 
 
-def make_norm(lanes: Lanes, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
+def make_norm(lanes: LaneWeights, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
     """The layer over K lanes of a plain model's normalisation."""
     if isinstance(module, GhostBatchNorm):
         return GhostNorm(lanes, name, module)

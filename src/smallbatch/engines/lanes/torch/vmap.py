@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from smallbatch.engines.lanes.inputs import Shared, seen_by_all
-from smallbatch.engines.lanes.weights import Lanes, stack_lanes
+from smallbatch.engines.lanes.weights import LaneWeights, stack_lanes
 from smallbatch.errors import UserError
 
 
@@ -28,7 +28,7 @@ class VmapNet:
         model: the pattern; its own weights are not used.
     """
 
-    def __init__(self, lanes: Lanes, model: nn.Module) -> None:
+    def __init__(self, lanes: LaneWeights, model: nn.Module) -> None:
         self.lanes = lanes
         self._model = model.to(lanes.theta.device, lanes.theta.dtype)
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from smallbatch.engines.lanes.inputs import Shared
 from smallbatch.engines.lanes.layers import Shortcut, check_conv
-from smallbatch.engines.lanes.triton import convs, heads, norms, pool
+from smallbatch.engines.lanes.triton import convs, heads, pool
 from smallbatch.engines.lanes.triton.convs import Dot
-from smallbatch.engines.lanes.weights import Lanes
-from smallbatch.models.norms import GhostBatchNorm
+from smallbatch.engines.lanes.triton.norm_layers import GroupNorm, Norm
+from smallbatch.engines.lanes.weights import LaneWeights
 
 # Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
 BESIDE = 2**14
@@ -67,7 +67,12 @@ class TritonLayers:
     """
 
     def __init__(
-        self, lanes: Lanes, batch_size: int, side: tuple[int, int], dot: Dot, dtype: torch.dtype
+        self,
+        lanes: LaneWeights,
+        batch_size: int,
+        side: tuple[int, int],
+        dot: Dot,
+        dtype: torch.dtype,
     ) -> None:
         if batch_size * side[0] * side[1] * 16 >= 2**31:
             raise ValueError(f"{batch_size} images of {side[0]}x{side[1]} pixels: offsets overflow")
@@ -142,7 +147,7 @@ class Conv:
     """A convolution with SAME padding: (K, m, H, W, C) → (K, m, ⌈H/stride⌉, ⌈W/stride⌉, O)."""
 
     def __init__(
-        self, lanes: Lanes, name: str, stride: int, relu: bool, dot: Dot, side: Side
+        self, lanes: LaneWeights, name: str, stride: int, relu: bool, dot: Dot, side: Side
     ) -> None:
         self.lanes, self.stride, self.relu, self.side = lanes, stride, relu, side
         self.dot: Dot = dot
@@ -200,7 +205,7 @@ class FirstConv:
 class Linear:
     """FC layer: (K, m, in) → (K, m, out)."""
 
-    def __init__(self, lanes: Lanes, name: str, relu: bool) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, relu: bool) -> None:
         self.lanes, self.relu = lanes, relu
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 
@@ -227,76 +232,6 @@ class Linear:
             torch.sum(g, 1, dtype=self.lanes.theta.dtype, out=gradients[self.bias])
         of_x = torch.bmm(g, self.lanes.views[self.weight].to(g.dtype))
         return torch.ops.aten.threshold_backward(of_x, self.x, 0)
-
-
-class Norm:
-    """Batch or ghost norm, a block's shortcut and the ReLU."""
-
-    def __init__(self, lanes: Lanes, name: str, module: nn.BatchNorm2d) -> None:
-        self.lanes, self.eps, self.momentum = lanes, module.eps, module.momentum or 0.0
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
-        self.statistics = f"{name}.running_mean", f"{name}.running_var"
-        self.size = module.bn_batch_size if isinstance(module, GhostBatchNorm) else None
-
-    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0."""
-        views, (mean, var) = self.lanes.views, (self.lanes.statistics[n] for n in self.statistics)
-        y, kept = norms.forward(
-            x, views[self.weight], views[self.bias], (mean, var), self.size or x.shape[1],
-            self.momentum, self.eps, shortcut, training,
-        )  # fmt: skip
-        if training:
-            self.x, self.kept = x, kept
-        return y
-
-    def backward(self, g: Tensor) -> Tensor:
-        """Gradients of weight, bias and input."""
-        weight, gradients = self.lanes.views[self.weight], self.lanes.gradients
-        size = self.size or g.shape[1]
-        return norms.backward(
-            g, self.x, weight, self.kept, size, gradients[self.weight], gradients[self.bias]
-        )
-
-
-class GroupNorm:
-    """Group norm: every example by itself, over the pixels of a channel group; by torch."""
-
-    def __init__(self, lanes: Lanes, name: str, module: nn.GroupNorm) -> None:
-        self.lanes, self.groups, self.eps = lanes, module.num_groups, module.eps
-        self.weight, self.bias = f"{name}.weight", f"{name}.bias"
-
-    def _grouped(self, x: Tensor) -> Tensor:
-        """(K, m, …, C) → (K, m, pixels, groups, channels) in float32."""
-        return x.float().flatten(2, -2).unflatten(-1, (self.groups, -1))
-
-    def _affine(self, name: str) -> Tensor:
-        return self.lanes.views[name][:, None, None].unflatten(-1, (self.groups, -1))
-
-    def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0."""
-        shape, x = x.shape, x if x.dim() > 3 else x[:, :, None]
-        var, mean = torch.var_mean(self._grouped(x), (2, 4), correction=0, keepdim=True)
-        invstd = (var + self.eps).rsqrt()
-        normal = (self._grouped(x) - mean) * invstd
-        y = (normal * self._affine(self.weight) + self._affine(self.bias)).view(shape)
-        if shortcut is not None:
-            skip, s = shortcut.x, shortcut.stride
-            y[..., : skip.shape[-1]].add_(skip[:, :, ::s, ::s])
-        if training:
-            self.normal, self.invstd = normal, invstd
-        return y.relu_().to(x.dtype)
-
-    def backward(self, g: Tensor) -> Tensor:
-        """Gradients of weight, bias and input."""
-        (shape, dtype), gradients = (g.shape, g.dtype), self.lanes.gradients
-        g = self._grouped(g if g.dim() > 3 else g[:, :, None])
-        gradients[self.weight].copy_((g * self.normal).sum((1, 2)).flatten(1))
-        gradients[self.bias].copy_(g.sum((1, 2)).flatten(1))
-        g = g * self._affine(self.weight)
-        shared = g.mean((2, 4), keepdim=True)
-        slope = (g * self.normal).mean((2, 4), keepdim=True)
-        of_x = (g - shared - self.normal * slope) * self.invstd
-        return of_x.reshape(shape).to(dtype)
 
 
 class MaxPool:
@@ -335,7 +270,7 @@ class Flatten:
 class Head:
     """Global average pool of what a ReLU has made, and FC: (K, m, H, W, C) → (K, m, classes)."""
 
-    def __init__(self, lanes: Lanes, name: str, side: Side) -> None:
+    def __init__(self, lanes: LaneWeights, name: str, side: Side) -> None:
         self.lanes, self.side = lanes, side
         self.weight, self.bias = f"{name}.weight", f"{name}.bias"
 

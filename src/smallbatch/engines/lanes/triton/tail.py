@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from smallbatch.engines.lanes.step import Metrics, TorchTail
-from smallbatch.engines.lanes.weights import SPAN, Lanes
+from smallbatch.engines.lanes.weights import SPAN, LaneWeights
 
 
 @triton.jit(do_not_specialize=["m", "example", "its_lane"])
@@ -130,7 +130,7 @@ class TritonTail:
         )  # fmt: skip
         return gradient
 
-    def settle(self, lanes: Lanes, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
+    def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """Update the weights and note losses, hits and lanes that end."""
         k, parameters = lanes.theta.shape
         _DESCEND[(-(-parameters // SPAN), k)](
@@ -150,7 +150,7 @@ def agrees(device: torch.device) -> bool:
     rates = torch.tensor([[[0.1, 0.1]] * 2, [[0.9, 0.8], [0.1, 0.2]]], device=device)
     found: list[list[Tensor]] = []
     for tail in (TritonTail(2, device), TorchTail()):
-        lanes = Lanes(theta.clone(), {"w": torch.Size([1500])}, {}, {})
+        lanes = LaneWeights(theta.clone(), {"w": torch.Size([1500])}, {}, {})
         lanes.split({"w": 2})
         lanes.partial.copy_(theta.flip(1))
         lanes.partial[1] *= 2

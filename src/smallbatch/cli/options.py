@@ -1,0 +1,90 @@
+"""Options that several commands share, and the kinds of values they take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Params
+
+if TYPE_CHECKING:
+    _FloatType = click.ParamType[float]
+else:  # not generic before click 8.4
+    _FloatType = click.ParamType
+
+
+class Seconds(_FloatType):
+    """A duration such as 90, 45m or 3h30m, in seconds."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The value that was typed."""
+        found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(value).strip())
+        hours, minutes, seconds = (
+            (float(part or 0) for part in found.groups()) if found else (0,) * 3
+        )
+        total = 3600 * hours + 60 * minutes + seconds
+        if total <= 0:
+            self.fail(f"found {value!r}, allowed: such as 90, 45m or 3h30m", param, ctx)
+        return total
+
+
+class BaseLr(_FloatType):
+    """A number, or a power of two such as 2^-8."""
+
+    name = "number or 2^k"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The value that was typed."""
+        from smallbatch.config.base_lr import parse_base_lr
+
+        try:
+            return parse_base_lr(value)
+        except ValueError as error:
+            self.fail(f"found {value!r}, {error}", param, ctx)
+
+
+PARAMS = click.option(
+    "--params",
+    "params_file",
+    type=click.Path(path_type=Path),
+    default=Path("params.yaml"),
+    show_default=True,
+    help="The params file.",
+)
+MODELS = click.option(
+    "--models",
+    type=click.Path(path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="Folder of the result files.",
+)
+SCALE = click.option("--scale", help="A smaller copy of the profile, such as small or smoke.")
+TIME_LIMIT = click.option(
+    "--time-limit",
+    type=Seconds(),
+    envvar="SMALLBATCH_TIME_LIMIT",
+    show_envvar=True,
+    help="Stop before this much time has passed, such as 45m or 3h30m, with all progress kept and "
+    "exit status 76. Counts from the start of the command, under dvc from that of dvc.",
+)
+
+
+def load(path: Path) -> Params:
+    """The params file, checked.
+
+    Raises:
+        UserError: it is missing, or something in it is not allowed.
+    """
+    from smallbatch.config.params import load_params
+
+    return load_params(path)

@@ -1,0 +1,93 @@
+"""The stages of the pipeline, and what they will cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from smallbatch.cli.options import PARAMS, TIME_LIMIT, load
+from smallbatch.errors import UserError
+
+
+@click.command()
+@PARAMS
+def prepare(params_file: Path) -> None:
+    """Make the data set's arrays under data/prepared/.
+
+    \b
+    Examples:
+      smallbatch prepare
+      smallbatch prepare --params profiles/cifar10-cpu.yaml
+    """
+    from smallbatch.data.prepare import prepare as prepare_data
+
+    params = load(params_file)
+    meta = prepare_data(params.dataset)
+    largest, train = max(params.grid.batch_sizes), meta.counts["train"]
+    if largest > train:
+        raise UserError(
+            f"{params_file}: grid.batch_sizes: found {largest}, allowed: at most the {train} "
+            f"training examples of {meta.name}"
+        )
+    counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
+    shape = f"{meta.channels}×{meta.height}×{meta.width}"
+    click.echo(f"data/prepared/{meta.name}: {counts} images {shape}, {len(meta.classes)} classes")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@PARAMS
+def plan(as_json: bool, params_file: Path) -> None:
+    """Show what the params file will cost, column by column, before any training.
+
+    The time is this machine's, from a calibration of seconds that is kept for the next time.
+
+    \b
+    Examples:
+      smallbatch plan
+      smallbatch plan --params profiles/cifar10-cpu.yaml --json
+    """
+    import json
+
+    from smallbatch.pipeline.experiments import plan_columns
+    from smallbatch.speed.plan_table import lines
+
+    planned = plan_columns(load(params_file))
+    click.echo(json.dumps(planned.as_json(), indent=1) if as_json else "\n".join(lines(planned)))
+
+
+@click.command()
+@click.argument("study")
+@click.argument("batch_size", type=click.IntRange(min=1))
+@TIME_LIMIT
+@PARAMS
+def train(study: str, batch_size: int, time_limit: float | None, params_file: Path) -> None:
+    """Train one column: every base learning rate and seed of STUDY at BATCH_SIZE.
+
+    Ctrl-C and SIGTERM stop it within 5 seconds with exit status 75. Whatever ended it, the same
+    command goes on from the last checkpoint.
+
+    \b
+    Examples:
+      smallbatch train resnet8-bn 8
+      dvc repro train@resnet8-bn-8
+      SMALLBATCH_TIME_LIMIT=3h30m dvc repro
+    """
+    from smallbatch.pipeline.experiments import train_study_column
+
+    train_study_column(load(params_file), study, batch_size, time_limit)
+
+
+@click.command()
+@PARAMS
+def measure(params_file: Path) -> None:
+    """Measure how the variance of one update grows with the batch size.
+
+    \b
+    Examples:
+      smallbatch measure
+    """
+    from smallbatch.pipeline.experiments import measure_updates
+
+    click.echo(measure_updates(load(params_file)))

@@ -1,0 +1,66 @@
+"""Ready-made params files."""
+
+from __future__ import annotations
+
+import click
+
+from smallbatch.cli.options import SCALE
+
+
+@click.group()
+def profile() -> None:
+    """Ready-made params.yaml files.
+
+    \b
+    Examples:
+      smallbatch profile list
+      smallbatch profile use cifar10-cpu
+    """
+
+
+@profile.command("list")
+def list_profiles() -> None:
+    """List the profiles, a line each.
+
+    \b
+    Examples:
+      smallbatch profile list
+    """
+    from smallbatch.config import profiles
+
+    for name, summary in profiles.summaries().items():
+        click.echo(f"{name:16} {summary}")
+
+
+@profile.command("show")
+@click.argument("name")
+@SCALE
+def show_profile(name: str, scale: str | None) -> None:
+    """Print a profile.
+
+    \b
+    Examples:
+      smallbatch profile show quick
+    """
+    from smallbatch.config import profiles
+
+    click.echo(profiles.read(name, scale), nl=False)
+
+
+@profile.command("use")
+@click.argument("name")
+@SCALE
+@click.option("--force", is_flag=True, help="Replace a params.yaml with edits of its own.")
+def use_profile(name: str, scale: str | None, force: bool) -> None:
+    """Make a profile the params.yaml of this folder.
+
+    \b
+    Examples:
+      smallbatch profile use cifar10-cpu && dvc repro
+      smallbatch profile use paper-cifar10 --scale small
+    """
+    from smallbatch.config import profiles
+
+    profiles.install(name, scale, force=force)
+    at = f" at scale {scale}" if scale else ""
+    click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")

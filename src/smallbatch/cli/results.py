@@ -1,0 +1,97 @@
+"""What became of the runs: tables, report, verdicts, MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from smallbatch.cli.options import MODELS
+
+
+@click.command()
+@MODELS
+def evaluate(models: Path) -> None:
+    """Turn all runs under models/ into tables and metrics.
+
+    \b
+    Examples:
+      smallbatch evaluate
+      dvc metrics show
+    """
+    from smallbatch.analysis.evaluation import evaluate as evaluate_runs
+
+    for line in evaluate_runs(models).lines():
+        click.echo(line)
+
+
+@click.command()
+@MODELS
+def report(models: Path) -> None:
+    """Write reports/report.html with its figures and tables.
+
+    \b
+    Examples:
+      smallbatch report
+    """
+    from smallbatch.report.page import build_report
+
+    click.echo(build_report(models_dir=models))
+
+
+@click.command()
+@click.argument(
+    "file", type=click.Path(path_type=Path), default=Path("reports/claims.json"), required=False
+)
+def claims(file: Path) -> None:
+    """Print the verdicts on the paper's claims as a Markdown table.
+
+    FILE defaults to reports/claims.json, which `smallbatch report` writes.
+
+    \b
+    Examples:
+      smallbatch claims
+      smallbatch claims results/paper-cifar10-small/claims.json
+    """
+    from smallbatch.report.claims import markdown
+
+    click.echo(markdown(file))
+
+
+@click.command()
+@click.argument("folders", nargs=-1, type=click.Path(exists=True, path_type=Path))
+def sync(folders: tuple[Path, ...]) -> None:
+    """Replay result files to MLflow; what is there already stays as it is.
+
+    FOLDERS default to models/ and the single runs. MLFLOW_TRACKING_URI names the server; without
+    it, mlflow.db in this folder.
+
+    \b
+    Examples:
+      smallbatch sync
+      MLFLOW_TRACKING_URI=http://localhost:5000 smallbatch sync models/digits
+    """
+    from smallbatch.pipeline.experiments import result_folders
+    from smallbatch.tracking import sync as sync_files
+
+    done = sync_files(folders or result_folders())
+    click.echo(
+        f"{done.columns} columns: {done.runs_created} MLflow runs created, "
+        f"{done.runs_updated} completed, {done.unchanged} unchanged; "
+        f"{done.points_logged} metric points logged"
+    )
+
+
+@click.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+def ui(port: int) -> None:
+    """Start the MLflow UI on 127.0.0.1.
+
+    \b
+    Examples:
+      smallbatch ui
+      smallbatch ui --port 5001
+    """
+    from smallbatch.tracking import ui as start_ui
+
+    start_ui(port=port)

@@ -1,0 +1,90 @@
+"""One run outside the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smallbatch.cli.options import PARAMS, TIME_LIMIT, BaseLr
+
+
+@click.command()
+@click.option(
+    "--dataset",
+    default="digits",
+    show_default=True,
+    help="A built-in data set (digits, cifar10, cifar100), or the one of params.yaml.",
+)
+@click.option(
+    "--model",
+    default="resnet8",
+    show_default=True,
+    help="resnet8, resnet20, resnet32, alexnet, or any timm model.",
+)
+@click.option(
+    "--norm",
+    default="none",
+    show_default=True,
+    help="none, batch, batch_conv (alexnet), ghost or group.",
+)
+@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+@click.option(
+    "--batch-size", "-m", required=True, type=click.IntRange(min=1), help="m, examples per update."
+)
+@click.option("--base-lr", type=BaseLr(), help="η̃ = η/m, the learning rate of one example.")
+@click.option("--lr", type=BaseLr(), help="η of the mean gradient, instead of --base-lr.")
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--weight-decay", default=1e-4, show_default=True, type=float)
+@click.option(
+    "--warmup",
+    default=0.0,
+    show_default=True,
+    type=float,
+    help="Fraction of training, from η/32 up to η.",
+)
+@click.option(
+    "--augment/--no-augment",
+    default=False,
+    show_default=True,
+    help="Random crops after padding by 4, and flips.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@TIME_LIMIT
+@PARAMS
+def run(
+    dataset: str,
+    batch_size: int,
+    base_lr: float | None,
+    lr: float | None,
+    seed: int,
+    device: str,
+    time_limit: float | None,
+    params_file: Path,
+    **settings: Any,
+) -> None:
+    """Train one run, outside the pipeline, and log it to MLflow like any other.
+
+    \b
+    Examples:
+      smallbatch run --dataset digits --model resnet8 --norm none --batch-size 4 \\
+          --base-lr 2^-6 --epochs 20
+      smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
+    """
+    from smallbatch.config.base_lr import format_base_lr
+    from smallbatch.pipeline.single import single_run
+
+    if lr is not None and base_lr is None:
+        base_lr = lr / batch_size
+        click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
+    elif base_lr is None or lr is not None:
+        raise click.UsageError("give one of --base-lr and --lr")
+    summary = single_run(
+        params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
+        device=device, time_limit=time_limit,
+    )  # fmt: skip
+    click.echo(summary)

@@ -1,0 +1,110 @@
+"""One run outside the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.config.params import (
+    DatasetConfig,
+    load_params,
+    parse_compute,
+    parse_dataset,
+    parse_study,
+)
+from smallbatch.errors import UserError
+from smallbatch.pipeline.tracked import train_and_track
+
+if TYPE_CHECKING:
+    from smallbatch.protocol.column import Column
+
+DEFAULT_PARAMS = Path("params.yaml")
+SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
+SINGLE_RUNS_DATA = Path(".smallbatch/data")
+BUILT_IN = ("digits", "cifar10", "cifar100")
+
+
+def single_run(
+    params_file: Path,
+    dataset: str,
+    settings: dict[str, Any],
+    *,
+    batch_size: int,
+    base_lr: float,
+    seed: int,
+    device: str,
+    time_limit: float | None = None,
+) -> str:
+    """Train one run outside the pipeline; returns one line of results.
+
+    Args:
+        params_file: consulted only if it names the data set.
+        dataset: a built-in data set, or the name of the params file's.
+        settings: of the study, as `params.yaml` writes them.
+        batch_size: m.
+        base_lr: η̃.
+        seed: of weights and stream.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        time_limit: seconds after which to stop with all progress kept.
+
+    Raises:
+        UserError: bad settings, unknown data set.
+        Stopped: by a signal or before the time limit.
+    """
+    from smallbatch.config.model_names import validate_model
+    from smallbatch.data.prepared import load_prepared
+    from smallbatch.protocol.column import plan_column
+
+    study = parse_study(settings, "run")
+    validate_model(
+        study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
+    )
+    name = f"{study.model}-{study.norm}".lower()
+
+    def plan() -> Column:
+        data = load_prepared(_prepared_for_itself(_dataset_config(params_file, dataset)))
+        return plan_column(
+            name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
+        )
+
+    column_dir = train_and_track(
+        plan,
+        parse_compute({"device": device}, "run"),
+        lambda column: SINGLE_RUNS / dataset / name / column.runs[0].hash,
+        stage=None,
+        time_limit=time_limit,
+    )
+    run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
+    if run["outcome"] == "diverged":
+        return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
+    final = run["final"]
+    return (
+        f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
+        f"after {run['updates']} updates: {column_dir}"
+    )
+
+
+def _prepared_for_itself(config: DatasetConfig) -> Path:
+    """Prepare a data set for single runs, once per configuration and apart from the pipeline's."""
+    from smallbatch.data.prepare import prepare
+
+    if config.path is None and config.source in ("cifar10", "cifar100"):
+        config = config.model_copy(update={"path": f"data/raw/{config.source}"})
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    directory = SINGLE_RUNS_DATA / digest / "prepared" / config.name
+    if not directory.exists():
+        prepare(config, SINGLE_RUNS_DATA / digest)
+    return directory
+
+
+def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
+    default = params_file == DEFAULT_PARAMS
+    params = None if default and not params_file.exists() else load_params(params_file)
+    if params is not None and params.dataset.name == dataset:
+        return params.dataset
+    if dataset in BUILT_IN:
+        return parse_dataset({"name": dataset, "source": dataset}, "run")
+    own = () if params is None or params.dataset.name in BUILT_IN else (params.dataset.name,)
+    raise UserError(f"--dataset: found {dataset!r}, allowed: {', '.join((*BUILT_IN, *own))}")

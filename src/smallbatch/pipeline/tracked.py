@@ -1,0 +1,138 @@
+"""A column trained, shown on the terminal and mirrored to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.config.params import ComputeConfig
+
+if TYPE_CHECKING:
+    from smallbatch.execution.watch import Watch
+    from smallbatch.placement.placement import Placement
+    from smallbatch.protocol.column import Column
+    from smallbatch.protocol.run import Run
+    from smallbatch.tracking import ColumnInfo, LiveMirror
+
+
+def train_and_track(
+    plan: Callable[[], Column],
+    compute: ComputeConfig,
+    folder: Callable[[Column], Path],
+    *,
+    stage: str | None,
+    time_limit: float | None,
+) -> Path:
+    """Place a column, train it and mirror it to MLflow while it trains.
+
+    Args:
+        plan: lists its runs; called once the signals are watched.
+        compute: of the params file.
+        folder: where its files go.
+        stage: the DVC stage this is, if it is one.
+        time_limit: seconds after which to stop with all progress kept.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the plan does, the device is not there, the model cannot be built.
+        Stopped: by a signal or before the time limit.
+    """
+    from smallbatch.execution.watch import Watch
+
+    with Watch(time_limit) as watch:
+        return _watched(plan, compute, folder, stage, watch)
+
+
+def _watched(
+    plan: Callable[[], Column],
+    compute: ComputeConfig,
+    folder: Callable[[Column], Path],
+    stage: str | None,
+    watch: Watch,
+) -> Path:
+    from smallbatch.pipeline.progress import Progress
+    from smallbatch.tracking import LiveMirror
+
+    mirror = LiveMirror()  # before torch: its process imports mlflow meanwhile
+    try:
+        from smallbatch import machine
+        from smallbatch.execution.column import train_column
+        from smallbatch.placement.placement import place
+        from smallbatch.speed.calibration import find_out
+
+        column = plan()
+        directory = folder(column)
+        find_out(column, compute)
+        placement = place(column, compute)
+        environment = machine.describe(placement.device)
+        mirror.start(_column_info(column, placement, environment, stage))
+        title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
+        epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
+        with Progress(title, len(column.runs), epochs, images) as progress:
+            observers = [progress, _Tracked(mirror, column)]
+            train_column(
+                column,
+                directory,
+                placement=placement,
+                checkpoint_seconds=compute.checkpoint_seconds,
+                observers=observers,
+                stage=stage,
+                environment=environment,
+                watch=watch,
+            )
+    except BaseException:
+        mirror.abort()
+        raise
+    mirror.finish(directory, timeout_s=min(60.0, watch.left))
+    watch.check()
+    return directory
+
+
+def _column_info(
+    column: Column, placement: Placement, environment: dict[str, Any], stage: str | None
+) -> ColumnInfo:
+    from smallbatch.protocol.run import PROTOCOL
+    from smallbatch.records import files
+    from smallbatch.tracking import ColumnInfo
+
+    meta = column.dataset.meta
+    return ColumnInfo(
+        dataset=meta.name,
+        fingerprint=meta.fingerprint,
+        study=column.study,
+        batch_size=column.batch_size,
+        settings=files.recorded_settings(column.runs[0]),
+        source=meta.source,
+        stage=stage,
+        single=column.runs[0].hash if stage is None else None,
+        environment={**environment, "device": placement.device, "engine": placement.engine},
+        protocol=PROTOCOL,
+    )
+
+
+class _Tracked:
+    """Tells a mirror of a column's epochs; see :class:`~execution.column.Observer`."""
+
+    def __init__(self, mirror: LiveMirror, column: Column) -> None:
+        from smallbatch.tracking import RunInfo
+
+        self._mirror = mirror
+        self._infos = {
+            run.hash: RunInfo(
+                run.hash,
+                run.base_lr,
+                run.seed,
+                column.updates(run),
+                run.settings.bn_batch_size,
+            )
+            for run in column.runs
+        }
+
+    def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        self._mirror.run_epoch(self._infos[run.hash], row)
+
+    def run_done(self, run: Run, outcome: str) -> None:
+        """Nothing: the result files tell how a run ended."""
