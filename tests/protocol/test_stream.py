@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from smallbatch.protocol.stream import PAD, batches, epoch_examples
+from smallbatch.config.params import StudyConfig
+from smallbatch.protocol import run as runs
+from smallbatch.protocol.run import Run
+from smallbatch.protocol.stream import DIGEST, PAD, batches, epoch_examples, stream_digest
+
+INDEX, TOP = [4, 1, 3, 6, 0, 5, 2, 7], [0, 6, 0, 3, 4, 0, 6, 7]
+LEFT, FLIP = [4, 7, 8, 1, 3, 4, 1, 5], [True, True, False, True, False, True, False, True]
 
 
 def test_every_epoch_is_a_fresh_permutation_that_only_seed_and_epoch_decide() -> None:
@@ -35,3 +43,27 @@ def test_crops_cover_all_corners_and_half_of_the_images_are_flipped() -> None:
         # 20,000 / 9 = 2,222 each, standard deviation 44: five of them.
         assert abs(counts - 20_000 / 9).max() < 222
     assert abs(examples.flip.mean() - 0.5) < 5 * 0.5 / 20_000**0.5
+
+
+def test_the_stream_is_the_one_of_this_protocol() -> None:
+    """A NumPy that fails here makes another stream from the same seeds; hashes then differ too."""
+    examples = epoch_examples(0, 0, 8)
+    assert examples.index.tolist() == INDEX
+    assert examples.top.tolist() == TOP
+    assert examples.left.tolist() == LEFT
+    assert examples.flip.tolist() == FLIP
+    assert stream_digest() == DIGEST
+    whole = epoch_examples(0, 1, 4099)
+    parts = (whole.index, whole.top, whole.left, whole.flip.astype("<i8"))
+    assert hashlib.sha256(b"".join(p.tobytes() for p in parts)).hexdigest().startswith(DIGEST)
+
+
+def test_another_stream_makes_other_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = StudyConfig(model="resnet8", norm="none", epochs=1, weight_decay=0.0)
+    run = Run(study, "f", 4, 0.1, 0)
+    before = run.hash
+    monkeypatch.setattr(runs, "stream_digest", lambda: "another")
+    other = run.hash
+    assert other != before
+    monkeypatch.setattr(runs, "stream_digest", lambda: "a third")
+    assert run.hash not in (before, other)

@@ -1,4 +1,4 @@
-"""The paper's training protocol as arithmetic: runs, updates, learning rates (sections 2, 5)."""
+"""A run: everything that determines its result (sections 2 and 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from smallbatch.protocol.stream import DIGEST, stream_digest
 
 if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
@@ -52,5 +54,7 @@ class Run:
             "base_lr": self.base_lr.hex(),
             "seed": self.seed,
         }
+        if stream_digest() != DIGEST:  # a NumPy that makes another stream makes other runs
+            identity["stream"] = stream_digest()
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
