@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 PAD = 4  # pixels of zeros on every side before the random crop
 
-# `stream_digest` of this protocol. NumPy promises its raw words for ever, but not what permutation(),
+# `stream_digest` of this protocol. NumPy promises its raw words for ever, not what permutation(),
 # integers() and random() make of them.
 DIGEST = "edfa8d601a492986"
 
