@@ -1,10 +1,13 @@
-"""The engines by name, what computes stacked lanes, and which models have stacked layers."""
+"""The engines by name, and what computes the lanes of the stacked one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from smallbatch.config.model_names import ALIASES
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import StudyConfig
 
 Engine = Literal["loop", "stacked"]
 
@@ -20,3 +23,20 @@ GPU_KERNELS: tuple[Kernels, ...] = ("grouped", "triton")
 def has_layers(model: str) -> bool:
     """Whether a model has layers over K lanes (`stacked_layers`): the paper's models do."""
     return model in ALIASES or model in ALIASES.values()
+
+
+def serves(study: StudyConfig, device: str) -> Literal["native", "layers", "vmap"] | None:
+    """How the stacked engine computes a study's lanes on a device.
+
+    Returns:
+        ``native``: by the kernels in C++; ``layers``: by layers over K lanes, with torch or Triton;
+        ``vmap``: by `torch.vmap`, if the model goes through it, which has to be tried; None: not at
+        all, as bf16 but for models with stacked layers on a GPU.
+    """
+    from smallbatch.engines.lanes import native
+
+    if native.serves(study, device):
+        return "native"
+    if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):
+        return None
+    return "layers" if has_layers(study.model) else "vmap"

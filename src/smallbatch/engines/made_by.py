@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smallbatch import machine
 from smallbatch.config.params import StudyConfig
-from smallbatch.engines.kinds import Engine, Kernels
+from smallbatch.engines.kinds import Engine, Kernels, serves
 
 PACKAGE = Path(__file__).parents[1]
 ENTRY: dict[Engine, tuple[str, ...]] = {
@@ -95,6 +95,6 @@ def made_by_on(
     by = kernels or "torch"
     if kernels == "triton":
         versions.append(f"triton {metadata.version('triton')}")
-    if engine == "stacked" and kernels is None and native.serves(study, device):
+    if engine == "stacked" and kernels is None and serves(study, device) == "native":
         by = native.version()
     return " ".join([code_digest(engine), *versions, device, str(hardware), by])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from smallbatch import machine
-from smallbatch.engines.kinds import GPU_KERNELS, Engine, has_layers
+from smallbatch.engines.kinds import GPU_KERNELS, Engine, serves
 from smallbatch.engines.made_by import code_digest
 from smallbatch.placement.workload import Method, Workload
 
@@ -93,9 +93,8 @@ def case_key(case: Workload) -> str:
 
 def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
     """The ways to train a column by some engines."""
-    from smallbatch.engines.lanes import native
-
-    if case.device == "cuda" and has_layers(case.model):
+    by = serves(case.settings(), case.device)
+    if case.device == "cuda" and by == "layers":
         stacked = [Method("stacked", kernels=name) for name in GPU_KERNELS]
         return [
             way
@@ -103,8 +102,12 @@ def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
             for way in (stacked if engine == "stacked" else [Method(engine)])
         ]
     found = [Method(engine) for engine in engines]
-    torchs = case.device == "cpu" and not native.serves(case.settings(), case.device)
-    if torchs and case.lanes > CHUNK * case.workers and Method("stacked") in found:
+    if (
+        case.device == "cpu"
+        and by != "native"
+        and case.lanes > CHUNK * case.workers
+        and Method("stacked") in found
+    ):
         found.append(Method("stacked", CHUNK))
     return found
 

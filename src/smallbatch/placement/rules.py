@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from smallbatch.engines.kinds import has_layers
+from smallbatch.engines.kinds import serves
 from smallbatch.placement.workload import Method
 
 if TYPE_CHECKING:
@@ -61,17 +61,16 @@ def choose(
     """
     if asked == "loop":
         return Choice(Method("loop"))
-    if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):
+    if (by := serves(study, device)) is None:
         remark = "the stacked engine has bf16 on a GPU alone, for models with stacked layers"
         return Choice(Method("loop"), f"{remark}; the loop engine trains it")
     if asked == "auto" and not stacked_is_faster(
         study, batch_size, pixels, lanes, device, triton_works
     ):
         return Choice(Method("loop"))
-    if has_layers(study.model):
-        if device == "cpu":
-            return Choice(Method("stacked"))
-        return Choice(Method("stacked", kernels="triton" if triton_works() else "grouped"))
+    if by != "vmap":
+        kernels = ("triton" if triton_works() else "grouped") if device == "cuda" else None
+        return Choice(Method("stacked", kernels=kernels))
     if vmap_works():
         remark = f"{study.model}: lanes by torch.vmap, it has no stacked layers"
         return Choice(Method("stacked"), remark)
@@ -88,13 +87,12 @@ def stacked_is_faster(
     triton_works: Callable[[], bool],
 ) -> bool:
     """Whether stacked lanes beat plain runs where this machine's speed is not known."""
-    from smallbatch.engines.lanes import native
-
     if lanes == 1:
         return False
+    by = serves(study, device)
     if device == "cuda":  # docs/performance-gpu.md
-        return has_layers(study.model) and triton_works()
-    return native.serves(study, device) and (lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS)
+        return by == "layers" and triton_works()
+    return by == "native" and (lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS)
 
 
 def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smallbatch.engines import loop
-from smallbatch.engines.kinds import Kernels
-from smallbatch.engines.lanes import native
+from smallbatch.engines.kinds import Kernels, serves
 from smallbatch.engines.lanes.native.lanes import NativeLanes
 from smallbatch.engines.lanes.network import has_stacked_form
 from smallbatch.engines.lanes.torch.lanes import TorchLanes
@@ -129,7 +128,7 @@ def train_lanes(
         raise ValueError("the lanes of a column share their study and batch size")
     ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        if kernels is None and not by_torch and native.serves(study, device):
+        if kernels is None and not by_torch and serves(study, device.type) == "native":
             lanes = NativeLanes(ordered, data, dtype)
         else:
             lanes = TorchLanes(ordered, data, dtype, kernels)
