@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,63 @@ from smallbatch.config import profiles
 from smallbatch.config.params import parse_params
 
 ROOT = Path(__file__).parents[1]
+# Every page for readers; those of results speak of the code that made them.
+PAGES = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/**/README.md"))
+)
+GUIDES = [path for path in PAGES if "results" not in path.relative_to(ROOT).parts]
+# Files that a page tells its reader to make, or that belong to other programs.
+NOT_OURS = re.compile(r"^(train|test)/<class>|^data/|^models/|^reports/|^(\.smallbatch|/)")
+
+
+def _files() -> list[str]:
+    folders = ("src", "tests", "benchmarks", "bin", "docs", "profiles", "results", ".ci", ".dvc")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    top = [ROOT / folder for folder in folders]
+    return [f"/{path.relative_to(ROOT)}" for path in (*top, *found, *ROOT.glob("*.*"))]
+
+
+FILES = _files()
+
+
+def _headings(page: Path) -> set[str]:
+    """The names by which GitHub links to a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, part in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        if not re.match(r"https?:", target):
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not part or part in _headings(file), f"{target}#{part}"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_names_that_a_page_mentions_exist(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    new = set(re.findall(r"New file `([^`]+)`", text))
+    mentioned = set(re.findall(r"`([\w./*-]+\.(?:py|cpp|h|yaml|toml))`", text))
+    mentioned |= set(re.findall(r"`((?:[\w*-]+/)+)`", text))
+    for path in mentioned - new:
+        if not NOT_OURS.match(path):
+            ends = re.compile("/" + re.escape(path.rstrip("/")).replace(r"\*", "[^/]*") + "$")
+            assert any(ends.search(file) for file in FILES), path
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+    # "`name` in `file`", "`Class.name` and `name` in `file`"
+    for names, path in re.findall(r"((?:`[\w.]+`(?: and |, ))*`[\w.]+`) in\s+`([\w./]+)`", text):
+        sources = [ROOT / file[1:] for file in FILES if file.endswith(f"/{path}")]
+        if path in new or not sources or not sources[0].is_file():
+            continue
+        source = "\n".join(file.read_text() for file in sources)
+        for name in re.findall(r"`([\w.]+)`", names):
+            for part in name.split("."):
+                assert re.search(rf"\b{part}\b", source), f"{name} in {path}"
 
 
 def test_the_params_of_the_how_to_are_valid() -> None:
@@ -36,6 +94,19 @@ def test_every_smallbatch_command_of_the_readme_parses() -> None:
         if isinstance(command, click.Group):
             command, words = command.commands[words[0]], words[1:]
         command.make_context(name, words)
+
+
+def test_the_architecture_shows_the_rooms_in_their_layers() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    (drawn,) = re.findall(r"```mermaid\nflowchart TB\n(.*?)```", text, re.DOTALL)
+    rows = re.findall(r"direction LR\n +(.*)", drawn)
+    names = [re.sub(r"\w+\[\"(.*)\"\]", r"\1", name) for row in rows for name in row.split(" --> ")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert names == [layer.replace(" | ", " · ") for layer in layers]
+    for room in (ROOT / "src/smallbatch").iterdir():
+        name = f"{room.name}/" if room.is_dir() else room.name
+        assert name.startswith("_") or name == "py.typed" or f"\n| `{name}` |" in text, name
 
 
 @pytest.mark.parametrize("scale", ["full", "small", "smoke"])
