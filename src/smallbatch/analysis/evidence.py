@@ -30,7 +30,7 @@ class Evidence:
         runs: as `load_results` makes them, of this data set.
         history: likewise.
         timings: a row per column, with ``environment`` and ``peak_memory_bytes``.
-        variances: rows of `training.update_variance`; empty where nothing was measured.
+        variances: rows of `engines.update_variance`; empty where nothing was measured.
     """
 
     dataset: str
