@@ -58,9 +58,12 @@ class Lanes(Protocol):
         ...
 
     def sums(self) -> tuple[list[float], list[int], list[int]]:
-        """Per lane: summed training loss in nats and right answers since `clear`, and the update,
-        counted from 1, at which it diverged (0 while it is alive).
-        """  # noqa: D205
+        """Sums since `clear`, and the updates at which lanes diverged.
+
+        Returns:
+            For each lane the summed training loss in nats, the number of right answers, and the
+            update, counted from 1, at which it diverged (0: it has not).
+        """
         ...
 
     def clear(self) -> None:
@@ -324,10 +327,8 @@ def _population_scores(model: nn.Module, data: Resident) -> tuple[float, float]:
 def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> int:
     """Estimated memory of one lane in bytes, from a plain model's activations for one image.
 
-    Counted are every layer's output, which is kept for the backward pass; a few of the largest
-    activations, which the backward pass needs at a time; and the parameters: weights, gradients and
-    a temporary of the update. On a GPU, gradients are counted as often as they have parts (see
-    :class:`~engines.lanes.weights.LaneWeights`).
+    The backward pass needs every layer's output and a few more of the largest at a time. Parameters
+    count as weights, gradients (on a GPU all their parts) and a temporary of the update.
     """
     model = initial_model(run, data)
     sizes = [data.train.images[0].numel()]
