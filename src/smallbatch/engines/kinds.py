@@ -1,4 +1,4 @@
-"""The engines by name, what computes stacked lanes, and which models have stacked layers."""
+"""The names of the engines and of kernels, and which models have layers over lanes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from smallbatch.config.model_names import ALIASES
 Engine = Literal["loop", "stacked"]
 
 
-# What computes stacked lanes where the native kernels do not: torch, with grouped convolutions or
-# with unrolled matrix products (float64, which is for tests), or Triton's kernels.
+# The kernels of the stacked engine other than the native ones: torch's grouped convolutions,
+# torch's matrix products on unrolled input (for float64, which only tests use), and Triton's.
 Kernels = Literal["grouped", "unrolled", "triton"]
 
 
@@ -18,5 +18,5 @@ GPU_KERNELS: tuple[Kernels, ...] = ("grouped", "triton")
 
 
 def has_layers(model: str) -> bool:
-    """Whether a model has layers over K lanes (`stacked_layers`): the paper's models do."""
+    """Whether the stacked engine has layers for a model, as it has for the paper's models."""
     return model in ALIASES or model in ALIASES.values()

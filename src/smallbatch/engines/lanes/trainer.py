@@ -119,10 +119,9 @@ def train_lanes(
         data: The resident data set; its device and dtype are those of the training.
         dtype: The dtype of the weights; float64 is for tests of exactness.
         on_epoch: Called with each run's row at the end of an epoch.
-        on_end: Called when a run ends, with its share of the chunk's seconds. A run that diverges
-            ends soon after that update; on a GPU this may be at the end of its epoch.
-        keeper: Keeps the lanes' checkpoints. When a checkpoint is resumed, ``runs`` must be the
-            runs that it holds.
+        on_end: Called when a run ends, with its share of the chunk's seconds; for a run that
+            diverges this is soon after the update.
+        keeper: Keeps the lanes' checkpoints; ``runs`` must be the runs of a resumed one.
         kernels: The kernels to use in place of the native ones; by default the device's.
         by_torch: Whether to leave out the native kernels.
         recorded: The runs among ``runs`` whose results are recorded already. They train along,

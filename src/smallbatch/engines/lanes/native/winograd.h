@@ -21,8 +21,8 @@ constexpr int GRADIENT_VECTORS = 24576;  // of windows and tiles of a block, for
 constexpr int GRADIENT_OUTPUTS = 4;      // outputs whose tiles are transformed at a time
 
 // An algorithm in one dimension: its transforms, of numbers that are `stride` apart; how many
-// numbers they give; the side of a tile; the pixels from one window to the next; and the first pixel
-// of the first window.
+// numbers they give; the side of a tile; the pixels from one window to the next; and the first
+// pixel of the first window.
 struct Tiles2 {
     static constexpr int WINDOW = 4, N = 4, SIDE = 2, STEP = 2, BEGIN = -1;
     static void window(const vec *x, count stride, vec y[4]) {  // Bᵀ x
