@@ -28,7 +28,7 @@ _PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 
 class Observer(Protocol):
-    """Is told of a column's training; a progress display or a tracking mirror, for example."""
+    """Receives news of a column's training: a progress display or a tracking mirror."""
 
     def run_epoch(self, run: Run, row: Row) -> None:
         """An epoch of ``run`` ended with the history values ``row``."""

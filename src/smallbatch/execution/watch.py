@@ -58,7 +58,7 @@ class Watch:
     def __enter__(self) -> Watch:
         for number in _SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
-        if self._limit is not None:  # a timer, as nothing may call `stopping` at that moment
+        if self._limit is not None:  # a timer, as `stopping` may not be called at that moment
             reason = f"stopped before the time limit of {self._limit:g} s"
             self._later(self.left, self._stop, reason, OUT_OF_TIME)
         if "DVC_STAGE" in os.environ and self._dvc is None and os.getppid() == 1:

@@ -81,7 +81,7 @@ def learn(
 
 
 def alike(case: Workload) -> Workload:
-    """The workload that stands for this one: on a CPU, speed does not depend on many lanes."""
+    """A workload of equal speed with at most MOST_LANES lanes per worker on a CPU."""
     if case.device == "cuda":
         return case
     return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))

@@ -243,7 +243,7 @@ def _in_a_child(call: Callable[[], bool]) -> bool:
 
 
 def resolve_device(choice: str) -> str:
-    """``cuda`` for ``auto`` if there is a GPU, ``cpu`` if not.
+    """The device for a setting; ``auto`` is ``cuda`` if torch sees a GPU, else ``cpu``.
 
     Raises:
         UserError: ``cuda`` was asked for, and torch sees no GPU.

@@ -88,7 +88,7 @@ class Tables:
         self.source = torch.tensor(source, device=self.device)
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Drop all lanes but these, which are in increasing order, in the middle of an epoch."""
+        """Drop all lanes but these, given in increasing order; the epoch goes on."""
         self.runs = [self.runs[i] for i in kept]
         seeds = {run.seed for run in self.runs}
         columns = [i for i, seed in enumerate(self.seeds) if seed in seeds]
@@ -109,7 +109,7 @@ class Tables:
         epoch = -(-(update + 1) * self.m // self.n)
         first, last = (updates_after(e, self.n, self.m) for e in (epoch - 1, epoch))
         rows, used = last - first, (last - first) * self.m
-        rest = (epoch - 1) * self.n - first * self.m  # examples of the epoch before
+        rest = (epoch - 1) * self.n - first * self.m  # examples left of the epoch before
         for column, seed in enumerate(self.seeds):
             stream = epoch_examples(seed, epoch - 1, self.n)
             if rest:

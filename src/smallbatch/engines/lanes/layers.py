@@ -1,8 +1,8 @@
 """Interfaces and containers of the layers over K lanes, for torch and for Triton.
 
-A ReLU is not a layer of its own, so that a convolution's kernel can compute it. In the forward
-pass, the layer before the ReLU sets negative outputs to 0. In the backward pass, the layer after
-the ReLU sets the gradient of its input ``x`` to 0 wherever x is 0.
+A ReLU is not a layer of its own, so that the kernels of the layers around it can compute it. In the
+forward pass, the layer before the ReLU sets its negative outputs to 0. In the backward pass, the
+layer after the ReLU sets the gradient of its input ``x`` to 0 wherever x is 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layer(Protocol):
         ...
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradient of the input for that of the output; writes the parameters' into the lanes."""
+        """The input's gradient, from the output's; writes those of the parameters to the lanes."""
         ...
 
 
@@ -97,7 +97,7 @@ class Chain:
 
 
 class Residual:
-    """Relu(last(inner(first(x))) + shortcut(x)); the shortcut has no parameters (option A)."""
+    """A block: relu(last(inner(first(x))) + shortcut(x)), its shortcut without parameters."""
 
     def __init__(self, first: Opening, inner: Chain, last: Joinable) -> None:
         self.first, self.inner, self.last = first, inner, last
@@ -108,5 +108,5 @@ class Residual:
         return self.last.forward(y, training, Shortcut(x, self.first.stride))
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradient of the input: that through the layers plus that through the shortcut."""
+        """The input's gradient, the sum of those through the layers and through the shortcut."""
         return self.first.backward(self.inner.backward(self.last.backward(g)), g)

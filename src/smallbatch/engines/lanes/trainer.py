@@ -1,4 +1,4 @@
-"""The `stacked` engine: the runs of a column computed together, each in a lane of its own.
+"""The `stacked` engine, which computes many runs of a column together, each in its own lane.
 
 Every lane has its own weights, batch statistics, learning rate, seed and outcome, and no operation
 mixes lanes. Results equal those of :mod:`smallbatch.engines.loop` except for rounding, as sums are

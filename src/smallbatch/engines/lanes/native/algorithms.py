@@ -34,9 +34,9 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
     """The number of parts of a run's batch; the parts lie in neighbouring places of a vector.
 
     Many parts leave fewer places empty, and fewer runs' activations have to fit in the caches; but
-    work on weights, such as the update, is repeated for every part. Chosen is the number that costs
-    least for a worker of :data:`_LANES_OF_A_WORKER` lanes, however many there really are, because
-    the numbers of a lane must not depend on the other lanes.
+    work on weights, such as the update, is repeated for every part. The result is the number that
+    costs least for a worker of :data:`_LANES_OF_A_WORKER` lanes. It does not depend on the real
+    number of lanes, as the numbers of a lane must not depend on the other lanes.
 
     Args:
         model: A plain model.
@@ -70,10 +70,10 @@ def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, 
 def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorithm:
     """The algorithm for a layer's product.
 
-    Tiles of 4 need a norm between convolution and ReLU: where a convolution reads only zeros, as in
-    the border of a crop, tiles of 2 give exactly 0, but tiles of 4 a rounding error, and a ReLU
-    would let through those above 0. The rounding of tiles of 4 is eight times that of tiles of 2,
-    so they are not used for small images, which are quick anyway.
+    Tiles of 4 are used only if a norm is between convolution and ReLU. Where a convolution reads
+    only zeros, as in the border of a crop, tiles of 2 give exactly 0, but tiles of 4 give a
+    rounding error, and half of these errors would pass the ReLU. The rounding of tiles of 4 is
+    eight times that of tiles of 2, so they are not used for small images, which are quick anyway.
 
     Args:
         step: The layer.

@@ -210,7 +210,7 @@ void train(const Network *net, Group *group, const Images *images, const Stream 
     }
 }
 
-// Adds losses and right answers of one batch in evaluation mode; index -1 marks an empty place.
+// Adds losses and right answers of one batch in evaluation mode; index -1 stands for no example.
 void evaluate(const Network *net, Group *group, const Images *images, const Stream *stream) {
     const FlushDenormals flush;
     double loss[V];

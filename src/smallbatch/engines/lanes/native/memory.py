@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from smallbatch.engines.lanes.native.compile import LANES
 
 LINE = 32  # bytes of a vector of floats
-SPREAD = 10  # vectors
+SPREAD = 10  # vectors, modulo a page, from one channel to the next
 
 
 def lay_out(values: dict[str, Any]) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:

@@ -157,7 +157,7 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
     }
 }
 
-// Turns dy into the gradient before the ReLU, here called g.
+// Turns dy into the gradient of the ReLU's input, here called g.
 void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
     if (!l.relu) return;
     for (int y = y0; y < y1; y++) {

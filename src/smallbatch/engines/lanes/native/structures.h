@@ -42,7 +42,7 @@ struct Layer {
     const Product *input;  // for the input's gradient; several, by parity, for a strided conv
     int32_t inputs;
     int32_t norm, channels_per_group, examples_per_group, parts_per_group;
-    int32_t stride;  // of the shortcut, 0 where there is none
+    int32_t stride;  // of the shortcut; 0: there is none
     int32_t relu, pool, pool_top, pool_left;
     int32_t algorithm;  // an `Algorithm`
     count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent

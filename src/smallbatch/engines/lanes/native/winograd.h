@@ -177,7 +177,7 @@ void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec
     const Block block(s, F::STEP, begin, tiles), next(s, F::STEP, begin + tiles, tiles);
     for (int c = 0; c < s.channels; c++) {
         const vec *from = x + count(c) * s.channel + F::BEGIN * (s.row + 1);
-        // Loads the next block's windows early: the processor cannot predict so many short rows.
+        // Loads the next block's windows early: the processor does not foresee so many short rows.
         for (int t = 0; t < tiles; t++)
             for (int i = F::WINDOW - F::STEP; i < F::WINDOW; i++)
                 for (int j = F::WINDOW - F::STEP; j < F::WINDOW; j += 2)
@@ -212,7 +212,7 @@ __attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *
     }
 }
 
-// The layer's convolution or, with `flipped`, the gradient of its input for that of its output.
+// The layer's convolution or, with `flipped`, the gradient of its input from that of its output.
 template <class F, class Weight>
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {

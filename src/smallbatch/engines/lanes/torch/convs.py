@@ -1,9 +1,9 @@
 """Convolutions of K lanes, whose channels lie side by side, by several algorithms.
 
-Activations are (m, K·C, H, W), weights (K, Cout, C, size, size), all with SAME padding. The
-interface includes what follows a convolution, so that an algorithm can compute it in the same
-kernel: forward, adding bias and shortcut, and the ReLU; backward, adding the shortcut's gradient,
-and setting the gradient to 0 where the ReLU of the input did.
+Activations are (m, K·C, H, W), weights (K, Cout, C, size, size); all convolutions have SAME
+padding. A convolution's function also does what follows it, so that an algorithm can do all of it
+in one kernel. Forward, it adds the bias and a shortcut and applies the ReLU. Backward, it adds the
+shortcut's gradient and sets the input's gradient to 0 where the ReLU before it gave 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smallbatch.engines.lanes.layers import Shortcut
 class Convs(Protocol):
     """An algorithm for the convolutions.
 
-    K is the number of lanes; ``weight`` may have any stride between lanes.
+    ``weight`` may have any stride between lanes.
     """
 
     def forward(

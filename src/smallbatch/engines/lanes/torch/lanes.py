@@ -26,7 +26,7 @@ from smallbatch.protocol.run import Run
 # Images in one forward pass of an evaluation, over all lanes.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
 EVAL_PIXELS = 2**23  # most pixels of a lane in such a pass: offsets within a lane have 32 bits
-# Devices on which a step is captured. There a diverged lane is computed on, but no longer counted.
+# Devices on which a step is captured. Lanes that diverged are still computed there, not counted.
 CAPTURED = {"cuda"}
 # Seconds of captured updates before control returns to the caller, for signals and checkpoints.
 STRETCH = 1.0
@@ -171,7 +171,8 @@ class TorchLanes:
     def keep(self, kept: Sequence[int]) -> bool:
         """See :class:`~engines.lanes.trainer.Lanes`.
 
-        A captured step must be captured again for fewer lanes, so a few diverged lanes are left in.
+        A step that was captured must be captured again for fewer lanes. Therefore lanes are only
+        dropped if many of them have diverged.
         """
         dead = len(self.runs) - len(kept)
         if not dead or (self.captured and dead < WORTH_CAPTURING * len(self.runs)):

@@ -128,7 +128,8 @@ def _side_by_side(x: Tensor) -> Tensor:
 class MaxPool:
     """The reduced AlexNet's 3×3/2 SAME max pool; the input is the output of a ReLU.
 
-    The gradient of that ReLU needs no mask here, as the next layer masks where a maximum is 0.
+    The next layer sets the gradient to 0 where a maximum is 0, so nothing is left to do for that
+    ReLU here.
     """
 
     def forward(self, x: Tensor, training: bool) -> Tensor:

@@ -208,8 +208,8 @@ def rows_weight(
 ):  # fmt: skip
     """Gradients of the weights and, with BIAS, biases of a 3×3 convolution of stride 1.
 
-    A program adds up ``span`` blocks of pixels to one part of the gradient, and T rows of taps at a
-    time: 1, or all 3 padded to 4.
+    A program computes one part of the gradient, the sum over ``span`` blocks of pixels, for T rows
+    of taps: 1, or all 3 padded to 4.
     """
     PER: tl.constexpr = BP // WP
     lane, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -236,7 +236,7 @@ def rows_weight(
         at = ((row[:, None] + ty[None, :] - 1) * W + ix[:, None]) * C
         v = tl.load(images + at[:, :, None] + c[None, None, :], mask=inside[:, :, None], other=0.0)
         v = tl.trans(tl.reshape(v, (BP, T * BC)))
-        # The left tap multiplies the pixel to the left of the one whose gradient it is.
+        # The left tap reads a pixel for the output on its right, so it needs the gradient there.
         to = gradients + ((row * W + ix) * O)[:, None] + o[None, :]
         here = (row < m * H) & (ix + 1 < W)
         left = tl.dot(v, tl.load(to + O, mask=here[:, None], other=0.0), left, input_precision=DOT)

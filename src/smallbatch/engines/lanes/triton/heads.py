@@ -122,7 +122,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
 
 
 def backward(g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """Gradient of ``x`` for that of the logits."""
+    """Gradient of ``x``, from that of the logits."""
     (k, m, h, w, c), classes = x.shape, weight.shape[1]
     of_x = torch.empty_like(x)
     _SPREAD_BACK[m, k](

@@ -199,7 +199,7 @@ def normalise_back(
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, COUNT: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of input, scale and shift for that of the normalised values."""
+    """Gradients of input, scale and shift, from that of the normalised values."""
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     block, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     inverses = kept + tl.num_programs(2).to(tl.int64) * groups * C
