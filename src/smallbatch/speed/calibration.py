@@ -1,4 +1,4 @@
-"""Measures how fast each method trains a column on this machine, if the column is long enough."""
+"""Measures how fast each method trains a column on this machine, if that saves time."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Params hold settings, metrics hold measurements by epoch. So there is a param `lr` (η = m·η̃ before
 the schedule) and a metric `lr` (η of an epoch's last update). Only finite values become metrics,
-because MLflow would store infinity as 1.8e308, which spoils charts; that a run diverged is in its
-tags.
+because MLflow would store infinity as 1.8e308, which spoils charts. The tags of a run say whether
+it diverged.
 """
 
 from __future__ import annotations

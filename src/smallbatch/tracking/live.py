@@ -1,8 +1,8 @@
 """Shows a column in MLflow while it trains, without delaying the training.
 
 The mirror is a separate process, the only one that imports mlflow. The trainer sends it lines of
-JSON through a pipe and never waits for it: what the pipe cannot take is dropped. Nothing is lost,
-because `finish`, or later `smallbatch sync`, replays the result files.
+JSON through a pipe and never waits for it: what does not fit into a queue is dropped. Nothing is
+lost, because `finish`, or later `smallbatch sync`, replays the result files.
 """
 
 from __future__ import annotations

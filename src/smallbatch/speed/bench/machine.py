@@ -1,4 +1,4 @@
-"""The machine's limits. A separate script, so that torch uses its default number of threads."""
+"""What the machine can do at best: a script of its own, so that torch has its default threads."""
 
 from __future__ import annotations
 

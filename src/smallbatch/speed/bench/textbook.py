@@ -1,9 +1,9 @@
-"""A plain PyTorch training run, as a user would write it: the engines are compared with it.
+"""One plain PyTorch training run, as a user would write it: what the engines are compared with.
 
-A separate script, `python textbook.py --data images.npz --batch-size 8 ...`, with a timm model, a
-DataLoader with torchvision's v2 transforms, `torch.optim.SGD` and torch's default threads. It
-trains until it was timed for long enough and prints one line of JSON. The engines do not use it,
-and it imports nothing from the package except models that timm does not have.
+A script of its own, `python textbook.py --data images.npz --batch-size 8 ...`: a timm model, a
+DataLoader with torchvision's v2 transforms, `torch.optim.SGD`, torch's default threads. It trains
+until it has been timed for long enough and prints one line of JSON. It is not part of the package's
+engines and imports nothing of it, but for models that timm itself has not.
 """
 
 from __future__ import annotations
