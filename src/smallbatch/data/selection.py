@@ -15,7 +15,7 @@ TRAIN_STREAM, TEST_STREAM, VALIDATION_STREAM, DIGITS_STREAM = range(4)
 def balanced(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
     """Selects ``count`` rows, with equal numbers for all classes as far as their sizes allow.
 
-    The numbers differ by at most one, except that of a class with fewer rows all are taken. With
+    The numbers differ by at most one, except that a class with fewer rows is taken completely. With
     the same seed, a smaller selection is part of every larger one.
 
     Args:
