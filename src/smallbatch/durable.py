@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the process or the machine's power."""
+"""Writes files completely or not at all, even if the process is killed or power fails."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_LENGTH_BYTES = 8  # safetensors: the header's length, little-endian
+_LENGTH_BYTES = 8  # of safetensors' little-endian header length
 
 
 class Damaged(ValueError):  # noqa: N818 - the state of a file
-    """A sealed file is not what was written."""
+    """A sealed file is not as it was written."""
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put ``data`` in place of a file: temporary file, fsync, rename, fsync of the folder.
+    """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
     Raises:
-        OSError: it cannot be written; what was at ``path`` is untouched, and nothing else is left.
+        OSError: It cannot be written; an old file at ``path`` is unchanged, and no other is left.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -38,13 +38,13 @@ def write(path: Path, data: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk does not say which file
+        error.filename = error.filename or str(path)  # missing if the disk is full
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a loss of power, where its file system can."""
+    """Make the names in a folder survive a loss of power, if the file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -56,24 +56,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
-    """Write tensors and JSON as one file, led by a SHA-256 of the rest; see :func:`write`.
+    """Write tensors and JSON as one file; see :func:`write`.
 
-    The rest is safetensors: reading it runs no code, as reading a pickle would.
+    The file is a SHA-256 followed by safetensors, which, unlike a pickle, run no code when read.
     """
     from safetensors.torch import save
 
-    # Clones, because safetensors refuses tensors that share memory.
+    # safetensors refuses tensors that share memory, hence the clones.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     body = save(plain, {"content": json.dumps(content)})
     write(path, hashlib.sha256(body).digest() + body)
 
 
 def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and JSON of a sealed file.
+    """Read the tensors and JSON of a sealed file.
 
     Raises:
-        OSError: it cannot be read.
-        Damaged: it is not what was written.
+        OSError: It cannot be read.
+        Damaged: It is not as it was written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

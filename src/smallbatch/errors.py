@@ -1,4 +1,4 @@
-"""The exceptions that are no faults of the program."""
+"""Exceptions for situations that are not the program's fault."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class TakenOver(UserError):  # noqa: N818 - the state of a lock
-    """Another process has taken a lock that was this one's."""
+    """Another process has taken over a lock that this process held."""
 
 
 class WorkerLost(UserError):  # noqa: N818 - the state of a training
@@ -17,22 +17,22 @@ class WorkerLost(UserError):  # noqa: N818 - the state of a training
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, or the GPU failed: nothing that content on disk could cause."""
-    # On a CPU torch raises no kind of its own.
+    """Whether memory ran out or the GPU failed, so that files on disk cannot be the cause."""
+    # On a CPU torch raises a plain RuntimeError.
     words = ("DefaultCPUAllocator", "out of memory", "CUDA error")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 class Stopping(Exception):  # noqa: N818 - nothing went wrong
-    """A trainer was asked to stop and its state is kept."""
+    """A trainer was asked to stop, and its state is saved."""
 
 
 class Stopped(Exception):  # noqa: N818
-    """The command ends early, on request, with its progress kept.
+    """The command ends early, on request, with its progress saved.
 
     Args:
-        reason: in a few words.
-        exit_code: of the command.
+        reason: The reason in a few words.
+        exit_code: The command's exit code.
     """
 
     def __init__(self, reason: str, exit_code: int) -> None:
@@ -41,5 +41,5 @@ class Stopped(Exception):  # noqa: N818
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its kind."""
+    """The first line of an error's message, or the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,1 +1,1 @@
-"""From result files to numbers: pure functions of data frames, and `evaluate` around them."""
+"""Computes numbers from result files: pure functions of data frames, and `evaluate`."""

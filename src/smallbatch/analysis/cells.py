@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# "Reliable convergence" is undefined in the paper; half of the way from chance to the study's best
-# cell is this project's main reading, the others show how much hangs on it (docs/decisions.md).
+# The paper does not define "reliable convergence". This project's main reading is half of the way
+# from chance to the study's best cell; other fractions show how results depend on it
+# (docs/decisions.md).
 MAIN_FRACTION = 0.5
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 
@@ -26,17 +27,17 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
 
     A diverged run ranks below every finished one: it counts in the median and is never dropped or
     replaced by a number. A median (or minimum) that falls on a diverged run is NaN; mean and
-    standard deviation are NaN as soon as one run diverged.
+    standard deviation are NaN if any run diverged.
 
     Args:
-        runs: one row per run, as `load_results` makes them. Studies of several BN batch sizes have
+        runs: One row per run, as `load_results` makes them. Studies of several BN batch sizes have
             another grid and are left out (see `analysis.ghost`).
 
     Returns:
         One row per cell: ``n_seeds``, ``n_diverged``, ``accuracy`` (the median over seeds of the
         reported accuracy, 0..1), ``mean_accuracy``, ``min_accuracy``, ``max_accuracy``,
-        ``sd_accuracy`` (n - 1), medians of further quantities, ``chance``, ``best_accuracy`` (of
-        the study's best cell), ``reach`` and ``reliable`` (see `add_reliability`).
+        ``sd_accuracy`` (with n - 1), medians of further quantities, ``chance``, ``best_accuracy``
+        (of the study's best cell), ``reach`` and ``reliable`` (see `add_reliability`).
     """
     runs = runs[~on_bn_axis(runs)]
     marked = runs.assign(
@@ -64,7 +65,7 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
         classes=("classes", "first"),
     )
     any_diverged = cells["n_diverged"] > 0
-    # The gap of a diverged run has no value and no rank, so a cell with one has no median gap.
+    # A diverged run has no generalisation gap and its gap has no rank, so there is no median gap.
     cells.loc[any_diverged, ["mean_accuracy", "sd_accuracy", "generalisation_gap"]] = np.nan
     cells = cells.replace([-np.inf], np.nan)
     cells["chance"] = 1.0 / cells.pop("classes")
@@ -74,15 +75,14 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
 def add_reliability(cells: pd.DataFrame) -> pd.DataFrame:
     """Add how far each cell's worst seed gets from chance to the study's best cell.
 
-    A cell converges reliably at fraction f when every seed finished and the reported accuracy of
+    A cell converges reliably at fraction f if every seed finished and the reported accuracy of
     every seed is at least τ = chance + f·(best - chance), where best is the highest median over
-    seeds among the study's cells (docs/decisions.md, Numbers). With a single seed that is the
-    cell's reported accuracy; with more, the strictest reading: one bad seed makes a cell
-    unreliable.
+    seeds among the study's cells (docs/decisions.md, Numbers). This is the strictest reading: one
+    bad seed makes a cell unreliable.
 
     Returns:
-        The cells with ``best_accuracy``, ``reach`` = (min_accuracy - chance)/(best - chance), NaN
-        where a seed diverged or where the study's best cell is no better than chance, and
+        The cells with ``best_accuracy``; with ``reach`` = (min_accuracy - chance)/(best - chance),
+        NaN if a seed diverged or if the study's best cell is no better than chance; and with
         ``reliable`` = reach ≥ ½.
     """
     best = cells.groupby(STUDY_KEYS)["accuracy"].transform("max")
@@ -93,12 +93,13 @@ def add_reliability(cells: pd.DataFrame) -> pd.DataFrame:
 
 def is_reliable(reach: pd.Series[float], fraction: float) -> pd.Series[bool]:
     """Whether each cell gets at least ``fraction`` of the way from chance to the best cell."""
-    # Accuracies are ratios of small integers: a tie with the threshold must not hang on rounding.
+    # Accuracies are ratios of small integers, so equality with the threshold is possible, and
+    # rounding must not decide it.
     return reach >= fraction - 1e-9
 
 
 def pivot(cells: pd.DataFrame, values: str | Sequence[str] = "accuracy") -> pd.DataFrame:
-    """Lay one study's cells out as a grid: rows η̃ ascending, columns m ascending."""
+    """Arrange one study's cells as a table: rows η̃ ascending, columns m ascending."""
     return (
         cells.pivot_table(
             index="base_lr", columns="batch_size", values=values, dropna=False, aggfunc="first"
@@ -109,5 +110,5 @@ def pivot(cells: pd.DataFrame, values: str | Sequence[str] = "accuracy") -> pd.D
 
 
 def ranked(runs: pd.DataFrame, name: str) -> pd.Series[float]:
-    """A column in which a diverged run ranks below every finished one."""
+    """The values of a column, in which a diverged run ranks below every finished one."""
     return runs[name].mask(runs["outcome"].eq("diverged"), -np.inf)

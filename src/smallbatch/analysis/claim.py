@@ -1,4 +1,4 @@
-"""The form of a claim, and the comparisons that several of them share."""
+"""What a claim consists of, and comparisons that several claims use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smallbatch.analysis.seeds import SeedArray
 
 BATCH_SIZES = tuple(2**k for k in range(1, 12))
-"""The paper's, 2 … 2048."""
+"""The paper's batch sizes, 2 … 2048."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Part:
     """One comparison of a claim.
 
     Attributes:
-        name: what is compared.
-        n: units that are resampled: seeds, unless the claim says otherwise.
-        effect: effects (R,) of picks (R, n); above 0 where the statement holds. None where the
-            criterion cannot be applied, for the reason that ``limit`` gives.
-        limit: what limits the reading; empty if nothing does.
-        in_doubt_above: why effects above 0 would decide nothing; empty if they do.
-        in_doubt_below: why effects below 0 would decide nothing; empty if they do.
+        name: What is compared.
+        n: The number of units that are resampled: seeds, unless the claim says otherwise.
+        effect: Gives effects (R,) for picks (R, n); they are above 0 if the statement holds. None
+            if the criterion cannot be applied, for the reason given by ``limit``.
+        limit: What limits the reading; empty if nothing does.
+        in_doubt_above: Why effects above 0 would decide nothing; empty if they do.
+        in_doubt_below: Why effects below 0 would decide nothing; empty if they do.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Claim:
     """A statement of the paper.
 
     Attributes:
-        name: short, stable identifier.
-        figure: where the paper says it.
-        statement: what it says.
-        criterion: when it counts as true, written out.
-        unit: of the effects.
-        studies: figures whose studies it is about.
-        parts: the comparisons on one data set; raises `UndecidableError` where there are none.
-        any_study: whether one of ``studies`` is enough, or all are needed.
-        measurement: attribute of `Evidence` that must hold rows besides; empty if none.
+        name: A short identifier that never changes.
+        figure: Where in the paper the statement is made.
+        statement: The statement.
+        criterion: When the statement counts as true, in words.
+        unit: The unit of the effects.
+        studies: The figures whose studies the claim is about.
+        parts: Makes the comparisons on one data set; raises `UndecidableError` if there are none.
+        any_study: Whether one of ``studies`` is enough; otherwise all are needed.
+        measurement: An attribute of `Evidence` that must also have rows; empty if none.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Claim:
     measurement: str = ""
 
     def has_its_studies(self, evidence: Evidence) -> bool:
-        """Whether a data set has what the claim is about."""
+        """Whether the studies that the claim needs were run on a data set."""
         found = [figure in evidence.studies for figure in self.studies]
         if self.measurement and getattr(evidence, self.measurement).empty:
             return False
@@ -88,7 +88,7 @@ class Claim:
 def each_study(
     evidence: Evidence, figures: tuple[str, ...], compare: Callable[[SeedArray], Part]
 ) -> list[Part]:
-    """One comparison for each of the figures whose study was run."""
+    """The comparison for each of the figures whose study was run."""
     return [
         _or_undecided(evidence, figure, compare) for figure in figures if figure in evidence.studies
     ]
@@ -102,9 +102,9 @@ def _or_undecided(evidence: Evidence, figure: str, compare: Callable[[SeedArray]
 
 
 def edge_doubt(*sides: tuple[SeedArray, npt.NDArray[np.bool_]]) -> str:
-    """In words, which m of some studies, (B,) each, have their best η̃ on the edge of the grid.
+    """A sentence that names the m of some studies whose best η̃ is on the edge of the grid.
 
-    What loses there might win with an η̃ that was not tried.
+    There an η̃ that was not tried might be better. Each side is a study and its m, (B,).
     """
     found = [
         f"the best η̃ of {array.name} at m = {listed_sizes(array.batch_sizes[there])} is on the "
@@ -116,18 +116,18 @@ def edge_doubt(*sides: tuple[SeedArray, npt.NDArray[np.bool_]]) -> str:
 
 
 def joined(*doubts: str) -> str:
-    """Doubts in one line; empty if there are none."""
+    """Doubts as one line; empty if there are none."""
     return "; ".join(filter(None, doubts))
 
 
 def missing_inside(low: int, high: int, ran: Collection[float], what: str) -> str:
-    """In words, which of the paper's batch sizes in low … high were not run: one may be best."""
+    """Names the paper's batch sizes in low … high that were not run, as one may be best."""
     missing = [size for size in BATCH_SIZES if low <= size <= high and size not in ran]
     return f"{what} {', '.join(map(str, missing))} not run" if missing else ""
 
 
 def missing_beside(low: int, high: int, ran: Collection[float], what: str) -> str:
-    """In words, which of the paper's two batch sizes next to low … high were not run."""
+    """Names those of the paper's two batch sizes next to low … high that were not run."""
     below = [size for size in BATCH_SIZES if size < low][-1:]
     above = [size for size in BATCH_SIZES if size > high][:1]
     missing = [size for size in (*below, *above) if size not in ran]
@@ -135,5 +135,5 @@ def missing_beside(low: int, high: int, ran: Collection[float], what: str) -> st
 
 
 def listed_sizes(batch_sizes: npt.NDArray[np.int64]) -> str:
-    """Batch sizes in words."""
+    """Batch sizes as text."""
     return ", ".join(map(str, batch_sizes.tolist()))

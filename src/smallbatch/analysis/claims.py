@@ -1,9 +1,10 @@
-"""The paper's statements as predicates over results: criteria in code, never tuned to a result.
+"""The paper's statements, judged by criteria in code that were never fitted to results.
 
-Every claim is reduced to effects, numbers that are above 0 exactly where the statement holds. A
-claim is *supported* on a data set if the confidence interval of every effect lies above 0,
-*contradicted* if that of any lies below 0, and *undecided* otherwise: too few seeds, a grid whose
-edge may hide the answer, a study that learnt nothing. Where the data was not run it says so.
+Every claim is reduced to effects: numbers that are above 0 exactly if the statement holds. A claim
+is *supported* on a data set if the confidence interval of every effect is above 0, *contradicted*
+if that of any effect is below 0, and *undecided* otherwise. It is also undecided with too few
+seeds, if a better cell may lie beyond the edge of the grid, or if a study learnt nothing. Without
+the needed studies it is *not run*.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 Verdict = Literal["supported", "contradicted", "undecided", "not run"]
 
 MIN_SEEDS = 3
-"""Below this a bootstrap over seeds says nothing, and no verdict is given."""
+"""Fewest seeds for a verdict; with fewer, a bootstrap over seeds means nothing."""
 
 CLAIMS: tuple[Claim, ...] = (
     *claims_accuracy.CLAIMS,
@@ -48,17 +49,17 @@ CLAIMS: tuple[Claim, ...] = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What one data set says about a claim.
+    """The verdict on a claim on one data set.
 
     Attributes:
-        dataset: its name; None where the claim was run nowhere.
-        scale: how large the runs were, in words.
+        dataset: The name of the data set; None if the claim was run on none.
+        scale: How large the runs were, in words.
         verdict: supported, contradicted, undecided or not run.
-        effect: of the weakest part, in the claim's unit; above 0 where the statement holds.
-        low, high: its confidence interval.
-        n: seeds (or studies, where the claim compares those).
-        reason: why it is undecided or was not run; else what limits the reading.
-        parts: one mapping per comparison: name, effect, low, high, n, verdict, reason.
+        effect: The effect of the weakest part, in the claim's unit; above 0 if the statement holds.
+        low, high: The confidence interval of the effect.
+        n: The number of seeds (or of studies, if the claim compares those).
+        reason: Why the claim is undecided or was not run; otherwise what limits the reading.
+        parts: A mapping for each comparison: name, effect, low, high, n, verdict, reason.
     """
 
     dataset: str | None
@@ -78,10 +79,10 @@ def judge_all(
     """Judge every claim on every data set that has its studies.
 
     Args:
-        runs: of all data sets, as `load_results` makes them.
-        history: likewise.
-        timings: a row per column, as `report.environment.read_timings` makes them.
-        variances: as `read_variances` makes them.
+        runs: The runs of all data sets, as `load_results` makes them.
+        history: The epochs of all data sets, as `load_results` makes them.
+        timings: A row per column, as `report.environment.read_timings` makes them.
+        variances: As `read_variances` makes them.
     """
     evidence: list[Evidence] = []
     for dataset in sorted(runs["dataset"].unique()):
@@ -94,7 +95,7 @@ def judge_all(
 
 
 def read_variances(folder: Path) -> pd.DataFrame:
-    """What `smallbatch measure` wrote, of all data sets; empty where it wrote nothing."""
+    """The variances that `smallbatch measure` wrote for all data sets; empty if there are none."""
     import pandas as pd
 
     tables = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
@@ -146,7 +147,7 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
     deciding = [
         part for part in judged if part["verdict"] == verdict and part["effect"] == part["effect"]
     ]
-    # A part without an effect is NaN: last.
+    # The effect of a part without one is NaN; such parts are sorted last.
     weakest = min(deciding or judged, key=lambda part: (math.isnan(part["effect"]), part["effect"]))
     reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
     return Finding(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 POINTS = "accuracy"
 NO_NORM = ("1", "2", "3")
 CIFAR10 = ("1", "2", "3", "text", "5", "6", "7", "8", "10")
-SAME_LEVEL = 0.02  # accuracies this close are on "the same level"
-QUITE_GOOD = 0.9  # of the way from chance to the study's best cell
+SAME_LEVEL = 0.02  # largest difference of accuracies that are on "the same level"
+QUITE_GOOD = 0.9  # fraction of the way from chance to the study's best cell
 _FLOOR = "A batch size at which no run finishes counts as chance."
 _EDGE = "Undecided if a best η̃ of what loses is on the edge of the grid."
 _OPEN = (
@@ -43,10 +43,9 @@ def best_among(low: int, high: int, figure: str, evidence: Evidence) -> list[Par
 
 
 def _inside_against_outside(array: SeedArray, low: int, high: int) -> Part:
-    """Effect: best accuracy at low ≤ m ≤ high minus best at the others.
+    """Effect: the best accuracy at low ≤ m ≤ high minus the best at the other m.
 
-    The side that loses may lose because its best η̃, or its best m, was not tried: then nothing is
-    decided.
+    Nothing is decided if the worse side may be worse because a better η̃ or m was not tried.
     """
     m = array.batch_sizes
     inside = (m >= low) & (m <= high)
@@ -87,7 +86,7 @@ def _best_below_32(evidence: Evidence) -> list[Part]:
 def _difference(
     evidence: Evidence, better: str, worse: str, low: int, high: int, *, everywhere: bool
 ) -> list[Part]:
-    """Accuracy of one study minus another's at each common m in low … high: the least, or mean."""
+    """One study's accuracy minus another's over the common m in low … high: minimum or mean."""
     m, (first, second) = common_batch_sizes(*evidence.arrays(better, worse))
     chosen = (m >= low) & (m <= high)
     if not chosen.any():

@@ -1,4 +1,4 @@
-"""Claims on the BN batch size against the SGD batch size (paper, Fig. 13)."""
+"""Claims that compare BN batch sizes and SGD batch sizes (paper, Fig. 13)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from smallbatch.analysis.seeds import SeedArray
 
 BEST_BN = (4, 8)
-FROM = 16  # SGD batches that leave a choice of BN batches on both sides of 4 and 8
-NEAR = 2.0  # octaves by which best BN batches may differ and still be nearly the same
+FROM = 16  # smallest SGD batch that is judged; it has BN batches below and above 4 and 8
+NEAR = 2.0  # most octaves between the best BN batches if they are nearly the same
 
 
 def _medians(array: SeedArray, picks: Picks) -> Floats:
-    """As `SeedArray.medians`, a diverged median as chance, what was not run as NaN."""
+    """As `SeedArray.medians`, but chance for diverged medians, and NaN where nothing was run."""
     medians = array.medians(picks)
     return np.where(np.isneginf(medians), array.chance, medians)
 
 
 def _ran(array: SeedArray) -> npt.NDArray[np.bool_]:
-    """Which (SGD batch, BN batch) were run, (B, C)."""
+    """Whether each (SGD batch, BN batch) was run, (B, C)."""
     return np.asarray(~np.isnan(array.values).all(axis=-1))
 
 

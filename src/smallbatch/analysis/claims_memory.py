@@ -1,4 +1,4 @@
-"""The claim on memory: the only one that compares machines' numbers and not accuracies."""
+"""The claim on memory, which is about measurements of machines, not about accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims on which learning rates train at all (paper, Figs. 7-9, 16 and the text)."""
+"""Claims about the learning rates at which training works (paper, Figs. 7-9, 16 and the text)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from smallbatch.analysis.claim import (
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks, SeedArray, all_once
 
-LOWEST = 2.0**-12  # η̃ of the paper's grid
-FAILS_BELOW = 0.25  # of the way from chance to the study's best cell
+LOWEST = 2.0**-12  # lowest η̃ of the paper's grid
+FAILS_BELOW = 0.25  # fraction of the way from chance to the study's best cell
 RANGE_FIGURES = ("1", "2", "3", "text", "5", "6", "7", "8", "9", "10", "11", "17", "18")
 
 
@@ -65,7 +65,7 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
 
     def effect(picks: Picks) -> Floats:
         medians = array.medians(picks)
-        # The η̃ of the best cell of any m; of equals the smallest.
+        # The η̃ of the best cell over all m; if several are equal, the smallest.
         optimum = np.fmax.reduce(medians, axis=0).argmax(axis=0)
         reach = array.reach(medians)[:, optimum, np.arange(len(picks))]
         return MAIN_FRACTION - reach[beyond].max(axis=0)

@@ -9,9 +9,9 @@ from smallbatch.analysis.convergence import PAPER_BASE_LR, PAPER_FIGURE
 from smallbatch.analysis.evidence import Evidence, UndecidableError, common_batch_sizes
 from smallbatch.analysis.seeds import Floats, Picks
 
-ALIKE = 0.03  # mean distance of two accuracy curves that are alike
+ALIKE = 0.03  # largest mean distance of two accuracy curves that are alike
 _EDGE = "Undecided if a best η̃ of what loses is on the edge of the grid."
-SMALL, LARGE = 16, 64  # "small" is m up to the first, "large" from the second on
+SMALL, LARGE = 16, 64  # m up to SMALL is "small", m from LARGE on is "large"
 
 
 def _curves(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The claim on the variance of an update, measured by `smallbatch measure` and not by any run."""
+"""The claim on the variance of an update, which `smallbatch measure` measures without runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks
 
-SLOPE_WITHIN = 0.1  # of 1, of log variance against log m
+SLOPE_WITHIN = 0.1  # largest distance from 1 of the slope of log variance against log m
 
 
 def _linear(evidence: Evidence) -> list[Part]:

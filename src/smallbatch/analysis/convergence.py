@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-# Accuracies are better high, losses better low: a diverged run ranks behind every finished one.
+# High accuracies and low losses are good; a diverged run ranks behind every finished one.
 _WORST = {"test_accuracy": -np.inf, "train_loss": np.inf, "train_accuracy": -np.inf}
 
 
@@ -14,23 +14,23 @@ PAPER_FIGURE = "7"  # Fig. 4 shows the curves of Fig. 7's study, all at one η̃
 
 
 def shown_base_lr(cells: pd.DataFrame, figure: object) -> float:
-    """The η̃ whose curves are shown: the paper's for its own study, if run, else the commonest."""
+    """The η̃ whose curves are shown: for Fig. 7's study the paper's, otherwise the commonest."""
     if figure == PAPER_FIGURE and cells["base_lr"].eq(PAPER_BASE_LR).any():
         return PAPER_BASE_LR
     return common_base_lr(cells)
 
 
 def common_base_lr(cells: pd.DataFrame) -> float:
-    """Choose the η̃ that is reliable at the most batch sizes of one study; of equals the largest."""
+    """The η̃ that is reliable at the most batch sizes of one study; if several are, the largest."""
     counts = cells.groupby("base_lr")["reliable"].sum().sort_index()
     return float(counts[counts == counts.max()].index[-1])
 
 
 def median_curves(history: pd.DataFrame) -> pd.DataFrame:
-    """Take the median over seeds at every epoch, for the rows of one study and one η̃.
+    """The median over seeds at every epoch, for the rows of one study and one η̃.
 
-    A run that diverged counts from the epoch of its divergence on as worse than every other run;
-    where the median falls on such a run it is NaN.
+    From the epoch of its divergence on, a diverged run counts as worse than every other run. A
+    median that falls on such a run is NaN.
 
     Returns:
         One row per (batch_size, epoch): ``base_lr``, ``updates``, ``n_seeds``, and the medians of
@@ -50,7 +50,7 @@ def _median_of_column(column: pd.DataFrame) -> pd.DataFrame:
         values = values.reindex(epochs)
         for run, epoch in diverged_in.items():
             values.loc[values.index >= epoch, str(run)] = worst
-        with np.errstate(invalid="ignore"):  # a median between two diverged runs
+        with np.errstate(invalid="ignore"):  # a median between two diverged runs is ∞ − ∞
             median = values.median(axis=1)
         table[measure] = median.where(np.isfinite(median))
     curves = pd.DataFrame(table, index=epochs).reset_index()

@@ -1,4 +1,4 @@
-"""The evaluate stage: result files in; tables of runs, cells, history and a metrics file out."""
+"""The evaluate stage: writes tables of runs, cells and history, and metrics, from result files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from smallbatch.errors import UserError
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` wrote, for printing.
+    """What `evaluate` found, for printing.
 
     Attributes:
-        out: the directory of the files.
-        n_studies, n_runs, n_diverged: how much was evaluated.
-        skipped: unfinished columns, relative to the models directory.
-        warnings: one line for each study whose columns do not belong together.
+        out: The folder of the written files.
+        n_studies, n_runs, n_diverged: The numbers of studies, runs and diverged runs.
+        skipped: Unfinished columns, relative to the models directory.
+        warnings: A line for each study whose columns do not belong together.
     """
 
     out: Path
@@ -38,7 +38,7 @@ class Evaluation:
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The outcome in a few plain lines."""
+        """The result as a few lines of text."""
         counts = f"{self.n_runs} runs, {self.n_diverged} diverged; studies: {self.n_studies}"
         lines = [f"{self.out}: {counts}"]
         if self.skipped:
@@ -54,7 +54,7 @@ def evaluate(
     Writes ``runs`` and ``cells`` as Parquet and CSV, ``history.parquet`` and ``metrics.json``.
 
     Raises:
-        UserError: nothing to evaluate, or a damaged file.
+        UserError: There is nothing to evaluate, or a file is damaged.
     """
     results = load_results(models_dir)
     cells = summarise_cells(results.runs)
@@ -79,8 +79,8 @@ def evaluate(
 def study_metrics(runs: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
     """The numbers of ``dvc metrics show``: data set → study → name → value.
 
-    Nothing here depends on the clock or the machine. A number that does not exist (no finished
-    run, an empty range, no fit) is null.
+    Nothing here depends on the clock or the machine. A number that does not exist is null, for
+    example if no run finished, a range is empty or a fit failed.
     """
     winners = {
         (str(winner.dataset), str(winner.study)): winner
@@ -123,10 +123,10 @@ def study_metrics(runs: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Read back runs, cells and history.
+    """Read the tables of runs, cells and history.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: A file is missing or damaged.
     """
     frames: list[pd.DataFrame] = []
     for name in ("runs", "cells", "history"):
@@ -142,7 +142,7 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table whole or not at all; the file name's ending says CSV or Parquet."""
+    """Write a table, complete or not at all; as CSV or Parquet, by the ending of the name."""
     content = BytesIO()
     if path.suffix == ".csv":
         frame.to_csv(content, index=False)
@@ -152,7 +152,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file, complete or not at all."""
     durable.write(path, text.encode())
 
 

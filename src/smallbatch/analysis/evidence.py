@@ -1,4 +1,4 @@
-"""What the runs of one data set offer to the claims: seed arrays, curves and memory by figure."""
+"""The data of one data set on which claims are judged: seed arrays, curves and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class UndecidableError(Exception):
-    """The runs are there, but the criterion cannot be applied to them; the message says why."""
+    """There are runs, but the criterion cannot be applied to them; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Evidence:
     """The runs of one data set under ``models/``.
 
     Attributes:
-        dataset: its name.
-        runs: as `load_results` makes them, of this data set.
-        history: likewise.
-        timings: a row per column, with ``environment`` and ``peak_memory_bytes``.
-        variances: rows of `engines.update_variance`; empty where nothing was measured.
+        dataset: The name of the data set.
+        runs: Its runs, as `load_results` makes them.
+        history: Its epochs, as `load_results` makes them.
+        timings: A row per column, with ``environment`` and ``peak_memory_bytes``.
+        variances: Rows of `engines.update_variance`; empty if nothing was measured.
     """
 
     dataset: str
@@ -41,7 +41,7 @@ class Evidence:
 
     @cached_property
     def studies(self) -> dict[str, str]:
-        """The paper's figure → the study that carries its label; of several the one most run."""
+        """Figure of the paper → the study with that label; of several, the one with most runs."""
         labelled = self.runs.dropna(subset=["figure"])
         sizes = labelled.groupby(["figure", "study"]).size().sort_values(kind="stable")
         return {str(figure): str(study) for figure, study in sizes.index}
@@ -50,7 +50,7 @@ class Evidence:
         """The seed array of a figure's study.
 
         Raises:
-            UndecidableError: its best cell is hardly better than chance.
+            UndecidableError: The study's best cell is hardly better than chance.
         """
         runs = self._runs(figure)
         array = seed_array(runs, "bn_batch_size" if on_bn_axis(runs).all() else "base_lr")
@@ -74,10 +74,10 @@ class Evidence:
     def curves(self, figure: str, base_lr: float) -> tuple[npt.NDArray[np.int64], Floats]:
         """Test accuracy by epoch at one η̃: batch sizes (B,) and values (B, S, E).
 
-        A diverged run counts as chance from its last epoch on.
+        A diverged run has the accuracy of chance from its last epoch on.
 
         Raises:
-            UndecidableError: that η̃ was not run.
+            UndecidableError: That η̃ was not run.
         """
         runs = self._runs(figure)
         own = self.history[self.history["study"] == runs["study"].iloc[0]]
@@ -114,7 +114,7 @@ def common_batch_sizes(*arrays: SeedArray) -> tuple[npt.NDArray[np.int64], list[
     """Restrict studies to the batch sizes that all of them ran.
 
     Raises:
-        UndecidableError: there are none.
+        UndecidableError: There are none.
     """
     common = set.intersection(*(set(array.batch_sizes.tolist()) for array in arrays))
     if not common:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from smallbatch.records.columns import ColumnFiles, RunRecord
 
-# Settings that older result files lack, and what was the case then.
+# Settings that older result files do not have, with the values that were then used.
 _SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
 
 GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
@@ -32,12 +32,12 @@ GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
 
 @dataclass(frozen=True)
 class Results:
-    """All that the complete columns under one models directory hold.
+    """The results of all complete columns in a models directory.
 
     Attributes:
-        runs: one row per run: grid position, settings, outcome, accuracies in 0..1, losses.
-        history: one row per run and epoch, with the data set's name as a further column.
-        skipped: directories of columns that are not complete, relative to the models directory.
+        runs: One row per run: grid position, settings, outcome, accuracies in 0..1, losses.
+        history: One row per run and epoch, with the data set's name as a further column.
+        skipped: Directories of incomplete columns, relative to the models directory.
     """
 
     runs: pd.DataFrame
@@ -49,10 +49,10 @@ def load_results(models_dir: Path) -> Results:
     """Read every complete column.
 
     Args:
-        models_dir: holds ``<dataset>/<study>/m<m>/``, the columns.
+        models_dir: The directory of the columns, ``<dataset>/<study>/m<m>/``.
 
     Raises:
-        UserError: nothing to read, or a file that is damaged (named in the message).
+        UserError: There is nothing to read, or the file named in the message is damaged.
     """
     complete, unfinished = find_columns(models_dir)
     skipped = tuple(path.relative_to(models_dir).as_posix() for path in unfinished)
@@ -74,10 +74,10 @@ def load_results(models_dir: Path) -> Results:
 
 
 def mixed_settings(runs: pd.DataFrame) -> list[str]:
-    """Name what differs between the columns of one study, where nothing should.
+    """Name the settings that differ between columns of one study, which they should not.
 
-    Columns left over from an earlier edit of the data or of the settings make a study that is not
-    one experiment; its curves must then not be read as one.
+    They differ if some columns are from before a change of the data or the settings. The columns
+    are then not one experiment and must not be read as one curve.
     """
     fixed = [
         key
@@ -99,7 +99,7 @@ def mixed_settings(runs: pd.DataFrame) -> list[str]:
 
 
 def settings_of(runs: pd.DataFrame) -> list[str]:
-    """Names of the columns that hold a study's settings, as `load_results` lays them out."""
+    """The names of the data frame's columns with a study's settings."""
     names = [str(name) for name in runs.columns]
     return names[names.index("updates") + 1 : names.index("parameters")]
 

@@ -30,15 +30,15 @@ def best_cells(cells: pd.DataFrame, chosen_on: str = "test") -> pd.DataFrame:
     """Pick the cell with the highest median accuracy at each (study, m).
 
     Args:
-        cells: as `summarise_cells` makes them.
-        chosen_on: "test" ranks by the reported test accuracy, as the paper does; "validation" by
-            the same measure of the validation split. The accuracies given are the test split's in
-            both cases. Of equals the smaller η̃ is taken.
+        cells: As `summarise_cells` makes them.
+        chosen_on: "test" ranks by the reported test accuracy, as the paper does, "validation" by
+            the same measure of the validation split. The returned accuracies are always those of
+            the test split. Of equal cells the one with the smaller η̃ is taken.
 
     Returns:
-        One row per (dataset, study, batch_size) in which a cell has a median at all.
-        ``grid_edge`` is "lower" or "upper" where the chosen η̃ is the lowest or highest tried at
-        that m (the optimum may lie outside), "only" where one alone was tried, else "".
+        One row per (dataset, study, batch_size) with any median at all. ``grid_edge`` is "lower" or
+        "upper" if the chosen η̃ is the lowest or highest tried at that m (the optimum may lie
+        outside), "only" if one alone was tried, else "".
     """
     key = {"test": "accuracy", "validation": "validation_accuracy"}[chosen_on]
     by_m = cells.groupby([*STUDY_KEYS, "batch_size"])["base_lr"]
@@ -57,13 +57,12 @@ def best_cells(cells: pd.DataFrame, chosen_on: str = "test") -> pd.DataFrame:
 
 
 def best_by_study(best: pd.DataFrame) -> pd.DataFrame:
-    """Pick each study's best batch size out of `best_cells`' rows; of equals the smaller m.
+    """Pick each study's best batch size from the rows of `best_cells`; of equals the smaller m.
 
     Returns:
-        One row per study, with ``overlapping``: the other batch sizes whose best cell's seeds
-        reach the lowest seed of the winner, so that their order is not settled by these seeds.
-        With a seed diverged the winner has no lowest seed and everything counts as overlapping
-        that reaches its median.
+        One row per study. ``overlapping`` lists the other batch sizes at whose best cell some seed
+        reaches the winner's lowest seed, so that these seeds do not settle the order. If a seed of
+        the winner diverged, the winner's median takes the place of its lowest seed.
     """
     ordered = best.sort_values([*STUDY_KEYS, "batch_size"], ignore_index=True)
     winners = ordered.loc[ordered.groupby(STUDY_KEYS)["accuracy"].idxmax()].reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""Accuracy over the BN batch size at each SGD batch size (arXiv 1804.07612, Figs. 13 and 14)."""
+"""Accuracy by BN batch size at each SGD batch size (arXiv 1804.07612, Figs. 13 and 14)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def bn_cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the runs of the studies that have several BN batch sizes, over their seeds.
+    """Summarise the runs of studies with several BN batch sizes over the seeds.
 
     Args:
-        runs: one row per run, as `load_results` makes them.
+        runs: One row per run, as `load_results` makes them.
 
     Returns:
-        One row per (dataset, study, batch_size, bn_batch_size): ``base_lr`` (the one that the study
-        took from another), ``n_seeds``, ``n_diverged``, ``accuracy`` (median over seeds of the
-        reported accuracy, diverged runs below all others; NaN where it falls on one),
+        One row per (dataset, study, batch_size, bn_batch_size): ``base_lr`` (taken from another
+        study's best cell), ``n_seeds``, ``n_diverged``, ``accuracy`` (median over seeds of the
+        reported accuracy, with diverged runs below all others; NaN if it falls on one),
         ``min_accuracy``, ``max_accuracy`` and ``chance``.
     """
     runs = runs[on_bn_axis(runs)]

@@ -1,4 +1,4 @@
-"""How sure the fitted upper end of the reliable range is, from the bootstrap over seeds."""
+"""A confidence band for the fitted upper end of the reliable range, by bootstrap over seeds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LimitBand:
     """The pointwise 95 % band of η̃_max(m) = η̃₀/(1 + m/m*).
 
     Attributes:
-        batch_sizes: where the band is given.
-        low, high: η̃ there.
-        m_star_low, m_star_high: interval of m*.
+        batch_sizes: The m at which the band is given.
+        low, high: The band's η̃ at these m.
+        m_star_low, m_star_high: The confidence interval of m*.
     """
 
     batch_sizes: Floats
@@ -38,14 +38,14 @@ def fit_band(array: SeedArray, fraction: float = MAIN_FRACTION) -> LimitBand | N
     """Fit the upper ends anew in every resample of the seeds.
 
     Returns:
-        The band; None with fewer than three seeds, or where a resample leaves fewer than three
-        batch sizes to fit.
+        The band; None with fewer than three seeds, or if a resample has fewer than three batch
+        sizes to fit.
     """
     if len(array.seeds) < MIN_SEEDS:
         return None
     picks = resamples(len(array.seeds))
     reliable = array.reliable(picks, fraction)
-    # The highest reliable η̃ of each m in each resample, as an index; -1 where there is none.
+    # Index of the highest reliable η̃ of each m in each resample; -1 if none is reliable.
     last = reliable.shape[1] - 1
     ends = np.where(reliable.any(axis=1), last - reliable[:, ::-1].argmax(axis=1), -1)
     fits: dict[tuple[int, ...], LimitFit | None] = {}

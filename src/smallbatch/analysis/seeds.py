@@ -1,8 +1,8 @@
-"""One study's accuracies as an array over its seeds, and the bootstrap over those.
+"""One study's accuracies as an array with an axis for seeds, and the bootstrap over seeds.
 
-Cells of one seed share weights and stream (docs/decisions.md), so whole seeds are resampled, the
-same ones in every cell and in every study of a comparison: differences are paired by seed. Whatever
-is chosen on the data, such as the best η̃, is chosen anew in each resample.
+Cells of one seed share initial weights and stream (docs/decisions.md). So whole seeds are
+resampled, the same ones in every cell and every study of a comparison, and differences are paired
+by seed. Whatever is chosen from the data, such as the best η̃, is chosen anew in each resample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Floats: TypeAlias = npt.NDArray[np.float64]
 Picks: TypeAlias = npt.NDArray[np.intp]
 
-# Up to here every resample with replacement is enumerated: nⁿ of them, all equally likely.
+# With at most so many seeds all nⁿ resamples with replacement are used; all are equally likely.
 ENUMERATED_SEEDS = 4
 RANDOM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -35,12 +35,12 @@ class SeedArray:
     """Reported accuracies of one study.
 
     Attributes:
-        name: of the study.
+        name: The name of the study.
         batch_sizes: m, ascending (B,).
         columns: η̃ ascending, or BN batch sizes ascending (C,).
-        seeds: those that every cell has (S,).
-        values: accuracies (B, C, S); -inf for a diverged run, NaN where nothing was run.
-        chance: accuracy of guessing.
+        seeds: The seeds that every cell has (S,).
+        values: Accuracies (B, C, S); -inf for a diverged run, NaN if not run.
+        chance: The accuracy of guessing.
     """
 
     name: str
@@ -67,7 +67,7 @@ class SeedArray:
         return np.median(self.values[:, :, picks], axis=-1)
 
     def best(self, picks: Picks) -> Floats:
-        """Accuracy at the best η̃ of each m, (B, R); chance where nothing finishes."""
+        """Accuracy at the best η̃ of each m, (B, R); chance if no η̃ finishes."""
         return np.fmax(_fmax(self.medians(picks), 1), self.chance)
 
     def sample(self) -> Floats:
@@ -75,17 +75,17 @@ class SeedArray:
         return self.best(all_once(len(self.seeds)))[:, 0]
 
     def worst(self, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """The worst m of some, as a mask (B,); of equals all."""
+        """The worst of some m, as a mask (B,); all of them if several are equal."""
         best = self.sample()
         return among & (best == best[among].min())
 
     def leader(self, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
-        """The best m, all or ``among`` some, as a mask (B,); of equals the smallest."""
+        """The best m (of ``among``, if given), as a mask (B,); of equals the smallest."""
         best = self.sample() if among is None else np.where(among, self.sample(), -1.0)
         return np.arange(len(best)) == best.argmax()
 
     def at_the_edge(self) -> npt.NDArray[np.bool_]:
-        """Which m have their best η̃ at the lowest or highest tried, or none that finished, (B,)."""
+        """Whether at each m the best η̃ is the lowest or highest tried, or none finished, (B,)."""
         medians = self.medians(all_once(len(self.seeds)))[..., 0]
         found = np.zeros(len(medians), dtype=np.bool_)
         for row, values in enumerate(medians):
@@ -102,7 +102,7 @@ class SeedArray:
         return floored / np.maximum(top - self.chance, 1e-9)
 
     def reliable(self, picks: Picks, fraction: float = MAIN_FRACTION) -> npt.NDArray[np.bool_]:
-        """Which cells converge reliably, (B, C, R); as `analysis.cells.add_reliability`."""
+        """Whether each cell converges reliably, (B, C, R); see `analysis.cells`."""
         best = _fmax(self.medians(picks).reshape(-1, len(picks)), 0)
         threshold = self.chance + fraction * (best - self.chance)
         lowest = self.values[:, :, picks].min(axis=-1)
@@ -110,18 +110,18 @@ class SeedArray:
 
 
 def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
-    """Lay the runs of one study out.
+    """The seed array of one study.
 
     Args:
-        runs: of one study, as `load_results` makes them.
-        column: the second axis, ``base_lr`` or ``bn_batch_size``.
+        runs: The runs of the study, as `load_results` makes them.
+        column: The second axis, ``base_lr`` or ``bn_batch_size``.
     """
     keys = ["batch_size", column]
     marked = runs.assign(_value=ranked(runs, "reported_accuracy"))
     table = marked.pivot_table(
         index=keys, columns="seed", values="_value", aggfunc="first", dropna=False
     )
-    # pivot_table makes every combination; a cell that was not run has no value for any seed.
+    # pivot_table has a row for every combination; a cell that was not run has no values.
     ran = table.notna().any(axis=1)
     whole = table.columns[table[ran].notna().all(axis=0)]
     batch_sizes = np.unique(runs["batch_size"].to_numpy(dtype=np.int64))
@@ -149,12 +149,12 @@ def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
 
 
 def all_once(n: int) -> Picks:
-    """The sample itself as the one pick (1, n)."""
+    """The pick that takes every seed once, (1, n): the sample itself."""
     return np.arange(n)[np.newaxis]
 
 
 def resamples(n: int) -> Picks:
-    """Picks of n seeds with replacement, (R, n): every one, or many at random."""
+    """Picks of n seeds with replacement, (R, n): all of them, or many at random."""
     if n <= ENUMERATED_SEEDS:
         return np.array(list(itertools.product(range(n), repeat=n)), dtype=np.intp)
     generator = np.random.Generator(np.random.PCG64(0))
@@ -162,7 +162,7 @@ def resamples(n: int) -> Picks:
 
 
 def interval(effects: Floats) -> tuple[float, float]:
-    """The percentile interval of resampled effects."""
+    """The percentile confidence interval of resampled effects."""
     tail = (1 - CONFIDENCE) / 2
     low = np.quantile(effects, tail, method="lower")
     high = np.quantile(effects, 1 - tail, method="higher")
@@ -170,5 +170,5 @@ def interval(effects: Floats) -> tuple[float, float]:
 
 
 def _fmax(values: Floats, axis: int) -> Floats:
-    """Maximum that passes over NaN, which stands for what was not run."""
+    """Maximum that ignores NaN, which stands for cells that were not run."""
     return np.fmax.reduce(values, axis=axis)

@@ -32,7 +32,7 @@ RANGE_COLUMNS = (
     "upper_limit",
     "holes",
 )
-# Why a range ends where it does.
+# What is next to the end of a range.
 EDGE = "grid edge"
 DIVERGED = "diverged"
 BELOW = "below threshold"
@@ -42,16 +42,17 @@ def stable_ranges(cells: pd.DataFrame, fractions: Sequence[float] = FRACTIONS) -
     """Find the lowest and highest η̃ that converge reliably, for every study, fraction and m.
 
     Args:
-        cells: as `summarise_cells` makes them.
-        fractions: where between chance (0) and the study's best cell (1) the threshold τ lies.
+        cells: As `summarise_cells` makes them.
+        fractions: The positions of the threshold τ between chance (0) and the study's best cell
+            (1).
 
     Returns:
         One row per (dataset, study, fraction, batch_size), in that order. ``lower`` and ``upper``
         are η̃, ``lower_lr`` and ``upper_lr`` the same as η = m·η̃, all NaN if no η̃ is reliable;
         ``octaves`` is log2(upper/lower); ``threshold`` is τ. ``lower_limit`` and ``upper_limit``
-        say what happens in the next cell outwards: "grid edge" (there is none: the end is only a
-        bound), "diverged" (at least one seed) or "below threshold" (every seed finished, but one
-        or more too low). ``holes`` lists the η̃ inside the range that are not reliable.
+        describe the next cell outwards: "grid edge" (there is none, so the true end may lie further
+        out), "diverged" (at least one seed) or "below threshold" (every seed finished, but one or
+        more too low). ``holes`` lists the η̃ inside the range that are not reliable.
     """
     rows = [
         {"dataset": dataset, "study": study, "fraction": fraction, **_range(column, fraction)}
@@ -106,10 +107,10 @@ class LimitFit:
     Attributes:
         base_lr_0: η̃₀, the limit of η̃_max for small m.
         m_star: m*, the batch size at which the limit has halved.
-        rms_octaves: root mean square residual in log2 η̃.
-        n_points: batch sizes fitted (those whose upper end is not on the grid's edge).
-        m_star_bound: "lower" or "upper" if the fit ran into the end of its search interval, so
-            that m* is only known to lie below, or above, the batch sizes; else "".
+        rms_octaves: The root mean square residual in log2 η̃.
+        n_points: The number of fitted batch sizes (upper end not on the grid's edge).
+        m_star_bound: "lower" or "upper" if m* is at the end of its search interval, so that it is
+            only known to lie below, or above, the batch sizes; else "".
     """
 
     base_lr_0: float
@@ -126,12 +127,12 @@ class LimitFit:
 def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
     """Fit the upper ends of one study's ranges, at one fraction (docs/decisions.md, Numbers).
 
-    Least squares in log2 η̃ over the batch sizes whose upper end lies inside the grid; ends on the
-    edge are only bounds and take no part. m* is searched from 8 times below the smallest of those
-    batch sizes to 8 times above the largest.
+    The fit is by least squares in log2 η̃ over the batch sizes whose upper end lies inside the
+    grid; an end on the edge is only a bound and is left out. m* is searched from 8 times below the
+    smallest of those batch sizes to 8 times above the largest.
 
     Returns:
-        The fit, or None with fewer than three such batch sizes.
+        The fit; None with fewer than three such batch sizes.
     """
     inside = ranges[(ranges["n_reliable"] > 0) & (ranges["upper_limit"] != EDGE)]
     if len(inside) < 3:
@@ -142,10 +143,10 @@ def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
 
 
 def fit_limit(batch_sizes: npt.NDArray[np.float64], log_upper: npt.NDArray[np.float64]) -> LimitFit:
-    """Fit upper ends, log2 η̃, at some batch sizes, ascending; see `fit_upper_limit`."""
+    """Fit upper ends, given as log2 η̃, at ascending batch sizes; see `fit_upper_limit`."""
     low, high = np.log2(batch_sizes.min()) - 3.0, np.log2(batch_sizes.max()) + 3.0
-    # For a given m* the best η̃₀ is a mean, so one dimension is left to search; the squared error
-    # may have two minima, hence a scan (1/512 octave, far finer than a grid of octaves can tell).
+    # For a given m* the best η̃₀ is a mean, so only m* is searched. The squared error may have two
+    # minima, hence a scan, in steps of 1/512 octave, far finer than the grid.
     log_m_star: npt.NDArray[np.float64] = low + np.arange(int((high - low) * 512) + 1) / 512
     residual = log_upper + np.log2(1.0 + batch_sizes / 2.0 ** log_m_star[:, None])
     log_base = residual.mean(axis=1)

@@ -1,4 +1,4 @@
-"""The options of `smallbatch bench`; nothing heavy is imported before it is used."""
+"""The `smallbatch bench` command; imports large libraries only when they are used."""
 
 from __future__ import annotations
 

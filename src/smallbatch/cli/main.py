@@ -19,7 +19,7 @@ class _BadInput(click.ClickException):
 
 
 class Group(click.Group):
-    """Shows what a user can repair as one line with exit status 2, and what stopped a training."""
+    """Shows errors of the user as one line, with exit status 2, and why a training stopped."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -34,7 +34,7 @@ class Group(click.Group):
             raise _BadInput(f"{where}{error.strerror or error}") from None
         except Stopped as stopped:
             click.echo(str(stopped), err=True)
-            # Whoever asked for the end waits for it, and torch takes seconds to be torn down.
+            # End at once: a regular exit takes seconds, because of torch.
             os._exit(stopped.exit_code)
 
 

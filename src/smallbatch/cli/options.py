@@ -1,4 +1,4 @@
-"""Options that several commands share, and the kinds of values they take."""
+"""Options that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ TIME_LIMIT = click.option(
 
 
 def load(path: Path) -> Params:
-    """The params file, checked.
+    """Read and check the params file.
 
     Raises:
-        UserError: it is missing, or something in it is not allowed.
+        UserError: It is missing, or something in it is not allowed.
     """
     from smallbatch.config.params import load_params
 

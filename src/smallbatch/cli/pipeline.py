@@ -1,4 +1,4 @@
-"""The stages of the pipeline, and what they will cost."""
+"""Commands for the stages of the pipeline, and for what they will cost."""
 
 from __future__ import annotations
 

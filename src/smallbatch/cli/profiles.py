@@ -1,4 +1,4 @@
-"""Ready-made params files."""
+"""Commands for ready-made params files."""
 
 from __future__ import annotations
 

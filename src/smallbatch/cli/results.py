@@ -1,4 +1,4 @@
-"""What became of the runs: tables, report, verdicts, MLflow."""
+"""Commands for results: tables, report, verdicts, MLflow."""
 
 from __future__ import annotations
 

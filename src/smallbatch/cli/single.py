@@ -1,4 +1,4 @@
-"""One run outside the pipeline."""
+"""The command for one run outside the pipeline."""
 
 from __future__ import annotations
 

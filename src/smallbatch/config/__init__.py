@@ -1,1 +1,1 @@
-"""The params file: read, checked, and the ready-made ones."""
+"""Reads and checks the params file, and provides ready-made ones."""

@@ -12,7 +12,7 @@ def parse_base_lr(value: object) -> float:
     """Read a base learning rate η̃: a number, its text, or a power of two such as ``2^-6``.
 
     Raises:
-        ValueError: not a number, not finite, or not above 0.
+        ValueError: It is not a number, not finite, or not above 0.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("expected a number above 0 or a power of two such as 2^-6")
@@ -27,6 +27,6 @@ def parse_base_lr(value: object) -> float:
 
 
 def format_base_lr(value: float) -> str:
-    """Write a learning rate as the paper does: ``2^-6``, or plain where it is no power of two."""
+    """Write a learning rate as the paper does, ``2^-6``; plainly if it is no power of two."""
     mantissa, exponent = math.frexp(value)
     return f"2^{exponent - 1}" if mantissa == 0.5 else f"{value:g}"

@@ -1,4 +1,4 @@
-"""What is wrong with a params.yaml, in one line: key, what was found, what is allowed."""
+"""One line for an error in params.yaml: the key, what was found and what is allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN_WORDS = {
 
 
 def one_line(model: type[BaseModel], error: Any) -> str:
-    """Turn pydantic's first complaint into: key, what was found, what is allowed."""
+    """Pydantic's first error as one line: the key, what was found and what is allowed."""
     steps = [str(step) for step in error["loc"] if str(step) not in ("int", "tuple[float, ...]")]
     steps = [step for step in steps if not step.startswith(("literal[", "["))]
     key = ".".join(_short(step) for step in steps)
@@ -49,7 +49,7 @@ def one_line(model: type[BaseModel], error: Any) -> str:
 def _shown(value: object) -> str:
     try:
         return _short(repr(value))
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
         return "a number of thousands of digits"
 
 
@@ -58,10 +58,10 @@ def _short(text: str, width: int = 80) -> str:
 
 
 def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
-    """Field names of the model that the key path ``steps`` leads to."""
+    """The field names of the model at the key path ``steps``."""
     for step in steps:
         field = model.model_fields.get(step)
-        if field is None:  # a study's name: the value type of the mapping above
+        if field is None:  # the name of a study, a key of the mapping above
             continue
         inner = [field.annotation, *get_args(field.annotation)]
         found = [t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)]
@@ -70,7 +70,7 @@ def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
 
 
 def allowed(found: str, choices: list[str]) -> str:
-    """The allowed names, with the closest match."""
+    """The allowed names as text, and the closest match."""
     close = difflib.get_close_matches(found, choices, n=1, cutoff=0.6)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"allowed: {', '.join(choices)}{hint}"

@@ -1,4 +1,4 @@
-"""Which models and norms exist, and which go together; imports neither torch nor timm."""
+"""Which models and norms exist and go together; checked without importing torch or timm."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,7 +15,7 @@ NORMS = ("none", "batch", "batch_conv", "ghost", "group")
 
 
 def registered_name(model: str) -> str:
-    """The timm name of a model: the paper's four have short names, all others their own."""
+    """The timm name of a model; only the paper's four have short names."""
     return ALIASES.get(model, model)
 
 
@@ -26,17 +26,17 @@ def validate_model(
     batch_size: int | None = None,
     bn_batch_size: int | None = None,
 ) -> None:
-    """Check a model and its normalisation, as far as names and numbers tell.
+    """Check a model and its normalisation by their names and numbers.
 
     Args:
         model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
         norm: One of `NORMS`.
-        batch_size: Examples per weight update (m); None leaves the checks that need it out.
+        batch_size: Examples per weight update (m); None skips the checks that need it.
         bn_batch_size: Examples per sub-batch of ghost batch norm.
 
     Raises:
-        UserError: Unknown model or norm (with the closest match), or a combination that does not
-            exist. Only a name outside the paper's four makes this function import timm.
+        UserError: The model or norm is unknown (the message has the closest match), or they do not
+            go together. Only for a name outside the paper's four is timm imported.
     """
     _check_name(model)
     validate_norm(model, norm, bn_batch_size)
@@ -45,10 +45,10 @@ def validate_model(
 
 
 def validate_norm(model: str, norm: str, bn_batch_size: int | None) -> None:
-    """Check that `norm` exists for `model` and has the sub-batch size it needs, and no other.
+    """Check that `norm` exists for `model`, and that it has a sub-batch size if it needs one.
 
     Raises:
-        UserError: It does not.
+        UserError: One of these is not so, or a sub-batch size is given but not needed.
     """
     if norm not in NORMS:
         raise UserError(f"norm: unknown norm {norm!r}{_hint(norm, NORMS)}; allowed: {_join(NORMS)}")
@@ -68,7 +68,7 @@ def validate_norm(model: str, norm: str, bn_batch_size: int | None) -> None:
 
 
 def _check_name(model: str) -> None:
-    """Raise a UserError unless `model` is one of the paper's four or timm's."""
+    """Raise a UserError unless `model` is one of the paper's four or one of timm's."""
     if model in ALIASES or model in ALIASES.values():
         return
     import timm
@@ -82,7 +82,7 @@ def _check_name(model: str) -> None:
 
 
 def _check_batch_size(norm: str, batch_size: int, bn_batch_size: int | None) -> None:
-    """Raise a UserError where a batch norm would see a single example."""
+    """Raise a UserError if a batch norm would see a single example."""
     if norm in ("batch", "ghost") and batch_size < 2:
         raise UserError(
             f"batch_size: found {batch_size} with norm {norm!r}; allowed: at least 2, "
@@ -103,7 +103,7 @@ def _check_batch_size(norm: str, batch_size: int, bn_batch_size: int | None) -> 
 
 
 def _hint(found: str, known: tuple[str, ...]) -> str:
-    """The closest match, as an insertion into an error line."""
+    """The closest match, to be inserted into an error line."""
     matches = get_close_matches(found, known, n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 

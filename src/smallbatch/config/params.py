@@ -1,4 +1,4 @@
-"""params.yaml as typed, strict, frozen objects: a typo is an error that names the key."""
+"""params.yaml as typed, strict, frozen objects; a misspelt key is an error that names it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
 Precision = Literal["float32", "tf32", "bf16"]
 EngineSetting = Literal["auto", "loop", "stacked"]
 
-# Names become folder names and MLflow experiment names, so they must stay inside their folder.
+# Names become names of folders and MLflow experiments, and must not lead out of their folder.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -39,7 +39,7 @@ def _budget(value: object) -> object:
     raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
 
 
-MOST = 2**31 - 1  # of any count: far beyond what can be trained, and arithmetic on it is safe
+MOST = 2**31 - 1  # of any count: more than can be trained, and safe in arithmetic
 
 _Model = TypeVar("_Model", bound=BaseModel)
 BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
@@ -59,11 +59,12 @@ class _Strict(BaseModel):
 
 
 class DatasetConfig(_Strict):
-    """Where the images come from and which of them are used.
+    """The source of the images, and which of them are used.
 
-    ``subset`` and ``test_subset`` count examples, balanced over the classes;
-    ``validation_fraction`` is taken out of the training examples that remain; ``image_size`` is
-    in pixels (square). ``scale`` is a label: how far a profile was shrunk (`smallbatch.scales`).
+    ``subset`` and ``test_subset`` are numbers of examples, balanced over the classes;
+    ``validation_fraction`` is the part of the remaining training examples that becomes the
+    validation split; ``image_size`` is in pixels (square). ``scale`` is a label: how far a profile
+    was shrunk.
     """
 
     name: Name
@@ -80,15 +81,15 @@ class DatasetConfig(_Strict):
 
 
 class StudyConfig(_Strict):
-    """One curve family of the paper: everything but the grid (paper, section 5).
+    """A family of curves of the paper: all settings except the grid (paper, section 5).
 
-    ``epochs`` counts passes over the training set, ``milestones`` and ``warmup`` are fractions of
-    the updates, ``figure`` is the paper's figure that this study reproduces (a label, no setting).
+    ``epochs`` counts passes over the training set; ``milestones`` and ``warmup`` are fractions of
+    the updates; ``figure`` is the paper's figure that the study reproduces, which is only a label.
 
-    ``bn_batch_sizes`` makes the sub-batch of ghost batch norm an axis of the grid (Figs. 13, 14):
-    at SGD batch size m every one that is at most m is run. ``base_lr: best of STUDY`` runs each m
-    at the best base learning rate of that study's column of the same m. With ``budget: updates of
-    B`` a run at m has epochs·m/B epochs, so that all make as many updates as one at B.
+    ``bn_batch_sizes`` makes the sub-batch of ghost batch norm an axis of the grid (Figs. 13, 14);
+    at SGD batch size m, those that are at most m are run. With ``base_lr: best of STUDY`` each m
+    is run at the best base learning rate of that study's column with the same m. With ``budget:
+    updates of B`` a run at m has epochs·m/B epochs, so that all make as many updates as one at B.
     """
 
     model: str
@@ -124,15 +125,15 @@ class StudyConfig(_Strict):
 
     @property
     def best_of(self) -> str | None:
-        """The study whose best base learning rates this one takes."""
+        """The study whose best base learning rates this study uses."""
         match = _BEST_OF.match(self.base_lr or "")
         return match.group(1) if match else None
 
     def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
-        """The settings of single runs at m: epochs by the budget, one per BN batch size.
+        """The settings of the runs at m: epochs by the budget, and one BN batch size each.
 
         Raises:
-            ValueError: the budget gives no whole number of epochs, or no BN batch size fits.
+            ValueError: The budget gives no whole number of epochs, or no BN batch size fits.
         """
         settings = self.model_copy(update={"epochs": self._epochs_at(batch_size)})
         if self.bn_batch_sizes is None:
@@ -159,16 +160,16 @@ class StudyConfig(_Strict):
 
 
 class DependentStudy(_Strict):
-    """A study that runs after another, each of its columns after that one's of the same m."""
+    """A study with columns that run after those of another study with the same m."""
 
     name: str
     after: str
 
 
 class GridConfig(_Strict):
-    """What every study is run on: batch sizes × base learning rates × seeds 0 … seeds − 1.
+    """The grid of every study: batch sizes × base learning rates × seeds 0 … seeds − 1.
 
-    ``dependent`` lists the studies whose ``base_lr`` is the best of another.
+    ``dependent`` lists the studies that use the best ``base_lr`` of another.
     """
 
     studies: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -197,11 +198,11 @@ def _gibibytes(value: object) -> object:
 
 
 class ComputeConfig(_Strict):
-    """How runs are computed; nothing here changes a result beyond float rounding.
+    """How runs are computed; nothing here changes results by more than float rounding.
 
-    ``memory`` is the GiB that the stacked lanes of all workers may take together; ``auto`` is half
-    of what is free. ``checkpoint_seconds`` is the time between a run's checkpoints: the most work
-    that a crash costs.
+    ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
+    of the free memory. ``checkpoint_seconds`` is the time between a run's checkpoints, which is the
+    most work that a crash can lose.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -212,7 +213,7 @@ class ComputeConfig(_Strict):
 
 
 class Params(_Strict):
-    """A whole params.yaml; ``scales``, the smaller copies of a profile, are `profiles`' alone."""
+    """A whole params.yaml; ``scales`` are a profile's smaller copies, used by `profiles` only."""
 
     dataset: DatasetConfig
     grid: GridConfig
@@ -260,11 +261,11 @@ class Params(_Strict):
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Names of all studies that are run."""
+        """The names of all studies that are run."""
         return (*self.grid.studies, *(study.name for study in self.grid.dependent))
 
     def base_lrs(self, study: str) -> tuple[float, ...]:
-        """Base learning rates of one independent study: its own, else the grid's."""
+        """The base learning rates of an independent study: its own, or else the grid's."""
         return self.studies[study].base_lrs or self.grid.base_lrs
 
 
@@ -278,7 +279,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check a params file.
 
     Raises:
-        UserError: one line naming the file and key, what was found and what is allowed.
+        UserError: Something is wrong: file and key, what was found and what is allowed.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -300,12 +301,12 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
 
 def parse_params(raw: object, origin: str) -> Params:
-    """Check plain data (as YAML gives it) and model names; ``origin`` names the data in errors."""
+    """Check plain data, as read from YAML; ``origin`` names the data in errors."""
     params = _validate(Params, raw, origin)
     for name, study in params.studies.items():
         sizes = params.grid.batch_sizes if name in params.running else ()
         try:
-            # Of an axis of BN batch sizes the first stands for all where no batch size is given.
+            # If the study has several BN batch sizes, any is right here, without a batch size.
             bn_batch_size = study.bn_batch_size or (study.bn_batch_sizes or (None,))[0]
             validate_model(study.model, study.norm, bn_batch_size=bn_batch_size)
             for batch_size in sizes:
@@ -332,7 +333,7 @@ def parse_dataset(raw: object, origin: str) -> DatasetConfig:
 
 
 def parse_compute(raw: object, origin: str) -> ComputeConfig:
-    """Check how runs are to be computed; ``origin`` names the settings in errors."""
+    """Check the settings for computing runs; ``origin`` names them in errors."""
     return _validate(ComputeConfig, raw, origin)
 
 
@@ -341,6 +342,6 @@ def _validate(model: type[_Model], raw: object, origin: str) -> _Model:
         return model.model_validate(raw)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        # A misspelt key is also a missing one; the spelling is what helps.
+        # A misspelt key is also a missing one, but the spelling is what the user must correct.
         first = min(errors, key=lambda found: found["type"] != "extra_forbidden")
         raise UserError(f"{origin}: {one_line(model, first)}") from None

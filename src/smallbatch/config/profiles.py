@@ -1,9 +1,9 @@
-"""Complete replacements for params.yaml, in `profiles/` beside it, some of them in several scales.
+"""Profiles: complete params files in `profiles/`, some of which have several scales.
 
-A profile's ``scales`` maps names to what a smaller copy of it changes: ``epochs`` multiplies the
-epochs of every study, everything else replaces the values under the same keys. What is installed
-is a plain params.yaml: DVC and `smallbatch` know of no scale but its label and the data set's name,
-which keeps the results of different scales apart.
+A profile's ``scales`` maps a name to the changes for a smaller copy: ``epochs`` multiplies the
+epochs of every study, and all else replaces the values of the same keys. A profile is installed as
+a plain params.yaml. Of a scale it contains only the label and the data set's name, which keeps
+results of different scales apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = Path("profiles")
 
 
 def summaries() -> dict[str, str]:
-    """Name → first comment line of every profile."""
+    """The first comment line of every profile, by name."""
     return {
         path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         for path in sorted(FOLDER.glob("*.yaml"))
@@ -29,14 +29,14 @@ def summaries() -> dict[str, str]:
 
 
 def read(name: str, scale: str | None = None) -> str:
-    """Text of a profile, as it is installed.
+    """The text of a profile in the form that is installed.
 
     Args:
-        name: the profile's.
-        scale: one of its scales; by default the profile at full scale.
+        name: The name of the profile.
+        scale: One of its scales; by default full scale.
 
     Raises:
-        UserError: there is none of that name, or no such scale.
+        UserError: There is no such profile or scale.
     """
     names = list(summaries())
     if name not in names:
@@ -56,8 +56,8 @@ def install(
     """Copy a profile to ``target``.
 
     Raises:
-        UserError: no such profile or scale, or ``target`` holds something that is no profile's
-            text and ``force`` is not set.
+        UserError: There is no such profile or scale; or ``target`` is not the text of a profile,
+            and ``force`` is not set.
     """
     text = read(name, scale)
     if not force and target.exists() and target.read_text(encoding="utf-8") not in _all_texts():
@@ -103,7 +103,7 @@ def _replace(values: MutableMapping[str, Any], change: MutableMapping[str, Any])
 def _load(text: str) -> Any:
     from ruamel.yaml import YAML
 
-    return YAML().load(text)  # with its comments
+    return YAML().load(text)  # keeps the comments
 
 
 def _dump(params: Any) -> str:

@@ -19,7 +19,7 @@ from smallbatch.errors import UserError
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
 
-# A network that swallows packets must not hang the download for ever.
+# Without a time limit the download could wait for ever for a silent network.
 _TIMEOUT_SECONDS = 30.0
 _FAILURES = (
     OSError,
@@ -65,7 +65,7 @@ def open_cifar(source: str, folder: Path, image_size: int | None) -> Source:
 def _load(kind: "type[CIFAR10]", folder: Path, *, train: bool) -> "CIFAR10":
     try:
         with warnings.catch_warnings():
-            # The published pickles predate NumPy 2 and make it warn about their dtypes.
+            # The published pickles are older than NumPy 2, which warns about their dtypes.
             warnings.simplefilter("ignore")
             return kind(str(folder), train=train, download=False)
     except Exception as error:
@@ -76,7 +76,7 @@ def _load(kind: "type[CIFAR10]", folder: Path, *, train: bool) -> "CIFAR10":
 
 
 def _download(kind: "type[CIFAR10]", source: str, folder: Path) -> None:
-    """Downloads and extracts aside, verifies, and only then moves the data set into place."""
+    """Downloads to a temporary folder, extracts and verifies; only then moves the data set."""
     from torchvision.datasets.utils import check_integrity
 
     try:

@@ -1,4 +1,4 @@
-"""What a data set will be like, told from its configuration before it is prepared."""
+"""Describes a data set from its configuration, before it is prepared."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from smallbatch.config.params import DatasetConfig
 from smallbatch.data.prepared import Meta, load_meta
 from smallbatch.errors import UserError
 
-# Training images, test images, channels, pixels, classes of the sources that are always the same.
+# Sources that never change: training images, test images, channels, pixels, classes.
 _FIXED = {
     "digits": (1437, 360, 1, 8, 10),
     "cifar10": (50_000, 10_000, 3, 32, 10),
@@ -18,15 +18,15 @@ def expected_meta(config: DatasetConfig, directory: Path) -> tuple[Meta, bool]:
     """Describe a data set: as it was prepared, or as it will be.
 
     Args:
-        config: its configuration.
-        directory: where it is or will be prepared, ``data/prepared/<dataset>``.
+        config: The configuration.
+        directory: The folder where it is or will be prepared, ``data/prepared/<dataset>``.
 
     Returns:
-        The description, and whether it is that of the prepared data; otherwise its mean, std,
-        fingerprint and classes' names stand for what is not known yet.
+        The description, and whether it is that of prepared data. If not, mean, std, fingerprint and
+        the classes' names are placeholders.
 
     Raises:
-        UserError: it is not prepared, and only its images tell their shape.
+        UserError: The data is not prepared, and the shape of its images is only known then.
     """
     if config.source not in _FIXED:
         try:

@@ -25,8 +25,8 @@ class _Folder:
 def open_image_folder(path: Path, image_size: int | None) -> Source:
     """Lists a folder of images; the class names are the sorted names of its sub-folders.
 
-    ``test/`` is the test split; where there is none, ``val/`` or ``validation/`` is. Files and
-    folders whose name starts with a dot are ignored.
+    ``test/`` is the test split; if there is none, ``val/`` or ``validation/`` is. Files and folders
+    whose name starts with a dot are ignored.
 
     Args:
         path: The folder with ``train/`` and ``test/``.
@@ -100,7 +100,7 @@ def _check_same_classes(train: _Folder, test: _Folder) -> None:
 
 
 def _check_no_shared_files(train: _Folder, test: _Folder) -> None:
-    """Links must not put one file into two classes or splits: that is a leak or a mislabel."""
+    """Refuses a file that links put into two classes or splits: a wrong label, or a leak."""
     seen: dict[tuple[int, int], Path] = {}
     for folder in (train, test):
         for files in folder.files.values():

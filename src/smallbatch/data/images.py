@@ -23,7 +23,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image that is still encoded, as bytes or as a file, and what an error calls it."""
+    """An image still encoded, as bytes or as a file, with the name that errors give it."""
 
     where: str
     content: bytes | Path
@@ -49,7 +49,7 @@ def decode(encoded: Encoded, image_size: int | None = None) -> Images:
     try:
         with _open(encoded) as image:
             if image.format == "PNG":
-                image.verify()  # its checksums, which decoding ignores; uses the object up
+                image.verify()  # checks the checksums, which decoding does not; closes the image
         with _open(encoded) as image:
             if image.mode in _DEEP_MODES:
                 raise UserError(
@@ -63,18 +63,18 @@ def decode(encoded: Encoded, image_size: int | None = None) -> Images:
         raise UserError(
             f"{encoded.where}: not a readable image; allowed: PNG, JPEG, WebP"
         ) from error
-    # Decoders answer damaged input with a dozen exception types, SyntaxError among them.
+    # Decoders raise a dozen types of exception for damaged input, even SyntaxError.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{encoded.where}: damaged image ({reason})") from error
 
 
 def decode_all(encoded: Iterable[Encoded], count: int, image_size: int | None = None) -> Images:
-    """Decodes ``count`` images in order, with one thread a core (decoders release the GIL).
+    """Decodes ``count`` images in order, with one thread per core (decoders release the GIL).
 
     Args:
-        encoded: The images; read as they are needed, so that few are held encoded.
-        count: How many there are, at least 1.
+        encoded: The images; an iterable is read as needed, so that few are in memory at a time.
+        count: The number of images, at least 1.
         image_size: As for ``decode``.
 
     Returns:
@@ -95,7 +95,7 @@ def decode_all(encoded: Iterable[Encoded], count: int, image_size: int | None = 
             )
         if pixels.shape[0] > images.shape[1]:
             images = with_channels(images, pixels.shape[0])
-        images[index] = pixels  # broadcasts grey over three channels
+        images[index] = pixels  # one grey channel is copied to all three
     if images is None:
         raise ValueError("no images to decode")
     return images
@@ -130,7 +130,7 @@ def _open(encoded: Encoded) -> Image.Image:
 
 def _pixels(image: Image.Image, image_size: int | None) -> Images:
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about transparency
+        image = image.convert("RGBA")  # Pillow warns about transparency if converted to RGB at once
     image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
@@ -139,7 +139,7 @@ def _pixels(image: Image.Image, image_size: int | None) -> Images:
 
 
 def _decoded(encoded: Iterable[Encoded], image_size: int | None) -> Iterator[tuple[str, Images]]:
-    Image.init()  # registers the decoders here, in one thread, not on first use in several
+    Image.init()  # registers all decoders now, in one thread, not later in several at once
     workers = min(os.cpu_count() or 1, 16)
     pool = ThreadPoolExecutor(workers)
     pending: deque[Future[list[tuple[str, Images]]]] = deque()

@@ -1,8 +1,8 @@
 """The source ``parquet``: shards in the layout of the Hugging Face hub.
 
-A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or, where there is none, ``validation-*``
-or ``val-*``). Only the labels are read at once; images are read a row group at a time, and only
-the rows asked for are decoded.
+A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*`` or ``val-*`` if there
+is no test). Labels are read at once. Images are read one row group at a time, and only selected
+rows are decoded.
 """
 
 import json
@@ -27,7 +27,7 @@ _NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
 
 @dataclass(frozen=True)
 class _Shard:
-    """One file: its labels (n,) as written, and the class names that its schema states, if any."""
+    """One file: its labels (n,) as written, and the class names in its schema, if any."""
 
     path: Path
     labels: Labels
@@ -40,8 +40,8 @@ def open_parquet(
     """Opens a folder of Parquet shards.
 
     The image column holds encoded images (PNG, JPEG, WebP), either as binary or as a struct of
-    ``bytes`` and ``path``; where ``bytes`` is null, ``path`` is a file inside the folder. Class
-    names are those of the ClassLabel in the schema's ``huggingface`` metadata, else the labels.
+    ``bytes`` and ``path``; if ``bytes`` is null, ``path`` is a file inside the folder. Class names
+    are those of the ClassLabel in the schema's ``huggingface`` metadata, otherwise the labels.
 
     Args:
         folder: The folder with the shards.
@@ -92,7 +92,7 @@ def _check_complete(paths: list[Path]) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Generator[None, None, None]:
-    """Turns whatever a damaged file makes the Parquet reader raise into one line."""
+    """Turns any error of the Parquet reader, which a damaged file may cause, into one line."""
     try:
         yield
     except UserError:
@@ -143,7 +143,7 @@ def _stated_classes(
         features: Any = json.loads(metadata[b"huggingface"])["info"]["features"]
         names: Any = features[label_column].get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # the metadata describes something else; labels then name themselves
+        return None  # the metadata has no class names; the labels are then the names
     if names is None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -161,7 +161,7 @@ def _labels(path: Path, name: str, column: pa.ChunkedArray) -> Labels:
 
 
 def _class_names(shards: list[_Shard], label_column: str) -> tuple[str, ...]:
-    """The classes that the schemas agree on, else 0 … the largest label in any shard."""
+    """The classes in the schemas, which must agree; if none, 0 … the largest label in any shard."""
     stated = shards[0].classes
     for shard in shards:
         if shard.classes != stated:
@@ -172,7 +172,7 @@ def _class_names(shards: list[_Shard], label_column: str) -> tuple[str, ...]:
         return stated
     present = np.unique(np.concatenate([shard.labels for shard in shards]))
     present = present[present >= 0]
-    # The first gap, found without counting up to a label that may be astronomically large.
+    # The first missing label; counting would take for ever if a damaged label is huge.
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
         raise UserError(
@@ -200,7 +200,7 @@ def _split(shards: list[_Shard], classes: int, image_column: str, image_size: in
 
 
 def _encoded(shards: list[_Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:
-    """Yields the images of ascending rows, counted over all shards."""
+    """Yields the encoded images of ascending rows, which are counted over all shards."""
     start = 0
     for shard in shards:
         end = start + len(shard.labels)
@@ -227,7 +227,7 @@ def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Enc
 
 
 def _contents(column: pa.ChunkedArray) -> Iterator[tuple[bytes | None, str | None]]:
-    """Yields (bytes, path) of each row of an image column of either layout."""
+    """Yields (bytes, path) for each row of an image column, in either layout."""
     for chunk in column.chunks:
         if not pa.types.is_struct(chunk.type):
             yield from ((value.as_py(), None) for value in chunk)
@@ -237,7 +237,7 @@ def _contents(column: pa.ChunkedArray) -> Iterator[tuple[bytes | None, str | Non
         index = chunk.type.get_field_index("path")
         for row in range(len(chunk)):
             content = contents[row].as_py()
-            # An unused path may be of any type or not even valid text.
+            # A path that is not used may have any type and be invalid text.
             yield content, fields[index][row].as_py() if content is None and index >= 0 else None
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to ``data/prepared/<dataset>``."""
+"""Prepares a data set: from a configuration to ``data/prepared/<dataset>``."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
         The description that was written as ``meta.json``.
 
     Raises:
-        UserError: The source or an option is at fault; nothing has been written or replaced.
+        UserError: The source or an option is wrong; nothing has been written or replaced.
     """
     dataset = assemble(config, open_source(config, root))
     write_prepared(dataset, root / "prepared" / config.name)
@@ -41,14 +41,14 @@ def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
 
 
 def assemble(config: DatasetConfig, source: Source) -> Dataset:
-    """Puts a data set together in memory, as ``prepare`` writes it.
+    """Puts a data set together in memory; ``prepare`` writes it.
 
     Args:
         config: The data set's configuration.
-        source: What it names, opened.
+        source: The opened source that the configuration names.
 
     Raises:
-        UserError: The source or an option is at fault.
+        UserError: The source or an option is wrong.
     """
     _check_classes(source)
     train, validation = _select_train(config, source)
@@ -59,7 +59,7 @@ def assemble(config: DatasetConfig, source: Source) -> Dataset:
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of each channel of uint8 pixels divided by 255.
 
-    Computed from exact counts of the 256 values, so that no order of summation enters.
+    Computed from exact counts of the 256 values, so that the order of a summation has no effect.
 
     Args:
         images: Pixels (N, C, H, W).
@@ -104,7 +104,7 @@ def _missing_class(labels: Labels, classes: tuple[str, ...]) -> str | None:
 
 
 def _select_train(config: DatasetConfig, source: Source) -> tuple[Rows, Rows]:
-    """Ascending rows of the training split for training and for validation."""
+    """The rows of the source's training split for training and for validation, both ascending."""
     rows = _select(source.train, source.classes, config.subset, "subset", config.seed)
     if not config.validation_fraction:
         return rows, rows[:0]

@@ -1,4 +1,4 @@
-"""A prepared data set: arrays and ``meta.json`` in one folder, written at once or not at all."""
+"""A prepared data set: arrays and ``meta.json`` in a folder, written completely or not at all."""
 
 import hashlib
 import json
@@ -20,21 +20,21 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Meta:
-    """What ``meta.json`` says about a prepared data set.
+    """The content of ``meta.json``, which describes a prepared data set.
 
     Attributes:
-        name: The data set's name in params.yaml, and of its folder.
+        name: The data set's name in params.yaml, and that of its folder.
         source: The kind of source that it came from.
-        classes: Class names; a label is an index into them.
+        classes: The names of the classes; a label is an index into them.
         channels: 1 (grayscale) or 3.
-        height: In pixels.
-        width: In pixels.
-        mean: Per channel, of the training pixels divided by 255.
-        std: Per channel, likewise, the population standard deviation. It is 0 for a channel that
-            is constant over the training set: whoever divides by it must guard against that.
-        counts: Number of images by split: train, validation (0 if there is none) and test.
-        fingerprint: SHA-256 (hex) of arrays, labels and class names. Neither the name nor the
-            source nor where and when it was prepared enters.
+        height: The height of an image in pixels.
+        width: The width of an image in pixels.
+        mean: The mean of the training pixels divided by 255, per channel.
+        std: The population standard deviation of the same, per channel. It is 0 for a channel that
+            is constant over the training set, so check it before dividing.
+        counts: The number of images by split: train, validation (0 if there is none) and test.
+        fingerprint: The SHA-256 (hex) of arrays, labels and class names. It does not depend on the
+            name, the source, or where and when the data set was prepared.
         scale: How far a profile was shrunk when this was prepared, such as ``small``; a label.
     """
 
@@ -64,7 +64,7 @@ class Dataset:
     validation_labels: Labels | None = None
 
     def arrays(self) -> Arrays:
-        """The arrays by file name without suffix, those of an absent validation split left out."""
+        """The arrays by file name without suffix; a missing validation split is left out."""
         found = {
             f"{split}_{kind}": getattr(self, f"{split}_{kind}")
             for split in SPLITS
@@ -84,13 +84,13 @@ def fingerprint(classes: tuple[str, ...], arrays: Arrays) -> str:
 
 
 def load_prepared(directory: Path) -> Dataset:
-    """Reads a prepared data set and checks it against its own description and fingerprint.
+    """Reads a prepared data set and checks it against its description and fingerprint.
 
     Args:
         directory: The folder, ``data/prepared/<dataset>``.
 
     Returns:
-        The data set, wholly in memory.
+        The data set, completely in memory.
 
     Raises:
         UserError: A file is missing or damaged, or does not match ``meta.json``.
@@ -109,13 +109,15 @@ def load_prepared(directory: Path) -> Dataset:
 
 
 def write_prepared(dataset: Dataset, directory: Path) -> None:
-    """Writes a data set into a folder, replacing what was there; byte for byte reproducible.
+    """Writes a data set into a folder, and replaces what was there.
 
-    The files are written and synced in a temporary folder beside it and then moved into place by
-    a rename: no error or interrupt leaves a half-written data set.
+    The same data always give the same bytes.
+
+    The files are written and synced in a temporary folder beside it, which is then renamed, so that
+    no error or interrupt leaves an incomplete data set.
 
     Args:
-        dataset: What to write.
+        dataset: The data set.
         directory: The folder, ``data/prepared/<dataset>``.
 
     Raises:
@@ -157,13 +159,13 @@ def load_meta(directory: Path) -> Meta:
 
 def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     try:
-        # Mapped first, so that a damaged header that claims terabytes allocates nothing.
+        # Memory-mapped first: a damaged header that claims terabytes then allocates nothing.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; prepare the data set again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    # A damaged header reaches NumPy's parser, which raises nearly anything.
+    # A damaged header may make NumPy's parser raise almost any exception.
     except Exception as error:
         raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error
     if array.dtype != dtype or array.shape != shape:
@@ -190,7 +192,7 @@ def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _replace(new: Path, directory: Path, aside: Path) -> None:
-    """Renames ``new`` to ``directory``; what is there is moved ``aside``, and back on failure."""
+    """Renames ``new`` to ``directory``; moves the old folder ``aside``, and back on failure."""
     if directory.exists():
         directory.rename(aside)
     try:

@@ -1,4 +1,4 @@
-"""A temporary folder next to what will be put in place, gone again whatever happens."""
+"""A temporary folder beside the place of a result, which is always removed in the end."""
 
 import fcntl
 import os
@@ -8,20 +8,20 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-_RANDOM_CHARACTERS = 8  # of mkdtemp
+_RANDOM_CHARACTERS = 8  # in names made by mkdtemp
 
 
 @contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
     """Makes a hidden folder inside ``parent``, on the same file system, and removes it at the end.
 
-    Those that killed processes left go first: nobody holds their locks. Folders up to ``parent``
-    are created, and removed again if nothing was put into them, so that a failure or an interrupt
-    leaves no trace.
+    First it removes the folders of killed processes, which are those that no process has locked.
+    Missing folders up to ``parent`` are created, and removed again if they stay empty, so that a
+    failure or an interrupt leaves no trace.
 
     Args:
-        parent: Where the result will be, given a rename.
-        prefix: How the name of the temporary folder begins, after a dot.
+        parent: The folder of the result, which a rename can move there.
+        prefix: The beginning of the temporary folder's name, after a dot.
 
     Yields:
         The temporary folder, empty.
@@ -34,7 +34,7 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
     with ExitStack() as held:
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with _locked(parent):  # or another process might take a new folder for a left one
+            with _locked(parent):  # so that no other process removes the folder before its lock
                 for left in parent.glob(f".{prefix}-{'?' * _RANDOM_CHARACTERS}"):
                     with suppress(OSError), _locked(left, fcntl.LOCK_NB):
                         shutil.rmtree(left)
@@ -53,7 +53,7 @@ def _locked(folder: Path, how: int = 0) -> Generator[None, None, None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | how)
-        except OSError:  # held, or a file system without locks, where nobody knows what is left
+        except OSError:  # locked, or the file system has no locks, and then nothing is removed
             if how:
                 raise
         yield
@@ -62,7 +62,7 @@ def _locked(folder: Path, how: int = 0) -> Generator[None, None, None]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Removes folders, innermost first, up to the first that is in use."""
+    """Removes folders, innermost first, up to the first that is not empty."""
     for folder in folders:
         try:
             folder.rmdir()

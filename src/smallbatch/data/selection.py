@@ -1,8 +1,7 @@
-"""Which rows of a split are used: class-balanced subsets and stratified parts.
+"""Selects rows of a split: class-balanced subsets and stratified parts.
 
-Everything derives from raw 64-bit words of PCG64, whose stream NumPy guarantees across
-versions, which it does not for ``permutation`` or ``shuffle``. The same seed therefore selects
-the same rows on every machine.
+The randomness comes from raw 64-bit words of PCG64. NumPy guarantees these across versions, but not
+``permutation`` or ``shuffle``. So the same seed selects the same rows on every machine.
 """
 
 import numpy as np
@@ -14,14 +13,14 @@ TRAIN_STREAM, TEST_STREAM, VALIDATION_STREAM, DIGITS_STREAM = range(4)
 
 
 def balanced(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
-    """Selects ``count`` rows, as equally many of each class as the classes' sizes allow.
+    """Selects ``count`` rows, with equal numbers for all classes as far as their sizes allow.
 
-    Class sizes in the selection differ by at most one, except that a class with fewer rows is
-    taken whole. For one seed a smaller selection is part of every larger one.
+    The numbers differ by at most one, except that a class with fewer rows is taken completely. With
+    the same seed, a smaller selection is part of every larger one.
 
     Args:
         labels: Class indices (N,).
-        count: How many rows, at most N.
+        count: The number of rows, at most N.
         seed: The data set's seed.
         stream: Which of the independent random streams of the seed.
 
@@ -35,11 +34,11 @@ def balanced(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
 def stratified(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
     """Selects ``count`` rows in which each class keeps its share of all rows.
 
-    Seats go to classes by the Webster rule: the rows with the lowest (rank + 1/2) / class size.
+    By the Webster rule, the rows with the lowest (rank + 1/2) / class size are selected.
 
     Args:
         labels: Class indices (N,).
-        count: How many rows, at most N.
+        count: The number of rows, at most N.
         seed: The data set's seed.
         stream: Which of the independent random streams of the seed.
 
@@ -54,7 +53,7 @@ def stratified(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:
 def _ranks_within_class(
     labels: Labels, seed: int, stream: int
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
-    """Numbers the rows of each class 0, 1, 2, … in a random order; also the random words."""
+    """The rank 0, 1, 2, … of each row in a random order of its class; and the random words."""
     generator = np.random.PCG64(np.random.SeedSequence([seed, stream]))
     words = np.asarray(generator.random_raw(len(labels)), dtype=np.uint64)
     order = np.lexsort((words, labels))

@@ -1,4 +1,4 @@
-"""Opens the source that a configuration names, after checking the options that it takes."""
+"""Opens the source of a configuration, after checking the options for it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ DIGITS_TEST_IMAGES = 360
 
 
 def open_source(config: DatasetConfig, root: Path) -> Source:
-    """Opens a source: its classes and labels; images follow when they are read.
+    """Opens a source: its classes and labels; images are read later.
 
     Args:
         config: The data set's configuration.
@@ -73,7 +73,7 @@ def _check_options(config: DatasetConfig) -> None:
 
 
 def _open_digits(image_size: int | None) -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8×8, split into 1,437 and 360 once and for all.
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, 1,437 for training and 360 for test.
 
     The split does not depend on the configured seed, so every result on digits is measured on
     the same test images (unless ``test_subset`` selects among them).
@@ -81,7 +81,7 @@ def _open_digits(image_size: int | None) -> Source:
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    # 0 … 16 in the original; integer arithmetic rounds alike everywhere.
+    # Values are 0 … 16 in the original; integer arithmetic rounds the same way everywhere.
     pixels = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[:, np.newaxis]
     labels = digits.target.astype(np.int64)
     test = stratified(labels, DIGITS_TEST_IMAGES, seed=0, stream=DIGITS_STREAM)

@@ -1,4 +1,4 @@
-"""What a source hands to ``prepare``: labels at once, images on request."""
+"""What a source gives to ``prepare``: labels at once, images on request."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Images: TypeAlias = npt.NDArray[np.uint8]
 Labels: TypeAlias = npt.NDArray[np.int64]
-# The arrays of a data set by the name of their file, such as train_images.
+# The arrays of a data set by file name, such as train_images.
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Rows: TypeAlias = npt.NDArray[np.intp]
 
@@ -19,11 +19,11 @@ class Split:
     """The training or the test images of a source, not yet read.
 
     Attributes:
-        where: What an error calls this split: a folder, or the source and the split's name.
-        labels: Class indices of every image, int64 (N,).
-        read: Maps ascending row numbers (n,) to their pixels, uint8 (n, C, H, W), resized
-            where the configuration asks for it. C is 1 only if all these images are
-            grayscale, else 3. Raises UserError naming the file of an unreadable image.
+        where: The name of this split in errors: a folder, or the source and the split's name.
+        labels: The class index of every image, int64 (N,).
+        read: Reads the images of ascending row numbers (n,) as uint8 (n, C, H, W), resized if the
+            configuration asks for it. C is 1 only if all these images are grayscale, else 3.
+            Raises a UserError that names the file of an unreadable image.
     """
 
     where: str

@@ -1,1 +1,1 @@
-"""The two engines, which compute runs: `loop` and `lanes`."""
+"""The two engines, which train runs: `loop` and `lanes` (named `stacked`)."""

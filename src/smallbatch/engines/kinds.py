@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Engine = Literal["loop", "stacked"]
 
 
-# What computes stacked lanes where the native kernels do not: torch, with grouped convolutions or
-# with unrolled matrix products (float64, which is for tests), or Triton's kernels.
+# The kernels of the stacked engine other than the native ones: torch's grouped convolutions,
+# torch's matrix products on unrolled input (for float64, which only tests use), and Triton's.
 Kernels = Literal["grouped", "unrolled", "triton"]
 
 
@@ -21,7 +21,7 @@ GPU_KERNELS: tuple[Kernels, ...] = ("grouped", "triton")
 
 
 def has_layers(model: str) -> bool:
-    """Whether a model has layers over K lanes (`stacked_layers`): the paper's models do."""
+    """Whether the stacked engine has layers for a model, as it has for the paper's models."""
     return model in ALIASES or model in ALIASES.values()
 
 

@@ -1,4 +1,4 @@
-"""The `loop` engine: one plain run after another. Slow, readable, and the oracle for the others."""
+"""The `loop` engine: one plain run after another. The other engine is tested against it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from smallbatch.config.params import Precision
 
 EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for a CPU's cache
-# Training pixels whose exact BN statistics are taken in one pass: 4,096 images of 32×32. ResNet-8
-# takes 1 GB for them.
+# Most training pixels from which exact BN statistics are computed, in one pass: 4,096 images of
+# 32×32, for which ResNet-8 takes 1 GB.
 POPULATION_PIXELS = 2**22
-# Updates from one look at whether the run has diverged to the next. A GPU must wait for the host
-# at a look; updates that it does after a divergence are dropped.
+# Updates between two checks of whether the run has diverged. The check makes a GPU wait for the
+# host. Updates that were made after the divergence are not counted.
 LOOK_EVERY = {"cpu": 1, "cuda": 64}
 
 
@@ -37,7 +37,7 @@ class FlatSGD:
     """Plain SGD in the sum form on all parameters at once (eq. 5), with coupled weight decay.
 
     One update is θ ← θ − η̃·Σ∇L_i(θ) − η·λ·θ with η = m·η̃. Parameters and gradients are views into
-    two flat vectors, so an update is two vector operations however many layers there are.
+    two flat vectors, so an update takes two vector operations, however many layers there are.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
@@ -53,7 +53,7 @@ class FlatSGD:
 
     def update(self, base_lr: float, lr: float) -> None:
         """Apply the accumulated gradient of the summed loss and clear it."""
-        # Rates beyond the weights' type diverge at once, as they should; torch would refuse them.
+        # Torch refuses rates beyond the dtype's range; its largest number diverges just as well.
         largest = torch.finfo(self.theta.dtype).max
         decay = max(1 - lr * self.weight_decay, -largest)
         self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
@@ -61,7 +61,7 @@ class FlatSGD:
 
     def finite(self) -> Tensor:
         """Whether every weight is finite, bool (); does not wait for the device."""
-        low, high = self.theta.aminmax()  # both pass NaN on, which is neither above nor below
+        low, high = self.theta.aminmax()  # NaN if a weight is NaN, and then both comparisons fail
         return (low > -math.inf) & (high < math.inf)
 
 
@@ -76,14 +76,14 @@ def train(
     """Train one run from its seed to its last update or to its divergence.
 
     Args:
-        run: what to train.
-        data: the resident data set; its device and dtype are the run's.
-        dtype: of the weights; float64 is for tests of exactness.
-        on_epoch: called with each row as its epoch ends.
-        keeper: of the run's checkpoints.
+        run: The run.
+        data: The resident data set; its device and dtype are those of the training.
+        dtype: The dtype of the weights; float64 is for tests of exactness.
+        on_epoch: Called with the epoch's row at the end of each epoch.
+        keeper: Keeps the run's checkpoints.
 
     Raises:
-        Stopping: the keeper asked for an end.
+        Stopping: The keeper asked to stop.
     """
     device = data.train.images.device
     model = initial_model(run, data).to(device, dtype)
@@ -111,13 +111,13 @@ class _Trainer:
     on_epoch: Callable[[Row], None]
     keeper: Keeper
     tally: Tally
-    update: int = 0  # updates done; once a divergence is seen, those up to it
+    update: int = 0  # updates done; after a divergence, updates up to and including it
     rows: list[Row] = field(default_factory=list)
-    diverged_at: int | None = None  # as far as the host has looked
+    diverged_at: int | None = None  # as of the last look at the device
 
     def run(self) -> _Trainer:
         self.keeper.begin(self)
-        self._end_epoch()  # its last update may be all that is kept of it
+        self._end_epoch()  # a checkpoint may be of the moment before an epoch's end is recorded
         look_every = LOOK_EVERY[self.sgd.theta.device.type]
         for images, labels in self._batches():
             self._step(images, labels)
@@ -129,7 +129,7 @@ class _Trainer:
         return self
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those still to be trained on, until the run is seen to have diverged."""
+        """The remaining batches, until a divergence is seen."""
         run, n, m = self.run_, len(self.data.train), self.run_.batch_size
         for stretch in stretches(run.seed, n, run.settings.epochs, m, self.update):
             table = self.data.place(stretch)
@@ -150,7 +150,7 @@ class _Trainer:
         self.tally.add(self.update, loss.detach(), correct, self.sgd.finite())
 
     def _look(self) -> None:
-        """Wait for the device; updates after a divergence count as never done."""
+        """Wait for the device and see whether the run has diverged; if so, forget later updates."""
         diverged_at = int(self.tally.diverged_at)
         if diverged_at:
             self.update = self.diverged_at = diverged_at
@@ -171,7 +171,7 @@ class _Trainer:
         return updates_after(epochs, len(self.data.train), self.run_.batch_size)
 
     def _running(self) -> dict[str, float]:
-        """Sums over this epoch's updates, and over how many images they are."""
+        """Sums over this epoch's updates, and the number of images they are over."""
         loss, correct = float(self.tally.loss), float(self.tally.correct)
         updates = self.update - self._updates(len(self.rows))
         return {"loss": loss, "correct": correct, "seen": updates * self.run_.batch_size}
@@ -195,7 +195,7 @@ class _Trainer:
         self.on_epoch(row)
 
     def pause(self) -> None:
-        """Let the keeper do its work: here the state is that between two updates."""
+        """Let the keeper write a checkpoint or stop; called only between two updates."""
         self.keeper.between(self)
 
     def state(self) -> State:
@@ -224,7 +224,7 @@ class _Trainer:
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that dropout and the like draw from."""
+    """States of the random number generators, from which layers such as dropout draw."""
     states = {"generator.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["generator.cuda"] = torch.cuda.get_rng_state(device)
@@ -262,7 +262,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None, No
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     try:
-        # Without autocast's cache, which would keep the first update's weights for all others.
+        # Autocast's cache is off: it would go on using the weights of the first update.
         half = precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             yield
@@ -275,9 +275,9 @@ def initial_model(run: Run, data: Resident) -> nn.Module:
     """The run's model on the CPU, initialised from its seed, for the data's images and classes.
 
     Raises:
-        UserError: it cannot be built for them.
+        UserError: The model cannot be built for them.
     """
-    # Models with randomness of their own (dropout in a timm model) draw it from the run's seed too.
+    # Layers that draw random numbers, such as dropout in a timm model, also use the run's seed.
     torch.manual_seed(run.seed)
     _, channels, height, _ = data.train.images.shape
     return build_model(
@@ -304,7 +304,7 @@ def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[
     final["population_test_loss"] = final["population_test_accuracy"] = None
     if finished and has_batch_norm(model):
         kept = {name: value.clone() for name, value in model.state_dict().items()}
-        # A stride, not a prefix: image folders come sorted by class.
+        # Every n-th image, not the first ones, because image folders are sorted by class.
         stride = -(-data.train.images[:, 0].numel() // POPULATION_PIXELS)
         recompute_population_statistics(model, data.train.images[::stride])
         scores = evaluate(model, data.test)
@@ -314,5 +314,5 @@ def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    # Parameters are views into one flat vector; each must own its memory to be saved.
+    # Parameters are views into one flat vector; to be saved, each needs memory of its own.
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

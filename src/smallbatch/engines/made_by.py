@@ -1,6 +1,6 @@
 """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware.
 
-Which modules determine numbers is not listed but found, from what the engines import.
+The modules of the code that matter are found from what the engines import.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
     "loop": ("engines/loop.py",),
     "stacked": ("engines/loop.py", "engines/lanes/__init__.py"),
 }
-# Imported by the engines, but no number comes out of them: settings are part of a run's hash, and
-# the rest reads and writes. A module that belongs to neither these nor the engines' rooms is found.
+# The engines import these, but they do not change numbers: settings are part of a run's hash, and
+# the others only read and write.
 NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "machine.py", "data")
 COMPILED = ("*.cpp", "*.h")
 
 
 @cache
 def sources(*entries: str) -> tuple[Path, ...]:
-    """Files below the package that determine the numbers of some modules, relative to it.
+    """Files that determine the numbers of some modules, relative to the package.
 
-    The modules themselves, all that they import, directly or not, inside functions too, except for
-    type checking only, and the C++ beside them. What `NO_NUMBERS` names is left out.
+    These are the modules; all modules of the package that they import, directly or not, also
+    inside functions, but not for type checking only; and C++ sources in the same folders. Modules
+    in `NO_NUMBERS` are left out.
     """
     found, left = set[Path](), [Path(entry) for entry in entries]
     while left:
@@ -49,7 +50,7 @@ def sources(*entries: str) -> tuple[Path, ...]:
 
 
 def _imported(nodes: Iterable[ast.stmt]) -> Iterator[Path]:
-    """Modules of the package that some statements import when they run."""
+    """Modules of the package that these statements import when they run."""
     for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue

@@ -1,4 +1,4 @@
-"""The data set as tensors that live on the training device; no loader, no workers."""
+"""The data set as tensors on the training device, from which batches are taken directly."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Resident:
     """Normalised splits on one device, and the training images zero-padded for random crops.
 
     Attributes:
-        train, test, validation: the splits.
-        windows: every PAD-shifted crop of every training image as a view without copies,
-            (N, C, 2·PAD+1, 2·PAD+1, H, W); None where the study does not augment.
-        classes: number of classes.
+        train, test, validation: The splits.
+        windows: Every crop of every training image, shifted by at most PAD, as a view without
+            copies, (N, C, 2·PAD+1, 2·PAD+1, H, W); None if the study does not augment.
+        classes: The number of classes.
     """
 
     train: Split
@@ -42,7 +42,7 @@ class Resident:
     classes: int
 
     def place(self, examples: Examples) -> Tensor:
-        """A stretch of the stream as a table on the device; a copy for which the host waits.
+        """A part of the stream as a table on the device; the host waits for the copy.
 
         Returns:
             The row, top, left and flip of every position, int64 (4, n).
@@ -51,12 +51,12 @@ class Resident:
         return torch.from_numpy(np.stack(fields).astype(np.int64)).to(self.train.images.device)
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (m, C, H, W) and labels (m,), augmented if asked for; nothing waits for them.
+        """Images (m, C, H, W) and labels (m,), augmented if the study augments; does not wait.
 
-        The padding is zero after normalisation, that is, the training set's mean colour.
+        The padding is 0 after normalisation, which is the training set's mean colour.
 
         Args:
-            positions: columns of a table that `place` made, (4, m).
+            positions: Columns of a table that `place` made, (4, m).
         """
         index, top, left, flip = positions
         labels = self.train.labels[index]
@@ -73,7 +73,7 @@ def load_resident(
     """Put a prepared data set on ``device``, normalised by the training set's mean and std."""
     mean = np.asarray(data.meta.mean, dtype=np.float64)[:, None, None]
     std = np.asarray(data.meta.std, dtype=np.float64)[:, None, None]
-    std = np.where(std > 0, std, 1.0)  # a channel of one value carries nothing; keep it finite
+    std = np.where(std > 0, std, 1.0)  # a constant channel would otherwise be divided by 0
 
     def split(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Split:
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).to(dtype)
@@ -96,5 +96,5 @@ def load_resident(
 
 
 def _laid_out(images: Tensor) -> Tensor:
-    # A CPU's convolutions work on channels_last: 5 to 30 % faster than converting at every layer.
+    # On a CPU, channels_last images save each convolution a conversion: 5 to 30 % faster.
     return images.contiguous(memory_format=torch.channels_last) if images.is_cpu else images

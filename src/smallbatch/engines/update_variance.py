@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
     from smallbatch.engines.resident import Resident
 
-BASE_LR = 2.0**-8  # the paper's Fig. 4; a variance grows as its square
+BASE_LR = 2.0**-8  # as in the paper's Fig. 4; the variance is proportional to its square
 BATCH_SIZES = (2, 8, 32, 128)
-BATCHES = 32  # drawn at each batch size
-# Batches are drawn without replacement; up to this part of the data that hardly lowers a variance.
+BATCHES = 32  # number of batches drawn at each batch size
+# Batches are drawn without replacement. With a batch of at most this fraction of the data, that
+# hardly lowers the variance.
 LARGEST_PART = 1 / 8
 
 
@@ -39,20 +40,20 @@ def measure_study(
     seeds: Sequence[int],
     base_lr: float = BASE_LR,
 ) -> list[dict[str, Any]]:
-    """Measure one study, whose norm must treat every example by itself.
+    """Measure the variance of an update in one study; the norm must treat each example by itself.
 
     Args:
-        name: the study's.
-        study: its settings; augmentation is left out.
-        dataset: the prepared data.
-        seeds: of weights and batches.
+        name: The name of the study.
+        study: The settings of the study; augmentation is left out.
+        dataset: The prepared data.
+        seeds: The seeds of weights and batches.
         base_lr: η̃.
 
     Returns:
         A row per (seed, batch size): ``dataset``, ``study``, ``seed``, ``batch_size``, ``base_lr``
         and ``variance``, the trace of the covariance of one update.
     """
-    torch.set_num_threads(1)  # as for runs: thread counts change float sums
+    torch.set_num_threads(1)  # as in training: the number of threads changes float sums
     data = load_resident(dataset, augment=False, device=torch.device("cpu"))
     n = len(data.train)
     return [

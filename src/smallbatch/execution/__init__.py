@@ -1,1 +1,1 @@
-"""A column carried out: chunks, worker processes, reasons to stop."""
+"""Carries out the training of a column: chunks, worker processes and reasons to stop."""

@@ -28,14 +28,14 @@ _PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 
 class Observer(Protocol):
-    """Someone who watches a column train: a progress display, a tracking mirror."""
+    """Receives news of a column's training: a progress display or a tracking mirror."""
 
     def run_epoch(self, run: Run, row: Row) -> None:
         """An epoch of ``run`` ended with the history values ``row``."""
         ...
 
     def run_done(self, run: Run, outcome: str) -> None:
-        """``run`` ended, or was found finished from an earlier attempt."""
+        """``run`` ended, or its record was found from an earlier attempt."""
         ...
 
 
@@ -51,27 +51,28 @@ def train_column(
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Train what is missing of a column and write its result files to ``directory``.
+    """Train the missing runs of a column and write its result files to ``directory``.
 
     Args:
-        column: the runs.
-        directory: where `history.parquet`, `weights.safetensors`, `runs.json` and `timing.json` go.
-        placement: where and how. On the CPU the runs, or chunks of lanes, go to several
-            single-thread processes, by default one per core; a GPU trains them one after another.
-        checkpoint_seconds: between a chunk's checkpoints.
-        work: where finished runs are kept until, and after, their column is whole.
-        observers: told of every epoch and every end.
-        stage: the DVC stage this is, for the record.
-        environment: hardware, versions and commit, for the record; by default as they are now.
-        watch: for reasons to stop early; by default there are none.
+        column: The column.
+        directory: The folder for `history.parquet`, `weights.safetensors`, `runs.json` and
+            `timing.json`.
+        placement: Where and how to train. On a CPU, chunks of runs go to several single-thread
+            processes, by default one per core; a GPU trains one chunk after another.
+        checkpoint_seconds: Seconds between a chunk's checkpoints.
+        work: The folder for records of runs; they stay there when the column is complete.
+        observers: Are told of the end of every epoch and run.
+        stage: The name of the DVC stage, for the record.
+        environment: Hardware, versions and commit, for the record; by default the present ones.
+        watch: Knows of reasons to stop early; by default there are none.
 
     Raises:
-        UserError: the model cannot be built for these images.
-        OSError: something cannot be written; what was there before stays.
-        Stopped: the watch asked for an end; the same call goes on from there.
+        UserError: The model cannot be built for these images.
+        OSError: Something cannot be written; earlier files are unchanged.
+        Stopped: The watch asked to stop; the same call then continues.
     """
     watch = watch or Watch()
-    # Now: the checkout may move on while this code trains.
+    # Described now, because the checkout may change while this code trains.
     environment = environment or machine.describe(placement.device)
     with one_writer(work, directory, watch.check) as lock:
         started, clock = datetime.now(UTC), time.perf_counter()
@@ -80,7 +81,7 @@ def train_column(
         )
         made_by = placement.made_by
         records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
-        # Over all runs, those kept from an earlier attempt too: the speed while training.
+        # Over all runs, including those of an earlier attempt: the speed of training.
         images, seconds = (
             sum(getattr(timing, what) for _, timing in records.values())
             for what in ("images", "seconds")
@@ -124,7 +125,7 @@ def _train_missing(
     watch: Watch,
     lock: Lock,
 ) -> None:
-    """Train the runs of which no record is kept."""
+    """Train the runs that have no record."""
     done = {run.hash: files.load_record(work / run.hash, placement.made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
@@ -171,7 +172,7 @@ def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
 
 
 def _peak_memory(device: str) -> int:
-    """Peak bytes: of the device on a GPU, of the largest worker process on a CPU."""
+    """Peak memory in bytes: on a GPU the device's, on a CPU the largest worker process's."""
     if device == "cuda":
         import torch
 

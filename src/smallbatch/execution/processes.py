@@ -1,4 +1,4 @@
-"""What a worker process asks of the operating system."""
+"""Settings of a worker process in the operating system."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ import signal
 
 
 def live_and_die_with(parent: int) -> None:
-    """End with the parent, however it ends; signals to the whole group are the parent's to judge.
+    """End when the parent ends, in whatever way, and ignore signals to the process group.
 
-    So nobody writes beside a new training, and nobody dies in the middle of a last checkpoint.
+    So a worker never writes beside a new training, and the parent decides what a signal does: it
+    lets workers complete a last checkpoint.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
+    if os.getppid() != parent:  # the parent ended before prctl was called
         os._exit(1)
 
 
 def keep_freed_memory() -> None:
     """Ask the C library to reuse large freed buffers instead of returning them to the system.
 
-    Each update frees and takes the same activations; page faults on them cost up to half of the
-    time at m ≥ 128. Without glibc nothing changes.
+    Each update frees and allocates the same activations, and page faults on them take up to half of
+    the time at m ≥ 128. Does nothing without glibc.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:

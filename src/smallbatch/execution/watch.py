@@ -1,4 +1,4 @@
-"""Reasons to end a training early: a signal, a time limit, a `dvc` that is gone."""
+"""Reasons to end a training early: a signal, a time limit, or the end of `dvc`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _LOOK_S = 0.5  # seconds between looks at /proc
 
 class _Process(NamedTuple):
     pid: int
-    started: int  # clock ticks since boot; tells a process from a later one of the same number
+    started: int  # clock ticks since boot; distinguishes it from a later process of the same number
 
 
 class Watch:
-    """Watches while a command trains; as a context it catches SIGINT and SIGTERM.
+    """Looks out for reasons to end a command; as a context it catches SIGINT and SIGTERM.
 
-    Whatever does not end within GRACE_S of the first request is ended then.
+    If the process has not ended within GRACE_S of the first reason, it is ended by force.
 
     Args:
-        time_limit: seconds that the command may take; under `dvc`, that `dvc` may.
+        time_limit: Seconds that the command may take; if `dvc` started it, that `dvc` may take.
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
@@ -58,11 +58,11 @@ class Watch:
     def __enter__(self) -> Watch:
         for number in _SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
-        if self._limit is not None:  # whatever is under way then, and whoever asks or does not
+        if self._limit is not None:  # a timer, as `stopping` may not be called at that moment
             reason = f"stopped before the time limit of {self._limit:g} s"
             self._later(self.left, self._stop, reason, OUT_OF_TIME)
         if "DVC_STAGE" in os.environ and self._dvc is None and os.getppid() == 1:
-            self._stop(_DVC_IS_GONE, INTERRUPTED)  # before we could look
+            self._stop(_DVC_IS_GONE, INTERRUPTED)  # dvc ended before its process was looked up
         return self
 
     def __exit__(
@@ -78,11 +78,11 @@ class Watch:
 
     @property
     def left(self) -> float:
-        """Seconds until the command is to end because of its time limit."""
+        """Seconds until the command has to end because of its time limit."""
         return max(0.0, self._deadline - time.monotonic())
 
     def stopping(self) -> bool:
-        """Whether the command is to end."""
+        """Whether the command has to end."""
         now = time.monotonic()
         if self._why is None and self._dvc and now >= self._looked + _LOOK_S:
             self._looked = now
@@ -91,10 +91,10 @@ class Watch:
         return self._why is not None
 
     def check(self) -> None:
-        """End the command if it is to end.
+        """Raise if the command has to end.
 
         Raises:
-            Stopped: it is.
+            Stopped: The command has to end.
         """
         if self.stopping() and self._why is not None:
             raise self._why
@@ -116,7 +116,7 @@ class Watch:
 
 
 def _leave(why: Stopped) -> None:
-    # A terminal's cursor was hidden by the progress display, whose end this is too.
+    # The progress display hid the terminal's cursor and cannot show it again.
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
     os.write(2, f"{show_cursor}{why}\n".encode())
     os._exit(why.exit_code)
@@ -125,7 +125,7 @@ def _leave(why: Stopped) -> None:
 def _dvc_above() -> _Process | None:
     """The nearest `dvc` among this process's ancestors."""
     pid = os.getppid()
-    while pid > 0:  # in a container dvc may be the first process
+    while pid > 0:  # not 1: in a container dvc may be the first process
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3]
             names = [Path(os.fsdecode(word)).name for word in words]
@@ -146,11 +146,11 @@ def _process(pid: int) -> _Process | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks."""
+    """Fields of /proc/PID/stat from the state on; the name before them may contain blanks."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _age(started: int) -> float:
-    """Seconds since a moment in clock ticks after boot."""
+    """Seconds since a moment that is given in clock ticks after boot."""
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return max(0.0, uptime - started / os.sysconf("SC_CLK_TCK"))

@@ -1,7 +1,6 @@
-"""Trains a column's runs: in forked single-thread workers on a CPU, one after another on a GPU.
+"""Trains a column's runs chunk by chunk, on a CPU in forked single-thread workers.
 
-Groups of runs that are computed together, chunks, are taken one after another; each keeps its own
-checkpoints.
+A chunk is a group of runs that are computed together; each chunk has its own checkpoints.
 """
 
 from __future__ import annotations
@@ -49,18 +48,18 @@ LESS = "set compute.memory lower; the same command then goes on"
 
 @dataclass(frozen=True)
 class Job:
-    """Runs to train and what they share.
+    """The runs to train and what they have in common.
 
     Attributes:
-        column: every run of the column, in order of learning rate.
-        missing: those to train.
-        dataset: the prepared data.
-        placement: where and how they are trained.
-        work: where each run's record goes as it ends.
-        plan: which runs are computed together, from this attempt or an earlier one.
-        checkpoint_seconds: between a chunk's checkpoints.
-        watch: for reasons to stop.
-        beat: gives a sign of life now and then.
+        column: Every run of the column, in order of learning rate.
+        missing: The runs to train.
+        dataset: The prepared data.
+        placement: Where and how to train.
+        work: The folder for the runs' records.
+        plan: The runs of each chunk, from this attempt or an earlier one.
+        checkpoint_seconds: Seconds between a chunk's checkpoints.
+        watch: Knows of reasons to stop.
+        beat: Shows that this process is alive; to be called regularly.
     """
 
     column: Sequence[Run]
@@ -75,7 +74,7 @@ class Job:
 
     @property
     def workers(self) -> int:
-        """Processes that have something to do."""
+        """The number of worker processes; no more than there are runs."""
         return min(self.placement.workers, len(self.missing))
 
 
@@ -90,25 +89,25 @@ class Chunk:
 def train_all(
     job: Job, on_epoch: Callable[[Run, Row], None], on_done: Callable[[Run, str], None]
 ) -> None:
-    """Train every run and keep its record; the callbacks are called in this process.
+    """Train every missing run and write its record; calls the callbacks in this process.
 
     Raises:
-        UserError: the model cannot be built for these images, or a record cannot be written.
-        WorkerLost: memory ran out, or a worker was killed.
-        RuntimeError: a run failed.
-        Stopped: the watch asked for an end; all progress is kept.
+        UserError: The model cannot be built for these images, or a record cannot be written.
+        WorkerLost: Memory ran out, or a worker was killed.
+        RuntimeError: A run failed.
+        Stopped: The watch asked to stop; all progress is kept.
     """
     if job.placement.device == "cpu":
-        # One thread per run whatever the machine: thread counts change float sums, and no OpenMP
-        # pool may exist before the fork.
+        # Always one thread per run, because the number of threads changes float sums, and because
+        # no OpenMP pool may exist before the fork.
         torch.set_num_threads(1)
     augment = job.missing[0].settings.augment
     data = load_resident(job.dataset, augment=augment, device=torch.device(job.placement.device))
-    initial_model(job.missing[0], data)  # so that a model which does not fit fails here, once
+    initial_model(job.missing[0], data)  # a model that does not fit the images fails here, once
     stop = RawValue("b", 0)
 
     def stopping() -> bool:
-        if job.placement.device == "cuda":  # no workers: this process itself looks out
+        if job.placement.device == "cuda":  # there are no workers, so this process itself looks
             job.beat()
             return job.watch.stopping()
         return bool(stop.value)
@@ -141,7 +140,7 @@ def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chun
     taken = {name for hashes in planned for name in hashes}
     left = [run for run in job.missing if run.hash not in taken]
     groups: dict[StudyConfig, list[Run]] = {}
-    for run in left:  # lanes share their settings, so each BN batch size has lanes of its own
+    for run in left:  # lanes share their settings, so each BN batch size has chunks of its own
         groups.setdefault(run.settings, []).append(run)
     for group in groups.values():
         planned += [[run.hash for run in chunk] for chunk in deal(group, job.workers, at_most)]
@@ -151,7 +150,7 @@ def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chun
         folder = job.plan.chunk_folder(hashes)
         checkpoints = Checkpoints(folder, job.checkpoint_seconds, stopping)
         if checkpoints.saved and missing & set(hashes) - set(checkpoints.saved.runs):
-            checkpoints.forget()  # the record of a run that ended before it was lost
+            checkpoints.forget()  # a run ended before this checkpoint, but its record was lost
         alive = checkpoints.saved.runs if checkpoints.saved else hashes
         chunks.append(Chunk([runs[name] for name in alive], checkpoints))
     _tell_resumed(job, chunks)
@@ -159,13 +158,13 @@ def _chunks(job: Job, data: Resident, stopping: Callable[[], bool]) -> list[Chun
 
 
 def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
-    """Lanes of a chunk that a worker's memory holds, and whether the user has set that limit."""
+    """Most lanes of a chunk, by a worker's memory, and whether the user set the memory."""
     if job.placement.engine == "loop":
         return 1, False
     if job.placement.memory is not None:
         memory = job.placement.memory
     elif job.placement.device == "cuda":
-        torch.cuda.empty_cache()  # what a column before this one left is free
+        torch.cuda.empty_cache()  # memory that an earlier column used is free again
         memory = int(CAPTURED_SHARE * torch.cuda.mem_get_info()[0])
     else:
         memory = int(MEMORY_SHARE * free_memory())
@@ -195,7 +194,7 @@ def _train_in_workers(
     on_epoch: Callable[[Run, Row], None],
     on_done: Callable[[Run, str], None],
 ) -> None:
-    # Forked children share the data set's pages and skip torch's import.
+    # Forked workers share the data set's memory and need not import torch again.
     context = multiprocessing.get_context("fork")
     taken, events = context.Value("l", 0), context.Queue()
     arguments = (job, data, chunks, taken, events, os.getpid())
@@ -220,10 +219,10 @@ def _train_in_workers(
                 raise RuntimeError(f"training m={runs[name].batch_size} {title} failed:\n{value}")
     except TakenOver:
         for worker in workers:
-            worker.kill()  # what they would keep is another's now
+            worker.kill()  # another process now writes the files that they would write
         raise
     finally:
-        stop.value = 1  # where something went wrong, the others keep what they have
+        stop.value = 1  # after an error, the other workers keep their progress and end
         deadline = time.monotonic() + GRACE_S
         for worker in workers:
             worker.join(max(0.0, deadline - time.monotonic()))
@@ -234,11 +233,11 @@ def _train_in_workers(
 def _events(
     job: Job, events: Any, workers: Sequence[Any], stop: Any
 ) -> Iterator[tuple[str, str, Any]]:
-    """What the workers say, until every missing run has ended.
+    """The messages of the workers, until every missing run has ended.
 
     Raises:
-        WorkerLost: workers died before that.
-        Stopped: they were asked to stop, and have.
+        WorkerLost: Workers ended before that.
+        Stopped: Workers were asked to stop and have ended.
     """
     ends = len(job.missing)
     while ends:
@@ -307,8 +306,8 @@ def _train_chunk(
     on_epoch: Callable[[Run, Row], None],
     on_done: Callable[[Run, str], None],
 ) -> None:
-    """Train runs that are computed together, and keep each one's record as it ends."""
-    # A run may have ended after the checkpoint from which its chunk goes on.
+    """Train the runs of a chunk, and write each run's record when it ends."""
+    # Some runs may have a record already, if they ended after the checkpoint that is resumed.
     missing = {run.hash for run in job.missing}
     checkpoints = chunk.checkpoints
 

@@ -1,4 +1,4 @@
-"""Models: the paper's CIFAR ResNets and reduced AlexNet, and any other timm model, by name.
+"""Models by name: the paper's CIFAR ResNets and reduced AlexNet, and any other timm model.
 
 `import smallbatch.models.registry` registers the paper's models with timm, so that
 `timm.create_model("smallbatch_resnet20", ...)` works.

@@ -17,15 +17,15 @@ HIDDEN = 256
 def same_max_pool(x: Tensor) -> Tensor:
     """3×3 max pool of stride 2 with TensorFlow's SAME padding: (…, H, W) → (…, ⌈H/2⌉, ⌈W/2⌉).
 
-    SAME pads an odd side by one at both ends, an even side by one at its end only; padding never
-    wins a maximum. Ceil mode is that last one, so no padded copy is made.
+    SAME pads an odd side by one pixel at both ends, an even side by one pixel at its end only;
+    padding is never the maximum. For an even side, ceil mode does this without a padded copy.
     """
     padding = (x.shape[-2] % 2, x.shape[-1] % 2)
     return F.max_pool2d(x, kernel_size=3, stride=2, padding=padding, ceil_mode=True)
 
 
 class ConvLayer(nn.Module):
-    """SAME conv of stride 1 → norm → relu, with a max pool where asked for."""
+    """SAME conv of stride 1 → norm → ReLU, followed by a max pool if ``pooled``."""
 
     def __init__(
         self, in_chans: int, channels: int, kernel: int, pooled: bool, norm: NormFactory | None
@@ -45,7 +45,7 @@ class ConvLayer(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """FC → norm → relu."""
+    """FC → norm → ReLU."""
 
     def __init__(self, in_features: int, features: int, norm: NormFactory | None) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class AlexNet(nn.Module):
         bn_momentum: Weight of the newest batch in the running statistics.
 
     Raises:
-        UserError: A norm that does not exist.
+        UserError: The norm does not exist.
     """
 
     def __init__(

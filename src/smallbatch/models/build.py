@@ -1,4 +1,4 @@
-"""From a study's model and norm to a module, initialised from the seed alone."""
+"""Builds the model of a run, initialised from its seed alone."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ def build_model(
 ) -> nn.Module:
     """Build a model for one run, on the CPU, in float32 and training mode.
 
-    The paper's models get He initialisation; its weights depend on the seed only, not on the norm.
-    Every other timm model keeps timm's own initialisation, drawn from the seed. Its norm `batch`
-    means timm's own normalisation, whatever that is; `none` is allowed where that has no batch
-    norm; `ghost` and `group` replace each plain batch norm.
+    The paper's models get He initialisation; their weights depend only on the seed, not on the
+    norm. Every other timm model keeps timm's own initialisation, drawn from the seed. For such a
+    model the norm `batch` means the model's own normalisation, whatever it is; `none` is allowed if
+    it has no batch norm; `ghost` and `group` replace each plain batch norm.
 
-    torch's global random state is left as it was.
+    torch's global random state is left unchanged.
 
     Args:
         model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
@@ -51,7 +51,7 @@ def build_model(
     shape: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     momentum = bn_momentum(batch_size)
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also seed the GPUs.
+        # torch.manual_seed would also seed the GPUs.
         torch.default_generator.manual_seed(seed)
         if name in PAPER_MODELS:
             shape |= {"norm": norm, "bn_batch_size": bn_batch_size, "bn_momentum": momentum}
@@ -68,10 +68,10 @@ def build_model(
 
 
 def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
-    """Build a model of timm's own and try it on one blank image.
+    """Build one of timm's own models and try it on a blank image.
 
     Raises:
-        UserError: It cannot be built for such images, or cannot take them.
+        UserError: It cannot be built for such images, or fails on one.
     """
     import timm
 
@@ -94,11 +94,11 @@ def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
 
 
 def _apply_norm(model: nn.Module, name: str, norm: str, bn_batch_size: int | None) -> None:
-    """Give a timm model the norm asked for.
+    """Give a timm model the requested norm.
 
     Raises:
-        UserError: It has batch norm and should have none; or should have another norm, and has
-            none to replace or one that is fused with an activation.
+        UserError: The model has batch norm but must have none; or its norm must be replaced, but it
+            has no batch norm, or one that is fused with an activation.
     """
     if norm == "batch" or (norm == "none" and not has_batch_norm(model)):
         return

@@ -14,13 +14,13 @@ from smallbatch.models.resnet import ResNet
 def forward_flops(model: nn.Module, channels: int, size: int) -> int:
     """Operations of one image's forward pass.
 
-    Those of convolutions and matrix products, two for each multiply-add; norms, activations and
-    poolings, which are bound by memory instead, are left out.
+    Only convolutions and matrix products are counted, as two operations for each multiply-add.
+    Norms, activations and poolings are left out, as memory limits them, not arithmetic.
 
     Args:
-        model: any plain model.
-        channels: of an image.
-        size: of an image in pixels, height and width.
+        model: Any plain model.
+        channels: The channels of an image.
+        size: The height and width of an image in pixels.
     """
     training = model.training
     model.eval()
@@ -38,7 +38,7 @@ def _count(model: nn.Module, images: Tensor) -> int:
             model(images)
         return counter.get_total_flops()
 
-    # All their products are layers; torch's counter takes a second to import what it needs.
+    # All products of the paper's models are in layers; torch's counter takes a second to import.
     flops = 0
 
     def add(layer: Any, _args: object, output: Tensor) -> None:
@@ -54,7 +54,7 @@ def _count(model: nn.Module, images: Tensor) -> int:
 
 
 def training_flops(forward: int) -> int:
-    """Operations of one training image: the forward pass and twice as many backward.
+    """Operations of one training image: three times those of the forward pass.
 
     The backward pass computes two products of the forward's size per layer, the gradients of its
     weights and of its input.

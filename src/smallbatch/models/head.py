@@ -1,4 +1,4 @@
-"""The classifier, as timm's users expect to find and replace it."""
+"""The classifier, in the form that timm's users expect and can replace."""
 
 from torch import nn
 

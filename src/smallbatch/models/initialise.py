@@ -1,4 +1,4 @@
-"""He et al. 2015 initialisation ("Delving deep into rectifiers"), which the paper names."""
+"""The initialisation of He et al. 2015 ("Delving deep into rectifiers"), as in the paper."""
 
 import torch
 from torch import nn
@@ -7,8 +7,8 @@ from torch import nn
 def he_initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw every conv and FC weight from N(0, 2 / fan_in), in module order; zero their biases.
 
-    Normalisation layers keep their identity and draw nothing, so the weights of one seed are the
-    same whichever norm is chosen.
+    Normalisation layers stay at the identity and draw nothing, so that a seed gives the same
+    weights with every norm.
 
     Args:
         module: The model, or a single layer.

@@ -1,4 +1,4 @@
-"""Batch, ghost and group normalisation, with one constructor that only wants the channels."""
+"""Batch, ghost and group normalisation, made from the number of channels alone."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,8 @@ NormFactory = Callable[[int], nn.Module]
 def bn_momentum(batch_size: int) -> float:
     """Weight of the newest batch in the running statistics.
 
-    The averaging window is constant in examples: 0.1 at m = 128, so 1 - 0.9^(m/128) (docs/decisions.md).
+    The average is over a constant number of examples: 0.1 at m = 128, so 1 - 0.9^(m/128)
+    (docs/decisions.md).
     """
     return 1.0 - 0.9 ** (batch_size / 128)
 
@@ -23,8 +24,8 @@ def bn_momentum(batch_size: int) -> float:
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation of (N, C) and (N, C, H, W) alike.
 
-    As torch's, except that nothing counts the batches: with a fixed momentum nothing reads
-    `num_batches_tracked`, and at m = 2 counting costs a quarter of the layer's forward time.
+    Like torch's, but it does not count the batches: with a fixed momentum nothing reads
+    `num_batches_tracked`, and at m = 2 counting takes a quarter of the layer's forward time.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
@@ -78,8 +79,8 @@ class GhostBatchNorm(BatchNorm):
     def _normalise(self, x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalise equal sub-batches of `size` examples.
 
-        Folding them into the channels, (g·size, C, …) → (size, g·C, …), leaves the work to one call
-        of the fused kernel, however many sub-batches there are.
+        The sub-batches are folded into the channels, (g·size, C, …) → (size, g·C, …), so that one
+        call of the fused kernel does all of them.
 
         Returns:
             The normalised input and the sub-batches' average mean and variance, (C,) each.
@@ -89,27 +90,27 @@ class GhostBatchNorm(BatchNorm):
         mean = self.weight.new_zeros(groups * channels)
         var = torch.zeros_like(mean)
         weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
-        # Momentum 1 turns the running statistics into this batch's own.
+        # With momentum 1 the running statistics become those of this batch.
         output = F.batch_norm(folded, mean, var, weight, bias, True, 1.0, self.eps)
         output = output.unflatten(1, (groups, channels)).transpose(0, 1).flatten(0, 1)
         return output, mean.view(groups, channels).mean(0), var.view(groups, channels).mean(0)
 
     def extra_repr(self) -> str:
-        """Torch's description and the sub-batch size."""
+        """Torch's description, with the sub-batch size."""
         return f"{super().extra_repr()}, bn_batch_size={self.bn_batch_size}"
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 8 channels per group, or one group where 8 does not divide."""
+    """Group normalisation with 8 channels per group, or a single group if 8 does not divide."""
     divides = channels % CHANNELS_PER_GROUP == 0
     return nn.GroupNorm(channels // CHANNELS_PER_GROUP if divides else 1, channels, eps=EPS)
 
 
 def norm_factory(norm: str, bn_batch_size: int | None, momentum: float) -> NormFactory | None:
-    """What makes a normalisation layer from its number of channels; None for norm `none`.
+    """A function that makes a layer from its number of channels; None for norm `none`.
 
     Args:
-        norm: One of `model_names.NORMS`; where `batch_conv` applies is the model's business.
+        norm: One of `model_names.NORMS`; for `batch_conv` the model decides where to use it.
         bn_batch_size: Examples per sub-batch, for `ghost`.
         momentum: Weight of the newest batch in the running statistics.
     """

@@ -1,4 +1,4 @@
-"""The paper's four models by their names in timm's registry, without timm, which is slow to import."""
+"""The names of the paper's four models in timm's registry; does not import timm, which is slow."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Exact batch-norm statistics of a population, in place of running averages (docs/decisions.md)."""
+"""Exact batch norm statistics over many images, instead of running ones (docs/decisions.md)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ BatchNormLayer = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatch
 
 
 def batch_norms(model: nn.Module) -> Iterator[BatchNormLayer]:
-    """Every batch norm of the model, ghost batch norms and timm's subclasses included."""
+    """Every batch norm of the model, including ghost batch norms and timm's subclasses."""
     for module in model.modules():
         if isinstance(module, BatchNormLayer):
             yield module
@@ -26,20 +26,21 @@ def has_batch_norm(model: nn.Module) -> bool:
 def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
     """Replace all running statistics by the exact ones of `images`, taken as one population.
 
-    Layer after layer: a batch norm's input is computed with the population's statistics in every
-    layer before it; its mean and biased variance become the running statistics and normalise the
-    same input. In evaluation mode the model then treats `images` as this pass did. Ghost batch
-    norms take the whole population too; dropout and the like are off. Modes are left as found.
+    This is done layer by layer: the input of a batch norm is computed with exact statistics in all
+    earlier layers. Its mean and biased variance become the running statistics and normalise this
+    same input. So in evaluation mode the model later treats `images` in exactly this way. Ghost
+    batch norms also use the whole population, and dropout is off. The modes of the modules do not
+    change.
 
-    The population passes through each layer at once, which takes memory for a few of the widest
-    activations (ResNet at 32×32: 64 KiB per image and activation): the caller caps the images.
+    All images pass through each layer at once, which takes memory for a few of the largest
+    activations (ResNet at 32×32: 64 KiB per image and activation). The caller limits the images.
 
     Args:
         model: Any model; without batch norm nothing happens.
         images: (N, C, H, W), on the model's device, normalised as for evaluation.
 
     Raises:
-        ValueError: A layer sees a single value per channel, which has no variance.
+        ValueError: A layer sees a single value per channel, so that there is no variance.
     """
     layers = list(batch_norms(model))
     if not layers:
@@ -57,12 +58,12 @@ def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
 
 
 def _adopt_statistics(layer: BatchNormLayer, inputs: tuple[Any, ...]) -> None:
-    """Set the running statistics of a batch norm to those of the input it is about to see."""
+    """Set the running statistics of a batch norm to those of its input."""
     if layer.running_mean is None or layer.running_var is None:
         return
     x: Tensor = inputs[0]
-    # Zeroed first: 0 · NaN would keep the NaN of a diverged average.
+    # Set to 0 first, because a NaN of the old average would remain: 0 · NaN is NaN.
     mean, var = layer.running_mean.zero_(), layer.running_var.zero_()
     F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=layer.eps)
     values = x.numel() // x.shape[1]
-    var.mul_((values - 1) / values)  # torch keeps the unbiased variance
+    var.mul_((values - 1) / values)  # from torch's unbiased variance to the biased one

@@ -17,10 +17,10 @@ def _conv3x3(in_chans: int, channels: int, stride: int, norm: NormFactory | None
 
 
 class BasicBlock(nn.Module):
-    """conv → norm → relu → conv → norm, plus the shortcut, then relu.
+    """conv → norm → ReLU → conv → norm, plus the shortcut, then ReLU.
 
-    Option A: where the shape changes, the shortcut takes every `stride`-th pixel and appends zero
-    channels; it has no parameters.
+    The shortcut is option A, which has no parameters: if the shape changes, it takes every
+    `stride`-th pixel and appends channels of zeros.
     """
 
     def __init__(self, in_chans: int, channels: int, stride: int, norm: NormFactory | None) -> None:
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         bn_momentum: Weight of the newest batch in the running statistics.
 
     Raises:
-        UserError: A norm that does not exist or not for ResNets.
+        UserError: The norm does not exist, or not for ResNets.
     """
 
     def __init__(

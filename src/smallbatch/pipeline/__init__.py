@@ -1,1 +1,1 @@
-"""What a command does."""
+"""Carries out the commands: combines training, terminal and tracking."""

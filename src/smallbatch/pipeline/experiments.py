@@ -1,4 +1,4 @@
-"""Puts the parts together for the CLI: a checked params file, a column trained and tracked."""
+"""What the CLI's commands do with a params file: train, measure, plan."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def train_study_column(
     """Train one column of the pipeline into `models/<dataset>/<study>/m<m>`.
 
     Args:
-        params: the checked params file.
-        study: its name.
+        params: The checked params file.
+        study: The name of the study.
         batch_size: m.
-        time_limit: seconds after which to stop with all progress kept.
+        time_limit: Seconds after which to stop, with all progress kept.
 
     Raises:
-        UserError: an unknown study, data not prepared, a batch larger than the training set.
-        Stopped: by a signal or before the time limit.
+        UserError: The study is unknown, the data is not prepared, or the batch is larger than the
+            training set.
+        Stopped: By a signal or before the time limit.
     """
     if study not in params.studies:
         raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
@@ -48,13 +49,14 @@ def train_study_column(
 
 
 def measure_updates(params: Params) -> Path:
-    """Measure the variance of updates for the models without batch norm among the studies.
+    """Measure the variance of updates for those models of the studies that have no batch norm.
 
     Returns:
-        The table, a row per model, seed and batch size; without rows where there is no such study.
+        The path of the table, with a row per model, seed and batch size; without rows if there is
+        no such study.
 
     Raises:
-        UserError: the data is not prepared.
+        UserError: The data is not prepared.
     """
     import pandas as pd
 
@@ -86,7 +88,7 @@ def best_base_lr(column: Path) -> float:
     """The η̃ of a column's best cell: the highest median over seeds, on the test set.
 
     Raises:
-        UserError: the column is not there, or none of its cells has an accuracy.
+        UserError: The column does not exist, or no cell of it has an accuracy.
     """
     from smallbatch.analysis.cells import summarise_cells
     from smallbatch.analysis.frames import load_results
@@ -103,7 +105,7 @@ def _column_folder(params: Params, study: str, batch_size: int) -> Path:
 
 
 def _stage(params: Params, study: str, batch_size: int) -> str:
-    """The column's stage in dvc.yaml, which numbers the dependent studies."""
+    """The name of the column's stage in dvc.yaml, where dependent studies are numbered."""
     dependent = [each.name for each in params.grid.dependent]
     if study in dependent:
         return f"train_dependent@study{dependent.index(study)}-{batch_size}"
@@ -111,10 +113,10 @@ def _stage(params: Params, study: str, batch_size: int) -> str:
 
 
 def plan_columns(params: Params) -> Plan:
-    """What the pipeline's columns will cost; see :func:`~smallbatch.speed.plan.plan`.
+    """What the columns of the pipeline will cost; see :func:`~smallbatch.speed.plan.plan`.
 
     Raises:
-        UserError: the shape of the images cannot be told yet.
+        UserError: The shape of the images is not known yet.
     """
     from smallbatch.speed.plan import plan
 
@@ -122,7 +124,7 @@ def plan_columns(params: Params) -> Plan:
         source = params.studies[study].best_of
         if source is None or _column_folder(params, source, batch_size).exists():
             return _base_lrs(params, study, batch_size)
-        return params.grid.base_lrs[:1]  # the best is not known yet; any costs the same
+        return params.grid.base_lrs[:1]  # the best one is not known yet, but all cost the same
 
     return plan(
         params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs
@@ -130,10 +132,10 @@ def plan_columns(params: Params) -> Plan:
 
 
 def result_folders() -> list[Path]:
-    """Folders that hold result files.
+    """The folders of result files.
 
     Raises:
-        UserError: there are none in the current directory.
+        UserError: There are none in the current directory.
     """
     found = [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
     if not found:

@@ -1,4 +1,4 @@
-"""A column's progress: a live line on a terminal, a line now and then where output is piped."""
+"""Shows a column's progress: a live line on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from smallbatch.protocol.run import Run
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-QUIET_INTERVAL = 30.0  # seconds between lines where output is no terminal
+QUIET_INTERVAL = 30.0  # seconds between lines if the output is not a terminal
 
 
 class Progress:
-    """Counts epochs and runs of one column; an observer of :func:`~execution.column.train_column`.
+    """Shows the epochs and runs of a column; see :class:`~execution.column.Observer`.
 
     Args:
-        title: names the column, e.g. ``digits/resnet8-bn m=8``.
-        runs: runs of the column.
-        epochs: epochs per run.
-        images: training images per epoch.
-        terminal: draw a live display; by default, where stderr is a terminal.
+        title: The name of the column, such as ``digits/resnet8-bn m=8``.
+        runs: The number of runs of the column.
+        epochs: The number of epochs per run.
+        images: The number of training images per epoch.
+        terminal: Whether to draw a live display; by default, if stderr is a terminal.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Progress:
         self.loss = math.nan
         self._epochs_of: dict[str, int] = {}
         self._started = self._spoken = time.monotonic()
-        self._trained = 0  # epochs trained now, as against found finished or cut short
+        self._trained = 0  # epochs trained now, without those of runs found finished or cut short
         self._rich: RichProgress | None = None
 
     def __enter__(self) -> Progress:

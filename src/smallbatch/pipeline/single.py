@@ -1,4 +1,4 @@
-"""One run outside the pipeline."""
+"""Trains one run outside the pipeline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smallbatch.protocol.column import Column
 
 DEFAULT_PARAMS = Path("params.yaml")
-SINGLE_RUNS = Path(".smallbatch/runs")  # outside models/: no part of the pipeline's outputs
+SINGLE_RUNS = Path(".smallbatch/runs")  # not in models/, which has the pipeline's outputs
 SINGLE_RUNS_DATA = Path(".smallbatch/data")
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
@@ -37,21 +37,21 @@ def single_run(
     device: str,
     time_limit: float | None = None,
 ) -> str:
-    """Train one run outside the pipeline; returns one line of results.
+    """Train one run outside the pipeline and return its results as a line of text.
 
     Args:
-        params_file: consulted only if it names the data set.
-        dataset: a built-in data set, or the name of the params file's.
-        settings: of the study, as `params.yaml` writes them.
+        params_file: The params file; read only if it has the data set.
+        dataset: A built-in data set, or the name of the params file's.
+        settings: The study's settings, as written in `params.yaml`.
         batch_size: m.
         base_lr: η̃.
-        seed: of weights and stream.
+        seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
-        time_limit: seconds after which to stop with all progress kept.
+        time_limit: Seconds after which to stop, with all progress kept.
 
     Raises:
-        UserError: bad settings, unknown data set.
-        Stopped: by a signal or before the time limit.
+        UserError: A setting is wrong, or the data set is unknown.
+        Stopped: By a signal or before the time limit.
     """
     from smallbatch.config.model_names import validate_model
     from smallbatch.data.prepared import load_prepared
@@ -87,7 +87,7 @@ def single_run(
 
 
 def _prepared_for_itself(config: DatasetConfig) -> Path:
-    """Prepare a data set for single runs, once per configuration and apart from the pipeline's."""
+    """Prepare a data set for single runs, once per configuration, apart from the pipeline's."""
     from smallbatch.data.prepare import prepare
 
     if config.path is None and config.source in ("cifar10", "cifar100"):

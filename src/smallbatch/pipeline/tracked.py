@@ -1,4 +1,4 @@
-"""A column trained, shown on the terminal and mirrored to MLflow."""
+"""Trains a column, shows it on the terminal and mirrors it to MLflow."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def train_and_track(
     """Place a column, train it and mirror it to MLflow while it trains.
 
     Args:
-        plan: lists its runs; called once the signals are watched.
-        compute: of the params file.
-        folder: where its files go.
-        stage: the DVC stage this is, if it is one.
-        time_limit: seconds after which to stop with all progress kept.
+        plan: Makes the column; called when signals are already handled.
+        compute: The `compute` settings of the params file.
+        folder: Gives the folder for the column's files.
+        stage: The name of the DVC stage; None outside the pipeline.
+        time_limit: Seconds after which to stop, with all progress kept.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the plan does, the device is not there, the model cannot be built.
-        Stopped: by a signal or before the time limit.
+        UserError: ``plan`` raised it, the device does not exist, or the model cannot be built.
+        Stopped: By a signal or before the time limit.
     """
     from smallbatch.execution.watch import Watch
 
@@ -56,7 +56,7 @@ def _watched(
     from smallbatch.pipeline.progress import Progress
     from smallbatch.tracking import LiveMirror
 
-    mirror = LiveMirror()  # before torch: its process imports mlflow meanwhile
+    mirror = LiveMirror()  # before torch is imported, as its process imports mlflow meanwhile
     try:
         from smallbatch import machine
         from smallbatch.execution.column import train_column
@@ -135,4 +135,4 @@ class _Tracked:
         self._mirror.run_epoch(self._infos[run.hash], row)
 
     def run_done(self, run: Run, outcome: str) -> None:
-        """Nothing: the result files tell how a run ended."""
+        """Do nothing: MLflow gets the outcome from the result files."""

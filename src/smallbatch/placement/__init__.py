@@ -1,1 +1,1 @@
-"""Where and how a column is trained."""
+"""Decides where and how a column is trained."""

@@ -1,7 +1,8 @@
-"""What is known of this machine: the speed of each way to train a column, and past choices.
+"""What is known of this machine: how fast each method trains a workload, and earlier choices.
 
-Kept in the user's cache folder, in a file of its own for every processor, torch and version of the
-training code. A file that is damaged, missing or cannot be written costs nothing but the learning.
+It is kept in the user's cache folder, in a file for each combination of processor, torch and
+version of the training code. If the file is missing, damaged or not writable, only this knowledge
+is lost.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from smallbatch.engines.kinds import GPU_KERNELS, Engine, serves
 from smallbatch.engines.made_by import code_digest
 from smallbatch.placement.workload import Method, Workload
 
-CHUNK = 8  # lanes at a time, the alternative to as many as memory holds
+CHUNK = 8  # lanes at a time; tried beside as many as memory holds
 
 
-MOST_LANES = 16  # of a worker: columns with more are as fast as with these
+MOST_LANES = 16  # lanes of a worker; with more, a workload is no faster or slower
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Known:
     """The content of a cache file.
 
     Attributes:
-        rates: images per second, by case and way.
-        choices: the way that a column was given, by the column.
-        startup: seconds from the start of a training process to its first update.
+        rates: Images per second, by workload and method.
+        choices: The method that each column was given, by `name_of` the column.
+        startup: Seconds from the start of a training process to its first update.
     """
 
     rates: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
@@ -44,7 +45,7 @@ class Known:
     startup: float | None = None
 
 
-# What this process learnt, for where the cache cannot be written.
+# What this process has learnt, in case the cache file cannot be written.
 _learnt = Known()
 
 
@@ -80,19 +81,19 @@ def learn(
 
 
 def alike(case: Workload) -> Workload:
-    """The case that stands for this one: on a CPU large numbers of lanes are equally fast."""
+    """A workload of equal speed with at most MOST_LANES lanes per worker on a CPU."""
     if case.device == "cuda":
         return case
     return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
 
 
 def case_key(case: Workload) -> str:
-    """The case as the cache names it."""
+    """The workload's key in the cache file."""
     return alike(case).key
 
 
 def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
-    """The ways to train a column by some engines."""
+    """The methods to train a column with some engines."""
     by = serves(case.settings(), case.device)
     if case.device == "cuda" and by == "layers":
         stacked = [Method("stacked", kernels=name) for name in GPU_KERNELS]
@@ -113,7 +114,7 @@ def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
 
 
 def fastest(case: Workload, candidates: Iterable[Method]) -> tuple[Method, float] | None:
-    """The fastest way and its images per second, or None unless all of them are known."""
+    """The fastest method and its images per second; None unless all candidates are measured."""
     rates = known().rates.get(case_key(case), {})
     candidates = list(candidates)
     if not candidates or any(way.key not in rates for way in candidates):
@@ -123,12 +124,15 @@ def fastest(case: Workload, candidates: Iterable[Method]) -> tuple[Method, float
 
 
 def decided(column: str, case: Workload, stackable: Callable[[], bool]) -> Method | None:
-    """The way to train a column, by what is known: the one it was given before, or the fastest.
+    """The method for a column: the one that it was given earlier, or else the fastest.
 
     Args:
-        column: identifies it; what was decided for a column on this machine stays.
-        case: its workload.
-        stackable: whether the stacked engine takes its model at all.
+        column: The column's name; a choice for a column on this machine is never changed.
+        case: The column's workload.
+        stackable: Whether the stacked engine can train the model.
+
+    Returns:
+        None if too little is known.
     """
     if (past := known().choices.get(column)) is not None:
         return Method(**past)
@@ -146,7 +150,7 @@ def _file() -> Path:
 
 @cache
 def _machine() -> str:
-    """Digest of all that the speeds depend on."""
+    """Hash of everything that speeds depend on."""
     from smallbatch.engines.lanes.native.compile import compiler
 
     identity = [
@@ -193,5 +197,5 @@ def _merged(old: Known, new: Known) -> Known:
     for case, measured in new.rates.items():
         rates[case] = {**rates.get(case, {}), **measured}
     startup = old.startup if new.startup is None else new.startup
-    # The first choice stays, whoever made it.
+    # An earlier choice is never replaced, even if another process made it.
     return Known(rates, {**new.choices, **old.choices}, startup)

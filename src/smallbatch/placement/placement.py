@@ -28,11 +28,11 @@ class Placement:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        method: the engine, and how it computes lanes.
-        workers: processes; one on a GPU.
-        memory: bytes for the lanes of all workers, or None for a part of what is free.
-        made_by: what the numbers depend on besides a run's hash.
-        remark: one line where the engine is not the one asked for.
+        method: The engine, and how it computes lanes.
+        workers: The number of processes; one on a GPU.
+        memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
+        made_by: What the numbers depend on besides a run's hash.
+        remark: One line if the engine is not the one asked for.
     """
 
     device: str
@@ -51,12 +51,12 @@ class Placement:
 def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
     """Decide where and how a column is trained; see :func:`~placement.rules.choose`.
 
-    ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), else
-    the rule of :mod:`~placement.rules`. What was decided for a column stays, unless ``keep`` is
-    False.
+    ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), or
+    else the rules of :mod:`~placement.rules`. The choice for a column is remembered and not
+    changed later; with ``keep`` False it is not remembered.
 
     Raises:
-        UserError: the device is not there, or the model cannot be built for these images.
+        UserError: The device does not exist, or the model cannot be built for these images.
     """
     device = resolve_device(compute.device)
     choice = _choose(column, compute, device, keep)
@@ -97,15 +97,15 @@ def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> 
 
 
 def name_of(column: Column, device: str) -> str:
-    """What identifies a column among those that this machine has placed."""
+    """The name of a column, unique among those that were placed on this machine."""
     return f"{replace(column.runs[0], base_lr=1.0, seed=0).hash} {device}"
 
 
 def workload_of(column: Column, compute: ComputeConfig) -> Workload:
-    """What decides how fast a column trains.
+    """The column's workload: all that decides how fast it trains.
 
     Raises:
-        UserError: the device is not there.
+        UserError: The device does not exist.
     """
     run, meta, device = column.runs[0], column.dataset.meta, resolve_device(compute.device)
     return Workload(
@@ -125,7 +125,7 @@ def workload_of(column: Column, compute: ComputeConfig) -> Workload:
 
 
 def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
-    """Whether every worker has memory for a vector of lanes, which native kernels always take."""
+    """Whether every worker has memory for a whole vector of lanes, as native kernels need."""
     import torch
 
     from smallbatch.engines.lanes import lane_bytes
@@ -141,23 +141,23 @@ def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
 
 
 def can_stack(column: Column, device: str) -> bool:
-    """Whether the stacked engine takes a column's model."""
+    """Whether the stacked engine can train a column's model."""
     return _by_rule(column, "stacked", device, tried=True).method.engine == "stacked"
 
 
 def _workers(column: Column, compute: ComputeConfig, device: str) -> int:
-    """Processes that train a column: one on a GPU, else as many as asked for, or one per core."""
+    """The number of processes: one on a GPU, else as many as asked for or one per core."""
     workers = 1 if device == "cuda" else compute.workers
     return min(machine.cores() if workers == "auto" else workers, len(column.runs))
 
 
 def memory_of(compute: ComputeConfig) -> int | None:
-    """Bytes for the lanes of all workers, or None for a part of what is free."""
+    """Bytes for the lanes of all workers; None: a fraction of the free memory."""
     return None if compute.memory == "auto" else int(compute.memory * 2**30)
 
 
 def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:
-    """The choice of :func:`~placement.rules.choose`; ``tried``: Triton need not be tried."""
+    """The choice of :func:`~placement.rules.choose`; with ``tried``, Triton is known to work."""
     run, meta = column.runs[0], column.dataset.meta
 
     def try_vmap() -> bool:
@@ -196,10 +196,10 @@ def _vmap_works(
     batch_size: int,
     bn_batch_size: int | None,
 ) -> bool:
-    """Whether two lanes of a model go through a step under vmap.
+    """Whether a model can be computed under vmap; found by an update of two lanes.
 
     Raises:
-        UserError: the model cannot be built for these images.
+        UserError: The model cannot be built for these images.
     """
     from smallbatch.engines.lanes.torch.vmap import vmap_works
     from smallbatch.models import build_model
@@ -212,10 +212,13 @@ def _vmap_works(
 
 
 def _in_a_child(call: Callable[[], bool]) -> bool:
-    """Answer by a forked process: autograd starts threads, and workers are forked from this one.
+    """Call a function in a forked process and return its answer.
+
+    The function may start threads, as autograd does. This process must have none, because workers
+    are forked from it later.
 
     Raises:
-        UserError: the call did.
+        UserError: The function raised it.
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -231,7 +234,7 @@ def _in_a_child(call: Callable[[], bool]) -> bool:
     send.close()
     try:
         found = receive.recv()
-    except EOFError:  # it was killed, or failed in a way that nobody expects
+    except EOFError:  # the process was killed or failed unexpectedly
         found = False
     child.join()
     if isinstance(found, UserError):
@@ -240,10 +243,10 @@ def _in_a_child(call: Callable[[], bool]) -> bool:
 
 
 def resolve_device(choice: str) -> str:
-    """``auto`` → ``cuda`` where there is one, else ``cpu``.
+    """The device for a setting; ``auto`` is ``cuda`` if torch sees a GPU, else ``cpu``.
 
     Raises:
-        UserError: ``cuda`` was asked for and is not there.
+        UserError: ``cuda`` was asked for, and torch sees no GPU.
     """
     import torch
 

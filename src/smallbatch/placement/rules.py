@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Without a budget of their own, lanes may take this part of the memory that is free at the start.
+# If the user sets no memory, lanes may take this fraction of the memory that is free at the start.
 MEMORY_SHARE = 0.5
-# On a GPU less: a captured step has memory of its own, beside what the steps before it have left.
+# Less on a GPU, where a captured step needs more memory, which earlier steps may still hold.
 CAPTURED_SHARE = 0.3
 
 
-# Runs of a column from which `auto` stacks them on a CPU, whatever the batch: the native kernels
-# take as long for one lane of eight as for all, and two workers share the column.
+# With at least so many runs, `auto` stacks a column on a CPU at any batch size: the native kernels
+# take as long for one lane as for a vector of eight, and two workers share the column.
 STACKED_LANES = 8
-# With fewer, stacked lanes win while a lane's batch has no more pixels than this: dispatch costs a
-# plain run more than empty lanes cost the kernels (docs/performance.md).
+# With fewer runs, `auto` stacks a column if a batch has at most so many pixels: then dispatch costs
+# a plain run more than the vector's empty places cost the kernels (docs/performance.md).
 STACKED_PIXELS = 2**10
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method, and one line about it where it is not the engine asked for."""
+    """A method, and one line about it if the engine is not the one asked for."""
 
     method: Method
     remark: str | None = None
@@ -51,13 +51,13 @@ def choose(
 
     Args:
         asked: ``compute.engine`` of the params file.
-        study: the study's settings.
+        study: The study's settings.
         batch_size: m.
-        pixels: of one channel of an image.
-        lanes: runs of the column.
+        pixels: Height · width of an image.
+        lanes: The number of runs of the column.
         device: ``cpu`` or ``cuda``.
-        vmap_works: tries the model under `torch.vmap`; called only for models that need it.
-        triton_works: tries the kernels in Triton on the GPU; called only where they may be used.
+        vmap_works: Tries the model under `torch.vmap`; called only for models that need it.
+        triton_works: Tries the Triton kernels on the GPU; called only where they may be used.
     """
     if asked == "loop":
         return Choice(Method("loop"))
@@ -86,7 +86,7 @@ def stacked_is_faster(
     device: str,
     triton_works: Callable[[], bool],
 ) -> bool:
-    """Whether stacked lanes beat plain runs where this machine's speed is not known."""
+    """Whether stacked lanes are likely to beat plain runs; used if nothing was measured."""
     if lanes == 1:
         return False
     by = serves(study, device)
@@ -96,15 +96,15 @@ def stacked_is_faster(
 
 
 def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:
-    """Split a column's runs into chunks whose lanes are computed together.
+    """Split a column's runs into chunks, whose lanes are computed together.
 
-    Runs are dealt like cards, so that those with large learning rates, which often diverge and end
-    early, are spread over the chunks.
+    Runs with large learning rates often diverge and end early. They are spread over the chunks, as
+    each chunk takes every n-th run.
 
     Args:
-        runs: in order of learning rate.
-        workers: that take chunks; each should get the same number.
-        lanes_at_most: that fit into a worker's memory.
+        runs: The runs, in order of learning rate.
+        workers: The number of workers; each should get the same number of chunks.
+        lanes_at_most: The number of lanes that fit into a worker's memory.
     """
     rounds = -(-len(runs) // (workers * lanes_at_most))
     chunks = min(len(runs), rounds * workers)

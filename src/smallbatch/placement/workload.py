@@ -1,4 +1,4 @@
-"""What decides how fast a column trains, and the ways to train it."""
+"""What decides how fast a column trains, and the methods to train it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from smallbatch.config.params import StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
 from smallbatch.engines.kinds import Engine, Kernels
 
-TEST_IMAGES = 2  # per epoch: evaluation is left out of the measured rate but for these
-ENDLESS = 10**6  # epochs: a measurement is stopped by the clock, long before a milestone
+TEST_IMAGES = 2  # evaluated per epoch: very few, since measured rates are those of training
+ENDLESS = 10**6  # epochs, which the clock ends long before a milestone of the schedule
 
 
 @dataclass(frozen=True)
@@ -21,18 +21,18 @@ class Workload:
     """What decides how fast a column trains on a given machine.
 
     Attributes:
-        model: its name.
-        norm: its normalisation.
-        bn_batch_size: sub-batch of ghost batch norm.
-        augment: whether crops and flips are drawn.
-        precision: of the arithmetic.
-        channels: of an image.
-        size: of an image in pixels, height and width.
-        classes: outputs of the model.
+        model: The name of the model.
+        norm: Its normalisation.
+        bn_batch_size: The sub-batch of ghost batch norm.
+        augment: Whether images are cropped and flipped.
+        precision: The precision of the arithmetic.
+        channels: The channels of an image.
+        size: The height and width of an image in pixels.
+        classes: The number of classes.
         batch_size: m.
-        lanes: runs of the column.
+        lanes: The number of runs of the column.
         device: ``cpu`` or ``cuda``.
-        workers: processes.
+        workers: The number of processes.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Workload:
 
     @property
     def key(self) -> str:
-        """The case as text."""
+        """The workload as text."""
         norm = self.norm if self.bn_batch_size is None else f"{self.norm}{self.bn_batch_size}"
         augment = "augmented " if self.augment else ""
         return (
@@ -60,11 +60,11 @@ class Workload:
         )
 
     def at(self, batch_size: int) -> Workload:
-        """The same at another batch size."""
+        """The same workload at another batch size."""
         return replace(self, batch_size=batch_size)
 
     def settings(self, epochs: int = ENDLESS) -> StudyConfig:
-        """A study of this case; by default it never ends."""
+        """The settings of a study with this workload; by default it never ends."""
         return StudyConfig.model_validate(
             {
                 "model": self.model,
@@ -80,12 +80,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compute a column.
+    """A way to train a column.
 
     Attributes:
         engine: ``loop`` or ``stacked``.
-        lanes: at most so many in one worker at a time; None: as many as its memory holds.
-        kernels: what computes stacked lanes on a GPU; None on a CPU and for `loop`.
+        lanes: Most lanes in one worker at a time; None: as many as its memory holds.
+        kernels: The kernels of stacked lanes on a GPU; None on a CPU and for `loop`.
     """
 
     engine: Engine
@@ -94,14 +94,14 @@ class Method:
 
     @property
     def key(self) -> str:
-        """The way as text."""
+        """The method as text."""
         by = "" if self.kernels is None else f" by {self.kernels} kernels"
         return f"{self.engine}{by}{'' if self.lanes is None else f' in chunks of {self.lanes}'}"
 
 
 @cache
 def training_flops_of(case: Workload) -> int:
-    """Operations of one training image of a case."""
+    """Floating-point operations to train on one image of a workload."""
     from smallbatch.models import build_model
     from smallbatch.models.flops import forward_flops, training_flops
 
@@ -119,7 +119,7 @@ def training_flops_of(case: Workload) -> int:
 
 
 def noise(case: Workload, count: int) -> Dataset:
-    """Random images in a case's shape: what a pixel holds does not change what it costs."""
+    """Random images in a workload's shape; the content of an image does not change its cost."""
     rng = np.random.default_rng(0)
     total = count + TEST_IMAGES
     images = rng.integers(0, 256, (total, case.channels, case.size, case.size), dtype=np.uint8)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """What a column trains.
+    """The runs of a study at one batch size.
 
     Attributes:
-        study: the study's name.
-        dataset: the prepared data.
-        runs: one per (BN batch size, η̃, seed), all of one batch size.
+        study: The name of the study.
+        dataset: The prepared data.
+        runs: A run for each (BN batch size, η̃, seed).
     """
 
     study: str
@@ -31,11 +31,11 @@ class Column:
 
     @property
     def batch_size(self) -> int:
-        """M of every run."""
+        """M, the same for every run."""
         return self.runs[0].batch_size
 
     def updates(self, run: Run) -> int:
-        """Updates of a run that finishes."""
+        """The number of updates of a run that finishes."""
         n = self.dataset.meta.counts["train"]
         return updates_after(run.settings.epochs, n, run.batch_size)
 
@@ -49,10 +49,10 @@ def plan_column(
     base_lrs: Sequence[float],
     seeds: Sequence[int],
 ) -> Column:
-    """List the runs of a column.
+    """Make the column of a study at a batch size.
 
     Raises:
-        UserError: the batch size exceeds the training set, or does not suit the settings.
+        UserError: The batch size exceeds the training set, or does not suit the settings.
     """
     n = dataset.meta.counts["train"]
     if batch_size > n:

@@ -1,4 +1,4 @@
-"""How a run ended, and what it left behind."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run left behind.
+    """The result of one run.
 
     Attributes:
-        outcome: ``finished``, or ``diverged`` where a loss or weight was not finite.
-        diverged_at: the update, counted from 1, at which that happened.
-        rows: one per epoch; a diverged run's last row is the epoch it diverged in.
-        final: losses and accuracies of the final weights in evaluation mode over whole splits;
-            all None for a diverged run.
-        parameters: number of trained parameters.
-        weights: the final state dict, on the CPU; empty for a diverged run.
+        outcome: ``finished``, or ``diverged`` if a loss or weight was not finite.
+        diverged_at: The update, counted from 1, at which the run diverged.
+        rows: A row per epoch; the last row of a diverged run is the epoch in which it diverged.
+        final: Losses and accuracies of the final weights in evaluation mode over whole splits; all
+            None for a diverged run.
+        parameters: The number of trained parameters.
+        weights: The final state dict, on the CPU; empty for a diverged run.
     """
 
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""A run: everything that determines its result (sections 2 and 5 of the paper)."""
+"""A run: its settings and its identity (sections 2 and 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from smallbatch.protocol.stream import DIGEST, stream_digest
 if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
 
-# Raised when a change of code changes results, so that old and new runs never share an identity.
+# To be increased when changed code changes results, so that old and new runs have other hashes.
 PROTOCOL = 1
 
 
-# Settings that choose or label runs without changing any of them; what they chose is in the run.
+# Settings that only choose or label runs; what they choose is in the run itself.
 _NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "budget", "bn_batch_sizes"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a lane of a column.
+    """One training; under the `stacked` engine a lane.
 
     Attributes:
-        settings: the study's settings at this batch size, with one BN batch size at most.
-        fingerprint: content hash of the prepared data set.
+        settings: The study's settings at this batch size, with at most one BN batch size.
+        fingerprint: The hash of the prepared data set's content.
         batch_size: m, examples per update.
         base_lr: η̃ = η / m.
-        seed: of weights, order, crops and flips.
+        seed: The seed of weights, order, crops and flips.
     """
 
     settings: StudyConfig
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def hash(self) -> str:
-        """Identity: 16 hex digits over everything that determines the result."""
+        """16 hex digits that depend on everything that determines the result."""
         identity: dict[str, Any] = {
             "protocol": PROTOCOL,
             "fingerprint": self.fingerprint,

@@ -1,4 +1,4 @@
-"""Updates and learning rates of a training (sections 2 and 5 of the paper)."""
+"""The number of updates and the learning rates of a training (paper, sections 2 and 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WARMUP_START = 1 / 32  # warm-up begins at η/32
 
 
 def updates_after(epochs: int, n: int, batch_size: int) -> int:
-    """Whole updates done once ``epochs`` epochs of ``n`` examples have gone by: floor(E·N/m)."""
+    """The number of whole updates in ``epochs`` epochs of ``n`` examples: floor(E·N/m)."""
     return epochs * n // batch_size
 
 
@@ -20,14 +20,14 @@ def scheduled_lr(update: int, updates: int, lr: float, study: StudyConfig) -> fl
     """η of one update: warm-up, then a division at each milestone.
 
     Args:
-        update: from 0.
-        updates: of the whole training.
+        update: The number of the update, from 0.
+        updates: The number of updates of the whole training.
         lr: η = m·η̃.
-        study: its ``warmup`` and ``milestones`` are fractions of the updates.
+        study: The settings; ``warmup`` and ``milestones`` are fractions of the updates.
 
     Returns:
         With warm-up over W = warmup·updates, η·(1/32 + 31/32·update/W) while update < W; otherwise
-        η·lr_decay^k, k being the number of milestones f with update ≥ f·updates.
+        η·lr_decay^k, where k is the number of milestones f with update ≥ f·updates.
     """
     ramp = study.warmup * updates
     if update < ramp:

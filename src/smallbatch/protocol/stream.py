@@ -1,7 +1,7 @@
-"""The stream of examples: which image, which crop, which flip, at every position.
+"""The stream of examples: which image, which crop and which flip, at every position.
 
-Common random numbers (docs/decisions.md): everything here is a function of the seed and the
-epoch alone, never of the batch size or the learning rate, so all cells of a seed see one stream.
+It depends on the seed and the epoch alone, never on the batch size or the learning rate. So all
+cells of a seed see the same stream: common random numbers (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ PAD = 4  # pixels of zeros on every side before the random crop
 # integers() and random() make of them.
 DIGEST = "edfa8d601a492986"
 
-# Spawn keys of the independent random streams of one (seed, epoch).
+# Spawn keys of independent random number streams for a (seed, epoch).
 _ORDER, _CROP, _FLIP = range(3)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A stretch of the stream: ``n`` positions.
+    """A part of the stream, of ``n`` positions.
 
     Attributes:
-        index: rows of the training set, int64 (n,).
-        top, left: corner of the crop in the padded image, 0 … 2·PAD pixels, int64 (n,).
-        flip: mirror horizontally, bool (n,).
+        index: Rows of the training set, int64 (n,).
+        top, left: The corner of the crop in the padded image, 0 … 2·PAD pixels, int64 (n,).
+        flip: Whether the image is mirrored horizontally, bool (n,).
     """
 
     index: NDArray[np.int64]
@@ -47,12 +47,12 @@ class Examples:
 
 
 def epoch_examples(seed: int, epoch: int, n: int) -> Examples:
-    """One epoch of the stream: a fresh permutation of ``n`` examples with their crops and flips.
+    """An epoch of the stream: a new permutation of ``n`` examples, with their crops and flips.
 
     Args:
-        seed: the run's seed.
-        epoch: from 0.
-        n: size of the training set.
+        seed: The seed of the run.
+        epoch: The number of the epoch, from 0.
+        n: The size of the training set.
     """
 
     def generator(stream: int) -> np.random.Generator:
@@ -78,10 +78,10 @@ def stream_digest() -> str:
 
 
 def batches(seed: int, n: int, epochs: int, batch_size: int, start: int = 0) -> Iterator[Examples]:
-    """Cut joined epochs into ``floor(epochs·n / batch_size)`` batches of exactly ``batch_size``.
+    """Divide the stream of all epochs into ``floor(epochs·n / batch_size)`` batches.
 
-    A batch may straddle two epochs (or more, were it larger than the training set). The first
-    ``start`` of them are left out.
+    Each has exactly ``batch_size`` examples, so a batch may contain the end of one epoch and the
+    beginning of the next. The first ``start`` batches are left out.
     """
     for stretch in stretches(seed, n, epochs, batch_size, start):
         for first in range(0, len(stretch), batch_size):
@@ -91,7 +91,7 @@ def batches(seed: int, n: int, epochs: int, batch_size: int, start: int = 0) -> 
 def stretches(
     seed: int, n: int, epochs: int, batch_size: int, start: int = 0
 ) -> Iterator[Examples]:
-    """The same, all batches that end in one epoch at a time: a multiple of ``batch_size``."""
+    """Like `batches`, but all batches that end in the same epoch come as one part."""
     first, offset = divmod(start * batch_size, n)
     pending = None
     for epoch in range(first, epochs):
@@ -103,7 +103,7 @@ def stretches(
 
 
 def join(first: Examples, second: Examples) -> Examples:
-    """One stretch of the stream after another."""
+    """Two parts of the stream as one."""
     return Examples(
         np.concatenate([first.index, second.index]),
         np.concatenate([first.top, second.top]),

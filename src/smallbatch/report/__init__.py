@@ -1,1 +1,1 @@
-"""Figures, tables and the page, from what `analysis` computes."""
+"""Makes figures, tables and the report page from what `analysis` computes."""

@@ -1,4 +1,4 @@
-"""Figures of accuracy: curves per η̃, the (m, η̃) heat map, best accuracy against m."""
+"""Figures of accuracy: curves for each η̃, a heat map over m and η̃, best accuracy against m."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def accuracy_curves(cells: pd.DataFrame) -> Figure:
 
 
 def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
-    """Reported accuracy over the (m, η̃) grid of one study, diverged cells marked.
+    """Reported accuracy over the (m, η̃) grid of one study; diverged cells are marked.
 
     Args:
-        cells: of one study.
-        best: the best cell of each m, which is framed.
+        cells: The cells of the study.
+        best: The best cell of each m, which gets a frame.
     """
     figure, axes = new_figure((4.4, 4.1))
     batch_sizes = sorted(cells["batch_size"].unique())
@@ -97,11 +97,11 @@ def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
 def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
     """Best accuracy against m, a curve per study (paper, Fig. 15); ``best`` of one data set.
 
-    Points are medians over the seeds at the best η̃, bars reach from the worst seed to the best.
+    Points are medians over the seeds at the best η̃; bars go from the worst seed to the best.
     """
     figure, axes = new_figure()
     for index, study in enumerate(studies):
-        # A study keeps its colour through all figures, so one without a best cell is counted too.
+        # A study has the same colour in all figures, so studies without a best cell count too.
         ordered = best[best["study"] == study].sort_values("batch_size")
         if ordered.empty:
             continue
@@ -112,7 +112,7 @@ def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
         axes.errorbar(
             np.log2(ordered["batch_size"].to_numpy(dtype=float)) + shift,
             100 * middle,
-            # A worst seed that diverged has no accuracy: its bar has no lower half.
+            # If the worst seed diverged, it has no accuracy, and the bar has no lower half.
             yerr=100 * np.nan_to_num(np.stack([middle - low, high - middle])),
             color=look["color"],
             marker=look["marker"],
@@ -135,7 +135,7 @@ def _chance_line(axes: Axes, cells: pd.DataFrame) -> None:
 def _draw_cell(
     axes: Axes, corner: tuple[int, int], cell: dict[Any, Any], colour: tuple[float, ...]
 ) -> None:
-    """Fill one cell: colour and number, and a cross with the count where seeds diverged."""
+    """Draw one cell: colour and number, and a cross with the number of diverged seeds."""
     accuracy, n_diverged = 100 * cell["accuracy"], cell["n_diverged"]
     all_diverged = n_diverged == cell["n_seeds"]
     place: dict[str, Any] = {"x": corner[0] + 0.5, "ha": "center", "va": "center"}
@@ -154,7 +154,7 @@ def _draw_cell(
 
 
 def _is_dark(colour: tuple[float, ...]) -> bool:
-    """Whether white type stands out better than black (WCAG's relative luminance)."""
+    """Whether white text is easier to read than black (by WCAG's relative luminance)."""
     channels = np.asarray(colour[:3])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ np.array([0.2126, 0.7152, 0.0722])) < 0.18

@@ -1,4 +1,4 @@
-"""The claims on the page, in `claims.json`, and as a Markdown table made from that file."""
+"""The claims as tables of the page, and as a Markdown table made from `claims.json`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _NOT_RUN = "not run"
 
 
 def claims_tables(record: dict[str, Any]) -> list[Table]:
-    """A table of verdicts; folded, one of what was not run and one of the criteria.
+    """A table of verdicts, and two folded ones, of the criteria and of what was not run.
 
     Args:
-        record: the content of ``claims.json``.
+        record: The content of ``claims.json``.
     """
     criteria = [[claim["statement"], claim["figure"], claim["criterion"]] for claim in _all(record)]
     rows = _rows(record)
@@ -48,17 +48,20 @@ def claims_tables(record: dict[str, Any]) -> list[Table]:
 
 
 def counts_sentence(record: dict[str, Any]) -> str:
-    """How many verdicts of each kind there are."""
+    """A sentence with the number of verdicts of each kind."""
     verdicts = [finding["verdict"] for claim in _all(record) for finding in claim["findings"]]
     kinds = ("supported", "contradicted", "undecided", _NOT_RUN)
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
 
 
 def markdown(path: Path) -> str:
-    """The table of verdicts in Markdown, from a ``claims.json``.
+    """The table of verdicts in Markdown.
+
+    Args:
+        path: A ``claims.json``.
 
     Raises:
-        UserError: the file is missing or no such file.
+        UserError: The file is missing, or it is not such a file.
     """
     try:
         rows = _rows(json.loads(path.read_text(encoding="utf-8")))

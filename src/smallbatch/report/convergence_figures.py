@@ -18,8 +18,8 @@ _AXIS = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (log
 def convergence(curves: pd.DataFrame, measure: str) -> Figure:
     """Draw ``test_accuracy`` or ``train_loss`` against the epoch, a curve per m.
 
-    A curve ends with a cross in the last epoch before its median falls on a diverged run. A loss
-    far above those of the curves that reach the last epoch is drawn at the top.
+    A curve whose median falls on a diverged run ends with a cross in the epoch before. Losses far
+    above those of the curves that reach the last epoch are drawn at the top.
     """
     figure, axes = new_figure()
     batch_sizes = sorted(curves["batch_size"].unique())
@@ -57,7 +57,7 @@ def convergence(curves: pd.DataFrame, measure: str) -> Figure:
 
 
 def _highest(curves: pd.DataFrame, measure: str, last_epoch: int) -> float | None:
-    """Largest value to draw: a loss about to diverge would press all others onto the axis."""
+    """The largest value to draw, so that a loss about to diverge does not flatten the others."""
     if measure != "train_loss":
         return None
     values = curves.dropna(subset=[measure])

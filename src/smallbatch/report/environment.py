@@ -1,4 +1,4 @@
-"""Where and how long the columns were trained, from their timing files."""
+"""Where and how long columns were trained, read from their timing files."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
 
     Returns:
         One row per column: dataset, study, batch_size, started (ISO 8601), seconds,
-        images_per_second, peak_memory_bytes, and ``environment``, a JSON text of what it ran on.
-        Columns without a timing file are left out.
+        images_per_second, peak_memory_bytes, and ``environment``, which describes the machine as
+        JSON text. Columns without a timing file are left out.
 
     Raises:
-        UserError: a timing file is damaged.
+        UserError: A timing file is damaged.
     """
     rows: list[dict[str, Any]] = []
     complete = find_columns(models_dir)[0] if models_dir.is_dir() else []
@@ -69,7 +69,7 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
 
 
 def environment_table(timings: pd.DataFrame) -> Table | None:
-    """Lay the distinct environments out for reading: a row per property, a column for each."""
+    """The environments that occur: a row per property, a column per environment."""
     if timings.empty:
         return None
     groups = [group for _, group in timings.groupby("environment", sort=False)]

@@ -1,4 +1,4 @@
-"""The page's section on a study of BN batch size against SGD batch size (paper, Figs. 13, 14)."""
+"""The report's section on a study of BN batch and SGD batch sizes (paper, Figs. 13 and 14)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 def ghost_section(
     gallery: Gallery, name: str, cells: pd.DataFrame, runs: pd.DataFrame
 ) -> dict[str, Any]:
-    """Draw and word one such study.
+    """The figure and texts of one such study.
 
     Args:
-        gallery: where its figure is saved.
-        name: begins the file name: data set and study.
-        cells: of this study, as `analysis.ghost.bn_cells` makes them.
-        runs: of this study.
+        gallery: Saves the figure.
+        name: The beginning of the file name: data set and study.
+        cells: The cells of the study, as `analysis.ghost.bn_cells` makes them.
+        runs: The runs of the study.
     """
     study, source = str(cells["study"].iloc[0]), str(runs["base_lr_from"].iloc[0])
     best = _best_by_sgd_batch(cells)

@@ -1,4 +1,4 @@
-"""The report stage: evaluation in; figures, tables and one self-contained HTML page out."""
+"""The report stage: makes figures, tables and one self-contained HTML page from an evaluation."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
 from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
 
-# Figures that an earlier report drew of studies that exist no longer must not stay behind.
+# Figures of an earlier report, of studies that no longer exist, are deleted.
 _FIGURE_SUFFIXES = (".svg", ".png")
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Everything the page is made of, all studies together or one alone."""
+    """The data of the page, for all studies or for one."""
 
     runs: pd.DataFrame
     bn_runs: pd.DataFrame
@@ -64,15 +64,16 @@ def build_report(
     """Draw all figures, write all tables and the page.
 
     Args:
-        evaluation_dir: what `evaluate` wrote.
-        models_dir: the columns, for their timing files and for naming unfinished ones.
-        out: gets ``report.html``, ``claims.json``, ``figures/`` (SVG, PNG) and ``tables/`` (CSV).
+        evaluation_dir: The folder that `evaluate` wrote.
+        models_dir: The folder of the columns, for timing files and the names of unfinished columns.
+        out: The folder for ``report.html``, ``claims.json``, ``figures/`` (SVG, PNG) and
+            ``tables/`` (CSV).
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: the evaluation is missing, or a file is damaged.
+        UserError: The evaluation is missing, or a file is damaged.
     """
     frames = _load(evaluation_dir)
     timings = read_timings(models_dir)
@@ -200,7 +201,7 @@ def _dataset_section(
 
 
 def _across(gallery: Gallery, frames: Frames) -> list[Picture]:
-    """The summary figures over the studies of all data sets."""
+    """The summary figures over the studies of each data set."""
 
     def renamed(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.assign(study=frame["dataset"] + " " + frame["study"])

@@ -1,7 +1,7 @@
 """What the paper concludes from each of its figures (Masters & Luschi 2018, arXiv 1804.07612).
 
-The paper's accuracies exist as plots only. The single accuracy in its text is the 76 % below, and
-no other number may be given as the paper's.
+The paper gives its accuracies in plots only. The one accuracy in its text is the 76 % below; no
+other number may be quoted as the paper's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ REFERENCE = f"{TITLE}, arXiv 1804.07612, 2018"
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure of the paper: what was run for it, what the text concludes from it."""
+    """One figure of the paper: the runs that it shows, and what the text concludes from it."""
 
     label: str
     study: str
@@ -115,7 +115,7 @@ FIGURES: dict[str, PaperFigure] = {
 
 
 def paper_figure(label: str | None) -> PaperFigure | None:
-    """Find a figure by the label a study carries: "8", "13a", "Fig. 8" or "text"."""
+    """The figure for a study's label: "8", "13a", "Fig. 8" or "text"; None if there is none."""
     if not label:
         return None
     key = label.lower().removeprefix("figure").removeprefix("fig").lstrip(". ").strip()

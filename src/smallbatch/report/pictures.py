@@ -1,4 +1,4 @@
-"""Draw every figure into ``figures/`` and keep what the page needs of it: image, title, text."""
+"""Draws every figure into ``figures/`` and gives the page its image, title and text."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Picture:
     """A figure on the page.
 
     Attributes:
-        name: stem of its files under ``figures/``.
-        alt: what it shows, for those who cannot see it.
-        caption: how to read it.
-        data_uri: the SVG, embedded.
+        name: The name of its files in ``figures/``, without suffix.
+        alt: What it shows, for readers who cannot see it.
+        caption: How to read it.
+        data_uri: The SVG, embedded.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Gallery:
         self.directory = directory
 
     def add(self, figure: Figure, name: str, alt: str, caption: str) -> Picture:
-        """Save a figure and return it as embedded in the page."""
+        """Save a figure and return it in the form that the page embeds."""
         stem = self.directory / re.sub(r"[^A-Za-z0-9._-]", "-", name)
         save(figure, stem)
         svg = stem.with_name(stem.name + ".svg").read_text(encoding="utf-8")
-        # Headers, metadata and indentation have no use inside a page.
+        # Headers, metadata and indentation are of no use inside a page.
         body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
         body = re.sub(r"\s*\n\s*", " ", body).replace("> <", "><")
         encoded = base64.b64encode(body.encode()).decode()
@@ -68,17 +68,17 @@ def study_pictures(
     fit: LimitFit | None,
     band: LimitBand | None,
 ) -> list[Picture]:
-    """Draw the figures of one study; every frame holds that study alone.
+    """Draw the figures of one study; all data frames are of that study alone.
 
     Args:
-        gallery: where they are saved.
-        name: begins the file names: data set and study.
-        cells: as `summarise_cells` makes them.
-        best: the best cell of each m, chosen on the test set.
-        ranges: as `stable_ranges` makes them.
-        curves: convergence at one η̃; empty if no run has a finite accuracy.
-        fit: of the upper ends at the main fraction, where there are enough.
-        band: its confidence band, where there are enough seeds.
+        gallery: Saves the figures.
+        name: The beginning of the file names: data set and study.
+        cells: As `summarise_cells` makes them.
+        best: The best cell of each m, chosen on the test set.
+        ranges: As `stable_ranges` makes them.
+        curves: Convergence at one η̃; empty if no run has a finite accuracy.
+        fit: The fit of the upper ends at the main fraction, if there are enough.
+        band: Its confidence band, if there are enough seeds.
     """
     study = str(cells["study"].iloc[0])
     with figure_style():

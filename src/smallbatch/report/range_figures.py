@@ -40,10 +40,10 @@ def study_ranges(
     """Draw one study's reliable range against m, at every fraction of the way to its best cell.
 
     Args:
-        ranges: of one study, all fractions.
-        cells: of the same study.
-        fit: of the upper ends at the main fraction; drawn as a dashed line.
-        band: its confidence band, drawn as a shade.
+        ranges: The ranges of the study, at all fractions.
+        cells: The cells of the study.
+        fit: The fit of the upper ends at the main fraction; drawn as a dashed line.
+        band: Its confidence band; drawn as a shade.
         unit: "base_lr" draws η̃, "lr" draws η = m·η̃.
     """
     figure, axes = new_figure()
@@ -99,7 +99,7 @@ def _bars(
 ) -> None:
     """Draw a bar per m with a dot at each reliable η̃, and an open arrow where the grid ends.
 
-    ``ranges`` are one study's at one fraction. Arrows are drawn at the main fraction only.
+    ``ranges`` are those of one study at one fraction. Only the main fraction has arrows.
     """
     found = ranges[ranges["n_reliable"] > 0]
     x = np.log2(found["batch_size"].to_numpy(dtype=float)) + offset

@@ -1,4 +1,4 @@
-"""What the paper's two choices are worth: the best η̃ on the test set, and equal epochs."""
+"""How much depends on two choices of the paper: η̃ chosen on the test set, and equal epochs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smallbatch.report.tables import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-# Studies that agree in these and differ in budget are one experiment under two budgets.
+# Studies with equal values of these and different budgets are one experiment under two budgets.
 _SHARED = [
     "model",
     "norm",
@@ -67,11 +67,11 @@ def choice_table(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> Table:
 
 
 def budget_table(best: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
-    """Best accuracies of studies that differ in their budget alone; None where there are none.
+    """Best accuracies of studies that differ only in their budget; None if there are none.
 
     Args:
-        best: the best cell of each m, of one data set.
-        runs: of the same.
+        best: The best cell of each m, of one data set.
+        runs: The runs of the same data set.
     """
     rows = [row for group in _under_both_budgets(runs) for row in _budget_rows(best, group)]
     if not rows:
@@ -85,11 +85,11 @@ def budget_table(best: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
 
 
 def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Shallue et al.'s objection beside the paper's claim, and what this data can say about it.
+    """Shallue et al.'s objection to the paper's claim, and what these data say about it.
 
     Args:
-        best: the best cell of each (data set, study, m), chosen on the test set.
-        runs: of all data sets.
+        best: The best cell of each (data set, study, m), chosen on the test set.
+        runs: The runs of all data sets.
     """
     edges = best[best["grid_edge"] != ""]
     edge = (

@@ -1,4 +1,4 @@
-"""The look of all figures, and how they are saved: the same bytes for the same data."""
+"""The style of all figures, and saving them so that the same data give the same bytes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-# Inches. Narrow enough for 9 pt type to stay legible on a phone's width.
+# Inches; narrow enough for 9 pt text to be legible at the width of a phone.
 SIZE = (4.4, 3.7)
-# Okabe and Ito's colours, which stay apart for colour-blind readers; yellow is too faint on white.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; yellow would be too faint.
 CATEGORICAL = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vP*X"
 BEST = "#d62728"
@@ -50,9 +50,9 @@ _RC: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "figure.facecolor": "white",
-    # Text stays text, so the file is small and can be searched.
+    # Text is stored as text, so that the file is small and can be searched.
     "svg.fonttype": "none",
-    # Without a fixed salt the ids inside an SVG differ from one writing to the next.
+    # With a fixed salt the ids in an SVG are the same every time.
     "svg.hashsalt": "smallbatch",
     "path.simplify": True,
 }
@@ -60,7 +60,7 @@ _RC: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def figure_style() -> Generator[None]:
-    """Draw and save under the report's style, whatever the user's own matplotlib settings are."""
+    """Use the report's style for drawing and saving, whatever the user's matplotlib settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         for key, value in _RC.items():
@@ -69,7 +69,7 @@ def figure_style() -> Generator[None]:
 
 
 def new_figure(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
-    """Make a figure with one pair of axes that keeps its labels inside."""
+    """Make a figure with one pair of axes; the layout keeps labels inside."""
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.add_subplot()
 
@@ -102,15 +102,15 @@ def categorical(index: int) -> dict[str, Any]:
 
 
 def sideways(index: int, count: int, step: float) -> float:
-    """Octaves by which the index-th of several things at a batch size is set apart.
+    """Octaves by which the index-th of several things at a batch size is moved sideways.
 
-    Otherwise one would hide another; never so far that it seems to be at another batch size.
+    Otherwise they would hide each other. They stay close enough to their own batch size.
     """
     return min(step, 0.66 / count) * (index - (count - 1) / 2)
 
 
 def legend_columns(labels: Iterable[str]) -> int:
-    """How many legend entries fit side by side under a figure of the usual width."""
+    """How many legend entries fit side by side under a figure of the usual size."""
     # A superscript is half as wide as a letter.
     lengths = [len(label) - 0.5 * sum(sign in SUPERSCRIPTS for sign in label) for label in labels]
     # In points: a letter of 8 pt type is about 5 wide, a handle with its gaps about 34.
@@ -119,7 +119,7 @@ def legend_columns(labels: Iterable[str]) -> int:
 
 
 def batch_size_axis(axes: Axes, batch_sizes: Iterable[int], margin: float = 0.4) -> None:
-    """Put log2 of the batch sizes on x, labelled with the batch sizes themselves."""
+    """Put log2 of the batch sizes on x; the labels are the batch sizes themselves."""
     values = sorted(set(batch_sizes))
     positions = np.log2(values)
     axes.set_xticks(positions, [str(value) for value in values])
@@ -128,7 +128,7 @@ def batch_size_axis(axes: Axes, batch_sizes: Iterable[int], margin: float = 0.4)
 
 
 def learning_rate_ticks(axes: Axes, lowest: float, highest: float) -> None:
-    """Put log2 of a learning rate on y, labelled 2ᵏ at every octave or every few."""
+    """Put log2 of a learning rate on y; the labels are 2ᵏ at every octave or every few."""
     bottom, top = int(np.floor(np.log2(lowest))), int(np.ceil(np.log2(highest)))
     step = 1 + (top - bottom) // 12
     ticks = np.arange(-(-bottom // step) * step, top + 1, step)

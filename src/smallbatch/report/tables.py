@@ -1,4 +1,4 @@
-"""The tables of the page: tidy frames for the CSV files, worded rows for reading."""
+"""The tables of the page, as text for readers."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _NORMS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: the first cell of every row is its header; prose cells may wrap.
+    """A table of the page. The first cell of a row is its header; cells of prose may wrap.
 
-    A folded table shows its caption alone until a reader opens it.
+    A folded table shows only its caption until it is opened.
     """
 
     caption: str
@@ -149,7 +149,7 @@ def fit_table(ranges: pd.DataFrame) -> Table:
 
 
 def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
-    """All studies of one data set: what was run and what came out best."""
+    """All studies of one data set: what was run, and the best results."""
     rows = [
         [
             row["study"],
@@ -180,7 +180,7 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
 
 
 def settings_table(runs: pd.DataFrame) -> Table:
-    """What one study ran: data, model, schedule, grid."""
+    """The settings of one study: data, model, schedule, grid."""
     first: dict[Any, Any] = runs.iloc[0].to_dict()
     norm = _NORMS.get(str(first["norm"]), str(first["norm"]))
     if pd.notna(first["bn_batch_sizes"]):
@@ -230,7 +230,7 @@ def _range_text(group: pd.DataFrame, fraction: float) -> str:
 
 
 def _budget(runs: pd.DataFrame) -> str:
-    """The epochs of every run, or the updates where those are what all have in common."""
+    """The epochs of every run, or the updates if these are what all runs have in common."""
     epochs = runs["epochs"]
     if runs["budget"].iloc[0] == "epochs":
         return f"{epochs.iloc[0]} epochs for every run"
@@ -254,7 +254,7 @@ def _seed_counts(runs: pd.DataFrame) -> str:
 
 
 def _without_empty(table: Table) -> Table:
-    """Drop the columns that say nothing in any row."""
+    """Drop columns that are empty in every row."""
     kept = [
         index
         for index in range(len(table.headers))

@@ -1,4 +1,4 @@
-"""Sentences computed from the data; they claim no more than the data shows."""
+"""Sentences made from the data; they claim no more than the data shows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def range_sentence(ranges: pd.DataFrame) -> str:
 
 
 def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
-    """What limits the reading of one study: the edges of its grid, holes, single seeds."""
+    """What limits the reading of one study: edges of the grid, holes, single seeds."""
     lines: list[str] = []
     for edge, word, side in (
         ("lower", "lowest", "below"),

@@ -1,6 +1,6 @@
-"""Whether a way to train a column on a GPU makes the loop engine's first update.
+"""Whether a method makes the same first update as the loop engine; checked on a GPU.
 
-A deviation is ‖θ − θ_loop‖ / ‖θ_loop − θ_0‖ over all weights of a run; the worst run counts.
+The deviation of a run is ‖θ − θ_loop‖ / ‖θ_loop − θ_0‖ over all its weights. The largest counts.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 
     Weights = Mapping[str, Tensor]
 
-# Deviations up to which a first update counts as the loop's, by the study's precision. Correct
-# kernels deviate because an activation within rounding of 0 may be clipped in one engine and not in
-# the other: on a CPU, in ResNets and AlexNet at m = 2 to 32, by at most 0.005 in float32, 0.11 with
-# the inputs of convolutions rounded to TF32 and 0.3 in bf16. Batch norm of AlexNet's FC layers over
-# 2 examples amplifies TF32's rounding further; the loop engine then trains.
+# Largest deviations that count as agreement, by the study's precision. Correct kernels deviate too:
+# an activation that is 0 within rounding may be clipped by the ReLU in one engine only. On a CPU,
+# in ResNets and AlexNet at m = 2 to 32, the deviation was at most 0.005 in float32, 0.11 with the
+# inputs of convolutions rounded to TF32, and 0.3 in bf16. Batch norm of AlexNet's FC layers over 2
+# examples amplifies TF32's rounding further; the loop engine then trains.
 LIMIT: dict[Precision, float] = {"float32": 1e-2, "tf32": 0.2, "bf16": 0.5}
-COMPARED = 8  # runs at most that the loop engine trains for it, from all over the column
-# η of the first run. The deviation hardly depends on it, as long as an update is neither lost in
-# the weights' rounding nor overflows.
+COMPARED = 8  # most runs, evenly spread over the column, that the loop engine trains for comparison
+# η of the first run. The deviation hardly depends on it, unless the update is so small that
+# rounding loses it or so large that it overflows.
 LR = 2.0**-4
 
 
 class Disagreement(RuntimeError):  # noqa: N818 - a finding about a way
-    """A way that is not to train a column."""
+    """A method that must not train a column."""
 
 
 def check(case: Workload, way: Method, memory: int | None = None) -> None:
-    """Compare the first update of a way with the loop engine's, on the same runs.
+    """Compare a method's first update with the loop engine's, on the same runs.
 
-    All runs of the column are trained for one update, as the pipeline would train them.
+    All runs of the column are trained for one update, in the same way as by the pipeline.
 
     Raises:
-        Disagreement: the way fails, or its numbers are not the loop's.
-        UserError: memory ran out, or the model cannot be built.
+        Disagreement: The method fails, or its update deviates too much.
+        UserError: Memory ran out, or the model cannot be built.
     """
     start, expected = _loops(case, memory)
     try:
@@ -64,14 +64,14 @@ def check(case: Workload, way: Method, memory: int | None = None) -> None:
 
 
 def worst(runs: Sequence[tuple[Weights, Weights, Weights]]) -> float:
-    """The largest deviation; of each run the weights found, expected and at the start."""
+    """The largest deviation; each run has its weights found, expected and at the start."""
     return max(_deviation(*weights) for weights in runs)
 
 
 def _deviation(found: Weights, expected: Weights, start: Weights) -> float:
     import torch
 
-    if not found or not expected:  # diverged at once
+    if not found or not expected:  # the run diverged in its first update
         return 0.0 if bool(found) == bool(expected) else math.inf
     mine, theirs, begin = (
         torch.cat([weights[name].double().flatten() for name in expected])
@@ -83,9 +83,9 @@ def _deviation(found: Weights, expected: Weights, start: Weights) -> float:
     return apart / moved if moved > 0 and math.isfinite(apart) else math.inf
 
 
-@lru_cache(maxsize=1)  # for the ways of one case
+@lru_cache(maxsize=1)  # the methods of one workload are compared with the same weights
 def _loops(case: Workload, memory: int | None) -> tuple[dict[str, Weights], dict[str, Weights]]:
-    """Weights of some runs, by their hash: before and after the loop engine's first update."""
+    """Weights of some runs, by hash, before and after the loop engine's first update."""
     import torch
 
     from smallbatch.engines.loop import initial_model
@@ -104,13 +104,13 @@ def _loops(case: Workload, memory: int | None) -> tuple[dict[str, Weights], dict
 def first_updates(
     case: Workload, way: Method, memory: int | None = None, some: set[int] | None = None
 ) -> dict[str, Weights]:
-    """Weights after one update by the runs' hashes; none of a run that diverged.
+    """Weights after one update, by the runs' hashes; empty for a run that diverged.
 
     Args:
-        case: the column; its images are noise.
-        way: how it is computed.
-        memory: bytes for the lanes of all workers; by default a part of what is free.
-        some: indices of the runs to train; by default all.
+        case: The workload; its images are noise.
+        way: The method.
+        memory: Bytes for the lanes of all workers; by default a fraction of the free memory.
+        some: Indices of the runs to train; by default all.
     """
     from smallbatch.execution.workers import train_all
     from smallbatch.records.files import load_record

@@ -1,4 +1,4 @@
-"""Finding out how fast this machine trains a column in each way, where that pays."""
+"""Measures how fast each method trains a column on this machine, if that saves time."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
     from smallbatch.protocol.column import Column
 
-SHARE = 0.02  # of a column's time that may go into finding out how to train it,
+SHARE = 0.02  # of a column's time that calibration may take,
 MOST_SECONDS = {"cpu": 10.0, "cuda": 60.0}  # but never more than this
-SECONDS = 0.5  # of measuring one way
-# For the least time that a column can take: FLOP/s of one worker that no way exceeds by much, and
-# seconds of an update however small. Of a GPU: what an H200 did with ResNet-8, rounded outwards.
+SECONDS = 0.5  # of measuring one method
+# For the least time that a column can take: FLOP/s of one worker that no method exceeds by much,
+# and seconds that any update takes. On a GPU: what an H200 reached with ResNet-8, rounded outwards.
 FAST = {"cpu": 6e10, "cuda": 4e13}
 QUICKEST = {"cpu": 0.0, "cuda": 1e-4}
-# For the most that a measurement takes: FLOP/s of one worker that none falls far below, seconds
-# that an update takes besides, seconds before there is anything to measure, and seconds in which
-# the kernels of a model are compiled, once on a machine: some thirty of a second each.
+# For the most time that a measurement can take: FLOP/s that one worker exceeds or nearly reaches;
+# other seconds of an update; seconds before the first update; and seconds to compile a model's
+# kernels, once on a machine: about thirty kernels, a second each.
 SLOW = {"cpu": 1e10, "cuda": 2e12}
 DISPATCH = {"cpu": 0.02, "cuda": 0.005}
 START = {"cpu": 0.5, "cuda": 1.0}
@@ -40,13 +40,14 @@ COMPILE = 30.0
 
 
 def calibrate(case: Workload, candidates: Iterable[Method], memory: int | None = None) -> None:
-    """Measure the ways that are not known yet; one that fails where others work has rate 0.
+    """Measure the methods that are not measured yet.
 
-    So has one on a GPU whose first update is not the loop engine's; a line says why it is left out.
+    A method has rate 0 if it fails while another works, or if on a GPU its first update is not that
+    of the loop engine; for the latter, a line says why it is left out.
 
     Raises:
-        UserError: the model cannot be built for these images.
-        RuntimeError: no way works.
+        UserError: The model cannot be built for these images.
+        RuntimeError: No method works.
     """
     rates = dict(known().rates.get(case_key(case), {}))
     failure = None
@@ -61,7 +62,7 @@ def calibrate(case: Workload, candidates: Iterable[Method], memory: int | None =
                 ends = isinstance(error, UserError | Stopping | Stopped)
                 if ends and not isinstance(error, WorkerLost):
                     raise
-                # Without its frames, which would keep the memory of what has failed.
+                # Without its traceback, whose frames would keep the memory of the failed attempt.
                 rates[way.key], failure = 0.0, error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
                 if _compared(case, way):
@@ -72,7 +73,7 @@ def calibrate(case: Workload, candidates: Iterable[Method], memory: int | None =
 
 
 def cost(case: Workload, candidates: Iterable[Method], flops: int) -> float:
-    """Seconds that measuring these ways takes at most; ``flops`` are those of a training image."""
+    """Most seconds that measuring these methods takes; ``flops``: those of a training image."""
     start, candidates = START[case.device], list(candidates)
 
     def update(way: Method) -> float:
@@ -80,11 +81,11 @@ def cost(case: Workload, candidates: Iterable[Method], flops: int) -> float:
         images = case.batch_size * runs / case.workers
         return DISPATCH[case.device] + images * flops / SLOW[case.device]
 
-    # An epoch that is left out and at least one that is measured.
+    # One epoch that is left out, and at least one that is measured.
     updates = 2 * few_updates(case)
     seconds = sum(start + max(SECONDS, updates * update(way)) for way in candidates)
     compared = [way for way in candidates if _compared(case, way)]
-    if compared:  # the first update, and the loop engine's for some of the runs
+    if compared:  # one update by each method, and by the loop engine for some of the runs
         seconds += sum(start + update(way) for way in compared)
         seconds += start + COMPARED * update(Method("loop"))
     if any(way.kernels == "triton" and not _compiled(case, way) for way in compared):
@@ -93,28 +94,28 @@ def cost(case: Workload, candidates: Iterable[Method], flops: int) -> float:
 
 
 def _compared(case: Workload, way: Method) -> bool:
-    """Whether a way must make the loop engine's first update: on a GPU, unless it is the loop."""
+    """Whether a method's first update is compared with the loop engine's: stacked, on a GPU."""
     return way.engine == "stacked" and case.device == "cuda"
 
 
 def _compiled(case: Workload, way: Method) -> bool:
-    """Whether a way was measured for such a model: a machine keeps what it has compiled."""
+    """Whether the method's kernels for this model are likely to be compiled on this machine."""
     kind = f"{case.model} ", f" {case.precision} "
     rates = known().rates.items()
     return any(all(word in key for word in kind) and way.key in ways for key, ways in rates)
 
 
 def least_seconds(case: Workload, images: int, flops: int) -> float:
-    """Seconds that so many training images, of all runs, take at least."""
+    """Fewest seconds that this number of training images, over all runs, can take."""
     arithmetic = images * flops / (FAST[case.device] * case.workers)
     return max(arithmetic, images / (case.batch_size * case.lanes) * QUICKEST[case.device])
 
 
 def find_out(column: Column, compute: ComputeConfig) -> None:
-    """Measure the ways to train a column, if nothing is known of them and measuring them pays.
+    """Measure the methods to train a column, if they are not measured and it pays.
 
     Raises:
-        UserError: the device is not there, or the model cannot be built for these images.
+        UserError: The device does not exist, or the model cannot be built for these images.
     """
     if compute.engine != "auto" or len(column.runs) == 1:
         return
@@ -133,14 +134,14 @@ def decide(
     stackable: Callable[[], bool],
     memory: int | None = None,
 ) -> Method | None:
-    """The way to train a column, or None where finding out would not pay.
+    """The method to train a column; None if measuring would not pay.
 
     Args:
-        column: identifies it; what was decided for a column on this machine stays.
-        case: its workload.
-        images: all training images of its runs; with 0, nothing is measured.
-        stackable: whether the stacked engine takes its model at all.
-        memory: bytes for the lanes of all workers.
+        column: The column's name; a choice for a column on this machine is never changed.
+        case: The column's workload.
+        images: Training images of all its runs; with 0, nothing is measured.
+        stackable: Whether the stacked engine can train its model.
+        memory: Bytes for the lanes of all workers.
     """
     if (way := decided(column, case, stackable)) is not None:
         return way

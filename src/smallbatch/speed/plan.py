@@ -1,4 +1,4 @@
-"""What a params file will cost: runs, updates, images, FLOPs, memory and time, before training."""
+"""What the runs of a params file will cost: updates, images, FLOPs, memory and time."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ if TYPE_CHECKING:
     from smallbatch.config.params import Params
     from smallbatch.data.prepared import Meta
 
-# Seconds that measuring one batch size may take; beyond, its rate is interpolated.
+# Most seconds for measuring one batch size; if it would take longer, its rate is interpolated.
 MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
-SPACING = 4  # between the batch sizes that are measured
+SPACING = 4  # least ratio of one measured batch size to the one before
 
 
 @dataclass(frozen=True)
 class ColumnPlan:
-    """What is left to train of a column, and what that takes.
+    """What is left to train of a column, and what it costs.
 
     Attributes:
-        study: its name.
+        study: The name of the study.
         batch_size: m.
-        runs: all runs.
-        kept: those that are trained already; the rest is about the others.
-        updates: in sum over the runs.
-        images: training images, in sum over the runs.
-        flops: of training and evaluation.
-        memory_bytes: of the images, and of the runs that train side by side.
-        engine: that trains it.
-        images_per_second: of training, in sum over the runs; None where none is left to train.
-        measured: whether that was measured at this batch size, or lies between others.
-        seconds: for training, evaluation and the start of the processes, if no run diverges.
+        runs: The number of all runs.
+        kept: The number of runs that are trained already; the following is about the others.
+        updates: Updates, in sum over the runs.
+        images: Training images, in sum over the runs.
+        flops: FLOPs of training and evaluation.
+        memory_bytes: Memory of the images, and of the runs that train side by side.
+        engine: The engine that trains the column.
+        images_per_second: The rate of training, in sum over the runs; None if no run is left.
+        measured: Whether this rate was measured at this batch size, not interpolated.
+        seconds: Time of training, evaluation and start of the processes, if no run diverges.
     """
 
     study: str
@@ -75,7 +75,7 @@ class ColumnPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A params file's columns; ``prepared`` tells whether kept runs could be looked up."""
+    """A params file's columns; ``prepared``: whether data were there to look up kept runs."""
 
     dataset: str
     device: str
@@ -83,7 +83,7 @@ class Plan:
     columns: tuple[ColumnPlan, ...]
 
     def total(self) -> dict[str, Any]:
-        """Sums over the columns, and the largest memory."""
+        """Sums over the columns, and the largest memory of one."""
         sums = ("runs", "kept", "updates", "images", "flops", "seconds")
         total: dict[str, Any] = {
             name: sum(getattr(column, name) for column in self.columns) for name in sums
@@ -91,7 +91,7 @@ class Plan:
         return total | {"memory_bytes": max(column.memory_bytes for column in self.columns)}
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """The plan as plain data."""
         return {**asdict(self), "total": self.total()}
 
 
@@ -105,17 +105,17 @@ def plan(
 ) -> Plan:
     """Plan everything that `dvc repro` would train.
 
-    What is not known of this machine's speed is measured, some seconds for each study.
+    Speeds that are not known yet are measured, which takes some seconds for each study.
 
     Args:
-        params: the params file's content.
-        prepared: folder of prepared data sets.
-        models: folder of the columns' result files.
-        work: folder of kept runs.
-        base_lrs: the base learning rates of a study at a batch size.
+        params: The content of the params file.
+        prepared: The folder of prepared data sets.
+        models: The folder of the columns' result files.
+        work: The folder of the runs' records.
+        base_lrs: Gives the base learning rates of a study at a batch size.
 
     Raises:
-        UserError: the shape of the images cannot be told yet, or the params do not fit the data.
+        UserError: The shape of the images is not known yet, or the params do not fit the data.
     """
     from smallbatch.data.expected import expected_meta
 
@@ -154,13 +154,13 @@ def _column(
 
 
 def _kept(column: Column, params: Params, models: Path, work: Path) -> int:
-    """Runs of a column that need no training: their column is whole, or their record is there."""
+    """The number of runs with a result: their column is complete, or they have a record."""
     names = {run.hash for run in column.runs}
     made_by = place(column, params.compute, keep=False).made_by
     records = sum(files.load_record(work / name, made_by) is not None for name in names)
     if records or any((work / name).exists() for name in names):
         return records
-    try:  # a column that came from DVC's cache leaves no records
+    try:  # a column from DVC's cache has result files but no records
         directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
         return len(names) if names == {run.run for run in read_record(directory).runs} else 0
     except UserError:
@@ -208,7 +208,8 @@ def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) 
     if left:
         rates = _known_rates(column, columns, params, placement)
         rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
-        # An evaluation's batches are large whatever m is, and have no backward pass.
+        # An evaluation has large batches at any m and no backward pass, so it is about three times
+        # as fast as the fastest training.
         seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
     return ColumnPlan(
         study=column.study,
@@ -227,7 +228,7 @@ def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) 
 
 
 def _evaluation_images(column: Column) -> int:
-    """Images that one run evaluates: every epoch, and at its end with population statistics."""
+    """Images that one run evaluates: after every epoch, and at its end, also for BN statistics."""
     from smallbatch.engines.loop import POPULATION_PIXELS
 
     counts, settings = column.dataset.meta.counts, column.runs[0].settings
@@ -242,11 +243,12 @@ def _evaluation_images(column: Column) -> int:
 def _known_rates(
     column: Column, columns: Sequence[Column], params: Params, placement: Placement
 ) -> dict[int, float]:
-    """Images per second by batch size: of the column's way at its own, of the fastest at others."""
+    """Images per second by batch size: by the column's method, or at other m by the fastest."""
     case = workload_of(column, params.compute)
     rated = known().rates
     rates: dict[int, float] = {}
-    # With ghost norm other columns have other lanes: what is known of these lanes replaces theirs.
+    # With ghost norm other columns have other numbers of lanes. Rates for this column's lanes, if
+    # there are any, come last and so replace theirs.
     cases = [(workload_of(other, params.compute), _candidates(other, params)) for other in columns]
     candidates = _candidates(column, params)
     cases += [(case.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)]
@@ -263,8 +265,8 @@ def _known_rates(
 def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
     """Images per second at a batch size, from those at others.
 
-    Linear in the logarithms between two batch sizes; beyond the ends, in proportion to m below the
-    smallest, where an update's time is constant, and constant above the largest.
+    Between two batch sizes, linear in the logarithms. Below the smallest, proportional to m, as
+    the time of an update is constant there; above the largest, constant.
     """
     sizes = sorted(rates)
     if batch_size in rates:
@@ -296,11 +298,11 @@ def _memory(column: Column, case: Workload, params: Params, placement: Placement
 
 
 def _startup() -> float:
-    """Seconds until a column's processes are ready to train, measured once."""
+    """Seconds until a column's processes are ready to train; measured once per machine."""
     if (startup := known().startup) is not None:
         return startup
     start = time.perf_counter()
-    # The tracking's process imports its libraries beside the training's.
+    # The process of the tracking imports its libraries at the same time as the training does.
     imports = ("smallbatch.execution.workers, pandas", "mlflow")
     processes = [
         subprocess.Popen(

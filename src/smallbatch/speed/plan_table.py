@@ -22,7 +22,7 @@ _HEADS = (
 
 
 def lines(plan: Plan) -> list[str]:
-    """A table with a line for each column and the total, and what to know about it."""
+    """A table with a line for each column and for the total, followed by remarks."""
     rows: list[tuple[str, ...]] = [_HEADS]
     for column in plan.columns:
         speed = column.images_per_second
@@ -60,7 +60,7 @@ def lines(plan: Plan) -> list[str]:
 
 
 def scaled(value: float, unit: str) -> str:
-    """A number with three digits and a decimal prefix."""
+    """A number with three digits and a metric prefix."""
     for prefix in ("", "k", "M", "G", "T", "P"):
         if value < 1000:
             return f"{value:.3g} {prefix}{unit}"
@@ -69,7 +69,7 @@ def scaled(value: float, unit: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration in the units that suit it."""
+    """A duration in suitable units."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:

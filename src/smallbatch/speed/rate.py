@@ -1,4 +1,4 @@
-"""How fast a column trains: measured through `train_all`, as the pipeline would train it."""
+"""How fast a column trains, measured by training it with `train_all`, as the pipeline does."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from smallbatch.protocol.run import Run
 if TYPE_CHECKING:
     from smallbatch.execution.workers import Job
 
-BASE_LR = 2.0**-30  # so small that no lane diverges, which would shrink the work
-PATIENCE = 5, 10.0  # epochs and seconds of the runs that report, after which no others are expected
+BASE_LR = 2.0**-30  # so small that no lane diverges, as the others would then be faster
+PATIENCE = 5, 10.0  # epochs and seconds after which runs that have not reported are not waited for
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Training images of all runs that trained side by side, and the seconds they took.
+    """The speed of the runs that train side by side.
 
     Attributes:
-        images_per_second: in sum over the runs, each over its own stretch of whole epochs.
-        seconds: from the first end of an epoch to the last.
-        live: runs that trained side by side.
+        images_per_second: Training images per second, in sum over the runs; for each run over the
+            time of its whole epochs.
+        seconds: Seconds from the first end of an epoch to the last.
+        live: The number of runs that trained side by side.
     """
 
     images_per_second: float
@@ -47,19 +48,19 @@ def measure(
     images: Callable[[int], Dataset] | None = None,
     memory: int | None = None,
 ) -> Rate:
-    """Train the column of a case for a while, and count its images.
+    """Train a column of a workload for a while, and count its images.
 
-    Each run's first epoch is left out, as building the models and everything that is done once
-    falls into it; the rate is over whole epochs from there on.
+    The first epoch of each run is left out, because models are built and other things done once in
+    it. The rate is over the whole epochs after it.
 
     Args:
-        case: the column.
-        way: how it is computed.
-        seconds: to measure for, at least; it ends with the next epoch of every run.
-        updates: in an epoch; by default few, as for a first guess.
-        images: makes a data set of so many training images and TEST_IMAGES test images; noise by
-            default.
-        memory: bytes for the lanes of all workers; by default a part of what is free.
+        case: The workload.
+        way: The method.
+        seconds: Seconds to measure, at least; ends when every run completes its epoch.
+        updates: Updates in an epoch; by default few.
+        images: Makes a data set with this number of training images and TEST_IMAGES test images;
+            by default of noise.
+        memory: Bytes for the lanes of all workers; by default a fraction of the free memory.
     """
     from smallbatch.execution.workers import train_all
 
@@ -77,7 +78,7 @@ def measure(
 
 
 def runs_of(case: Workload, settings: StudyConfig, dataset: Dataset, base_lr: float) -> list[Run]:
-    """As many runs as the case has: two seeds, at multiples of a base learning rate."""
+    """The runs of a workload: two seeds, at multiples of a base learning rate."""
     return [
         Run(settings, dataset.meta.fingerprint, case.batch_size, base_lr * (1 + i // 2), i % 2)
         for i in range(case.lanes)
@@ -87,7 +88,7 @@ def runs_of(case: Workload, settings: StudyConfig, dataset: Dataset, base_lr: fl
 def job_of(
     case: Workload, way: Method, runs: list[Run], dataset: Dataset, folder: Path, memory: int | None
 ) -> Job:
-    """The training of a case's runs in a way, nothing of which is to stay."""
+    """A job that trains a workload's runs by a method; none of its files are kept."""
     from smallbatch.execution.watch import Watch
     from smallbatch.execution.workers import Job
     from smallbatch.placement.placement import Placement
@@ -107,15 +108,15 @@ def job_of(
 
 
 def few_updates(case: Workload) -> int:
-    """Updates of a short epoch, in which its end still weighs little."""
-    # On a GPU an update is cheap beside what the end of an epoch costs the host.
+    """The number of updates of an epoch that is short, but whose end takes little of the time."""
+    # On a GPU the end of an epoch takes as long as many updates.
     return 8 + 512 // case.batch_size if case.device == "cuda" else 1 + 32 // case.batch_size
 
 
 def _side_by_side(case: Workload, way: Method) -> int:
-    """Runs that train at the same time, where memory is no limit."""
+    """The number of runs that train at the same time, if memory is no limit."""
     if case.device == "cuda":
-        return 1  # one process: whoever trains beside this run reports with it
+        return 1  # there is one process: all runs that train beside this one report with it
     workers = min(case.workers, case.lanes)
     if way.engine == "loop":
         return workers
@@ -136,7 +137,7 @@ class _Counter:
         now = time.perf_counter()
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
-        # A worker that is slow to start is waited for; one that memory keeps idle never reports.
+        # Wait for workers that start slowly, but not for ever: with little memory some never start.
         least, wait = (2, self.seconds) if len(self.ends) >= self.expected else PATIENCE
         enough = now - start >= max(wait, self.seconds)
         if enough and min(map(len, self.ends.values())) >= least:

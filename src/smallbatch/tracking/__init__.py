@@ -1,8 +1,9 @@
 """Result files ⇄ MLflow.
 
-The files that a column leaves under `models/` are the truth; MLflow is an idempotent mirror of
-them. `sync` replays files, `LiveMirror` shows a column while it trains, `ui` serves the default
-database. Nothing here imports mlflow before it is used, and training never needs it.
+The result files of a column under `models/` are authoritative, and MLflow mirrors them. `sync`
+writes them to MLflow, and doing so again changes nothing. `LiveMirror` shows a column while it
+trains, and `ui` serves the default database. Training never needs mlflow, which is imported only
+when it is used.
 """
 
 from smallbatch.tracking.live import LiveMirror

@@ -1,9 +1,9 @@
-"""A column's best model as a loadable MLflow model: weights, signature, no pickle.
+"""The best model of a column as a loadable MLflow model: weights and signature, without pickle.
 
-`mlflow.pyfunc.load_model(uri).predict(images)` takes uint8 pixels (N, C, H, W) as they are on disk,
-normalises them and gives class probabilities (N, classes). The column's own weights file is the
-source, so logging needs neither torch nor a forward pass; `mlflow.pytorch.log_model` would import
-both torch and the model and trace it.
+`mlflow.pyfunc.load_model(uri).predict(images)` takes uint8 pixels (N, C, H, W) as in the data set,
+normalises them and returns class probabilities (N, classes). Weights are taken from the column's
+weights file, so that logging needs neither torch nor a forward pass, in contrast to
+`mlflow.pytorch.log_model`.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 LOADER = "smallbatch.tracking.loadable"
 NO_MODEL = "none"
-"""Tag value of a column in which no run finished."""
+"""The tag's value for a column in which no run finished."""
 
 _REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model needs besides weights, as `model.json` of a logged model keeps it.
+    """What a model needs besides weights; stored in `model.json` of a logged model.
 
     Attributes:
-        model: Model name of the study.
+        model: The name of the model.
         norm: Its norm.
         batch_size: m.
-        bn_batch_size: Sub-batch of ghost batch norm.
-        channels: C of the images.
-        height: H.
-        width: W.
-        mean: Per channel, of pixels / 255.
-        std: Likewise.
-        classes: Names in the order of the outputs.
+        bn_batch_size: The sub-batch of ghost batch norm.
+        channels: The channels of the images.
+        height: The height of the images.
+        width: The width of the images.
+        mean: The mean of pixels / 255, per channel.
+        std: The standard deviation of pixels / 255, per channel.
+        classes: The names of the classes, in the order of the outputs.
     """
 
     model: str
@@ -76,10 +76,10 @@ def model_facts(column: TrackedColumn) -> ModelFacts:
 
 
 def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, parent_id: str) -> str:
-    """Logs the model of highest reported accuracy to the column's parent run.
+    """Log the model with the highest reported accuracy to the column's parent run.
 
     Returns:
-        Its URI, `models:/<id>`, or `none` where no run finished.
+        Its URI, `models:/<id>`, or `none` if no run finished.
     """
     from mlflow.entities import LoggedModelOutput
 
@@ -88,10 +88,10 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
         return NO_MODEL
     client = store.client
     tags = {entries.RUN: best.info.run, entries.SYNCED: best.digest}
-    # The status is not for the filter: MLflow compares the word with a number, which sqlite answers
-    # with no, and PostgreSQL with an error.
+    # The status cannot be in the filter: MLflow compares the word with a number, which is false in
+    # sqlite and an error in PostgreSQL.
     found = client.search_logged_models([experiment_id], f"source_run_id = '{parent_id}'")
-    for earlier in found:  # left by a replay that was cut short
+    for earlier in found:  # from a replay that was interrupted
         ready = str(earlier.status) == "READY"
         if ready and earlier.tags.get(entries.SYNCED) == best.digest:
             return f"models:/{earlier.model_id}"
@@ -113,11 +113,11 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
 
 
 def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: str) -> None:
-    """Writes a column's best model as an MLflow model directory.
+    """Write the best model of a column as an MLflow model directory.
 
     Raises:
         OSError: The weights file is missing.
-        UserError: It is damaged.
+        UserError: The weights file is damaged.
     """
     import mlflow.pyfunc
     import numpy as np
@@ -154,7 +154,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
             Schema([TensorSpec(np.dtype("uint8"), image)]),
             Schema([TensorSpec(np.dtype("float32"), (-1, len(facts.classes)))]),
         ),
-        # Left to itself MLflow loads the model in a new process and asks the network.
+        # By default MLflow would load the model in a new process and access the network.
         pip_requirements=_requirements(),
         metadata=_model_metadata(column.info, best.reported_accuracy),
     )

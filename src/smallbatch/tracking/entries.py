@@ -1,9 +1,9 @@
-"""Names, params, tags and metrics under which columns and runs appear in MLflow.
+"""Names, params, tags and metrics of columns and runs in MLflow.
 
-Params hold what was asked for, metrics what was measured, by epoch; the learning rate is therefore
-the param `lr` (η = m·η̃ before the schedule) and the metric `lr` (η of an epoch's last update).
-Only finite values become metrics: MLflow stores infinity as 1.8e308, which ruins every chart, and
-a diverged run says so in its tags.
+Params hold settings, metrics hold measurements by epoch. So there is a param `lr` (η = m·η̃ before
+the schedule) and a metric `lr` (η of an epoch's last update). Only finite values become metrics,
+because MLflow would store infinity as 1.8e308, which spoils charts. The tags of a run say whether
+it diverged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARENT = "mlflow.parentRunId"
 
 EPOCH_METRICS = (*METRICS, "lr", "updates")
 FINAL_METRICS = ("train_loss", "train_accuracy", "population_test_accuracy")
-"""Values after the last update that no epoch metric repeats; logged as `final_<name>`."""
+"""Values measured once after the last update; logged as `final_<name>`."""
 
 _ENVIRONMENT_TAGS = ("device", "engine", "cpu", "gpu", "python", "torch", "smallbatch", "platform")
 
@@ -50,7 +50,7 @@ def run_name(column: ColumnInfo, run: RunInfo) -> str:
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
-    """Settings that all runs of a column share; `figure`, which may be edited, is a tag."""
+    """Settings that all runs of a column share; `figure` is a tag instead, as it may change."""
     params = {key: _text(value) for key, value in column.settings.items() if key != "figure"}
     params["dataset"] = column.dataset
     params["study"] = column.study
@@ -59,7 +59,7 @@ def column_params(column: ColumnInfo) -> dict[str, str]:
 
 
 def run_params(column: ColumnInfo, run: RunInfo) -> dict[str, str]:
-    """Everything that determines a run's result and a reader may want to sort by."""
+    """Everything that determines a run's result and that one may want to sort by."""
     params = column_params(column)
     params["base_lr"] = repr(run.base_lr)
     params["lr"] = repr(column.batch_size * run.base_lr)
@@ -71,7 +71,7 @@ def run_params(column: ColumnInfo, run: RunInfo) -> dict[str, str]:
 
 
 def column_tags(column: ColumnInfo) -> dict[str, str]:
-    """Tags of a column; its runs carry them too."""
+    """Tags of a column and of all its runs."""
     environment = column.environment
     tags = {
         COLUMN: column.key,
@@ -94,12 +94,12 @@ def column_tags(column: ColumnInfo) -> dict[str, str]:
 
 
 def run_tags(column: ColumnInfo, run: RunInfo, parent_id: str) -> dict[str, str]:
-    """Tags of a run from its creation on."""
+    """Tags of a run when it is created."""
     return {**column_tags(column), RUN: run.run, PARENT: parent_id}
 
 
 def result_tags(run: TrackedRun) -> dict[str, str]:
-    """Tags of a run that is over."""
+    """Tags of a run that has ended."""
     tags = {"smallbatch.outcome": run.record.outcome, SYNCED: run.digest}
     tags["smallbatch.parameters"] = str(run.record.parameters)
     if run.record.diverged_at is not None:
@@ -114,7 +114,7 @@ def epoch_points(row: Mapping[str, Any]) -> list[Point]:
 
 
 def result_points(run: TrackedRun) -> list[Point]:
-    """All points of a run that is over: every epoch, and its final values at the last one."""
+    """All points of a run that has ended: every epoch, and final values at the last epoch."""
     points = [point for row in run.rows for point in epoch_points(row)]
     last = int(run.rows[-1]["epoch"]) if run.rows else 0
     final = [(f"final_{key}", last, run.record.final.get(key)) for key in FINAL_METRICS]
@@ -122,11 +122,11 @@ def result_points(run: TrackedRun) -> list[Point]:
 
 
 SPEED = ("seconds", "images_per_second")
-"""Of a column's summary, what differs from one training to the next."""
+"""Metrics of a column that differ from one training to the next."""
 
 
 def column_points(column: TrackedColumn) -> list[Point]:
-    """Summary of a column that is over."""
+    """Metrics of a column that has ended."""
     best = column.best
     diverged = sum(run.record.outcome == "diverged" for run in column.runs)
     values: dict[str, Any] = {
@@ -149,7 +149,7 @@ def _finite(values: Iterable[tuple[str, int, Any]]) -> list[Point]:
 
 
 def _text(value: Any) -> str:
-    """The same text for a tuple and for the list that JSON makes of it."""
+    """The value as text; a tuple gives the same text as the list that JSON makes of it."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_text, cast("Iterable[Any]", value))) + "]"
     return str(value)

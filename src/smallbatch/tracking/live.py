@@ -1,8 +1,8 @@
-"""Showing a column in MLflow while it trains, without ever holding up the training.
+"""Shows a column in MLflow while it trains, without delaying the training.
 
-The mirror lives in a process of its own, which alone imports mlflow. The trainer hands it lines of
-JSON through a pipe that never blocks; whatever does not fit is dropped, because `finish`, or later
-`smallbatch sync`, replays the result files.
+The mirror is a separate process, the only one that imports mlflow. The trainer sends it lines of
+JSON through a pipe and never waits for it: what does not fit into a queue is dropped. Nothing is
+lost, because `finish`, or later `smallbatch sync`, replays the result files.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from smallbatch.tracking.records import ColumnInfo, RunInfo
 
 QUEUE = 4 * 2**20
-"""Most bytes waiting for the mirror; enough for tens of thousands of epochs."""
+"""Most bytes that wait for the mirror; enough for tens of thousands of epochs."""
 GIVE_UP_S = 10.0
-"""Seconds that a tracking server out of reach may take of a column's end."""
+"""Most seconds by which a tracking server that cannot be reached delays a column's end."""
 
 
 class LiveMirror:
-    """Mirrors columns as they train. No method blocks, except `finish`, and none raises.
+    """Mirrors columns while they train. Only `finish` waits, and no method raises an error.
 
     Args:
-        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+        uri: The tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
     """
 
     def __init__(self, uri: str | None = None):
@@ -53,7 +53,7 @@ class LiveMirror:
         self._send("start", asdict(column))
 
     def run_epoch(self, run: RunInfo, row: Mapping[str, Any]) -> None:
-        """An epoch ended; `row` holds its columns of `history.parquet`."""
+        """An epoch ended; `row` holds its values as in `history.parquet`."""
         with suppress(TypeError, ValueError):
             values = {
                 key: float(value)
@@ -63,16 +63,15 @@ class LiveMirror:
             self._send("epoch", {"run": asdict(run), "row": values, "time": time.time()})
 
     def finish(self, directory: Path, timeout_s: float = 60.0) -> bool:
-        """The column's result files are written: makes MLflow complete, then ends the process.
+        """Complete MLflow from the column's result files, then end the process.
 
-        A server that cannot be reached costs GIVE_UP_S at most, whether it was lost during the
-        training or only now; before its first request the process also needs its start-up, a few
-        seconds that a training longer than that hides. A server that answers, but slowly, and a
-        process that hangs cost `timeout_s` at most.
+        This takes at most GIVE_UP_S if the server cannot be reached, and at most `timeout_s` if it
+        answers slowly or the process hangs. After a very short training, the start of the process,
+        a few seconds, is also waited for.
 
         Args:
             directory: The column's directory.
-            timeout_s: Seconds to wait at most.
+            timeout_s: Most seconds to wait.
 
         Returns:
             Whether MLflow is complete. If not, one line on stderr says so.
@@ -90,7 +89,10 @@ class LiveMirror:
         return False
 
     def abort(self) -> None:
-        """The column ends without result files: its runs get marked as killed, behind our back."""
+        """The column ends without result files: let the process mark its runs as killed.
+
+        The process does so on its own, after this method has returned.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -98,8 +100,8 @@ class LiveMirror:
         with suppress(OSError):
             for pipe in (process.stdin, process.stdout):
                 if pipe:
-                    pipe.close()  # the process reads the end of its input and leaves
-        # Its exit status is of no interest, and waiting for it would block.
+                    pipe.close()  # at the end of its input the process marks the runs and ends
+        # The process is not waited for; without an exit status Python would warn about it.
         process.returncode = 0
 
     def _launch(self) -> None:
@@ -109,7 +111,7 @@ class LiveMirror:
             **os.environ,
             "PYTHONPATH": path,
             "MLFLOW_TRACKING_URI": self._uri,
-            # A server that hangs is given up after both attempts: GIVE_UP_S.
+            # Two attempts of 5 s each: together GIVE_UP_S.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
             "OMP_NUM_THREADS": "1",
@@ -118,7 +120,7 @@ class LiveMirror:
         self._waiting.clear()
         self._size = 0
         try:
-            # -P: folders such as ./data and ./models are no packages.
+            # -P: without it, folders such as ./data and ./models could be imported as packages.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "smallbatch.tracking.live_process"],
                 stdin=subprocess.PIPE,
@@ -158,12 +160,12 @@ class LiveMirror:
                     self._waiting.popleft()
         except BlockingIOError:
             return
-        except (OSError, ValueError):  # the process is gone; `finish` will say so
+        except (OSError, ValueError):  # the process has ended; `finish` will report it
             self._waiting.clear()
             self._size = 0
 
     def _reply(self, timeout_s: float) -> str | None:
-        """Waits for the answer to `finish`: None for success, else what went wrong."""
+        """Wait for the answer to `finish`: None for success, else what went wrong."""
         process = self._process
         if process is None or process.stdout is None:
             return "its mirror process did not start"

@@ -1,7 +1,7 @@
-"""The process behind `LiveMirror`: reads lines of JSON, writes to MLflow in batches.
+"""The process behind `LiveMirror`: reads lines of JSON and writes to MLflow in batches.
 
-A fresh interpreter rather than a fork: it inherits neither threads nor CUDA state, and the end of
-its input tells it that the trainer is gone.
+It is a new interpreter, not a fork, so that it inherits neither threads nor CUDA state. When its
+input ends, the trainer has ended.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 FLUSH_S = 5.0
 """Seconds between batches."""
 RETRY_S = 15.0
-"""Seconds of rest after the store failed."""
+"""Seconds before a store that failed is used again."""
 PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""For the replay at the end, once the store has answered: uploads may take their time."""
+"""Timeout of a request in the final replay, where uploads may be slow."""
 LEAVE_S = 15.0
-"""Seconds that a process without a trainer may take to leave."""
+"""Most seconds that the process lives after its trainer."""
 
 Message = dict[str, Any]
 
 
 class LiveColumn:
-    """A column that trains: what to log next, and where."""
+    """A column that trains, with the epochs that are still to be logged."""
 
     def __init__(self, column: ColumnInfo):
         self.column = column
@@ -50,19 +50,20 @@ class LiveColumn:
         self._waiting: dict[RunInfo, list[tuple[Mapping[str, Any], int]]] = {}
 
     def add(self, message: Message) -> None:
-        """Takes in an epoch."""
+        """Add an epoch to those that are to be logged."""
         run = RunInfo(**message["run"])
         self._waiting.setdefault(run, []).append((message["row"], round(message["time"] * 1000)))
 
     def flush(self, store: Store) -> None:
-        """Logs all that waits; what fails waits on, with the same timestamps."""
-        # Alone, or a mirror that dies and the one of the resumed training would both create runs.
+        """Log all waiting epochs; those that fail keep waiting, with their timestamps."""
+        # With a lock: otherwise this mirror, if it is dying, and that of the resumed training could
+        # both create the same runs.
         with exclusive(store.uri, self.column.experiment):
             self._flush(store)
 
     def _flush(self, store: Store) -> None:
         parent_id = self._parent_id or self._open(store)
-        # Unset until all is logged: after a failure, what the store has is looked up anew.
+        # Cleared until all is logged, so that after a failure the store is searched anew.
         self._parent_id = None
         for run in list(self._waiting):
             rows = self._waiting[run]
@@ -72,8 +73,8 @@ class LiveColumn:
         self._parent_id = parent_id
 
     def kill(self, store: Store) -> None:
-        """Marks what this process left running as killed."""
-        with exclusive(store.uri, self.column.experiment):  # somebody may be ending it just now
+        """Mark the runs that this process left running as killed."""
+        with exclusive(store.uri, self.column.experiment):  # another process may just complete them
             for run_id in [*self._ids.values(), *filter(None, [self._parent_id])]:
                 if store.client.get_run(run_id).info.status == "RUNNING":
                     store.client.set_terminated(run_id, "KILLED")
@@ -82,7 +83,7 @@ class LiveColumn:
         self._experiment_id = store.experiment_id(self.column.experiment)
         key = self.column.key
         self._existing = mirror.find_existing(store, self._experiment_id, key)
-        self._ids.clear()  # a replay beside us may have thrown one of two away
+        self._ids.clear()  # a replay may meanwhile have deleted one of two equal runs
         parent = self._existing.columns.get(key)
         if parent is None:
             now = round(time.time() * 1000)
@@ -92,11 +93,11 @@ class LiveColumn:
         parent_id = parent.info.run_id
         store.client.update_run(parent_id, "RUNNING")
         if entries.SYNCED in parent.data.tags:
-            store.client.delete_tag(parent_id, entries.SYNCED)  # or no replay would end it again
+            store.client.delete_tag(parent_id, entries.SYNCED)  # else no replay would complete it
         return parent_id
 
     def _is_complete(self, run: RunInfo) -> bool:
-        """Whether MLflow has this run from its result files; the next replay compares them."""
+        """Whether the run was replayed from result files; the next replay compares it again."""
         existing = self._existing.runs.get((self.column.key, run.run))
         return existing is not None and entries.SYNCED in existing.data.tags
 
@@ -117,7 +118,7 @@ class LiveColumn:
         seen.update((point.key, point.step) for point in points)
 
     def _adopt(self, store: Store, parent_id: str, run: RunInfo, now_ms: int) -> str:
-        """Finds or creates the run; its id."""
+        """Find or create the run in MLflow, and return its id."""
         existing = self._existing.runs.get((self.column.key, run.run))
         if existing is None:
             self._seen[run.run] = set()
@@ -132,9 +133,9 @@ class LiveColumn:
 
 
 class Mirror:
-    """Handles messages one after another; a failing store is left alone for a while.
+    """Handles messages one after another; does not use a store for a while after it failed.
 
-    Tells the trainer whether the store can be reached, and why MLflow is incomplete at the end.
+    Tells the trainer whether the store can be reached, and at the end why MLflow is incomplete.
     """
 
     def __init__(self, uri: str, answers: TextIO):
@@ -146,7 +147,7 @@ class Mirror:
         self._reached: bool | None = None
 
     def handle(self, message: Message) -> None:
-        """Acts on one message from the trainer."""
+        """Act on a message from the trainer."""
         kind = message.pop("kind")
         if kind == "start":
             self._column = LiveColumn(ColumnInfo(**message))
@@ -154,7 +155,7 @@ class Mirror:
         elif kind == "epoch" and self._column:
             self._column.add(message)
         elif kind == "finish":
-            self._column = None  # the files hold all that still waits
+            self._column = None  # epochs that still wait are in the result files
             error = _reason(self._probe)
             if error is None:
                 os.environ.update(PATIENT)
@@ -162,17 +163,17 @@ class Mirror:
             self._answer(error=error)
 
     def tick(self) -> None:
-        """Flushes when it is time to."""
+        """Log waiting epochs if it is time."""
         if self._column is None or time.monotonic() < self._due:
             return
         reached = _reason(self._flush) is None
-        if reached != self._reached:  # nobody reads before the end, so the pipe must not fill
+        if reached != self._reached:  # only on changes: the trainer reads them at the end only
             self._reached = reached
             self._answer(reached=reached)
         self._due = time.monotonic() + (FLUSH_S if reached else RETRY_S)
 
     def leave(self) -> None:
-        """The trainer is gone."""
+        """Called when the trainer has ended."""
         if self._column and self._store:
             column, store = self._column, self._store
             _reason(lambda: column.kill(store))
@@ -195,13 +196,13 @@ class Mirror:
 
 
 def main() -> None:
-    """Runs until the input ends."""
-    os.nice(19)  # the cores are the workers'
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's; its end is ours
+    """Handle messages until the input ends."""
+    os.nice(19)  # the workers need the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the trainer ends, and so the input
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # so that text that a library prints is not read as an answer
     state = Mirror(tracking_uri(), answers)
     while True:
         try:
@@ -217,17 +218,17 @@ def main() -> None:
 
 
 def _read(inbox: queue.SimpleQueue[Message | None], parent: int) -> None:
-    """Drains the pipe, so that the trainer never finds it full; at its end, sets a limit."""
+    """Read the pipe at once, so that it is never full; after its end, wait LEAVE_S and exit."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     for line in sys.stdin:
         inbox.put(json.loads(line))
     inbox.put(None)
     time.sleep(LEAVE_S)
-    os._exit(1)  # the store hangs, and nobody waits for it
+    os._exit(1)  # the store hangs
 
 
 def _watch(parent: int) -> None:
-    # Workers forked by the trainer may hold its end of the pipe open when it is gone.
+    # The pipe may stay open after the trainer's end, because its forked workers have it too.
     while os.getppid() == parent:
         time.sleep(1.0)
     time.sleep(LEAVE_S)
@@ -235,7 +236,7 @@ def _watch(parent: int) -> None:
 
 
 def _reason(action: Callable[[], object]) -> str | None:
-    """Runs an action; in one line what went wrong, None if nothing did."""
+    """Run an action and return in one line what went wrong, or None."""
     try:
         action()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The model that `mlflow.pyfunc.load_model` gives back: raw pixels in, class probabilities out."""
+"""The model that `mlflow.pyfunc.load_model` returns: raw pixels in, class probabilities out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 256
-"""Images in one forward pass; evaluation mode, so it does not change the result."""
+"""Images in one forward pass; does not affect results, as the model is in evaluation mode."""
 
 
 class LoadableModel:
     """A trained model with its normalisation.
 
     Attributes:
-        network: The torch model in evaluation mode; takes normalised images, gives logits.
-        classes: Class names in the order of the outputs.
+        network: The torch model in evaluation mode: normalised images in, logits out.
+        classes: The names of the classes, in the order of the outputs.
     """
 
     def __init__(self, directory: Path):
@@ -45,7 +45,7 @@ class LoadableModel:
         self.network.eval()
         self._mean = torch.tensor(facts["mean"]).view(1, -1, 1, 1)
         std = torch.tensor(facts["std"]).view(1, -1, 1, 1)
-        self._std = torch.where(std > 0, std, 1.0)  # as in training: a channel may be constant
+        self._std = torch.where(std > 0, std, 1.0)  # as in training, for constant channels
 
     def predict(
         self,
@@ -71,10 +71,10 @@ class LoadableModel:
         return torch.cat(parts).numpy()
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """What the network was trained on: (pixels / 255 − mean) / std, per channel."""
+        """Normalise as in training: (pixels / 255 − mean) / std, per channel."""
         return (images.float() / 255 - self._mean) / self._std
 
 
 def _load_pyfunc(path: str) -> LoadableModel:  # pyright: ignore[reportUnusedFunction]
-    """MLflow's hook: the model in the directory `path`."""
+    """Called by MLflow: the model in the directory `path`."""
     return LoadableModel(Path(path))

@@ -1,4 +1,4 @@
-"""Writing columns and runs to a tracking store so that each appears exactly once."""
+"""Writes columns and runs to a tracking store, so that each appears exactly once."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 _Key = TypeVar("_Key")
 
 BATCH = 800
-"""Metric points in one request; MLflow takes 1000 values, params and tags included."""
+"""Metric points in one request; MLflow allows 1000 values, including params and tags."""
 
 
 @dataclass
 class SyncReport:
-    """What a replay found and did; the second time, zeros but `columns` and `unchanged`.
+    """What a replay found and did.
 
     Attributes:
         columns: Columns found.
-        runs_created: MLflow runs created, the columns' parent runs included.
-        runs_updated: Runs that were there, incomplete, and are complete now.
+        runs_created: MLflow runs created, including the columns' parent runs.
+        runs_updated: MLflow runs that existed and were completed.
         points_logged: Metric points logged.
-        unchanged: Runs that were complete already.
+        unchanged: MLflow runs that were complete already.
     """
 
     columns: int = 0
@@ -46,13 +46,13 @@ class SyncReport:
 
 @dataclass
 class Existing:
-    """What an experiment holds already.
+    """What an experiment contains already.
 
     Attributes:
         columns: The parent run of each column, by column key.
-        runs: The run of each column key and run hash.
-        doubled: Ids of others that are the same column or run: an unanswered request to create one
-            is repeated, and a server that was only slow carries out both.
+        runs: The runs, by column key and run hash.
+        doubled: The ids of further MLflow runs for the same column or run. They arise when a slow
+            server answers too late: the request is repeated, and the server carries out both.
     """
 
     columns: dict[str, Run] = field(default_factory=dict[str, "Run"])
@@ -60,7 +60,7 @@ class Existing:
     doubled: list[str] = field(default_factory=list[str])
 
     def add(self, run: Run) -> None:
-        """Takes in a run; of those that are the same, a complete one counts, else the first."""
+        """Add an MLflow run; of equal ones, a complete one is kept, otherwise the first."""
         tags = run.data.tags
         if entries.RUN in tags:
             self._add(self.runs, (tags[entries.COLUMN], tags[entries.RUN]), run)
@@ -77,7 +77,7 @@ class Existing:
 
 
 def find_existing(store: Store, experiment_id: str, column_key: str | None = None) -> Existing:
-    """One search of an experiment, or of one column in it."""
+    """Search an experiment, or only one column in it."""
     existing = Existing()
     filter_string = f"tags.`{entries.COLUMN}` = '{column_key}'" if column_key else ""
     token: str | None = None
@@ -93,7 +93,7 @@ def find_existing(store: Store, experiment_id: str, column_key: str | None = Non
 
 
 def discard_doubled(store: Store, existing: Existing) -> None:
-    """Moves what is there twice to MLflow's trash."""
+    """Move doubled runs to MLflow's trash."""
     while existing.doubled:
         store.client.delete_run(existing.doubled.pop())
 
@@ -107,7 +107,7 @@ def create(
     run: RunInfo | None = None,
     parent_id: str = "",
 ) -> str:
-    """Creates the MLflow run of a run, or with `run` left out of a column; its id."""
+    """Create the MLflow run of a run, or of a column if `run` is None, and return its id."""
     created = store.client.create_run(
         experiment_id,
         start_time=started_ms,
@@ -126,13 +126,13 @@ def log(
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Logs in as few requests as MLflow allows; the tags with the last, after all points.
+    """Log in as few requests as possible; the tags come last, after all points.
 
     Args:
         store: The store.
-        run_id: The run.
+        run_id: The id of the MLflow run.
         points: Metric values.
-        when_ms: Their timestamps, by step.
+        when_ms: The timestamps of the points, by step.
         params: Params.
         tags: Tags.
     """
@@ -151,12 +151,12 @@ def log(
 
 
 def logged_metrics(store: Store, run_id: str, names: Iterable[str]) -> list[Metric]:
-    """Every value that a run holds of these metrics."""
+    """All values that a run has of these metrics."""
     return [metric for name in names for metric in store.client.get_metric_history(run_id, name)]
 
 
 class ColumnWriter:
-    """Brings one column of a store in line with its result files."""
+    """Makes one column of a store equal to its result files."""
 
     def __init__(self, store: Store, experiment_id: str, existing: Existing, report: SyncReport):
         self.store = store
@@ -165,7 +165,7 @@ class ColumnWriter:
         self.report = report
 
     def write(self, column: TrackedColumn) -> None:
-        """Writes what is missing: runs, then the column's summary, its best model and the mark."""
+        """Write what is missing: runs, then the column's metrics, best model and tag."""
         info = column.info
         parent = self.existing.columns.get(info.key)
         parent_id = (
@@ -179,7 +179,7 @@ class ColumnWriter:
             self.report.unchanged += 1
             return
         shown = parent.data.metrics if parent else {}
-        # A replay that was cut short after its points, before its mark, has logged a speed already.
+        # An interrupted replay has logged the speed, but not the tag.
         settled = () if parent and entries.SYNCED in parent.data.tags else entries.SPEED
         points = [
             point
@@ -204,7 +204,7 @@ class ColumnWriter:
         logged: list[Metric] = []
         if existing is not None:
             run_id = existing.info.run_id
-            if existing.data.tags.get(entries.PARENT) != parent_id:  # it was one of two
+            if existing.data.tags.get(entries.PARENT) != parent_id:  # its parent was doubled
                 self.store.client.set_tag(run_id, entries.PARENT, parent_id)
             synced = existing.data.tags.get(entries.SYNCED)
             if synced == run.digest:
@@ -212,7 +212,7 @@ class ColumnWriter:
                 return
             logged = logged_metrics(self.store, run_id, existing.data.metrics)
             if synced or _contradicts(logged, run):
-                # Trained again with other results: the files win, MLflow's trash keeps the old run.
+                # Trained again with other results: the files are right, the old run is deleted.
                 self.store.client.delete_run(run_id)
                 existing, logged = None, []
         run_id = (
@@ -231,8 +231,8 @@ class ColumnWriter:
         missing = [it for it in entries.result_points(run) if (it.key, it.step) not in held]
         when_ms = run.timestamps_ms({metric.step: metric.timestamp for metric in logged})
         if existing and any(point.key in entries.EPOCH_METRICS for point in missing):
-            # What a live mirror sent and gave up may arrive only now, with other timestamps, and
-            # then is doubled: before the run counts as complete, another look.
+            # Points that a live mirror sent and gave up may arrive only now, with other timestamps,
+            # and are then doubled. So the run is checked again before it counts as complete.
             log(self.store, run_id, missing, when_ms)
             names = {*existing.data.metrics, *(point.key for point in missing)}
             if _contradicts(logged_metrics(self.store, run_id, names), run):
@@ -261,12 +261,13 @@ class ColumnWriter:
         params: Mapping[str, str],
         tags: Mapping[str, str],
     ) -> None:
-        """Ends a run. MLflow takes a data set or a param that it has as no change."""
+        """End a run. MLflow ignores a data set or a param that the run has already."""
         _log_dataset(self.store, run_id, column)
         started = existing.info.start_time if existing else None
         ended_ms = max(*when_ms.values(), started or 0)
         self.store.client.set_terminated(run_id, "FINISHED", end_time=ended_ms)
-        # The mark of completeness comes with the last points: a replay cut short is taken up again.
+        # The tag that marks a run as complete comes with the last points, so that an interrupted
+        # replay is continued by the next one.
         log(self.store, run_id, points, when_ms, params=params, tags=tags)
         self.report.points_logged += len(points)
         if existing:
@@ -276,7 +277,7 @@ class ColumnWriter:
 
 
 def _contradicts(logged: list[Metric], run: TrackedRun) -> bool:
-    """Whether a store holds a value of this run that its result files do not, or one twice."""
+    """Whether a store has a value that differs from the result files, or has one twice."""
     true = {(it.key, it.step): it.value for it in entries.result_points(run)}
     places = [(metric.key, metric.step) for metric in logged]
     return len(set(places)) < len(places) or any(
@@ -290,7 +291,7 @@ def _log_dataset(store: Store, run_id: str, column: ColumnInfo) -> None:
 
     dataset = Dataset(
         name=column.dataset,
-        # MLflow keeps 36 characters; the tag `smallbatch.fingerprint` holds all 64.
+        # MLflow allows 36 characters; the tag `smallbatch.fingerprint` has all 64.
         digest=column.fingerprint[:36],
         source_type="local",
         source=json.dumps({"uri": f"data/prepared/{column.dataset}", "source": column.source}),

@@ -1,4 +1,4 @@
-"""What the mirror knows about a column and its runs, told live or read from result files."""
+"""What the mirror knows of a column and its runs, from the trainer or from result files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ class ColumnInfo:
     """All runs of one study at one batch size, as far as known before the first update.
 
     Attributes:
-        dataset: Name of the data set.
-        fingerprint: SHA-256 of the data set's content, in hex.
-        study: Name of the study.
+        dataset: The name of the data set.
+        fingerprint: The SHA-256 of the data set's content, in hex.
+        study: The name of the study.
         batch_size: Examples per update, m.
         settings: Every field of the study's configuration.
-        source: Where the data came from, such as `cifar10`; empty when unknown.
+        source: Where the data came from, such as `cifar10`; empty if unknown.
         stage: The DVC stage, `train@<study>-<m>`; None outside a pipeline.
         single: Outside a pipeline, the hash of the column's only run; else None.
-        environment: What `timing.json` says of machine, versions, git and engine, as known so far.
-        protocol: Version of the training protocol.
+        environment: The entries of `timing.json` on machine, versions, git and engine, as far as
+            known.
+        protocol: The version of the training protocol.
     """
 
     dataset: str
@@ -49,15 +50,15 @@ class ColumnInfo:
 
     @property
     def experiment(self) -> str:
-        """Name of the MLflow experiment: one per data set and study."""
+        """The name of the MLflow experiment; there is one per data set and study."""
         return f"{self.dataset}/{self.study}"
 
     @property
     def key(self) -> str:
-        """16 hex digits that name the column.
+        """16 hex digits that identify the column.
 
-        They cover what its runs share: all but base_lr, seed and `figure`, which is a label. A
-        single run, which has its result directory to itself, shares its column with no other.
+        They depend on what its runs share, except `figure`, which is only a label. A single run
+        outside a pipeline has a column of its own.
         """
         settings = {key: value for key, value in self.settings.items() if key != "figure"}
         shared = [self.dataset, self.fingerprint, self.study, self.batch_size, settings]
@@ -71,9 +72,9 @@ class RunInfo:
     Attributes:
         run: The run's hash.
         base_lr: η̃.
-        seed: Seed of weights, order and augmentation.
-        updates: Planned number of updates.
-        bn_batch_size: Sub-batch of ghost batch norm.
+        seed: The seed of weights, order and augmentation.
+        updates: The planned number of updates.
+        bn_batch_size: The sub-batch of ghost batch norm.
     """
 
     run: str
@@ -85,15 +86,15 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run as its result files tell it.
+    """One run, read from its result files.
 
     Attributes:
         info: The run.
         record: Its entry in `runs.json`.
-        rows: One mapping per epoch, in order, with the numeric columns of `history.parquet`.
+        rows: The numeric columns of `history.parquet`, one mapping per epoch, in order.
         reported_accuracy: The paper's measure; None for a diverged run.
-        started_ms: Start in milliseconds since 1970; 1 when `timing.json` does not tell.
-        ended_ms: End, likewise.
+        started_ms: The start, in milliseconds since 1970; 1 if `timing.json` does not have it.
+        ended_ms: The end, likewise.
     """
 
     info: RunInfo
@@ -105,15 +106,15 @@ class TrackedRun:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the run's result: changes when, and only when, that does."""
+        """SHA-256 of the run's result."""
         return _digest([self.record.model_dump(), self.rows])
 
     def timestamps_ms(self, known: Mapping[int, int]) -> dict[int, int]:
-        """When each epoch (1-based) ended, in milliseconds since 1970; never before the last one.
+        """When each epoch (1-based) ended, in milliseconds since 1970; never decreases.
 
         Args:
-            known: The same of epochs that were logged as they ended. Between them, and between
-                start and end, epochs are taken as equally long.
+            known: The ends of epochs that were logged when they ended. The other epochs are taken
+                to be equally long between these, the start and the end.
         """
         import numpy as np
 
@@ -127,14 +128,14 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrackedColumn:
-    """One column directory, read.
+    """One column, read from its directory.
 
     Attributes:
         info: The column.
         dataset: What is known of its data.
-        directory: Where it lies.
+        directory: The directory.
         runs: Its runs in the order of `runs.json`.
-        timing: The `column` part of `timing.json`; empty when missing.
+        timing: The `column` entry of `timing.json`; empty if missing.
     """
 
     info: ColumnInfo
@@ -145,7 +146,7 @@ class TrackedColumn:
 
     @cached_property
     def digest(self) -> str:
-        """Changes when any run's result does."""
+        """SHA-256 of the results of all runs."""
         return _digest(sorted(run.digest for run in self.runs))
 
     @property
@@ -160,7 +161,7 @@ class TrackedColumn:
 
     @property
     def best(self) -> TrackedRun | None:
-        """The run of highest reported accuracy; of equals the smallest base_lr, then seed."""
+        """The run with the highest reported accuracy; of equals the smallest base_lr, then seed."""
         scored = [
             (-run.reported_accuracy, run.info.base_lr, run.info.seed, run)
             for run in self.runs
@@ -170,7 +171,7 @@ class TrackedColumn:
 
 
 def read_column(directory: Path) -> TrackedColumn:
-    """A column from its result files.
+    """Read a column from its result files.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -221,7 +222,7 @@ def _column_info(record: results.ColumnRecord, timing: results.Timing) -> Column
 
 
 def _milliseconds(moment: str | None) -> int:
-    """Milliseconds since 1970; 1 when unknown, because MLflow reads 0 as "now"."""
+    """Milliseconds since 1970; 1 if unknown, because MLflow reads 0 as "now"."""
     return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else 1
 
 

@@ -1,4 +1,4 @@
-"""Opening the tracking store: which one, initialised once, with bounded waiting."""
+"""Opens the tracking store: finds its URI, initialises it once, and limits waiting."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own defaults let an absent server hold its caller for minutes.
+    # By default MLflow waits for minutes for a server that cannot be reached.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
-# Up to the last @: SQLAlchemy takes a password with slashes as it stands.
+# Up to the last @, because SQLAlchemy accepts a password with slashes.
 _USER_INFO = re.compile(r"(?<=://)[^/?\s][^?\s]*@")
 _QUERY_SECRET = re.compile(r"([?&]\w*(?:password|token|secret)=)([^&\s]*)", re.IGNORECASE)
 
@@ -44,9 +44,9 @@ class Store:
     """An open tracking store.
 
     Attributes:
-        uri: Its tracking URI.
+        uri: The tracking URI.
         client: MLflow's client for it.
-        artifacts: Folder for the artifacts of new experiments; None when the server decides.
+        artifacts: The folder for artifacts of new experiments; None if the server decides.
     """
 
     uri: str
@@ -54,7 +54,7 @@ class Store:
     artifacts: Path | None
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of that name: found, brought back if deleted, or created."""
+        """The experiment with this name, which is restored if deleted, or created."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
@@ -79,7 +79,7 @@ def tracking_uri(uri: str | None = None) -> str:
 
 
 def open_store(uri: str | None = None) -> Store:
-    """Opens a tracking store; initialises an sqlite database on its first opening.
+    """Open a tracking store; an sqlite database is initialised when it is opened first.
 
     Raises:
         mlflow.exceptions.MlflowException: MLflow refuses the URI or the database.
@@ -90,27 +90,27 @@ def open_store(uri: str | None = None) -> Store:
         database = sqlite_path(uri)
         if database is None:
             return Store(uri, _open_shared(uri), None)
-        uri = f"sqlite:///{database}"  # MLflow keeps stores by URI, whatever directory it meant
+        uri = f"sqlite:///{database}"  # absolute, as MLflow caches stores by URI
         with _quiet("mlflow", "alembic"):
             client = _open_sqlite(database, uri)
     return Store(uri, client, database.parent / ARTIFACTS)
 
 
 def prepare_environment() -> None:
-    """Sets MLflow's switches (no telemetry, bounded retries) unless the user has."""
+    """Set MLflow's switches (no telemetry, limited retries) unless the user has set them."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Absolute path of the database that an sqlite URI names; None for any other URI."""
+    """Absolute path of the database in an sqlite URI; None for any other URI."""
     prefix = "sqlite:///"
     return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
 
 
 @contextmanager
 def unwarned() -> Generator[None]:
-    """Silences warnings: MLflow's are about its dependencies, or advice that is not for users."""
+    """Hide warnings: MLflow's are about its dependencies, or advice that does not help users."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -118,9 +118,9 @@ def unwarned() -> Generator[None]:
 
 @contextmanager
 def exclusive(uri: str, purpose: str) -> Generator[None]:
-    """Holds off other processes of this machine that name the same store and purpose.
+    """Keep other processes of this machine from using the same store for the same purpose.
 
-    The lock files lie in the temporary directory: nothing appears beside the user's files.
+    The lock files are in the temporary directory, not beside the user's files.
     """
     name = f"{sqlite_path(uri) or uri}\n{purpose}"
     folder = Path(tempfile.gettempdir()) / f"smallbatch-{os.getuid()}"
@@ -131,12 +131,12 @@ def exclusive(uri: str, purpose: str) -> Generator[None]:
 
 
 def shown(uri: str) -> str:
-    """A tracking URI without its secrets, for messages."""
+    """A tracking URI without secrets, for messages."""
     return _QUERY_SECRET.sub(r"\1…", _USER_INFO.sub("…@", uri))
 
 
 def hidden(text: str, uri: str) -> str:
-    """The first line of a message, without the secrets of a tracking URI that it may quote."""
+    """The first line of a message, without secrets of a tracking URI that it may quote."""
     found = _USER_INFO.search(uri)
     told = [found[0][:-1].partition(":")[2]] if found else []
     told += [secret for _, secret in _QUERY_SECRET.findall(uri)]
@@ -151,8 +151,8 @@ def _open_shared(uri: str) -> MlflowClient:
 
     if uri.startswith(("http://", "https://")):
         return MlflowClient(uri, registry_uri=uri)
-    # As with sqlite: of processes that make the tables together, all but one fail. The first of
-    # the tables are made when the client is.
+    # Only one process can create the tables; others that try at the same time fail. The first
+    # tables are created together with the client.
     with exclusive(uri, "initialise"):
         client = MlflowClient(uri, registry_uri=uri)
         client.search_experiments(max_results=1)
@@ -164,22 +164,22 @@ def _open_sqlite(database: Path, uri: str) -> MlflowClient:
 
     if _is_initialised(database):
         return MlflowClient(uri, registry_uri=uri)
-    # Processes that open a fresh database together fail with "table already exists".
+    # Processes that open a new database at the same time fail with "table already exists".
     with exclusive(uri, "initialise"):
         if not database.exists():
             _create_sqlite(database)
         client = MlflowClient(uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         connection = sqlite3.connect(database, timeout=5)
-        # Halves the time of a write; stays in the file, and so marks it as initialised. It fails
-        # where another program holds the database: slower, no harm.
+        # Halves the time of a write. The setting stays in the file and so marks it as initialised.
+        # It fails while another program uses the database; writes are then slower.
         with closing(connection), suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode=WAL")
     return client
 
 
 def _create_sqlite(database: Path) -> None:
-    """Make the tables aside: a process killed half-way would leave a file nobody can open."""
+    """Create the tables in a temporary file, as an incomplete database could not be opened."""
     from mlflow.tracking import MlflowClient
 
     aside = database.with_name(f".{database.name}.new")
@@ -196,7 +196,7 @@ def _is_initialised(database: Path) -> bool:
     with closing(sqlite3.connect(database, timeout=5)) as connection:
         try:
             return connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        except sqlite3.DatabaseError:  # MLflow words this better
+        except sqlite3.DatabaseError:  # MLflow gives a better message
             return False
 
 

@@ -1,4 +1,4 @@
-"""Replaying result files into MLflow."""
+"""Replays result files into MLflow."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
-    """Brings MLflow in line with every complete column at or below `paths`.
+    """Make MLflow equal to every complete column at or below `paths`.
 
-    Runs are recognised by their hash. A run that MLflow lacks is created, one that was logged in
-    part (while it trained, or by a replay cut short) is completed, a complete one is left alone:
-    a second call changes nothing. Where a column was trained again with other results, as on other
-    hardware, the files win: the run is logged anew and the old one goes to MLflow's trash.
+    Runs are recognised by their hash. A missing run is created, an incomplete one (from a training
+    or an interrupted replay) is completed, and a complete one is not changed, so that a second call
+    changes nothing. If a column was trained again with other results, for example on other
+    hardware, the run is logged anew, and the old one goes to MLflow's trash.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
-        uri: Tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+        uri: The tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
 
     Raises:
         UserError: A path or a result file is bad, or the tracking store cannot be used.
@@ -45,7 +45,7 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     try:
         with unwarned():
             _replay(columns, uri, report)
-    # requests' errors, which artifact uploads let through, are OSErrors.
+    # Artifact uploads raise errors of requests, which are OSErrors.
     except (
         mlflow_exceptions.MlflowException,
         database_exceptions.SQLAlchemyError,
@@ -63,7 +63,7 @@ def _replay(columns: list[TrackedColumn], uri: str, report: SyncReport) -> None:
         experiments.setdefault(column.info.experiment, []).append(column)
     for name, own in experiments.items():
         experiment_id = store.experiment_id(name)
-        # One process at a time, or both would create what neither has found.
+        # One process at a time, because two could create the same runs.
         with exclusive(uri, name):
             key = own[0].info.key if len(own) == 1 else None
             existing = find_existing(store, experiment_id, key)

@@ -1,4 +1,4 @@
-"""The MLflow UI on the local tracking database."""
+"""Serves the MLflow UI for the local tracking database."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ HOST = "127.0.0.1"
 
 
 def ui(port: int = 5000) -> NoReturn:
-    """Replaces this process by `mlflow server` on the local database.
+    """Replace this process by `mlflow server` on the local database.
 
     Args:
-        port: TCP port on the loopback address: the UI has no log-in.
+        port: The TCP port on the loopback address, as the UI has no log-in.
 
     Raises:
-        UserError: The tracking URI names a server, which has its own UI, or the port is taken.
+        UserError: The tracking URI is that of a server, which has its own UI, or the port is taken.
     """
     uri = tracking_uri()
     database = sqlite_path(uri)
@@ -32,12 +32,12 @@ def ui(port: int = 5000) -> NoReturn:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
-    open_store(uri)  # before the server's several workers race to initialise a fresh database
+    open_store(uri)  # initialises a new database before the server's workers do so at once
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    # Without this the UI opens on its view for language models.
+    # Otherwise the UI opens with its view for language models.
     print(f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning")
     print("In an experiment: Model training (top left), then Runs.", flush=True)
     os.execv(sys.executable, command)  # noqa: S606 - no shell wanted

@@ -1,4 +1,4 @@
-"""The `stacked` engine: the runs of a column computed together, each in a lane of its own."""
+"""The `stacked` engine, which computes many runs of a column together, each in its own lane."""
 
 from smallbatch.engines.lanes.trainer import lane_bytes, train_lanes
 

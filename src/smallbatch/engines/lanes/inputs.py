@@ -1,4 +1,4 @@
-"""What the lanes get at each update, from tables on their device: examples and learning rates."""
+"""The examples and learning rates that the lanes read at each update, as tables on the device."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from smallbatch.protocol.stream import epoch_examples, join
 
 
 class Shared(NamedTuple):
-    """Images that several lanes see.
+    """Batches of images, each of which several lanes see.
 
     Attributes:
         images: (S, m, C, H, W), one batch for each seed.
-        lanes: how many lanes, next to each other, see each of them; they add up to K.
-        source: the same for kernels: which of the S each lane sees, int64 (K,).
+        lanes: The number of lanes that see each batch; these lanes are neighbours. The numbers add
+            up to K.
+        source: The batch that each lane sees, int64 (K,): the same as ``lanes``, for kernels.
     """
 
     images: Tensor
@@ -29,30 +30,33 @@ class Shared(NamedTuple):
     source: Tensor
 
     def placed(self) -> list[tuple[Tensor, slice]]:
-        """Images (m, C, H, W) and which lanes see them."""
+        """Each batch (m, C, H, W) with the lanes that see it."""
         ends = [sum(self.lanes[: i + 1]) for i in range(len(self.lanes))]
         slices = [slice(end - count, end) for end, count in zip(ends, self.lanes, strict=True)]
         return list(zip(self.images, slices, strict=True))
 
 
 def seen_by_all(images: Tensor, lanes: int) -> Shared:
-    """One batch (m, C, H, W) for all lanes."""
+    """One batch (m, C, H, W) that all lanes see."""
     source = torch.zeros(lanes, dtype=torch.int64, device=images.device)
     return Shared(images[None], (lanes,), source)
 
 
 class Tables:
-    """An epoch's batches and learning rates, and the device's own count of the updates in it.
+    """The batches and learning rates of an epoch, and the number of its updates done so far.
 
-    Everything stays where it is in memory while epochs pass: `load` overwrites the tables, and
-    `next` reads the row that the counter names, so a captured step finds the next update's. The
-    counter is moved on by whoever ends the update.
+    The tables and the counter keep their places in memory from epoch to epoch, so that a captured
+    step finds them: `load` overwrites the tables, `next` reads the row given by the counter, and
+    the step's tail increases the counter.
 
     Args:
-        runs: of one column, those of one seed next to each other.
-        data: the resident data set.
-        dtype: of the learning rates.
-        fused: whether a Triton kernel gathers the images, channels last in memory.
+        runs: The runs, all of one study and batch size; runs of one seed are next to each other.
+        data: The resident data set.
+        dtype: The dtype of the learning rates.
+        fused: Whether a Triton kernel gathers the images; they are then channels last in memory.
+
+    Raises:
+        ValueError: Runs of one seed are not next to each other.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Tables:
         self.source = torch.tensor(source, device=self.device)
 
     def keep(self, kept: Sequence[int]) -> None:
-        """From now on serve these lanes only, in order; the epoch goes on where it is."""
+        """Drop all lanes but these, given in increasing order; the epoch goes on."""
         self.runs = [self.runs[i] for i in kept]
         seeds = {run.seed for run in self.runs}
         columns = [i for i, seed in enumerate(self.seeds) if seed in seeds]
@@ -94,7 +98,10 @@ class Tables:
         self._place()
 
     def load(self, update: int) -> tuple[int, int]:
-        """Fill the tables for the epoch of an update, from 0, and set the counter to that update.
+        """Fill the tables for the epoch of an update and set the counter to that update.
+
+        Args:
+            update: The number of the update in the run, from 0.
 
         Returns:
             The epoch's first update, and the one after its last.
@@ -102,7 +109,7 @@ class Tables:
         epoch = -(-(update + 1) * self.m // self.n)
         first, last = (updates_after(e, self.n, self.m) for e in (epoch - 1, epoch))
         rows, used = last - first, (last - first) * self.m
-        rest = (epoch - 1) * self.n - first * self.m  # a batch may begin in the epoch before
+        rest = (epoch - 1) * self.n - first * self.m  # examples left of the epoch before
         for column, seed in enumerate(self.seeds):
             stream = epoch_examples(seed, epoch - 1, self.n)
             if rest:
@@ -115,23 +122,23 @@ class Tables:
         return first, last
 
     def _schedule(self, first: int, last: int) -> np.ndarray:
-        """1 − η·λ and η̃ of every lane, (updates, 2, K), as the loop engine computes them."""
+        """1 − η·λ and η̃ of every lane, (updates, 2, K), computed as in the loop engine."""
         factors = [scheduled_lr(u, self.updates, 1.0, self.study) for u in range(first, last)]
         lrs = np.array(factors).reshape(-1, 1) * np.array([run.lr for run in self.runs])
         return np.stack([1 - lrs * self.study.weight_decay, lrs / self.m], 1)
 
     def lr(self, lane: int, update: int) -> float:
-        """η of a lane at an update, from 0."""
+        """η of a lane at an update, counted from 0."""
         return scheduled_lr(update, self.updates, self.runs[lane].lr, self.study)
 
     def next(self) -> tuple[Shared, Tensor]:
-        """The update's images and its labels (S, m)."""
+        """The images of the current update and their labels (S, m)."""
         images, labels = self._gather()
         shared = Shared(images.unflatten(0, (-1, self.m)), self.lanes, self.source)
         return shared, labels.view(-1, self.m)
 
     def _gather(self) -> tuple[Tensor, Tensor]:
-        """Images (S·m, C, H, W), augmented as by `Resident.batch`, and labels (S·m,)."""
+        """Images (S·m, C, H, W), augmented as in `Resident.batch`, and labels (S·m,)."""
         train, windows = self.data.train, self.data.windows
         if self.fused:
             from smallbatch.engines.lanes.triton.inputs import gathered

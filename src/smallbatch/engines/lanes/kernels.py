@@ -1,4 +1,4 @@
-"""Which kernels compute lanes."""
+"""Which kernels compute the lanes by default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precision) -> Kernels:
-    """Triton's on a GPU where they work; float64, which is for tests, by matrix products."""
+    """Triton's on a GPU where they work; for float64, which only tests use, matrix products."""
     if dtype != torch.float32:
         return "unrolled"
     works = device.type == "cuda" and triton_works(device, precision)
@@ -25,7 +25,10 @@ def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precisi
 
 @cache
 def triton_works(device: torch.device, precision: Precision) -> bool:
-    """Whether Triton's kernels compile and give torch's numbers, tried once; one line if not."""
+    """Whether Triton's kernels compile and agree with torch; if not, prints one line.
+
+    The answer is found once and then remembered.
+    """
     try:
         from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, tail
 

@@ -1,7 +1,8 @@
-"""What the layers over K lanes have in common, whatever computes them.
+"""Interfaces and containers of the layers over K lanes, for torch and for Triton.
 
-No layer is a ReLU. The layer in front of one clips its output; whoever gets that output as its
-input ``x`` returns its gradient masked by x > 0. So both can be part of a convolution's kernel.
+A ReLU is not a layer of its own, so that the kernels of the layers around it can compute it. In the
+forward pass, the layer before the ReLU sets its negative outputs to 0. In the backward pass, the
+layer after the ReLU sets the gradient of its input ``x`` to 0 wherever x is 0.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from torch import Tensor, nn
 
 
 class Shortcut(NamedTuple):
-    """A block's input (m, K·C, H, W): every ``stride``-th pixel joins the first channels."""
+    """The input (m, K·C, H, W) of a residual block, to be added to the block's output.
+
+    Only every ``stride``-th pixel is added, to the first C output channels of each lane.
+    """
 
     x: Tensor
     stride: int
 
 
 class Layer(Protocol):
-    """A step of the network for all lanes at once."""
+    """A layer of the network, for all lanes at once."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Output for the input ``x`` (m, K·…); in training mode remembers what `backward` needs."""
+        """Output for the input ``x`` (m, K·…); in training mode keeps what `backward` needs."""
         ...
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradient of the input from that of the output; leaves the parameters' in the lanes."""
+        """The input's gradient, from the output's; writes those of the parameters to the lanes."""
         ...
 
 
@@ -36,11 +40,16 @@ class Opening(Protocol):
     stride: int
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """As a layer's."""
+        """See `Layer`."""
         ...
 
     def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """As a layer's, with the gradient of the shortcut that begins at the input."""
+        """See `Layer`.
+
+        Args:
+            g: The gradient of the output.
+            shortcut: The gradient of the block's output, which the shortcut passes to the input.
+        """
         ...
 
 
@@ -48,19 +57,19 @@ class Joinable(Protocol):
     """A layer that can end a residual block."""
 
     def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Output plus the shortcut, clipped at 0."""
+        """Relu(output + shortcut)."""
         ...
 
     def backward(self, g: Tensor) -> Tensor:
-        """As a layer's."""
+        """See `Layer`."""
         ...
 
 
 def check_conv(name: str, module: nn.Conv2d) -> None:
-    """Refuse what is no plain convolution of odd size with SAME padding.
+    """Refuse a convolution that the lanes cannot compute.
 
     Raises:
-        ValueError: it is not.
+        ValueError: The convolution has groups, dilation, an even size or no SAME padding.
     """
     size = module.kernel_size[0]
     plain = module.groups == 1 and module.kernel_size == (size, size) and size % 2
@@ -75,29 +84,29 @@ class Chain:
         self.layers = layers
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """First to last."""
+        """Apply the layers from first to last."""
         for layer in self.layers:
             x = layer.forward(x, training)
         return x
 
     def backward(self, g: Tensor) -> Tensor:
-        """Last to first."""
+        """Propagate the gradient from the last layer to the first."""
         for layer in reversed(self.layers):
             g = layer.backward(g)
         return g
 
 
 class Residual:
-    """Relu(last(inner(first(x))) + shortcut(x)) with the parameter-free option-A shortcut."""
+    """A block: relu(last(inner(first(x))) + shortcut(x)), its shortcut without parameters."""
 
     def __init__(self, first: Opening, inner: Chain, last: Joinable) -> None:
         self.first, self.inner, self.last = first, inner, last
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Every ``stride``-th pixel of ``x`` is added to the branch's first channels."""
+        """Add every ``stride``-th pixel of ``x`` to the first channels of the output."""
         y = self.inner.forward(self.first.forward(x, training), training)
         return self.last.forward(y, training, Shortcut(x, self.first.stride))
 
     def backward(self, g: Tensor) -> Tensor:
-        """Gradients of the branch and, added to its input's, of the shortcut."""
+        """The input's gradient, the sum of those through the layers and through the shortcut."""
         return self.first.backward(self.inner.backward(self.last.backward(g)), g)

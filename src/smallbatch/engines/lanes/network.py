@@ -1,4 +1,4 @@
-"""From the structure of a plain model to its layers over K lanes."""
+"""Builds the network of K lanes from the structure of a plain model."""
 
 from __future__ import annotations
 
@@ -14,55 +14,61 @@ from smallbatch.models.resnet import BasicBlock, ResNet
 
 
 class Kit(Protocol):
-    """Makes the layers of a network over K lanes, called in the network's order."""
+    """Makes the layers of a network over K lanes. Its methods are called in the network's order."""
 
     def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Any:
-        """A convolution: a `Layer`, `Opening` and `Joinable`; ``relu``: one follows at once."""
+        """A convolution: a `Layer`, `Opening` and `Joinable`.
+
+        Args:
+            name: The name of the plain module.
+            module: The plain module.
+            relu: Whether a ReLU follows directly.
+        """
         ...
 
     def first(self, conv: Any) -> Any:
-        """The convolution that sees the images, of one that `conv` has made."""
+        """The network's first convolution, made from what `conv` returned for it."""
         ...
 
     def linear(self, name: str, relu: bool) -> Layer:
-        """An FC layer."""
+        """An FC layer; ``relu``: whether a ReLU follows directly."""
         ...
 
     def norm(self, name: str, module: nn.Module) -> Any:
-        """A normalisation and the ReLU that follows: a `Layer` and `Joinable`."""
+        """A normalisation and the ReLU that follows it: a `Layer` and `Joinable`."""
         ...
 
     def pool(self) -> Layer:
-        """The AlexNet's pool."""
+        """The max pool of the AlexNet."""
         ...
 
     def flatten(self) -> Layer:
-        """Pixels to features."""
+        """Reshapes channels and pixels to features."""
         ...
 
     def head(self, name: str, module: nn.Linear) -> Layer:
-        """Global average pool of what a ReLU has made, and the FC layer behind it."""
+        """Global average pool and FC layer; the input is the output of a ReLU."""
         ...
 
     def logits(self, x: Tensor) -> Tensor:
-        """The last layer's output → (m, K, classes)."""
+        """The last layer's output, reshaped to (m, K, classes)."""
         ...
 
     def of_logits(self, g: Tensor) -> Tensor:
-        """A gradient (m, K, classes) as the last layer takes it."""
+        """A gradient (m, K, classes), reshaped to the form of the last layer's output."""
         ...
 
     def finish(self) -> None:
-        """All layers are made."""
+        """Called once, after all layers are made."""
         ...
 
     def end_backward(self) -> None:
-        """The last layer's backward pass was called."""
+        """Called at the end of each backward pass."""
         ...
 
 
 def has_stacked_form(model: nn.Module) -> bool:
-    """Whether a model has layers over K lanes: the paper's CIFAR models do."""
+    """Whether a model can be built from layers over K lanes: true of the paper's CIFAR models."""
     return isinstance(model, ResNet | AlexNet)
 
 
@@ -70,9 +76,12 @@ class StackedNet:
     """The network of all lanes.
 
     Args:
-        lanes: the weights.
-        model: the pattern of the structure; its own weights are not used.
-        kit: makes the layers.
+        lanes: The weights.
+        model: A plain model of the structure; its own weights are not used.
+        kit: Makes the layers.
+
+    Raises:
+        TypeError: The model is neither a ResNet nor an AlexNet.
     """
 
     def __init__(self, lanes: LaneWeights, model: nn.Module, kit: Kit) -> None:
@@ -88,12 +97,12 @@ class StackedNet:
         kit.finish()
 
     def forward(self, shared: Shared, *, training: bool) -> Tensor:
-        """Images, for as many lanes as there are → logits (m, K, classes) in the lanes' dtype."""
+        """Logits (m, K, classes) in the lanes' dtype."""
         logits = self._chain.forward(self._first.forward(shared, training), training)
         return self._kit.logits(logits).to(self.lanes.theta.dtype)
 
     def backward(self, g: Tensor) -> None:
-        """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
+        """Write the gradients of the parameters into the lanes; ``g`` is that of the logits."""
         self._first.backward(self._chain.backward(self._kit.of_logits(g)))
         self._kit.end_backward()
 

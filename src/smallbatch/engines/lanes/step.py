@@ -1,8 +1,8 @@
-"""One update of all lanes, which leaves everything on the device, and its capture as a CUDA graph.
+"""One update of all lanes, and its capture as a CUDA graph.
 
-The step reads its batch and its learning rates from tables by a counter on the device, and notes
-there which lanes diverge and when, so that nothing waits for the host between two updates. On a CPU
-the same step simply runs.
+Nothing waits for the host between two updates. The step reads its batch and learning rates from
+tables on the device, at the row given by a counter on the device, and also notes on the device
+which lanes diverge and when. On a CPU the same step runs uncaptured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from smallbatch.engines.lanes.inputs import Shared, Tables
 from smallbatch.engines.lanes.weights import LaneWeights
 
-WARM_UP = 3  # steps before a capture: libraries set themselves up, kernels are compiled
+WARM_UP = 3  # steps before a capture: libraries initialise in them and kernels are compiled
 
 
 class Net(Protocol):
@@ -25,22 +25,23 @@ class Net(Protocol):
     lanes: LaneWeights
 
     def forward(self, shared: Shared, *, training: bool) -> Tensor:
-        """Images → logits (m, K, classes)."""
+        """Logits (m, K, classes)."""
         ...
 
     def backward(self, g: Tensor) -> None:
-        """Leave the gradients in the lanes; ``g`` is that of the logits."""
+        """Write the gradients into the lanes; ``g`` is that of the logits."""
         ...
 
 
 class Metrics(NamedTuple):
-    """An epoch's sums over the updates that a lane was alive for, (K,) each.
+    """Sums over an epoch's updates, (K,) each; a lane is no longer counted after it diverges.
 
     Attributes:
-        loss: summed cross-entropy in nats.
-        correct: right answers.
-        seen: updates, the one at which a lane diverged included.
-        diverged: 1 + the epoch's updates before that one; 0 while it is alive.
+        loss: Summed cross-entropy in nats.
+        correct: Number of right answers.
+        seen: Number of updates, including the one at which a lane diverged.
+        diverged: The number within the epoch, from 1, of the update at which the lane diverged;
+            0 for a lane that has not diverged.
     """
 
     loss: Tensor
@@ -50,29 +51,34 @@ class Metrics(NamedTuple):
 
 
 class Tail(Protocol):
-    """What comes after the network in a step."""
+    """The part of a step after the network's forward pass: loss, update and notes."""
 
     def score(self, logits: Tensor, labels: Tensor, source: Tensor) -> Tensor:
-        """Gradient of the summed cross-entropy in the logits (m, K, classes); keeps the losses.
+        """Gradient of the summed cross-entropy with respect to the logits, (m, K, classes).
 
-        ``labels`` are (S, m); ``source`` says which of the S each lane has, (K,).
+        Keeps the losses for `settle`.
+
+        Args:
+            logits: (m, K, classes).
+            labels: (S, m), a batch for each seed.
+            source: The row of ``labels`` that each lane uses, (K,).
         """
         ...
 
     def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
-        """Update the weights and note losses, hits and lanes that end.
+        """Update the weights, add to the metrics and note the lanes that diverge.
 
         Args:
-            lanes: weights and gradients.
-            rates: 1 − η·λ and η̃ of each lane at each of the epoch's updates, (updates, 2, K).
-            metrics: of the epoch.
-            counter: the epoch's updates before this one, (1,); moved on.
+            lanes: The weights and their gradients.
+            rates: 1 − η·λ and η̃ of each lane at each update of the epoch, (updates, 2, K).
+            metrics: The epoch's sums.
+            counter: The number of the epoch's updates before this one, (1,); is increased by 1.
         """
         ...
 
 
 class TorchTail:
-    """By torch's operations."""
+    """A `Tail` computed by torch's operations."""
 
     def score(self, logits: Tensor, labels: Tensor, source: Tensor) -> Tensor:
         """See `Tail`."""
@@ -98,9 +104,9 @@ class Step:
     """One update of all lanes.
 
     Args:
-        net: the network of the lanes.
-        tables: their batches and learning rates.
-        make_tail: of how many lanes on which device; by default torch's.
+        net: The network of the lanes.
+        tables: The batches and learning rates of the lanes.
+        make_tail: Makes the tail for a number of lanes on a device; by default torch's.
     """
 
     def __init__(
@@ -118,34 +124,34 @@ class Step:
         self.tail = make_tail(k, device)
 
     def __call__(self) -> None:
-        """Gather, augment, forward, backward, update, note."""
+        """Read and augment the batch, run both passes, update the weights and note the results."""
         shared, labels = self.tables.next()
         logits = self.net.forward(shared, training=True)
         self.net.backward(self.tail.score(logits, labels, shared.source))
         self.tail.settle(self.net.lanes, self.tables.rates, self.metrics, self.tables.counter)
 
     def state(self) -> list[Tensor]:
-        """All that a step changes."""
+        """All tensors that a step changes."""
         lanes = self.net.lanes
         return [lanes.theta, *lanes.statistics.values(), self.tables.counter, *self.metrics]
 
     def alive(self) -> list[bool]:
-        """Whether each lane has not diverged; waits for the device."""
+        """Whether each lane is still training, that is, has not diverged; waits for the device."""
         return (self.metrics.diverged == 0).tolist()
 
     def clear(self) -> None:
-        """Begin an epoch: the sums start at 0; lanes that have diverged stay so."""
+        """Set the epoch's sums to 0; lanes that have diverged stay marked."""
         for sums in (self.metrics.loss, self.metrics.correct, self.metrics.seen):
             sums.zero_()
 
     def keep(self, index: Tensor) -> None:
-        """Drop all lanes but those of ``index``, here alone."""
+        """Drop the metrics of all lanes but those of ``index``; net and tables are left alone."""
         self.metrics = Metrics(*[sums[index] for sums in self.metrics])
         self.tail = self.make_tail(len(index), index.device)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (m, K) of logits (m, K, classes), and the gradient of their sum in the logits."""
+    """Losses (m, K) of logits (m, K, classes), and the gradient of their sum."""
     log_p = logits.log_softmax(2)
     hit = labels[:, :, None] == torch.arange(logits.shape[2], device=logits.device)
     losses = -log_p.gather(2, labels[:, :, None])[:, :, 0]
@@ -153,11 +159,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def capture(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
-    """A CUDA graph of the step; a call replays it. The state is left as it was.
+    """Capture the step as a CUDA graph and return a function that replays it.
 
     Args:
-        step: with static shapes and addresses, without any wait for the device.
-        state: tensors that it changes.
+        step: The step; it has fixed shapes and addresses and never waits for the device.
+        state: The tensors that it changes; they are restored after the capture.
     """
     before = [tensor.clone() for tensor in state]
 
@@ -170,7 +176,7 @@ def capture(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], N
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             step()
-            restore()  # at once, so that the counter never leaves the tables
+            restore()  # after each step, so that the counter stays within the tables
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,9 +1,9 @@
-"""The `stacked` engine: the runs of a column computed together, each in a lane of its own.
+"""The `stacked` engine, which computes many runs of a column together, each in its own lane.
 
-Every lane has its own weights, batch statistics, learning rate, seed and outcome, and gets the
-numbers that :mod:`smallbatch.engines.loop` would get, but for the rounding of sums that are taken
-in another order. No operation mixes lanes. On a CPU the paper's models are computed by the C++
-kernels of :mod:`smallbatch.engines.lanes.native`, all else by torch.
+Every lane has its own weights, batch statistics, learning rate, seed and outcome, and no operation
+mixes lanes. Results equal those of :mod:`smallbatch.engines.loop` except for rounding, as sums are
+taken in another order. On a CPU the paper's models are computed by the C++ kernels of
+:mod:`smallbatch.engines.lanes.native`; everything else is computed by torch and Triton.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Lanes(Protocol):
     """K lanes and what computes them.
 
     Attributes:
-        runs: of the lanes, in their order.
-        model: a plain model of their structure.
-        parameters: trained parameters of one lane.
+        runs: The runs of the lanes, in the lanes' order.
+        model: A plain model of their structure.
+        parameters: The number of trained parameters of one lane.
     """
 
     runs: list[Run]
@@ -49,44 +49,53 @@ class Lanes(Protocol):
     def __len__(self) -> int: ...
 
     def advance(self, first: int, last: int) -> int:
-        """Do updates from number ``first``, counted from 0, towards ``last``, all of one epoch.
+        """Do some of the updates ``first`` … ``last`` − 1, counted from 0, all of one epoch.
 
         Returns:
-            How many were done: at least one, and no more than keep the caller waiting for long.
+            How many were done: at least one, and few enough to return within about a second.
         """
         ...
 
     def sums(self) -> tuple[list[float], list[int], list[int]]:
-        """Per lane: summed training loss in nats and right answers since `clear`, and the update,
-        counted from 1, at which it diverged (0 while it is alive).
-        """  # noqa: D205
+        """Sums since `clear`, and the updates at which lanes diverged.
+
+        Returns:
+            For each lane the summed training loss in nats, the number of right answers, and the
+            update, counted from 1, at which it diverged (0: it has not).
+        """
         ...
 
     def clear(self) -> None:
-        """Begin to sum losses and right answers anew."""
+        """Set the sums of losses and right answers to 0."""
         ...
 
     def evaluate(self, split: Split, pause: Callable[[], None]) -> tuple[list[float], list[float]]:
         """Mean cross-entropy in nats and accuracy in 0 … 1 of every lane, in evaluation mode.
 
-        ``pause`` is called between batches.
+        Args:
+            split: The images and labels.
+            pause: Called between batches.
         """
         ...
 
     def keep(self, kept: Sequence[int]) -> bool:
-        """Drop all lanes but these, or leave all in place (False) where dropping does not pay."""
+        """Drop all lanes but these.
+
+        Returns:
+            False if nothing was dropped, because dropping would cost more than it saves.
+        """
         ...
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """One lane as a plain model's state dict, on the CPU, each tensor owning its memory."""
+        """One lane as a plain model's state dict, on the CPU; each tensor owns its memory."""
         ...
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
-        """Everything of these lanes that updates to come depend on."""
+        """The state of these lanes that later updates depend on."""
         ...
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Take over the state that `tensors` returned."""
         ...
 
 
@@ -105,22 +114,24 @@ def train_lanes(
     """Train runs of one column together.
 
     Args:
-        runs: of one study and batch size.
-        data: the resident data set; its device and dtype are the runs'.
-        dtype: of the weights; float64 is for tests of exactness.
-        on_epoch: called with each run's row as an epoch ends.
-        on_end: called as a run ends, with its share of the seconds; a diverged run ends soon after
-            the update, on a GPU with its epoch.
-        keeper: of the lanes' checkpoints; ``runs`` are then those that its checkpoint holds.
-        kernels: what computes the lanes, in place of the native kernels; by default the device's.
-        by_torch: leave out the native kernels.
-        recorded: those of ``runs`` whose results are kept: they only keep the others company.
+        runs: The runs, all of one study and batch size.
+        data: The resident data set; its device and dtype are those of the training.
+        dtype: The dtype of the weights; float64 is for tests of exactness.
+        on_epoch: Called with each run's row at the end of an epoch.
+        on_end: Called when a run ends, with its share of the chunk's seconds; for a run that
+            diverges this is soon after the update.
+        keeper: Keeps the lanes' checkpoints; ``runs`` must be the runs of a resumed one.
+        kernels: The kernels to use in place of the native ones; by default the device's.
+        by_torch: Whether to leave out the native kernels.
+        recorded: The runs among ``runs`` whose results are recorded already. They train along,
+            because without them the other lanes might round differently, but are not returned.
 
     Returns:
-        The results in the order of ``runs``, without those that are recorded.
+        The results in the order of ``runs``, without those of ``recorded``.
 
     Raises:
-        Stopping: the keeper asked for an end.
+        Stopping: The keeper asked to stop.
+        ValueError: The runs differ in study or batch size.
     """
     device = data.train.images.device
     study = runs[0].settings
@@ -158,7 +169,7 @@ class _Trainer:
 
     @property
     def live(self) -> list[int]:
-        """Lanes whose runs have not ended; on a GPU others may still have their place."""
+        """Lanes whose runs have not ended; on a GPU, ended lanes may still be computed."""
         return [i for i, run in enumerate(self.lanes.runs) if run not in self.results]
 
     def _updates(self, epochs: int) -> int:
@@ -182,13 +193,13 @@ class _Trainer:
         self._end_finished()
 
     def pause(self) -> None:
-        """Let the keeper do its work: here the state is that between two updates."""
+        """Let the keeper write a checkpoint or stop; called only between two updates."""
         self.keeper.between(self)
 
     def state(self) -> State:
         """See :class:`~records.checkpoints.Resumable`."""
         self._share_time()
-        # Runs that have finished stay: under vmap the rest would round differently without them.
+        # Finished runs are kept: under vmap the others would round differently without them.
         diverged = {run for run, result in self.results.items() if result.diverged_at is not None}
         lanes = [i for i, run in enumerate(self.lanes.runs) if run not in diverged]
         rows = {run.hash: self.rows[run] for run in (self.lanes.runs[lane] for lane in lanes)}
@@ -233,7 +244,7 @@ class _Trainer:
         self.lanes.clear()
 
     def _end_diverged(self, epoch: int) -> None:
-        """Give lanes that have diverged their outcome, and drop them where that is worth it."""
+        """Record the outcome of lanes that diverged, and drop them where that pays."""
         losses, correct, ends = self.lanes.sums()
         if not any(ends):
             return
@@ -249,7 +260,7 @@ class _Trainer:
             self.lanes.keep(self.live)
 
     def _end_finished(self) -> None:
-        """Give the remaining lanes their final metrics and weights."""
+        """Record the final metrics and weights of the remaining lanes."""
         losses, accuracies = self.lanes.evaluate(self.data.train, self.pause)
         model = self.lanes.model
         norms = has_batch_norm(model)
@@ -292,7 +303,7 @@ class _Trainer:
         self.on_end(run, result, self.share)
 
     def _share_time(self) -> None:
-        # Lanes share the clock equally while they live: runs' seconds add up to the chunk's.
+        # Live lanes share the time equally, so that the runs' seconds add up to those of the chunk.
         now = time.perf_counter()
         self.share += (now - self.clock) / max(1, len(self.rows) - len(self.results))
         self.clock = now
@@ -305,18 +316,17 @@ _FINAL = (
 
 
 def _population_scores(model: nn.Module, data: Resident) -> tuple[float, float]:
-    """Test loss and accuracy of a plain model under exact batch statistics, as the loop's."""
+    """Test loss and accuracy under exact batch statistics, as the loop engine computes them."""
     stride = -(-data.train.images[:, 0].numel() // loop.POPULATION_PIXELS)
     recompute_population_statistics(model, data.train.images[::stride])
     return loop.evaluate(model, data.test)
 
 
 def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> int:
-    """Memory that one lane takes, estimated from a plain model's activations for one image.
+    """Estimated memory of one lane in bytes, from a plain model's activations for one image.
 
-    Every layer keeps its output for the backward pass, which itself holds a few of the widest at a
-    time; parameters are there as weights, gradients and the step's temporary, on a GPU with as many
-    parts of gradients as the largest images' weights have.
+    The backward pass needs every layer's output and a few more of the largest at a time. Parameters
+    count as weights, gradients (on a GPU all their parts) and a temporary of the update.
     """
     model = initial_model(run, data)
     sizes = [data.train.images[0].numel()]

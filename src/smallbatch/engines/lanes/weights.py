@@ -1,4 +1,4 @@
-"""The weights and statistics of K lanes: K runs of one column, held as one."""
+"""The weights and batch statistics of K lanes, stored together."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-ALIGNED = 16  # values: a load of four, the widest, begins at a multiple of four
-SPAN = 1024  # values of a row whose gradients have equally many parts
+ALIGNED = 16  # values; a multiple of four, as the widest load reads four values
+SPAN = 1024  # values of a row; the gradients of one span have equally many parts
 
 
 @dataclass
 class LaneWeights:
-    """K copies of one model's state.
+    """The state of K copies of one model.
 
     Attributes:
-        theta: all trained parameters, (K, P): a lane is one row, so that an update and a look for
-            values that are not finite are a few operations however many layers there are.
-        shapes: of the parameters of one lane, by name.
-        statistics: running means and variances by name, (K, C) each; for vmap, all buffers.
-        template: a plain model's state dict.
-        packed: whether memory is laid out for Triton's kernels: convolutions' weights as (size,
-            size, C, O), every parameter at a multiple of ALIGNED values, zeros in the gaps.
-        views: each parameter by its name, a view (K, …) into ``theta``.
-        partial: of the summed loss, parts (parts, K, P) whose sum is the gradient; a backward
-            pass writes them. One part unless `split`.
-        used: how many parts each SPAN of values has, int32 (⌈P / SPAN⌉,).
-        gradients: each parameter's first part by its name, a view (K, …).
+        theta: All trained parameters, (K, P). A lane is one row, so that an update and the check
+            for non-finite values take a few operations, however many layers there are.
+        shapes: The shapes of one lane's parameters, by name.
+        statistics: The running means and variances by name, (K, C) each; for vmap, all buffers.
+        template: A plain model's state dict.
+        packed: Whether memory is laid out for Triton's kernels: weights of convolutions are (size,
+            size, C, O), and every parameter starts at a multiple of ALIGNED values, with zeros
+            between.
+        views: The parameters by name, each a view (K, …) into ``theta``.
+        partial: The gradient of the summed loss in parts to be added, (parts, K, P), written by a
+            backward pass. There is one part unless `split` asks for more.
+        used: The number of parts that each SPAN of values has, int32 (⌈P / SPAN⌉,).
+        gradients: The first part of each parameter's gradient by name, a view (K, …).
     """
 
     theta: Tensor
@@ -54,16 +55,16 @@ class LaneWeights:
 
     @property
     def parameters(self) -> int:
-        """Trained parameters of one lane."""
+        """The number of trained parameters of one lane."""
         return sum(shape.numel() for shape in self.shapes.values())
 
     @property
     def gradient(self) -> Tensor:
-        """Of the summed loss, (K, P)."""
+        """Gradient of the summed loss, (K, P)."""
         return self.partial[0] if len(self.partial) == 1 else self.partial.sum(0)
 
     def split(self, parts: Mapping[str, int]) -> None:
-        """Make room for so many parts of these parameters' gradients; others have one."""
+        """Make room for so many parts of each of these gradients; all others have one."""
         self._counts = dict(parts)
         used = [1] * len(self.used)
         for name, (start, end) in self._places().items():
@@ -77,7 +78,7 @@ class LaneWeights:
         return self._all_parts[name][: self._counts.get(name, 1)]
 
     def _places(self) -> dict[str, tuple[int, int]]:
-        """Where each parameter begins and ends in a row."""
+        """Start and end of each parameter in a row."""
         sizes = [padded(shape.numel(), self.packed) for shape in self.shapes.values()]
         ends = list(itertools.accumulate(sizes))
         return {
@@ -86,14 +87,14 @@ class LaneWeights:
         }
 
     def _bind(self) -> None:
-        # What there was goes first: of many lanes it is large.
+        # Free the old buffers before the new ones are made: with many lanes they are large.
         self.partial, self._all_parts, self.gradients = self.theta.new_empty(0), {}, {}
         self.partial = self.theta.new_zeros(max([1, *self._counts.values()]), *self.theta.shape)
         self.views, self._all_parts = self._named(self.theta), self._named(self.partial)
         self.gradients = {name: parts[0] for name, parts in self._all_parts.items()}
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Views of the last dimension of (…, P)."""
+        """Views, by parameter name, into a tensor (…, P)."""
         found: dict[str, Tensor] = {}
         for name, (start, _) in self._places().items():
             shape = self.shapes[name]
@@ -107,13 +108,13 @@ class LaneWeights:
         return found
 
     def keep(self, index: Tensor) -> None:
-        """Drop all lanes but those of ``index``, int64."""
+        """Drop all lanes but those of ``index``, an int64 tensor."""
         self.theta = self.theta[index]
         self.statistics = {name: value[index] for name, value in self.statistics.items()}
         self._bind()
 
     def update(self, decay: Tensor, base_lr: Tensor) -> None:
-        """One step of every lane: θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay).
+        """One update of every lane: θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay).
 
         Args:
             decay: 1 − η·λ of each lane, (K,).
@@ -123,12 +124,12 @@ class LaneWeights:
 
     def finite(self) -> Tensor:
         """Whether every weight of a lane is finite, bool (K,)."""
-        # Both extremes pass NaN on, and none of this waits for the device.
+        # Minimum and maximum both propagate NaN, and nothing here waits for the device.
         low, high = self.theta.aminmax(dim=1)
         return low.isfinite() & high.isfinite()
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """One lane as a plain model's state dict, on the CPU, each tensor owning its memory."""
+        """One lane as a plain model's state dict, on the CPU; each tensor owns its memory."""
         state = {name: value.clone() for name, value in self.template.items()}
         for name, value in {**self.views, **self.statistics}.items():
             if name in state:
@@ -147,14 +148,17 @@ def stack_lanes(
     """Build K plain models one after another and stack their states.
 
     Args:
-        builders: make one model each.
-        device: of the lanes.
-        dtype: of the lanes' parameters and statistics.
-        all_buffers: stack every buffer, as vmap wants it, not only running statistics.
-        packed: see `LaneWeights`.
+        builders: Functions that make one model each.
+        device: The device of the lanes.
+        dtype: The dtype of the lanes' parameters and statistics.
+        all_buffers: Whether to stack every buffer, as vmap needs, and not only running statistics.
+        packed: See `LaneWeights`.
 
     Returns:
-        The lanes, and the last of the models as the pattern of their structure.
+        The lanes, and the last of the models, which shows their structure.
+
+    Raises:
+        ValueError: There are no builders.
     """
     lanes, model = None, None
     for i, build in enumerate(builders):
@@ -197,5 +201,5 @@ def _empty_lanes(
 
 
 def padded(values: int, packed: bool) -> int:
-    """The room that a parameter takes in a row."""
+    """The number of values that a parameter takes in a row, gaps included."""
     return -(-values // ALIGNED) * ALIGNED if packed else values

@@ -1,4 +1,4 @@
-"""What `smallbatch bench` does: measure, learn, write."""
+"""Carries out `smallbatch bench`: measures, keeps the rates and writes the results."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def bench(
     learn: bool,
     settings: dict[str, Any],
 ) -> str:
-    """Measure, add what was learnt to this machine's calibration, write; returns the table.
+    """Measure, keep the rates for ``engine: auto``, write the files, and return the table.
 
     Args:
-        datasets: of SOURCES.
-        path: CIFAR-10's folder of parquet files.
-        image_size: in pixels.
-        engines: of ENGINES.
-        out: the JSON file.
-        table: the markdown file.
+        datasets: Names from SOURCES.
+        path: The folder of CIFAR-10's parquet files.
+        image_size: Height and width of the images in pixels.
+        engines: Names from ENGINES.
+        out: The JSON file.
+        table: The Markdown file.
         device: ``auto``, ``cpu`` or ``cuda``.
-        learn: keep the rates for ``engine: auto``.
-        settings: the rest of :class:`~speed.bench.session.Bench`.
+        learn: Whether to keep the rates for ``engine: auto``.
+        settings: The other arguments of :class:`~speed.bench.session.Bench`.
 
     Raises:
-        UserError: an option is at fault, or the images or the device are not there.
+        UserError: An option is wrong, or the images or the device do not exist.
     """
     for m in settings["batch_sizes"]:
         validate_model(
@@ -66,7 +66,7 @@ def bench(
         **settings,
     )
 
-    about = machine.describe(found)  # before a file is written that git may know
+    about = machine.describe(found)  # before writing files, which git may see as changes
 
     def write(session: Session) -> str:
         result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]], about)
@@ -86,7 +86,7 @@ def bench(
 
 def _learn(session: Session) -> None:
     for one in session.series:
-        # What computes on a GPU must agree with the loop engine first: calibration sees to that.
+        # Methods on a GPU must first agree with the loop engine, which only calibration checks.
         if one.engine != "textbook" and one.rate is not None and one.way.kernels is None:
             learnt = {one.way.key: one.rate, **one.looks}
             learn(rates={case_key(one.case): learnt})

@@ -1,4 +1,4 @@
-"""The images that are trained on in a measurement."""
+"""The images that a measurement trains on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smallbatch.data.split import Images, Labels
 from smallbatch.errors import UserError
 from smallbatch.placement.workload import TEST_IMAGES, as_dataset
 
-MOST = 4096  # images that are read; measurements repeat them as often as they need
+MOST = 4096  # most images that are read; a measurement that needs more repeats them
 SOURCES = ("digits", "cifar10", "noise")
 
 
@@ -27,7 +27,7 @@ class Pictures:
     classes: int
 
     def dataset(self, count: int) -> Dataset:
-        """``count`` training images and some test images, repeating from the first."""
+        """``count`` training images and some test images; starts again if there are too few."""
         rows = np.arange(count + TEST_IMAGES) % len(self.labels)
         return as_dataset(self.images[rows], self.labels[rows], self.classes)
 
@@ -36,12 +36,12 @@ def load(source: str, *, path: Path | None, size: int | None) -> Pictures:
     """Read the images of a source.
 
     Args:
-        source: one of SOURCES.
-        path: the folder of CIFAR-10's parquet files, where that is how it is kept.
-        size: pixels, height and width, that images are resized to; noise has 32 by default.
+        source: One of SOURCES.
+        path: The folder of CIFAR-10's parquet files, if that is the source.
+        size: Height and width in pixels to resize to; noise has 32 by default.
 
     Raises:
-        UserError: the images are not there.
+        UserError: The images do not exist.
     """
     if source == "noise":
         rng = np.random.default_rng(0)

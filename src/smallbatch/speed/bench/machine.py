@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-SECONDS = 0.5  # of measuring, after a first call
+SECONDS = 0.5  # of each measurement, after one call that is not counted
 
 
 def sgemm(device: torch.device) -> float:
@@ -23,7 +23,7 @@ def sgemm(device: torch.device) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of a copy far larger than any cache."""
+    """Bytes per second, read plus written, when copying far more than any cache holds."""
     size = 2**30 if device.type == "cuda" else 2**28
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""A session as JSON and as a table."""
+"""The results of a session as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOTES = {
 def as_json(
     bench: Bench, session: Session, command: Sequence[str], environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """All of a session: what was run on what, every repeat, medians and ratios."""
+    """All results of a session: settings, machine, every repeat, medians and ratios."""
     limits = {
         name: {"repeats": values, "median": median(values)}
         for name, values in session.limits.items()
@@ -96,12 +96,12 @@ def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
 
 
 def as_text(record: dict[str, Any]) -> str:
-    """The record for a file: a repeat to a line."""
+    """The JSON record as text, with one repeat per line."""
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def as_markdown(record: dict[str, Any]) -> str:
-    """The record as a table, a line for each case."""
+    """The record as a table with a line for each workload."""
     engines = list(record["cases"][0]["engines"])
     others = [name for name in engines if name != "textbook" and "textbook" in engines]
     heads = [

@@ -1,4 +1,4 @@
-"""One session of measurements: every case by every engine, taken in turns, with repeats."""
+"""A session of measurements: each workload by each engine in turn, repeated several times."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from smallbatch.speed.rate import measure
 
 Contender = Literal["textbook", "loop", "stacked"]
 ENGINES: tuple[Contender, ...] = ("textbook", "loop", "stacked")
-GUESS_SECONDS = 0.5  # of the first look at a case, which settles how it is measured
-EPOCHS = 4  # that a measurement aims at; the first is left out
-MOST_IMAGES = 2**16  # of an epoch
-LOADER_WORKERS = (0, 2)  # of the textbook script; the faster counts
-EPOCH_BATCHES = 16  # of the textbook at least: its epochs must not be all ends
+GUESS_SECONDS = 0.5  # of a first short measurement, which decides how the others are made
+EPOCHS = 4  # in a measurement, roughly; the first is left out
+MOST_IMAGES = 2**16  # in an epoch
+LOADER_WORKERS = (0, 2)  # of the textbook script; the faster number is used
+EPOCH_BATCHES = 16  # fewest in an epoch of the textbook script, so that its end weighs little
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured.
+    """The settings of a session.
 
     Attributes:
-        pictures: the data sets.
-        model: its name.
-        norm: its normalisation.
-        bn_batch_size: sub-batch of ghost batch norm.
-        augment: crops and flips.
-        batch_sizes: every m.
-        lanes: runs of the column.
-        engines: some of ENGINES.
-        repeats: of every measurement.
-        seconds: of one measurement, at least.
+        pictures: The data sets.
+        model: The name of the model.
+        norm: Its normalisation.
+        bn_batch_size: The sub-batch of ghost batch norm.
+        augment: Whether to crop and flip.
+        batch_sizes: Every m.
+        lanes: The number of runs of a column.
+        engines: Some of ENGINES.
+        repeats: The number of repeats of every measurement.
+        seconds: The shortest duration of a measurement.
         device: ``cpu`` or ``cuda``.
-        workers: processes of an engine.
+        workers: The number of an engine's processes.
     """
 
     pictures: Sequence[Pictures]
@@ -63,7 +63,7 @@ class Bench:
     workers: int
 
     def case(self, pictures: Pictures, batch_size: int) -> Workload:
-        """The column that is measured."""
+        """The workload of a data set at a batch size."""
         return Workload(
             model=self.model,
             norm=self.norm,
@@ -82,17 +82,18 @@ class Bench:
 
 @dataclass
 class Series:
-    """One engine on one case.
+    """The measurements of one engine on one workload.
 
     Attributes:
-        pictures: the images.
-        case: the column.
-        engine: what computes it.
-        settled: how, after a first look: the textbook's loader workers, the stacked engine's lanes
-            in a chunk and what computes its convolutions on a GPU, updates in an epoch.
-        looks: images per second of the ways that were tried and not taken.
+        pictures: The images.
+        case: The workload.
+        engine: The engine.
+        settled: What the first short measurements decided: the updates in an epoch, and for the
+            textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
+            on a GPU, its kernels.
+        looks: Images per second of the possibilities that were tried but not chosen.
         repeats: ``images_per_second`` and ``seconds`` of every measurement.
-        failure: why there are none.
+        failure: Why there are no measurements.
     """
 
     pictures: Pictures
@@ -111,14 +112,14 @@ class Series:
 
     @property
     def way(self) -> Method:
-        """How an engine of the package computes the column."""
+        """The method by which an engine of the package trains."""
         engine = "loop" if self.engine == "loop" else "stacked"
         return Method(engine, self.settled.get("lanes_at_a_time"), self.settled.get("kernels"))
 
 
 @dataclass
 class Session:
-    """What a session measured; ``limits`` by name, a value for each repeat."""
+    """The measurements of a session; ``limits`` has for each name a value per repeat."""
 
     series: list[Series]
     limits: dict[str, list[float]]
@@ -128,10 +129,10 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
     """Measure everything.
 
     Args:
-        bench: what.
-        folder: for the textbook's data.
-        say: told of every step.
-        keep: given the session after every repeat, so that one cut short is not lost.
+        bench: The settings.
+        folder: A folder for the textbook script's data.
+        say: Is told of every step.
+        keep: Is given the session after every repeat, so that an interrupted one is not lost.
     """
     least = EPOCH_BATCHES * max(bench.batch_sizes)
     files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
@@ -157,7 +158,7 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
 
 
 def _try(series: Series, call: Callable[[], None]) -> None:
-    """Let a measurement fail without the others: a model too large for memory, say."""
+    """Let a measurement fail alone, for example if a model is too large for the memory."""
     try:
         call()
     except (RuntimeError, MemoryError, WorkerLost) as error:
@@ -165,7 +166,7 @@ def _try(series: Series, call: Callable[[], None]) -> None:
 
 
 def _settle(bench: Bench, series: Series, data: Path) -> None:
-    """Choose how a series is measured, each possibility briefly tried."""
+    """Choose how a series is measured, after trying each possibility for a short time."""
     if series.engine == "textbook":
         rates = {
             workers: _textbook(bench, series.case, data, workers, GUESS_SECONDS)
@@ -207,7 +208,7 @@ def _repeat(bench: Bench, series: Series, data: Path) -> None:
 def _textbook(
     bench: Bench, case: Workload, data: Path, loader_workers: int, seconds: float
 ) -> dict[str, float]:
-    # Few updates at large m, where each takes long and none is unlike another.
+    # A few updates are enough at large m, where each takes long and all take the same time.
     warm_up = 20 if bench.device == "cuda" else max(2, min(20, 512 // case.batch_size))
     words = [
         "--data", data, "--warm-up", warm_up, "--model", case.model, "--norm", case.norm,
@@ -221,10 +222,10 @@ def _textbook(
 
 
 def _script(file: str, *words: str) -> dict[str, float]:
-    """Run a script in a process of its own and read its line of JSON.
+    """Run a script in a process of its own and read the line of JSON that it prints.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: The script failed.
     """
     command = (sys.executable, "-P", str(Path(__file__).with_name(file)), *words)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -234,7 +235,7 @@ def _script(file: str, *words: str) -> dict[str, float]:
 
 
 def _save(pictures: Pictures, least: int, folder: Path) -> Path:
-    """Write the images for the textbook, repeated from the first where they are too few."""
+    """Write the images for the textbook script; repeats them if there are too few."""
     rows = np.arange(max(least, len(pictures.labels))) % len(pictures.labels)
     path = folder / f"{pictures.name}.npz"
     images = pictures.images[rows].transpose(0, 2, 3, 1)

@@ -25,7 +25,7 @@ DEPTHS = {"resnet8": 1, "resnet20": 3, "resnet32": 5}
 
 
 class OptionA(nn.Module):
-    """Shortcut without parameters: every second pixel, new channels of zeros."""
+    """A shortcut without parameters: every second pixel, and zeros in the new channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, 2C, H/2, W/2)."""
@@ -33,7 +33,7 @@ class OptionA(nn.Module):
 
 
 def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> nn.Module:
-    """The CIFAR ResNet of depth 6n + 2 from timm's parts."""
+    """The CIFAR ResNet of depth 6n + 2, from timm's parts."""
     model: Any = ResNet(
         cast("Any", BasicBlock),
         (blocks, blocks, blocks),
@@ -53,7 +53,7 @@ def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> n
 
 
 def build(options: argparse.Namespace, in_chans: int, size: int, classes: int) -> nn.Module:
-    """The model, from timm's parts where they suffice, else as this package builds it."""
+    """The model, from timm's parts if possible, otherwise as this package builds it."""
     layers: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
     if options.model in DEPTHS and options.norm in layers:
         return cifar_resnet(DEPTHS[options.model], layers[options.norm], in_chans, classes)
@@ -66,7 +66,7 @@ def build(options: argparse.Namespace, in_chans: int, size: int, classes: int) -
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's data sets hold them: uint8 (N, H, W, C) in memory."""
+    """Images in memory in the form of torchvision's data sets: uint8 (N, H, W, C)."""
 
     def __init__(self, images: Any, labels: Any, transform: Any) -> None:
         self.images, self.labels, self.transform = images, labels.tolist(), transform
@@ -79,7 +79,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def make_loader(arrays: Any, options: argparse.Namespace) -> DataLoader[Any]:
-    """Batches in a new order every epoch."""
+    """Batches, in a new order every epoch."""
     images, labels = arrays["images"], arrays["labels"]
     pixels = images[:4096].reshape(-1, images.shape[-1]) / 255
     augment = [v2.RandomCrop(images.shape[1], padding=4), v2.RandomHorizontalFlip()]
@@ -103,7 +103,7 @@ def make_loader(arrays: Any, options: argparse.Namespace) -> DataLoader[Any]:
 
 
 def train(model: nn.Module, loader: DataLoader[Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Train; the clock starts after ``--warm-up`` updates and stops after ``--seconds``."""
+    """Train; the time is taken from update ``--warm-up`` on, for at least ``--seconds``."""
     device = torch.device(options.device)
     model.to(device).train()
     criterion = nn.CrossEntropyLoss()
@@ -139,7 +139,7 @@ def train(model: nn.Module, loader: DataLoader[Any], options: argparse.Namespace
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU has been asked to do."""
+    """Wait until a GPU has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 

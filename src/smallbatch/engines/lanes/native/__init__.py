@@ -1,4 +1,4 @@
-"""C++ kernels for K lanes on a CPU, and what builds and feeds them."""
+"""C++ kernels for K lanes on a CPU, and the code that compiles and calls them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def serves(study: StudyConfig, device: torch.device | str) -> bool:
-    """Whether a study's lanes are computed by the kernels: the paper's models in float32, on a CPU
-    that has a C++ compiler.
-    """  # noqa: D205
+    """Whether a study's lanes are computed by these kernels.
+
+    They are for the paper's models in float32, on a CPU, and need a C++ compiler.
+    """
     served = has_layers(study.model) and study.precision == "float32"
     return str(device) == "cpu" and served and available()

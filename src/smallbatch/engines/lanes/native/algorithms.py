@@ -1,4 +1,4 @@
-"""How a model is computed: the parts of its batches, and the algorithm of each convolution."""
+"""How a batch is divided into parts, and which algorithm computes each convolution."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from smallbatch.models.norms import GhostBatchNorm
 
 
 class Algorithm(IntEnum):
-    """How a convolution and its gradients are computed, as in `structures.h`."""
+    """How a convolution and its gradients are computed; as in `structures.h`."""
 
-    TABLES = 0  # products over tables of offsets
+    TABLES = 0  # sums of products over tables of offsets
     TILES_2 = 1  # Winograd's F(2×2, 3×3)
     TILES_4 = 2  # F(4×4, 3×3)
-    STRIDED = 3  # at stride 2: F(2×2, 2×2), F(2, 2) and products, by the parity of a pixel
+    STRIDED = 3  # stride 2: by a pixel's parity, F(2×2, 2×2), F(2, 2) or products
 
 
-# Side of an algorithm's tiles, and from how many of them on the transforms of the weights pay.
+# Side of an algorithm's tiles, and the fewest tiles for which transforming the weights pays.
 _TILES = {Algorithm.TILES_2: (2, 16), Algorithm.TILES_4: (4, 32), Algorithm.STRIDED: (2, 16)}
-_LARGE_SIDE = 16  # of the images, in pixels, from which on tiles of 4 are considered
-_OUTPUTS = 4  # channels that its kernels compute together
-_WEIGHT_USES = 40  # of a weight in products that cost as much as all else done with it in an update
-_LANES_OF_A_WORKER = 10  # 13 base learning rates × 2 seeds on 2 cores, or a few less
+_LARGE_SIDE = 16  # smallest side of an image, in pixels, for which tiles of 4 are considered
+_OUTPUTS = 4  # channels that the kernels of these algorithms compute together
+_WEIGHT_USES = 40  # products that cost as much as an update's other work on a weight
+_LANES_OF_A_WORKER = 10  # as for 13 base learning rates × 2 seeds on 2 cores, or a few less
 
 
 def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
-    """Parts into which a run's batch is dealt to neighbouring places of a vector.
+    """The number of parts of a run's batch; the parts lie in neighbouring places of a vector.
 
-    Many parts leave few places empty and keep the activations of fewer runs in the caches; but all
-    work on weights, as their update, is done once for every part. The number that costs least for
-    a worker of :data:`_LANES_OF_A_WORKER` lanes is taken whatever the lanes really are, because a
-    lane's numbers must not depend on its company.
+    Many parts leave fewer places empty, and fewer runs' activations have to fit in the caches; but
+    work on weights, such as the update, is repeated for every part. The result is the number that
+    costs least for a worker of :data:`_LANES_OF_A_WORKER` lanes. It does not depend on the real
+    number of lanes, as the numbers of a lane must not depend on the other lanes.
 
     Args:
-        model: a plain model.
+        model: A plain model.
         batch_size: m.
-        image: channels, height and width in pixels.
+        image: Channels, height and width in pixels.
 
     Returns:
         1, 2, 4 or 8.
@@ -56,29 +56,30 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
         return parts == 1 or (rest == 0 and whole)
 
     def cost(parts: int) -> float:
-        empty = (LANES / parts - 1) / 2  # places of the last group, on average
+        empty = (LANES / parts - 1) / 2  # runs missing in the last group, on average
         return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
 
     return min(filter(suits, (1, 2, 4, 8)), key=cost)
 
 
 def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
-    """Lanes whose activations are in memory together: 8, 4, 2 or 1."""
+    """The number of lanes that a vector holds: 8, 4, 2 or 1."""
     return LANES // parts_of_a_batch(model, batch_size, image)
 
 
 def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorithm:
-    """The algorithm of a layer's product.
+    """The algorithm for a layer's product.
 
-    Where a convolution sees nothing but zeros, as in the border of a crop, tiles of 2 give zero and
-    tiles of 4 a rounding error, of which a ReLU would let half pass: they need a norm in between.
-    Their rounding is eight times that of tiles of 2; small images, quick anyway, do without them.
+    Tiles of 4 are used only if a norm is between convolution and ReLU. Where a convolution reads
+    only zeros, as in the border of a crop, tiles of 2 give exactly 0, but tiles of 4 give a
+    rounding error, and half of these errors would pass the ReLU. The rounding of tiles of 4 is
+    eight times that of tiles of 2, so they are not used for small images, which are quick anyway.
 
     Args:
-        step: the layer.
-        inputs: channels whose gradient is wanted.
-        source: of its input.
-        out: of its output, with the examples of a place.
+        step: The layer.
+        inputs: The number of input channels whose gradient is needed.
+        source: The shape of the input.
+        out: The shape of the output, with the examples of one place.
     """
     product = step.product
     if not isinstance(product, nn.Conv2d) or product.kernel_size[0] != 3:

@@ -1,4 +1,4 @@
-"""Compiles the kernels for this machine with its C++ compiler, once, and loads them."""
+"""Compiles the kernels with this machine's C++ compiler, once, and loads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smallbatch.machine import processor
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
-LANES = 8  # to a vector: two or four machine vectors where they are narrower, half of a wider one
+LANES = 8  # numbers in a vector, which may be several machine vectors or a part of one
 
 
 def compiler() -> str | None:
@@ -28,7 +28,7 @@ def compiler() -> str | None:
 
 
 def available() -> bool:
-    """Whether the kernels can be had here: compiled before, or to be compiled."""
+    """Whether the kernels are compiled already or can be compiled here."""
     try:
         library("float")
     except OSError:
@@ -41,7 +41,7 @@ def library(real: str) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled if this machine has not done so yet.
 
     Raises:
-        OSError: no compiler, or it fails.
+        OSError: There is no compiler, or it fails.
     """
     path = _cache() / f"kernels-{_key(real)}.so"
     if not path.exists():
@@ -50,7 +50,7 @@ def library(real: str) -> ctypes.CDLL:
 
 
 def version() -> str:
-    """16 hex digits that tell these kernels from others that may round differently."""
+    """16 hex digits that identify these kernels; others may round differently."""
     return _key("float")
 
 
@@ -60,7 +60,7 @@ def _cache() -> Path:
 
 
 def _key(real: str) -> str:
-    """Of everything that the binary depends on."""
+    """A hash of everything that the binary depends on."""
     parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *_compiler()]
     sources = [path.read_bytes() for path in _FILES]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, parts)])).hexdigest()[:16]
@@ -68,7 +68,7 @@ def _key(real: str) -> str:
 
 @cache
 def _compiler() -> tuple[str, str]:
-    """The compiler and what it says of its version."""
+    """The compiler, and the version that it reports."""
     cxx = compiler() or ""
     try:
         done = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False)

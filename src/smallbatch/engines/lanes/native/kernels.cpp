@@ -1,12 +1,11 @@
-// Training of K networks at once on a CPU, up to eight to a vector.
+// Trains K networks at once on a CPU.
 //
-// A vector holds the same weight, pixel or gradient of V places. At small m each place is a run, a
-// lane of its own; at larger m `parts` neighbouring places are one run, each with its part of the
-// batch and the same weights. Every operation treats all places alike and only `across` mixes those
-// of one run, so a lane's result does not depend on its neighbours, and no shape is too small to
-// fill a vector: at m = 2 the arithmetic is as dense as at m = 2048. Buffers are
-// [channel][example][row][column] of vectors, rows and columns with a border of zeros where a
-// convolution reads it.
+// Every number of the networks (a weight, pixel or gradient) is a vector of V places. At small m
+// each place is a run, so a vector holds V lanes. At larger m `parts` neighbouring places are one
+// run: each has the same weights and a part of the batch. Every operation treats all places alike,
+// and only `across` mixes places, those of one run. So a lane's result does not depend on the other
+// lanes, and vectors are full at any batch size. Buffers are [channel][example][row][column] of
+// vectors; rows and columns have a border of zeros where a convolution reads it.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +18,7 @@
 
 namespace {
 
-// A layer's convolution, or the gradient of its input, by the algorithm that was chosen for it.
+// Computes a layer's convolution, or the gradient of its input, by the layer's algorithm.
 template <class Weight>
 void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
     const Shape &from = flipped ? l.out : l.in, &to = flipped ? l.in : l.out;
@@ -40,7 +39,7 @@ void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
 }
 
 void convolve(const Network &net, const Layer &l, bool flipped, const vec *w, const vec *bias) {
-    // Only a run that has all places to itself has the same weights in all of them.
+    // With parts = V the whole vector is one run, so all its places have the same weights.
     net.parts == V ? convolve<REAL>(l, flipped, w, bias) : convolve<vec>(l, flipped, w, bias);
 }
 
@@ -85,8 +84,8 @@ void backward(const Network &net, const vec *theta) {
         else
             weight_gradient(l.forward, l.x, l.dz, dw);
         if (l.dx) convolve(net, l, true, w, nullptr);
-        // A block's second layer has left the gradient of the sum in its dy; the first layer, whose
-        // input the shortcut shares, comes next and adds it.
+        // If the shortcut of a block begins at this layer's input, the block's second layer, just
+        // computed, has left in its dy the gradient that the shortcut passes on: add it here.
         if (i + 1 < net.count_layers && net.layers[i + 1].stride) {
             const Layer &sum = net.layers[i + 1];
             for (int c = 0; c < sum.skip.channels; c++)
@@ -127,11 +126,11 @@ void gather(const Network &net, const Images &images, const Stream &stream, coun
         }
 }
 
-// Cross-entropy of every run, hits, and the gradient of the summed loss in the logits.
+// Losses and right answers of every run, and the gradient of the summed loss for the logits.
 void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool training) {
     const Layer &last = net.layers[net.count_layers - 1];
     const count stride = last.out.channel;
-    vec total{};  // summed in the lanes' precision, so that it overflows where a plain run's does
+    vec total{};  // in the lanes' precision, so that it overflows where a plain run's sum does
     for (int v = 0; v < V; v++) hits[v] = 0;
     for (int n = 0; n < net.batch_size; n++) {
         const count at = last.out.at(0, n, 0);
@@ -162,8 +161,8 @@ void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool tra
     }
 }
 
-// θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay); returns 0 for a run of finite weights
-// and NaN for another.
+// θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay). Returns 0 for a run whose weights are
+// finite, otherwise NaN.
 vec update(const Network &net, Group &group, double factor) {
     vec decay{}, step{}, check{};
     for (int v = 0; v < V; v++) {
@@ -184,8 +183,8 @@ extern "C" {
 
 int lanes_per_vector() { return V; }
 
-// `updates` updates of a group from `first` on; `factor` is the schedule's multiple of η for each
-// of them.
+// Does `updates` updates of a group, beginning with number `first`. `factor` has for each of them
+// the number by which the schedule multiplies η.
 void train(const Network *net, Group *group, const Images *images, const Stream *stream,
            const double *factor, int64_t first, int64_t updates) {
     const FlushDenormals flush;
@@ -211,7 +210,7 @@ void train(const Network *net, Group *group, const Images *images, const Stream 
     }
 }
 
-// Adds losses and hits of one batch in evaluation mode; an index of -1 is no example.
+// Adds losses and right answers of one batch in evaluation mode; index -1 stands for no example.
 void evaluate(const Network *net, Group *group, const Images *images, const Stream *stream) {
     const FlushDenormals flush;
     double loss[V];

@@ -1,4 +1,4 @@
-"""The runs of a column as groups of lanes, trained and evaluated by the kernels."""
+"""The runs of a column, trained and evaluated by the native kernels in groups of lanes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
 from smallbatch.protocol.stream import PAD, epoch_examples
 
-EVAL_PIXELS = 4096  # pixels (of all examples together) in one forward pass of an evaluation
-STRETCH = 0.3  # seconds of updates between two looks at anything else
+EVAL_PIXELS = 4096  # pixels (of all examples) in one forward pass of an evaluation
+STRETCH = 0.3  # seconds of updates before control returns to the caller
 
 _Stream, _Group = stream_of(LANES), group_of(LANES)
-_NOBODY = 1  # `diverged_at` of a place that no run has
+_NOBODY = 1  # `diverged_at` of a place without a run, so that it counts as diverged
 
 
 class NativeLanes:
-    """K lanes in groups that fill the places of a vector, each group a training of its own.
+    """K lanes, in groups that each fill the places of a vector and are trained separately.
 
     See :class:`~engines.lanes.trainer.Lanes`.
 
     Args:
-        runs: of one study and batch size.
-        data: the resident data set, on the CPU.
-        dtype: of the weights, float32 or float64.
+        runs: The runs, all of one study and batch size.
+        data: The resident data set, on the CPU.
+        dtype: The dtype of the weights, float32 or float64.
     """
 
     def __init__(self, runs: Sequence[Run], data: Resident, dtype: torch.dtype) -> None:
@@ -55,7 +55,7 @@ class NativeLanes:
         self._network = NativeNetwork(
             self.model, m // self._parts, image, self._real, parts=self._parts
         )
-        # No more examples of a place than its part of the test split, or most would be empty.
+        # A place gets at most its part of the test split: with more examples most would be empty.
         own = -(-len(data.test) // self._parts)
         self._evaluation = NativeNetwork(
             self.model, max(1, min(own, EVAL_PIXELS // (height * width))), image, self._real,
@@ -69,13 +69,13 @@ class NativeLanes:
         self._diverged_at = np.zeros(len(self.runs), np.int64)
         self.clear()
         self._streams: dict[tuple[int, int], tuple[NDArray[Any], ...]] = {}
-        self._seconds = math.inf  # of an update of all groups
+        self._seconds = math.inf  # that an update of all groups took
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def _initial_rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Parameters and statistics of plain models initialised from the runs' seeds, (K, …)."""
+        """Parameters and statistics of plain models initialised by the runs' seeds, (K, …)."""
         theta, statistics = (
             np.empty((len(self.runs), count), self._real)
             for count in (self.parameters, self._network.statistic_count)
@@ -91,7 +91,7 @@ class NativeLanes:
         return theta, statistics
 
     def _set_rows(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
-        """Deal rows (K, …) out to the groups' vectors, each to the places of its parts."""
+        """Copy rows (K, …) into the groups' vectors, each row into all places of its run."""
         self._groups: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for start in range(0, len(theta), self._size):
             pair: list[NDArray[Any]] = []
@@ -113,7 +113,7 @@ class NativeLanes:
         return theta, statistics
 
     def advance(self, first: int, last: int) -> int:
-        """As many updates as take a part of a second."""
+        """Do as many updates as take about STRETCH seconds."""
         updates = min(last - first, max(1, int(STRETCH / self._seconds)))
         started = time.perf_counter()
         self._train(first, updates)
@@ -163,7 +163,7 @@ class NativeLanes:
     def evaluate(
         self, split: Split, pause: Callable[[], None] = lambda: None
     ) -> tuple[list[float], list[float]]:
-        """Group by group."""
+        """See :class:`~engines.lanes.trainer.Lanes`."""
         examples = self._evaluation.batch_size
         size = self._parts * examples
         n = len(split)
@@ -188,7 +188,7 @@ class NativeLanes:
         return losses[: len(self)], accuracies[: len(self)]
 
     def keep(self, kept: Sequence[int]) -> bool:
-        """Drop all lanes but these where that empties a group: other gaps cost nothing."""
+        """Drop all lanes but these if fewer groups are then needed; else it saves nothing."""
         if -(-len(kept) // self._size) == len(self._groups):
             return False
         rows = [part[list(kept)] for part in self._rows()]
@@ -200,7 +200,7 @@ class NativeLanes:
         return True
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
-        """Weights, statistics and the epoch's sums."""
+        """Weights, statistics and the epoch's sums of these lanes."""
         theta, statistics = self._rows()
         parts = {"theta": theta, "statistics": statistics}
         parts |= {"loss": self._loss, "correct": self._correct}
@@ -212,7 +212,7 @@ class NativeLanes:
         self._loss, self._correct = tensors["loss"].numpy(), tensors["correct"].numpy()
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
-        """One lane as a plain model's state dict, each tensor owning its memory."""
+        """One lane as a plain model's state dict; each tensor owns its memory."""
         theta, statistics = self._groups[lane // self._size]
         place = lane % self._size * self._parts
         state = {name: value.clone() for name, value in self._template.items()}
@@ -242,7 +242,7 @@ class NativeLanes:
     def _by_part(
         self, tables: tuple[NDArray[Any], ...], examples: int
     ) -> list[tuple[NDArray[Any], ...]]:
-        """Tables of whole batches as those of each part, which has so many examples of a batch."""
+        """Split tables of whole batches into one for each part, which has ``examples`` a batch."""
         shape = (-1, self._parts, examples)
         return [
             tuple(np.ascontiguousarray(table.reshape(shape)[:, part]) for table in tables)
@@ -250,7 +250,7 @@ class NativeLanes:
         ]
 
     def _tables(self, seed: int, start: int, stop: int) -> tuple[NDArray[Any], ...]:
-        """Positions ``start`` … ``stop`` of a seed's stream: index; crops and flips if wanted."""
+        """Positions ``start`` … ``stop`` of a seed's stream: index, and with augmentation crops."""
         n = len(self.data.train)
         epochs = range(start // n, -(-stop // n))
         for epoch in epochs:
@@ -272,7 +272,7 @@ class NativeLanes:
 
 
 def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:
-    """Tables of a group's places; those without a run see what the first one sees."""
+    """Tables of a group's places; places without a run read the first one's examples."""
     stream = _Stream(pad=PAD)
     for place in range(LANES):
         own = tables[place] if place < len(tables) else tables[0]

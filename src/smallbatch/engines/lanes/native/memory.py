@@ -1,4 +1,4 @@
-"""Where the kernels' numbers lie: a lane's row of parameters, aligned buffers."""
+"""The memory that the kernels use: positions of parameters in a lane's row, aligned buffers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from smallbatch.engines.lanes.native.compile import LANES
 
-LINE = 32  # bytes of a vector of float
-SPREAD = 10  # vectors
+LINE = 32  # bytes of a vector of floats
+SPREAD = 10  # vectors, modulo a page, from one channel to the next
 
 
 def lay_out(values: dict[str, Any]) -> tuple[dict[str, tuple[int, tuple[int, ...]]], int]:
@@ -24,7 +24,7 @@ def lay_out(values: dict[str, Any]) -> tuple[dict[str, tuple[int, tuple[int, ...
 
 
 def aligned(size: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
-    """Zeros at an address that vectors can be loaded from."""
+    """Zeros that start at a multiple of a vector's size."""
     boundary = LANES * np.dtype(dtype).itemsize
     memory = np.zeros(size * np.dtype(dtype).itemsize + boundary, np.uint8)
     start = -memory.ctypes.data % boundary

@@ -1,4 +1,4 @@
-"""From the structure of a plain model to tables and buffers for the kernels."""
+"""Builds the kernels' tables and buffers from the structure of a plain model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from smallbatch.engines.lanes.native.steps import MAX_POOL, MEAN_POOL, NO_POOL, 
 from smallbatch.engines.lanes.native.structures import Layer, Network, Product, Shape
 from smallbatch.models.norms import GhostBatchNorm
 
-_BLOCK = 3  # positions that the kernels compute together, P in vectors.h
-_TILE_BYTES = 2**18  # of a product's input that stay in a core's second-level cache
+_BLOCK = 3  # positions that the kernels compute together; P in vectors.h
+_TILE_BYTES = 2**18  # of a product's input, which then stays in a core's second-level cache
 
 
 _NO_NORM, _RUNNING, _OWN = range(3)
@@ -25,20 +25,20 @@ _NO_NORM, _RUNNING, _OWN = range(3)
 
 @dataclass
 class NativeNetwork:
-    """Tables and buffers of one model for batches of one size, used by one group after another.
+    """Tables and buffers of a model for one batch size; the groups of lanes use them in turn.
 
     Attributes:
-        model: a plain model.
-        batch_size: examples of a place of a vector; of each part of a batch.
-        image: channels, height and width.
-        dtype: of the arithmetic.
-        parts: of a run's batch, in as many neighbouring places: 1, 2, 4 or 8.
-        training: whether gradients are wanted.
-        structure: what the kernels read.
-        places: offset and shape of each parameter in a lane's row, in the model's order.
-        statistics: the same for the running means and variances.
-        parameters: numbers of one lane.
-        bytes: taken by the buffers.
+        model: A plain model.
+        batch_size: Examples of a place of a vector, that is, of each part of a batch.
+        image: Channels, height and width.
+        dtype: The dtype of the arithmetic.
+        parts: The parts of a run's batch, which lie in neighbouring places: 1, 2, 4 or 8.
+        training: Whether gradients are needed.
+        structure: The `Network` that the kernels read.
+        places: Offset and shape of each parameter in a lane's row, in the model's order.
+        statistics: The same for the running means and variances.
+        parameters: The number of parameters of one lane.
+        bytes: The size of the buffers.
     """
 
     model: nn.Module
@@ -52,7 +52,7 @@ class NativeNetwork:
     statistics: dict[str, tuple[int, tuple[int, ...]]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._kept: list[Any] = []  # what the structures point to
+        self._kept: list[Any] = []  # memory that the structures point to
         self._scratch: dict[tuple[int, ...], int] = {}
         self.bytes = 0
         self.places, self.parameters = lay_out(dict(self.model.named_parameters()))
@@ -120,13 +120,13 @@ class NativeNetwork:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
         layer.y = self._buffer(out)
-        # Three in turn: a layer's own, that of the layer before, which it writes, and that of the
-        # layer after, which a shortcut still reads.
+        # Three buffers in turn, as three are in use at a time: the layer's own dy; that of the
+        # layer before, which it writes; and that of the layer after, which a shortcut still reads.
         layer.dy = self._shared(out, len(sources) % 3) if self.training else 0
         layer.z = self._buffer(out) if step.norm else layer.y
         layer.dz = layer.dy
         if self.training and step.norm and step.skip is not None:
-            layer.dz = self._shared(out, 3)  # its dy goes on to the shortcut
+            layer.dz = self._shared(out, 3)  # as dy is still needed, for the shortcut
         layer.relu = step.relu
         if step.skip is not None:
             skip = sources[step.skip]
@@ -192,7 +192,7 @@ class NativeNetwork:
         layer.input, layer.inputs = array, len(inputs)
 
     def _conv_inputs(self, product: nn.Conv2d, x: Shape, out: Shape, stride: int) -> list[Product]:
-        """The gradient of a conv's input: pixels of one parity meet the same taps of the kernel."""
+        """Products for the gradient of a conv's input, one for pixels that meet the same taps."""
         kernel, pad = product.kernel_size[0], product.kernel_size[0] // 2
         taps = kernel * kernel
         inputs: list[Product] = []
@@ -227,7 +227,7 @@ class NativeNetwork:
         return inputs
 
     def _linear_inputs(self, x: Shape, out: Shape, features: int) -> list[Product]:
-        """The gradient of an FC layer's input, pixel by pixel."""
+        """Products for the gradient of an FC layer's input, one for each pixel."""
         n, o = np.arange(self.batch_size), np.arange(out.channels)
         return [
             self._product(
@@ -302,8 +302,8 @@ class NativeNetwork:
         row = width + 2 * border
         example = (height + 2 * border) * row
         origin = border * row + border
-        # A stride of a power of two would put all channels of a pixel into the same places of the
-        # first-level cache.
+        # If the stride were a power of two, all channels of a pixel would compete for the same
+        # places of the first-level cache.
         channel = self.batch_size * example
         channel += (SPREAD - channel) % (4096 // LINE)
         return Shape(channels, self.batch_size, height, width, channel, example, row, origin)
@@ -312,7 +312,7 @@ class NativeNetwork:
         return self._zeros(shape.channels * shape.channel)
 
     def _shared(self, shape: Shape, number: int) -> int:
-        """One of the buffers that layers of the same shape use, each for a moment."""
+        """A buffer shared by layers of one shape, none of which needs it for long."""
         key = (shape.channels, shape.height, shape.channel, shape.row, shape.origin, number)
         if key not in self._scratch:
             self._scratch[key] = self._buffer(shape)
@@ -327,7 +327,7 @@ class NativeNetwork:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a layer's input is, and the input's gradient (0: nobody wants it)."""
+    """Where a layer's input is, and the gradient of it (0: not needed)."""
 
     shape: Shape
     y: int

@@ -1,4 +1,4 @@
-// Norms, the shortcut and the relu behind them, and their gradients.
+// Norms with the shortcut and the ReLU that follow them, and their gradients.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Calls `row(start of a row)` for a part of a buffer.
+// Calls `row` with the offset of each row in a part of a buffer.
 template <class Row>
 inline void rows_of(const Shape &s, int c0, int c1, int n0, int n1, Row row) {
     for (int c = c0; c < c1; c++)
@@ -16,7 +16,7 @@ inline void rows_of(const Shape &s, int c0, int c1, int n0, int n1, Row row) {
             for (int y = 0; y < s.height; y++) row(s.at(c, n, y));
 }
 
-// Bands of rows that the first-level cache holds.
+// Calls `body` for bands of rows that fit in the first-level cache.
 constexpr int BAND = 256;  // vectors
 template <class Body>
 inline void each_band(const Shape &s, int n0, int n1, Body body) {
@@ -25,12 +25,13 @@ inline void each_band(const Shape &s, int n0, int n1, Body body) {
         for (int y = 0; y < s.height; y += rows) body(n, y, std::min(y + rows, s.height));
 }
 
-// Sums over up to 4,096 bands lose no more than pairwise ones do: a row is summed first.
+// The sum over a band. Each row is summed first; adding up to 4,096 such bands then rounds no worse
+// than pairwise summation.
 template <class Term>
 inline vec sum_band(const Shape &s, int c, int n, int y0, int y1, Term term) {
     vec band{};
     for (int y = y0; y < y1; y++) {
-        vec sum[4] = {};  // so that an addition need not wait for the one before
+        vec sum[4] = {};  // four sums, as one alone would wait for each addition to finish
         const count at = s.at(c, n, y);
         int i = 0;
         for (; i + 4 <= s.width; i += 4)
@@ -41,8 +42,8 @@ inline vec sum_band(const Shape &s, int c, int n, int y0, int y1, Term term) {
     return band;
 }
 
-// Groups of a norm: whole channels over sub-batches (batch, ghost), or single examples over
-// channel groups (group).
+// The groups of a norm. Batch and ghost norm: a channel over a sub-batch. Group norm: a group of
+// channels of one example.
 struct Groups {
     int c0, c1, n0, n1, number;
 };
@@ -61,8 +62,8 @@ inline REAL values(const Shape &s, const Groups &g) {
     return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
 }
 
-// Mean and inverse deviation of a group. The sums of squares of bands of rows are combined (Chan et
-// al., 1979), so that a band is read twice while the first-level cache holds it.
+// Mean and inverse deviation of a group. Sums of squares are taken by band and then combined (Chan
+// et al., 1979): a band is read twice, but the second time from the first-level cache.
 void norm_moments(const Layer &l, const Groups &g) {
     const Shape &s = l.out;
     vec mean{}, squares{};
@@ -90,7 +91,7 @@ void norm_moments(const Layer &l, const Groups &g) {
     l.variance[g.number] = squares / (n - 1);
 }
 
-// The running statistics follow the examples' mean of the groups of a channel.
+// Moves the running statistics of a channel towards the mean over its groups.
 void update_statistics(const Layer &l, vec *statistics, int parts) {
     vec mean{}, variance{};
     each_group(l, [&](const Groups &g) {
@@ -108,15 +109,15 @@ void update_statistics(const Layer &l, vec *statistics, int parts) {
     });
 }
 
-// The line that a norm draws for a channel of a group, y = a·z + b.
+// What a norm does to a channel of a group: y = a·z + b.
 struct Norming {
     vec a, b;
     Norming(const Layer &l, const vec *theta, int c, int group)
         : a(theta[l.scale + c] * l.invstd[group]), b(theta[l.shift + c] - l.mean[group] * a) {}
 };
 
-// y = relu(a·z + b + shortcut) of one channel of one example; the shortcut adds nothing to the
-// channels that its source does not have (option A).
+// y = relu(a·z + b + shortcut) of one channel of one example. Channels that the shortcut's source
+// does not have get nothing added (option A).
 void activate(const Layer &l, int c, int n, vec a, vec b) {
     const Shape &s = l.out;
     const bool skip = l.stride && c < l.skip.channels;
@@ -126,7 +127,7 @@ void activate(const Layer &l, int c, int n, vec a, vec b) {
         for (int i = 0; i < s.width; i++) {
             vec value = l.norm ? a * l.z[at + i] + b : l.z[at + i];
             if (skip) value += from[i * l.stride];
-            // Written so that NaN stays NaN.
+            // Unlike a maximum, this keeps NaN.
             l.y[at + i] = l.relu ? (value < 0 ? vec{} : value) : value;
         }
     }
@@ -156,7 +157,7 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
     }
 }
 
-// dy becomes the gradient before the relu, here called g.
+// Turns dy into the gradient of the ReLU's input, here called g.
 void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
     if (!l.relu) return;
     for (int y = y0; y < y1; y++) {
@@ -166,9 +167,8 @@ void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
     }
 }
 
-// Adds Σ g and Σ g·(z − mean) of a band. Where dz has a place of its own, dy becomes g for the
-// shortcut's sake; elsewhere the relu's mask follows from z, so that neither y is read nor dy
-// written.
+// Adds Σ g and Σ g·(z − mean) of a band. If dz is not dy, dy is replaced by g, which the shortcut
+// needs. Otherwise the ReLU's mask is computed from z, so that y need not be read nor dy written.
 void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const Norming &norming,
                    vec &sum, vec &dot) {
     const bool apart = l.dz != l.dy;

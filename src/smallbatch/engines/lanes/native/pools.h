@@ -1,4 +1,4 @@
-// Pooling and its gradient.
+// Pooling and its gradients.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-// The tap (row · 3 + column) of a 3×3 window of stride 2, and whether it lies in the image.
+// Calls `body` with each tap (row · 3 + column) of a 3×3 window of stride 2 that lies in the image.
 template <class Body>
 inline void taps_of(const Layer &l, int y, int x, Body body) {
     for (int tap = 0; tap < 9; tap++) {

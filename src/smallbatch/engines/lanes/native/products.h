@@ -1,5 +1,5 @@
-// Sums of products over tables of offsets: convolutions that have no quicker algorithm, fully
-// connected layers, and their gradients.
+// Sums of products over tables of offsets. They compute fully connected layers, convolutions for
+// which there is no quicker algorithm, and the gradients of both.
 
 #pragma once
 
@@ -9,10 +9,10 @@
 
 namespace {
 
-constexpr int CHUNK = 72;   // terms whose weights stay in the first-level cache
-constexpr int RUN = 64;     // positions of a weight gradient's inner loop
+constexpr int CHUNK = 72;   // terms of a sum whose weights fit in the first-level cache
+constexpr int RUN = 64;     // positions in the inner loop of a weight gradient
 
-// The blocks are functions of their own: inlined, GCC keeps too little of them in registers.
+// A function of its own: where GCC inlines it, it keeps too few values in registers.
 template <int O, class Weight>
 __attribute__((noinline)) void product_block(const Product &f, const vec *x, const Weight *w,
                                              vec *y, const vec *bias, int p, int from, int to) {
@@ -42,7 +42,7 @@ __attribute__((noinline)) void product_block(const Product &f, const vec *x, con
 template <int O, class Weight>
 void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const vec *bias, int begin,
                   int end) {
-    Weight packed[CHUNK * O];  // weights in the order of their use
+    Weight packed[CHUNK * O];  // weights in the order in which they are used
     for (int from = 0; from < f.rows; from += CHUNK) {
         const int to = std::min(from + CHUNK, f.rows);
         for (int o = 0; o < O; o++)
@@ -54,7 +54,7 @@ void product_rows(const Product &f, const vec *x, const vec *w, vec *y, const ve
     }
 }
 
-// Products of the same x, one block of positions of each after another, while x is in the cache.
+// Products of the same x. Each computes one block of positions in turn, while x is in the cache.
 template <class Weight>
 void products(const Product *each, int number, const vec *x, const vec *w, vec *y,
               const vec *bias) {
@@ -62,7 +62,7 @@ void products(const Product *each, int number, const vec *x, const vec *w, vec *
     for (int i = 0; i < number; i++) positions = std::max(positions, each[i].positions);
     for (int begin = 0; begin < positions; begin += each->tile)
         for (int i = 0; i < number; i++) {
-            // The tables repeat the last position up to a multiple of P: written twice, the same.
+            // The tables repeat the last position up to a multiple of P; it is written twice.
             const Product &f = each[i];
             const int end = std::min(begin + each->tile, f.positions);
             int o = 0;

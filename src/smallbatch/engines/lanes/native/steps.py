@@ -1,4 +1,4 @@
-"""A plain model as a chain of products, each with what follows it."""
+"""A plain model as a chain of layers, each a product and what follows it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_POOL, MAX_POOL, MEAN_POOL = range(3)
 
 @dataclass
 class Step:
-    """One layer of a network as its modules: product → norm → shortcut → relu → pool."""
+    """The modules of one layer: product → norm → shortcut → ReLU → pool."""
 
     product: nn.Conv2d | nn.Linear
     norm: nn.Module | None = None
@@ -29,7 +29,7 @@ def steps_of(model: nn.Module) -> list[Step]:
     """The layers of a ResNet or an AlexNet, in their order.
 
     Raises:
-        TypeError: another model, or one with parts that the kernels do not know.
+        TypeError: It is another model, or has modules that the kernels do not know.
     """
     if isinstance(model, ResNet):
         steps = [Step(model.conv1, model.norm1)]

@@ -1,4 +1,4 @@
-"""The structures of `structures.h`, field by field."""
+"""The structures of `structures.h`, with the same fields."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _fields(names: str, kind: Any) -> list[tuple[str, Any]]:
 
 
 class Shape(ctypes.Structure):
-    """Extent and strides, in vectors, of an activation."""
+    """Size and strides, in vectors, of an activation."""
 
     _fields_ = _fields(_SHAPE, c_int32)
 
     def at(self, channel: Any, example: Any, row: Any, column: Any) -> Any:
-        """Offset of a pixel; indices may be arrays, and may lie in the border."""
+        """Offset of a pixel, which may lie in the border; indices may be arrays."""
         place = self.origin + channel * self.channel + example * self.example
         return place + row * self.row + column
 
@@ -38,7 +38,7 @@ class Product(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """Product, norm, shortcut, relu and pool."""
+    """A layer: product, norm, shortcut, ReLU and pool."""
 
     _fields_ = [
         ("forward", Product),
@@ -52,13 +52,13 @@ class Layer(ctypes.Structure):
 
 
 class Images(ctypes.Structure):
-    """Resident images and labels; strides in numbers."""
+    """Resident images and labels; strides are in numbers."""
 
     _fields_ = [*_fields("pixels labels", c_void_p), *_fields(_STRIDES, c_int64)]
 
 
 class Network(ctypes.Structure):
-    """Layers, the first one's input, and the memory of a step."""
+    """The layers, the input of the first one, and the memory of a step."""
 
     _fields_ = [
         ("layers", ctypes.POINTER(Layer)),
@@ -71,7 +71,7 @@ class Network(ctypes.Structure):
 
 
 def stream_of(lanes: int) -> type[ctypes.Structure]:
-    """The structure `Stream` for vectors of so many lanes."""
+    """The structure `Stream` for vectors of ``lanes`` places."""
 
     class Stream(ctypes.Structure):
         _fields_ = [*_fields("index top left flip", c_void_p * lanes), ("pad", c_int32)]
@@ -80,7 +80,7 @@ def stream_of(lanes: int) -> type[ctypes.Structure]:
 
 
 def group_of(lanes: int) -> type[ctypes.Structure]:
-    """The structure `Group` for vectors of so many lanes."""
+    """The structure `Group` for vectors of ``lanes`` places."""
 
     class Group(ctypes.Structure):
         _fields_ = [

@@ -12,9 +12,9 @@
 
 namespace {
 
-constexpr int P = 3;  // positions in a block of registers, for four outputs
+constexpr int P = 3;  // positions of a block that registers hold, with four outputs each
 
-// Keeps a vector that several products share in a register: GCC would load it for each of them.
+// Keeps a vector in a register for several products; GCC would load it again for each.
 template <class Vector>
 inline void keep(Vector &x) {
 #if defined(__AVX512VL__)
@@ -25,7 +25,7 @@ inline void keep(Vector &x) {
     (void)x;
 }
 
-// The sum over the parts of each run, the same bits in all of its places.
+// The sum over the places of each run, with the same bits in all of these places.
 inline vec across(vec x, int parts) {
     static_assert(V == 8, "neighbours are written out for eight places");
     if (parts > 1) x += vec{x[1], x[0], x[3], x[2], x[5], x[4], x[7], x[6]};
@@ -34,7 +34,7 @@ inline vec across(vec x, int parts) {
     return x;
 }
 
-// Not `vec{} + value`: that addition would be kept, for the sake of -0.
+// Not `vec{} + value`, as the compiler would have to keep that addition because of -0.
 inline vec all(REAL x) { return vec{x, x, x, x, x, x, x, x}; }
 
 inline vec root(vec x) {
@@ -42,7 +42,7 @@ inline vec root(vec x) {
     return x;
 }
 
-// Denormal numbers would slow a vanishing lane, and its neighbours with it, a hundredfold.
+// Treats denormal numbers as 0: they are a hundred times slower, for neighbouring lanes too.
 struct FlushDenormals {
 #if defined(__SSE__)
     unsigned before = _mm_getcsr();
@@ -56,7 +56,8 @@ inline const char *bytes_from(const vec *start, count bytes) {
 }
 inline const vec &vector_at(const char *bytes) { return *reinterpret_cast<const vec *>(bytes); }
 
-// Weights that are the same in all places are kept as single numbers, in an eighth of the cache.
+// Weights that are the same in all places are stored as single numbers, which take an eighth of the
+// cache.
 inline void pack(vec &to, const vec &from) { to = from; }
 inline void pack(REAL &to, const vec &from) { to = from[0]; }
 inline vec unpack(const vec &from) { return from; }

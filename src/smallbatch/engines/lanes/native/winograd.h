@@ -1,9 +1,10 @@
-// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016) for 3×3 convolutions: a tile of M×M outputs is
-// Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d, at 16 products for 36 (M = 2), or 36 for 144 (M = 4).
-// At stride 2 the odd pixels meet two taps of the kernel, an F(2, 2), and the even ones the third:
-// 25 products for 36. One place's number is one element of a vector, so a transform is additions of
-// whole vectors. The sums over channels are a matrix product for each number of a transformed
-// window, on blocks of tiles that the second-level cache holds.
+// Winograd's F(M×M, 3×3) (Lavin and Gray, 2016) for 3×3 convolutions. A tile of M×M outputs is
+// Aᵀ[Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)]A over windows d of the input: 16 products instead of 36 (M = 2), or
+// 36 instead of 144 (M = 4). At stride 2 the odd pixels meet two taps of the kernel, which is an
+// F(2, 2), and the even ones meet the third: 25 products instead of 36. A number is a vector with
+// an element for each place, so a transform adds whole vectors. The sum over channels is a matrix
+// product for each number of a transformed window; it works on blocks of tiles that fit in the
+// second-level cache.
 
 #pragma once
 
@@ -14,14 +15,14 @@
 
 namespace {
 
-constexpr int TILES = 36;                // of a block, at most
-constexpr int PRODUCT_VECTORS = 8192;    // of a block's transformed windows
-constexpr int GRADIENT_VECTORS = 24576;  // of the windows and the tiles of a weight gradient's
-constexpr int GRADIENT_OUTPUTS = 4;      // whose tiles are there together
+constexpr int TILES = 36;                // most tiles of a block
+constexpr int PRODUCT_VECTORS = 8192;    // of the transformed windows of a block
+constexpr int GRADIENT_VECTORS = 24576;  // of windows and tiles of a block, for weight gradients
+constexpr int GRADIENT_OUTPUTS = 4;      // outputs whose tiles are transformed at a time
 
-// What an algorithm is made of, in one dimension: the transforms of numbers that are `stride` apart,
-// how many of them, the side of a tile, the pixels from one window to the next, and the pixel at
-// which the first one begins.
+// An algorithm in one dimension: its transforms, of numbers that are `stride` apart; how many
+// numbers they give; the side of a tile; the pixels from one window to the next; and the first
+// pixel of the first window.
 struct Tiles2 {
     static constexpr int WINDOW = 4, N = 4, SIDE = 2, STEP = 2, BEGIN = -1;
     static void window(const vec *x, count stride, vec y[4]) {  // Bᵀ x
@@ -86,7 +87,7 @@ struct Tiles4 {
     }
 };
 
-// Stride 2, tiles of two outputs.
+// Stride 2, with tiles of two outputs.
 struct Strided {
     static constexpr int WINDOW = 5, N = 5, SIDE = 2, STEP = 4, BEGIN = -1;
     static void window(const vec *x, count stride, vec y[5]) {
@@ -111,7 +112,7 @@ struct Strided {
     }
 };
 
-// The gradient of its input, tiles of four pixels: the even ones meet one tap, the odd ones two.
+// The gradient of its input, with tiles of four pixels: even pixels meet one tap, odd ones two.
 struct StridedInput {
     static constexpr int WINDOW = 3, N = 5, SIDE = 4, STEP = 2, BEGIN = 0;
     static void window(const vec *x, count stride, vec y[5]) {
@@ -125,7 +126,7 @@ struct StridedInput {
     static void weights(const vec *x, count stride, vec y[5]) { Strided::weights(x, stride, y); }
 };
 
-// A transform in two dimensions: out[i·OUT + j] from x[i·row + j·column], columns first.
+// A transform in two dimensions, columns first: out[i·OUT + j] from x[i·row + j·column].
 template <int IN, int OUT, class Transform, class Store>
 inline void transform_2d(const vec *x, count row, count column, Transform transform, Store store) {
     vec half[IN][OUT];
@@ -137,7 +138,7 @@ inline void transform_2d(const vec *x, count row, count column, Transform transf
     }
 }
 
-// Memory that a thread keeps from one call to the next.
+// Memory that a thread keeps between calls.
 struct alignas(2 * sizeof(vec)) Pair {
     vec vectors[2];
 };
@@ -150,15 +151,15 @@ vec *scratch(std::vector<Pair> &memory, count vectors) {
 }
 thread_local std::vector<Pair> scratch_windows, scratch_tiles, scratch_weights;
 
-// A stride between places that puts them into different parts of the first-level cache.
+// The next stride whose multiples fall into different parts of the first-level cache.
 inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
 inline count tiles_of(const Shape &s, int side) {
     return count(s.examples) * (s.height / side) * (s.width / side);
 }
 
-// Where the tiles or windows from `begin` on start, `step` pixels from one to the next; the last one
-// repeats after the end.
+// The starts of the tiles or windows from number `begin` on, which are `step` pixels apart. After
+// the end the last one repeats.
 struct Block {
     count at[TILES];
     Block(const Shape &s, int step, count begin, int tiles) {
@@ -170,13 +171,13 @@ struct Block {
     }
 };
 
-// The windows of a block of all channels: Bᵀ d B.
+// Transforms the windows of a block, for all channels: Bᵀ d B.
 template <class F>
 void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec *d, count place) {
     const Block block(s, F::STEP, begin, tiles), next(s, F::STEP, begin + tiles, tiles);
     for (int c = 0; c < s.channels; c++) {
         const vec *from = x + count(c) * s.channel + F::BEGIN * (s.row + 1);
-        // The processor foresees none of so many short rows.
+        // Loads the next block's windows early: the processor does not foresee so many short rows.
         for (int t = 0; t < tiles; t++)
             for (int i = F::WINDOW - F::STEP; i < F::WINDOW; i++)
                 for (int j = F::WINDOW - F::STEP; j < F::WINDOW; j += 2)
@@ -211,7 +212,7 @@ __attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *
     }
 }
 
-// The layer's convolution; or, flipped, the gradient of its input from that of its output.
+// The layer's convolution or, with `flipped`, the gradient of its input from that of its output.
 template <class F, class Weight>
 void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
               const vec *bias) {
@@ -221,7 +222,7 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
     const int tiles = std::max(std::min(most, TILES) / P, 1) * P;
     const count place = spread(count(inputs) * tiles);
     const count product_place = spread(count(outputs) * tiles);
-    const count weights = count(inputs) * outputs;  // of a place
+    const count weights = count(inputs) * outputs;  // for each place of a tile
     auto *u = reinterpret_cast<Weight *>(scratch(scratch_weights, PLACES * weights));
     vec *d = scratch(scratch_windows, PLACES * place);
     vec *m = scratch(scratch_tiles, PLACES * product_place);
@@ -280,7 +281,7 @@ __attribute__((noinline)) void tile_gradient(const vec *e, const vec *d, vec *s,
 // The same for all inputs.
 inline void tile_gradients(const vec *e, const vec *d, vec *s, int inputs, int tiles, int present) {
     int c = 0;
-    // Pairs rather than a single one in the end: it would wait for its own sums.
+    // Ends with pairs, not with a single one, whose additions would wait for each other.
     for (; inputs - c >= 5 || inputs - c == 3; c += 3)
         tile_gradient<3>(e, d + c * tiles, s + c, inputs, tiles, present);
     for (; inputs - c >= 2; c += 2)
@@ -308,7 +309,7 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
         const Block block(out, F::SIDE, begin, tiles);
         const int present = std::min<count>(tiles, number - begin);
         transform_windows<F>(in, x, begin, tiles, d, window_place);
-        // Few outputs at a time leave the cache to many tiles, so that sums are seldom reloaded.
+        // A few outputs at a time leave room for many tiles, so that sums are rarely reloaded.
         for (int first = 0; first < outputs; first += GRADIENT_OUTPUTS) {
             const int last = std::min(first + GRADIENT_OUTPUTS, outputs);
             for (int o = first; o < last; o++)

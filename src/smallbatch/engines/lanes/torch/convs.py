@@ -1,8 +1,9 @@
-"""Convolutions of K lanes side by side in the channels, by several algorithms of one interface.
+"""Convolutions of K lanes, whose channels lie side by side, by several algorithms.
 
-Activations are (m, K·C, H, W), weights (K, Cout, C, size, size), all with SAME padding. Every
-algorithm takes the same epilogues, so that one which can fuse them does: forward, a bias, a
-shortcut and a ReLU; backward, the shortcut's gradient and the mask of the ReLU that made the input.
+Activations are (m, K·C, H, W), weights (K, Cout, C, size, size); all convolutions have SAME
+padding. A convolution's function also does what follows it, so that an algorithm can do all of it
+in one kernel. Forward, it adds the bias and a shortcut and applies the ReLU. Backward, it adds the
+shortcut's gradient and sets the input's gradient to 0 where the ReLU before it gave 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from smallbatch.engines.lanes.layers import Shortcut
 
 
 class Convs(Protocol):
-    """An algorithm. ``k`` is the number of lanes; ``weight`` may have any stride between lanes."""
+    """An algorithm for the convolutions.
+
+    ``weight`` may have any stride between lanes.
+    """
 
     def forward(
         self,
@@ -35,29 +39,30 @@ class Convs(Protocol):
     def input_gradient(
         self, g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None = None
     ) -> Tensor:
-        """Gradient of ``x`` where x > 0, and 0 elsewhere: ``x`` is what a ReLU has made.
+        """Gradient of ``x`` where x > 0, and 0 elsewhere; ``x`` is the output of a ReLU.
 
         Args:
-            g: gradient of the output.
-            weight: as in the forward pass.
-            x: the input.
-            stride: of the convolution.
-            shortcut: gradient of a block's output whose shortcut begins at ``x``, shaped as ``g``.
+            g: The gradient of the output.
+            weight: As in the forward pass.
+            x: The input.
+            stride: The stride of the convolution.
+            shortcut: The gradient of the output of the block whose shortcut begins at ``x``, shaped
+                as ``g``; None without a shortcut.
         """
         ...
 
     def weight_gradient(self, g: Tensor, x: Tensor, out: Tensor, stride: int) -> None:
-        """Write the weights' gradient into ``out`` (K, Cout, C, size, size)."""
+        """Write the gradient of the weights into ``out`` (K, Cout, C, size, size)."""
         ...
 
     def forward_shared(
         self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
     ) -> Tensor:
-        """As `forward`, of images that several lanes share."""
+        """Like `forward`, for images that several lanes share."""
         ...
 
     def weight_gradient_shared(self, g: Tensor, shared: Shared, out: Tensor, stride: int) -> None:
-        """As `weight_gradient`, of images that several lanes share."""
+        """Like `weight_gradient`, for images that several lanes share."""
         ...
 
 
@@ -67,13 +72,13 @@ def by_lane(x: Tensor, k: int) -> Tensor:
 
 
 def join_shortcut(y: Tensor, shortcut: Shortcut, k: int) -> None:
-    """Add a shortcut to a branch's output, in place."""
+    """Add a shortcut to a block's output, in place."""
     x, s = by_lane(shortcut.x, k), shortcut.stride
     by_lane(y, k)[:, :, : x.shape[2]].add_(x[..., ::s, ::s])
 
 
 def finish(y: Tensor, k: int, shortcut: Shortcut | None, relu: bool) -> Tensor:
-    """The forward pass's epilogue, in place."""
+    """Add the shortcut and apply the ReLU, in place."""
     if shortcut is not None:
         join_shortcut(y, shortcut, k)
     return y.relu_() if relu else y
@@ -82,7 +87,7 @@ def finish(y: Tensor, k: int, shortcut: Shortcut | None, relu: bool) -> Tensor:
 def finish_gradient(
     of_x: Tensor, x: Tensor, k: int, stride: int, shortcut: Tensor | None
 ) -> Tensor:
-    """The backward pass's epilogue, in place."""
+    """Add the shortcut's gradient and set the result to 0 where x = 0, in place."""
     if shortcut is not None:
         mine = by_lane(of_x, k)
         mine[..., ::stride, ::stride].add_(by_lane(shortcut, k)[:, :, : mine.shape[2]])
@@ -92,7 +97,7 @@ def finish_gradient(
 def _backward(
     g: Tensor, x: Tensor, weight: Tensor, stride: int, groups: int, wanted: list[bool]
 ) -> Any:
-    """Torch's gradients of input and weight, of which ``wanted``."""
+    """Torch's gradients of input, weight and bias; ``wanted`` selects which are computed."""
     padding, flat = weight.shape[-1] // 2, weight.flatten(0, 1).to(g.dtype)
     return torch.ops.aten.convolution_backward(
         g, x, flat, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups, wanted
@@ -100,7 +105,7 @@ def _backward(
 
 
 class _PlainFirst:
-    """Images by a plain convolution for each seed, whose output channels are its lanes'."""
+    """Convolves each seed's images once; the output channels are those of all its lanes."""
 
     def forward_shared(
         self, shared: Shared, weight: Tensor, bias: Tensor | None, stride: int, relu: bool
@@ -124,7 +129,7 @@ class _PlainFirst:
 
 
 class Grouped(_PlainFirst):
-    """One grouped convolution by torch: cuDNN on a GPU."""
+    """One grouped convolution by torch, on a GPU by cuDNN."""
 
     def forward(
         self,
@@ -155,7 +160,7 @@ class Grouped(_PlainFirst):
 
 
 class Unrolled(_PlainFirst):
-    """Matrix products, one for each lane, with the input unrolled (im2col)."""
+    """A matrix product for each lane, on the unrolled input (im2col)."""
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Lanes computed by torch's operations and Triton's kernels, as one CUDA graph on a GPU."""
+"""Lanes computed by torch's operations or Triton's kernels, on a GPU as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import Resident, Split
 from smallbatch.protocol.run import Run
 
-# Images of all lanes together in one forward pass of an evaluation.
+# Images in one forward pass of an evaluation, over all lanes.
 EVAL_IMAGES = {"cpu": 256, "cuda": 8192}
-EVAL_PIXELS = 2**23  # of them at most: offsets within a lane have 32 bits
-# Devices on which a step is captured; lanes that diverge are masked there until their epoch ends.
+EVAL_PIXELS = 2**23  # most pixels of a lane in such a pass: offsets within a lane have 32 bits
+# Devices on which a step is captured. Lanes that diverged are still computed there, not counted.
 CAPTURED = {"cuda"}
-# Seconds of captured updates between two looks at anything else: signals, checkpoints.
+# Seconds of captured updates before control returns to the caller, for signals and checkpoints.
 STRETCH = 1.0
-# Part of the lanes that must have diverged before a captured step is captured again without them.
+# Fraction of the lanes that must have diverged before the step is captured again without them.
 WORTH_CAPTURING = 0.1
 
 
@@ -43,10 +43,10 @@ def build_net(
     """The network of all lanes, initialised, and a plain model of its structure.
 
     Args:
-        runs: of one study and batch size, those of one seed next to each other.
-        data: the resident data set; its device is the network's.
-        dtype: of the weights.
-        kernels: what computes the paper's models; see `default_kernels`.
+        runs: The runs, all of one study and batch size; runs of one seed are next to each other.
+        data: The resident data set; its device is that of the network.
+        dtype: The dtype of the weights.
+        kernels: The kernels for the paper's models; by default as `default_kernels` says.
     """
     device = data.train.images.device
     builders = [partial(initial_model, run, data) for run in runs]
@@ -74,7 +74,7 @@ def _kit(lanes: LaneWeights, run: Run, data: Resident, kernels: Kernels) -> Kit:
 def make_step(
     runs: Sequence[Run], data: Resident, dtype: torch.dtype, kernels: Kernels | None = None
 ) -> tuple[Step, nn.Module]:
-    """A step of a network of lanes, and a plain model of its structure; see `build_net`."""
+    """The step of a network of lanes, and a plain model of its structure; see `build_net`."""
     device, precision = data.train.images.device, runs[0].settings.precision
     kernels = kernels or default_kernels(device, dtype, precision)
     net, model = build_net(runs, data, dtype, kernels)
@@ -93,13 +93,13 @@ def _torch_tail(_lanes: int, _device: torch.device) -> Tail:
 
 
 class TorchLanes:
-    """See :class:`~engines.lanes.trainer.LaneWeights`.
+    """See :class:`~engines.lanes.trainer.Lanes`.
 
     Args:
-        runs: of one study and batch size, those of one seed next to each other.
-        data: the resident data set.
-        dtype: of the weights.
-        kernels: see `build_net`.
+        runs: The runs, all of one study and batch size; runs of one seed are next to each other.
+        data: The resident data set.
+        dtype: The dtype of the weights.
+        kernels: See `build_net`.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class TorchLanes:
         self.net, self.tables = self.step.net, self.step.tables
         self.parameters = self.net.lanes.parameters
         self.captured: Callable[[], None] | None = None
-        self.first = self.last = -1  # updates that the tables hold
-        self._seconds = math.inf  # of a captured update
-        self._under_way: tuple[float, int] | None = None  # captured updates: their start, number
+        self.first = self.last = -1  # the tables hold the updates first … last − 1
+        self._seconds = math.inf  # that a captured update took
+        self._under_way: tuple[float, int] | None = None  # start and number of captured updates
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def advance(self, first: int, last: int) -> int:
-        """As many updates as take about a second on a GPU; on a CPU one."""
+        """On a GPU do as many updates as take about a second, on a CPU one."""
         if not self.first <= first < self.last:
             self.first, self.last = self.tables.load(first)
         if self.device.type in CAPTURED:
@@ -138,7 +138,7 @@ class TorchLanes:
         return 1
 
     def sums(self) -> tuple[list[float], list[int], list[int]]:
-        """Waits for the device."""
+        """See :class:`~engines.lanes.trainer.Lanes`; waits for the device."""
         loss, correct, _, ends = self.step.metrics
         diverged_at = [self.first + end if end else 0 for end in ends.tolist()]
         if self._under_way is not None:
@@ -147,13 +147,13 @@ class TorchLanes:
         return loss.tolist(), correct.tolist(), diverged_at
 
     def clear(self) -> None:
-        """Lanes that have diverged stay so."""
+        """See :class:`~engines.lanes.trainer.Lanes`; lanes that have diverged stay marked."""
         self.step.clear()
 
     def evaluate(
         self, split: Split, pause: Callable[[], None] = lambda: None
     ) -> tuple[list[float], list[float]]:
-        """All lanes see each batch at once."""
+        """See :class:`~engines.lanes.trainer.Lanes`; all lanes see each batch at once."""
         net, k = self.net, len(self.net.lanes)
         loss = torch.zeros(k, dtype=torch.float64, device=self.device)
         correct = torch.zeros(k, dtype=torch.int64, device=self.device)
@@ -169,7 +169,11 @@ class TorchLanes:
         return [value / n for value in loss.tolist()], [value / n for value in correct.tolist()]
 
     def keep(self, kept: Sequence[int]) -> bool:
-        """On a GPU only if a good part of the lanes is gone: another capture must pay."""
+        """See :class:`~engines.lanes.trainer.Lanes`.
+
+        A step that was captured must be captured again for fewer lanes. Therefore lanes are only
+        dropped if many of them have diverged.
+        """
         dead = len(self.runs) - len(kept)
         if not dead or (self.captured and dead < WORTH_CAPTURING * len(self.runs)):
             return False
@@ -186,12 +190,12 @@ class TorchLanes:
         return self.net.lanes.state_dict(lane)
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
-        """Weights, statistics and the epoch's sums."""
+        """Weights, statistics and the epoch's sums of these lanes."""
         index = torch.tensor(lanes, device=self.device)
         return {name: value[index].cpu() for name, value in self._tensors().items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Before the first `advance`, which fills the tables."""
+        """Must be called before the first `advance`, which fills the tables."""
         for name, value in self._tensors().items():
             value.copy_(tensors[name])
 

@@ -1,12 +1,11 @@
 """Layers over K lanes with backward passes written by hand.
 
 The lanes lie side by side in the channels: activations are (m, K·C, H, W) or (m, K·F). A
-convolution of all lanes is then a grouped one, batch norm is plain batch norm, and what has no
-parameters does not see the lanes at all. No autograd: it would keep a captured step from writing
-gradients where the update reads them, and at m = 2 costs more than the arithmetic.
+convolution of all lanes is then a grouped convolution, batch norm is plain batch norm, and layers
+without parameters need not know of the lanes. Autograd is not used: it would not write the
+gradients to fixed places, as a captured step must, and at m = 2 it costs more than the arithmetic.
 
-No layer is a ReLU. The layer in front of one clips its output; whoever gets that output as its
-input ``x`` returns its gradient masked by x > 0. So both can be part of a convolution's kernel.
+ReLUs are part of the layers around them; see :mod:`~engines.lanes.layers`.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class Conv:
     """A convolution with SAME padding: (m, K·C, H, W) → (m, K·Cout, ⌈H / stride⌉, ⌈W / stride⌉).
 
     Args:
-        lanes: the weights.
-        name: of the plain module.
-        module: the plain module.
-        convs: the algorithm.
-        relu: whether a ReLU follows at once.
+        lanes: The weights.
+        name: The name of the plain module.
+        module: The plain module.
+        convs: The algorithm.
+        relu: Whether a ReLU follows directly.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Conv:
         return weight, None if bias is None else bias.to(like.dtype)
 
     def keep_bias(self, g: Tensor) -> None:
-        """Leave the bias's gradient in the lanes."""
+        """Write the bias's gradient into the lanes."""
         if self.bias in self.lanes.views:
             out = self.lanes.gradients[self.bias]
             torch.sum(by_lane(g, len(self.lanes)), (0, 3, 4), dtype=out.dtype, out=out)
@@ -60,7 +59,7 @@ class Conv:
         return self.convs.forward(x, weight, bias, self.stride, shortcut, self.relu)
 
     def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
+        """Gradients of weight, bias and input; for ``shortcut`` see `Opening`."""
         weight, _ = self.parameters(g)
         self.keep_bias(g)
         self.convs.weight_gradient(g, self.x, self.lanes.gradients[self.weight], self.stride)
@@ -68,13 +67,13 @@ class Conv:
 
 
 class FirstConv:
-    """The convolution that sees the images: plain, since lanes of one seed see the same ones."""
+    """The network's first convolution; lanes of one seed share their images."""
 
     def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
         self.conv, self.dtype = conv, dtype
 
     def forward(self, shared: Shared, training: bool) -> Tensor:
-        """Images → (m, K·Cout, H, W)."""
+        """Output (m, K·Cout, H, W) for the images."""
         shared = shared._replace(images=shared.images.to(self.dtype).contiguous())
         if training:
             self.shared = shared
@@ -83,7 +82,7 @@ class FirstConv:
         return conv.convs.forward_shared(shared, weight, bias, conv.stride, conv.relu)
 
     def backward(self, g: Tensor) -> None:
-        """Gradients of weight and bias; nobody wants the images'."""
+        """Gradients of weight and bias; that of the images is not needed."""
         conv = self.conv
         conv.keep_bias(g)
         out = conv.lanes.gradients[conv.weight]
@@ -127,9 +126,10 @@ def _side_by_side(x: Tensor) -> Tensor:
 
 
 class MaxPool:
-    """The reduced AlexNet's 3×3/2 SAME max pool of what a ReLU has made.
+    """The reduced AlexNet's 3×3/2 SAME max pool; the input is the output of a ReLU.
 
-    The mask of that ReLU is left to whoever gets the maxima: one is 0 where its pixel is.
+    The next layer sets the gradient to 0 where a maximum is 0, so nothing is left to do for that
+    ReLU here.
     """
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
@@ -143,59 +143,59 @@ class MaxPool:
         return pooled
 
     def backward(self, g: Tensor) -> Tensor:
-        """The gradient goes to the pixel that won."""
+        """The gradient goes to the pixel that was the maximum."""
         return torch.ops.aten.max_pool2d_with_indices_backward(
             g.contiguous(), self.x, [3, 3], [2, 2], self.padding, [1, 1], True, self.index
         )
 
 
 class Flatten:
-    """(m, K·C, H, W) → (m, K·(C·H·W)): a view, every lane's features in the plain model's order."""
+    """(m, K·C, H, W) → (m, K·(C·H·W)), a view; features in the plain model's order."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """All but the examples in one dimension."""
+        """Merge all dimensions but that of the examples."""
         if training:
             self.shape = x.shape
         return x.flatten(1)
 
     def backward(self, g: Tensor) -> Tensor:
-        """Back to pixels."""
+        """Restore the input's shape."""
         return g.reshape(self.shape)
 
 
 class GlobalMean:
-    """Mean over the pixels of what a ReLU has made: (m, K·C, H, W) → (m, K·C)."""
+    """Mean over the pixels of a ReLU's output: (m, K·C, H, W) → (m, K·C)."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Global average pool."""
+        """Average over the pixels."""
         if training:
             self.x = x
         return x.mean((2, 3))
 
     def backward(self, g: Tensor) -> Tensor:
-        """Every pixel above 0 gets an equal share."""
+        """Every pixel above 0 gets an equal share; the others get 0, as their ReLU requires."""
         share = (g / self.x[0, 0].numel())[:, :, None, None]
         return torch.where(self.x > 0, share, torch.zeros_like(share))
 
 
 class TorchLayers:
-    """Makes the layers of a network.
+    """Makes the layers of a network; see :class:`~engines.lanes.network.Kit`.
 
     Args:
-        lanes: the weights.
-        convs: the convolutions' algorithm.
-        dtype: of the activations.
+        lanes: The weights.
+        convs: The algorithm of the convolutions.
+        dtype: The dtype of the activations.
     """
 
     def __init__(self, lanes: LaneWeights, convs: Convs, dtype: torch.dtype) -> None:
         self.lanes, self.convs, self.dtype = lanes, convs, dtype
 
     def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:
-        """A convolution; ``relu``: one follows at once."""
+        """A convolution; ``relu``: whether a ReLU follows directly."""
         return Conv(self.lanes, name, module, self.convs, relu)
 
     def first(self, conv: Conv) -> FirstConv:
-        """The convolution that sees the images."""
+        """The network's first convolution."""
         return FirstConv(conv, self.dtype)
 
     def linear(self, name: str, relu: bool) -> Linear:
@@ -203,15 +203,15 @@ class TorchLayers:
         return Linear(self.lanes, name, relu)
 
     def norm(self, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
-        """A normalisation and the ReLU that follows."""
+        """A normalisation and the ReLU that follows it."""
         return make_norm(self.lanes, name, module)
 
     def pool(self) -> MaxPool:
-        """The AlexNet's pool."""
+        """The max pool of the AlexNet."""
         return MaxPool()
 
     def flatten(self) -> Flatten:
-        """Pixels to features."""
+        """Reshapes channels and pixels to features."""
         return Flatten()
 
     def head(self, name: str, module: nn.Linear) -> Chain:  # noqa: ARG002 - of the protocol
@@ -223,11 +223,11 @@ class TorchLayers:
         return x.unflatten(1, (len(self.lanes), -1))
 
     def of_logits(self, g: Tensor) -> Tensor:
-        """And back."""
+        """(m, K, classes) → (m, K·classes), in the activations' dtype."""
         return g.flatten(1).to(self.dtype)
 
     def finish(self) -> None:
-        """All layers are made."""
+        """Nothing is left to do."""
 
     def end_backward(self) -> None:
-        """Every gradient is there."""
+        """Nothing is left to do."""

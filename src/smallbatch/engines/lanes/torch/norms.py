@@ -1,4 +1,4 @@
-"""Batch, ghost and group normalisation over K lanes: torch's own, with K·C channels."""
+"""Batch, ghost and group normalisation over K lanes by torch's functions, with K·C channels."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class _Norm:
         return views[self.weight].flatten(), views[self.bias].flatten()
 
     def keep(self, weight: Tensor, bias: Tensor) -> None:
-        """Leave the gradients of scale and shift, (K·C,) each, in the lanes."""
+        """Write the gradients of scale and shift, (K·C,) each, into the lanes."""
         for name, value in ((self.weight, weight), (self.bias, bias)):
             self.lanes.gradients[name].copy_(value.view(len(self.lanes), -1))
 
     def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0."""
+        """Relu(norm(x) + shortcut)."""
         return finish(self.normalise(x, training), len(self.lanes), shortcut, relu=True)
 
     def normalise(self, x: Tensor, training: bool) -> Tensor:
-        """The normalised input; in training mode remembers what `backward` needs."""
+        """The normalised input; in training mode keeps what `backward` needs."""
         raise NotImplementedError
 
 
@@ -48,12 +48,12 @@ class BatchNorm(_Norm):
         self.eps, self.momentum = module.eps, module.momentum or 0.0
 
     def running(self) -> tuple[Tensor, Tensor]:
-        """Running mean and variance, (K·C,) each: the lanes' own memory."""
+        """Running mean and variance, (K·C,) each, as views of the lanes' memory."""
         mean, var = (self.lanes.statistics[name] for name in self.statistics)
         return mean.view(-1), var.view(-1)
 
     def normalise(self, x: Tensor, training: bool) -> Tensor:
-        """By the batch, which moves the running statistics, or by those."""
+        """Normalise by the batch and update the running statistics, or in evaluation by these."""
         y, self.mean, self.invstd = torch.native_batch_norm(
             x, *self.affine(), *self.running(), training, self.momentum, self.eps
         )
@@ -74,7 +74,7 @@ class BatchNorm(_Norm):
 class GhostNorm(BatchNorm):
     """Batch norm over consecutive sub-batches; see :class:`models.norms.GhostBatchNorm`.
 
-    Equal sub-batches are folded into the channels, as there; a smaller rest is done by itself.
+    Equal sub-batches are folded into the channels; a smaller last one is normalised separately.
     """
 
     def __init__(self, lanes: LaneWeights, name: str, module: GhostBatchNorm) -> None:
@@ -123,7 +123,7 @@ class GhostNorm(BatchNorm):
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _split(self, x: Tensor) -> list[tuple[Tensor, int]]:
-        """The equal sub-batches and the rest, each with the number of its sub-batches."""
+        """The equal sub-batches together, then a smaller last one, each with the number of them."""
         groups, rest = divmod(len(x), self.size)
         whole = len(x) - rest
         return [(x[:whole], groups), *([(x[whole:], 1)] if rest else [])]
@@ -143,7 +143,7 @@ def _unfold(x: Tensor, groups: int) -> Tensor:
 
 
 class GroupNorm(_Norm):
-    """Group norm of (m, K·C, …): every example by itself, over the pixels of a channel group."""
+    """Group norm of (m, K·C, …): statistics of each example and channel group."""
 
     def __init__(self, lanes: LaneWeights, name: str, module: nn.GroupNorm) -> None:
         super().__init__(lanes, name)
@@ -154,7 +154,7 @@ class GroupNorm(_Norm):
         return len(x), x.shape[1], x[0, 0].numel(), self.groups * len(self.lanes)
 
     def normalise(self, x: Tensor, training: bool) -> Tensor:
-        """Training and evaluation do not differ."""
+        """Normalise; training and evaluation do not differ."""
         y, mean, invstd = torch.native_group_norm(x, *self.affine(), *self._sizes(x), self.eps)
         if training:
             self.x, self.mean, self.invstd = x, mean, invstd
@@ -171,7 +171,11 @@ class GroupNorm(_Norm):
 
 
 def make_norm(lanes: LaneWeights, name: str, module: nn.Module) -> BatchNorm | GroupNorm:
-    """The layer over K lanes of a plain model's normalisation."""
+    """The layer over K lanes for a plain model's normalisation.
+
+    Raises:
+        TypeError: The module is no batch, ghost or group norm.
+    """
     if isinstance(module, GhostBatchNorm):
         return GhostNorm(lanes, name, module)
     if isinstance(module, nn.BatchNorm2d):

@@ -1,8 +1,8 @@
-"""Any model over K lanes by `torch.vmap`, for those without layers of their own here.
+"""Any model over K lanes by `torch.vmap`, for models that have no layers over lanes here.
 
 Under vmap a convolution becomes a grouped one. On a CPU that is slower than one plain run after
-another; on a GPU it fills the machine. Lanes equal plain runs within rounding, but a grouped kernel
-may round differently with another number of lanes.
+another; on a GPU it uses more of the processor. Lanes equal plain runs within rounding, but with
+another number of lanes a grouped kernel may round differently.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class VmapNet:
     """The network of all lanes, with autograd for the backward pass.
 
     Args:
-        lanes: stacked with ``all_buffers``.
-        model: the pattern; its own weights are not used.
+        lanes: The weights, stacked with ``all_buffers``.
+        model: A plain model of the structure; its own weights are not used.
     """
 
     def __init__(self, lanes: LaneWeights, model: nn.Module) -> None:
@@ -33,7 +33,7 @@ class VmapNet:
         self._model = model.to(lanes.theta.device, lanes.theta.dtype)
 
     def forward(self, shared: Shared, *, training: bool) -> Tensor:
-        """Images, for as many lanes as there are → logits (m, K, classes)."""
+        """Logits (m, K, classes)."""
         self._model.train(training)
         views = self.lanes.views
         self._parameters = {
@@ -52,7 +52,7 @@ class VmapNet:
         return self._logits.detach().transpose(0, 1)
 
     def backward(self, g: Tensor) -> None:
-        """Leave the gradients of the parameters in the lanes; ``g`` is that of the logits."""
+        """Write the gradients of the parameters into the lanes; ``g`` is that of the logits."""
         parameters = list(self._parameters.values())
         with _quiet():
             gradients = torch.autograd.grad(self._logits, parameters, g.transpose(0, 1))
@@ -62,16 +62,16 @@ class VmapNet:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Hide torch's hint at operations that vmap loops over: slower, but right."""
+    """Hide torch's warning about operations that vmap computes in a loop: slow, but right."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")
         yield
 
 
 def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int) -> bool:
-    """Whether two lanes of a model go through a step under vmap: tried, not guessed.
+    """Whether a model can be computed under vmap; found by an update of two lanes.
 
-    Models with dropout and the like do not: their lanes would share random numbers.
+    Models with random operations, as dropout, fail: their lanes would share random numbers.
     """
     try:
         lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)

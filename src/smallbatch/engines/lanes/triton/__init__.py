@@ -1,1 +1,1 @@
-"""Lanes on a GPU by Triton kernels: lane after lane, channels last, (K, m, H, W, C)."""
+"""Lanes on a GPU by Triton kernels; activations are (K, m, H, W, C), channels last."""

@@ -1,15 +1,16 @@
-"""Triton kernels for the convolutions of K lanes: implicit GEMM, one lane a slice of the grid.
+"""Triton kernels for the convolutions of K lanes, as matrix products (implicit GEMM).
 
-Activations are (K, m, H, W, C), the weights of a lane (size, size, C, O), all contiguous but for
-the stride between lanes. So a pixel's channels are one vector of memory, whichever tap reads it.
-What a lane's programs compute depends on its own shape alone, never on its neighbours.
+Activations are (K, m, H, W, C), and the weights of a lane (size, size, C, O). Both are contiguous,
+except that weights may have any stride between lanes, so the channels of a pixel are neighbours in
+memory. A program computes one lane, and how it does so depends on the shape of a lane alone, so
+that a lane's numbers never depend on the other lanes.
 
-BP, BC and BO are the blocks of pixels, input channels and output channels; BC divides C and BO
-divides O. ``m`` is a run-time value: one compilation serves every batch size.
+BP, BC and BO are the numbers of pixels, input channels and output channels in a block; BC divides
+C, and BO divides O. ``m`` is a run-time value: one compilation serves every batch size.
 
-`rows` and `rows_weight` are for 3×3 convolutions of stride 1. A block is whole rows of an image,
-each padded to WP places. It reads the rows above, at and below its own, not nine shifted tiles, and
-shifts by a column at the end.
+`rows` and `rows_weight` are for 3×3 convolutions of stride 1. A block consists of whole rows of an
+image, each padded to WP places. It loads the rows above, at and below its own, each once instead of
+once for every tap, and adds the shifts to the left and right at the end.
 """
 
 # ruff: noqa: E741, N803, N806 - constants of a kernel are in upper case, O being output channels
@@ -29,7 +30,10 @@ def finish(
     BIAS: tl.constexpr, RELU: tl.constexpr, CX: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr,
     XS: tl.constexpr,
 ):  # fmt: skip
-    """Y = relu(acc + bias + shortcut); CX channels of shortcut from pixels XS apart, 0 for none."""
+    """Y = relu(acc + bias + shortcut).
+
+    The shortcut has CX channels (0: there is none), taken from pixels that are XS apart.
+    """
     if BIAS:
         acc += tl.load(bias + lane * bias_lane + o).to(tl.float32)[None, :]
     if CX > 0:
@@ -50,9 +54,9 @@ def _finish_back(
     acc, lane, m, i, iy, ix, c, valid, shortcut, x, of_x, H, W, C, OH, OW, O, S,
     SHORTCUT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the input: acc where x > 0, else 0.
+    """Gradient of the input, which is the output of a ReLU: acc where x > 0, else 0.
 
-    SHORTCUT: acc plus the gradient of a shortcut that begins at this input.
+    SHORTCUT: the gradient of a shortcut that begins at this input is added to acc first.
     """
     if SHORTCUT:
         begins = valid & (iy % S == 0) & (ix % S == 0)
@@ -75,8 +79,8 @@ def rows(
 ):  # fmt: skip
     """A 3×3 convolution of stride 1, C → O channels, or with BACK the gradient of its input.
 
-    BACK: ``x`` is the output's gradient, with C channels, ``y`` the input's, with O, and ``weight``
-    is (3, 3, O, C).
+    BACK: ``x`` is the gradient of the output, with C channels, ``y`` that of the input, with O
+    channels, and ``weight`` is (3, 3, O, C).
     """
     lane = tl.program_id(2).to(tl.int64)
     q = tl.arange(0, BP)
@@ -107,7 +111,7 @@ def rows(
         left = tl.dot(v, tl.load(taps + first).to(v.dtype), left, input_precision=DOT)
         middle = tl.dot(v, tl.load(taps + C * O).to(v.dtype), middle, input_precision=DOT)
         right = tl.dot(v, tl.load(taps + last).to(v.dtype), right, input_precision=DOT)
-    # A pixel's left neighbour has its share in ``left``, its right one in ``right``.
+    # What the left taps contribute is needed one pixel to the right, and vice versa.
     before = tl.broadcast_to(tl.where(q > 0, q - 1, 0)[:, None], (BP, BO))
     after = tl.broadcast_to(tl.where(q < BP - 1, q + 1, 0)[:, None], (BP, BO))
     middle += tl.where((ix > 0)[:, None], tl.gather(left, before, 0), 0.0)
@@ -161,9 +165,10 @@ def taps_back(
     SIZE: tl.constexpr, S: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
     SHORTCUT: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """The input's gradient under `taps`.
+    """Gradient of the input of `taps`.
 
-    Pixels of one residue (iy mod S, ix mod S) are computed together: they meet the same taps.
+    A block holds pixels of one residue (iy mod S, ix mod S), because they are reached by the same
+    taps.
     """
     OH: tl.constexpr = (H + S - 1) // S
     OW: tl.constexpr = (W + S - 1) // S
@@ -201,10 +206,10 @@ def rows_weight(
     BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr, T: tl.constexpr,
     BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of weights and, with BIAS, biases of a 3×3 convolution of stride 1.
+    """Gradients of the weights and, with BIAS, biases of a 3×3 convolution of stride 1.
 
-    A part sums ``span`` blocks; the parts are to be summed. T rows of taps at a time: 1, or all 3
-    padded to 4.
+    A program computes one part of the gradient, the sum over ``span`` blocks of pixels, for T rows
+    of taps: 1, or all 3 padded to 4.
     """
     PER: tl.constexpr = BP // WP
     lane, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -231,7 +236,7 @@ def rows_weight(
         at = ((row[:, None] + ty[None, :] - 1) * W + ix[:, None]) * C
         v = tl.load(images + at[:, :, None] + c[None, None, :], mask=inside[:, :, None], other=0.0)
         v = tl.trans(tl.reshape(v, (BP, T * BC)))
-        # The weight of the left tap meets pixels one to the left of their gradient.
+        # The left tap reads a pixel for the output on its right, so it needs the gradient there.
         to = gradients + ((row * W + ix) * O)[:, None] + o[None, :]
         here = (row < m * H) & (ix + 1 < W)
         left = tl.dot(v, tl.load(to + O, mask=here[:, None], other=0.0), left, input_precision=DOT)
@@ -262,7 +267,7 @@ def taps_weight(
     SIZE: tl.constexpr, S: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
     T: tl.constexpr, BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """As `rows_weight`, of any size and stride, T taps at a time."""
+    """Like `rows_weight`, for any size and stride, and T taps at a time."""
     OH: tl.constexpr = (H + S - 1) // S
     OW: tl.constexpr = (W + S - 1) // S
     OUTS: tl.constexpr = O // BO

@@ -1,7 +1,7 @@
-"""The convolutions of K lanes by the kernels of `conv_kernels` and `image_kernels`.
+"""The convolutions of K lanes, by the kernels of `conv_kernels` and `image_kernels`.
 
-Tensors: activations (K, m, H, W, C), contiguous; weights (K, size, size, C, O) with any stride
-between lanes; gradients of weights in parts, (parts, K, …), to be summed by whoever reads them.
+Activations are (K, m, H, W, C), contiguous; weights (K, size, size, C, O) with any stride between
+lanes. Gradients of weights are (parts, K, …); the caller has to add up the parts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smallbatch.engines.lanes.triton import conv_kernels, image_kernels
 if TYPE_CHECKING:
     from smallbatch.config.params import Precision
 
-# Without types: the constants among their parameters are given as plain numbers.
+# Typed Any, because the kernels' constants are passed as plain numbers.
 _ROWS: Any = conv_kernels.rows
 _ROWS_WEIGHT: Any = conv_kernels.rows_weight
 _TAPS: Any = conv_kernels.taps
@@ -28,19 +28,21 @@ _TAPS_WEIGHT: Any = conv_kernels.taps_weight
 _IMAGES: Any = image_kernels.images
 _IMAGES_WEIGHT: Any = image_kernels.images_weight
 
-# How float32 is multiplied: by the ordinary units; by the matrix units in three TF32 products,
-# whose error is that of float32 within a small factor; by those in one. bf16 has one way.
+# How float32 is multiplied: "ieee" by the ordinary units; "tf32x3" by the matrix units as three
+# TF32 products, with an error within a small factor of float32's; "tf32" as one such product.
+# bf16 ignores it.
 Dot = Literal["ieee", "tf32x3", "tf32"]
 
 DOTS: dict[Precision, Dot] = {"float32": "tf32x3", "tf32": "tf32", "bf16": "ieee"}
-# ‖result − reference‖ / ‖reference‖ above which kernels count as broken; rounding stays far below.
+# ‖result − reference‖ / ‖reference‖ above which kernels are taken for broken; rounding is far less.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
 
-# Values of a lane's activation up to which small blocks keep more of the GPU's processors busy.
+# An activation of a lane with at most so many values is cut into small blocks, which give work to
+# more of the GPU's processors.
 FEW = 2**14
-# A weight gradient is split into at most PARTS sums, of SHARE pixels at least for each channel:
-# that is what writing a part out costs. Matrix units truncate as they accumulate: beyond LONGEST
-# pixels a sum is split further, into MOST at most, as every part takes memory.
+# A weight gradient is split into at most PARTS sums. Each has at least SHARE pixels for each
+# channel, or writing it out would take too long. Matrix units truncate as they accumulate, so a sum
+# of more than LONGEST pixels is split further, but into at most MOST parts, which all take memory.
 PARTS = 32
 SHARE = 8
 LONGEST = 2**13
@@ -49,15 +51,15 @@ MOST = 64
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a kernel is cut up.
+    """The sizes of a kernel's blocks.
 
     Attributes:
-        pixels: of a block.
-        reduced: channels (for weights: input channels) that are multiplied at a time, at most.
-        out: output channels of a block, at most.
-        warps: of a program.
-        stages: of loads under way.
-        taps: rows of taps, or taps, of a block of a weight gradient.
+        pixels: Pixels of a block.
+        reduced: Most channels (for gradients of weights: input channels) multiplied at a time.
+        out: Most output channels of a block.
+        warps: Warps of a program.
+        stages: Loads that are under way at a time.
+        taps: Rows of taps, or taps, of a block of a weight gradient.
     """
 
     pixels: int
@@ -69,9 +71,9 @@ class Blocks:
 
 
 def blocks(kind: str, pixels: int, c: int, o: int) -> Blocks:
-    """The blocks of a kernel for ``c`` → ``o`` channels and so many pixels of a lane.
+    """The blocks of a kernel for ``c`` → ``o`` channels and this number of pixels of a lane.
 
-    The fastest of some twenty for ResNet-8's shapes at m = 2, 8 and 128 on an H200.
+    These were the fastest of about twenty for ResNet-8's shapes at m = 2, 8 and 128 on an H200.
     """
     few = pixels * max(c, o) <= FEW
     if kind == "rows":
@@ -93,7 +95,7 @@ def blocks(kind: str, pixels: int, c: int, o: int) -> Blocks:
 
 
 def by_rows(size: int, stride: int, width: int) -> bool:
-    """Whether `rows` serves: it pads rows to a power of two, which must not waste too much."""
+    """Whether `rows` is used: it pads rows to a power of two, which must not waste too much."""
     return (size, stride) == (3, 1) and width <= 64 and 4 * width >= 3 * _padded(width)
 
 
@@ -132,15 +134,16 @@ def forward(
 def input_gradient(
     g: Tensor, weight: Tensor, x: Tensor, stride: int, shortcut: Tensor | None, dot: Dot
 ) -> Tensor:
-    """Gradient of ``x`` where x > 0, and 0 elsewhere: ``x`` is what a ReLU has made.
+    """Gradient of ``x`` where x > 0, and 0 elsewhere; ``x`` is the output of a ReLU.
 
     Args:
-        g: gradient of the output.
-        weight: as in the forward pass.
-        x: the input.
-        stride: of the convolution.
-        shortcut: gradient of a block's output whose shortcut begins at ``x``, shaped as ``g``.
-        dot: how float32 is multiplied.
+        g: The gradient of the output.
+        weight: As in the forward pass.
+        x: The input.
+        stride: The stride of the convolution.
+        shortcut: The gradient of the output of the block whose shortcut begins at ``x``, shaped
+            as ``g``; None without a shortcut.
+        dot: How float32 is multiplied.
     """
     k, m, h, w, c = x.shape
     size, o = weight.shape[1], weight.shape[4]
@@ -164,9 +167,9 @@ def input_gradient(
 
 
 def parts_of(pixels: int, channels: int) -> int:
-    """Sums that a weight gradient over so many pixels of a lane is split into.
+    """The number of parts of a weight gradient over this number of pixels of a lane.
 
-    Of the lane's own shape alone: how it is split decides the rounding.
+    It depends on the shape of a lane alone, because the split decides the rounding.
     """
     return max(1, min(PARTS, pixels // (SHARE * channels)), min(MOST, _blocks(pixels, LONGEST)))
 
@@ -177,12 +180,13 @@ def weight_gradient(
     """Write the gradients of weights and biases.
 
     Args:
-        g: gradient of the output.
-        x: the input.
-        out: (parts, K, size, size, C, O).
-        of_bias: (parts, K, O) with the same strides between parts and between lanes.
-        stride: of the convolution.
-        dot: how float32 is multiplied.
+        g: The gradient of the output.
+        x: The input.
+        out: Where the weights' gradient goes, (parts, K, size, size, C, O).
+        of_bias: Where the biases' gradient goes, (parts, K, O), with the same strides between parts
+            and between lanes; None without biases.
+        stride: The stride of the convolution.
+        dot: How float32 is multiplied.
     """
     k, m, h, w, c = x.shape
     (parts, _, size), o = out.shape[:3], out.shape[5]
@@ -210,7 +214,15 @@ def weight_gradient(
 def forward_images(
     images: Tensor, source: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, dot: Dot
 ) -> Tensor:
-    """The first convolution, of stride 1, over images (S, m, H, W, C) that ``source`` names (K,).
+    """The first convolution, of stride 1.
+
+    Args:
+        images: (S, m, H, W, C), a batch for each seed.
+        source: The batch that each lane sees, (K,).
+        weight: (K, size, size, C, O).
+        bias: (K, O), or None.
+        relu: Whether a ReLU follows directly.
+        dot: How float32 is multiplied.
 
     Returns:
         (K, m, H, W, O).
@@ -232,7 +244,7 @@ def forward_images(
 def weight_gradient_images(
     g: Tensor, images: Tensor, source: Tensor, out: Tensor, of_bias: Tensor | None, dot: Dot
 ) -> None:
-    """As `weight_gradient`, of the first convolution."""
+    """Like `weight_gradient`, for the first convolution."""
     _, m, h, w, c = images.shape
     (parts, k, size), o = out.shape[:3], out.shape[5]
     b = blocks("images weight", m * h * w, c, o)
@@ -278,7 +290,7 @@ def _blocks(n: int, size: int) -> int:
 
 
 def agree(device: torch.device, precision: Precision) -> bool:
-    """Whether these kernels give torch's numbers on a device, for two small convolutions."""
+    """Whether these kernels agree with torch on a device, for two small convolutions."""
     dot, dtype = DOTS[precision], torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
 
@@ -287,7 +299,7 @@ def agree(device: torch.device, precision: Precision) -> bool:
 
     def near(found: Tensor, expected: Tensor) -> bool:
         error = (found.double() - expected).norm()
-        return bool(error <= TOLERANCE[precision] * expected.norm())  # not with NaN
+        return bool(error <= TOLERANCE[precision] * expected.norm())  # False for NaN
 
     for out, stride in ((16, 1), (32, 2)):
         x, weight = noise(1, 3, 6, 6, 16).relu().to(dtype), noise(1, 3, 3, 16, out)

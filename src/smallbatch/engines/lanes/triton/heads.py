@@ -1,8 +1,8 @@
-"""The end of a ResNet over K lanes: global average pool and FC layer, as Triton kernels.
+"""The end of a ResNet over K lanes as Triton kernels: global average pool and FC layer.
 
-With torch's operations these are ten kernels on a few numbers each, which at m = 2 take a tenth of
-a step. Activations are (K, m, pixels, C), what a ReLU has made; features, the means over pixels,
-(K, m, C) in float32; logits and their gradients (K, m, classes).
+Torch would launch ten kernels for very few numbers, which at m = 2 takes a tenth of a step.
+Activations are (K, m, pixels, C), the output of a ReLU; features, the means over pixels, (K, m, C)
+in float32; logits and their gradients (K, m, classes).
 """
 
 # ruff: noqa: N803 - constants of a kernel are in upper case
@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 2**12  # values of an activation that a program has at a time
-EXAMPLES = 32  # that are summed at a time
+TILE = 2**12  # values of an activation that a program holds at a time
+EXAMPLES = 32  # examples that a program adds up at a time
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -54,7 +54,7 @@ def spread_back(
     PIXELS: tl.constexpr, C: tl.constexpr, CLASSES: tl.constexpr,
     BC: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of one example's pixels: every one above 0 gets an equal share."""
+    """Gradient of one example's pixels: an equal share for each above 0, and 0 for the others."""
     lane = tl.program_id(1).to(tl.int64)
     example = lane * m + tl.program_id(0)
     c, k, p = tl.arange(0, BC), tl.arange(0, BK), tl.arange(0, BP)
@@ -77,7 +77,7 @@ def weight_sums(
     C: tl.constexpr, CLASSES: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of weights and, with BIAS, biases; a part sums ``span`` blocks of examples."""
+    """Gradients of weights and, with BIAS, biases; a part is the sum of ``span`` blocks."""
     lane, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     c, k = tl.arange(0, BC), tl.arange(0, BK)
     acc, bias = tl.zeros((BK, BC), tl.float32), tl.zeros((BK,), tl.float32)
@@ -97,7 +97,7 @@ def weight_sums(
         tl.store(of_bias + at + k, bias, mask=k < CLASSES)
 
 
-# Without types: the constants among their parameters are given as plain numbers.
+# Typed Any, because the kernels' constants are passed as plain numbers.
 _POOL_AND_SCORE: Any = pool_and_score
 _SPREAD_BACK: Any = spread_back
 _WEIGHT_SUMS: Any = weight_sums
@@ -108,8 +108,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
 
     Args:
         x: (K, m, H, W, C), contiguous.
-        weight: (K, classes, C), any stride between lanes.
-        bias: (K, classes), likewise.
+        weight: (K, classes, C), with any stride between lanes.
+        bias: (K, classes), likewise, or None.
     """
     (k, m, h, w, c), classes = x.shape, weight.shape[1]
     features, logits = (x.new_empty(k, m, n, dtype=torch.float32) for n in (c, classes))
@@ -122,7 +122,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Ten
 
 
 def backward(g: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    """Gradient of ``x`` from that of the logits."""
+    """Gradient of ``x``, from that of the logits."""
     (k, m, h, w, c), classes = x.shape, weight.shape[1]
     of_x = torch.empty_like(x)
     _SPREAD_BACK[m, k](
@@ -136,10 +136,11 @@ def weight_gradient(g: Tensor, features: Tensor, out: Tensor, of_bias: Tensor | 
     """Write the gradients of weights and biases.
 
     Args:
-        g: gradient of the logits.
-        features: of the forward pass.
-        out: (parts, K, classes, C).
-        of_bias: (parts, K, classes) with the same strides between parts and between lanes.
+        g: The gradient of the logits.
+        features: The features of the forward pass.
+        out: Where the weights' gradient goes, (parts, K, classes, C).
+        of_bias: Where the biases' gradient goes, (parts, K, classes), with the same strides between
+            parts and between lanes; None without biases.
     """
     (k, m, c), (parts, _, classes) = features.shape, out.shape[:3]
     _WEIGHT_SUMS[parts, k](
@@ -151,7 +152,7 @@ def weight_gradient(g: Tensor, features: Tensor, out: Tensor, of_bias: Tensor | 
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether these kernels give torch's numbers on a device."""
+    """Whether these kernels agree with torch on a device."""
     x, g = torch.randn(2, 3, 2, 2, 16, device=device).relu(), torch.randn(2, 3, 5, device=device)
     weight, bias = torch.randn(2, 5, 16, device=device), torch.randn(2, 5, device=device)
     features, logits = forward(x, weight, bias)
@@ -177,5 +178,5 @@ def _cut(pixels: int, c: int, classes: int) -> dict[str, int]:
 
 
 def _power(n: int) -> int:
-    """The next power of two, 16 at least: less is no operand of a matrix unit."""
+    """The next power of two, at least 16, the smallest side of a matrix unit's operand."""
     return max(16, 1 << (n - 1).bit_length())

@@ -1,7 +1,7 @@
 """Triton kernels for the first convolution of K lanes, whose images have few channels.
 
-Taps and channels are one dimension of the products, and lanes of one seed read one batch. For the
-rest see :mod:`~engines.lanes.triton.conv_kernels`.
+Taps and channels form one dimension of the matrix products, and lanes of one seed read the same
+batch. For the notation see :mod:`~engines.lanes.triton.conv_kernels`.
 """
 
 # ruff: noqa: E741, N803, N806 - constants of a kernel are in upper case, O being output channels
@@ -19,7 +19,7 @@ from smallbatch.engines.lanes.triton.conv_kernels import finish
 
 @triton.jit
 def _pixels_of_taps(source, i, oy, ox, r, valid, H, W, C, SIZE):
-    """Values (pixels, taps and channels) of images with few channels; ``source`` is the batch."""
+    """The values (pixels, taps and channels) that the taps read; ``source`` is the lane's batch."""
     iy = oy[:, None] + (r // C // SIZE - SIZE // 2)[None, :]
     ix = ox[:, None] + (r // C % SIZE - SIZE // 2)[None, :]
     inside = valid[:, None] & (r < SIZE * SIZE * C)[None, :]
@@ -35,9 +35,9 @@ def images(
     BP: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """The first convolution: taps and channels are one dimension, ``source`` names lanes' images.
+    """The first convolution.
 
-    ``x`` is (S, m, H, W, C); lanes of one seed share a batch, read where it lies.
+    ``x`` is (S, m, H, W, C), and ``source`` has for each lane the batch of ``x`` that it sees.
     """
     lane = tl.program_id(2).to(tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
@@ -62,7 +62,7 @@ def images_weight(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, O: tl.constexpr, SIZE: tl.constexpr,
     BP: tl.constexpr, BR: tl.constexpr, BO: tl.constexpr, BIAS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """As `rows_weight`, of the first convolution."""
+    """Like `rows_weight`, for the first convolution."""
     lane, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
     OUTS: tl.constexpr = O // BO
     o = tl.program_id(0) % OUTS * BO + tl.arange(0, BO)

@@ -1,4 +1,4 @@
-"""An update's images out of the tables, cropped and mirrored, in one Triton kernel."""
+"""One Triton kernel that reads an update's images from the data set, cropped and mirrored."""
 
 # ruff: noqa: N803 - constants of a kernel are in upper case
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
@@ -23,7 +23,7 @@ def gather(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
     AUGMENT: tl.constexpr, MARGIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A part of one example: its pixels, and 0 beyond the image's edge; and its label."""
+    """Copies a block of one example's pixels, with 0 beyond the image's edge, and its label."""
     example = tl.program_id(0)
     row = examples + tl.load(counter) * (4 * count) + example
     index = tl.load(row)
@@ -41,21 +41,21 @@ def gather(
     tl.store(out + example.to(tl.int64) * (H * W * C) + i, values, mask=i < H * W * C)
 
 
-# Without types: the constants among its parameters are given as plain numbers.
+# Typed Any, because the kernel's constants are passed as plain numbers.
 _GATHER: Any = gather
 
 
 def gathered(
     examples: Tensor, images: Tensor, labels: Tensor, counter: Tensor, augment: bool
 ) -> tuple[Tensor, Tensor]:
-    """Images (S·m, H, W, C) and labels (S·m,) of the update that the counter names.
+    """Images (S·m, H, W, C) and labels (S·m,) of the current update.
 
     Args:
-        examples: (updates, 4, S, m): row of the training set, top, left, mirrored or not.
+        examples: (updates, 4, S, m): row in the training set, top, left, mirrored or not.
         images: (N, H, W, C), contiguous.
         labels: (N,).
-        counter: (1,).
-        augment: whether to crop and mirror.
+        counter: The number of the update within the epoch, from 0, (1,).
+        augment: Whether to crop and mirror.
     """
     count, (_, h, w, c) = examples[0, 0].numel(), images.shape
     out, out_labels = images.new_empty(count, h, w, c), labels.new_empty(count)
@@ -68,13 +68,13 @@ def gathered(
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether the kernel gives the right pixels on a device; see the test of the same name."""
+    """Whether the kernel gives the right pixels on a device, for one small example."""
     images = torch.arange(2 * 2 * 3 * 5, device=device, dtype=torch.float32).view(2, 3, 5, 2)
     labels = torch.tensor([7, 8], device=device)
     examples = torch.tensor([[0], [0], [0], [0], [1], [PAD + 1], [PAD - 1], [1]], device=device)
     counter = torch.ones(1, dtype=torch.int64, device=device)
     out, found = gathered(examples.view(2, 4, 1, 1), images, labels, counter, True)
-    # One row down, one column left, mirrored: column x shows column 3 - x, the last nothing.
+    # One row down, one column left and mirrored: column x shows column 3 − x, the last one 0.
     expected = torch.zeros_like(images[1])
     expected[:2, :4] = images[1][1:, :4].flip(1)
     return bool((out[0] == expected).all()) and found.tolist() == [8]

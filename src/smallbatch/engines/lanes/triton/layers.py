@@ -1,7 +1,7 @@
 """Layers over K lanes by Triton kernels, with backward passes written by hand.
 
-Activations are (K, m, H, W, C) and (K, m, F), contiguous. About ReLUs see
-:mod:`~engines.lanes.layers`.
+Activations are (K, m, H, W, C) and (K, m, F), contiguous. ReLUs are part of the layers around them;
+see :mod:`~engines.lanes.layers`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from smallbatch.engines.lanes.triton.convs import Dot
 from smallbatch.engines.lanes.triton.norm_layers import GroupNorm, Norm
 from smallbatch.engines.lanes.weights import LaneWeights
 
-# Pixels of a lane's batch up to which kernels leave room on a GPU for others beside them.
+# With more pixels than this in a lane's batch, a kernel fills the GPU and none runs beside it.
 BESIDE = 2**14
 
 
 class Side:
-    """A second stream of the GPU for weights' gradients, which nothing waits for until the update.
+    """A second stream of the GPU, on which the gradients of weights are computed.
+
+    Nothing needs them before the update, so they may run beside the rest of the backward pass.
 
     Args:
-        used: whether there is one; otherwise all is done in turn.
+        used: Whether there is a second stream; otherwise one stream does everything in turn.
     """
 
     def __init__(self, used: bool) -> None:
@@ -36,9 +38,9 @@ class Side:
 
     @contextmanager
     def beside(self, g: Tensor) -> Generator[None, None, None]:
-        """Do what the block asks of the GPU beside all that comes until `join`.
+        """Launch the kernels of the `with` block on the second stream, beside others until `join`.
 
-        ``g`` is held until then, so that nobody else is given its memory.
+        ``g`` is kept until then; otherwise its memory could be reused while it is still read.
         """
         if self._stream is None:
             yield
@@ -49,21 +51,21 @@ class Side:
             yield
 
     def join(self) -> None:
-        """Let what comes wait for it."""
+        """Make kernels that are launched from now on wait for those of the second stream."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._held.clear()
 
 
 class TritonLayers:
-    """Makes the layers of a network, called in the network's order.
+    """Makes the layers of a network; see :class:`~engines.lanes.network.Kit`.
 
     Args:
-        lanes: the weights, packed.
+        lanes: The weights, packed.
         batch_size: m.
-        side: height and width of the images.
-        dot: how float32 is multiplied.
-        dtype: of the activations.
+        side: Height and width of the images.
+        dot: How float32 is multiplied.
+        dtype: The dtype of the activations.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class TritonLayers:
         self._side = Side(lanes.theta.is_cuda and few)
 
     def conv(self, name: str, module: nn.Conv2d, relu: bool) -> Conv:
-        """A convolution; ``relu``: one follows at once."""
+        """A convolution; ``relu``: whether a ReLU follows directly."""
         check_conv(name, module)
         conv = Conv(self.lanes, name, module.stride[0], relu, self.dot, self._side)
         height, width = (-(-side // conv.stride) for side in self.side)
@@ -94,7 +96,7 @@ class TritonLayers:
         return conv
 
     def first(self, conv: Conv) -> FirstConv:
-        """The convolution that sees the images."""
+        """The network's first convolution."""
         return FirstConv(conv, self.dtype)
 
     def linear(self, name: str, relu: bool) -> Linear:
@@ -102,7 +104,7 @@ class TritonLayers:
         return Linear(self.lanes, name, relu)
 
     def norm(self, name: str, module: nn.Module) -> Norm | GroupNorm:
-        """A normalisation and the ReLU that follows."""
+        """A normalisation and the ReLU that follows it."""
         if isinstance(module, nn.GroupNorm):
             return GroupNorm(self.lanes, name, module)
         if isinstance(module, nn.BatchNorm2d):
@@ -110,13 +112,13 @@ class TritonLayers:
         raise TypeError(f"{type(module).__name__} has no stacked form")
 
     def pool(self) -> MaxPool:
-        """The AlexNet's pool."""
+        """The max pool of the AlexNet."""
         height, width = (-(-side // 2) for side in self.side)
         self.side = height, width
         return MaxPool()
 
     def flatten(self) -> Flatten:
-        """Pixels to features."""
+        """Reshapes channels and pixels to features."""
         return Flatten()
 
     def head(self, name: str, module: nn.Linear) -> Head:
@@ -131,15 +133,15 @@ class TritonLayers:
         return x.transpose(0, 1)
 
     def of_logits(self, g: Tensor) -> Tensor:
-        """And back."""
+        """(m, K, classes) → (K, m, classes)."""
         return g.transpose(0, 1).to(self.dtype).contiguous()
 
     def finish(self) -> None:
-        """Give the lanes room for the parts of every gradient."""
+        """Make room in the lanes for the parts of every gradient."""
         self.lanes.split({n: p for n, p in self._parts.items() if n in self.lanes.views})
 
     def end_backward(self) -> None:
-        """Every gradient is asked for."""
+        """Wait for the second stream, which computes gradients of weights."""
         self._side.join()
 
 
@@ -159,7 +161,7 @@ class Conv:
         return views[self.weight].permute(0, 3, 4, 2, 1), views.get(self.bias)
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Where theirs go: (parts, K, size, size, C, O) and (parts, K, O)."""
+        """The memory for their gradients: (parts, K, size, size, C, O) and (parts, K, O)."""
         of_weight, of_bias = self.lanes.parts(self.weight), None
         if self.bias in self.lanes.views:
             of_bias = self.lanes.parts(self.bias)
@@ -173,7 +175,7 @@ class Conv:
         return convs.forward(x, weight, bias, self.stride, shortcut, self.relu, self.dot)
 
     def backward(self, g: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Gradients of weight, bias and input; ``shortcut`` is that of one which begins there."""
+        """Gradients of weight, bias and input; for ``shortcut`` see `Opening`."""
         with self.side.beside(g):
             convs.weight_gradient(g, self.x, *self.gradients(), self.stride, self.dot)
         weight, _ = self.parameters()
@@ -181,7 +183,7 @@ class Conv:
 
 
 class FirstConv:
-    """The convolution that sees the images, which lanes of one seed share."""
+    """The network's first convolution; lanes of one seed share their images."""
 
     def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
         if conv.stride != 1:
@@ -189,7 +191,7 @@ class FirstConv:
         self.conv, self.dtype = conv, dtype
 
     def forward(self, shared: Shared, training: bool) -> Tensor:
-        """Images → (K, m, H, W, O)."""
+        """Output (K, m, H, W, O) for the images."""
         images = shared.images.permute(0, 1, 3, 4, 2).to(self.dtype).contiguous()
         if training:
             self.images, self.source = images, shared.source
@@ -197,7 +199,7 @@ class FirstConv:
         return convs.forward_images(images, shared.source, *conv.parameters(), conv.relu, conv.dot)
 
     def backward(self, g: Tensor) -> None:
-        """Gradients of weight and bias; nobody wants the images'."""
+        """Gradients of weight and bias; that of the images is not needed."""
         of_weight, of_bias = self.conv.gradients()
         convs.weight_gradient_images(g, self.images, self.source, of_weight, of_bias, self.conv.dot)
 
@@ -235,9 +237,10 @@ class Linear:
 
 
 class MaxPool:
-    """The reduced AlexNet's pool of what a ReLU has made.
+    """The reduced AlexNet's 3×3/2 SAME max pool; the input is the output of a ReLU.
 
-    The mask of that ReLU is left to whoever gets the maxima: one is 0 where its pixel is.
+    The next layer sets the gradient to 0 where a maximum is 0, so nothing is left to do for that
+    ReLU here.
     """
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
@@ -248,27 +251,27 @@ class MaxPool:
         return y
 
     def backward(self, g: Tensor) -> Tensor:
-        """The gradient goes to the pixel that won."""
+        """The gradient goes to the pixel that was the maximum."""
         return pool.backward(g, self.won, self.shape)
 
 
 class Flatten:
-    """(K, m, H, W, C) → (K, m, C·H·W), features in the plain model's order."""
+    """(K, m, H, W, C) → (K, m, C·H·W); features in the plain model's order."""
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """Channels first, then one dimension."""
+        """Move the channels first, then merge channels and pixels."""
         if training:
             self.shape = x.shape
         return x.permute(0, 1, 4, 2, 3).flatten(2)
 
     def backward(self, g: Tensor) -> Tensor:
-        """Back to pixels."""
+        """Restore the input's shape."""
         k, m, h, w, c = self.shape
         return g.view(k, m, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
 
 class Head:
-    """Global average pool of what a ReLU has made, and FC: (K, m, H, W, C) → (K, m, classes)."""
+    """Global average pool of a ReLU's output, and FC: (K, m, H, W, C) → (K, m, classes)."""
 
     def __init__(self, lanes: LaneWeights, name: str, side: Side) -> None:
         self.lanes, self.side = lanes, side

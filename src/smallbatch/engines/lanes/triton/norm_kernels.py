@@ -1,7 +1,7 @@
 """Triton kernels of batch and ghost norm of K lanes; see :mod:`~engines.lanes.triton.norms`.
 
-Statistics are taken of differences from a value of their stretch, so that a large mean costs no
-digits.
+To keep precision when the mean is large, sums are taken of differences from one value of the
+stretch.
 """
 
 # ruff: noqa: N803, N806 - constants of a kernel are in upper case
@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def _spread(base, start, end, C, BC, BP):
-    """Mean of the pixels from ``start`` to ``end``, and sum of squared differences from it."""
+    """Mean of the pixels ``start`` … ``end``, and the sum of squared differences from it."""
     origin = tl.load(base + start * C, mask=start < end, other=0.0).to(tl.float32)
     sums, squares = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
     for p0 in range(start, end, BP):
@@ -34,9 +34,9 @@ def _spread(base, start, end, C, BC, BP):
 
 @triton.jit
 def _variance(squares, total):
-    """From the sum of squared differences from the mean."""
+    """The variance for a sum of squared differences from the mean."""
     var = squares / total
-    # Sums that overflow are an infinite variance, as torch's; tl.maximum would make a NaN 0.
+    # A sum that overflowed gives infinity, as in torch; tl.maximum would turn NaN into 0.
     return tl.where(var != var, float("inf"), tl.where(var < 0, 0.0, var))
 
 
@@ -45,7 +45,7 @@ def moments(
     x, partial, m, size, span,
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """`_spread` of every stretch: (K, sub-batches, stretches, 2, C)."""
+    """Writes `_spread` of every stretch: (K, sub-batches, stretches, 2, C)."""
     lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
     stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     total = tl.minimum(size, m - group * size) * PIXELS
@@ -60,7 +60,7 @@ def moments(
 
 @triton.jit
 def _combine(partial, lane, group, groups, m, size, span, stretches, c, C, PIXELS, COUNT):
-    """Mean, biased variance and number of the values of a sub-batch."""
+    """Mean, biased variance and number of values of a sub-batch."""
     j = tl.arange(0, COUNT)
     total = tl.minimum(size, m - group * size) * PIXELS
     count = tl.maximum(tl.minimum(total - j * span, span), 0)
@@ -82,11 +82,12 @@ def normalise(
     COUNT: tl.constexpr, TRAINING: tl.constexpr, WHOLE: tl.constexpr,
     CX: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr, XS: tl.constexpr,
 ):  # fmt: skip
-    """Y = relu(norm(x) + shortcut); a program has ``per`` tiles.
+    """Y = relu(norm(x) + shortcut); each program computes ``per`` tiles.
 
-    TRAINING: keeps means and 1/std of the sub-batches, (2, K, sub-batches, C), and moves the
-    running statistics towards their average; otherwise normalises by these. WHOLE: of a single
-    sub-batch, which one program has whole, so that nothing was summed before.
+    TRAINING: normalises by the sub-batches, writes their means and 1/std, (2, K, sub-batches, C),
+    and moves the running statistics towards their average; otherwise normalises by the running
+    statistics. WHOLE: the batch is a single sub-batch that one program reads as a whole, so
+    `moments` did not run before.
     """
     PIXELS: tl.constexpr = H * W
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -140,13 +141,13 @@ def normalise(
             skip = ((n * XH + pixel // W * XS) * XW + pixel % W * XS) * CX
             skip = shortcut + first * (XH * XW * CX) + skip[:, None] + c[None, :]
             values += tl.load(skip, mask=there & (c < CX)[None, :], other=0.0).to(tl.float32)
-        values = tl.where(values < 0, 0.0, values)  # NaN stays
+        values = tl.where(values < 0, 0.0, values)  # unlike tl.maximum keeps NaN
         tl.store(y + at, values.to(y.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _sums(g, x, mean, first, start, end, c, C, BC, BP):
-    """Sums of gradients, and of gradients times deviations, from ``start`` to ``end``."""
+    """Sums, over ``start`` … ``end``, of gradients and of gradients times deviations."""
     sums, products = tl.zeros((BP, BC), tl.float32), tl.zeros((BP, BC), tl.float32)
     for p0 in range(start, end, BP):
         p = p0 + tl.arange(0, BP)
@@ -164,7 +165,7 @@ def sums_back(
     g, x, kept, partial, m, size, span,
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """`_sums` of every stretch: (K, sub-batches, stretches, 2, C)."""
+    """Writes `_sums` of every stretch: (K, sub-batches, stretches, 2, C)."""
     lane, group = tl.program_id(2).to(tl.int64), tl.program_id(1)
     stretch, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     groups = tl.num_programs(1)
@@ -182,7 +183,7 @@ def sums_back(
 
 @triton.jit
 def _totals(partial, inverse, lane, group, groups, stretches, c, C, COUNT):
-    """Gradients of shift and scale from one sub-batch."""
+    """Gradients of shift and scale over one sub-batch."""
     j = tl.arange(0, COUNT)
     at = partial + ((lane * groups + group) * stretches + j)[:, None] * (2 * C) + c[None, :]
     there = (j < stretches)[:, None]
@@ -198,7 +199,7 @@ def normalise_back(
     C: tl.constexpr, PIXELS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, COUNT: tl.constexpr,
     WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of input, scale and shift from that of the normalised values."""
+    """Gradients of input, scale and shift, from that of the normalised values."""
     lane, group, groups = tl.program_id(2).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     block, c = tl.program_id(0) // (C // BC), tl.program_id(0) % (C // BC) * BC + tl.arange(0, BC)
     inverses = kept + tl.num_programs(2).to(tl.int64) * groups * C

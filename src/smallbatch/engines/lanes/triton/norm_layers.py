@@ -21,7 +21,7 @@ class Norm:
         self.size = module.bn_batch_size if isinstance(module, GhostBatchNorm) else None
 
     def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0."""
+        """Relu(norm(x) + shortcut)."""
         views, (mean, var) = self.lanes.views, (self.lanes.statistics[n] for n in self.statistics)
         y, kept = norms.forward(
             x, views[self.weight], views[self.bias], (mean, var), self.size or x.shape[1],
@@ -41,7 +41,7 @@ class Norm:
 
 
 class GroupNorm:
-    """Group norm: every example by itself, over the pixels of a channel group; by torch."""
+    """Group norm by torch: statistics of each example and channel group."""
 
     def __init__(self, lanes: LaneWeights, name: str, module: nn.GroupNorm) -> None:
         self.lanes, self.groups, self.eps = lanes, module.num_groups, module.eps
@@ -55,7 +55,7 @@ class GroupNorm:
         return self.lanes.views[name][:, None, None].unflatten(-1, (self.groups, -1))
 
     def forward(self, x: Tensor, training: bool, shortcut: Shortcut | None = None) -> Tensor:
-        """Normalise, add a shortcut, clip at 0."""
+        """Relu(norm(x) + shortcut)."""
         shape, x = x.shape, x if x.dim() > 3 else x[:, :, None]
         var, mean = torch.var_mean(self._grouped(x), (2, 4), correction=0, keepdim=True)
         invstd = (var + self.eps).rsqrt()

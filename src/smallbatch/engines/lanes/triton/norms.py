@@ -1,9 +1,9 @@
 """Batch and ghost norm of K lanes, with the shortcut and the ReLU that follow.
 
-A pass is two kernels: the first sums over stretches of pixels, the second combines the stretches
-(after Chan et al.) and applies the result. Of a small batch one kernel does both. A sub-batch is
-``size`` examples of a lane, the last one what is left. Activations are (K, m, …, C); scale and
-shift (K, C) with any stride between lanes.
+A pass has two kernels: the first sums over stretches of pixels; the second combines the stretches
+(Chan et al., 1979) and applies the result. For a small batch the second kernel does both. A
+sub-batch has ``size`` examples of a lane, the last one possibly fewer. Activations are
+(K, m, …, C); scale and shift are (K, C) with any stride between lanes.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch import Tensor
 from smallbatch.engines.lanes.layers import Shortcut
 from smallbatch.engines.lanes.triton import norm_kernels
 
-# Without types: the constants among their parameters are given as plain numbers.
+# Typed Any, because the kernels' constants are passed as plain numbers.
 _MOMENTS: Any = norm_kernels.moments
 _NORMALISE: Any = norm_kernels.normalise
 _SUMS_BACK: Any = norm_kernels.sums_back
 _NORMALISE_BACK: Any = norm_kernels.normalise_back
 
-STRETCHES = 32  # of a sub-batch, at most
-STRETCH = 2**13  # values of one at least
-WHOLE = 2**12  # pixels of a batch up to which one program has a channel's all
-TILE = 2**11  # values that a program has at a time
+STRETCHES = 32  # most stretches of a sub-batch
+STRETCH = 2**13  # fewest values of a stretch
+WHOLE = 2**12  # most pixels of a batch for which one program reads all of a channel
+TILE = 2**11  # values that a program holds at a time
 
 
 class Cut(NamedTuple):
-    """How a pass over sub-batches of ``size`` examples is cut up.
+    """How the work on sub-batches of ``size`` examples is divided.
 
     Attributes:
-        groups: sub-batches.
-        span: pixels of a stretch.
-        stretches: of a sub-batch.
-        channels: of a tile.
-        tile: pixels of a tile.
-        per: tiles of a program of the second kernel.
-        programs: of the second kernel, a sub-batch and channel block.
-        whole: whether a program has all pixels, and the second kernel does without the first.
+        groups: Number of sub-batches.
+        span: Pixels of a stretch.
+        stretches: Stretches of a sub-batch.
+        channels: Channels of a tile.
+        tile: Pixels of a tile.
+        per: Tiles of each program of the second kernel.
+        programs: Programs of the second kernel for a sub-batch and block of channels.
+        whole: Whether a program reads all pixels, so that the first kernel is not needed.
     """
 
     groups: int
@@ -53,11 +53,11 @@ class Cut(NamedTuple):
 
 
 def cut(m: int, pixels: int, c: int, size: int) -> Cut:
-    """The cut for ``m`` examples of so many pixels and ``c`` channels, of a lane's shape alone."""
+    """The division for ``m`` examples of ``c`` channels; depends on the shape of a lane alone."""
     size = min(size, m)
     total = size * pixels
     if size == m and total <= WHOLE:
-        # Few passes over few channels: what such a program waits for is one load after another.
+        # Such a program mostly waits for its loads, so few channels and few passes are best.
         padded = max(16, _power(total))
         channels = min(c & -c, max(4, 2 * TILE // padded))
         tile = min(padded, 2 * TILE // channels)
@@ -82,18 +82,18 @@ def forward(
     shortcut: Shortcut | None,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Relu(norm(x) + shortcut); in training mode moves the running statistics.
+    """Relu(norm(x) + shortcut); in training mode also moves the running statistics.
 
     Args:
         x: (K, m, H, W, C) or (K, m, C), contiguous.
         scale: (K, C) with any stride between lanes.
-        shift: likewise, of the same stride.
-        running: mean and variance, (K, C) each, contiguous.
-        size: examples of a sub-batch; the last one may be smaller.
-        momentum: of the running statistics.
-        eps: added to the variance.
-        shortcut: a block's input.
-        training: by the batch, or by the running statistics.
+        shift: (K, C) with the same stride.
+        running: Running mean and variance, (K, C) each, contiguous.
+        size: Examples of a sub-batch; the last one may be smaller.
+        momentum: The momentum of the running statistics.
+        eps: Added to the variance.
+        shortcut: The block's input, to be added, or None.
+        training: Whether to normalise by the batch, not by the running statistics.
 
     Returns:
         The output, and means and 1/std of the sub-batches, (2, K, sub-batches, C).
@@ -124,7 +124,11 @@ def forward(
 def backward(
     g: Tensor, x: Tensor, scale: Tensor, kept: Tensor, size: int, of_scale: Tensor, of_shift: Tensor
 ) -> Tensor:
-    """Gradient of ``x``; writes those of scale and shift into (K, C) each, of equal strides."""
+    """Gradient of ``x``.
+
+    Those of scale and shift are written to ``of_scale`` and ``of_shift``, (K, C) each, which have
+    equal strides.
+    """
     k, m, *side, c = x.shape
     h, w = side or (1, 1)
     size = min(size, m)
@@ -154,7 +158,7 @@ def _blocks(n: int, size: int) -> int:
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether these kernels give torch's numbers on a device."""
+    """Whether these kernels agree with torch on a device."""
     x = torch.randn(1, 4, 8, 8, 32, device=device)
     scale, shift = torch.rand(2, 1, 32, device=device)
     mine, theirs = torch.zeros(2, 1, 32, device=device), torch.zeros(2, 32, device=device)

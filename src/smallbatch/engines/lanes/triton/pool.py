@@ -1,4 +1,4 @@
-"""The reduced AlexNet's 3×3/2 SAME max pool of K lanes; its backward pass adds in a fixed order."""
+"""The reduced AlexNet's 3×3/2 SAME max pool of K lanes; its gradients add up in a fixed order."""
 
 # ruff: noqa: N803, N806 - constants of a kernel are in upper case
 # pyright: reportArgumentType=false, reportCallIssue=false, reportUnknownVariableType=false
@@ -19,7 +19,7 @@ BLOCK = 1024
 
 @triton.jit
 def pool(x, y, won, values, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
-    """The largest of nine, and which tap it was (the first of equals); a NaN wins."""
+    """The maximum of nine pixels and the tap it is at (the first of equals); NaN is largest."""
     OH: tl.constexpr = (H + 1) // 2
     OW: tl.constexpr = (W + 1) // 2
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -41,7 +41,7 @@ def pool(x, y, won, values, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, B
 def pool_back(
     g, won, of_x, values, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A pixel gets the gradients of the windows, at most four, that it won."""
+    """A pixel's gradient: the sum over the windows, at most four, whose maximum it is."""
     OH: tl.constexpr = (H + 1) // 2
     OW: tl.constexpr = (W + 1) // 2
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -58,13 +58,13 @@ def pool_back(
     tl.store(of_x + at, sums.to(of_x.dtype.element_ty), mask=at < values)
 
 
-# Without types: the constants among their parameters are given as plain numbers.
+# Typed Any, because the kernels' constants are passed as plain numbers.
 _POOL: Any = pool
 _POOL_BACK: Any = pool_back
 
 
 def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, m, H, W, C) → (K, m, ⌈H/2⌉, ⌈W/2⌉, C), and the winning taps, int8."""
+    """(K, m, H, W, C) → (K, m, ⌈H/2⌉, ⌈W/2⌉, C), and the taps of the maxima, int8."""
     k, m, h, w, c = x.shape
     y = x.new_empty(k, m, -(-h // 2), -(-w // 2), c)
     won = torch.empty_like(y, dtype=torch.int8)
@@ -73,7 +73,7 @@ def forward(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(g: Tensor, won: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Gradient of an input of this shape (K, m, H, W, C)."""
+    """Gradient of the input, whose shape is ``shape`` (K, m, H, W, C)."""
     _, _, h, w, c = shape
     of_x = g.new_empty(shape)
     _POOL_BACK[(-(-of_x.numel() // BLOCK),)](g, won, of_x, of_x.numel(), H=h, W=w, C=c, BLOCK=BLOCK)

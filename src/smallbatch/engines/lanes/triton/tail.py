@@ -1,7 +1,7 @@
-"""What surrounds the network in a step, in three Triton kernels: loss, update, notes.
+"""The part of a step after the network, in three Triton kernels: loss, update and notes.
 
-With torch's operations these are some 40 kernels on a few numbers each, which at m = 2 take as long
-as the convolutions.
+Torch would launch some 40 kernels for few numbers, which at m = 2 takes as long as the
+convolutions.
 """
 
 # ruff: noqa: N803 - constants of a kernel are in upper case
@@ -45,7 +45,7 @@ def score(
         total = tl.sum(e, 1)
         right = tl.sum(tl.where(hit, z, 0.0), 1)
         losses += tl.where(n < m, tl.log(total) + top - right, 0.0)
-        # A NaN counts as the largest, as for torch's argmax.
+        # NaN counts as the largest, as for torch's argmax.
         best = tl.argmax(tl.where(z != z, float("inf"), z), 1)
         hits += tl.where((n < m) & (best == label), 1, 0)
         result = e / total[:, None] - tl.where(hit, 1.0, 0.0)
@@ -56,9 +56,9 @@ def score(
 
 @triton.jit
 def descend(theta, partial, used, rates, counter, bad, parameters, lanes, BLOCK: tl.constexpr):
-    """One update of a stretch of a lane's weights; ``bad`` of the lane becomes 1 if one overflows.
+    """One update of a block of a lane's weights; sets its ``bad`` to 1 if a weight overflows.
 
-    ``used`` says how many parts the stretch's gradient has.
+    ``used`` has the number of parts of the block's gradient.
     """
     lane = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -81,9 +81,9 @@ def descend(theta, partial, used, rates, counter, bad, parameters, lanes, BLOCK:
 def note(
     loss, correct, bad, counter, loss_sum, correct_sum, seen, diverged, lanes, PADDED: tl.constexpr
 ):  # fmt: skip
-    """Add an update to the metrics of the lanes that were alive, and end those that overflowed.
+    """Add an update to the metrics of the lanes that were alive, and mark those that diverge.
 
-    Moves the counter on.
+    Also increases the counter.
     """
     k = tl.arange(0, PADDED)
     mask = k < lanes
@@ -98,21 +98,21 @@ def note(
     tl.store(correct_sum + k, total + tl.where(before, hits, 0).to(tl.int64), mask=mask)
     total = tl.load(seen + k, mask=mask, other=0)
     tl.store(seen + k, total + before.to(tl.int64), mask=mask)
-    fine = (tl.abs(now) < float("inf")) & (wrong == 0)  # NaN is not less
+    fine = (tl.abs(now) < float("inf")) & (wrong == 0)  # False for NaN
     update = tl.load(counter) + 1
     tl.store(counter, update)
     tl.store(diverged + k, tl.where(before & ~fine, update, ended), mask=mask)
     tl.store(bad + k, tl.zeros((PADDED,), tl.int32), mask=mask)
 
 
-# Without types: the constants among their parameters are given as plain numbers.
+# Typed Any, because the kernels' constants are passed as plain numbers.
 _SCORE: Any = score
 _DESCEND: Any = descend
 _NOTE: Any = note
 
 
 class TritonTail:
-    """Loss, update and notes by Triton; see :class:`~engines.lanes.step.TorchTail`."""
+    """See :class:`~engines.lanes.step.Tail`."""
 
     def __init__(self, lanes: int, device: torch.device) -> None:
         self.loss = torch.zeros(lanes, device=device)
@@ -131,7 +131,7 @@ class TritonTail:
         return gradient
 
     def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
-        """Update the weights and note losses, hits and lanes that end."""
+        """See :class:`~engines.lanes.step.Tail`."""
         k, parameters = lanes.theta.shape
         _DESCEND[(-(-parameters // SPAN), k)](
             lanes.theta, lanes.partial, lanes.used, rates, counter, self.bad, parameters, k,
@@ -143,7 +143,7 @@ class TritonTail:
 
 
 def agrees(device: torch.device) -> bool:
-    """Whether these kernels give torch's numbers on a device."""
+    """Whether these kernels agree with torch on a device."""
     theta, logits = torch.randn(2, 1500, device=device), torch.randn(3, 2, 10, device=device)
     labels = torch.tensor([[1, 3, 5], [2, 4, 9]], device=device)
     source = torch.tensor([1, 0], device=device)
