@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from smallbatch.models.flops import forward_flops, training_flops
 from smallbatch.models import build_model
+from smallbatch.models.flops import forward_flops, training_flops
 
 
 def macs_resnet(n: int, size: int, channels: int, classes: int) -> int:

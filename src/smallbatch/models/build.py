@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from smallbatch.config.model_names import registered_name, validate_model
 from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
-from smallbatch.config.model_names import registered_name, validate_model
 from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
 from smallbatch.models.paper import PAPER_MODELS
 from smallbatch.models.population import batch_norms, has_batch_norm

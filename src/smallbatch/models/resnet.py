@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smallbatch.config.model_names import validate_norm
 from smallbatch.models.head import make_classifier
 from smallbatch.models.initialise import he_initialise
-from smallbatch.config.model_names import validate_norm
 from smallbatch.models.norms import NormFactory, norm_factory
 
 WIDTHS = (16, 32, 64)
