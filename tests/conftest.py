@@ -1,4 +1,4 @@
-"""What all tests share; read before anything is imported."""
+"""What all tests share; read before what they test is imported."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smallbatch.machine import cache_folder
+
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
 
 # What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
-os.environ["SMALLBATCH_CACHE"] = tempfile.mkdtemp(prefix="smallbatch-test-cache-")
+# Kernels that were compiled elsewhere are the same.
+_CACHE = Path(tempfile.mkdtemp(prefix="smallbatch-test-cache-"))
+for _kernels in cache_folder().glob("kernels-*.so"):
+    (_CACHE / _kernels.name).symlink_to(_kernels)
+os.environ["SMALLBATCH_CACHE"] = str(_CACHE)
 
 # Without a GPU, Triton's kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():

@@ -36,6 +36,7 @@ from smallbatch.errors import UserError
 from smallbatch.records import columns as results
 from smallbatch.records import files
 from smallbatch.records.checkpoints import Checkpoints
+from smallbatch.records.schema import Clock
 from tests.data.conftest import encode, noise
 from tests.tracking.conftest import Columns, initialised_database
 
@@ -240,6 +241,7 @@ def test_image_folders(images: Path, damage: Any, name: str, suffix: str) -> Non
 STATE = {"theta": torch.arange(40.0), "statistic": torch.tensor([1, 2])}
 CONTENT = {"runs": ["a"], "update": 3, "started": "now", "seconds": 1.5, "content": {"rows": []}}
 RESULT = loop.RunResult("finished", None, [{"updates": 3}], {}, 40, STATE)
+CLOCK = Clock(started="2026-01-02", ended="2026-01-03", seconds=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +272,7 @@ def test_checkpoints(
         assert torch.equal(saved.tensors["theta"], STATE["theta"])
     assert saved is None or saved.runs
     assert (saved is None) == (not path.exists())
-    files.save_record(folder, RESULT, files.Timing("then", "now", 1.5, 12), "code")
+    files.save_record(folder, RESULT, CLOCK, "code")
     whole = (folder / "record").read_bytes()
     (folder / "record").write_bytes(damaged(whole, damage))
     kept = files.load_record(folder, "code")

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 DEATH_S = 2.0
 """Seconds that the kernel may take to clear away a killed process on a busy machine."""
 CRASHES = ("kill", "kill group", "kill worker", "terminate")
@@ -112,25 +114,25 @@ def wait_for_end(pids: Sequence[int], seconds: float = DEATH_S) -> None:
 def members(session: int) -> list[int]:
     """All processes of a session."""
     found: list[int] = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
-                found.append(int(path.parent.name))
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                found.append(pid)
     return found
 
 
 def trainers(pid: int) -> list[int]:
     """Workers of a training: its children that are forks of it."""
     try:
-        own = Path(f"/proc/{pid}/cmdline").read_bytes()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(it) for it in children if Path(f"/proc/{it}/cmdline").read_bytes() == own]
-    except OSError:
+        process = psutil.Process(pid)
+        own, children = process.cmdline(), process.children()
+        return [it.pid for it in children if it.as_dict(["cmdline"])["cmdline"] == own]
+    except psutil.Error:
         return []
 
 
 def _alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False

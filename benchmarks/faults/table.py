@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.faults import code, kills, stages
 from benchmarks.faults.outages import HEALTHY, UNTRACKED
+from smallbatch import markdown
 
 COUNTS = {
     "runs_lost": "runs lost",
@@ -152,6 +153,7 @@ def _page(summary: dict[str, Any]) -> str:
     machine, first_last = summary["environment"], summary["dates"]
     versions = [f"{name} {machine[name]}" for name in ("python", "torch") if machine.get(name)]
     dirty = " with changes" if machine["git_dirty"] else ""
+    total = ("**total**", summary["total"])
     lines = [
         "# Fault campaign",
         "",
@@ -164,10 +166,10 @@ def _page(summary: dict[str, Any]) -> str:
         f"- crashes: {_listed(summary['crashes'])}: {summary['kills']} SIGKILLs",
         f"- damaged: {_listed(summary['damaged']) or 'none'}",
         "",
-        _row(["stage", "cases", "crashes", "files damaged", *COUNTS.values()]),
-        _row(["---"] * (1 + len(INJECTED) + len(COUNTS))),
-        *(_row([name, *row.values()]) for name, row in summary["rows"].items()),
-        _row(["**total**", *summary["total"].values()]),
+        markdown.table(
+            ["stage", "cases", "crashes", "files damaged", *COUNTS.values()],
+            [[name, *row.values()] for name, row in [*summary["rows"].items(), total]],
+        ),
         "",
     ]
     if summary["most_work_to_lose"] is not None:
@@ -201,13 +203,9 @@ def _timed(outages: dict[str, dict[str, Any]]) -> list[str]:
         "Seconds from a training's start to its result files, one worker; every round of trainings",
         "has each line once. The whole command adds its start, and at the end the wait for MLflow.",
         "",
-        *map(_row, [head, ["---"] * len(head), *rows]),
+        markdown.table(head, rows),
     ]
 
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{n} × {name}" for name, n in sorted(counts.items()))
-
-
-def _row(cells: list[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

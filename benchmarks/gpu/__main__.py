@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks.gpu.book import Book
 from benchmarks.gpu.page import write
 from benchmarks.gpu.parts import Part, one_by_one, side_by_side
+from smallbatch.machine import cores
 
 LEAST = 5.0  # seconds without which no part is begun
 TOGETHER = 0.4  # of the time, at most, for the parts in which nothing is timed
@@ -78,7 +79,7 @@ def _options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=8, help="by default 8")
     parser.add_argument("--cache", type=Path, help="folder for JAX's programs, kept for a rerun")
-    parser.add_argument("--together", type=int, default=max(1, (os.cpu_count() or 2) // 2),
+    parser.add_argument("--together", type=int, default=max(1, cores() // 2),
                         help="processes at a time while nothing is timed")  # fmt: skip
     parser.add_argument("--commit", help="of these files, where git does not know it")
     parser.add_argument("--toy", action="store_true", help="tiny sizes, to rehearse")

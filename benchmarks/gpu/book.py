@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smallbatch import markdown
+
 Row = dict[str, Any]
 
 
@@ -98,9 +100,8 @@ def _errors(entry: dict[str, Any]) -> list[str]:
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *[[_cell(value) for value in row] for row in rows]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    """A Markdown table, its numbers rounded."""
+    return markdown.table(head, [[_cell(value) for value in row] for row in rows]) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,8 @@ Run from the repository's root with PYTHONPATH=src. Reads `profiles/paper-cifar1
 its data from Parquet shards as `smallbatch prepare` would, and packs the result files of each
 finished column, without the weights, into OUT/STUDY-mM.tar. No column begins that would not end in
 time; what is under way at the end is kept in --work, and the same command goes on from there.
-Needs torch, timm, pandas, pyarrow, pydantic, ruamel.yaml and click. `--toy` rehearses it on a CPU.
+Needs torch, timm, pandas, platformdirs, psutil, pyarrow, pydantic, ruamel.yaml and click. `--toy`
+rehearses it on a CPU.
 """
 
 from __future__ import annotations

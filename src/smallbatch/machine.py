@@ -1,19 +1,90 @@
-"""What a result was measured on: hardware, versions, commit."""
+"""The machine: what this process may use of it, and what a result is measured on."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_ROOT = Path("/")
+# The files of a control group, of versions 1 and 2: a limit's quota and period; a limit, what is
+# used of it, and in `memory.stat` the part of that which is freed as soon as it is needed.
+_CPU = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
+_MEMORY = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+
+def cores(root: Path = _ROOT) -> int:
+    """Cores this process may use: no more than its affinity and its container allow.
+
+    Args:
+        root: below it, `proc` and `sys` tell the limits of containers.
+    """
+    found = len(os.sched_getaffinity(0))
+    for group, version in _control_groups(root, "cpu"):
+        with suppress(OSError, ValueError):  # no such file, or "max": no limit
+            words = " ".join((group / name).read_text() for name in _CPU[version])
+            quota, period = map(int, words.split())
+            if quota > 0:
+                found = min(found, math.ceil(quota / period))
+    return found
+
+
+def free_memory(root: Path = _ROOT) -> int:
+    """Bytes of memory that are free, or could be at once: the machine's, or the container's.
+
+    Args:
+        root: below it, `proc` and `sys` tell the limits of containers.
+    """
+    import psutil
+
+    found = psutil.virtual_memory().available
+    for group, version in _control_groups(root, "memory"):
+        limit, used, spare = _MEMORY[version]
+        with suppress(OSError, ValueError):
+            free = int((group / limit).read_text()) - int((group / used).read_text())
+            lines = (group / "memory.stat").read_text().splitlines()
+            stat = dict(line.split() for line in lines)
+            found = min(found, max(0, free + int(stat.get(spare, 0))))
+    return found
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Folders of the groups that this process is in, its own and those around, and their version.
+
+    A container may show a group by a path from outside of it: not every folder need exist.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
+        own = mount / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(mount):
+                yield group, 1 if controllers else 2
+
+
+def cache_folder() -> Path:
+    """Where what is made for this machine is kept: `$SMALLBATCH_CACHE`, else the user's cache."""
+    if own := os.environ.get("SMALLBATCH_CACHE"):
+        return Path(own).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("smallbatch")
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -54,23 +125,25 @@ def _version(name: str) -> str | None:
 
 def cpu_model() -> str:
     """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def processor() -> str:
     """Model and instruction sets of the CPU, on which the rounding of its kernels depends."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    if not (lines := _cpuinfo()):
         return platform.processor()
     kinds = ("model name", "flags", "Features", "CPU part")
     found = "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
     return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+
+def _cpuinfo() -> list[str]:
+    """Lines of what Linux says of the processors; none elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def gpu_name() -> str | None:
@@ -78,13 +151,3 @@ def gpu_name() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free, or could be at once."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -25,7 +25,7 @@ BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
         (
             "train_dependent",
             (*ENTRY["stacked"], *BEST),
-            {SETTINGS, "src/smallbatch/records/columns.py"},
+            {SETTINGS, "src/smallbatch/records/columns.py", "src/smallbatch/records/schema.py"},
         ),
         ("measure", ("engines/update_variance.py",), {SETTINGS}),
     ],

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallbatch.config.params import StudyConfig
-from smallbatch.machine import free_memory
 from smallbatch.placement.rules import Choice, choose, deal
 from smallbatch.placement.workload import Method
 
@@ -103,7 +102,3 @@ def test_a_pinned_stacked_engine_does_without_kernels_that_do_not_work() -> None
 
 def test_auto_trains_a_single_run_plainly() -> None:
     assert pick("auto", study(), lanes=1).method.engine == "loop"
-
-
-def test_free_memory_is_a_plausible_number_of_bytes() -> None:
-    assert 2**24 < free_memory() < 2**50

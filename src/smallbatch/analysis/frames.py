@@ -11,18 +11,18 @@ import pandas as pd
 
 from smallbatch.errors import UserError
 from smallbatch.records.columns import (
-    METRICS,
-    POPULATION_METRICS,
     RUN_KEYS,
     find_columns,
     read_column,
     reported_accuracies,
 )
+from smallbatch.records.schema import METRICS, POPULATION_METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from smallbatch.records.columns import ColumnFiles, RunRecord
+    from smallbatch.records.columns import ColumnFiles
+    from smallbatch.records.schema import RunRecord
 
 # Settings that older result files do not have, with the values that were then used.
 _SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}

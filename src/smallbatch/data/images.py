@@ -1,7 +1,6 @@
 """Image files and bytes to uint8 pixels, on all cores."""
 
 import io
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from smallbatch.data.split import Images
 from smallbatch.errors import UserError
+from smallbatch.machine import cores
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -139,8 +139,8 @@ def _pixels(image: Image.Image, image_size: int | None) -> Images:
 
 
 def _decoded(encoded: Iterable[Encoded], image_size: int | None) -> Iterator[tuple[str, Images]]:
-    Image.init()  # registers all decoders now, in one thread, not later in several at once
-    workers = min(os.cpu_count() or 1, 16)
+    Image.init()  # registers the decoders here, in one thread, not on first use in several
+    workers = min(cores(), 16)
     pool = ThreadPoolExecutor(workers)
     pending: deque[Future[list[tuple[str, Images]]]] = deque()
     iterator = iter(encoded)

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +18,7 @@ from smallbatch.protocol.column import Column
 from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints, files
 from smallbatch.records.lock import Lock, one_writer
+from smallbatch.records.schema import Clock, ColumnClock, Timing
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import RunResult
@@ -75,37 +75,35 @@ def train_column(
     # Described now, because the checkout may change while this code trains.
     environment = environment or machine.describe(placement.device)
     with one_writer(work, directory, watch.check) as lock:
-        started, clock = datetime.now(UTC), time.perf_counter()
+        started, began = datetime.now(UTC), time.perf_counter()
         _train_missing(
             column, directory, placement, checkpoint_seconds, work, observers, watch, lock
         )
         made_by = placement.made_by
         records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
         # Over all runs, including those of an earlier attempt: the speed of training.
-        images, seconds = (
-            sum(getattr(timing, what) for _, timing in records.values())
-            for what in ("images", "seconds")
-        )
+        updates = sum(result.rows[-1]["updates"] for result, _ in records.values())
+        seconds = sum(clock.seconds for _, clock in records.values())
         watch.check()
-        timing = {
-            "environment": dict(environment),
-            "column": {
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": time.perf_counter() - clock,
-                "images_per_second": placement.workers * images / seconds,
-                "workers": placement.workers,
-                "engine": placement.engine,
-                "kernels": placement.method.kernels,
-                "device": placement.device,
-                "stage": stage,
-                "peak_memory_bytes": _peak_memory(placement.device),
-            },
-            "runs": {run.hash: records[run.hash][1].as_json() for run in column.runs},
-        }
+        timing = Timing(
+            environment=dict(environment),
+            column=ColumnClock(
+                started=started.isoformat(timespec="seconds"),
+                seconds=time.perf_counter() - began,
+                images_per_second=placement.workers * updates * column.batch_size / seconds,
+                workers=placement.workers,
+                engine=placement.engine,
+                kernels=placement.method.kernels,
+                device=placement.device,
+                stage=stage,
+                peak_memory_bytes=_peak_memory(placement.device),
+            ),
+            runs={name: clock for name, (_, clock) in records.items()},
+        )
         lock.beat(now=True)
         files.write_column(
             directory,
-            dataset=asdict(column.dataset.meta),
+            dataset=column.dataset.meta,
             study=column.study,
             updates=column.updates(column.runs[0]),
             results=[(run, records[run.hash][0]) for run in column.runs],
@@ -154,7 +152,7 @@ def _train_missing(
     )
 
 
-def _whole(directory: Path, made_by: str) -> tuple[RunResult, files.Timing]:
+def _whole(directory: Path, made_by: str) -> tuple[RunResult, Clock]:
     record = files.load_record(directory, made_by)
     if record is None:
         raise RuntimeError(f"{directory}: the run that was just trained cannot be read back")

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any
+
+import psutil
 
 from smallbatch.errors import Stopped
 
@@ -25,12 +27,8 @@ HINT = "finished runs and checkpoints are kept; the same command goes on from th
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DVC_IS_GONE = "stopped, because dvc is gone"
-_LOOK_S = 0.5  # seconds between looks at /proc
-
-
-class _Process(NamedTuple):
-    pid: int
-    started: int  # clock ticks since boot; distinguishes it from a later process of the same number
+_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_LOOK_S = 0.5  # seconds between looks for dvc
 
 
 class Watch:
@@ -51,9 +49,9 @@ class Watch:
         self._deadline = math.inf
         self._limit = time_limit
         if time_limit is not None:
-            started = _age(self._dvc.started) if self._dvc else 0.0
+            passed = max(0.0, time.time() - self._dvc.create_time()) if self._dvc else 0.0
             spare = min(GRACE_S + 1, time_limit / 2)
-            self._deadline = time.monotonic() - started + time_limit - spare
+            self._deadline = time.monotonic() - passed + time_limit - spare
 
     def __enter__(self) -> Watch:
         for number in _SIGNALS:
@@ -86,7 +84,7 @@ class Watch:
         now = time.monotonic()
         if self._why is None and self._dvc and now >= self._looked + _LOOK_S:
             self._looked = now
-            if _process(self._dvc.pid) != self._dvc:
+            if not _lives(self._dvc):
                 self._stop(_DVC_IS_GONE, INTERRUPTED)
         return self._why is not None
 
@@ -122,35 +120,20 @@ def _leave(why: Stopped) -> None:
     os._exit(why.exit_code)
 
 
-def _dvc_above() -> _Process | None:
-    """The nearest `dvc` among this process's ancestors."""
-    pid = os.getppid()
-    while pid > 0:  # not 1: in a container dvc may be the first process
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3]
-            names = [Path(os.fsdecode(word)).name for word in words]
-            if "dvc" in names:
-                return _process(pid)
-            pid = int(_stat(pid)[1])
-        except (OSError, ValueError, IndexError):
-            return None
+def _dvc_above() -> psutil.Process | None:
+    """The nearest living `dvc` among this process's ancestors."""
+    try:
+        for process in psutil.Process().parents():
+            if "dvc" in [Path(word).name for word in process.cmdline()[:3]]:
+                return process if _lives(process) else None
+    except (psutil.Error, OSError):
+        pass
     return None
 
 
-def _process(pid: int) -> _Process | None:
+def _lives(process: psutil.Process) -> bool:
+    """Whether it has not ended; a later process of the same number is another."""
     try:
-        state, *_ = fields = _stat(pid)
-        return None if state in "ZX" else _Process(pid, int(fields[19]))
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before them may contain blanks."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _age(started: int) -> float:
-    """Seconds since a moment that is given in clock ticks after boot."""
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return max(0.0, uptime - started / os.sysconf("SC_CLK_TCK"))
+        return process.is_running() and process.status() not in _ENDED
+    except (psutil.Error, OSError):
+        return False

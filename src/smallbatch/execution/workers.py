@@ -33,6 +33,7 @@ from smallbatch.placement.placement import Placement
 from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
 from smallbatch.records import files
 from smallbatch.records.checkpoints import Checkpoints, ChunkPlan
+from smallbatch.records.schema import Clock
 
 if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
@@ -318,13 +319,14 @@ def _train_chunk(
     def keep(run: Run, result: RunResult, seconds: float) -> None:
         if run.hash not in missing:
             return
-        timing = files.Timing(
+        images = result.rows[-1]["updates"] * run.batch_size
+        clock = Clock(
             started=checkpoints.started,
             ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
             seconds=seconds,
-            images=result.rows[-1]["updates"] * run.batch_size,
+            images_per_second=images / seconds if seconds else None,
         )
-        files.save_record(job.work / run.hash, result, timing, job.placement.made_by)
+        files.save_record(job.work / run.hash, result, clock, job.placement.made_by)
         on_done(run, result.outcome)
 
     checkpoints.start_clock()

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -143,9 +142,7 @@ def decided(column: str, case: Workload, stackable: Callable[[], bool]) -> Metho
 
 
 def _file() -> Path:
-    own, caches = os.environ.get("SMALLBATCH_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    folder = Path(own or Path(caches or "~/.cache") / "smallbatch").expanduser()
-    return folder / f"calibration-{_machine()}.json"
+    return machine.cache_folder() / f"calibration-{_machine()}.json"
 
 
 @cache

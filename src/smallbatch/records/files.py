@@ -10,50 +10,33 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import durable
 from smallbatch.protocol.run import PROTOCOL, Run
+from smallbatch.records.schema import Clock, ColumnRecord, RunRecord, Timing
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from smallbatch.data.prepared import Meta
     from smallbatch.protocol.outcome import RunResult
 
 
-@dataclass(frozen=True)
-class Timing:
-    """When a run started and ended (ISO 8601, UTC), its share of the seconds, its images."""
-
-    started: str
-    ended: str
-    seconds: float
-    images: int
-
-    def as_json(self) -> dict[str, Any]:
-        """The run's entry of `timing.json`."""
-        speed = self.images / self.seconds if self.seconds else None
-        return {
-            "started": self.started,
-            "ended": self.ended,
-            "seconds": self.seconds,
-            "images_per_second": speed,
-        }
-
-
-def save_record(directory: Path, result: RunResult, timing: Timing, made_by: str) -> None:
+def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) -> None:
     """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on.
 
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    record = {**vars(result), "weights": None, "timing": asdict(timing), "made_by": made_by}
+    record = {**vars(result), "weights": None, "timing": clock.model_dump(), "made_by": made_by}
     durable.seal(directory / "record", result.weights, record)
 
 
-def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | None:
+def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None:
     """A kept run, or None where there is none, it is damaged, or other code made it.
 
     Raises:
@@ -65,9 +48,9 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | Non
         weights, record = durable.unseal(directory / "record")
         if record.pop("made_by") != made_by:
             return None
-        timing = Timing(**record.pop("timing"))
+        clock = Clock(**record.pop("timing"))
         record["weights"] = weights
-        return RunResult(**record), timing
+        return RunResult(**record), clock
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
@@ -75,17 +58,17 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Timing] | Non
 def write_column(
     directory: Path,
     *,
-    dataset: Mapping[str, Any],
+    dataset: Meta,
     study: str,
     updates: int,
     results: Iterable[tuple[Run, RunResult]],
-    timing: Mapping[str, Any],
+    timing: Timing,
 ) -> None:
     """Write a column's four files as one directory, which is never there half-written.
 
     Args:
         directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
-        dataset: the prepared data set's meta: name, fingerprint, classes, shape, mean and std.
+        dataset: the prepared data set's description.
         study: the study's name.
         updates: planned for every run of the column.
         results: every run of the column; written in order of BN batch size, base learning rate
@@ -112,21 +95,21 @@ def write_column(
         for run, result in ordered
         for name, value in result.weights.items()
     }
-    runs = {
-        "protocol": PROTOCOL,
-        "dataset": dict(dataset),
-        "study": study,
-        "batch_size": first.batch_size,
-        "settings": recorded_settings(first),
-        "runs": [_run_entry(run, result, updates) for run, result in ordered],
-    }
+    record = ColumnRecord(
+        protocol=PROTOCOL,
+        dataset=dataset,
+        study=study,
+        batch_size=first.batch_size,
+        settings=recorded_settings(first),
+        runs=tuple(_run_record(run, result, updates) for run, result in ordered),
+    )
     _replace_folder(
         directory,
         {
             "history.parquet": history.getvalue(),
             "weights.safetensors": save(weights),
-            "runs.json": _json(runs).encode(),
-            "timing.json": _json(timing).encode(),
+            "runs.json": _json(record),
+            "timing.json": _json(timing),
         },
     )
 
@@ -168,24 +151,25 @@ def _order(run: Run) -> tuple[int, float, int]:
     return run.settings.bn_batch_size or 0, run.base_lr, run.seed
 
 
-def _run_entry(run: Run, result: RunResult, updates: int) -> dict[str, Any]:
-    return {
-        "run": run.hash,
-        "base_lr": run.base_lr,
-        "lr": run.lr,
-        "seed": run.seed,
-        "bn_batch_size": run.settings.bn_batch_size,
-        "outcome": result.outcome,
-        "diverged_at": result.diverged_at,
-        "updates": updates,
-        "parameters": result.parameters,
-        "final": {key: _finite_or_none(value) for key, value in result.final.items()},
-    }
+def _run_record(run: Run, result: RunResult, updates: int) -> RunRecord:
+    return RunRecord(
+        run=run.hash,
+        base_lr=run.base_lr,
+        lr=run.lr,
+        seed=run.seed,
+        bn_batch_size=run.settings.bn_batch_size,
+        outcome=result.outcome,
+        diverged_at=result.diverged_at,
+        updates=updates,
+        parameters=result.parameters,
+        final={key: _finite_or_none(value) for key, value in result.final.items()},
+    )
 
 
 def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and abs(value) < float("inf") else None
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def _json(record: BaseModel) -> bytes:
+    value = record.model_dump(mode="json")
+    return f"{json.dumps(value, indent=1, sort_keys=True, allow_nan=False)}\n".encode()

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.errors import UserError
+from smallbatch.markdown import table
 from smallbatch.report.labels import DASH
 from smallbatch.report.tables import Table
 
@@ -64,13 +65,11 @@ def markdown(path: Path) -> str:
         UserError: The file is missing, or it is not such a file.
     """
     try:
-        rows = _rows(json.loads(path.read_text(encoding="utf-8")))
+        return table(_HEADERS, _rows(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `smallbatch report` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no file of claims ({error})") from None
-    lines = [_HEADERS, tuple("---" for _ in _HEADERS), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _all(record: dict[str, Any]) -> list[dict[str, Any]]:

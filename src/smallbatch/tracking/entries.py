@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from smallbatch.config.base_lr import format_base_lr
-from smallbatch.records.columns import METRICS
+from smallbatch.records.schema import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,9 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from smallbatch.records import columns as results
+from smallbatch.records.schema import METRICS, ColumnRecord, RunRecord, Timing
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from smallbatch.data.prepared import Meta
 
 Row = Mapping[str, float]
 
@@ -98,7 +101,7 @@ class TrackedRun:
     """
 
     info: RunInfo
-    record: results.RunRecord
+    record: RunRecord
     rows: tuple[Row, ...]
     reported_accuracy: float | None
     started_ms: int
@@ -139,7 +142,7 @@ class TrackedColumn:
     """
 
     info: ColumnInfo
-    dataset: results.Meta
+    dataset: Meta
     directory: Path
     runs: tuple[TrackedRun, ...]
     timing: Mapping[str, Any]
@@ -180,7 +183,7 @@ def read_column(directory: Path) -> TrackedColumn:
     record, timing = files.record, files.timing
     accuracies = results.reported_accuracies(files.history).reset_index().set_index("run")
     rows: dict[str, list[Row]] = {}
-    names = ["run", "epoch", "updates", "lr", *results.METRICS]
+    names = ["run", "epoch", "updates", "lr", *METRICS]
     for row in files.history[names].sort_values("epoch").to_dict("records"):
         rows.setdefault(str(row.pop("run")), []).append(cast("Row", row))
     runs: list[TrackedRun] = []
@@ -205,7 +208,7 @@ def read_column(directory: Path) -> TrackedColumn:
     return TrackedColumn(info, record.dataset, directory, tuple(runs), timing.column)
 
 
-def _column_info(record: results.ColumnRecord, timing: results.Timing) -> ColumnInfo:
+def _column_info(record: ColumnRecord, timing: Timing) -> ColumnInfo:
     stage = timing.column.get("stage", f"train@{record.study}-{record.batch_size}")
     return ColumnInfo(
         dataset=record.dataset.name,

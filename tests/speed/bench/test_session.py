@@ -29,7 +29,7 @@ WITHOUT = """
 import sys
 for name in ("mlflow", "dvc", "pandas", "sklearn.model_selection"):
     sys.modules[name] = None
-from smallbatch.cli import main
+from smallbatch.cli.main import main
 main()
 """
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
+from smallbatch.markdown import table
 from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
 from smallbatch.speed.bench.session import LOADER_WORKERS, Bench, Series, Session
 from smallbatch.speed.rate import BASE_LR
@@ -108,7 +109,7 @@ def as_markdown(record: dict[str, Any]) -> str:
         "images", "m", *(f"{name}, images/s" for name in engines),
         *(f"{name} / textbook" for name in others), *(f"{name}, of sgemm" for name in engines),
     ]  # fmt: skip
-    rows = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    rows: list[list[str]] = []
     for case in record["cases"]:
         found = case["engines"]
         rows.append(
@@ -120,7 +121,7 @@ def as_markdown(record: dict[str, Any]) -> str:
                 *(_number(found[name]["fraction_of_sgemm"], "{:.1%}") for name in engines),
             ]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n" + _about(record) + "\n"
+    return f"{table(heads, rows, right=len(heads) - 2)}\n\n{_about(record)}\n"
 
 
 def _about(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from smallbatch import durable
-from smallbatch.machine import processor
+from smallbatch.machine import cache_folder, processor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
@@ -43,7 +43,7 @@ def library(real: str) -> ctypes.CDLL:
     Raises:
         OSError: There is no compiler, or it fails.
     """
-    path = _cache() / f"kernels-{_key(real)}.so"
+    path = cache_folder() / f"kernels-{_key(real)}.so"
     if not path.exists():
         _compile(real, path)
     return ctypes.CDLL(str(path))
@@ -52,11 +52,6 @@ def library(real: str) -> ctypes.CDLL:
 def version() -> str:
     """16 hex digits that identify these kernels; others may round differently."""
     return _key("float")
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "smallbatch"
 
 
 def _key(real: str) -> str:

@@ -1,0 +1,77 @@
+"""What is written is, byte for byte, what it always was, and is read as the same records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from smallbatch.config.params import StudyConfig
+from smallbatch.protocol.column import plan_column
+from smallbatch.protocol.outcome import RunResult
+from smallbatch.records.columns import read_column
+from smallbatch.records.files import write_column
+from smallbatch.records.schema import METRICS, Clock, ColumnClock, RunRecord, Timing
+from tests.noise import make_dataset
+
+GOLDEN = Path(__file__).with_name("golden")
+THEN = "2026-01-02T03:04:05.678+00:00"
+
+
+def row(**more: Any) -> dict[str, Any]:
+    return {"epoch": 1, "updates": 5, "lr": 2.0**-5, **dict.fromkeys(METRICS, 0.25), **more}
+
+
+FINAL: dict[str, float | None] = dict(
+    zip(METRICS, (1e-7, 1.0, None, None, float("inf"), 1 / 3), strict=True)
+)
+FINISHED = RunResult("finished", None, [row()], FINAL, 75, {"w": torch.ones(2)})
+DIVERGED = RunResult("diverged", 2, [row(lr=256.0)], dict.fromkeys(FINAL), 75, {})
+
+
+def test_a_column_is_written_and_read_as_records(tmp_path: Path) -> None:
+    data = make_dataset()
+    meta = replace(data.meta, mean=(0.5, 1 / 3), std=(0.25, 0.0))  # round on every processor
+    settings = StudyConfig(model="resnet8", norm="none", epochs=1, weight_decay=1e-4)
+    column = plan_column(
+        "study", settings, data, batch_size=4, base_lrs=(2.0**-7, 64.0), seeds=(0,)
+    )
+    finished, diverged = column.runs
+    timing = Timing(
+        environment={"cpu": "some CPU", "cores": 2, "gpu": None, "git_dirty": False},
+        column=ColumnClock(
+            started="2026-01-02T03:04:05+00:00", seconds=2.5, images_per_second=100.0, workers=2,
+            engine="loop", kernels=None, device="cpu", stage="train@study-4",
+            peak_memory_bytes=2**30,
+        ),
+        runs={
+            finished.hash: Clock(started=THEN, ended=THEN, seconds=1.5, images_per_second=40 / 3),
+            diverged.hash: Clock(started=THEN, ended=THEN, seconds=0.0),
+        },
+    )  # fmt: skip
+    write_column(
+        tmp_path / "m4",
+        dataset=meta,
+        study="study",
+        updates=5,
+        results=[(diverged, DIVERGED), (finished, FINISHED)],
+        timing=timing,
+    )
+    for name in ("runs.json", "timing.json"):
+        assert (tmp_path / "m4" / name).read_bytes() == (GOLDEN / name).read_bytes()
+    found = read_column(tmp_path / "m4")
+    assert found.timing == timing
+    assert found.record.dataset == meta
+    assert [run.run for run in found.record.runs] == [finished.hash, diverged.hash]
+
+
+def test_what_could_not_be_read_is_not_made() -> None:
+    with pytest.raises(ValidationError, match="base_lr"):
+        RunRecord(
+            run="0" * 16, base_lr=float("nan"), lr=1.0, seed=0, outcome="finished",
+            diverged_at=None, updates=5, parameters=75, final={},
+        )  # fmt: skip

@@ -1,0 +1,114 @@
+"""What this process may use: the machine's, unless its container has less; where caches lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smallbatch.machine import cache_folder, cores, free_memory
+
+MIB = 2**20
+NO_LIMIT = 2**63 - 4096  # as version 1 says it
+
+
+def container(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """A root folder whose process is in `groups`, with files below `sys/fs/cgroup`."""
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        path = root / (name if name.startswith("proc") else f"sys/fs/cgroup/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def version2(folder: str, limit: str) -> dict[str, str]:
+    return {
+        f"{folder}memory.max": limit,
+        f"{folder}memory.current": str(12 * MIB),
+        f"{folder}memory.stat": f"anon 1\ninactive_file {4 * MIB}",
+    }
+
+
+def version1(folder: str, limit: int) -> dict[str, str]:
+    return {
+        f"memory/{folder}memory.limit_in_bytes": str(limit),
+        f"memory/{folder}memory.usage_in_bytes": str(12 * MIB),
+        f"memory/{folder}memory.stat": f"inactive_file 7\ntotal_inactive_file {4 * MIB}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/", version2("", str(16 * MIB))),
+        ("0::/a/b", version2("a/", str(16 * MIB)) | version2("a/b/", "max")),
+        ("0::/a/b", version2("a/", str(99 * MIB)) | version2("a/b/", str(16 * MIB))),
+        ("0::/seen/from/outside", version2("", str(16 * MIB))),
+        ("5:cpu,cpuacct:/\n4:memory:/a\n0::/", version1("a/", 16 * MIB) | version1("", NO_LIMIT)),
+    ],
+)
+def test_memory_is_what_the_container_leaves(
+    tmp_path: Path, groups: str, files: dict[str, str]
+) -> None:
+    """16 MiB less the 12 that are used, of which 4 are freed when needed."""
+    assert free_memory(container(tmp_path, groups, files)) == 8 * MIB
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/", version2("", "max")),
+        ("4:memory:/", version1("", NO_LIMIT)),
+        ("0::/", {"memory.max": "nonsense"}),
+    ],
+)
+def test_without_a_limit_memory_is_the_machines(
+    tmp_path: Path, groups: str, files: dict[str, str]
+) -> None:
+    for root in (container(tmp_path / "root", groups, files), tmp_path / "nothing"):
+        assert 2**24 < free_memory(root) < 2**50
+
+
+def test_a_container_past_its_limit_has_nothing_left(tmp_path: Path) -> None:
+    assert free_memory(container(tmp_path, "0::/", version2("", str(MIB)))) == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "allowed"),
+    [
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/a", {"cpu.max": "max 100000", "a/cpu.max": "50000 100000"}, 1),
+        ("0::/a", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "1600000 100000"}, 8),
+        (
+            "3:cpu,cpuacct:/",
+            {"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("0::/", {}, 8),
+    ],
+)
+def test_cores_are_those_of_affinity_and_quota(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    groups: str,
+    files: dict[str, str],
+    allowed: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cores(container(tmp_path, groups, files)) == allowed
+
+
+def test_the_cache_lies_where_the_user_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("SMALLBATCH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "smallbatch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache/smallbatch"
