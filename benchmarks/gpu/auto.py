@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from smallbatch.placement.known import case_key, known, ways
+from smallbatch.placement.known import known, methods, workload_key
 from smallbatch.placement.workload import Workload, training_flops_of
 from smallbatch.speed import calibration
 
@@ -25,14 +25,14 @@ def decided(norm: str, m: int, device: str, *, toy: bool) -> dict[str, Any]:
         toy: of few small images, and so short that nothing pays.
     """
     lanes, size = (2, 8) if toy else ({"none": 13, "batch": 26}[norm], 32)
-    case = Workload("resnet8", norm, None, True, "float32", 3, size, 10, m, lanes, device, 1)
-    flops = training_flops_of(case)
-    cost = calibration.cost(case, ways(case, ("loop", "stacked")), flops)
+    workload = Workload("resnet8", norm, None, True, "float32", 3, size, 10, m, lanes, device, 1)
+    flops = training_flops_of(workload)
+    cost = calibration.cost(workload, methods(workload, ("loop", "stacked")), flops)
     began = time.perf_counter()
-    way = calibration.decide(f"{norm} {m}", case, 0 if toy else IMAGES, lambda: True)
+    method = calibration.decide(f"{norm} {m}", workload, 0 if toy else IMAGES, lambda: True)
     return {
         "seconds": time.perf_counter() - began,
         "seconds_allowed_for": cost,
-        "rates": known().rates.get(case_key(case), {}),
-        "chosen": None if way is None else way.key,
+        "rates": known().rates.get(workload_key(workload), {}),
+        "chosen": None if method is None else method.key,
     }

@@ -51,11 +51,11 @@ def test_a_deviation_is_relative_to_the_loops_update_and_the_worst_run_counts() 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_grouped_convolutions_make_the_loops_first_update(norm: str) -> None:
-    case = replace(CASE, norm=norm, lanes=10, workers=2)
-    check(case, GROUPED)
-    start, expected = agreement._loops(case, None)
+    workload = replace(CASE, norm=norm, lanes=10, workers=2)
+    check(workload, GROUPED)
+    start, expected = agreement._loops(workload, None)
     assert len(expected) == agreement.COMPARED
-    found = agreement.first_updates(case, GROUPED)
+    found = agreement.first_updates(workload, GROUPED)
     assert len(found) == 10
     deviation = worst([(found[name], expected[name], start[name]) for name in expected])
     assert 0 < deviation < 1e-4

@@ -16,7 +16,7 @@ from smallbatch.data.prepared import Dataset
 from smallbatch.engines.lanes import native
 from smallbatch.errors import UserError, WorkerLost
 from smallbatch.placement import known as store
-from smallbatch.placement.known import Known, case_key, fastest, known, learn
+from smallbatch.placement.known import Known, fastest, known, learn, workload_key
 from smallbatch.placement.placement import place
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed import calibration
@@ -52,9 +52,9 @@ def speeds(monkeypatch: pytest.MonkeyPatch, rates: Mapping[str, float | Exceptio
     """Replace the clock by given speeds; returns the list of what is measured."""
     measured: list[str] = []
 
-    def measure(_case: Workload, way: Method, **_: Any) -> Rate:
-        measured.append(way.key)
-        rate = rates[way.key]
+    def measure(_workload: Workload, method: Method, **_: Any) -> Rate:
+        measured.append(method.key)
+        rate = rates[method.key]
         if isinstance(rate, Exception):
             raise rate
         return Rate(rate, 1.0, 1)
@@ -135,13 +135,13 @@ def test_the_fastest_way_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPa
 
 def test_a_choice_stays_whatever_is_learnt_later(monkeypatch: pytest.MonkeyPatch) -> None:
     learn(choices={"column": LOOP})
-    learn(rates={case_key(CASE): {"loop": 1.0, "stacked": 9.0, "stacked in chunks of 8": 8.0}})
+    learn(rates={workload_key(CASE): {"loop": 1.0, "stacked": 9.0, "stacked in chunks of 8": 8.0}})
     assert decide("column", CASE, MUCH, lambda: True) == LOOP
     assert decide("another", CASE, MUCH, lambda: True) == STACKED
 
 
 @pytest.mark.parametrize(
-    ("case", "images", "stackable"),
+    ("workload", "images", "stackable"),
     [
         (CASE, 10**5, True),  # not worth it
         (replace(CASE, lanes=1), MUCH, True),
@@ -150,10 +150,10 @@ def test_a_choice_stays_whatever_is_learnt_later(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_nothing_is_measured_where_it_does_not_pay(
-    monkeypatch: pytest.MonkeyPatch, case: Workload, images: int, stackable: bool
+    monkeypatch: pytest.MonkeyPatch, workload: Workload, images: int, stackable: bool
 ) -> None:
     measured = speeds(monkeypatch, {})
-    assert decide("column", case, images, lambda: stackable) is None
+    assert decide("column", workload, images, lambda: stackable) is None
     assert measured == []
 
 
@@ -193,7 +193,7 @@ def test_auto_trains_by_what_was_learnt_and_records_it(
     column = plan(noise)
     from smallbatch.placement.placement import workload_of
 
-    learn(rates={case_key(workload_of(column, compute)): {"loop": loop, "stacked": stacked}})
+    learn(rates={workload_key(workload_of(column, compute)): {"loop": loop, "stacked": stacked}})
     assert place(column, compute, keep=False).engine == engine
     assert known().choices == {}
     out = tmp_path / "m4"
@@ -201,7 +201,7 @@ def test_auto_trains_by_what_was_learnt_and_records_it(
     assert json.loads((out / "timing.json").read_text())["column"]["engine"] == engine
     (choice,) = known().choices.values()
     assert choice["engine"] == engine
-    learn(rates={case_key(workload_of(column, compute)): {"loop": stacked, "stacked": loop}})
+    learn(rates={workload_key(workload_of(column, compute)): {"loop": stacked, "stacked": loop}})
     assert place(column, compute).engine == engine
     wider = plan(noise, base_lrs=(2.0**-7, 2.0**-8), seeds=4)
     assert place(wider, compute).engine == engine  # the same study, data and m

@@ -17,7 +17,7 @@ from smallbatch.engines.made_by import made_by_on
 from smallbatch.errors import WorkerLost
 from smallbatch.placement import known as store
 from smallbatch.placement import placement as placements
-from smallbatch.placement.known import Known, case_key, known, learn, ways
+from smallbatch.placement.known import Known, known, learn, methods, workload_key
 from smallbatch.placement.placement import place, workload_of
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed import agreement, calibration
@@ -54,14 +54,14 @@ def machine(
     """A GPU of given speeds; returns what is done with it."""
     done: list[str] = []
 
-    def check(_case: Workload, way: Method, _memory: int | None) -> None:
-        done.append(f"check {way.kernels}")
-        if way in (findings or {}):
-            raise (findings or {})[way]
+    def check(_workload: Workload, method: Method, _memory: int | None) -> None:
+        done.append(f"check {method.kernels}")
+        if method in (findings or {}):
+            raise (findings or {})[method]
 
-    def measure(_case: Workload, way: Method, **_: Any) -> Rate:
-        done.append(f"measure {way.kernels or way.engine}")
-        rate = rates[way]
+    def measure(_workload: Workload, method: Method, **_: Any) -> Rate:
+        done.append(f"measure {method.kernels or method.engine}")
+        rate = rates[method]
         if isinstance(rate, Exception):
             raise rate
         return Rate(rate, 1.0, 1)
@@ -119,7 +119,7 @@ def test_a_way_that_disagrees_or_fails_is_left_out_in_one_line(
     assert ("measure triton" in done) == (TRITON not in findings)
     # It is not tried again, by whatever process.
     forget(monkeypatch)
-    assert known().rates[case_key(CASE)][bad.key] == 0.0
+    assert known().rates[workload_key(CASE)][bad.key] == 0.0
     count = len(done)
     assert decide("another", CASE, LONG, lambda: True) == best
     assert len(done) == count
@@ -156,7 +156,7 @@ def test_finding_out_costs_at_most_two_percent_and_a_minute(
     ]
     seconds = cost(CASE, THREE, flops)
     assert seconds == pytest.approx(sum(parts) + 30)  # Triton's kernels are compiled once
-    learn(rates={case_key(CASE.at(2)): {TRITON.key: 1.0}})
+    learn(rates={workload_key(CASE.at(2)): {TRITON.key: 1.0}})
     assert cost(CASE, THREE, flops) == pytest.approx(sum(parts))
     assert cost(replace(CASE, model="resnet20"), THREE, flops) == pytest.approx(seconds)
 
@@ -181,17 +181,17 @@ def test_a_short_column_takes_what_is_known_of_its_case(monkeypatch: pytest.Monk
     """A case does not depend on the number of epochs."""
     done = machine(monkeypatch, {})
     assert decide("short", CASE, SHORT, lambda: True) is None
-    learn(rates={case_key(CASE): {LOOP.key: 1.0, GROUPED.key: 3.0, TRITON.key: 2.0}})
+    learn(rates={workload_key(CASE): {LOOP.key: 1.0, GROUPED.key: 3.0, TRITON.key: 2.0}})
     assert decide("short", CASE, SHORT, lambda: True) == GROUPED
     assert decide("other lanes", replace(CASE, lanes=13), SHORT, lambda: True) is None
     assert done == []
 
 
 def test_models_without_stacked_layers_have_one_stacked_way() -> None:
-    assert ways(CASE, ("loop", "stacked")) == THREE
-    assert ways(CASE, ("stacked",)) == [GROUPED, TRITON]
+    assert methods(CASE, ("loop", "stacked")) == THREE
+    assert methods(CASE, ("stacked",)) == [GROUPED, TRITON]
     other = replace(CASE, model="resnet18")
-    assert ways(other, ("loop", "stacked")) == [LOOP, Method("stacked")]
+    assert methods(other, ("loop", "stacked")) == [LOOP, Method("stacked")]
 
 
 def test_choices_survive_and_old_ones_are_read(
@@ -229,12 +229,12 @@ def test_a_column_keeps_what_was_chosen_for_it(
     monkeypatch.setattr(stacked_choice, "triton_works", works)
     assert place(column, compute, keep=False).method == LOOP  # the rule
     assert tried == ["float32"]
-    case = workload_of(column, compute)
-    assert case.device == "cuda"
-    learn(rates={case_key(case): {LOOP.key: 1.0, GROUPED.key: 3.0, TRITON.key: 2.0}})
+    workload = workload_of(column, compute)
+    assert workload.device == "cuda"
+    learn(rates={workload_key(workload): {LOOP.key: 1.0, GROUPED.key: 3.0, TRITON.key: 2.0}})
     expected = GROUPED
     assert place(column, compute).method == expected
-    learn(rates={case_key(case): {TRITON.key: 9.0}})
+    learn(rates={workload_key(workload): {TRITON.key: 9.0}})
     assert place(column, compute).method == expected
     assert place(column, compute, keep=False).method == expected
     assert tried == ["float32"]
@@ -273,6 +273,6 @@ def test_what_bench_measures_is_not_trusted_before_it_was_compared() -> None:
     stacked.settled["kernels"] = "triton"
     for series in (loop, stacked):
         series.repeats.append({"images_per_second": 5.0})
-    assert stacked.way == TRITON
+    assert stacked.method == TRITON
     _learn(Session([loop, stacked], {}))
-    assert known().rates == {case_key(CASE): {LOOP.key: 5.0}}
+    assert known().rates == {workload_key(CASE): {LOOP.key: 5.0}}

@@ -53,9 +53,9 @@ def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(store, "_learnt", Known(startup=5.0))
     measured: list[str] = []
 
-    def measure(case: Workload, way: Method, **_: Any) -> Rate:
-        measured.append(f"{case.batch_size} {way.key}")
-        return Rate(100.0 if way.engine == "loop" else 400.0, 1.0, 1)
+    def measure(workload: Workload, method: Method, **_: Any) -> Rate:
+        measured.append(f"{workload.batch_size} {method.key}")
+        return Rate(100.0 if method.engine == "loop" else 400.0, 1.0, 1)
 
     monkeypatch.setattr(calibration, "measure", measure)
     return measured

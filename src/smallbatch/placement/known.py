@@ -62,8 +62,8 @@ def learn(
     """Add to what is known."""
     global _learnt
     news = Known(
-        {case: dict(ways) for case, ways in (rates or {}).items()},
-        {column: asdict(way) for column, way in (choices or {}).items()},
+        {workload: dict(methods) for workload, methods in (rates or {}).items()},
+        {column: asdict(method) for column, method in (choices or {}).items()},
         startup,
     )
     _learnt = _merged(_learnt, news)
@@ -79,55 +79,55 @@ def learn(
         return
 
 
-def alike(case: Workload) -> Workload:
+def alike(workload: Workload) -> Workload:
     """A workload of equal speed with at most MOST_LANES lanes per worker on a CPU."""
-    if case.device == "cuda":
-        return case
-    return replace(case, lanes=min(case.lanes, MOST_LANES * case.workers))
+    if workload.device == "cuda":
+        return workload
+    return replace(workload, lanes=min(workload.lanes, MOST_LANES * workload.workers))
 
 
-def case_key(case: Workload) -> str:
+def workload_key(workload: Workload) -> str:
     """The workload's key in the cache file."""
-    return alike(case).key
+    return alike(workload).key
 
 
-def ways(case: Workload, engines: Iterable[Engine]) -> list[Method]:
+def methods(workload: Workload, engines: Iterable[Engine]) -> list[Method]:
     """The methods to train a column with some engines."""
-    by = serves(case.settings(), case.device)
-    if case.device == "cuda" and by == "layers":
+    by = serves(workload.settings(), workload.device)
+    if workload.device == "cuda" and by == "layers":
         stacked = [Method("stacked", kernels=name) for name in GPU_KERNELS]
         return [
-            way
+            method
             for engine in engines
-            for way in (stacked if engine == "stacked" else [Method(engine)])
+            for method in (stacked if engine == "stacked" else [Method(engine)])
         ]
     found = [Method(engine) for engine in engines]
     if (
-        case.device == "cpu"
+        workload.device == "cpu"
         and by != "native"
-        and case.lanes > CHUNK * case.workers
+        and workload.lanes > CHUNK * workload.workers
         and Method("stacked") in found
     ):
         found.append(Method("stacked", CHUNK))
     return found
 
 
-def fastest(case: Workload, candidates: Iterable[Method]) -> tuple[Method, float] | None:
+def fastest(workload: Workload, candidates: Iterable[Method]) -> tuple[Method, float] | None:
     """The fastest method and its images per second; None unless all candidates are measured."""
-    rates = known().rates.get(case_key(case), {})
+    rates = known().rates.get(workload_key(workload), {})
     candidates = list(candidates)
-    if not candidates or any(way.key not in rates for way in candidates):
+    if not candidates or any(method.key not in rates for method in candidates):
         return None
-    best = max(candidates, key=lambda way: rates[way.key])
+    best = max(candidates, key=lambda method: rates[method.key])
     return best, rates[best.key]
 
 
-def decided(column: str, case: Workload, stackable: Callable[[], bool]) -> Method | None:
+def decided(column: str, workload: Workload, stackable: Callable[[], bool]) -> Method | None:
     """The method for a column: the one that it was given earlier, or else the fastest.
 
     Args:
         column: The column's name; a choice for a column on this machine is never changed.
-        case: The column's workload.
+        workload: The column's workload.
         stackable: Whether the stacked engine can train the model.
 
     Returns:
@@ -135,9 +135,9 @@ def decided(column: str, case: Workload, stackable: Callable[[], bool]) -> Metho
     """
     if (past := known().choices.get(column)) is not None:
         return Method(**past)
-    if case.lanes == 1 or not stackable():
+    if workload.lanes == 1 or not stackable():
         return None
-    best = fastest(case, ways(case, ("loop", "stacked")))
+    best = fastest(workload, methods(workload, ("loop", "stacked")))
     return best[0] if best else None
 
 
@@ -166,15 +166,15 @@ def _read(path: Path) -> Known:
 
 def _checked(raw: Any) -> Known:
     rates = {
-        str(case): {str(way): _number(rate) for way, rate in measured.items()}
-        for case, measured in raw["rates"].items()
+        str(workload): {str(method): _number(rate) for method, rate in measured.items()}
+        for workload, measured in raw["rates"].items()
     }
-    choices = {str(column): asdict(_way(way)) for column, way in raw["choices"].items()}
+    choices = {str(column): asdict(_method(method)) for column, method in raw["choices"].items()}
     startup = raw["startup"]
     return Known(rates, choices, None if startup is None else _number(startup))
 
 
-def _way(raw: Any) -> Method:
+def _method(raw: Any) -> Method:
     lanes, kernels = raw["lanes"], raw.get("kernels")
     if raw["engine"] not in ("loop", "stacked") or not (lanes is None or type(lanes) is int):
         raise ValueError("no way to train a column")
@@ -190,9 +190,9 @@ def _number(value: Any) -> float:
 
 
 def _merged(old: Known, new: Known) -> Known:
-    rates = {case: dict(measured) for case, measured in old.rates.items()}
-    for case, measured in new.rates.items():
-        rates[case] = {**rates.get(case, {}), **measured}
+    rates = {workload: dict(measured) for workload, measured in old.rates.items()}
+    for workload, measured in new.rates.items():
+        rates[workload] = {**rates.get(workload, {}), **measured}
     startup = old.startup if new.startup is None else new.startup
     # An earlier choice is never replaced, even if another process made it.
     return Known(rates, {**new.choices, **old.choices}, startup)

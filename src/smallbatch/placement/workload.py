@@ -100,31 +100,33 @@ class Method:
 
 
 @cache
-def training_flops_of(case: Workload) -> int:
+def training_flops_of(workload: Workload) -> int:
     """Floating-point operations to train on one image of a workload."""
     from smallbatch.models import build_model
     from smallbatch.models.flops import forward_flops, training_flops
 
     model = build_model(
-        case.model,
-        case.norm,
-        num_classes=case.classes,
-        in_chans=case.channels,
-        image_size=case.size,
+        workload.model,
+        workload.norm,
+        num_classes=workload.classes,
+        in_chans=workload.channels,
+        image_size=workload.size,
         seed=0,
-        batch_size=max(2, case.batch_size),
-        bn_batch_size=case.bn_batch_size,
+        batch_size=max(2, workload.batch_size),
+        bn_batch_size=workload.bn_batch_size,
     )
-    return training_flops(forward_flops(model, case.channels, case.size))
+    return training_flops(forward_flops(model, workload.channels, workload.size))
 
 
-def noise(case: Workload, count: int) -> Dataset:
+def noise(workload: Workload, count: int) -> Dataset:
     """Random images in a workload's shape; the content of an image does not change its cost."""
     rng = np.random.default_rng(0)
     total = count + TEST_IMAGES
-    images = rng.integers(0, 256, (total, case.channels, case.size, case.size), dtype=np.uint8)
-    labels = rng.integers(0, case.classes, total)
-    return as_dataset(images, labels, case.classes)
+    images = rng.integers(
+        0, 256, (total, workload.channels, workload.size, workload.size), dtype=np.uint8
+    )
+    labels = rng.integers(0, workload.classes, total)
+    return as_dataset(images, labels, workload.classes)
 
 
 def as_dataset(images: Any, labels: Any, classes: int) -> Dataset:

@@ -39,7 +39,7 @@ class Disagreement(RuntimeError):  # noqa: N818 - a finding about a way
     """A method that must not train a column."""
 
 
-def check(case: Workload, way: Method, memory: int | None = None) -> None:
+def check(workload: Workload, method: Method, memory: int | None = None) -> None:
     """Compare a method's first update with the loop engine's, on the same runs.
 
     All runs of the column are trained for one update, in the same way as by the pipeline.
@@ -48,15 +48,15 @@ def check(case: Workload, way: Method, memory: int | None = None) -> None:
         Disagreement: The method fails, or its update deviates too much.
         UserError: Memory ran out, or the model cannot be built.
     """
-    start, expected = _loops(case, memory)
+    start, expected = _loops(workload, memory)
     try:
-        found = first_updates(case, way, memory)
+        found = first_updates(workload, method, memory)
     except UserError:
         raise
     except Exception as error:  # a compiler's own errors
         raise Disagreement(f"{type(error).__name__}: {error}") from error
     deviation = worst([(found[name], expected[name], start[name]) for name in expected])
-    limit = LIMIT[case.settings().precision]
+    limit = LIMIT[workload.settings().precision]
     if deviation > limit:
         raise Disagreement(
             f"its first update deviates from the loop's by {deviation:.2g}, allowed: {limit:g}"
@@ -84,43 +84,43 @@ def _deviation(found: Weights, expected: Weights, start: Weights) -> float:
 
 
 @lru_cache(maxsize=1)  # the methods of one workload are compared with the same weights
-def _loops(case: Workload, memory: int | None) -> tuple[dict[str, Weights], dict[str, Weights]]:
+def _loops(workload: Workload, memory: int | None) -> tuple[dict[str, Weights], dict[str, Weights]]:
     """Weights of some runs, by hash, before and after the loop engine's first update."""
     import torch
 
     from smallbatch.engines.loop import initial_model
     from smallbatch.engines.resident import load_resident
 
-    settings, dataset = case.settings(epochs=1), noise(case, case.batch_size)
-    runs = runs_of(case, settings, dataset, LR / case.batch_size)
+    settings, dataset = workload.settings(epochs=1), noise(workload, workload.batch_size)
+    runs = runs_of(workload, settings, dataset, LR / workload.batch_size)
     last, count = len(runs) - 1, min(COMPARED, len(runs))
     some = {round(i * last / max(1, count - 1)) for i in range(count)}
-    after = first_updates(case, Method("loop"), memory, some)
+    after = first_updates(workload, Method("loop"), memory, some)
     data = load_resident(dataset, augment=False, device=torch.device("cpu"))
     seeds = {run.seed: initial_model(run, data).state_dict() for run in runs}
     return {run.hash: seeds[run.seed] for run in runs if run.hash in after}, after
 
 
 def first_updates(
-    case: Workload, way: Method, memory: int | None = None, some: set[int] | None = None
+    workload: Workload, method: Method, memory: int | None = None, some: set[int] | None = None
 ) -> dict[str, Weights]:
     """Weights after one update, by the runs' hashes; empty for a run that diverged.
 
     Args:
-        case: The workload; its images are noise.
-        way: The method.
+        workload: The workload; its images are noise.
+        method: The method.
         memory: Bytes for the lanes of all workers; by default a fraction of the free memory.
         some: Indices of the runs to train; by default all.
     """
     from smallbatch.execution.workers import train_all
     from smallbatch.records.files import load_record
 
-    dataset = noise(case, case.batch_size)
-    runs = runs_of(case, case.settings(epochs=1), dataset, LR / case.batch_size)
+    dataset = noise(workload, workload.batch_size)
+    runs = runs_of(workload, workload.settings(epochs=1), dataset, LR / workload.batch_size)
     runs = [run for i, run in enumerate(runs) if some is None or i in some]
     weights: dict[str, Weights] = {}
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
-        job = job_of(case, way, runs, dataset, Path(folder), memory)
+        job = job_of(workload, method, runs, dataset, Path(folder), memory)
         train_all(job, on_epoch=lambda *_: None, on_done=lambda *_: None)
         for run in runs:
             record = load_record(job.work / run.hash, job.placement.made_by)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line
-from smallbatch.placement.known import alike, case_key, decided, known, learn, ways
+from smallbatch.placement.known import alike, decided, known, learn, methods, workload_key
 from smallbatch.placement.placement import (
     can_stack,
     memory_of,
@@ -39,7 +39,7 @@ START = {"cpu": 0.5, "cuda": 1.0}
 COMPILE = 30.0
 
 
-def calibrate(case: Workload, candidates: Iterable[Method], memory: int | None = None) -> None:
+def calibrate(workload: Workload, candidates: Iterable[Method], memory: int | None = None) -> None:
     """Measure the methods that are not measured yet.
 
     A method has rate 0 if it fails while another works, or if on a GPU its first update is not that
@@ -49,66 +49,70 @@ def calibrate(case: Workload, candidates: Iterable[Method], memory: int | None =
         UserError: The model cannot be built for these images.
         RuntimeError: No method works.
     """
-    rates = dict(known().rates.get(case_key(case), {}))
+    rates = dict(known().rates.get(workload_key(workload), {}))
     failure = None
-    for way in candidates:
-        if way.key not in rates:
+    for method in candidates:
+        if method.key not in rates:
             try:
-                if _compared(case, way):
-                    check(case, way, memory)
-                rate = measure(alike(case), way, seconds=SECONDS, memory=memory)
-                rates[way.key] = rate.images_per_second
+                if _compared(workload, method):
+                    check(workload, method, memory)
+                rate = measure(alike(workload), method, seconds=SECONDS, memory=memory)
+                rates[method.key] = rate.images_per_second
             except Exception as error:  # a compiler's own errors too
                 ends = isinstance(error, UserError | Stopping | Stopped)
                 if ends and not isinstance(error, WorkerLost):
                     raise
                 # Without its traceback, whose frames would keep the memory of the failed attempt.
-                rates[way.key], failure = 0.0, error.with_traceback(None)
+                rates[method.key], failure = 0.0, error.with_traceback(None)
                 failure.__cause__ = failure.__context__ = None
-                if _compared(case, way):
-                    _say(f"{case.key}: {way.key} is left out: {first_line(failure)}")
+                if _compared(workload, method):
+                    _say(f"{workload.key}: {method.key} is left out: {first_line(failure)}")
     if failure is not None and not any(rates.values()):
         raise failure
-    learn(rates={case_key(case): rates})
+    learn(rates={workload_key(workload): rates})
 
 
-def cost(case: Workload, candidates: Iterable[Method], flops: int) -> float:
+def cost(workload: Workload, candidates: Iterable[Method], flops: int) -> float:
     """Most seconds that measuring these methods takes; ``flops``: those of a training image."""
-    start, candidates = START[case.device], list(candidates)
+    start, candidates = START[workload.device], list(candidates)
 
-    def update(way: Method) -> float:
-        runs = case.workers if way.engine == "loop" else alike(case).lanes
-        images = case.batch_size * runs / case.workers
-        return DISPATCH[case.device] + images * flops / SLOW[case.device]
+    def update(method: Method) -> float:
+        runs = workload.workers if method.engine == "loop" else alike(workload).lanes
+        images = workload.batch_size * runs / workload.workers
+        return DISPATCH[workload.device] + images * flops / SLOW[workload.device]
 
     # One epoch that is left out, and at least one that is measured.
-    updates = 2 * few_updates(case)
-    seconds = sum(start + max(SECONDS, updates * update(way)) for way in candidates)
-    compared = [way for way in candidates if _compared(case, way)]
+    updates = 2 * few_updates(workload)
+    seconds = sum(start + max(SECONDS, updates * update(method)) for method in candidates)
+    compared = [method for method in candidates if _compared(workload, method)]
     if compared:  # one update by each method, and by the loop engine for some of the runs
-        seconds += sum(start + update(way) for way in compared)
+        seconds += sum(start + update(method) for method in compared)
         seconds += start + COMPARED * update(Method("loop"))
-    if any(way.kernels == "triton" and not _compiled(case, way) for way in compared):
+    if any(method.kernels == "triton" and not _compiled(workload, method) for method in compared):
         seconds += COMPILE
     return seconds
 
 
-def _compared(case: Workload, way: Method) -> bool:
+def _compared(workload: Workload, method: Method) -> bool:
     """Whether a method's first update is compared with the loop engine's: stacked, on a GPU."""
-    return way.engine == "stacked" and case.device == "cuda"
+    return method.engine == "stacked" and workload.device == "cuda"
 
 
-def _compiled(case: Workload, way: Method) -> bool:
+def _compiled(workload: Workload, method: Method) -> bool:
     """Whether the method's kernels for this model are likely to be compiled on this machine."""
-    kind = f"{case.model} ", f" {case.precision} "
+    kind = f"{workload.model} ", f" {workload.precision} "
     rates = known().rates.items()
-    return any(all(word in key for word in kind) and way.key in ways for key, ways in rates)
+    return any(
+        all(word in key for word in kind) and method.key in methods for key, methods in rates
+    )
 
 
-def least_seconds(case: Workload, images: int, flops: int) -> float:
+def least_seconds(workload: Workload, images: int, flops: int) -> float:
     """Fewest seconds that this number of training images, over all runs, can take."""
-    arithmetic = images * flops / (FAST[case.device] * case.workers)
-    return max(arithmetic, images / (case.batch_size * case.lanes) * QUICKEST[case.device])
+    arithmetic = images * flops / (FAST[workload.device] * workload.workers)
+    return max(
+        arithmetic, images / (workload.batch_size * workload.lanes) * QUICKEST[workload.device]
+    )
 
 
 def find_out(column: Column, compute: ComputeConfig) -> None:
@@ -129,7 +133,7 @@ def find_out(column: Column, compute: ComputeConfig) -> None:
 
 def decide(
     column: str,
-    case: Workload,
+    workload: Workload,
     images: int,
     stackable: Callable[[], bool],
     memory: int | None = None,
@@ -138,22 +142,22 @@ def decide(
 
     Args:
         column: The column's name; a choice for a column on this machine is never changed.
-        case: The column's workload.
+        workload: The column's workload.
         images: Training images of all its runs; with 0, nothing is measured.
         stackable: Whether the stacked engine can train its model.
         memory: Bytes for the lanes of all workers.
     """
-    if (way := decided(column, case, stackable)) is not None:
-        return way
-    if case.lanes == 1 or not stackable():
+    if (method := decided(column, workload, stackable)) is not None:
+        return method
+    if workload.lanes == 1 or not stackable():
         return None
-    candidates, flops = ways(case, ("loop", "stacked")), training_flops_of(case)
-    worth = min(MOST_SECONDS[case.device], SHARE * least_seconds(case, images, flops))
-    if cost(case, candidates, flops) > worth:
+    candidates, flops = methods(workload, ("loop", "stacked")), training_flops_of(workload)
+    worth = min(MOST_SECONDS[workload.device], SHARE * least_seconds(workload, images, flops))
+    if cost(workload, candidates, flops) > worth:
         return None
-    _say(f"finding the fastest way to train {case.key}")
-    calibrate(case, candidates, memory)
-    return decided(column, case, stackable)
+    _say(f"finding the fastest way to train {workload.key}")
+    calibrate(workload, candidates, memory)
+    return decided(column, workload, stackable)
 
 
 def _say(text: str) -> None:

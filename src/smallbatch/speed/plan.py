@@ -15,8 +15,8 @@ import numpy as np
 
 from smallbatch.engines.kinds import Engine
 from smallbatch.errors import UserError
-from smallbatch.placement.known import case_key, fastest, known, learn
-from smallbatch.placement.known import ways as ways_of
+from smallbatch.placement.known import fastest, known, learn, workload_key
+from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.placement import (
     Placement,
     can_stack,
@@ -171,55 +171,55 @@ def _measure(columns: Sequence[Column], params: Params) -> None:
     """Measure the speed of some batch sizes of one study."""
     last, measured = 0.0, False
     for column in sorted(columns, key=lambda column: column.batch_size):
-        case = workload_of(column, params.compute)
+        workload = workload_of(column, params.compute)
         candidates = _candidates(column, params)
-        if fastest(case, candidates):
-            last, measured = case.batch_size, True
+        if fastest(workload, candidates):
+            last, measured = workload.batch_size, True
             continue
-        cost = calibration.cost(case, candidates, training_flops_of(case))
-        too_much = case.batch_size < SPACING * last or cost > MOST_SECONDS[case.device]
+        cost = calibration.cost(workload, candidates, training_flops_of(workload))
+        too_much = workload.batch_size < SPACING * last or cost > MOST_SECONDS[workload.device]
         if not measured or not too_much:
-            calibration.calibrate(case, candidates, memory_of(params.compute))
-            last, measured = case.batch_size, True
+            calibration.calibrate(workload, candidates, memory_of(params.compute))
+            last, measured = workload.batch_size, True
 
 
 def _candidates(column: Column, params: Params) -> list[Method]:
-    case, asked = workload_of(column, params.compute), params.compute.engine
+    workload, asked = workload_of(column, params.compute), params.compute.engine
     device = resolve_device(params.compute.device)
     engines: list[Engine] = ["loop"]
-    if asked != "loop" and case.lanes > 1 and can_stack(column, device):
+    if asked != "loop" and workload.lanes > 1 and can_stack(column, device):
         engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
-    ways = ways_of(case, engines)
+    methods = methods_of(workload, engines)
     if asked != "stacked":
-        return ways
+        return methods
     kernels = place(column, params.compute, keep=False).method.kernels
-    return [way for way in ways if way.kernels == kernels]
+    return [method for method in methods if method.kernels == kernels]
 
 
 def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) -> ColumnPlan:
-    case = workload_of(column, params.compute)
+    workload = workload_of(column, params.compute)
     placement = place(column, params.compute, keep=False)
     left = len(column.runs) - kept
     updates = left * column.updates(column.runs[0])
-    images = updates * case.batch_size
+    images = updates * workload.batch_size
     forward_images = left * _evaluation_images(column)
-    flops = training_flops_of(case)
+    flops = training_flops_of(workload)
     rate, measured, seconds = None, False, 0.0
     if left:
         rates = _known_rates(column, columns, params, placement)
-        rate, measured = interpolate(rates, case.batch_size), case.batch_size in rates
+        rate, measured = interpolate(rates, workload.batch_size), workload.batch_size in rates
         # An evaluation has large batches at any m and no backward pass, so it is about three times
         # as fast as the fastest training.
         seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
     return ColumnPlan(
         study=column.study,
-        batch_size=case.batch_size,
+        batch_size=workload.batch_size,
         runs=len(column.runs),
         kept=kept,
         updates=updates,
         images=images,
         flops=images * flops + forward_images * flops // 3,
-        memory_bytes=_memory(column, case, params, placement) if left else 0,
+        memory_bytes=_memory(column, workload, params, placement) if left else 0,
         engine=placement.engine,
         images_per_second=rate,
         measured=measured,
@@ -244,21 +244,25 @@ def _known_rates(
     column: Column, columns: Sequence[Column], params: Params, placement: Placement
 ) -> dict[int, float]:
     """Images per second by batch size: by the column's method, or at other m by the fastest."""
-    case = workload_of(column, params.compute)
+    workload = workload_of(column, params.compute)
     rated = known().rates
     rates: dict[int, float] = {}
     # With ghost norm other columns have other numbers of lanes. Rates for this column's lanes, if
     # there are any, come last and so replace theirs.
-    cases = [(workload_of(other, params.compute), _candidates(other, params)) for other in columns]
+    workloads = [
+        (workload_of(other, params.compute), _candidates(other, params)) for other in columns
+    ]
     candidates = _candidates(column, params)
-    cases += [(case.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)]
-    for other, ways in cases:
-        best = fastest(other, ways)
+    workloads += [
+        (workload.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)
+    ]
+    for other, methods in workloads:
+        best = fastest(other, methods)
         if best is not None:
             rates[other.batch_size] = best[1]
-    way = Method(placement.engine, placement.method.lanes, placement.method.kernels)
-    if (own := rated.get(case_key(case), {}).get(way.key)) is not None:
-        rates[case.batch_size] = own
+    method = Method(placement.engine, placement.method.lanes, placement.method.kernels)
+    if (own := rated.get(workload_key(workload), {}).get(method.key)) is not None:
+        rates[workload.batch_size] = own
     return rates
 
 
@@ -277,7 +281,7 @@ def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
     return math.exp(float(logs))
 
 
-def _memory(column: Column, case: Workload, params: Params, placement: Placement) -> int:
+def _memory(column: Column, workload: Workload, params: Params, placement: Placement) -> int:
     import torch
 
     from smallbatch.engines.lanes import lane_bytes
@@ -286,14 +290,14 @@ def _memory(column: Column, case: Workload, params: Params, placement: Placement
     from smallbatch.placement.rules import MEMORY_SHARE
     from smallbatch.placement.workload import noise
 
-    resident = load_resident(noise(case, 1), augment=False, device=torch.device("cpu"))
+    resident = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
     lane = lane_bytes(column.runs[0], resident)
-    live = case.workers
+    live = workload.workers
     if placement.engine == "stacked":
         budget = memory_of(params.compute) or int(MEMORY_SHARE * free_memory())
-        live = min(case.lanes, max(case.workers, budget // lane))
-        live = min(live, (placement.method.lanes or live) * case.workers)
-    image = 4 * case.channels * case.size**2
+        live = min(workload.lanes, max(workload.workers, budget // lane))
+        live = min(live, (placement.method.lanes or live) * workload.workers)
+    image = 4 * workload.channels * workload.size**2
     return live * lane + sum(column.dataset.meta.counts.values()) * image
 
 

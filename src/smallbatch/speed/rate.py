@@ -40,8 +40,8 @@ class Rate:
 
 
 def measure(
-    case: Workload,
-    way: Method,
+    workload: Workload,
+    method: Method,
     *,
     seconds: float,
     updates: int | None = None,
@@ -54,8 +54,8 @@ def measure(
     it. The rate is over the whole epochs after it.
 
     Args:
-        case: The workload.
-        way: The method.
+        workload: The workload.
+        method: The method.
         seconds: Seconds to measure, at least; ends when every run completes its epoch.
         updates: Updates in an epoch; by default few.
         images: Makes a data set with this number of training images and TEST_IMAGES test images;
@@ -64,29 +64,36 @@ def measure(
     """
     from smallbatch.execution.workers import train_all
 
-    n = case.batch_size * (updates or few_updates(case))
-    dataset = (images or (lambda count: noise(case, count)))(n)
-    runs = runs_of(case, case.settings(), dataset, BASE_LR)
-    counter = _Counter(seconds, _side_by_side(case, way))
+    n = workload.batch_size * (updates or few_updates(workload))
+    dataset = (images or (lambda count: noise(workload, count)))(n)
+    runs = runs_of(workload, workload.settings(), dataset, BASE_LR)
+    counter = _Counter(seconds, _side_by_side(workload, method))
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
-        job = job_of(case, way, runs, dataset, Path(folder), memory)
+        job = job_of(workload, method, runs, dataset, Path(folder), memory)
         try:
             train_all(job, on_epoch=counter.run_epoch, on_done=_refuse_end)
         except _Enough:
             return counter.rate(n)
-    raise RuntimeError(f"{case.key}: the runs ended before they could be measured")
+    raise RuntimeError(f"{workload.key}: the runs ended before they could be measured")
 
 
-def runs_of(case: Workload, settings: StudyConfig, dataset: Dataset, base_lr: float) -> list[Run]:
+def runs_of(
+    workload: Workload, settings: StudyConfig, dataset: Dataset, base_lr: float
+) -> list[Run]:
     """The runs of a workload: two seeds, at multiples of a base learning rate."""
     return [
-        Run(settings, dataset.meta.fingerprint, case.batch_size, base_lr * (1 + i // 2), i % 2)
-        for i in range(case.lanes)
+        Run(settings, dataset.meta.fingerprint, workload.batch_size, base_lr * (1 + i // 2), i % 2)
+        for i in range(workload.lanes)
     ]
 
 
 def job_of(
-    case: Workload, way: Method, runs: list[Run], dataset: Dataset, folder: Path, memory: int | None
+    workload: Workload,
+    method: Method,
+    runs: list[Run],
+    dataset: Dataset,
+    folder: Path,
+    memory: int | None,
 ) -> Job:
     """A job that trains a workload's runs by a method; none of its files are kept."""
     from smallbatch.execution.watch import Watch
@@ -98,7 +105,7 @@ def job_of(
         column=runs,
         missing=runs,
         dataset=dataset,
-        placement=Placement(case.device, way, case.workers, memory, made_by=""),
+        placement=Placement(workload.device, method, workload.workers, memory, made_by=""),
         work=folder,
         plan=ChunkPlan(folder),
         checkpoint_seconds=math.inf,
@@ -107,20 +114,24 @@ def job_of(
     )
 
 
-def few_updates(case: Workload) -> int:
+def few_updates(workload: Workload) -> int:
     """The number of updates of an epoch that is short, but whose end takes little of the time."""
     # On a GPU the end of an epoch takes as long as many updates.
-    return 8 + 512 // case.batch_size if case.device == "cuda" else 1 + 32 // case.batch_size
+    return (
+        8 + 512 // workload.batch_size
+        if workload.device == "cuda"
+        else 1 + 32 // workload.batch_size
+    )
 
 
-def _side_by_side(case: Workload, way: Method) -> int:
+def _side_by_side(workload: Workload, method: Method) -> int:
     """The number of runs that train at the same time, if memory is no limit."""
-    if case.device == "cuda":
+    if workload.device == "cuda":
         return 1  # there is one process: all runs that train beside this one report with it
-    workers = min(case.workers, case.lanes)
-    if way.engine == "loop":
+    workers = min(workload.workers, workload.lanes)
+    if method.engine == "loop":
         return workers
-    chunks = deal(range(case.lanes), workers, way.lanes or case.lanes)
+    chunks = deal(range(workload.lanes), workers, method.lanes or workload.lanes)
     return sum(len(chunk) for chunk in chunks[:workers])
 
 

@@ -21,7 +21,7 @@ def test_medians_reach_what_was_asked(name: str) -> None:
     settings, environment = record["settings"], record["environment"]
     assert (settings["model"], settings["norm"], settings["lanes"]) == ("resnet8", "batch", 26)
     assert (environment["cores"], environment["git_dirty"]) == (2, False)
-    found = {case["batch_size"]: case["engines"] for case in record["cases"]}
+    found = {workload["batch_size"]: workload["engines"] for workload in record["cases"]}
     assert found.keys() == ASKED[name].keys()
     for m, engines in found.items():
         assert all(len(engine["repeats"]) >= 3 for engine in engines.values())

@@ -58,11 +58,11 @@ def test_every_repeat_measures_every_case_once_in_turn(
         calls.append(f"textbook {named['--batch-size']} {workers}")
         return {"images": 10.0 + workers, "seconds": 2.0}
 
-    def measure(case: Workload, way: Method, **how: Any) -> Rate:
-        if case.batch_size == 8 and way.engine == "loop":
+    def measure(workload: Workload, method: Method, **how: Any) -> Rate:
+        if workload.batch_size == 8 and method.engine == "loop":
             raise RuntimeError("training failed:\nout of memory")
-        calls.append(f"{way.key} {case.batch_size} {how.get('updates')}")
-        return Rate(200.0 if way.lanes else 100.0, 1.0, 4)
+        calls.append(f"{method.key} {workload.batch_size} {how.get('updates')}")
+        return Rate(200.0 if method.lanes else 100.0, 1.0, 4)
 
     monkeypatch.setattr(native, "serves", lambda *_: False)  # lanes by torch have several ways
     monkeypatch.setattr(session, "_script", script)
@@ -80,7 +80,7 @@ def test_every_repeat_measures_every_case_once_in_turn(
     turn = ["limits", "textbook 2 2", "loop 2 4", f"{chunks} 2 8", "textbook 8 2", f"{chunks} 8 2"]
     assert calls[-12:] == turn * 2
     failed = [one for one in done.series if one.failure]
-    assert [(one.engine, one.case.batch_size, one.failure) for one in failed] == [
+    assert [(one.engine, one.workload.batch_size, one.failure) for one in failed] == [
         ("loop", 8, "out of memory")
     ]
     assert done.series[0].rate == 6.0
@@ -90,17 +90,17 @@ def test_a_record_states_medians_of_the_repeats_and_their_ratios() -> None:
     bench = small_bench(batch_sizes=[8], engines=["textbook", "loop"])
     pictures = bench.pictures[0]
     rates = {"textbook": (100.0, 300.0, 110.0), "loop": (900.0, 330.0, 20.0)}
-    series = [Series(pictures, bench.case(pictures, 8), engine) for engine in bench.engines]
+    series = [Series(pictures, bench.workload(pictures, 8), engine) for engine in bench.engines]
     for one in series:
         one.repeats += [{"images_per_second": rate} for rate in rates[one.engine]]
     limits = {"sgemm_flops_per_second": [2e9, 9e9, 1e9]}
     record = as_json(bench, Session(series, limits), ["bench"], {})
     assert record["limits"]["sgemm_flops_per_second"]["median"] == 2e9
-    (case,) = record["cases"]
-    textbook, loop = (case["engines"][engine] for engine in bench.engines)
+    (workload,) = record["cases"]
+    textbook, loop = (workload["engines"][engine] for engine in bench.engines)
     assert (textbook["median"], loop["median"]) == (110.0, 330.0)
     assert loop["over_textbook"] == 3.0
-    assert loop["fraction_of_sgemm"] == pytest.approx(330 * case["flops_per_image"] / 2e9)
+    assert loop["fraction_of_sgemm"] == pytest.approx(330 * workload["flops_per_image"] / 2e9)
 
 
 def test_pictures_repeat_from_the_first() -> None:
@@ -170,18 +170,18 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     limits = record["limits"]
     for limit in limits.values():
         assert limit["repeats"] == [limit["median"]]
-    (case,) = record["cases"]
+    (workload,) = record["cases"]
     # Convolutions: 3·16·9·64 + 2·16·16·9·64 at 8×8, then 32 channels at 4×4 and 64 at 2×2; FC.
     macs = (3 * 16 + 2 * 16 * 16) * 9 * 64 + (16 * 32 + 32 * 32) * 9 * 16
     macs += (32 * 64 + 64 * 64) * 9 * 4 + 64 * 10
-    assert case["flops_per_image"] == 3 * 2 * macs
-    engines = case["engines"]
+    assert workload["flops_per_image"] == 3 * 2 * macs
+    engines = workload["engines"]
     assert list(engines) == ["textbook", "loop", "stacked"]
     for name, engine in engines.items():
         (rate,) = [repeat["images_per_second"] for repeat in engine["repeats"]]
         assert engine["median"] == rate > 0
         limit = limits["sgemm_flops_per_second"]["median"]
-        share = engine["median"] * case["flops_per_image"] / limit
+        share = engine["median"] * workload["flops_per_image"] / limit
         assert engine["fraction_of_sgemm"] == pytest.approx(share)
         over = engine["median"] / engines["textbook"]["median"]
         assert engine["over_textbook"] == pytest.approx(over)

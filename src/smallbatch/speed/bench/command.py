@@ -11,7 +11,7 @@ from typing import Any
 from smallbatch import durable, machine
 from smallbatch.config.model_names import validate_model
 from smallbatch.errors import UserError
-from smallbatch.placement.known import case_key, learn
+from smallbatch.placement.known import learn, workload_key
 from smallbatch.placement.placement import resolve_device
 from smallbatch.speed.bench import record
 from smallbatch.speed.bench.images import SOURCES, load
@@ -87,9 +87,9 @@ def bench(
 def _learn(session: Session) -> None:
     for one in session.series:
         # Methods on a GPU must first agree with the loop engine, which only calibration checks.
-        if one.engine != "textbook" and one.rate is not None and one.way.kernels is None:
-            learnt = {one.way.key: one.rate, **one.looks}
-            learn(rates={case_key(one.case): learnt})
+        if one.engine != "textbook" and one.rate is not None and one.method.kernels is None:
+            learnt = {one.method.key: one.rate, **one.looks}
+            learn(rates={workload_key(one.workload): learnt})
 
 
 def _once(names: Sequence[str]) -> list[str]:

@@ -48,7 +48,7 @@ def as_json(
     sgemm = median(session.limits["sgemm_flops_per_second"])
     groups: dict[str, list[Series]] = {}
     for one in session.series:
-        groups.setdefault(f"{one.pictures.name} {one.case.key}", []).append(one)
+        groups.setdefault(f"{one.pictures.name} {one.workload.key}", []).append(one)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -73,14 +73,14 @@ def as_json(
 
 
 def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
-    case = group[0].case
-    flops = training_flops_of(case)
+    workload = group[0].workload
+    flops = training_flops_of(workload)
     medians = {one.engine: one.rate for one in group}
     base = medians.get("textbook")
     return {
         "dataset": group[0].pictures.name,
-        "image": [case.channels, case.size, case.size],
-        "batch_size": case.batch_size,
+        "image": [workload.channels, workload.size, workload.size],
+        "batch_size": workload.batch_size,
         "flops_per_image": flops,
         "engines": {
             one.engine: {
@@ -110,12 +110,12 @@ def as_markdown(record: dict[str, Any]) -> str:
         *(f"{name} / textbook" for name in others), *(f"{name}, of sgemm" for name in engines),
     ]  # fmt: skip
     rows: list[list[str]] = []
-    for case in record["cases"]:
-        found = case["engines"]
+    for workload in record["cases"]:
+        found = workload["engines"]
         rows.append(
             [
-                f"{case['dataset']} {'×'.join(map(str, case['image']))}",
-                str(case["batch_size"]),
+                f"{workload['dataset']} {'×'.join(map(str, workload['image']))}",
+                str(workload["batch_size"]),
                 *(_number(found[name]["median"], "{:,.0f}") for name in engines),
                 *(_number(found[name]["over_textbook"], "{:.2f}") for name in others),
                 *(_number(found[name]["fraction_of_sgemm"], "{:.1%}") for name in engines),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smallbatch.errors import WorkerLost
-from smallbatch.placement.known import ways as ways_of
+from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
 from smallbatch.speed.rate import measure
@@ -62,7 +62,7 @@ class Bench:
     device: str
     workers: int
 
-    def case(self, pictures: Pictures, batch_size: int) -> Workload:
+    def workload(self, pictures: Pictures, batch_size: int) -> Workload:
         """The workload of a data set at a batch size."""
         return Workload(
             model=self.model,
@@ -86,7 +86,7 @@ class Series:
 
     Attributes:
         pictures: The images.
-        case: The workload.
+        workload: The workload.
         engine: The engine.
         settled: What the first short measurements decided: the updates in an epoch, and for the
             textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
@@ -97,7 +97,7 @@ class Series:
     """
 
     pictures: Pictures
-    case: Workload
+    workload: Workload
     engine: Contender
     settled: dict[str, Any] = field(default_factory=dict[str, Any])
     looks: dict[str, float] = field(default_factory=dict[str, float])
@@ -111,7 +111,7 @@ class Series:
         return median(rates) if rates else None
 
     @property
-    def way(self) -> Method:
+    def method(self) -> Method:
         """The method by which an engine of the package trains."""
         engine = "loop" if self.engine == "loop" else "stacked"
         return Method(engine, self.settled.get("lanes_at_a_time"), self.settled.get("kernels"))
@@ -137,7 +137,7 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
     least = EPOCH_BATCHES * max(bench.batch_sizes)
     files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
     series = [
-        Series(pictures, bench.case(pictures, m), engine)
+        Series(pictures, bench.workload(pictures, m), engine)
         for pictures in bench.pictures
         for m in bench.batch_sizes
         for engine in bench.engines
@@ -169,34 +169,34 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
     """Choose how a series is measured, after trying each possibility for a short time."""
     if series.engine == "textbook":
         rates = {
-            workers: _textbook(bench, series.case, data, workers, GUESS_SECONDS)
+            workers: _textbook(bench, series.workload, data, workers, GUESS_SECONDS)
             for workers in LOADER_WORKERS
         }
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
         return
-    case = series.case
-    ways = ways_of(case, [series.way.engine])
-    looks = {way: measure(case, way, seconds=GUESS_SECONDS) for way in ways}
-    way = max(looks, key=lambda way: looks[way].images_per_second)
-    look = looks.pop(way)
+    workload = series.workload
+    methods = methods_of(workload, [series.method.engine])
+    looks = {method: measure(workload, method, seconds=GUESS_SECONDS) for method in methods}
+    method = max(looks, key=lambda method: looks[method].images_per_second)
+    look = looks.pop(method)
     series.looks = {other.key: rate.images_per_second for other, rate in looks.items()}
     images = look.images_per_second / look.live * bench.seconds / (EPOCHS - 1)
-    updates = round(min(images, MOST_IMAGES) / case.batch_size)
-    series.settled |= {"lanes_at_a_time": way.lanes, "updates_per_epoch": max(1, updates)}
-    if way.kernels is not None:
-        series.settled["kernels"] = way.kernels
+    updates = round(min(images, MOST_IMAGES) / workload.batch_size)
+    series.settled |= {"lanes_at_a_time": method.lanes, "updates_per_epoch": max(1, updates)}
+    if method.kernels is not None:
+        series.settled["kernels"] = method.kernels
 
 
 def _repeat(bench: Bench, series: Series, data: Path) -> None:
     settled = series.settled
     if series.engine == "textbook":
         workers = settled["loader_workers"]
-        repeat = _textbook(bench, series.case, data, workers, bench.seconds)
+        repeat = _textbook(bench, series.workload, data, workers, bench.seconds)
     else:
         updates = settled["updates_per_epoch"]
         rate = measure(
-            series.case,
-            series.way,
+            series.workload,
+            series.method,
             seconds=bench.seconds,
             updates=updates,
             images=series.pictures.dataset,
@@ -206,16 +206,16 @@ def _repeat(bench: Bench, series: Series, data: Path) -> None:
 
 
 def _textbook(
-    bench: Bench, case: Workload, data: Path, loader_workers: int, seconds: float
+    bench: Bench, workload: Workload, data: Path, loader_workers: int, seconds: float
 ) -> dict[str, float]:
     # A few updates are enough at large m, where each takes long and all take the same time.
-    warm_up = 20 if bench.device == "cuda" else max(2, min(20, 512 // case.batch_size))
+    warm_up = 20 if bench.device == "cuda" else max(2, min(20, 512 // workload.batch_size))
     words = [
-        "--data", data, "--warm-up", warm_up, "--model", case.model, "--norm", case.norm,
-        "--batch-size", case.batch_size, "--num-workers", loader_workers,
+        "--data", data, "--warm-up", warm_up, "--model", workload.model, "--norm", workload.norm,
+        "--batch-size", workload.batch_size, "--num-workers", loader_workers,
         "--device", bench.device, "--seconds", seconds,
-        *(["--augment"] if case.augment else []),
-        *(["--bn-batch-size", case.bn_batch_size] if case.bn_batch_size else []),
+        *(["--augment"] if workload.augment else []),
+        *(["--bn-batch-size", workload.bn_batch_size] if workload.bn_batch_size else []),
     ]  # fmt: skip
     done = _script("textbook.py", *map(str, words))
     return done | {"images_per_second": done["images"] / done["seconds"]}
@@ -244,4 +244,4 @@ def _save(pictures: Pictures, least: int, folder: Path) -> Path:
 
 
 def _name(series: Series) -> str:
-    return f"{series.pictures.name} m={series.case.batch_size} {series.engine}"
+    return f"{series.pictures.name} m={series.workload.batch_size} {series.engine}"
