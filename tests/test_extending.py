@@ -75,7 +75,7 @@ column = column_of("resnet8", "layer")
 model = initial_model(column.runs[0], resident(noise))
 assert isinstance(model.norm1, torch.nn.GroupNorm) and model.norm1.num_groups == 1
 agree(column)
-if native.serves(column.runs[0].settings, "cpu"):
+if native.takes(column.runs[0].settings, "cpu"):
     data = load_resident(noise, augment=False, device=torch.device("cpu"))
     (fast, *_), slow = train_lanes(column.runs, data), train(column.runs[0], data)
     assert abs(fast.rows[0]["train_loss"] - slow.rows[0]["train_loss"]) < 1e-3

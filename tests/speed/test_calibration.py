@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def lanes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which chunks are another way; native lanes have one way only."""
-    monkeypatch.setattr(native, "serves", lambda *_: False)
+    monkeypatch.setattr(native, "takes", lambda *_: False)
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def serves(study: StudyConfig, device: str) -> Literal["native", "layers", "vmap
     """
     from smallbatch.engines.lanes import native
 
-    if native.serves(study, device):
+    if native.takes(study, device):
         return "native"
     if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):
         return None

@@ -21,9 +21,8 @@ from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Timing
 
 if TYPE_CHECKING:
-    from smallbatch.protocol.outcome import RunResult
+    from smallbatch.protocol.outcome import Row, RunResult
 
-Row = dict[str, Any]
 _PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 

@@ -40,10 +40,9 @@ if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
     from smallbatch.engines.resident import Resident
     from smallbatch.execution.watch import Watch
-    from smallbatch.protocol.outcome import RunResult
+    from smallbatch.protocol.outcome import Row, RunResult
     from smallbatch.protocol.run import Run
 
-Row = dict[str, Any]
 LESS = "set compute.memory lower; the same command then goes on"
 
 

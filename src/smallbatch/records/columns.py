@@ -1,6 +1,6 @@
-"""The one reader of a column's result files, and the paper's measure of a run.
+"""Reads the tables of a column's result files, and computes the paper's measure of a run.
 
-Tracking mirrors these files and the analysis tabulates them; neither opens them itself.
+Tracking and analysis read `runs.json`, `history.parquet` and `timing.json` through this module.
 """
 
 from __future__ import annotations

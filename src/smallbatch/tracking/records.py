@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from smallbatch.data.prepared import Meta
 
-Row = Mapping[str, float]
+MetricRow = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TrackedRun:
 
     info: RunInfo
     record: RunRecord
-    rows: tuple[Row, ...]
+    rows: tuple[MetricRow, ...]
     reported_accuracy: float | None
     started_ms: int
     ended_ms: int
@@ -182,10 +182,10 @@ def read_column(directory: Path) -> TrackedColumn:
     files = results.read_column(directory)
     record, timing = files.record, files.timing
     accuracies = results.reported_accuracies(files.history).reset_index().set_index("run")
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[MetricRow]] = {}
     names = ["run", "epoch", "updates", "lr", *METRICS]
     for row in files.history[names].sort_values("epoch").to_dict("records"):
-        rows.setdefault(str(row.pop("run")), []).append(cast("Row", row))
+        rows.setdefault(str(row.pop("run")), []).append(cast("MetricRow", row))
     runs: list[TrackedRun] = []
     for run in record.runs:
         clock = timing.runs.get(run.run)

@@ -58,7 +58,7 @@ def _fail(*_: object) -> bool:
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [(convs, "agree"), (inputs, "agrees"), (norms, "agrees"), (tail, "agrees")],
+    [(convs, "agrees"), (inputs, "agrees"), (norms, "agrees"), (tail, "agrees")],
 )
 @pytest.mark.parametrize("why", ["no compiler", "wrong numbers"])
 def test_kernels_that_fail_or_are_wrong_are_done_without_in_one_line(
@@ -79,4 +79,4 @@ def test_a_convolution_that_is_a_little_wrong_is_noticed(
     right = getattr(convs, kernel)
     for factor in (1.001, torch.nan):
         monkeypatch.setattr(convs, kernel, lambda *a, f=factor: right(*a) * f)
-        assert not convs.agree(DEVICE, "float32")
+        assert not convs.agrees(DEVICE, "float32")

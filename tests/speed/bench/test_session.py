@@ -64,7 +64,7 @@ def test_every_repeat_measures_every_case_once_in_turn(
         calls.append(f"{method.key} {workload.batch_size} {how.get('updates')}")
         return Rate(200.0 if method.lanes else 100.0, 1.0, 4)
 
-    monkeypatch.setattr(native, "serves", lambda *_: False)  # lanes by torch have several ways
+    monkeypatch.setattr(native, "takes", lambda *_: False)  # lanes by torch have several ways
     monkeypatch.setattr(session, "_script", script)
     monkeypatch.setattr(session, "measure", measure)
     kept: list[dict[str, Any]] = []

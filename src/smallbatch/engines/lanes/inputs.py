@@ -22,7 +22,7 @@ class Shared(NamedTuple):
         images: (S, m, C, H, W), one batch for each seed.
         lanes: The number of lanes that see each batch; these lanes are neighbours. The numbers add
             up to K.
-        source: The batch that each lane sees, int64 (K,): the same as ``lanes``, for kernels.
+        source: The index of the batch that each lane sees, int64 (K,); kernels read this.
     """
 
     images: Tensor
@@ -98,7 +98,7 @@ class Tables:
         self._place()
 
     def load(self, update: int) -> tuple[int, int]:
-        """Fill the tables for the epoch of an update and set the counter to that update.
+        """Fill the tables for the epoch of an update; the counter then points to that update.
 
         Args:
             update: The number of the update in the run, from 0.

@@ -32,7 +32,7 @@ def triton_works(device: torch.device, precision: Precision) -> bool:
     try:
         from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, tail
 
-        right = convs.agree(device, precision)
+        right = convs.agrees(device, precision)
         right = right and all(part.agrees(device) for part in (heads, inputs, norms, tail))
         reason = "" if right else "wrong numbers"
     except Exception as error:  # noqa: BLE001 - a compiler's own errors

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smallbatch.engines.kinds import has_layers
 from smallbatch.engines.lanes.native.compile import available, version
 
-__all__ = ["serves", "version"]
+__all__ = ["takes", "version"]
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
 
 
-def serves(study: StudyConfig, device: torch.device | str) -> bool:
+def takes(study: StudyConfig, device: torch.device | str) -> bool:
     """Whether a study's lanes are computed by these kernels.
 
     They are for the paper's models in float32, on a CPU, and need a C++ compiler.

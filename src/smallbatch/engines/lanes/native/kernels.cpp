@@ -166,7 +166,7 @@ void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool tra
 vec update(const Network &net, Group &group, double factor) {
     vec decay{}, step{}, check{};
     for (int v = 0; v < V; v++) {
-        decay[v] = REAL(1 - factor * group.lr_decay[v]);
+        decay[v] = REAL(1 - factor * group.lr_times_decay[v]);
         step[v] = REAL(factor * group.base_lr[v]);
     }
     for (count i = 0; i < net.parameters; i++) {

@@ -145,7 +145,7 @@ class NativeLanes:
             for place, lane in enumerate(lane for lane in lanes for _ in range(self._parts)):
                 run = self.runs[lane]
                 group.base_lr[place] = run.base_lr
-                group.lr_decay[place] = run.lr * run.settings.weight_decay
+                group.lr_times_decay[place] = run.lr * run.settings.weight_decay
                 group.loss[place], group.correct[place] = self._loss[lane], self._correct[lane]
                 group.diverged_at[place] = self._diverged_at[lane]
             places = [part for lane in lanes for part in tables[self.runs[lane].seed]]

@@ -84,7 +84,7 @@ struct Network {
 
 struct Group {
     vec *theta, *statistics;
-    double base_lr[V], lr_decay[V];  // η̃, and η·λ
+    double base_lr[V], lr_times_decay[V];  // η̃, and η·λ
     double loss[V];
     int64_t correct[V];
     int64_t diverged_at[V];  // 0: not diverged

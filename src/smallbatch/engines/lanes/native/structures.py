@@ -85,7 +85,7 @@ def group_of(lanes: int) -> type[ctypes.Structure]:
     class Group(ctypes.Structure):
         _fields_ = [
             *_fields("theta statistics", c_void_p),
-            *_fields("base_lr lr_decay loss", c_double * lanes),
+            *_fields("base_lr lr_times_decay loss", c_double * lanes),
             *_fields("correct diverged_at", c_int64 * lanes),
         ]
 

@@ -289,7 +289,7 @@ def _blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def agree(device: torch.device, precision: Precision) -> bool:
+def agrees(device: torch.device, precision: Precision) -> bool:
     """Whether these kernels agree with torch on a device, for two small convolutions."""
     dot, dtype = DOTS[precision], torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
