@@ -101,6 +101,30 @@ def test_cores_are_those_of_affinity_and_quota(
     assert cores(container(tmp_path, groups, files)) == allowed
 
 
+@pytest.mark.parametrize("odd", [b"", b"nonsense", b"0", b"0:", b"0::/caf\xe9", b"\n\n0::/\n"])
+@pytest.mark.parametrize("quota", ["100 0", "100", "", "a b", "-1 100000"])
+def test_odd_files_of_control_groups_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: bytes, quota: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    container(tmp_path, "", {"cpu.max": quota})
+    (tmp_path / "proc/self/cgroup").write_bytes(odd)
+    assert cores(tmp_path) == 8
+    assert free_memory(tmp_path) > 2**24
+
+
+@pytest.mark.parametrize("stat", [None, "", "\n\n", "inactive_file", "inactive_file x", "x 1"])
+def test_a_limit_counts_where_what_could_be_freed_is_not_told(
+    tmp_path: Path, stat: str | None
+) -> None:
+    files = version2("", str(16 * MIB))
+    if stat is None:
+        del files["memory.stat"]
+    else:
+        files["memory.stat"] = stat
+    assert free_memory(container(tmp_path, "0::/", files)) == 4 * MIB
+
+
 def test_the_cache_lies_where_the_user_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

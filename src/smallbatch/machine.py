@@ -34,7 +34,7 @@ def cores(root: Path = _ROOT) -> int:
         with suppress(OSError, ValueError):  # no such file, or "max": no limit
             words = " ".join((group / name).read_text() for name in _CPU[version])
             quota, period = map(int, words.split())
-            if quota > 0:
+            if quota > 0 and period > 0:
                 found = min(found, math.ceil(quota / period))
     return found
 
@@ -52,10 +52,17 @@ def free_memory(root: Path = _ROOT) -> int:
         limit, used, spare = _MEMORY[version]
         with suppress(OSError, ValueError):
             free = int((group / limit).read_text()) - int((group / used).read_text())
-            lines = (group / "memory.stat").read_text().splitlines()
-            stat = dict(line.split() for line in lines)
-            found = min(found, max(0, free + int(stat.get(spare, 0))))
+            found = min(found, max(0, free + _spare(group / "memory.stat", spare)))
     return found
+
+
+def _spare(stat: Path, name: str) -> int:
+    """A value of `memory.stat`; 0 where it cannot be told, so that a limit counts all the same."""
+    with suppress(OSError, ValueError):
+        for line in stat.read_text().splitlines():
+            if line.split()[:1] == [name]:
+                return int(line.split()[1])
+    return 0
 
 
 def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
@@ -64,11 +71,14 @@ def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
     A container may show a group by a path from outside of it: not every folder need exist.
     """
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not number or not colon:
+            continue
         if controllers and controller not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / (controller if controllers else "")
