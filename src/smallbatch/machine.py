@@ -58,7 +58,7 @@ def free_memory(root: Path = _ROOT) -> int:
 
 def _spare(stat: Path, name: str) -> int:
     """A value of `memory.stat`; 0 where it cannot be told, so that a limit counts all the same."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, IndexError):
         for line in stat.read_text().splitlines():
             if line.split()[:1] == [name]:
                 return int(line.split()[1])
