@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from smallbatch.models.norms import GhostBatchNorm
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 
 
-class _Norm:
+class _Norm(ABC):
     """A normalisation with scale and shift, followed by a ReLU."""
 
     def __init__(self, lanes: LaneWeights, name: str) -> None:
@@ -34,9 +36,9 @@ class _Norm:
         """Relu(norm(x) + shortcut)."""
         return finish(self.normalise(x, training), len(self.lanes), shortcut, relu=True)
 
+    @abstractmethod
     def normalise(self, x: Tensor, training: bool) -> Tensor:
         """The normalised input; in training mode keeps what `backward` needs."""
-        raise NotImplementedError
 
 
 class BatchNorm(_Norm):
