@@ -45,7 +45,7 @@ def runs_of(
                     "run": f"{figure}-{m}-{column}-{seed}",
                     "outcome": "diverged" if value is None else "finished",
                     "reported_accuracy": math.nan if value is None else value,
-                    "classes": chance_of, "n_train": 1000, "height": 16, "epochs": 10,
+                    "classes": chance_of, "n_train": 1000, "height": 16, "width": 16, "epochs": 10,
                     "scale": "small",
                 })  # fmt: skip
     return rows

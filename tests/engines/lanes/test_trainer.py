@@ -57,7 +57,9 @@ def study(model: str = "resnet8", norm: str = "none", **changes: Any) -> StudyCo
     return StudyConfig(**(settings | changes))
 
 
-def noise_data(n: int, *, size: int = 8, augment: bool = False, dtype: Any) -> Resident:
+def noise_data(
+    n: int, *, size: int | tuple[int, int] = 8, augment: bool = False, dtype: Any
+) -> Resident:
     data = make_dataset(n=n, test=20, size=size)
     return load_resident(data, augment=augment, device=CPU, dtype=dtype)
 
