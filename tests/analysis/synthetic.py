@@ -118,7 +118,6 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
             "channels": 1,
             "height": 8,
             "width": 8,
-            "width": 8,
             "mean": [0.3],
             "std": [0.2],
             "counts": {"train": N_TRAIN, "validation": 128, "test": 256},

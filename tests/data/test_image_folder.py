@@ -65,9 +65,12 @@ def remove(path: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no test": (
         lambda f: (f / "test").rename(f / "other"),
-        r"images: found no folder test/ or val/",
+        r"images: found other, train; allowed: a test split called test, .*val.*test_split",
     ),
-    "no train": (lambda f: (f / "train").rename(f / "other"), r"images: found no folder train/"),
+    "no train": (
+        lambda f: (f / "train").rename(f / "other"),
+        r"images: found other, test; allowed: a training split called train, training",
+    ),
     "empty class": (lambda f: remove(f / "test/bee"), r"test/bee: empty"),
     "class only in train": (
         lambda f: (f / "test/bee").rename(f / "test/.bee"),

@@ -169,7 +169,7 @@ def test_missing_shard(shards: Path) -> None:
 
 def test_missing_split_and_folder(shards: Path) -> None:
     (shards / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"found no test-\*\.parquet or validation-\*"):
+    with pytest.raises(UserError, match=r"shards: found train; allowed: a test split called test"):
         open_default(shards)
     with pytest.raises(UserError, match=r"dataset\.path"):
         open_default(shards / "absent")

@@ -23,7 +23,7 @@ def prepare(params_file: Path) -> None:
     from smallbatch.data.prepare import prepare as prepare_data
 
     params = load(params_file)
-    meta = prepare_data(params.dataset)
+    meta = prepare_data(params.dataset, say=click.echo)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
         raise UserError(

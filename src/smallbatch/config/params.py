@@ -188,7 +188,7 @@ class Params(Strict):
     grid: GridConfig
     studies: dict[Name, StudyConfig]
     compute: ComputeConfig = ComputeConfig()
-    scales: dict[Name, dict[str, Any]] = {}
+    scales: dict[Name, dict[str, Any]] = Field(default={})
 
     @model_validator(mode="after")
     def _grid_fits_studies_and_data(self) -> Self:

@@ -140,8 +140,7 @@ def allocate(shape: tuple[int, ...]) -> Images:
         count, channels, height, width = shape
         raise UserError(
             f"dataset: {count} images of {channels}x{height}x{width} need {needed / 2**30:.2f} GiB "
-            f"of memory, which is more than there is; allowed: a smaller dataset.image_size, subset "
-            "or test_subset"
+            "of memory, more than there is; allowed: a smaller image_size, subset or test_subset"
         ) from None
 
 
@@ -194,9 +193,7 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
         raise UserError(f"{where}: damaged image ({reason})") from error
 
 
-def _read(
-    where: str, content: bytes | Path, image_size: int | None, max_megapixels: int
-) -> Images:
+def _read(where: str, content: bytes | Path, image_size: int | None, max_megapixels: int) -> Images:
     with _open(content) as image:
         if math.prod(image.size) > max_megapixels * 10**6:
             raise UserError(
@@ -239,7 +236,11 @@ def _without_metadata(png: bytes) -> bytes:
     kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
-        kind, body, checksum = png[start + 4 : start + 8], png[start + 4 : end - 4], png[end - 4 : end]
+        kind, body, checksum = (
+            png[start + 4 : start + 8],
+            png[start + 4 : end - 4],
+            png[end - 4 : end],
+        )
         if end > len(png) or zlib.crc32(body) != int.from_bytes(checksum):
             raise ValueError(f"chunk {kind.decode(errors='replace')} is damaged")
         if kind in _PNG_PIXELS:

@@ -62,8 +62,8 @@ class Workload:
         augment = "augmented " if self.augment else ""
         return (
             f"{self.model} {norm} {self.precision} {augment}"
-            f"{self.channels}x{self.height}x{self.width} {self.classes} classes m={self.batch_size} "
-            f"{self.lanes} lanes {self.device} {self.workers} workers"
+            f"{self.channels}x{self.height}x{self.width} {self.classes} classes "
+            f"m={self.batch_size} {self.lanes} lanes {self.device} {self.workers} workers"
         )
 
     def at(self, batch_size: int) -> Workload:

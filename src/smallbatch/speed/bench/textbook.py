@@ -52,7 +52,9 @@ def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> n
     return model
 
 
-def build(options: argparse.Namespace, in_chans: int, side: tuple[int, int], classes: int) -> nn.Module:
+def build(
+    options: argparse.Namespace, in_chans: int, side: tuple[int, int], classes: int
+) -> nn.Module:
     """The model, from timm's parts if possible, otherwise as this package builds it."""
     layers: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
     if options.model in DEPTHS and options.norm in layers:
