@@ -38,6 +38,14 @@ def test_torchs_counter_agrees(model: str) -> None:
     assert forward_flops(built, (3, 20, 20)) == counter.get_total_flops()
 
 
+def test_of_images_that_are_no_squares() -> None:
+    """By hand, at 8×32: a ResNet-8's are those of any image of 256 pixels whose sides halve."""
+    built = build_model(
+        "resnet8", num_classes=10, in_chans=3, image_size=(8, 32), seed=0, batch_size=4
+    )
+    assert forward_flops(built, (3, 8, 32)) == 2 * macs_resnet(1, 16, 3, 10)
+
+
 def test_training_takes_two_more_products_of_the_same_size() -> None:
     assert training_flops(7) == 21
 

@@ -18,7 +18,9 @@ from smallbatch.data.selection import (
 )
 from smallbatch.data.sources import open_source
 from smallbatch.data.split import Arrays, Images, Labels, Rows, Source, Split
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, first_line
+
+_COUNTED = 2**20  # pixels
 
 
 def prepare(
@@ -46,8 +48,14 @@ def prepare(
     source = open_source(config, root)
     if source.note is not None:
         say(source.note)
-    dataset = assemble(config, source)
-    write_prepared(dataset, root / "prepared" / config.name)
+    try:
+        dataset = assemble(config, source)
+        write_prepared(dataset, root / "prepared" / config.name)
+    except MemoryError as error:
+        raise UserError(
+            f"dataset: not enough memory to prepare {config.name} ({first_line(error)}); "
+            "allowed: a smaller image_size, subset or test_subset"
+        ) from error
     return dataset.meta
 
 
@@ -79,7 +87,8 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
         Means (C,) and standard deviations (C,), float64.
     """
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for chunk in np.array_split(images, range(1024, len(images), 1024)):
+    many = max(1, _COUNTED // images[0, 0].size)  # at once: bincount makes 8 bytes of each pixel
+    for chunk in np.array_split(images, range(many, len(images), many)):
         for channel in range(images.shape[1]):
             counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
     values = np.arange(256)

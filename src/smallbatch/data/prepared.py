@@ -174,7 +174,12 @@ def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}; meta.json says {dtype} {shape}"
         )
-    return np.array(array)
+    try:
+        return np.array(array)
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: its {array.nbytes / 2**30:.2f} GiB need more memory than there is"
+        ) from error
 
 
 def _write_files(dataset: Dataset, directory: Path) -> None:

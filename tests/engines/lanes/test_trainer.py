@@ -141,10 +141,13 @@ def test_one_step_equals_the_loop_within_float32_rounding(
         *[("resnet8", norm, 8, False) for norm in ("none", "batch")],
         *[("resnet8", norm, 7, True) for norm in ("none", "batch", "ghost", "group")],
         ("alexnet", "batch_conv", 7, True),
+        # Wide and high images, whose tiles and poolings end at other places in each direction.
+        *[("resnet8", "batch", (6, 11), by_torch) for by_torch in (False, True)],
+        *[("alexnet", "none", (12, 5), by_torch) for by_torch in (False, True)],
     ],
 )
 def test_fifty_updates_equal_the_loop_in_float64(
-    model: str, norm: str, size: int, by_torch: bool
+    model: str, norm: str, size: int | tuple[int, int], by_torch: bool
 ) -> None:
     """Batches straddle epochs, with warm-up, two milestones, augmentation and weight decay."""
     # Ghost batches of 6 + 2; those of AlexNet would be too small, see `study`.
@@ -339,9 +342,14 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
     assert (len(captures) > 1) == (worth < 1)
 
 
-@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
-def test_other_models_under_vmap_equal_the_loop_in_float64(model: str) -> None:
-    data = noise_data(16, size=32, dtype=PRECISE)
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("test_resnet", 32), ("test_resnet", (24, 40)), ("test_efficientnet", 32)],
+)
+def test_other_models_under_vmap_equal_the_loop_in_float64(
+    model: str, size: int | tuple[int, int]
+) -> None:
+    data = noise_data(16, size=size, dtype=PRECISE)
     runs = grid(study(model, "batch", epochs=1), 4, [2.0**-8])
     for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=PRECISE), strict=True):
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-9)
