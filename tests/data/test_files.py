@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from smallbatch.config.params import DatasetConfig
 from smallbatch.data.files import listing
+from smallbatch.data.sources import source_files
 
 
 def _touch(path: Path) -> None:
@@ -48,3 +51,20 @@ def test_litter_does_not_change_it(linked: Path) -> None:
     (linked / "train/ant/Thumbs.db").write_bytes(b"x")
     (linked / ".ipynb_checkpoints").mkdir()
     assert listing(linked) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "expected"),
+    [
+        ("image_folder", "/img", Path("/img")),
+        ("parquet", "/shards", Path("/shards")),
+        ("cifar10", "/data", Path("/data/cifar-10-batches-py")),
+        ("cifar100", None, Path("root/raw/cifar100/cifar-100-python")),
+        ("digits", None, None),
+    ],
+)
+def test_where_the_files_of_a_source_are(
+    source: Any, path: str | None, expected: Path | None
+) -> None:
+    config = DatasetConfig(name="own", source=source, path=path)
+    assert source_files(config, Path("root")) == expected

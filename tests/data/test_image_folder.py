@@ -201,6 +201,13 @@ def test_it_says_which_of_several_splits_is_the_test(folder: Path) -> None:
     assert (len(chosen.test.labels), chosen.note) == (4, None)
 
 
+def test_a_folder_of_many_classes_gives_a_short_message(folder: Path) -> None:
+    for index in range(20):
+        (folder / "train" / f"class {index:02}").mkdir()
+    with pytest.raises(UserError, match=r"found ant, bee, .*, class 07 and 12 more; allowed"):
+        open_image_folder(folder / "train", None)
+
+
 @pytest.mark.parametrize("name", ["valid", "testing", "Test", "dev", "VALIDATION"])
 @pytest.mark.parametrize("train", ["train", "training", "Train"])
 def test_common_names_of_splits(folder: Path, train: str, name: str) -> None:

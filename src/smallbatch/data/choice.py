@@ -8,6 +8,7 @@ from smallbatch.errors import UserError
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")  # the first is taken
+_NAMED = 10  # in a message: where someone names the folder of the classes, there may be thousands
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def choose(where: Path, found: Sequence[str], test_split: str | None) -> Choice:
     others = tuple(name for name in rest if name != test)
     note = None
     if test_split is None and (others or test.lower() != TEST_NAMES[0]):
-        left_out = f"; {', '.join(others)} not used" if others else ""
+        left_out = f"; {_join(others)} not used" if others else ""
         note = f"{where}: runs train on {train} and are tested on {test}{left_out}"
         note += " (dataset.test_split chooses)"
     return Choice(train, test, others, note)
@@ -75,4 +76,5 @@ def _first(found: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _join(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED]) or 'none'}{more}"
