@@ -7,9 +7,13 @@ import numpy as np
 from smallbatch.data.prepared import Dataset, Meta
 
 
-def make_dataset(n: int = 23, test: int = 11, size: int = 6, channels: int = 2) -> Dataset:
+def make_dataset(
+    n: int = 23, test: int = 11, size: int | tuple[int, int] = 6, channels: int = 2
+) -> Dataset:
+    """``size``: height and width, one number for squares."""
+    height, width = (size, size) if isinstance(size, int) else size
     rng = np.random.default_rng(5)
-    images = rng.integers(0, 256, size=(n + test, channels, size, size), dtype=np.uint8)
+    images = rng.integers(0, 256, size=(n + test, channels, height, width), dtype=np.uint8)
     labels = rng.integers(0, 3, size=n + test)
     pixels = images[:n] / 255
     meta = Meta(
@@ -17,8 +21,8 @@ def make_dataset(n: int = 23, test: int = 11, size: int = 6, channels: int = 2) 
         source="digits",
         classes=("a", "b", "c"),
         channels=channels,
-        height=size,
-        width=size,
+        height=height,
+        width=width,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()),
         std=tuple(pixels.std((0, 2, 3)).tolist()),
         counts={"train": n, "validation": 0, "test": test},

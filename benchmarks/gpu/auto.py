@@ -25,7 +25,9 @@ def decided(norm: str, m: int, device: str, *, toy: bool) -> dict[str, Any]:
         toy: of few small images, and so short that nothing pays.
     """
     lanes, size = (2, 8) if toy else ({"none": 13, "batch": 26}[norm], 32)
-    workload = Workload("resnet8", norm, None, True, "float32", 3, size, 10, m, lanes, device, 1)
+    workload = Workload(
+        "resnet8", norm, None, True, "float32", 3, size, size, 10, m, lanes, device, 1
+    )
     flops = training_flops_of(workload)
     cost = calibration.cost(workload, methods(workload, ("loop", "stacked")), flops)
     began = time.perf_counter()

@@ -45,7 +45,7 @@ def runs_of(
                     "run": f"{figure}-{m}-{column}-{seed}",
                     "outcome": "diverged" if value is None else "finished",
                     "reported_accuracy": math.nan if value is None else value,
-                    "classes": chance_of, "n_train": 1000, "height": 16, "epochs": 10,
+                    "classes": chance_of, "n_train": 1000, "height": 16, "width": 24, "epochs": 10,
                     "scale": "small",
                 })  # fmt: skip
     return rows
@@ -238,7 +238,7 @@ def test_each_verdict_comes_out(name: str, d: tuple[float, ...], verdict: str) -
     assert finding.low <= finding.effect <= finding.high
     if verdict != "undecided":
         assert (finding.effect > 0) == (verdict == "supported")
-    assert finding.scale == "small: 1000 images of 16×16, 10 epochs"
+    assert finding.scale == "small: 1000 images of 16×24, 10 epochs"
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -32,6 +33,31 @@ def test_typo_gets_the_closest_model() -> None:
 def test_typo_gets_the_closest_timm_model() -> None:
     with pytest.raises(UserError, match=r"did you mean 'efficientnet_b0'\?"):
         validate_model("eficientnet_b0", "batch")
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("resnet18.a1_in1k", "resnet18"),
+        ("timm/resnet18.a1_in1k", "resnet18"),
+        ("hf_hub:timm/resnet18.a1_in1k", "resnet18"),
+        ("hf-hub:timm/vit_base_patch16_224.augreg2_in21k_ft_in1k@main", "vit_base_patch16_224"),
+        ("https://huggingface.co/timm/resnet18.a1_in1k/", "resnet18"),
+        ("tf_efficientnet_b0_ns", "tf_efficientnet_b0"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224"),
+        ("convnext_base_in22ft1k", "convnext_base"),
+    ],
+)
+def test_names_of_pretrained_weights_get_their_architecture(name: str, architecture: str) -> None:
+    with pytest.raises(UserError, match=rf"\(did you mean '{architecture}'\?\); allowed"):
+        validate_model(name, "batch")
+
+
+def test_a_very_long_name_is_refused_at_once() -> None:
+    start = time.process_time()
+    with pytest.raises(UserError, match="unknown model"):
+        validate_model("resnet" * 20_000, "batch")
+    assert time.process_time() - start < 5
 
 
 def test_timm_model_is_known() -> None:

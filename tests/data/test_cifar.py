@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import os
 import pickle
 import socket
 import tarfile
@@ -201,3 +202,17 @@ def test_cifar100_uses_the_fine_labels(tmp_path: Path, monkeypatch: pytest.Monke
     source = open_cifar("cifar100", tmp_path, None)
     assert source.classes == ("apple", "fish")
     assert source.train.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (ARCHIVE, r"cannot download .*found a FIFO, allowed: a regular file"),
+        (f"{BASE}/data_batch_1", r"cifar-10-batches-py: damaged"),
+    ],
+)
+def test_a_fifo_is_refused_at_once(tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / place)
+    with pytest.raises(UserError, match=message):
+        open_cifar("cifar10", tmp_path, None)

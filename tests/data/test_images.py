@@ -1,4 +1,6 @@
 import io
+import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from smallbatch.data import images as data_images
 from smallbatch.data.images import Encoded, decode, decode_all, resize_all
 from smallbatch.errors import UserError
 
@@ -161,3 +164,91 @@ def test_corrupted_bytes_decode_or_raise_user_error(name: str, data: st.DataObje
         assert pixels.shape in ((1, 4, 4), (3, 4, 4))
     assert message.startswith("some/file: ")
     assert "\n" not in message
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # lies on its left side
+BROKEN_EXIF = b"Exif\0\0" + b"\0\x08\0\x02\x01\x12\0\x03" * 4
+UNREADABLE = {
+    "PNG with a colour profile of 2 MB": ("PNG", {"icc_profile": b"\0" * 2_000_000}),
+    "PNG with broken EXIF": ("PNG", {"exif": BROKEN_EXIF}),
+    "JPEG with broken EXIF": ("JPEG", {"exif": BROKEN_EXIF, "quality": 95}),
+    "WebP with broken EXIF": ("WEBP", {"exif": BROKEN_EXIF, "lossless": True}),
+    "PNG with a colour profile that is none": ("PNG", {"icc_profile": b"x"}),
+}
+
+
+@pytest.mark.parametrize("case", sorted(UNREADABLE))
+def test_metadata_that_cannot_be_read_is_no_damage(case: str) -> None:
+    image_format, options = UNREADABLE[case]
+    image = random_image(4, 9, 7, 3)
+    plain = {key: value for key, value in options.items() if key not in ("exif", "icc_profile")}
+    expected = decode(Encoded("x", encode(image, image_format, **plain)))
+    with_metadata = encode(image, image_format, **options)
+    np.testing.assert_array_equal(decode(Encoded("x", with_metadata)), expected)
+
+
+def test_text_that_would_unpack_to_gigabytes_is_not_unpacked() -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Comment", "0" * 3_000_000, zip=True)
+    image = random_image(5, 4, 4, 3)
+    expected = np.asarray(image).transpose(2, 0, 1)
+    content = encode(image, "PNG", pnginfo=info)
+    np.testing.assert_array_equal(decode(Encoded("x", content)), expected)
+
+
+def test_an_orientation_beside_an_unreadable_profile_is_applied() -> None:
+    image = random_image(6, 9, 7, 3)
+    content = encode(image, "PNG", icc_profile=b"\0" * 2_000_000, exif=TURNED)
+    expected = np.rot90(np.asarray(image), -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(Encoded("x", content)), expected)
+
+
+def test_pixels_behind_unreadable_metadata_are_still_checked() -> None:
+    content = bytearray(encode(random_image(7, 9, 7, 3), "PNG", icc_profile=b"\0" * 2_000_000))
+    content[content.index(b"IDAT") + 20] ^= 1
+    with pytest.raises(UserError, match=r"some/file: damaged image \(chunk IDAT is damaged\)"):
+        decode(Encoded("some/file", bytes(content)))
+
+
+def test_a_large_picture_is_named_with_its_size_and_the_option() -> None:
+    """192 megapixels; pixels are not needed to see it."""
+    content = bytearray(SAMPLES["PNG"])
+    content[16:24] = (16_000).to_bytes(4, "big") + (12_000).to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    with pytest.raises(UserError) as caught:
+        decode_all([Encoded("large.png", bytes(content))], 1)
+    assert str(caught.value) == (
+        "large.png: found 16000x12000 pixels, 192 megapixels; allowed: up to 179, "
+        "or set dataset.max_megapixels"
+    )
+
+
+def test_the_option_raises_the_limit_and_pillows_own_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    large = Encoded("large.png", encode(Image.new("L", (2000, 1000)), "PNG"))
+    with pytest.raises(UserError, match="2 megapixels; allowed: up to 1, "):
+        decode(large, 4, max_megapixels=1)
+    assert decode(large, 4, max_megapixels=2).shape == (1, 4, 4)
+    assert decode_all([large], 1, 4).shape == (1, 1, 4, 4)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(UserError, match=r"some/file: .*found a FIFO, allowed: a regular file"):
+        decode(Encoded("some/file", tmp_path / "fifo.png"))
+
+
+def test_too_many_pixels_for_the_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_images, "free_memory", lambda: 2**30)
+    encoded = [Encoded("a", SAMPLES["PNG"])]
+    line = "400 images of 3x1024x1024 need 1.17 GiB of memory, more than there is; .*image_size"
+    with pytest.raises(UserError, match=line):
+        decode_all(encoded, 400, 1024)
+    with pytest.raises(UserError, match=r"^dataset: 2000 images of 1x1024x1024 need 1\.95 GiB"):
+        resize_all(np.zeros((2000, 1, 8, 8), dtype=np.uint8), 1024)

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +170,7 @@ def test_missing_shard(shards: Path) -> None:
 
 def test_missing_split_and_folder(shards: Path) -> None:
     (shards / "test-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"found no test-\*\.parquet or validation-\*"):
+    with pytest.raises(UserError, match=r"shards: found train; allowed: a test split called test"):
         open_default(shards)
     with pytest.raises(UserError, match=r"dataset\.path"):
         open_default(shards / "absent")
@@ -218,3 +219,106 @@ def test_corrupted_file_reads_or_raises_user_error(shards: Path, data: st.DataOb
     except UserError as error:
         message = str(error)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "{}.parquet", "{}/0000.parquet", "default/{}/0000.parquet", "plain_text/{}/0000.parquet",
+        "data/{}-00000-of-00001.parquet", "{}-00000-of-00001-0123456789abcdef.parquet",
+        "{}_0.parquet", "{}0000.parquet",
+    ],
+)  # fmt: skip
+def test_layouts_of_the_hub(tmp_path: Path, write_shard: Write, png: bytes, layout: str) -> None:
+    for split, count in (("train", 4), ("test", 2)):
+        write_shard(tmp_path / layout.format(split), [png] * count, [0, 1] * (count // 2))
+    source = open_default(tmp_path)
+    assert (len(source.train.labels), len(source.test.labels)) == (4, 2)
+    assert source.test.read(np.arange(2)).shape == (2, 3, 4, 4)
+    assert source.note is None
+
+
+def test_shards_in_a_folder_are_read_in_order(
+    tmp_path: Path, write_shard: Write, png: bytes
+) -> None:
+    for number, label in enumerate((0, 1, 0)):
+        write_shard(tmp_path / f"train/{number:04}.parquet", [png], [label])
+    write_shard(tmp_path / "test/0000.parquet", [png] * 2, [0, 1])
+    assert open_default(tmp_path).train.labels.tolist() == [0, 1, 0]
+
+
+def test_one_of_several_data_sets_must_be_named(
+    tmp_path: Path, write_shard: Write, png: bytes
+) -> None:
+    for name in ("en", "fr"):
+        for split in ("train", "test"):
+            write_shard(tmp_path / name / split / "0.parquet", [png] * 2, [0, 1])
+    with pytest.raises(
+        UserError, match=r"dataset\.path: found .* 2 data sets; allowed: one of .*/en"
+    ):
+        open_default(tmp_path)
+    assert len(open_default(tmp_path / "fr").train.labels) == 2
+
+
+def test_withheld_labels_have_a_way_out(shards: Path, write_shard: Write, png: bytes) -> None:
+    names = ["cat", "dog"]
+    write_shard(shards / "test-00000-of-00001.parquet", [png] * 3, [-1] * 3, names)
+    write_shard(shards / "validation-00000-of-00001.parquet", [png] * 2, [0, 1], names)
+    line = r"test-.* row 0: found label -1; allowed: 0 to 1, or dataset\.test_split: validation"
+    with pytest.raises(UserError, match=line):
+        open_default(shards)
+    source = open_parquet(shards, "img", "label", None, test_split="validation")
+    assert len(source.test.labels) == 2
+
+
+STRUCT_OF_VIEWS = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])
+
+
+@pytest.mark.parametrize(
+    "image_type",
+    [
+        pa.binary_view(), STRUCT_OF_VIEWS,
+        pa.struct([("bytes", pa.large_binary()), ("path", pa.string_view())]),
+    ],
+    ids=["plain", "struct", "path"],
+)  # fmt: skip
+def test_views_are_read_as_binary_is(
+    tmp_path: Path, write_shard: Write, png: bytes, image_type: pa.DataType
+) -> None:
+    row = {"bytes": png, "path": None} if pa.types.is_struct(image_type) else png
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}-0.parquet"
+        write_shard(path, [row] * 4, [0, 1, 0, 1], image_type=image_type)
+    if pa.types.is_struct(image_type):
+        (tmp_path / "a.png").write_bytes(png)
+        rows = [row, {"bytes": None, "path": "a.png"}]
+        write_shard(tmp_path / "test-0.parquet", rows, [0, 1], image_type=image_type)
+    source = open_default(tmp_path)
+    expected = np.arange(48, dtype=np.uint8).reshape(4, 4, 3).transpose(2, 0, 1)
+    for images in (source.train.read(np.array([1, 3])), source.test.read(np.arange(2))):
+        np.testing.assert_array_equal(images, np.stack([expected] * 2))
+
+
+def test_class_names_are_one_in_either_unicode_form(
+    shards: Path, write_shard: Write, png: bytes
+) -> None:
+    for split, names in (
+        ("train-0-of-1", ["caf\u00e9", "x"]),
+        ("test-0-of-1", ["cafe\u0301", "x"]),
+    ):
+        write_shard(shards.parent / "u" / f"{split}.parquet", [png] * 2, [0, 1], names)
+    assert open_default(shards.parent / "u").classes == ("caf\u00e9", "x")
+
+
+@pytest.mark.parametrize("what", ["shard", "image"])
+def test_a_fifo_is_refused_at_once(shards: Path, write_shard: Write, png: bytes, what: str) -> None:
+    path = shards / "test-00000-of-00001.parquet"
+    if what == "image":
+        os.mkfifo(shards / "x.png")
+        rows = [png, {"bytes": None, "path": "x.png"}]
+        write_shard(path, rows, [0, 1], ["cat", "dog"])
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="found a FIFO"):
+        open_default(shards).test.read(np.arange(2))

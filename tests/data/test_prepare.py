@@ -1,17 +1,23 @@
 import hashlib
 import json
+import shutil
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from smallbatch.config.params import DatasetConfig
-from smallbatch.data.prepare import channel_statistics, prepare
+from smallbatch.data import prepare as preparing
+from smallbatch.data.prepare import assemble, channel_statistics, prepare
 from smallbatch.data.prepared import Dataset, load_prepared
 from smallbatch.data.scratch import scratch_folder
+from smallbatch.data.split import Source, Split
 from smallbatch.errors import UserError
 
 CIFAR10 = Path(__file__).resolve().parents[2].parent / "shared" / "datasets" / "cifar10"
@@ -229,7 +235,7 @@ def test_damage_outside_the_subset_goes_unread(
 @pytest.mark.parametrize(
     ("names", "labels", "message"),
     [
-        (["a", "b", "c"], [0, 1], r"train-\*\.parquet: class 'c' has no images"),
+        (["a", "b", "c"], [0, 1], r"train-0\.parquet: class 'c' has no images"),
         (["a", "a"], [0, 1], r"two classes are called 'a'"),
         (["a"], [0, 0], r"found 1 class; allowed: 2 or more"),
         (["a", "\ud800"], [0, 1], r"valid Unicode"),
@@ -295,3 +301,67 @@ def test_what_killed_processes_left_goes_and_what_is_in_use_stays(tmp_path: Path
             assert not (tmp_path / ".digits-abcdefgh").exists()
         assert first.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == [".digits-2-abcdefgh"]
+
+
+def test_a_hundred_thousand_class_names_take_no_time(tmp_path: Path) -> None:
+    many = 100_000
+    labels = np.arange(many)
+    split = Split("many", labels, lambda rows: np.zeros((len(rows), 1, 1, 1), dtype=np.uint8))
+    names = tuple(f"class {index}" for index in range(many))
+    config = DatasetConfig(name="many", source="digits")
+    start = time.process_time()
+    assert assemble(config, Source(names, split, split)).meta.classes == names
+    with pytest.raises(UserError, match="two classes are called 'class 7'"):
+        assemble(config, Source((*names[:-1], "class 7"), split, split))
+    assert time.process_time() - start < 5
+
+
+def test_statistics_of_large_images_take_little_memory() -> None:
+    """Counts of 8 bytes for each pixel of 1024 images at once would be twenty times the images."""
+    images = np.zeros((100, 1, 512, 512), dtype=np.uint8)
+    images[1] = 255
+    tracemalloc.start()
+    mean, std = channel_statistics(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert mean == pytest.approx((0.01,))
+    assert std == pytest.approx((np.sqrt(0.01 * 0.99),))
+    assert peak < images.nbytes
+
+
+def test_no_memory_for_preparing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("Unable to allocate 7.25 GiB")
+
+    monkeypatch.setattr(preparing, "channel_statistics", fail)
+    with pytest.raises(
+        UserError, match=r"not enough memory to prepare d \(.* 7\.25 GiB\); allowed"
+    ):
+        prepare(DatasetConfig(name="d", source="digits"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["test_split", "max_megapixels"])
+def test_options_of_files_do_not_apply_to_digits(tmp_path: Path, key: str) -> None:
+    config = DatasetConfig.model_validate(
+        {"name": "d", "source": "digits", key: {"test_split": "val", "max_megapixels": 9}[key]}
+    )
+    with pytest.raises(UserError, match=rf"dataset\.{key}: found .* parquet or image_folder only"):
+        prepare(config, tmp_path)
+
+
+def test_the_options_of_files_reach_them(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    shutil.copytree(folder / "test", folder / "val")
+    (folder / "val/ant/0.png").unlink()
+    raw = {"name": "own", "source": "image_folder", "path": str(folder)}
+    prepare(DatasetConfig.model_validate(raw), tmp_path, say=said.append)
+    assert ["; val not used " in line for line in said] == [True]
+    meta = prepare(DatasetConfig.model_validate(raw | {"test_split": "val"}), tmp_path)
+    assert meta.counts["test"] == 3
+    Image.new("RGB", (1500, 1000)).save(folder / "train/ant/0.png")
+    limited = raw | {"max_megapixels": 1, "image_size": 5}
+    with pytest.raises(UserError, match="2 megapixels; allowed: up to 1, "):
+        prepare(DatasetConfig.model_validate(limited), tmp_path)

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from smallbatch.config.params import DatasetConfig
+from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import Dataset, Meta, fingerprint, load_prepared, write_prepared
 from smallbatch.errors import UserError
 
@@ -223,3 +225,13 @@ def test_importing_the_reader_stays_light() -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["meta.json", "train_images.npy", "test_labels.npy"])
+def test_a_fifo_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    prepare(DatasetConfig(name="toy", source="digits", subset=20), tmp_path)
+    path = tmp_path / "prepared/toy" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name}: .*found a FIFO, allowed: a regular file"):
+        load_prepared(path.parent)

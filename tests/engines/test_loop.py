@@ -13,9 +13,12 @@ from torch import nn
 from smallbatch.config.params import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import loop
+from smallbatch.engines import resident as on_device
 from smallbatch.engines.resident import Resident, load_resident
+from smallbatch.errors import UserError
 from smallbatch.protocol.run import Run
 from tests.engines import twin
+from tests.noise import make_dataset
 
 CPU = torch.device("cpu")
 
@@ -178,3 +181,18 @@ def test_population_accuracy_leaves_the_saved_statistics_alone(noise: Dataset) -
     assert result.final["test_loss"] == pytest.approx(loss)
     assert result.final["test_accuracy"] == accuracy == result.rows[-1]["test_accuracy"]
     assert result.final["population_test_loss"] != pytest.approx(loss)
+
+
+def test_images_beyond_the_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    data = make_dataset(n=3, test=1)
+    counts = {"train": 1000, "validation": 0, "test": 24}
+    meta = dataclasses.replace(data.meta, channels=1, height=1024, width=1024, counts=counts)
+    monkeypatch.setattr(on_device, "_laid_out", fail)
+    line = r"noise: its images need 4\.00 GiB of memory on cpu, more than there is; allowed: a"
+    with pytest.raises(UserError, match=line):
+        load_resident(
+            dataclasses.replace(data, meta=meta), augment=False, device=torch.device("cpu")
+        )

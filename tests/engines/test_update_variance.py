@@ -44,3 +44,10 @@ def test_it_grows_in_proportion_to_the_batch_size() -> None:
     variances = np.array([row["variance"] for row in rows])
     slope = np.polyfit(np.log2([2, 8, 32]), np.log2(variances), 1)[0]
     assert slope == pytest.approx(1, abs=0.15)
+
+
+def test_images_need_not_be_squares() -> None:
+    study = StudyConfig(model="alexnet", norm="none", epochs=1, weight_decay=1e-4)
+    [row] = measure_study("s", study, make_dataset(n=16, test=4, size=(5, 17)), seeds=[0])
+    assert row["batch_size"] == 2
+    assert row["variance"] > 0

@@ -19,7 +19,7 @@ def build(
     *,
     num_classes: int = 10,
     in_chans: int = 3,
-    image_size: int = 32,
+    image_size: int | tuple[int, int] = 32,
     seed: int = 0,
     batch_size: int = 8,
     bn_batch_size: int | None = None,
@@ -218,3 +218,26 @@ def test_bad_input_is_refused_before_anything_is_built() -> None:
         build("alexnets")
     with pytest.raises(UserError, match="batch_size: found 1"):
         build("alexnet", "batch", batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "size"),
+    [
+        ("resnet8", "none", (24, 40)), ("alexnet", "none", (24, 40)), ("alexnet", "batch", (40, 7)),
+        ("test_vit", "none", (32, 64)), ("test_resnet", "batch", (24, 40)),
+    ],
+)  # fmt: skip
+def test_images_need_not_be_squares(model: str, norm: str, size: tuple[int, int]) -> None:
+    module = build(model, norm, image_size=size, in_chans=3, num_classes=7, batch_size=2)
+    assert module(torch.randn(2, 3, *size)).shape == (2, 7)
+
+
+def test_a_square_may_be_told_by_one_number() -> None:
+    one, two = (build("alexnet", image_size=size, seed=2) for size in (20, (20, 20)))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+def test_a_model_for_squares_says_which_images_it_does_not_take() -> None:
+    with pytest.raises(UserError, match=r"'levit_128s' does not take images of 3×24×40 "):
+        build("levit_128s", "batch", image_size=(24, 40), in_chans=3, batch_size=2)

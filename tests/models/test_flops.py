@@ -26,7 +26,7 @@ def test_resnets(model: str, n: int, norm: str) -> None:
         model, norm, num_classes=10, in_chans=3, image_size=32, seed=0, batch_size=4
     )
     built.train()
-    assert forward_flops(built, 3, 32) == 2 * macs_resnet(n, 32, 3, 10)
+    assert forward_flops(built, (3, 32, 32)) == 2 * macs_resnet(n, 32, 3, 10)
     assert built.training
 
 
@@ -35,7 +35,15 @@ def test_torchs_counter_agrees(model: str) -> None:
     built = build_model(model, num_classes=7, in_chans=3, image_size=20, seed=0, batch_size=4)
     with FlopCounterMode(display=False) as counter:
         built(torch.zeros(1, 3, 20, 20))
-    assert forward_flops(built, 3, 20) == counter.get_total_flops()
+    assert forward_flops(built, (3, 20, 20)) == counter.get_total_flops()
+
+
+def test_of_images_that_are_no_squares() -> None:
+    """By hand, at 8×32: a ResNet-8's are those of any image of 256 pixels whose sides halve."""
+    built = build_model(
+        "resnet8", num_classes=10, in_chans=3, image_size=(8, 32), seed=0, batch_size=4
+    )
+    assert forward_flops(built, (3, 8, 32)) == 2 * macs_resnet(1, 16, 3, 10)
 
 
 def test_training_takes_two_more_products_of_the_same_size() -> None:
@@ -50,4 +58,4 @@ def test_the_alexnet() -> None:
     macs = 25 * 3 * 16 * 32**2 + 9 * 16 * 48 * 16**2
     macs += 9 * (48 * 96 + 96 * 64 + 64 * 64) * 8**2
     macs += 64 * 4**2 * 256 + 256 * 256 + 256 * 10
-    assert forward_flops(built, 3, 32) == 2 * macs
+    assert forward_flops(built, (3, 32, 32)) == 2 * macs

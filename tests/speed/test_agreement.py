@@ -21,7 +21,7 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed import agreement
 from smallbatch.speed.agreement import LIMIT, Disagreement, check, worst
 
-CASE = Workload("resnet8", "batch", None, True, "float32", 1, 8, 10, 4, 4, "cpu", 1)
+CASE = Workload("resnet8", "batch", None, True, "float32", 1, 8, 8, 10, 4, 4, "cpu", 1)
 GROUPED, TRITON = Method("stacked", kernels="grouped"), Method("stacked", kernels="triton")
 
 

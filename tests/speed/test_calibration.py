@@ -25,7 +25,7 @@ from smallbatch.speed.rate import Rate
 from tests.columns import place_and_train
 from tests.execution.test_column import plan
 
-CASE = Workload("resnet8", "batch", None, False, "float32", 1, 8, 10, 8, 26, "cpu", 2)
+CASE = Workload("resnet8", "batch", None, False, "float32", 1, 8, 8, 10, 8, 26, "cpu", 2)
 LOOP, STACKED, CHUNKS = Method("loop"), Method("stacked"), Method("stacked", 8)
 MUCH = 10**9  # images: a column that is worth a calibration
 

@@ -27,7 +27,7 @@ from smallbatch.speed.rate import Rate
 from tests.columns import place_and_train
 from tests.execution.test_column import plan
 
-CASE = Workload("resnet8", "batch", None, False, "float32", 3, 32, 10, 32, 26, "cuda", 1)
+CASE = Workload("resnet8", "batch", None, False, "float32", 3, 32, 32, 10, 32, 26, "cuda", 1)
 LOOP = Method("loop")
 GROUPED, TRITON = Method("stacked", kernels="grouped"), Method("stacked", kernels="triton")
 THREE = [LOOP, GROUPED, TRITON]

@@ -13,7 +13,7 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed import rate
 from smallbatch.speed.rate import Rate, measure
 
-CASE = Workload("resnet8", "batch", None, False, "float32", 1, 8, 10, 4, 4, "cpu", 2)
+CASE = Workload("resnet8", "batch", None, False, "float32", 1, 8, 8, 10, 4, 4, "cpu", 2)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, events: list[tuple[float, int]]) -> list[Any]:

@@ -100,3 +100,25 @@ def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = torch.softmax(network(torch.from_numpy(images).float() / 255 - 0.5), 1).numpy()
     np.testing.assert_allclose(LoadableModel(tmp_path).predict(images), expected, rtol=1e-5)
+
+
+def test_a_model_of_images_that_are_no_squares(tmp_path: Path) -> None:
+    """The first fully connected layer of AlexNet has a weight for each pixel it sees."""
+    from safetensors.torch import save_file
+
+    from smallbatch.models import build_model
+    from smallbatch.tracking.loadable import LoadableModel
+
+    network = build_model(
+        "alexnet", num_classes=2, in_chans=3, image_size=(24, 40), seed=1, batch_size=4
+    )
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    facts = {
+        "model": "alexnet", "norm": "none", "classes": ["ant", "bee"], "channels": 3,
+        "height": 24, "width": 40, "batch_size": 4, "bn_batch_size": None,
+        "mean": [0.5] * 3, "std": [0.25] * 3,
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(facts))
+    found = LoadableModel(tmp_path).predict(np.zeros((5, 3, 24, 40), dtype=np.uint8))
+    assert found.shape == (5, 2)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)

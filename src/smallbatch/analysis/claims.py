@@ -192,11 +192,12 @@ def _scale(claim: Claim, evidence: Evidence) -> str:
     figures = [figure for figure in claim.studies if figure in evidence.studies]
     names = {evidence.studies[figure] for figure in figures} or set(evidence.runs["study"])
     runs = evidence.runs[evidence.runs["study"].isin(names)]
-    images, size = sorted(set(runs["n_train"])), sorted(set(runs["height"]))
-    epochs = sorted(set(runs["epochs"]))
+    images, height, width, epochs = (
+        sorted(set(runs[key])) for key in ("n_train", "height", "width", "epochs")
+    )
     label = next((str(name) for name in runs["scale"].dropna().unique()), "")
     text = (
-        f"{_span(images)} images of {_span(size)}×{_span(size)}, "
+        f"{_span(images)} images of {_span(height)}×{_span(width)}, "
         f"{_span(epochs)} {'epoch' if epochs == [1] else 'epochs'}"
     )
     return f"{label}: {text}" if label else text

@@ -146,6 +146,7 @@ def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
         "fingerprint": record.dataset.fingerprint,
         "classes": len(record.dataset.classes),
         "height": record.dataset.height,
+        "width": record.dataset.width,
         **{f"n_{split}": n for split, n in record.dataset.counts.items()},
         "updates": run.updates,
         **settings,

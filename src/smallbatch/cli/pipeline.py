@@ -21,15 +21,17 @@ def prepare(params_file: Path) -> None:
       smallbatch prepare --params profiles/cifar10-cpu.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
+    from smallbatch.pipeline.fits import check_models
 
     params = load(params_file)
-    meta = prepare_data(params.dataset)
+    meta = prepare_data(params.dataset, say=click.echo)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
         raise UserError(
             f"{params_file}: grid.batch_sizes: found {largest}, allowed: at most the {train} "
             f"training examples of {meta.name}"
         )
+    check_models(params, meta)
     counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
     click.echo(f"data/prepared/{meta.name}: {counts} images {shape}, {len(meta.classes)} classes")

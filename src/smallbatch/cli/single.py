@@ -85,6 +85,6 @@ def run(
         raise click.UsageError("give one of --base-lr and --lr")
     summary = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-        device=device, time_limit=time_limit,
+        device=device, time_limit=time_limit, say=click.echo,
     )  # fmt: skip
     click.echo(summary)

@@ -1,5 +1,6 @@
 """Which models and norms exist and go together; checked without importing torch or timm."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -11,6 +12,7 @@ ALIASES = {
     "resnet32": "smallbatch_resnet32",
     "alexnet": "smallbatch_alexnet",
 }
+_LONGEST = 100  # characters of a name that are compared with known names
 NORMS = ("none", "batch", "batch_conv", "ghost", "group")
 
 
@@ -76,9 +78,17 @@ def _check_name(model: str) -> None:
     known = (*ALIASES, *timm.list_models())
     if model not in known:
         raise UserError(
-            f"model: unknown model {model!r}{_hint(model, known)}; "
+            f"model: unknown model {model!r}{_hint(_architecture(model), known)}; "
             f"allowed: {_join(ALIASES)}, or any model of timm.list_models()"
         )
+
+
+def _architecture(model: str) -> str:
+    """A model's name without the hub it comes from and the weights it would have, as of now."""
+    from timm.models import get_deprecated_models
+
+    name = re.split(r"[:/]", model.partition("@")[0].rstrip("/"))[-1]
+    return str(get_deprecated_models().get(name, name)).partition(".")[0]
 
 
 def _check_batch_size(norm: str, batch_size: int, bn_batch_size: int | None) -> None:
@@ -104,7 +114,7 @@ def _check_batch_size(norm: str, batch_size: int, bn_batch_size: int | None) -> 
 
 def _hint(found: str, known: tuple[str, ...]) -> str:
     """The closest match, to be inserted into an error line."""
-    matches = get_close_matches(found, known, n=1)
+    matches = get_close_matches(found[:_LONGEST], known, n=1)  # which takes long for a long name
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from smallbatch.data.images import resize_all
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.data.split import Images, Rows, Source, Split
+from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def open_cifar(source: str, folder: Path, image_size: int | None) -> Source:
 
 def _load(kind: "type[CIFAR10]", folder: Path, *, train: bool) -> "CIFAR10":
     try:
+        for path in (folder / kind.base_folder).iterdir():
+            check_regular(path)
         with warnings.catch_warnings():
             # The published pickles are older than NumPy 2, which warns about their dtypes.
             warnings.simplefilter("ignore")
@@ -82,6 +85,8 @@ def _download(kind: "type[CIFAR10]", source: str, folder: Path) -> None:
     try:
         with scratch_folder(folder, "download") as scratch:
             published = folder / kind.filename
+            if published.exists():
+                check_regular(published)
             if check_integrity(published, kind.tgz_md5):
                 (scratch / kind.filename).symlink_to(published.resolve())
             with _timeout(_TIMEOUT_SECONDS):

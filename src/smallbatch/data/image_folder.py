@@ -1,17 +1,18 @@
-"""The source ``image_folder``: ``train/<class>/*`` and ``test|val/<class>/*``."""
+"""The source ``image_folder``: ``train/<class>/*`` and ``test/<class>/*``."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from smallbatch.config.dataset import MEGAPIXELS
+from smallbatch.data.choice import choose
+from smallbatch.data.files import composed, visible
 from smallbatch.data.images import Encoded, decode_all
 from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-TEST_NAMES = ("test", "val", "validation")
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,23 @@ class _Folder:
     files: dict[str, list[Path]]
 
 
-def open_image_folder(path: Path, image_size: int | None) -> Source:
+def open_image_folder(
+    path: Path,
+    image_size: int | None,
+    *,
+    test_split: str | None = None,
+    max_megapixels: int = MEGAPIXELS,
+) -> Source:
     """Lists a folder of images; the class names are the sorted names of its sub-folders.
 
-    ``test/`` is the test split; if there is none, ``val/`` or ``validation/`` is. Files and folders
-    whose name starts with a dot are ignored.
+    Names are compared in Unicode's composed form. What systems leave in folders (``Thumbs.db``, all
+    that starts with a dot) is ignored.
 
     Args:
-        path: The folder with ``train/`` and ``test/``.
+        path: The folder with ``train/`` and ``test/``, or other common names of the two.
         image_size: Side of the square that images are resized to; None needs equal sizes.
+        test_split: The name of the test split's folder; None: the first of the common names.
+        max_megapixels: Larger images are refused.
 
     Returns:
         The source; images are decoded when they are read.
@@ -42,29 +51,25 @@ def open_image_folder(path: Path, image_size: int | None) -> Source:
     if not path.is_dir():
         raise UserError(f"dataset.path: found {path}, which is not a folder; allowed: a folder")
     try:
-        train = _list_split(_split_folder(path, ("train",)))
-        test = _list_split(_split_folder(path, TEST_NAMES))
+        choice = choose(path, [each.name for each in visible(path) if each.is_dir()], test_split)
+        train, test = _list_split(path / choice.train), _list_split(path / choice.test)
         _check_same_classes(train, test)
         _check_no_shared_files(train, test)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot read it ({error.strerror})") from error
-    classes = tuple(train.files)
-    return Source(classes, _split(train, image_size), _split(test, image_size))
-
-
-def _split_folder(path: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (path / name).is_dir():
-            return path / name
-    wanted = " or ".join(f"{name}/" for name in names)
-    raise UserError(f"{path}: found no folder {wanted}; allowed: train/ and test/ or val/")
+    splits = (_split(folder, image_size, max_megapixels) for folder in (train, test))
+    return Source(tuple(train.files), *splits, note=choice.note)
 
 
 def _list_split(folder: Path) -> _Folder:
     files: dict[str, list[Path]] = {}
-    for entry in _entries(folder):
+    for entry in visible(folder):
+        name = composed(entry.name)
         if entry.is_dir():
-            files[entry.name] = _list_class(Path(entry.path))
+            if name in files:
+                raise UserError(f"{entry.path}: another folder is also called {name!r}, in another "
+                                "Unicode form; allowed: one folder for each class")  # fmt: skip
+            files[name] = _list_class(Path(entry.path))
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             raise UserError(f"{entry.path}: image outside a class; allowed: {folder}/<class>/*")
     if not files:
@@ -74,19 +79,13 @@ def _list_split(folder: Path) -> _Folder:
 
 def _list_class(folder: Path) -> list[Path]:
     files: list[Path] = []
-    for entry in _entries(folder):
+    for entry in visible(folder):
         if not entry.is_file() or Path(entry.name).suffix.lower() not in SUFFIXES:
             raise UserError(f"{entry.path}: not an image; allowed: files {' '.join(SUFFIXES)}")
         files.append(Path(entry.path))
     if not files:
         raise UserError(f"{folder}: empty; allowed: at least one image a class")
     return files
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
 
 
 def _check_same_classes(train: _Folder, test: _Folder) -> None:
@@ -113,13 +112,13 @@ def _check_no_shared_files(train: _Folder, test: _Folder) -> None:
                     )
 
 
-def _split(folder: _Folder, image_size: int | None) -> Split:
+def _split(folder: _Folder, image_size: int | None, max_megapixels: int) -> Split:
     files = [file for group in folder.files.values() for file in group]
     sizes = [len(group) for group in folder.files.values()]
 
     def read(rows: Rows) -> Images:
         encoded = (Encoded(str(files[row]), files[row]) for row in rows)
-        return decode_all(encoded, len(rows), image_size)
+        return decode_all(encoded, len(rows), image_size, max_megapixels)
 
     labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
     return Split(str(folder.path), labels, read)

@@ -1,24 +1,41 @@
 """Image files and bytes to uint8 pixels, on all cores."""
 
 import io
+import math
+import warnings
+import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.split import Images
+from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
-from smallbatch.machine import cores
+from smallbatch.machine import cores, free_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64
+_TURNS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # and their orientation
 
 
 @dataclass(frozen=True)
@@ -29,65 +46,61 @@ class Encoded:
     content: bytes | Path
 
 
-def decode(encoded: Encoded, image_size: int | None = None) -> Images:
+def decode(
+    encoded: Encoded, image_size: int | None = None, max_megapixels: int = MEGAPIXELS
+) -> Images:
     """Decodes one PNG, JPEG or WebP image.
 
     The EXIF orientation is applied, transparency is dropped, and of an animation the first
-    frame is taken.
+    frame is taken. Other metadata is not used; what of it cannot be read does no harm.
 
     Args:
         encoded: The image.
         image_size: Side of the square that the image is resized to (its aspect ratio is not
             kept) with an antialiased bilinear filter; None leaves its size alone.
+        max_megapixels: A larger image is refused before it takes memory.
 
     Returns:
         Pixels (C, H, W), C = 1 if the file is grayscale, else 3. WebP has no grayscale.
 
     Raises:
-        UserError: The image can't be read, or has more than 8 bits of grey.
+        UserError: The image can't be read, is too large, or has more than 8 bits of grey.
     """
-    try:
-        with _open(encoded) as image:
-            if image.format == "PNG":
-                image.verify()  # checks the checksums, which decoding does not; closes the image
-        with _open(encoded) as image:
-            if image.mode in _DEEP_MODES:
-                raise UserError(
-                    f"{encoded.where}: found more than 8 bits a pixel (mode {image.mode}); "
-                    "allowed: 8 bits a channel, grayscale or colour"
-                )
-            return _pixels(ImageOps.exif_transpose(image), image_size)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{encoded.where}: not a readable image; allowed: PNG, JPEG, WebP"
-        ) from error
-    # Decoders raise a dozen types of exception for damaged input, even SyntaxError.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{encoded.where}: damaged image ({reason})") from error
+    with _pillow_as_told():
+        return _decode(encoded, image_size, max_megapixels)
 
 
-def decode_all(encoded: Iterable[Encoded], count: int, image_size: int | None = None) -> Images:
+def decode_all(
+    encoded: Iterable[Encoded],
+    count: int,
+    image_size: int | None = None,
+    max_megapixels: int = MEGAPIXELS,
+) -> Images:
     """Decodes ``count`` images in order, with one thread per core (decoders release the GIL).
 
     Args:
         encoded: The images; an iterable is read as needed, so that few are in memory at a time.
         count: The number of images, at least 1.
         image_size: As for ``decode``.
+        max_megapixels: As for ``decode``.
 
     Returns:
         Pixels (count, C, H, W), C = 1 if every image is grayscale, else 3.
 
     Raises:
-        UserError: An image can't be read, or sizes differ and ``image_size`` is None.
+        UserError: An image can't be read, sizes differ and ``image_size`` is None, or there is
+            not enough memory for all.
     """
+    with _pillow_as_told():
+        return _gathered(_decoded(encoded, image_size, max_megapixels), count)
+
+
+def _gathered(decoded: Iterable[tuple[str, Images]], count: int) -> Images:
     images: Images | None = None
     first = ""
-    for index, (where, pixels) in enumerate(_decoded(encoded, image_size)):
+    for index, (where, pixels) in enumerate(decoded):
         if images is None:
-            images, first = np.empty((count, *pixels.shape), dtype=np.uint8), where
+            images, first = allocate((count, *pixels.shape)), where
         if pixels.shape[1:] != images.shape[2:]:
             raise UserError(
                 f"{where}: found {size_text(pixels)} pixels where {first} has "
@@ -105,11 +118,30 @@ def resize_all(images: Images, image_size: int | None) -> Images:
     """Resizes pixels (N, C, H, W) to squares, exactly as ``decode`` does; None: unchanged."""
     if image_size is None or images.shape[2:] == (image_size, image_size):
         return images
-    out = np.empty((*images.shape[:2], image_size, image_size), dtype=np.uint8)
+    out = allocate((*images.shape[:2], image_size, image_size))
     for index, pixels in enumerate(images):
         channels_last = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
         out[index] = _pixels(Image.fromarray(np.ascontiguousarray(channels_last)), image_size)
     return out
+
+
+def allocate(shape: tuple[int, ...]) -> Images:
+    """Memory for images (N, C, H, W).
+
+    Raises:
+        UserError: There is not as much.
+    """
+    needed = math.prod(shape)
+    try:
+        if needed > free_memory():  # which the system would grant at first, and then stop us
+            raise MemoryError
+        return np.empty(shape, dtype=np.uint8)
+    except MemoryError:
+        count, channels, height, width = shape
+        raise UserError(
+            f"dataset: {count} images of {channels}x{height}x{width} need {needed / 2**30:.2f} GiB "
+            "of memory, more than there is; allowed: a smaller image_size, subset or test_subset"
+        ) from None
 
 
 def with_channels(images: Images, channels: int) -> Images:
@@ -122,10 +154,101 @@ def size_text(images: Images) -> str:
     return f"{images.shape[-2]}x{images.shape[-1]}"
 
 
-def _open(encoded: Encoded) -> Image.Image:
-    content = encoded.content
+@contextmanager
+def _pillow_as_told() -> Generator[None, None, None]:
+    """Without Pillow's own limit and warnings; for the whole process, as threads share both."""
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Images:
+    where, content = encoded.where, encoded.content
+    try:
+        if isinstance(content, Path):
+            check_regular(content)
+        try:
+            return _read(where, content, image_size, max_megapixels)
+        except (UserError, MemoryError):
+            raise
+        except Exception:
+            png = content if isinstance(content, bytes) else content.read_bytes()
+            if not png.startswith(_PNG_SIGNATURE):
+                raise
+            return _read(where, _without_metadata(png), image_size, max_megapixels)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{where}: not enough memory to decode it") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{where}: not a readable image; allowed: PNG, JPEG, WebP") from error
+    # Decoders raise a dozen types of exception for damaged input, even SyntaxError.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where}: damaged image ({reason})") from error
+
+
+def _read(where: str, content: bytes | Path, image_size: int | None, max_megapixels: int) -> Images:
+    with _open(content) as image:
+        if math.prod(image.size) > max_megapixels * 10**6:
+            raise UserError(
+                f"{where}: found {image.width}x{image.height} pixels, "
+                f"{math.prod(image.size) / 1e6:.0f} megapixels; allowed: up to {max_megapixels}, "
+                "or set dataset.max_megapixels"
+            )
+        if image.format == "PNG":
+            image.verify()  # checks the checksums, which decoding does not; closes the image
+    with _open(content) as image:
+        if image.mode in _DEEP_MODES:
+            raise UserError(
+                f"{where}: found more than 8 bits a pixel (mode {image.mode}); "
+                "allowed: 8 bits a channel, grayscale or colour"
+            )
+        return _pixels(_upright(image), image_size)
+
+
+def _open(content: bytes | Path) -> Image.Image:
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return Image.open(file, formats=FORMATS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; as it lies if that cannot be read."""
+    image.load()  # some metadata lies behind the pixels
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - a parser of damaged input, like the decoders
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG file without the chunks that pixels do not need.
+
+    Raises:
+        ValueError: A chunk is cut short, or its checksum is wrong.
+    """
+    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        kind, body, checksum = (
+            png[start + 4 : start + 8],
+            png[start + 4 : end - 4],
+            png[end - 4 : end],
+        )
+        if end > len(png) or zlib.crc32(body) != int.from_bytes(checksum):
+            raise ValueError(f"chunk {kind.decode(errors='replace')} is damaged")
+        if kind in _PNG_PIXELS:
+            kept.append(png[start:end])
+        if kind == b"IEND":
+            break
+        start = end
+    return b"".join(kept)
 
 
 def _pixels(image: Image.Image, image_size: int | None) -> Images:
@@ -138,7 +261,9 @@ def _pixels(image: Image.Image, image_size: int | None) -> Images:
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _decoded(encoded: Iterable[Encoded], image_size: int | None) -> Iterator[tuple[str, Images]]:
+def _decoded(
+    encoded: Iterable[Encoded], image_size: int | None, max_megapixels: int
+) -> Iterator[tuple[str, Images]]:
     Image.init()  # registers the decoders here, in one thread, not on first use in several
     workers = min(cores(), 16)
     pool = ThreadPoolExecutor(workers)
@@ -146,7 +271,7 @@ def _decoded(encoded: Iterable[Encoded], image_size: int | None) -> Iterator[tup
     iterator = iter(encoded)
     try:
         while chunk := list(islice(iterator, _CHUNK)):
-            pending.append(pool.submit(_decode_chunk, chunk, image_size))
+            pending.append(pool.submit(_decode_chunk, chunk, image_size, max_megapixels))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
@@ -155,5 +280,7 @@ def _decoded(encoded: Iterable[Encoded], image_size: int | None) -> Iterator[tup
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode_chunk(chunk: list[Encoded], image_size: int | None) -> list[tuple[str, Images]]:
-    return [(encoded.where, decode(encoded, image_size)) for encoded in chunk]
+def _decode_chunk(
+    chunk: list[Encoded], image_size: int | None, max_megapixels: int
+) -> list[tuple[str, Images]]:
+    return [(encoded.where, _decode(encoded, image_size, max_megapixels)) for encoded in chunk]

@@ -1,8 +1,8 @@
 """The source ``parquet``: shards in the layout of the Hugging Face hub.
 
-A folder holds ``train-*.parquet`` and ``test-*.parquet`` (or ``validation-*`` or ``val-*`` if there
-is no test). Labels are read at once. Images are read one row group at a time, and only selected
-rows are decoded.
+A folder holds the shards of each split as ``train-*.parquet``, as ``train.parquet`` or in a folder
+``train/``; or one folder in it does so, such as the hub's ``data/`` and ``default/``. Labels are
+read at once. Images are read one row group at a time, and only selected rows are decoded.
 """
 
 import json
@@ -17,11 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from smallbatch.config.dataset import MEGAPIXELS
+from smallbatch.data.choice import choose, has_training
+from smallbatch.data.files import composed, visible
 from smallbatch.data.images import Encoded, decode_all
 from smallbatch.data.split import Images, Labels, Rows, Source, Split
+from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 
-TEST_PREFIXES = ("test", "validation", "val")
+_SHARD = re.compile(r"([A-Za-z]\w*?)(?:-.*|[_.]?\d+(?:_of_\d+)?)?\.parquet")  # group: the split
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
 
 
@@ -35,7 +39,13 @@ class _Shard:
 
 
 def open_parquet(
-    folder: Path, image_column: str, label_column: str, image_size: int | None
+    folder: Path,
+    image_column: str,
+    label_column: str,
+    image_size: int | None,
+    *,
+    test_split: str | None = None,
+    max_megapixels: int = MEGAPIXELS,
 ) -> Source:
     """Opens a folder of Parquet shards.
 
@@ -48,6 +58,8 @@ def open_parquet(
         image_column: Name of the image column.
         label_column: Name of the label column, of an integer type.
         image_size: Side of the square that images are resized to; None needs equal sizes.
+        test_split: The name of the test split; None: the first of the common names.
+        max_megapixels: Larger images are refused.
 
     Returns:
         The source; images are decoded when they are read.
@@ -58,24 +70,51 @@ def open_parquet(
     """
     if not folder.is_dir():
         raise UserError(f"dataset.path: found {folder}, which is not a folder; allowed: a folder")
-    splits = [
-        [_open_shard(path, image_column, label_column) for path in _find(folder, prefixes)]
-        for prefixes in (("train",), TEST_PREFIXES)
-    ]
+    try:
+        found = _find(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot read it ({error.strerror})") from error
+    choice = choose(folder, list(found), test_split)
+    train, test = found[choice.train], found[choice.test]
+    for paths in (train, test):
+        _check_complete(paths)
+    splits = [[_open_shard(path, image_column, label_column) for path in paths]
+              for paths in (train, test)]  # fmt: skip
     classes = _class_names([shard for shards in splits for shard in shards], label_column)
-    train, test = (_split(shards, len(classes), image_column, image_size) for shards in splits)
-    return Source(classes, train, test)
+    _check_labels(splits[0], len(classes), ())
+    _check_labels(splits[1], len(classes), choice.others)
+    read = (_split(shards, image_column, image_size, max_megapixels) for shards in splits)
+    return Source(classes, *read, note=choice.note)
 
 
-def _find(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
-    """The shards of a split in order, checked against names such as train-00000-of-00002."""
-    for prefix in prefixes:
-        paths = sorted(folder.glob(f"{prefix}-*.parquet"))
-        if paths:
-            _check_complete(paths)
-            return paths
-    wanted = " or ".join(f"{prefix}-*.parquet" for prefix in prefixes)
-    raise UserError(f"{folder}: found no {wanted}; allowed: a folder with train and test shards")
+def _find(folder: Path) -> dict[str, list[Path]]:
+    """The shards of each split in order; those of the one folder inside, if only that has some."""
+    found = _splits_in(folder)
+    if has_training(list(found)):
+        return found
+    inside = {
+        Path(each.path): _splits_in(Path(each.path)) for each in visible(folder) if each.is_dir()
+    }
+    whole = {path: splits for path, splits in inside.items() if has_training(list(splits))}
+    if len(whole) > 1:
+        raise UserError(
+            f"dataset.path: found {folder}, which has {len(whole)} data sets; "
+            f"allowed: one of {', '.join(str(path) for path in whole)}"
+        )
+    return next(iter(whole.values()), found)
+
+
+def _splits_in(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for entry in visible(folder):
+        path = Path(entry.path)
+        if entry.is_dir():
+            inside = [Path(each.path) for each in visible(path) if each.name.endswith(".parquet")]
+            if inside:
+                found.setdefault(entry.name, []).extend(inside)
+        elif match := _SHARD.fullmatch(entry.name):
+            found.setdefault(match[1], []).append(path)
+    return found
 
 
 def _check_complete(paths: list[Path]) -> None:
@@ -103,8 +142,13 @@ def _reading(path: Path) -> Generator[None, None, None]:
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from error
 
 
+def _parquet(path: Path) -> pq.ParquetFile:
+    check_regular(path)
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
 def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
-    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with _reading(path), _parquet(path) as file:
         schema = file.schema_arrow
         for key, column in (("image_column", image_column), ("label_column", label_column)):
             if schema.names.count(column) != 1:
@@ -127,11 +171,21 @@ def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
     if pa.types.is_struct(found):
         index = found.get_field_index("bytes")
         inner = found.field(index).type if index >= 0 else found
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+    if _without_view(inner) not in (pa.binary(), pa.large_binary()):
         raise UserError(
             f"{path}: column {name!r} has type {found}; "
             "allowed: binary, or struct<bytes: binary, path: string>"
         )
+
+
+def _without_view(found: pa.DataType) -> pa.DataType:
+    """The type, or one of the same values from which rows can be taken."""
+    if pa.types.is_struct(found):
+        fields = [found.field(index) for index in range(found.num_fields)]
+        return pa.struct([field.with_type(_without_view(field.type)) for field in fields])
+    if pa.types.is_binary_view(found):
+        return pa.large_binary()
+    return pa.large_string() if pa.types.is_string_view(found) else found
 
 
 def _stated_classes(
@@ -148,7 +202,7 @@ def _stated_classes(
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: the class names in its schema metadata are not a list of text")
-    return tuple(names)
+    return tuple(composed(name) for name in names)
 
 
 def _labels(path: Path, name: str, column: pa.ChunkedArray) -> Labels:
@@ -182,21 +236,29 @@ def _class_names(shards: list[_Shard], label_column: str) -> tuple[str, ...]:
     return tuple(str(label) for label in present)
 
 
-def _split(shards: list[_Shard], classes: int, image_column: str, image_size: int | None) -> Split:
+def _check_labels(shards: list[_Shard], classes: int, others: tuple[str, ...]) -> None:
+    """Refuses labels that are no classes, as of a test split whose labels are withheld."""
     for shard in shards:
         outside = (shard.labels < 0) | (shard.labels >= classes)
         if outside.any():
             row = int(np.argmax(outside))
+            option = f", or dataset.test_split: {' or '.join(others)}" if others else ""
             raise UserError(
                 f"{shard.path}, row {row}: found label {shard.labels[row]}; "
-                f"allowed: 0 to {classes - 1}"
+                f"allowed: 0 to {classes - 1}{option}"
             )
 
-    def read(rows: Rows) -> Images:
-        return decode_all(_encoded(shards, rows, image_column), len(rows), image_size)
 
-    where = f"{shards[0].path.parent}/{shards[0].path.name.split('-')[0]}-*.parquet"
-    return Split(where, np.concatenate([shard.labels for shard in shards]), read)
+def _split(
+    shards: list[_Shard], image_column: str, image_size: int | None, max_megapixels: int
+) -> Split:
+    def read(rows: Rows) -> Images:
+        encoded = _encoded(shards, rows, image_column)
+        return decode_all(encoded, len(rows), image_size, max_megapixels)
+
+    first = shards[0].path
+    where = first if len(shards) == 1 else f"{first} and {len(shards) - 1} more"
+    return Split(str(where), np.concatenate([shard.labels for shard in shards]), read)
 
 
 def _encoded(shards: list[_Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:
@@ -211,13 +273,14 @@ def _encoded(shards: list[_Shard], rows: Rows, image_column: str) -> Iterator[En
 
 
 def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
-    with _reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with _reading(path), _parquet(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             inside = rows[(rows >= start) & (rows < end)]
             if len(inside):
                 column = file.read_row_group(group, columns=[image_column])[image_column]
+                column = column.cast(_without_view(column.type))
                 values = column.take(pa.array(inside - start))
                 for row, (content, name) in zip(inside, _contents(values), strict=True):
                     yield _one(path, int(row), content, name)

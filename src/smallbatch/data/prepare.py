@@ -1,5 +1,7 @@
 """Prepares a data set: from a configuration to ``data/prepared/<dataset>``."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,17 @@ from smallbatch.data.selection import (
 )
 from smallbatch.data.sources import open_source
 from smallbatch.data.split import Arrays, Images, Labels, Rows, Source, Split
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, first_line
+
+_COUNTED = 2**20  # pixels
 
 
-def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
+def prepare(
+    config: DatasetConfig,
+    root: Path = Path("data"),
+    *,
+    say: Callable[[str], object] = lambda _: None,
+) -> Meta:
     """Prepares a data set: selects, decodes and resizes its images and describes them.
 
     The training images are first cut to ``subset``, then ``validation_fraction`` of them become
@@ -28,6 +37,7 @@ def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
     Args:
         config: The data set's configuration.
         root: The data folder; writes ``root/prepared/<name>``.
+        say: Takes a line for the user, such as which of several splits are used.
 
     Returns:
         The description that was written as ``meta.json``.
@@ -35,8 +45,17 @@ def prepare(config: DatasetConfig, root: Path = Path("data")) -> Meta:
     Raises:
         UserError: The source or an option is wrong; nothing has been written or replaced.
     """
-    dataset = assemble(config, open_source(config, root))
-    write_prepared(dataset, root / "prepared" / config.name)
+    source = open_source(config, root)
+    if source.note is not None:
+        say(source.note)
+    try:
+        dataset = assemble(config, source)
+        write_prepared(dataset, root / "prepared" / config.name)
+    except MemoryError as error:
+        raise UserError(
+            f"dataset: not enough memory to prepare {config.name} ({first_line(error)}); "
+            "allowed: a smaller image_size, subset or test_subset"
+        ) from error
     return dataset.meta
 
 
@@ -68,7 +87,8 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
         Means (C,) and standard deviations (C,), float64.
     """
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for chunk in np.array_split(images, range(1024, len(images), 1024)):
+    many = max(1, _COUNTED // images[0, 0].size)  # at once: bincount makes 8 bytes of each pixel
+    for chunk in np.array_split(images, range(many, len(images), many)):
         for channel in range(images.shape[1]):
             counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
     values = np.arange(256)
@@ -87,9 +107,9 @@ def _check_classes(source: Source) -> None:
     for name in source.classes:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise UserError(f"{source.train.where}: class {name!r}; allowed: valid Unicode names")
-    repeated = [name for name in source.classes if source.classes.count(name) > 1]
-    if repeated:
-        raise UserError(f"{source.train.where}: two classes are called {repeated[0]!r}")
+    name, times = Counter(source.classes).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{source.train.where}: two classes are called {name!r}")
     for split in (source.train, source.test):
         name = _missing_class(split.labels, source.classes)
         if name is not None:
@@ -151,7 +171,7 @@ def _read(
     channels = max(pool.shape[1], test_images.shape[1])
     pool, test_images = with_channels(pool, channels), with_channels(test_images, channels)
     arrays: Arrays = {
-        "train_images": pool[np.searchsorted(rows, train)],
+        "train_images": pool[np.searchsorted(rows, train)] if len(validation) else pool,
         "train_labels": source.train.labels[train],
         "test_images": test_images,
         "test_labels": source.test.labels[test],

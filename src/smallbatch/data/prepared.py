@@ -12,7 +12,7 @@ import numpy as np
 
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
-from smallbatch.durable import sync_folder
+from smallbatch.durable import check_regular, sync_folder
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -141,6 +141,7 @@ def load_meta(directory: Path) -> Meta:
 
     path = directory / "meta.json"
     try:
+        check_regular(path)
         meta = TypeAdapter(Meta).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError as error:
         raise UserError(
@@ -159,6 +160,7 @@ def load_meta(directory: Path) -> Meta:
 
 def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     try:
+        check_regular(path)
         # Memory-mapped first: a damaged header that claims terabytes then allocates nothing.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -172,7 +174,12 @@ def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
         raise UserError(
             f"{path}: found {array.dtype} {array.shape}; meta.json says {dtype} {shape}"
         )
-    return np.array(array)
+    try:
+        return np.array(array)
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: its {array.nbytes / 2**30:.2f} GiB need more memory than there is"
+        ) from error
 
 
 def _write_files(dataset: Dataset, directory: Path) -> None:

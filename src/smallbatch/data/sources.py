@@ -12,6 +12,12 @@ from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
 
 DIGITS_TEST_IMAGES = 360
+_OPTIONS = {  # that not all sources have
+    "image_column": ("parquet",),
+    "label_column": ("parquet",),
+    "test_split": ("parquet", "image_folder"),
+    "max_megapixels": ("parquet", "image_folder"),
+}
 
 
 def open_source(config: DatasetConfig, root: Path) -> Source:
@@ -34,14 +40,32 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
     if config.source == "parquet":
         from smallbatch.data.parquet import open_parquet
 
-        return open_parquet(path, config.image_column, config.label_column, config.image_size)
+        return open_parquet(
+            path, config.image_column, config.label_column, config.image_size,
+            test_split=config.test_split, max_megapixels=config.max_megapixels,
+        )  # fmt: skip
     if config.source == "image_folder":
         from smallbatch.data.image_folder import open_image_folder
 
-        return open_image_folder(path, config.image_size)
+        return open_image_folder(
+            path, config.image_size,
+            test_split=config.test_split, max_megapixels=config.max_megapixels,
+        )  # fmt: skip
     from smallbatch.data.cifar import open_cifar
 
     return open_cifar(config.source, path, config.image_size)
+
+
+def source_files(config: DatasetConfig, root: Path) -> Path | None:
+    """The folder with all files of a source, which may be absent; None: there are none.
+
+    Raises:
+        UserError: It is in the home of a user who does not exist.
+    """
+    if config.source == "digits":
+        return None
+    extracted = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+    return _path(config, root) / extracted.get(config.source, "")
 
 
 def _path(config: DatasetConfig, root: Path) -> Path:
@@ -63,12 +87,12 @@ def _check_options(config: DatasetConfig) -> None:
         raise UserError(
             f"dataset.path: missing; allowed with source {config.source}: the folder of the images"
         )
-    for key in ("image_column", "label_column"):
+    for key, sources in _OPTIONS.items():
         value = getattr(config, key)
-        if config.source != "parquet" and value != DatasetConfig.model_fields[key].default:
+        if config.source not in sources and value != DatasetConfig.model_fields[key].default:
             raise UserError(
                 f"dataset.{key}: found {value!r} with source {config.source}; "
-                "allowed: with source parquet only"
+                f"allowed: with source {' or '.join(sources)} only"
             )
 
 

@@ -33,8 +33,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A classified image data set: its class names in label order and its two splits."""
+    """A classified image data set: its class names in label order and its two splits.
+
+    ``note`` is a line for the user that says which splits of several these are.
+    """
 
     classes: tuple[str, ...]
     train: Split
     test: Split
+    note: str | None = None

@@ -279,13 +279,13 @@ def initial_model(run: Run, data: Resident) -> nn.Module:
     """
     # Layers that draw random numbers, such as dropout in a timm model, also use the run's seed.
     torch.manual_seed(run.seed)
-    _, channels, height, _ = data.train.images.shape
+    _, channels, height, width = data.train.images.shape
     return build_model(
         run.settings.model,
         run.settings.norm,
         num_classes=data.classes,
         in_chans=channels,
-        image_size=height,
+        image_size=(height, width),
         seed=run.seed,
         batch_size=run.batch_size,
         bn_batch_size=run.settings.bn_batch_size,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smallbatch.data.prepared import Dataset
+from smallbatch.errors import UserError
 from smallbatch.protocol.stream import PAD, Examples
 
 
@@ -70,7 +71,27 @@ class Resident:
 def load_resident(
     data: Dataset, *, augment: bool, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Resident:
-    """Put a prepared data set on ``device``, normalised by the training set's mean and std."""
+    """Put a prepared data set on ``device``, normalised by the training set's mean and std.
+
+    Raises:
+        UserError: The device has not enough memory.
+    """
+    try:
+        return _load(data, augment, device, dtype)
+    except (MemoryError, RuntimeError) as error:
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not lacking and "DefaultCPUAllocator" not in str(error):
+            raise
+        meta = data.meta
+        pixels = meta.channels * meta.height * meta.width * sum(meta.counts.values())
+        raise UserError(
+            f"{meta.name}: its images need {pixels * dtype.itemsize / 2**30:.2f} GiB of memory on "
+            f"{device}, more than there is; allowed: a smaller dataset.image_size, subset or "
+            "test_subset"
+        ) from error
+
+
+def _load(data: Dataset, augment: bool, device: torch.device, dtype: torch.dtype) -> Resident:
     mean = np.asarray(data.meta.mean, dtype=np.float64)[:, None, None]
     std = np.asarray(data.meta.std, dtype=np.float64)[:, None, None]
     std = np.where(std > 0, std, 1.0)  # a constant channel would otherwise be divided by 0

@@ -19,7 +19,7 @@ def build_model(
     *,
     num_classes: int,
     in_chans: int,
-    image_size: int,
+    image_size: int | tuple[int, int],
     seed: int,
     batch_size: int,
     bn_batch_size: int | None = None,
@@ -38,7 +38,7 @@ def build_model(
         norm: `none`, `batch`, `batch_conv` (alexnet only), `ghost` or `group`.
         num_classes: Outputs.
         in_chans: Channels of the images.
-        image_size: Height and width of the images.
+        image_size: Height and width of the images; one number for squares.
         seed: Seed of the initial weights.
         batch_size: Examples per weight update (m), which sets the running statistics' momentum.
         bn_batch_size: Examples per sub-batch of ghost batch norm, 2 to `batch_size`.
@@ -48,6 +48,7 @@ def build_model(
     """
     validate_model(model, norm, batch_size=batch_size, bn_batch_size=bn_batch_size)
     name = registered_name(model)
+    side = (image_size, image_size) if isinstance(image_size, int) else image_size
     shape: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans}
     momentum = bn_momentum(batch_size)
     with torch.random.fork_rng(devices=[]):
@@ -56,18 +57,18 @@ def build_model(
         if name in PAPER_MODELS:
             shape |= {"norm": norm, "bn_batch_size": bn_batch_size, "bn_momentum": momentum}
             if name == "smallbatch_alexnet":
-                shape["img_size"] = image_size
+                shape["img_size"] = side
             built = PAPER_MODELS[name](**shape)
             he_initialise(built, torch.Generator().manual_seed(seed))
             return built
-        built = _build_timm(name, image_size, shape)
+        built = _build_timm(name, side, shape)
     _apply_norm(built, name, norm, bn_batch_size)
     for layer in batch_norms(built):
         layer.momentum = momentum
     return built
 
 
-def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
+def _build_timm(name: str, side: tuple[int, int], shape: dict[str, Any]) -> nn.Module:
     """Build one of timm's own models and try it on a blank image.
 
     Raises:
@@ -77,18 +78,20 @@ def _build_timm(name: str, image_size: int, shape: dict[str, Any]) -> nn.Module:
 
     try:
         try:
-            built = timm.create_model(name, img_size=image_size, **shape)
+            # Some models take one number only.
+            size = side[0] if side[0] == side[1] else side
+            built = timm.create_model(name, img_size=size, **shape)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
             built = timm.create_model(name, **shape)
         with torch.no_grad():
-            built.eval()(torch.zeros(1, shape["in_chans"], image_size, image_size))
+            built.eval()(torch.zeros(1, shape["in_chans"], *side))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"model: timm's {name!r} does not take images of "
-            f"{shape['in_chans']}×{image_size}×{image_size} (channels × height × width): {reason}"
+            f"{shape['in_chans']}×{side[0]}×{side[1]} (channels × height × width): {reason}"
         ) from error
     return built.train()
 

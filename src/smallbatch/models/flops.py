@@ -11,7 +11,7 @@ from smallbatch.models.alexnet import AlexNet
 from smallbatch.models.resnet import ResNet
 
 
-def forward_flops(model: nn.Module, channels: int, size: int) -> int:
+def forward_flops(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Operations of one image's forward pass.
 
     Only convolutions and matrix products are counted, as two operations for each multiply-add.
@@ -19,13 +19,12 @@ def forward_flops(model: nn.Module, channels: int, size: int) -> int:
 
     Args:
         model: Any plain model.
-        channels: The channels of an image.
-        size: The height and width of an image in pixels.
+        image: Channels, height and width in pixels.
     """
     training = model.training
     model.eval()
     with torch.no_grad():
-        flops = _count(model, torch.zeros(1, channels, size, size))
+        flops = _count(model, torch.zeros(1, *image))
     model.train(training)
     return flops
 

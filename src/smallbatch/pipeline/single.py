@@ -14,10 +14,13 @@ from smallbatch.config.params import (
     parse_dataset,
     parse_study,
 )
+from smallbatch.durable import write
 from smallbatch.errors import UserError
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smallbatch.protocol.column import Column
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -36,6 +39,7 @@ def single_run(
     seed: int,
     device: str,
     time_limit: float | None = None,
+    say: Callable[[str], object] = lambda _: None,
 ) -> str:
     """Train one run outside the pipeline and return its results as a line of text.
 
@@ -48,6 +52,7 @@ def single_run(
         seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds after which to stop, with all progress kept.
+        say: Takes a line for the user: which images are used, where that is not plain.
 
     Raises:
         UserError: A setting is wrong, or the data set is unknown.
@@ -64,7 +69,8 @@ def single_run(
     name = f"{study.model}-{study.norm}".lower()
 
     def plan() -> Column:
-        data = load_prepared(_prepared_for_itself(_dataset_config(params_file, dataset)))
+        config = _dataset_config(params_file, dataset, say)
+        data = load_prepared(_prepared_for_itself(config, say))
         return plan_column(
             name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
         )
@@ -86,23 +92,51 @@ def single_run(
     )
 
 
-def _prepared_for_itself(config: DatasetConfig) -> Path:
-    """Prepare a data set for single runs, once per configuration, apart from the pipeline's."""
+def _prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> Path:
+    """Prepare a data set for single runs, apart from the pipeline's.
+
+    That is done once per configuration, and again when the source's files have changed.
+    """
     from smallbatch.data.prepare import prepare
+    from smallbatch.data.sources import source_files
 
     if config.path is None and config.source in ("cifar10", "cifar100"):
         config = config.model_copy(update={"path": f"data/raw/{config.source}"})
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-    directory = SINGLE_RUNS_DATA / digest / "prepared" / config.name
-    if not directory.exists():
-        prepare(config, SINGLE_RUNS_DATA / digest)
+    folder = SINGLE_RUNS_DATA / digest
+    directory, note = folder / "prepared" / config.name, folder / "listing"
+    files = source_files(config, Path("data"))
+    # Looked at before the images are read: if they change meanwhile, the next run sees it.
+    listed = _listing(files)
+    if directory.exists():
+        if listed is None:
+            say(f"{files}: not there; the run uses the images as they were prepared in {directory}")
+            return directory
+        if note.exists() and note.read_text() == listed:
+            return directory
+        say(f"{files}: changed since {directory} was prepared from it, which is done again")
+    prepare(config, folder, say=say)
+    write(note, (listed or _listing(files) or "").encode())
     return directory
 
 
-def _dataset_config(params_file: Path, dataset: str) -> DatasetConfig:
+def _listing(files: Path | None) -> str | None:
+    """The digest of a source's files; None: they are not there."""
+    from smallbatch.data.files import listing
+
+    if files is None:
+        return "none"
+    return listing(files) if files.is_dir() else None
+
+
+def _dataset_config(params_file: Path, dataset: str, say: Callable[[str], object]) -> DatasetConfig:
     default = params_file == DEFAULT_PARAMS
     params = None if default and not params_file.exists() else load_params(params_file)
     if params is not None and params.dataset.name == dataset:
+        if dataset in BUILT_IN:
+            own = params.dataset.model_dump(exclude_defaults=True, exclude={"name"})
+            settings = ", ".join(f"{key}: {value}" for key, value in own.items())
+            say(f"--dataset {dataset}: that of {params_file}, {{{settings}}}")
         return params.dataset
     if dataset in BUILT_IN:
         return parse_dataset({"name": dataset, "source": dataset}, "run")

@@ -115,7 +115,8 @@ def workload_of(column: Column, compute: ComputeConfig) -> Workload:
         augment=run.settings.augment,
         precision=run.settings.precision,
         channels=meta.channels,
-        size=meta.height,
+        height=meta.height,
+        width=meta.width,
         classes=len(meta.classes),
         batch_size=run.batch_size,
         lanes=len(column.runs),
@@ -134,7 +135,7 @@ def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
     from smallbatch.engines.resident import load_resident
 
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
-    run, image = column.runs[0], (workload.channels, workload.size, workload.size)
+    run, image = column.runs[0], workload.image
     lanes = lanes_of_a_vector(initial_model(run, data), workload.batch_size, image)
     needed = workload.workers * lanes * lane_bytes(run, data)
     return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
@@ -163,7 +164,8 @@ def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool =
     def try_vmap() -> bool:
         settings = run.settings
         return _vmap_works(
-            settings.model, settings.norm, len(meta.classes), meta.channels, meta.height,
+            settings.model, settings.norm, len(meta.classes),
+            (meta.channels, meta.height, meta.width),
             run.batch_size, settings.bn_batch_size,
         )  # fmt: skip
 
@@ -191,8 +193,7 @@ def _vmap_works(
     model: str,
     norm: str,
     classes: int,
-    channels: int,
-    size: int,
+    image: tuple[int, int, int],
     batch_size: int,
     bn_batch_size: int | None,
 ) -> bool:
@@ -205,10 +206,10 @@ def _vmap_works(
     from smallbatch.models import build_model
 
     built = build_model(
-        model, norm, num_classes=classes, in_chans=channels, image_size=size, seed=0,
+        model, norm, num_classes=classes, in_chans=image[0], image_size=image[1:], seed=0,
         batch_size=batch_size, bn_batch_size=bn_batch_size,
     )  # fmt: skip
-    return _in_a_child(lambda: vmap_works(built, channels, size, batch_size))
+    return _in_a_child(lambda: vmap_works(built, image, batch_size))
 
 
 def _in_a_child(call: Callable[[], bool]) -> bool:

@@ -27,7 +27,8 @@ class Workload:
         augment: Whether images are cropped and flipped.
         precision: The precision of the arithmetic.
         channels: The channels of an image.
-        size: The height and width of an image in pixels.
+        height: The height of an image in pixels.
+        width: The width of an image in pixels.
         classes: The number of classes.
         batch_size: m.
         lanes: The number of runs of the column.
@@ -41,12 +42,18 @@ class Workload:
     augment: bool
     precision: str
     channels: int
-    size: int
+    height: int
+    width: int
     classes: int
     batch_size: int
     lanes: int
     device: str
     workers: int
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The channels, height and width of an image."""
+        return self.channels, self.height, self.width
 
     @property
     def key(self) -> str:
@@ -55,8 +62,8 @@ class Workload:
         augment = "augmented " if self.augment else ""
         return (
             f"{self.model} {norm} {self.precision} {augment}"
-            f"{self.channels}x{self.size}x{self.size} {self.classes} classes m={self.batch_size} "
-            f"{self.lanes} lanes {self.device} {self.workers} workers"
+            f"{self.channels}x{self.height}x{self.width} {self.classes} classes "
+            f"m={self.batch_size} {self.lanes} lanes {self.device} {self.workers} workers"
         )
 
     def at(self, batch_size: int) -> Workload:
@@ -110,21 +117,19 @@ def training_flops_of(workload: Workload) -> int:
         workload.norm,
         num_classes=workload.classes,
         in_chans=workload.channels,
-        image_size=workload.size,
+        image_size=(workload.height, workload.width),
         seed=0,
         batch_size=max(2, workload.batch_size),
         bn_batch_size=workload.bn_batch_size,
     )
-    return training_flops(forward_flops(model, workload.channels, workload.size))
+    return training_flops(forward_flops(model, workload.image))
 
 
 def noise(workload: Workload, count: int) -> Dataset:
     """Random images in a workload's shape; the content of an image does not change its cost."""
     rng = np.random.default_rng(0)
     total = count + TEST_IMAGES
-    images = rng.integers(
-        0, 256, (total, workload.channels, workload.size, workload.size), dtype=np.uint8
-    )
+    images = rng.integers(0, 256, (total, *workload.image), dtype=np.uint8)
     labels = rng.integers(0, workload.classes, total)
     return as_dataset(images, labels, workload.classes)
 

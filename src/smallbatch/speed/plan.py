@@ -297,7 +297,7 @@ def _memory(column: Column, workload: Workload, params: Params, placement: Place
         budget = memory_of(params.compute) or int(MEMORY_SHARE * free_memory())
         live = min(workload.lanes, max(workload.workers, budget // lane))
         live = min(live, (placement.method.lanes or live) * workload.workers)
-    image = 4 * workload.channels * workload.size**2
+    image = 4 * math.prod(workload.image)
     return live * lane + sum(column.dataset.meta.counts.values()) * image
 
 

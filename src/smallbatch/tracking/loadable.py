@@ -36,7 +36,7 @@ class LoadableModel:
             facts["norm"],
             num_classes=len(self.classes),
             in_chans=facts["channels"],
-            image_size=facts["height"],
+            image_size=(facts["height"], facts["width"]),
             seed=0,
             batch_size=facts["batch_size"],
             bn_batch_size=facts["bn_batch_size"],

@@ -57,7 +57,9 @@ def study(model: str = "resnet8", norm: str = "none", **changes: Any) -> StudyCo
     return StudyConfig(**(settings | changes))
 
 
-def noise_data(n: int, *, size: int = 8, augment: bool = False, dtype: Any) -> Resident:
+def noise_data(
+    n: int, *, size: int | tuple[int, int] = 8, augment: bool = False, dtype: Any
+) -> Resident:
     data = make_dataset(n=n, test=20, size=size)
     return load_resident(data, augment=augment, device=CPU, dtype=dtype)
 
@@ -156,6 +158,21 @@ def test_fifty_updates_equal_the_loop_in_float64(
     for run, result in zip(runs, results, strict=True):
         assert result.rows[-1]["updates"] == 50
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.parametrize(
+    ("model", "norm", "size"),
+    [("resnet8", "batch", (12, 20)), ("alexnet", "none", (20, 12)), ("alexnet", "none", (5, 14))],
+)
+def test_images_need_not_be_squares(
+    model: str, norm: str, size: tuple[int, int], by_torch: bool
+) -> None:
+    """Tiles and poolings end at other places in each direction."""
+    data = noise_data(16, size=size, augment=True, dtype=PRECISE)
+    [run] = grid(study(model, norm, epochs=1, augment=True), 8, [2.0**-9], seeds=1)
+    [result] = stacked.train_lanes([run], data, dtype=PRECISE, by_torch=by_torch)
+    assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
 
 
 PARTS = [
@@ -337,9 +354,14 @@ def test_captured_epochs_end_lanes_as_single_steps_do(
     assert (len(captures) > 1) == (worth < 1)
 
 
-@pytest.mark.parametrize("model", ["test_resnet", "test_efficientnet"])
-def test_other_models_under_vmap_equal_the_loop_in_float64(model: str) -> None:
-    data = noise_data(16, size=32, dtype=PRECISE)
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("test_resnet", 32), ("test_resnet", (24, 40)), ("test_efficientnet", 32)],
+)
+def test_other_models_under_vmap_equal_the_loop_in_float64(
+    model: str, size: int | tuple[int, int]
+) -> None:
+    data = noise_data(16, size=size, dtype=PRECISE)
     runs = grid(study(model, "batch", epochs=1), 4, [2.0**-8])
     for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=PRECISE), strict=True):
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-9)

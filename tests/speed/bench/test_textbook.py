@@ -27,7 +27,7 @@ def options(**changes: Any) -> argparse.Namespace:
 
 @pytest.mark.parametrize("model", COUNTS)
 def test_timms_parts_make_the_papers_models(model: str) -> None:
-    built = textbook.build(options(model=model), 3, 32, 10)
+    built = textbook.build(options(model=model), 3, (32, 32), 10)
     assert sum(p.numel() for p in built.parameters()) == COUNTS[model]
 
 
@@ -36,7 +36,7 @@ def test_its_resnet_computes_what_the_packages_does() -> None:
     ours = build_model(
         "resnet8", "batch", num_classes=10, in_chans=3, image_size=32, seed=3, batch_size=4
     )
-    theirs = textbook.build(options(), 3, 32, 10)
+    theirs = textbook.build(options(), 3, (32, 32), 10)
     mine, other = list(ours.parameters()), list(theirs.parameters())
     with torch.no_grad():
         for to, value in zip(other, mine, strict=True):

@@ -79,7 +79,7 @@ def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
     base = medians.get("textbook")
     return {
         "dataset": group[0].pictures.name,
-        "image": [workload.channels, workload.size, workload.size],
+        "image": list(workload.image),
         "batch_size": workload.batch_size,
         "flops_per_image": flops,
         "engines": {

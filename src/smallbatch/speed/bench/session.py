@@ -64,14 +64,16 @@ class Bench:
 
     def workload(self, pictures: Pictures, batch_size: int) -> Workload:
         """The workload of a data set at a batch size."""
+        channels, height, width = pictures.images.shape[1:]
         return Workload(
             model=self.model,
             norm=self.norm,
             bn_batch_size=self.bn_batch_size,
             augment=self.augment,
             precision="float32",
-            channels=pictures.images.shape[1],
-            size=pictures.images.shape[2],
+            channels=channels,
+            height=height,
+            width=width,
             classes=pictures.classes,
             batch_size=batch_size,
             lanes=self.lanes,

@@ -52,7 +52,9 @@ def cifar_resnet(blocks: int, norm_layer: Any, in_chans: int, classes: int) -> n
     return model
 
 
-def build(options: argparse.Namespace, in_chans: int, size: int, classes: int) -> nn.Module:
+def build(
+    options: argparse.Namespace, in_chans: int, side: tuple[int, int], classes: int
+) -> nn.Module:
     """The model, from timm's parts if possible, otherwise as this package builds it."""
     layers: dict[str, Any] = {"batch": nn.BatchNorm2d, "none": nn.Identity}
     if options.model in DEPTHS and options.norm in layers:
@@ -60,7 +62,7 @@ def build(options: argparse.Namespace, in_chans: int, size: int, classes: int) -
     from smallbatch.models import build_model
 
     return build_model(
-        options.model, options.norm, num_classes=classes, in_chans=in_chans, image_size=size,
+        options.model, options.norm, num_classes=classes, in_chans=in_chans, image_size=side,
         seed=0, batch_size=options.batch_size, bn_batch_size=options.bn_batch_size,
     )  # fmt: skip
 
@@ -82,7 +84,7 @@ def make_loader(arrays: Any, options: argparse.Namespace) -> DataLoader[Any]:
     """Batches, in a new order every epoch."""
     images, labels = arrays["images"], arrays["labels"]
     pixels = images[:4096].reshape(-1, images.shape[-1]) / 255
-    augment = [v2.RandomCrop(images.shape[1], padding=4), v2.RandomHorizontalFlip()]
+    augment = [v2.RandomCrop(images.shape[1:3], padding=4), v2.RandomHorizontalFlip()]
     transform = v2.Compose(
         [
             v2.ToImage(),
@@ -161,9 +163,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     arrays = np.load(options.data)
-    _, size, _, channels = arrays["images"].shape
+    _, height, width, channels = arrays["images"].shape
     classes = int(arrays["labels"].max()) + 1
-    model = build(options, channels, size, classes)
+    model = build(options, channels, (height, width), classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result = train(model, make_loader(arrays, options), options)
     json.dump(result | {"parameters": parameters, "threads": torch.get_num_threads()}, sys.stdout)

@@ -15,8 +15,10 @@ from tests.noise import make_dataset
 
 
 @pytest.mark.parametrize("augment", [True, False])
-@pytest.mark.parametrize("size", [5, 33])
-def test_images_and_labels_are_torchs_bit_for_bit(augment: bool, size: int) -> None:
+@pytest.mark.parametrize("size", [5, 33, (4, 9)])
+def test_images_and_labels_are_torchs_bit_for_bit(
+    augment: bool, size: int | tuple[int, int]
+) -> None:
     data = load_resident(make_dataset(n=9, size=size), augment=augment, device=DEVICE)
     runs = [Run(study(augment=augment), "f", 4, lr, seed) for seed in (0, 1) for lr in (0.1, 0.2)]
     mine, theirs = (Tables(runs, data, torch.float32, fused) for fused in (True, False))

@@ -38,7 +38,7 @@ def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convs, "PARTS", 2)
 
 
-def data_of(n: int, size: int, device: torch.device = DEVICE) -> Resident:
+def data_of(n: int, size: int | tuple[int, int], device: torch.device = DEVICE) -> Resident:
     """Not cropped, which would leave most images this small black; two test images."""
     data = load_resident(make_dataset(n=n, test=2, size=size), augment=False, device=device)
     return dataclasses.replace(data, test=Split(data.test.images[:2], data.test.labels[:2]))
@@ -61,13 +61,15 @@ def train(runs: list[Run], data: Resident) -> list[RunResult]:
         ("resnet8", "ghost", 9, 9, 3, [0]),
         ("resnet8", "group", 3, 3, 3, [0]),
         ("alexnet", "none", 3, 3, 4, [0]),
+        ("alexnet", "none", 3, 3, (2, 5), [0]),
         # Batch norm of FC layers over few examples amplifies rounding; of this seed it does not.
         ("alexnet", "batch", 12, 12, 2, [1]),
     ],
 )
 def test_steps_equal_the_loop(
     monkeypatch: pytest.MonkeyPatch,
-    model: str, norm: str, m: int, n: int, size: int, seeds: list[int],
+    model: str, norm: str, m: int, n: int, size: int | tuple[int, int],
+    seeds: list[int],
 ) -> None:  # fmt: skip
     """One update or two, with batch norm in stretches; ghost batches of 5 and 4."""
     monkeypatch.setattr(norms, "WHOLE", 0)

@@ -47,7 +47,7 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
         1, 2, 4 or 8.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    uses = batch_size * forward_flops(model, image[0], image[1]) / 2 / parameters
+    uses = batch_size * forward_flops(model, image) / 2 / parameters
     bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
 
     def suits(parts: int) -> bool:

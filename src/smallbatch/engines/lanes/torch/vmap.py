@@ -68,15 +68,16 @@ def _quiet() -> Generator[None, None, None]:
         yield
 
 
-def vmap_works(model: nn.Module, channels: int, image_size: int, batch_size: int) -> bool:
+def vmap_works(model: nn.Module, image: tuple[int, int, int], batch_size: int) -> bool:
     """Whether a model can be computed under vmap; found by an update of two lanes.
 
+    ``image`` is channels, height and width.
     Models with random operations, as dropout, fail: their lanes would share random numbers.
     """
     try:
         lanes, pattern = stack_lanes([lambda: model] * 2, torch.device("cpu"), torch.float32, True)
         net = VmapNet(lanes, pattern)
-        images = torch.zeros(batch_size, channels, image_size, image_size)
+        images = torch.zeros(batch_size, *image)
         logits = net.forward(seen_by_all(images, 2), training=True)
         net.backward(torch.zeros_like(logits))
     except UserError:

@@ -1,0 +1,45 @@
+"""The settings of a data set."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
+
+# Names become names of folders and MLflow experiments, and must not lead out of their folder.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+MOST = 2**31 - 1  # of any count: more than can be trained, and safe in arithmetic
+MEGAPIXELS = 179  # of the largest image that is decoded, if params.yaml says nothing else
+
+
+class Strict(BaseModel):
+    """Settings as they are written, none but those that are known; they do not change."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetConfig(Strict):
+    """The source of the images, and which of them are used.
+
+    ``subset`` and ``test_subset`` are numbers of examples, balanced over the classes;
+    ``validation_fraction`` is the part of the remaining training examples that becomes the
+    validation split; ``image_size`` is in pixels (square), and a larger image than
+    ``max_megapixels`` is refused. ``test_split`` names the split of the source on which runs are
+    tested, where it has several. ``scale`` is a label: how far a profile was shrunk.
+    """
+
+    name: Name
+    source: Source
+    path: str | None = None
+    image_column: str = "img"
+    label_column: str = "label"
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    max_megapixels: Annotated[int, Field(ge=1, le=10_000)] = MEGAPIXELS
+    test_split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")] | None = None
+    subset: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    test_subset: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    scale: Name | None = None

@@ -1,0 +1,80 @@
+"""Which of a source's splits trains, and on which runs are tested."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from smallbatch.errors import UserError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "dev", "eval")  # the first is taken
+_NAMED = 10  # in a message: where someone names the folder of the classes, there may be thousands
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The splits that are used.
+
+    Attributes:
+        train: The name of the training split, as the source has it.
+        test: That of the test split.
+        others: The names of those that are not used.
+        note: A line that says so, if one might expect something else.
+    """
+
+    train: str
+    test: str
+    others: tuple[str, ...]
+    note: str | None
+
+
+def choose(where: Path, found: Sequence[str], test_split: str | None) -> Choice:
+    """Chooses by the common names, whatever their case.
+
+    Args:
+        where: The folder, for errors and the note.
+        found: The names of its splits.
+        test_split: The name that the configuration asks for.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    train = _first(found, TRAIN_NAMES)
+    if train is None:
+        raise UserError(
+            f"{where}: found {_join(found)}; allowed: a training split called {_join(TRAIN_NAMES)}"
+        )
+    rest = [name for name in found if name != train]
+    test = _first(rest, TEST_NAMES if test_split is None else (test_split,))
+    if test is None and test_split is not None:
+        raise UserError(f"dataset.test_split: found {test_split!r}; allowed here: {_join(rest)}")
+    if test is None:
+        raise UserError(
+            f"{where}: found {_join(found)}; allowed: a test split called {_join(TEST_NAMES)}, "
+            "or dataset.test_split"
+        )
+    others = tuple(name for name in rest if name != test)
+    note = None
+    if test_split is None and (others or test.lower() != TEST_NAMES[0]):
+        left_out = f"; {_join(others)} not used" if others else ""
+        note = f"{where}: runs train on {train} and are tested on {test}{left_out}"
+        note += " (dataset.test_split chooses)"
+    return Choice(train, test, others, note)
+
+
+def has_training(found: Sequence[str]) -> bool:
+    """Whether one of these names is that of a training split."""
+    return any(name.lower() in TRAIN_NAMES for name in found)
+
+
+def _first(found: Sequence[str], names: Sequence[str]) -> str | None:
+    for name in names:
+        same = [other for other in found if other.lower() == name.lower()]
+        if same:
+            return name if name in same else same[0]
+    return None
+
+
+def _join(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED]) or 'none'}{more}"

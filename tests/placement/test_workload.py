@@ -1,0 +1,36 @@
+"""What a workload says of its images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from smallbatch.config.params import ComputeConfig
+from smallbatch.placement.placement import _vmap_works, place, workload_of
+from smallbatch.placement.workload import Workload, noise, training_flops_of
+from smallbatch.protocol.column import plan_column
+from tests.engines.lanes.test_trainer import study
+from tests.noise import make_dataset
+
+WIDE = Workload("alexnet", "none", None, False, "float32", 3, 24, 40, 10, 4, 4, "cpu", 1)
+
+
+def test_images_need_not_be_squares() -> None:
+    data = make_dataset(n=12, test=4, size=(24, 40), channels=3)
+    column = plan_column(
+        "s", study("alexnet"), data, batch_size=4, base_lrs=[0.01, 0.02], seeds=[0]
+    )
+    compute = ComputeConfig(device="cpu", engine="stacked", workers=1)
+    found = workload_of(column, compute)
+    assert (found.image, found.key.split()[3]) == ((3, 24, 40), "3x24x40")
+    assert place(column, compute).engine == "stacked"
+
+
+def test_their_noise_and_operations_have_their_shape() -> None:
+    assert noise(WIDE, 2).train_images.shape == (2, 3, 24, 40)
+    high = dataclasses.replace(WIDE, height=40, width=24)
+    square = dataclasses.replace(WIDE, width=24)
+    assert training_flops_of(WIDE) == training_flops_of(high) > training_flops_of(square)
+
+
+def test_other_models_are_tried_on_such_images() -> None:
+    assert _vmap_works("test_resnet", "batch", 3, (3, 24, 40), 4, None)
