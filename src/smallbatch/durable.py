@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,22 +28,52 @@ class Damaged(ValueError):  # noqa: N818 - the state of a file
 def write(path: Path, data: bytes) -> None:
     """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
+    Several processes may write one file at once: it then has the bytes of the last.
+
     Raises:
         OSError: It cannot be written; an old file at ``path`` is unchanged, and no other is left.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with _temporary(path) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            Path(file.name).replace(path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # missing if the disk is full
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
+    """A new file beside another, ``NAME.RANDOM.part``, that this process alone has and locks.
+
+    First it removes those of killed processes, which are those that no process has locked. The file
+    itself is removed at the end, unless it was renamed.
+    """
+    ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.part")
+    for left in [part for part in path.parent.iterdir() if ours.fullmatch(part.name)]:
+        with suppress(OSError), left.open("rb") as file:  # gone, in use, or there are no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    file = _create(path)
+    try:
+        with file:
+            yield file
+    finally:
+        with suppress(OSError):
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _create(path: Path) -> IO[bytes]:
+    while True:
+        file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
+        with suppress(OSError):  # a file system without locks; what is left then stays
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process took it for left over before it was locked
 
 
 def sync_folder(folder: Path) -> None:
