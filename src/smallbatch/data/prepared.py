@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from smallbatch.data.scratch import scratch_folder
+from smallbatch.data.scratch import locked, scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
 from smallbatch.durable import sync_folder
 from smallbatch.errors import UserError
@@ -126,7 +126,8 @@ def write_prepared(dataset: Dataset, directory: Path) -> None:
     try:
         with scratch_folder(directory.parent, directory.name) as scratch:
             _write_files(dataset, scratch / "new")
-            _replace(scratch / "new", directory, aside=scratch / "old")
+            with locked(directory.parent):  # two processes may prepare one data set
+                _replace(scratch / "new", directory, aside=scratch / "old")
     except OSError as error:
         raise UserError(f"{directory}: cannot write it ({error.strerror or error})") from error
 

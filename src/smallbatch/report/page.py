@@ -268,7 +268,7 @@ def _remove_other_figures(directory: Path, sections: list[dict[str, Any]]) -> No
         drawn |= {picture.name for picture in pictures}
     for path in directory.iterdir():
         if path.suffix in _FIGURE_SUFFIXES and path.stem not in drawn:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another report may be at it
 
 
 def _template() -> jinja2.Template:
