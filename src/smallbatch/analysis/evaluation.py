@@ -142,13 +142,29 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table, complete or not at all; as CSV or Parquet, by the ending of the name."""
+    """Write a table, complete or not at all; as CSV or Parquet, by the ending of the name.
+
+    In CSV a text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     content = BytesIO()
     if path.suffix == ".csv":
-        frame.to_csv(content, index=False)
+        _without_formulas(frame).to_csv(content, index=False)
     else:
         frame.to_parquet(content, index=False)
     durable.write(path, content.getvalue())
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts are none that a spreadsheet would compute; numbers stay as they are."""
+
+    def plain(value: Any) -> Any:
+        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return f"'{value}" if formula else value
+
+    texts = {name: pd.Series([plain(value) for value in column], column.index, dtype=object)
+             for name, column in frame.items()
+             if not pd.api.types.is_numeric_dtype(column)}  # fmt: skip
+    return frame.assign(**{str(name): text for name, text in texts.items()}).rename(columns=plain)
 
 
 def write_text(path: Path, text: str) -> None:
