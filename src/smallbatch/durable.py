@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +75,18 @@ def _create(path: Path) -> IO[bytes]:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # another process took it for left over before it was locked
+
+
+def read(path: Path) -> bytes:
+    """The content of a regular file; of a pipe, which might never end, nothing is read.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a number
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from smallbatch import durable
 from smallbatch.data.scratch import locked, scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
-from smallbatch.durable import sync_folder
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -142,7 +142,7 @@ def load_meta(directory: Path) -> Meta:
 
     path = directory / "meta.json"
     try:
-        meta = TypeAdapter(Meta).validate_json(path.read_bytes(), strict=True)
+        meta = TypeAdapter(Meta).validate_json(durable.read(path), strict=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: found no prepared data set (no meta.json); run `smallbatch prepare`"
@@ -182,7 +182,7 @@ def _write_files(dataset: Dataset, directory: Path) -> None:
         _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
     text = json.dumps(asdict(dataset.meta), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     _write(directory / "meta.json", lambda file: file.write(text.encode()))
-    sync_folder(directory)
+    durable.sync_folder(directory)
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -202,4 +202,4 @@ def _replace(new: Path, directory: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(directory)
         raise
-    sync_folder(directory.parent)
+    durable.sync_folder(directory.parent)

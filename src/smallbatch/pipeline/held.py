@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch import durable
 from smallbatch.config.params import load_params
 from smallbatch.errors import UserError
 from smallbatch.pipeline.experiments import (
@@ -139,7 +140,7 @@ def _digests(paths: Iterable[Path]) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in paths:
         try:
-            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path)] = hashlib.sha256(durable.read(path)).hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             continue
     return found
