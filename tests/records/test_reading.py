@@ -150,8 +150,9 @@ def test_history_of_another_schema(project: Path, command: str, column: str, val
 @pytest.mark.parametrize(
     ("name", "column", "values"),
     [
-        ("runs", "figure", None), ("runs", "figure", 8), ("runs", "milestones", 0.5), ("runs", "milestones", "[0.5"),
-        ("runs", "dataset", "other"), ("cells", "reliable", "yes"), ("cells", "study", "other"),
+        ("runs", "figure", None), ("runs", "figure", 8), ("runs", "milestones", 0.5),
+        ("runs", "milestones", "[0.5"), ("runs", "dataset", "other"),
+        ("cells", "reliable", "yes"), ("cells", "study", "other"),
     ],
 )  # fmt: skip
 def test_evaluation_of_another_schema(project: Path, name: str, column: str, values: Any) -> None:
