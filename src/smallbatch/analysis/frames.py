@@ -112,9 +112,14 @@ def mixed_settings(runs: pd.DataFrame) -> list[str]:
         counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
         differing = [str(key) for key in counts.index[counts > 1]]
         if differing:
+            alike = [
+                ", ".join(f"m{m}" for m in sorted(part["batch_size"].unique()))
+                for _, part in group.groupby(differing, dropna=False, sort=False)
+            ]
             lines.append(
                 f"{dataset}/{study}: its columns were trained with different "
-                f"{', '.join(differing)}; train the older ones again"
+                f"{', '.join(differing)} ({' | '.join(alike)}); train the older ones again, or "
+                f"delete those of them under models/{dataset}/{study}/ that the grid no longer has"
             )
     return lines
 
