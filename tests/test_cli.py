@@ -213,4 +213,4 @@ def test_claims_are_printed_as_markdown(folder: Path) -> None:
         "cifar10-small, small: 1000 images | m = 4 not run |"
     )
     Path("claims.json").write_text("[]")
-    assert "no file of claims" in call("claims", "claims.json").output
+    assert "claims.json: damaged" in call("claims", "claims.json").output

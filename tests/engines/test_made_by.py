@@ -16,6 +16,12 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())[
 SETTINGS = "src/smallbatch/config"  # part of a run's hash, which DVC does not know
 # What a dependent study's η̃ comes from: the best cell of another study's column.
 BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
+READERS = ("columns", "reading", "schema")
+# Neither what they say nor how they write is in any number or table.
+PLUMBING = (
+    *("errors.py", "durable.py", "machine.py"),
+    *("data/__init__.py", "data/scratch.py", "data/split.py"),
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +31,7 @@ BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
         (
             "train_dependent",
             (*ENTRY["stacked"], *BEST),
-            {SETTINGS, "src/smallbatch/records/columns.py", "src/smallbatch/records/schema.py"},
+            {SETTINGS, *(f"src/smallbatch/records/{name}.py" for name in READERS)},
         ),
         ("measure", ("engines/update_variance.py",), {SETTINGS}),
     ],
@@ -33,9 +39,30 @@ BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
 def test_a_stage_depends_on_the_sources_of_its_numbers(
     stage: str, entries: tuple[str, ...], more: set[str]
 ) -> None:
+    check(stage, {f"src/smallbatch/{path}" for path in sources(*entries)}, more)
+
+
+@pytest.mark.parametrize(
+    ("stage", "entry"),
+    [
+        ("prepare", "data/prepare.py"),
+        ("evaluate", "analysis/evaluation.py"),
+        ("report", "report/page.py"),
+    ],
+)
+def test_a_stage_depends_on_all_that_its_command_imports(
+    monkeypatch: pytest.MonkeyPatch, stage: str, entry: str
+) -> None:
+    monkeypatch.setattr(made_by, "NO_NUMBERS", PLUMBING)
+    sources.cache_clear()
+    needed = {f"src/smallbatch/{path}" for path in sources(entry) if str(path) not in PLUMBING}
+    sources.cache_clear()
+    check(stage, needed, set())
+
+
+def check(stage: str, needed: set[str], more: set[str]) -> None:
     """Each of them, and on no file or folder that holds none of them."""
     deps = {dep for dep in STAGES[stage]["deps"] if dep.startswith("src/")}
-    needed = {f"src/smallbatch/{path}" for path in sources(*entries)}
     # A room's own file is there for its name alone.
     needed = {path for path in needed if (ROOT / path).read_text().count("\n") > 1} | more
     for path in needed:

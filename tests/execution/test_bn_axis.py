@@ -17,8 +17,10 @@ from smallbatch.errors import UserError
 from smallbatch.pipeline.experiments import best_base_lr
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.run import Run
+from smallbatch.records.files import recorded_settings
 from tests.columns import place_and_train
 
+PLAIN = StudyConfig(model="resnet8", epochs=1, weight_decay=0.0)
 GHOST = StudyConfig(
     model="resnet8", norm="ghost", bn_batch_sizes=(2, 4, 8), epochs=1, weight_decay=0.0
 )
@@ -93,7 +95,7 @@ def column_of(folder: Path, accuracies: dict[tuple[float, int], float | None]) -
             "width": 8, "mean": [0.0], "std": [1.0], "fingerprint": "f",
             "counts": {"train": 20, "validation": 0, "test": 9}}  # fmt: skip
     record = {"protocol": 1, "dataset": meta, "study": "s", "batch_size": 4, "runs": runs,
-              "settings": {"model": "resnet8", "norm": "none", "epochs": 1}}  # fmt: skip
+              "settings": recorded_settings(Run(PLAIN, "f", 4, 0.1, 0))}  # fmt: skip
     (folder / "runs.json").write_text(json.dumps(record))
     return folder
 

@@ -67,6 +67,15 @@ def test_a_server_has_its_own_ui(monkeypatch: pytest.MonkeyPatch) -> None:
         ui()
 
 
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "postgresql://me@host/mlflow"])
+def test_what_is_neither_a_server_nor_sqlite_has_no_ui_here(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI: found .*, allowed: sqlite:///FILE"):
+        ui()
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from smallbatch.records.reading import Kind
+
 # The paper does not define "reliable convergence". This project's main reading is half of the way
 # from chance to the study's best cell; other fractions show how results depend on it
 # (docs/decisions.md).
@@ -20,6 +22,18 @@ MAIN_FRACTION = 0.5
 FRACTIONS = (0.25, 0.5, 0.75, 0.9)
 
 STUDY_KEYS = ["dataset", "study"]
+
+CELLS: dict[str, Kind] = {
+    **dict.fromkeys(STUDY_KEYS, "text"),
+    **dict.fromkeys(("batch_size", "n_seeds", "n_diverged"), "whole"),
+    **dict.fromkeys(("base_lr", "lr", "chance"), "number"),
+    **dict.fromkeys(("accuracy", "mean_accuracy", "min_accuracy", "max_accuracy"), "number?"),
+    **dict.fromkeys(("sd_accuracy", "validation_accuracy", "train_accuracy"), "number?"),
+    **dict.fromkeys(("population_test_accuracy", "generalisation_gap"), "number?"),
+    **dict.fromkeys(("best_accuracy", "reach"), "number?"),
+    "reliable": "truth",
+}
+"""Columns of the table of cells."""
 
 
 def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:

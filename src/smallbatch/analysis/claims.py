@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, Field
 
 from smallbatch.analysis import (
     claims_accuracy,
@@ -26,6 +27,8 @@ from smallbatch.analysis import (
 from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import all_once, interval, resamples
+from smallbatch.records.reading import read_csv
+from smallbatch.records.schema import MOST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +76,17 @@ class Finding:
     parts: tuple[dict[str, Any], ...] = ()
 
 
+class Variance(BaseModel):
+    """A row of the table that `smallbatch measure` writes."""
+
+    dataset: str
+    study: str
+    seed: Annotated[int, Field(ge=0, le=MOST)]
+    batch_size: Annotated[int, Field(ge=1, le=MOST)]
+    base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    variance: Annotated[float, BeforeValidator(lambda text: text or "nan")]
+
+
 def judge_all(
     runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
 ) -> list[tuple[Claim, list[Finding]]]:
@@ -95,12 +109,18 @@ def judge_all(
 
 
 def read_variances(folder: Path) -> pd.DataFrame:
-    """The variances that `smallbatch measure` wrote for all data sets; empty if there are none."""
+    """The variances that `smallbatch measure` wrote for all data sets; empty if there are none.
+
+    Raises:
+        UserError: A table is damaged.
+    """
     import pandas as pd
 
-    tables = [pd.read_csv(path) for path in sorted(folder.glob("*.csv"))]
-    frames = [table for table in tables if len(table)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    advice = "run smallbatch measure again"
+    rows = [
+        row for path in sorted(folder.glob("*.csv")) for row in read_csv(Variance, path, advice)
+    ]
+    return pd.DataFrame([row.model_dump() for row in rows])
 
 
 def judge(claim: Claim, evidence: list[Evidence]) -> list[Finding]:

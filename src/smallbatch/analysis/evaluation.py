@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from smallbatch import durable
-from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
-from smallbatch.analysis.frames import load_results, mixed_settings
+from smallbatch.analysis.cells import CELLS, MAIN_FRACTION, STUDY_KEYS, summarise_cells
+from smallbatch.analysis.frames import GRID_KEYS, RUNS, load_results, mixed_settings, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
+from smallbatch.records.columns import RUN_KEYS
+from smallbatch.records.reading import Kind, read_table
+from smallbatch.records.schema import HISTORY
 
 
 @dataclass(frozen=True)
@@ -126,29 +130,64 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
     """Read the tables of runs, cells and history.
 
     Raises:
-        UserError: A file is missing or damaged.
+        UserError: A file is missing or damaged, or they are not of one evaluation.
     """
-    frames: list[pd.DataFrame] = []
-    for name in ("runs", "cells", "history"):
-        path = directory / f"{name}.parquet"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; run smallbatch evaluate first")
-        try:
-            frames.append(pd.read_parquet(path))
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise UserError(f"{path}: damaged or unreadable ({error})") from error
-    runs, cells, history = frames
+    kinds: dict[str, dict[str, Kind]] = {
+        "runs": RUNS,
+        "cells": CELLS,
+        "history": {"dataset": "text", **HISTORY},
+    }
+    advice = "run smallbatch evaluate"
+    runs, cells, history = (
+        read_table(directory / f"{name}.parquet", kinds[name], advice) for name in kinds
+    )
+    for key in ("milestones", "bn_batch_sizes"):
+        for text in runs[key].dropna().unique():
+            try:
+                TypeAdapter(list[float]).validate_json(text)
+            except ValidationError:
+                found = f"column {key!r}: found {text!r}, allowed: a list of numbers"
+                raise UserError(f"{directory}/runs.parquet: damaged, {found}; {advice}") from None
+    own = runs[~on_bn_axis(runs)]
+    for name, frame, of, keys in (
+        ("cells", cells, own, GRID_KEYS),
+        ("history", history, runs, [*RUN_KEYS, *GRID_KEYS]),
+    ):
+        if _places(frame, keys) != _places(of, keys):
+            raise UserError(
+                f"{directory / name}.parquet: not of the runs in runs.parquet; {advice}"
+            )
     return runs, cells, history
 
 
+def _places(frame: pd.DataFrame, keys: list[str]) -> set[tuple[Any, ...]]:
+    return set(frame[keys].drop_duplicates().itertuples(index=False, name=None))
+
+
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table, complete or not at all; as CSV or Parquet, by the ending of the name."""
+    """Write a table, complete or not at all; as CSV or Parquet, by the ending of the name.
+
+    In CSV a text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     content = BytesIO()
     if path.suffix == ".csv":
-        frame.to_csv(content, index=False)
+        _without_formulas(frame).to_csv(content, index=False)
     else:
-        frame.to_parquet(content, index=False)
+        frame.to_parquet(content, index=False, write_page_checksum=True)
     durable.write(path, content.getvalue())
+
+
+def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts are none that a spreadsheet would compute; numbers stay as they are."""
+
+    def plain(value: Any) -> Any:
+        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return f"'{value}" if formula else value
+
+    texts = {name: pd.Series([plain(value) for value in column], column.index, dtype=object)
+             for name, column in frame.items()
+             if not pd.api.types.is_numeric_dtype(column)}  # fmt: skip
+    return frame.assign(**{str(name): text for name, text in texts.items()}).rename(columns=plain)
 
 
 def write_text(path: Path, text: str) -> None:

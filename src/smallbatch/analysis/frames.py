@@ -16,18 +16,39 @@ from smallbatch.records.columns import (
     read_column,
     reported_accuracies,
 )
-from smallbatch.records.schema import METRICS, POPULATION_METRICS
+from smallbatch.records.schema import METRICS, POPULATION_METRICS, StudySettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from smallbatch.records.columns import ColumnFiles
+    from smallbatch.records.reading import Kind
     from smallbatch.records.schema import RunRecord
 
 # Settings that older result files do not have, with the values that were then used.
 _SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
 
+_KNOWN = frozenset(StudySettings.__annotations__)
+
 GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
+
+RUNS: dict[str, Kind] = {
+    **dict.fromkeys(("dataset", "study", "run", "outcome", "fingerprint"), "text"),
+    **dict.fromkeys(("batch_size", "seed", "protocol", "classes", "height", "updates"), "whole"),
+    **dict.fromkeys(("diverged_at", "n_train", "n_validation", "n_test", "parameters"), "whole?"),
+    **dict.fromkeys(("base_lr", "lr"), "number"),
+    "scale": "text?",
+    **dict.fromkeys(("budget", "model", "norm", "milestones", "precision"), "text"),
+    **dict.fromkeys(("figure", "bn_batch_sizes", "base_lr_from"), "text?"),
+    "augment": "truth",
+    "epochs": "whole",
+    **dict.fromkeys(("weight_decay", "lr_decay", "warmup"), "number"),
+    "bn_batch_size": "number?",
+    **dict.fromkeys((*(f"final_{key}" for key in METRICS), *POPULATION_METRICS), "number?"),
+    **dict.fromkeys(("seconds", "images_per_second", "generalisation_gap"), "number?"),
+    **dict.fromkeys(("reported_accuracy", "reported_validation_accuracy"), "number?"),
+}
+"""Columns of the table of runs; a study's settings that are not known here come on top."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,8 @@ def load_results(models_dir: Path) -> Results:
     _refuse_copies(columns)
     history = pd.concat([column.history for column in columns], ignore_index=True)
     runs = pd.DataFrame([_run_row(column, run) for column in columns for run in column.record.runs])
-    for key in ("diverged_at", "n_train", "n_validation", "n_test", "parameters"):
-        runs[key] = runs[key].astype("Int64")
+    counts = [name for name, kind in RUNS.items() if kind == "whole?"]
+    runs = runs.astype(dict.fromkeys(counts, "Int64"))
     runs = runs.merge(reported_accuracies(history), on=RUN_KEYS, validate="one_to_one")
     runs["generalisation_gap"] = runs["final_train_accuracy"] - runs["final_test_accuracy"]
     runs = runs.sort_values([*GRID_KEYS, "seed"], ignore_index=True)
@@ -91,9 +112,14 @@ def mixed_settings(runs: pd.DataFrame) -> list[str]:
         counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
         differing = [str(key) for key in counts.index[counts > 1]]
         if differing:
+            alike = [
+                ", ".join(f"m{m}" for m in sorted(part["batch_size"].unique()))
+                for _, part in group.groupby(differing, dropna=False, sort=False)
+            ]
             lines.append(
                 f"{dataset}/{study}: its columns were trained with different "
-                f"{', '.join(differing)}; train the older ones again"
+                f"{', '.join(differing)} ({' | '.join(alike)}); train the older ones again, or "
+                f"delete those of them under models/{dataset}/{study}/ that the grid no longer has"
             )
     return lines
 
@@ -125,13 +151,14 @@ def _refuse_copies(columns: list[ColumnFiles]) -> None:
 def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
     record = column.record
     settings = {
-        key: json.dumps(value) if isinstance(value, list) else value
+        # Of a setting that is not known here, columns may have values of several kinds.
+        key: json.dumps(value) if isinstance(value, list) or key not in _KNOWN else value
         for key, value in {**_SINCE, **record.settings}.items()
     }
     if run.bn_batch_size is not None:
         settings["bn_batch_size"] = run.bn_batch_size
     clock = column.timing.runs.get(run.run)
-    return {
+    place = {
         "dataset": record.dataset.name,
         "study": record.study,
         "batch_size": record.batch_size,
@@ -149,13 +176,21 @@ def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:
         "width": record.dataset.width,
         **{f"n_{split}": n for split, n in record.dataset.counts.items()},
         "updates": run.updates,
-        **settings,
+    }
+    results = {
         "parameters": run.parameters,
         **{f"final_{key}": _number(run.final.get(key)) for key in METRICS},
         **{key: _number(run.final.get(key)) for key in POPULATION_METRICS},
         "seconds": _number(clock and clock.seconds),
         "images_per_second": _number(clock and clock.images_per_second),
     }
+    for key in settings:
+        if key in place or key in results:
+            raise UserError(
+                f"{column.directory / 'runs.json'}: damaged, settings.{key}: no setting; "
+                "train the column again"
+            )
+    return {**place, **settings, **results}
 
 
 def _number(value: float | None) -> float:

@@ -22,9 +22,10 @@ def prepare(params_file: Path) -> None:
     """
     from smallbatch.data.prepare import prepare as prepare_data
     from smallbatch.pipeline.fits import check_models
+    from smallbatch.pipeline.held import held_params, prepare_inputs
 
-    params = load(params_file)
-    meta = prepare_data(params.dataset, say=click.echo)
+    with held_params(params_file, prepare_inputs) as params:
+        meta = prepare_data(params.dataset, say=click.echo)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
         raise UserError(
@@ -77,8 +78,10 @@ def train(study: str, batch_size: int, time_limit: float | None, params_file: Pa
       SMALLBATCH_TIME_LIMIT=3h30m dvc repro
     """
     from smallbatch.pipeline.experiments import train_study_column
+    from smallbatch.pipeline.held import held_params, train_inputs
 
-    train_study_column(load(params_file), study, batch_size, time_limit)
+    with held_params(params_file, lambda now: train_inputs(now, study, batch_size)) as params:
+        train_study_column(params, study, batch_size, time_limit)
 
 
 @click.command()
@@ -91,5 +94,8 @@ def measure(params_file: Path) -> None:
       smallbatch measure
     """
     from smallbatch.pipeline.experiments import measure_updates
+    from smallbatch.pipeline.held import held_params, measure_inputs
 
-    click.echo(measure_updates(load(params_file)))
+    with held_params(params_file, measure_inputs) as params:
+        written = measure_updates(params)
+    click.echo(written)

@@ -20,8 +20,11 @@ def evaluate(models: Path) -> None:
       dvc metrics show
     """
     from smallbatch.analysis.evaluation import evaluate as evaluate_runs
+    from smallbatch.pipeline.held import evaluate_inputs, held
 
-    for line in evaluate_runs(models).lines():
+    with held(evaluate_inputs(models), lambda: evaluate_inputs(models)):
+        found = evaluate_runs(models)
+    for line in found.lines():
         click.echo(line)
 
 
@@ -34,9 +37,12 @@ def report(models: Path) -> None:
     Examples:
       smallbatch report
     """
+    from smallbatch.pipeline.held import held, report_inputs
     from smallbatch.report.page import build_report
 
-    click.echo(build_report(models_dir=models))
+    with held(report_inputs(models), lambda: report_inputs(models)):
+        page = build_report(models_dir=models)
+    click.echo(page)
 
 
 @click.command()

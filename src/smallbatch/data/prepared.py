@@ -10,9 +10,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from smallbatch.data.scratch import scratch_folder
+from smallbatch import durable
+from smallbatch.data.scratch import locked, scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
-from smallbatch.durable import check_regular, sync_folder
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -126,7 +126,8 @@ def write_prepared(dataset: Dataset, directory: Path) -> None:
     try:
         with scratch_folder(directory.parent, directory.name) as scratch:
             _write_files(dataset, scratch / "new")
-            _replace(scratch / "new", directory, aside=scratch / "old")
+            with locked(directory.parent):  # two processes may prepare one data set
+                _replace(scratch / "new", directory, aside=scratch / "old")
     except OSError as error:
         raise UserError(f"{directory}: cannot write it ({error.strerror or error})") from error
 
@@ -141,8 +142,7 @@ def load_meta(directory: Path) -> Meta:
 
     path = directory / "meta.json"
     try:
-        check_regular(path)
-        meta = TypeAdapter(Meta).validate_json(path.read_bytes(), strict=True)
+        meta = TypeAdapter(Meta).validate_json(durable.read(path), strict=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: found no prepared data set (no meta.json); run `smallbatch prepare`"
@@ -160,7 +160,7 @@ def load_meta(directory: Path) -> Meta:
 
 def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
     try:
-        check_regular(path)
+        durable.check_regular(path)
         # Memory-mapped first: a damaged header that claims terabytes then allocates nothing.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
@@ -188,7 +188,7 @@ def _write_files(dataset: Dataset, directory: Path) -> None:
         _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
     text = json.dumps(asdict(dataset.meta), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     _write(directory / "meta.json", lambda file: file.write(text.encode()))
-    sync_folder(directory)
+    durable.sync_folder(directory)
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -208,4 +208,4 @@ def _replace(new: Path, directory: Path, aside: Path) -> None:
         if aside.exists():
             aside.rename(directory)
         raise
-    sync_folder(directory.parent)
+    durable.sync_folder(directory.parent)

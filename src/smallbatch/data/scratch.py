@@ -34,12 +34,12 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
     with ExitStack() as held:
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with _locked(parent):  # so that no other process removes the folder before its lock
+            with locked(parent):  # so that no other process removes the folder before its lock
                 for left in parent.glob(f".{prefix}-{'?' * _RANDOM_CHARACTERS}"):
-                    with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+                    with suppress(OSError), locked(left, fcntl.LOCK_NB):
                         shutil.rmtree(left)
                 scratch = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
-                held.enter_context(_locked(scratch))
+                held.enter_context(locked(scratch))
             yield scratch
         finally:
             if scratch is not None:
@@ -48,7 +48,8 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
 
 
 @contextmanager
-def _locked(folder: Path, how: int = 0) -> Generator[None, None, None]:
+def locked(folder: Path, how: int = 0) -> Generator[None, None, None]:
+    """Holds a folder's lock, where the file system has locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

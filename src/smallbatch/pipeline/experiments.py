@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallbatch.config.params import (
-    Params,
-)
+from smallbatch.config.params import Params, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.pipeline.single import SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 MEASUREMENTS = Path("reports/measurements")
+EVALUATION = Path("reports/evaluation")
 
 
 def train_study_column(
@@ -42,7 +41,7 @@ def train_study_column(
     train_and_track(
         lambda: _plan(study, params, batch_size),
         params.compute,
-        lambda _: _column_folder(params, study, batch_size),
+        lambda _: column_folder(params, study, batch_size),
         stage=_stage(params, study, batch_size),
         time_limit=time_limit,
     )
@@ -65,23 +64,23 @@ def measure_updates(params: Params) -> Path:
     from smallbatch.engines.update_variance import measure_study
 
     dataset = load_prepared(PREPARED / params.dataset.name)
-    studies = {params.studies[name].model: name for name in reversed(params.grid.studies)
-               if params.studies[name].norm == "none"}  # fmt: skip
     rows = [
         row
-        for name in reversed(studies.values())
-        for row in measure_study(
-            name,
-            params.studies[name],
-            dataset,
-            seeds=range(params.grid.seeds),
-        )
+        for name, study in measured_studies(params).items()
+        for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
     ]
     columns = ["dataset", "study", "seed", "batch_size", "base_lr", "variance"]
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(pd.DataFrame(rows, columns=columns), path)
     return path
+
+
+def measured_studies(params: Params) -> dict[str, StudyConfig]:
+    """The studies whose updates are measured: the first of each model without batch norm."""
+    first = {params.studies[name].model: name for name in reversed(params.grid.studies)
+             if params.studies[name].norm == "none"}  # fmt: skip
+    return {name: params.studies[name] for name in reversed(first.values())}
 
 
 def best_base_lr(column: Path) -> float:
@@ -100,7 +99,8 @@ def best_base_lr(column: Path) -> float:
     return float(best["base_lr"].iloc[0])
 
 
-def _column_folder(params: Params, study: str, batch_size: int) -> Path:
+def column_folder(params: Params, study: str, batch_size: int) -> Path:
+    """The folder of a column's files."""
     return MODELS / params.dataset.name / study / f"m{batch_size}"
 
 
@@ -122,7 +122,7 @@ def plan_columns(params: Params) -> Plan:
 
     def base_lrs(study: str, batch_size: int) -> tuple[float, ...]:
         source = params.studies[study].best_of
-        if source is None or _column_folder(params, source, batch_size).exists():
+        if source is None or column_folder(params, source, batch_size).exists():
             return _base_lrs(params, study, batch_size)
         return params.grid.base_lrs[:1]  # the best one is not known yet, but all cost the same
 
@@ -161,4 +161,4 @@ def _base_lrs(params: Params, study: str, batch_size: int) -> tuple[float, ...]:
     source = params.studies[study].best_of
     if source is None:
         return params.base_lrs(study)
-    return (best_base_lr(_column_folder(params, source, batch_size)),)
+    return (best_base_lr(column_folder(params, source, batch_size)),)

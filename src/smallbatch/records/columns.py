@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
+from smallbatch.records.reading import read_json, read_table
 from smallbatch.records.schema import HISTORY, ColumnRecord, Timing
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ REPORTED_EPOCHS = 5
 RUN_KEYS = ["dataset", "study", "run"]
 """What tells one run from all others; its hash alone leaves out the names."""
 
+_ADVICE = "train the column again"
 _NUMBER = re.compile(r"^m(\d+)$")
 
 
@@ -75,18 +75,21 @@ def read_column(directory: Path) -> ColumnFiles:
     """
     record = read_record(directory)
     path = directory / "history.parquet"
-    history = _read_history(path)
+    history = read_table(path, HISTORY, _ADVICE)[list(HISTORY)]
+    for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+        if not (history[name].isna() | history[name].between(0, 1)).all():
+            raise UserError(f"{path}: damaged, column {name!r}: allowed: 0 to 1; {_ADVICE}")
     history["study"] = record.study
     history.insert(0, "dataset", record.dataset.name)
-    told = [(run.run, run.base_lr, run.seed, run.outcome) for run in record.runs]
-    held = history[["run", "base_lr", "seed", "outcome"]].drop_duplicates()
+    m = record.batch_size
+    told = [(run.run, m, run.base_lr, run.seed, run.outcome) for run in record.runs]
+    held = history[["run", "batch_size", "base_lr", "seed", "outcome"]].drop_duplicates()
     differing = set(told) ^ set(held.itertuples(index=False, name=None))
     differing |= {run for run in told if told.count(run) > 1}
     if differing:
         names = sorted({str(run[0]) for run in differing})
         raise UserError(
-            f"{path}: does not hold the same runs as runs.json ({', '.join(names[:3])}); "
-            "train the column again"
+            f"{path}: does not hold the same runs as runs.json ({', '.join(names[:3])}); {_ADVICE}"
         )
     return ColumnFiles(directory, record, history, read_timing(directory))
 
@@ -97,7 +100,7 @@ def read_record(directory: Path) -> ColumnRecord:
     Raises:
         UserError: it is missing or damaged.
     """
-    return _parse(ColumnRecord, directory / "runs.json")
+    return read_json(ColumnRecord, directory / "runs.json", _ADVICE)
 
 
 def read_timing(directory: Path) -> Timing:
@@ -107,7 +110,7 @@ def read_timing(directory: Path) -> Timing:
         UserError: it is damaged.
     """
     path = directory / "timing.json"
-    return _parse(Timing, path) if path.is_file() else Timing()
+    return read_json(Timing, path, _ADVICE) if path.exists() else Timing()
 
 
 def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
@@ -126,34 +129,6 @@ def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
     medians.columns = ["reported_accuracy", "reported_validation_accuracy"]
     medians.loc[by_run["outcome"].first() == "diverged"] = math.nan
     return medians
-
-
-_Parsed = TypeVar("_Parsed", bound=BaseModel)
-
-
-def _parse(kind: type[_Parsed], path: Path) -> _Parsed:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(
-            f"{path}: damaged, {where}: {first['msg']}; train the column again"
-        ) from error
-
-
-def _read_history(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_parquet(path, columns=list(HISTORY))
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors, some both
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{path}: cannot be read ({error})") from error
-        found = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged ({found}); train the column again") from error
 
 
 def _order(path: Path) -> list[tuple[int, str]]:

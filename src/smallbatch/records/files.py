@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable
 from smallbatch.protocol.run import PROTOCOL, Run
-from smallbatch.records.schema import Clock, ColumnRecord, RunRecord, Timing
+from smallbatch.records.schema import Clock, ColumnRecord, RunRecord, StudySettings, Timing
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -138,13 +138,13 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recorded_settings(run: Run) -> dict[str, Any]:
+def recorded_settings(run: Run) -> StudySettings:
     """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
     settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
     settings["base_lr_from"] = run.settings.best_of
     if run.settings.bn_batch_sizes:
         settings["bn_batch_size"] = None
-    return settings
+    return cast("StudySettings", settings)
 
 
 def _order(run: Run) -> tuple[int, float, int]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Required, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
-from smallbatch.data.prepared import Meta
+from smallbatch.data.prepared import SPLITS, Meta
+from smallbatch.records.reading import Kind
 
 METRICS = (
     "train_loss",
@@ -27,12 +28,23 @@ METRICS = (
 POPULATION_METRICS = ("population_test_loss", "population_test_accuracy")
 """At a run's end, with recomputed batch norm statistics."""
 
-HISTORY = (
-    *("run", "study", "batch_size", "base_lr", "seed", "epoch", "updates", "lr"),
-    *METRICS,
-    "outcome",
-)
+HISTORY: dict[str, Kind] = {
+    "run": "text",
+    "study": "text",
+    "batch_size": "whole",
+    "base_lr": "number",
+    "seed": "whole",
+    "epoch": "whole",
+    "updates": "whole",
+    "lr": "number",
+    **dict.fromkeys(METRICS, "number?"),
+    "outcome": "text",
+}
 """Columns of `history.parquet`, a row per run and epoch."""
+
+MOST = 2**31 - 1  # of any count: what can be trained is far below, and tables can hold it
+_LONG = 2**63 - 1  # of updates and weights
+_Count = Annotated[int, Field(ge=0, le=MOST)]
 
 # Names become those of figures, MLflow experiments and artifact folders: none may lead elsewhere.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -44,8 +56,48 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _whole_meta(meta: Meta) -> Meta:
+    _plain_name(meta.name)
+    if sorted(meta.counts) != sorted(SPLITS):
+        raise ValueError(f"counts: found {sorted(meta.counts)}, allowed: {sorted(SPLITS)}")
+    for value in (meta.channels, meta.height, meta.width, *meta.counts.values()):
+        if not 0 <= value <= MOST:
+            raise ValueError(f"found {value}, allowed: sizes and counts up to {MOST}")
+    if len(meta.classes) < 2:
+        raise ValueError(f"classes: found {len(meta.classes)}, allowed: 2 or more")
+    return meta
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Number = Annotated[float, Field(ge=0)]
+
+
+class StudySettings(TypedDict, total=False):
+    """The settings of a study; older files lack some; any others are kept as they are."""
+
+    __pydantic_config__ = ConfigDict(  # pyright: ignore[reportGeneralTypeIssues]
+        extra="allow", strict=True, allow_inf_nan=False
+    )
+
+    model: Required[str]
+    norm: Required[str]
+    bn_batch_size: Required[_Count | None]
+    augment: Required[bool]
+    epochs: Required[_Count]
+    weight_decay: Required[_Number]
+    milestones: Required[list[_Share]]
+    lr_decay: Required[_Number]
+    warmup: Required[_Share]
+    precision: Required[str]
+    figure: Required[str | None]
+    bn_batch_sizes: list[_Count] | None
+    budget: str
+    base_lr_from: str | None
+    base_lrs: list[_Number] | None
 
 
 class RunRecord(_Record):
@@ -59,31 +111,38 @@ class RunRecord(_Record):
     run: str
     base_lr: Annotated[float, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
-    seed: Annotated[int, Field(ge=0)]
-    bn_batch_size: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    bn_batch_size: _Count | None = None
     outcome: Literal["finished", "diverged"]
-    diverged_at: Annotated[int, Field(ge=1)] | None
-    updates: Annotated[int, Field(ge=0)]
-    parameters: Annotated[int, Field(ge=0)]
+    diverged_at: Annotated[int, Field(ge=1, le=_LONG)] | None
+    updates: Annotated[int, Field(ge=0, le=_LONG)]
+    parameters: Annotated[int, Field(ge=0, le=_LONG)]
     final: dict[str, float | None]
+
+    @model_validator(mode="after")
+    def _accuracies_are_shares(self) -> Self:
+        for name, value in self.final.items():
+            if name.endswith("accuracy") and value is not None and not 0 <= value <= 1:
+                raise ValueError(f"final.{name}: found {value}, allowed: 0 to 1")
+        return self
 
 
 class ColumnRecord(_Record):
     """A whole `runs.json`; ``settings`` are the study's."""
 
-    protocol: int
-    dataset: Meta
+    protocol: _Count
+    dataset: Annotated[Meta, AfterValidator(_whole_meta)]
     study: Annotated[str, AfterValidator(_plain_name)]
-    batch_size: Annotated[int, Field(ge=1)]
-    settings: dict[str, Any]
+    batch_size: Annotated[int, Field(ge=1, le=MOST)]
+    settings: StudySettings
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _names_are_names(self) -> Self:
-        _plain_name(self.dataset.name)
-        for key in ("model", "norm"):
-            if not isinstance(self.settings.get(key), str):
-                raise ValueError(f"settings.{key}: found no text")
+    def _runs_fit_the_settings(self) -> Self:
+        if self.settings.get("bn_batch_sizes"):
+            for run in self.runs:
+                if run.bn_batch_size is None:
+                    raise ValueError(f"run {run.run}: bn_batch_size: found none")
         return self
 
 
@@ -130,6 +189,6 @@ class ColumnClock(TypedDict, total=False):
 class Timing(_Record):
     """A whole `timing.json`: all that depends on the clock or the machine."""
 
-    environment: dict[str, Any] = {}
+    environment: dict[str, str | int | float | bool | None] = {}
     column: ColumnClock = {}
     runs: dict[str, Clock] = {}

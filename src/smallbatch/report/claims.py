@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, get_args
 
-from smallbatch.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field
+
+from smallbatch.analysis.claims import Verdict
 from smallbatch.markdown import table
+from smallbatch.records.reading import read_json
+from smallbatch.records.schema import MOST
 from smallbatch.report.labels import DASH
 from smallbatch.report.tables import Table
 
@@ -25,13 +28,45 @@ _HEADERS = (
 _NOT_RUN = "not run"
 
 
-def claims_tables(record: dict[str, Any]) -> list[Table]:
-    """A table of verdicts, and two folded ones, of the criteria and of what was not run.
+class FindingRecord(BaseModel):
+    """A verdict in ``claims.json``; see `analysis.claims.Finding`."""
 
-    Args:
-        record: The content of ``claims.json``.
-    """
-    criteria = [[claim["statement"], claim["figure"], claim["criterion"]] for claim in _all(record)]
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    dataset: str | None
+    scale: str | None
+    verdict: Verdict
+    effect: float | None
+    low: float | None
+    high: float | None
+    n: Annotated[int, Field(ge=0, le=MOST)] | None
+    reason: str
+
+
+class ClaimRecord(BaseModel):
+    """A claim in ``claims.json``; see `analysis.claim.Claim`."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    claim: str
+    figure: str
+    statement: str
+    criterion: str
+    unit: str
+    findings: list[FindingRecord]
+
+
+class ClaimsRecord(BaseModel):
+    """A whole ``claims.json``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    claims: list[ClaimRecord]
+
+
+def claims_tables(record: ClaimsRecord) -> list[Table]:
+    """A table of verdicts, and two folded ones, of the criteria and of what was not run."""
+    criteria = [[claim.statement, claim.figure, claim.criterion] for claim in record.claims]
     rows = _rows(record)
     judged = [row for row in rows if row[2] != _NOT_RUN]
     not_run = [row[:2] for row in rows if row[2] == _NOT_RUN]
@@ -48,11 +83,10 @@ def claims_tables(record: dict[str, Any]) -> list[Table]:
     ]
 
 
-def counts_sentence(record: dict[str, Any]) -> str:
+def counts_sentence(record: ClaimsRecord) -> str:
     """A sentence with the number of verdicts of each kind."""
-    verdicts = [finding["verdict"] for claim in _all(record) for finding in claim["findings"]]
-    kinds = ("supported", "contradicted", "undecided", _NOT_RUN)
-    return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
+    verdicts = [finding.verdict for claim in record.claims for finding in claim.findings]
+    return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in get_args(Verdict))
 
 
 def markdown(path: Path) -> str:
@@ -64,38 +98,30 @@ def markdown(path: Path) -> str:
     Raises:
         UserError: The file is missing, or it is not such a file.
     """
-    try:
-        return table(_HEADERS, _rows(json.loads(path.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `smallbatch report` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no file of claims ({error})") from None
+    record = read_json(ClaimsRecord, path, "`smallbatch report` writes it")
+    return table(_HEADERS, _rows(record))
 
 
-def _all(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return record["claims"]
-
-
-def _rows(record: dict[str, Any]) -> list[list[str]]:
+def _rows(record: ClaimsRecord) -> list[list[str]]:
     return [
         [
-            claim["statement"],
-            claim["figure"],
-            finding["verdict"],
-            _effect(finding, claim["unit"]),
-            DASH if finding["n"] is None else str(finding["n"]),
-            ", ".join(text for text in (finding["dataset"], finding["scale"]) if text) or DASH,
-            finding["reason"],
+            claim.statement,
+            claim.figure,
+            finding.verdict,
+            _effect(finding, claim.unit),
+            DASH if finding.n is None else str(finding.n),
+            ", ".join(text for text in (finding.dataset, finding.scale) if text) or DASH,
+            finding.reason,
         ]
-        for claim in _all(record)
-        for finding in claim["findings"]
+        for claim in record.claims
+        for finding in claim.findings
     ]
 
 
-def _effect(finding: dict[str, Any], unit: str) -> str:
-    numbers = [finding[key] for key in ("effect", "low", "high")]
-    if any(number is None for number in numbers):
-        return DASH
+def _effect(finding: FindingRecord, unit: str) -> str:
+    numbers = [finding.effect, finding.low, finding.high]
     factor, name = (100, "points") if unit == "accuracy" else (1, unit)
-    effect, low, high = (f"{factor * number:+.3g}" for number in numbers)
-    return f"{effect} [{low}, {high}] {name}"
+    shown = [f"{factor * number:+.3g}" for number in numbers if number is not None]
+    if len(shown) < len(numbers):
+        return DASH
+    return f"{shown[0]} [{shown[1]}, {shown[2]}] {name}"

@@ -51,7 +51,7 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
         if not timing:
             continue
         if environment.pop("git_dirty", False) and environment.get("git_commit"):
-            environment["git_commit"] += " with uncommitted changes"
+            environment["git_commit"] = f"{environment['git_commit']} with uncommitted changes"
         environment |= {key: timing.get(key) for key in ("device", "engine", "workers")}
         rows.append(
             {

@@ -22,7 +22,7 @@ from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
 from smallbatch.report import paper, second_opinions, tables, wording
-from smallbatch.report.claims import claims_tables, counts_sentence
+from smallbatch.report.claims import ClaimsRecord, claims_tables, counts_sentence
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
@@ -77,6 +77,7 @@ def build_report(
     """
     frames = _load(evaluation_dir)
     timings = read_timings(models_dir)
+    variances = read_variances(out / "measurements")
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     gallery = Gallery(out / "figures")
@@ -98,13 +99,13 @@ def build_report(
     across = _across(gallery, frames) if len(datasets) > 1 else []
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
-    variances = read_variances(out / "measurements")
     judged = judge_all(_all_runs(frames), frames.history, timings, variances)
     claims = claims_record(judged)
     write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
+    verdicts = ClaimsRecord.model_validate(claims)
     page = _template().render(
-        claims=claims_tables(claims),
-        claim_counts=counts_sentence(claims),
+        claims=claims_tables(verdicts),
+        claim_counts=counts_sentence(verdicts),
         datasets=datasets,
         across=across,
         objection=second_opinions.objection(frames.best, frames.runs),
@@ -268,7 +269,7 @@ def _remove_other_figures(directory: Path, sections: list[dict[str, Any]]) -> No
         drawn |= {picture.name for picture in pictures}
     for path in directory.iterdir():
         if path.suffix in _FIGURE_SUFFIXES and path.stem not in drawn:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another report may be at it
 
 
 def _template() -> jinja2.Template:

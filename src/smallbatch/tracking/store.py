@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from smallbatch.tracking.project import project_folder
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -105,7 +107,9 @@ def prepare_environment() -> None:
 def sqlite_path(uri: str) -> Path | None:
     """Absolute path of the database in an sqlite URI; None for any other URI."""
     prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).absolute() if uri.startswith(prefix) else None
+    if not uri.startswith(prefix):
+        return None
+    return project_folder(Path.cwd()) / uri.removeprefix(prefix)
 
 
 @contextmanager

@@ -24,8 +24,13 @@ def ui(port: int = 5000) -> NoReturn:
     """
     uri = tracking_uri()
     database = sqlite_path(uri)
-    if database is None:
+    if database is None and uri.startswith(("http://", "https://", "databricks")):
         raise UserError(f"MLFLOW_TRACKING_URI: found {shown(uri)}, which has a UI of its own")
+    if database is None:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: found {shown(uri)}, allowed: sqlite:///FILE, or none for "
+            "mlflow.db in this folder"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

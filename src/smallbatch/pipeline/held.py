@@ -1,0 +1,162 @@
+"""What a stage was made from is the same at its end as at its start, or the stage fails.
+
+DVC looks at the params and files that a stage depends on when the stage has ended, and takes its
+outputs for theirs. If one of them was edited meanwhile, the outputs are those of what it was
+before; a stage that fails is not recorded, and runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch import durable
+from smallbatch.config.params import load_params
+from smallbatch.errors import UserError
+from smallbatch.pipeline.experiments import (
+    EVALUATION,
+    MEASUREMENTS,
+    PREPARED,
+    column_folder,
+    measured_studies,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Mapping
+
+    from smallbatch.config.params import Params
+
+_ABSENT = object()
+_NAMED = 3  # changed inputs in a message; there may be a thousand
+
+
+@contextmanager
+def held(
+    before: Mapping[str, object], now: Callable[[], Mapping[str, object]]
+) -> Generator[None, None, None]:
+    """Look at a stage's inputs again when it has ended, and under DVC also at its source files.
+
+    Args:
+        before: The inputs by name, as the stage uses them.
+        now: Reads them again.
+
+    Raises:
+        UserError: One of them has changed.
+    """
+    sources = _sources_of_stage()
+    before = {**before, **_digests(sources)}
+    yield
+    after = {**now(), **_digests(sources)}
+    names = [*before, *(name for name in after if name not in before)]
+    changed = [name for name in names if before.get(name, _ABSENT) != after.get(name, _ABSENT)]
+    if changed:
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        raise UserError(
+            f"{', '.join(changed[:_NAMED])}{more}: changed while this command ran, so its results "
+            "are those of before; run it again"
+        )
+
+
+@contextmanager
+def held_params(
+    file: Path, inputs: Callable[[Params], Mapping[str, object]]
+) -> Generator[Params, None, None]:
+    """Read a params file, and hold what a stage uses of it; see :func:`held`.
+
+    Args:
+        file: The params file.
+        inputs: What the stage depends on; the names of settings are completed by the file's.
+
+    Raises:
+        UserError: The file is missing or wrong, or what the stage uses has changed at its end.
+    """
+
+    def named(params: Params) -> dict[str, object]:
+        found = inputs(params).items()
+        return {name if "/" in name else f"{file}: {name}": value for name, value in found}
+
+    params = load_params(file)
+    with held(named(params), lambda: named(load_params(file))):
+        yield params
+
+
+def prepare_inputs(params: Params) -> dict[str, object]:
+    """What `prepare` depends on."""
+    return {"dataset": params.dataset}
+
+
+def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, object]:
+    """What training a column depends on: settings, data, and the column that its η̃ comes from."""
+    found: dict[str, object] = {"grid.seeds": params.grid.seeds} | _prepared(params)
+    if study in params.studies:
+        settings = params.studies[study]
+        found[f"studies.{study}"] = settings
+        if settings.best_of is None:
+            found["grid.base_lrs"] = params.base_lrs(study)
+        else:
+            source = column_folder(params, settings.best_of, batch_size)
+            found |= _digests(source / name for name in ("runs.json", "history.parquet"))
+    return found
+
+
+def measure_inputs(params: Params) -> dict[str, object]:
+    """What `measure` depends on."""
+    used = {f"studies.{name}": study for name, study in measured_studies(params).items()}
+    return {"grid.seeds": params.grid.seeds} | used | _prepared(params)
+
+
+def evaluate_inputs(models: Path) -> dict[str, object]:
+    """What `evaluate` depends on: the complete columns and what it reads of them.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    from smallbatch.records.columns import find_columns
+
+    names = ("runs.json", "history.parquet", "timing.json")
+    return _digests(column / name for column in find_columns(models)[0] for name in names)
+
+
+def report_inputs(models: Path) -> dict[str, object]:
+    """What `report` depends on: tables, measurements, and the columns' timing."""
+    from smallbatch.records.columns import find_columns
+
+    complete, unfinished = find_columns(models) if models.is_dir() else ([], [])
+    columns = (column / name for column in complete for name in ("runs.json", "timing.json"))
+    paths = [*EVALUATION.glob("*.parquet"), *MEASUREMENTS.glob("*.csv"), *columns]
+    return {**_digests(paths), **{f"{column}/": "unfinished" for column in unfinished}}
+
+
+def _prepared(params: Params) -> dict[str, object]:
+    """The description of the prepared data, which has the fingerprint of the arrays."""
+    return _digests([PREPARED / params.dataset.name / "meta.json"])
+
+
+def _digests(paths: Iterable[Path]) -> dict[str, object]:
+    """SHA-256 by path; what is not there has none."""
+    found: dict[str, object] = {}
+    for path in paths:
+        try:
+            found[str(path)] = hashlib.sha256(durable.read(path)).hexdigest()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return found
+
+
+def _sources_of_stage() -> list[Path]:
+    """The files below `src/` that the running stage of DVC depends on; none without DVC."""
+    from ruamel.yaml import YAML
+
+    # Such as train@resnet8-8; with the path of its dvc.yaml before a colon where that is elsewhere.
+    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[0]
+    file = Path("dvc.yaml")
+    if not name or not file.is_file():
+        return []
+    stages: dict[str, Any] = YAML(typ="safe").load(file.read_text())["stages"]
+    listed = stages.get(name, {}).get("deps", [])
+    deps = [Path(dep) for dep in listed if dep.startswith("src/")]
+    inside = (file for dep in deps for file in (dep.rglob("*") if dep.is_dir() else [dep]))
+    return sorted(file for file in inside if file.is_file() and file.suffix != ".pyc")

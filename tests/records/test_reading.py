@@ -1,0 +1,279 @@
+"""Files that are not as this program writes them are refused in one line that names them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallbatch.analysis.claims import read_variances
+from smallbatch.analysis.evaluation import evaluate, read_evaluation
+from smallbatch.cli.main import main
+from smallbatch.errors import UserError
+from smallbatch.records.columns import read_column
+from smallbatch.report.claims import markdown
+from tests.analysis import synthetic
+from tests.test_fuzz import HOSTILE, cases, damaged, damages, refused
+
+COLUMN = "models/synthetic/tiny/m2"
+CLAIM = {
+    "claim": "a",
+    "figure": "2",
+    "statement": "it holds",
+    "criterion": "above 0",
+    "unit": "accuracy",
+    "findings": [
+        {"dataset": "d", "scale": None, "verdict": "supported", "effect": 0.1, "low": 0.05,
+         "high": 0.2, "n": 3, "reason": "", "parts": []},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a small project by path."""
+    root = tmp_path_factory.mktemp("intact")
+    small = synthetic.Study("tiny", batch_sizes=(2,), base_lrs=(2**-6, 2**-5), seeds=2, epochs=6)
+    synthetic.write_models(root / "models", (small,))
+    evaluate(root / "models", root / "reports/evaluation")
+    (root / "reports/measurements").mkdir()
+    (root / "reports/measurements/d.csv").write_text(
+        "dataset,study,seed,batch_size,base_lr,variance\nd,null,0,2,0.5,0.25\nd,null,0,4,0.5,\n"
+    )
+    (root / "reports/claims.json").write_text(json.dumps({"claims": [CLAIM]}))
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def project(intact: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, content in intact.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(command: str) -> str:
+    """The one line with which a command refuses."""
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2, (done.output, done.exception)
+    (line,) = done.output.splitlines()
+    return line
+
+
+def changed(name: str, change: Callable[[Any], None]) -> None:
+    content = json.loads(Path(name).read_text())
+    change(content)
+    Path(name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda it: it["dataset"]["counts"].pop("validation"), "dataset: Value error, counts"),
+        (lambda it: it["dataset"].update(classes=["a"]), "classes: found 1, allowed: 2 or more"),
+        (lambda it: it["dataset"].update(height=10**30), "dataset"),
+        (lambda it: it["settings"].pop("figure"), "settings.figure: Field required"),
+        (lambda it: it["settings"].update(milestones=0.5), "settings.milestones"),
+        (lambda it: it["settings"].update(warmup="0"), "settings.warmup"),
+        (lambda it: it["settings"].update(bn_batch_sizes=[2]), "bn_batch_size: found none"),
+        (lambda it: it["settings"].update(run="x"), "settings.run: no setting"),
+        (lambda it: it["runs"][0].update(parameters=2**64), "runs.0.parameters"),
+        (lambda it: it["runs"][0]["final"].update(test_accuracy=1e300), "final.test_accuracy"),
+    ],
+)
+def test_runs_json(project: Path, change: Callable[[Any], None], said: str) -> None:
+    changed(f"{COLUMN}/runs.json", change)
+    line = told("evaluate")
+    assert line.startswith(f"Error: {COLUMN}/runs.json: damaged")
+    assert said in line
+
+
+def test_a_setting_that_is_not_known_may_differ_in_kind(project: Path) -> None:
+    small = synthetic.Study("other", batch_sizes=(2,), base_lrs=(2**-6,))
+    synthetic.write_models(project / "models", (small,))
+    changed(f"{COLUMN}/runs.json", lambda it: it["settings"].update(momentum=[[1, "x"]]))
+    changed("models/synthetic/other/m2/runs.json", lambda it: it["settings"].update(momentum=0.5))
+    assert CliRunner().invoke(main, ["evaluate"]).exit_code == 0
+    runs = read_evaluation(project / "reports/evaluation")[0]
+    assert set(runs["momentum"]) == {"0.5", '[[1, "x"]]'}
+
+
+def test_environment_of_a_timing(project: Path) -> None:
+    changed(f"{COLUMN}/timing.json", lambda it: it["environment"].update(git_commit=["x"]))
+    assert f"{COLUMN}/timing.json: damaged, environment.git_commit" in told("report")
+
+
+def retyped(name: str, column: str, values: Any) -> None:
+    """Write a table with another column in one's place; None takes it out."""
+    table = pq.read_table(name)
+    at = table.column_names.index(column)
+    table = table.remove_column(at)
+    if values is not None:
+        table = table.add_column(at, column, pa.array([values] * len(table)))
+    pq.write_table(table, name)
+
+
+TABLES = {
+    "evaluate": f"{COLUMN}/history.parquet",
+    "report": "reports/evaluation/history.parquet",
+}
+
+
+@pytest.mark.parametrize("command", TABLES)
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("outcome", None), ("run", b"\xff"), ("run", 3), ("epoch", "1"), ("epoch", 0.5),
+        ("test_loss", [1.0]), ("lr", None), ("base_lr", {"a": 1.0}), ("seed", True),
+        ("batch_size", 4),
+    ],
+)  # fmt: skip
+def test_history_of_another_schema(project: Path, command: str, column: str, values: Any) -> None:
+    retyped(TABLES[command], column, values)
+    assert told(command).startswith(f"Error: {TABLES[command]}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "values"),
+    [
+        ("runs", "figure", None), ("runs", "figure", 8), ("runs", "milestones", 0.5),
+        ("runs", "milestones", "[0.5"), ("runs", "dataset", "other"),
+        ("cells", "reliable", "yes"), ("cells", "study", "other"),
+    ],
+)  # fmt: skip
+def test_evaluation_of_another_schema(project: Path, name: str, column: str, values: Any) -> None:
+    retyped(f"reports/evaluation/{name}.parquet", column, values)
+    line = told("report")
+    assert line.startswith("Error: reports/evaluation/")
+    assert line.endswith("run smallbatch evaluate")
+
+
+def test_a_damaged_page_of_an_evaluation_is_noticed_by_its_checksum(project: Path) -> None:
+    path = project / "reports/evaluation/history.parquet"
+    content = path.read_bytes()
+    at = content.index(b"finished")
+    path.write_bytes(content[:at] + b"diverged" + content[at + 8 :])
+    assert "history.parquet: damaged" in told("report")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "dataset,study,seed,batch_size,base_lr,variance\nd,s,x,2,1,1\n",
+             "\0", "dataset,study,seed,batch_size,base_lr,variance\nd,s,1,2,1\n"],
+)  # fmt: skip
+def test_measurements(project: Path, text: str) -> None:
+    path = project / "reports/measurements/d.csv"
+    assert read_variances(path.parent)["study"].tolist() == ["null", "null"]  # a study's name
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"d\.csv: damaged .*; run smallbatch measure again"):
+        read_variances(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("reports/claims.json", "claims"),
+        (f"{COLUMN}/runs.json", "evaluate"),
+        (f"{COLUMN}/timing.json", "evaluate"),
+        ("reports/measurements/d.csv", "report"),
+        ("data/prepared/digits/meta.json", "measure"),
+    ],
+)
+def test_a_pipe_is_not_waited_for(project: Path, name: str, command: str) -> None:
+    Path("params.yaml").write_text(
+        "dataset: {name: digits, source: digits, subset: 60, test_subset: 40}\n"
+        "grid: {studies: [a], batch_sizes: [4], base_lrs: [2^-6], seeds: 1}\n"
+        "studies:\n  a: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}\n"
+    )
+    Path(name).unlink(missing_ok=True)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(name)
+    # Opens the other end, should the command wait: it then fails, and does not hang.
+    late = threading.Timer(3, lambda: os.close(os.open(name, os.O_RDWR | os.O_NONBLOCK)))
+    late.daemon = True
+    late.start()
+    assert "not a regular file" in told(command)
+    late.cancel()
+
+
+@pytest.mark.parametrize("key", ["statement", "figure", "verdict", "reason"])
+@pytest.mark.parametrize("value", ["null", "3", "[]", '"\\ud800"', "[" * 5000])
+def test_claims(project: Path, key: str, value: str) -> None:
+    text = json.dumps({"claims": [CLAIM]})
+    text, count = re.subn(rf'("{key}": )"[^"]*"', lambda it: it[1] + value, text)
+    assert count == 1
+    Path("reports/claims.json").write_text(text)
+    assert told("claims").startswith("Error: reports/claims.json: damaged")
+
+
+def test_claims_with_a_number_of_400_digits(project: Path) -> None:
+    path = Path("reports/claims.json")
+    path.write_text(path.read_text().replace('"effect": 0.1', f'"effect": {"9" * 400}'))
+    assert "damaged, claims.0.findings.0.effect" in told("claims")
+
+
+def swapped(content: bytes, where: float, value: bytes) -> bytes:
+    """One value of JSON instead of another."""
+    starts = [found.end() for found in re.finditer(rb": ", content)]
+    start = starts[int(where * (len(starts) - 1))]
+    end = re.compile(rb"[,}\]]").search(content, start)
+    return content[:start] + value + content[end.start() if end else start :]
+
+
+@settings(cases, max_examples=300)
+@given(damage=damages, value=st.none() | HOSTILE)
+def test_damaged_claims(
+    tmp_path_factory: pytest.TempPathFactory, intact: dict[str, bytes], damage: Any, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "claims.json"
+    content = intact["reports/claims.json"]
+    whole = damaged(content, damage) if value is None else swapped(content, damage[0][0], value)
+    path.write_bytes(whole)
+    table = refused(lambda: markdown(path))
+    if table is not None:
+        assert len(table.splitlines()) == 3 - (b'"findings": []' in whole)
+
+
+@settings(cases, max_examples=60)
+@given(damage=damages, name=st.sampled_from(["runs", "cells", "history"]))
+def test_damaged_evaluations(
+    tmp_path_factory: pytest.TempPathFactory, intact: dict[str, bytes], damage: Any, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for each in ("runs", "cells", "history"):
+        content = intact[f"reports/evaluation/{each}.parquet"]
+        (folder / f"{each}.parquet").write_bytes(
+            damaged(content, damage) if each == name else content
+        )
+    after = refused(lambda: read_evaluation(folder))
+    if after is not None:  # the damage was in what nobody reads
+        (folder / f"{name}.parquet").write_bytes(intact[f"reports/evaluation/{name}.parquet"])
+        for one, other in zip(read_evaluation(folder), after, strict=True):
+            pd.testing.assert_frame_equal(one, other)
+
+
+@settings(cases, max_examples=60)
+@given(damage=damages, name=st.sampled_from(["history.parquet", "timing.json"]))
+def test_damaged_columns(
+    tmp_path_factory: pytest.TempPathFactory, intact: dict[str, bytes], damage: Any, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "column"
+    folder.mkdir(exist_ok=True)
+    for each in ("runs.json", "history.parquet", "timing.json"):
+        content = intact[f"{COLUMN}/{each}"]
+        (folder / each).write_bytes(damaged(content, damage) if each == name else content)
+    refused(lambda: read_column(folder))
