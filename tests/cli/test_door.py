@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -41,13 +40,15 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> Result:
     return CliRunner().invoke(main, ["profile", "list"])
 
 
-def process(*words: str, path: Path | None = None, **environment: Any) -> tuple[int, str, str]:
+def process(
+    *words: str, path: Path | None = None, environment: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run the command; modules in ``path`` go before those of the same name."""
     paths = [str(path)] if path else []
     done = subprocess.run(
         [sys.executable, "-P", "-m", "smallbatch", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*paths, str(ROOT / "src")]),
-             **environment},
+             **(environment or {})},
         capture_output=True, encoding="latin-1", check=False, timeout=60,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -147,7 +148,7 @@ def test_a_usage_error_shows_no_secret() -> None:
      {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )  # fmt: skip
 def test_characters_that_an_encoding_lacks_are_replaced(odd: dict[str, str]) -> None:
-    code, shown, said = process("run", "--help", **odd)
+    code, shown, said = process("run", "--help", environment=odd)
     assert (code, said) == (0, "")
     replaced = re.search(r"\?+ = \?/m", shown)  # η̃ is two characters
     assert replaced or "η/m" in shown.encode("latin-1").decode()  # click writes UTF-8 for ASCII
