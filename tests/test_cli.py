@@ -97,6 +97,26 @@ def test_bad_params_end_with_status_2_and_one_line(folder: Path) -> None:
         (["run", "-m", "4", "--base-lr", "2^-6", "--norm", "bn"], "norm: found 'bn'"),
         (["run", "-m", "4", "--base-lr", "2^-6", "--warmup", "1"], "warmup: found 1.0"),
         (["run", "-m", "4", "--base-lr", "0"], "found '0'"),
+        (["run", "-m", "4", "--base-lr", "1e308"], "found '1e308', expected 2^-126 to 2^127"),
+        (["run", "-m", "4", "--base-lr", "2^1023"], "found '2^1023', expected 2^-126 to 2^127"),
+        (["run", "-m", "4", "--base-lr", "2^127"], "learning rate η = m·η̃ of at most 2^127"),
+        (["run", "-m", "4", "--lr", "5e-324"], "found '5e-324', expected 2^-126 to 2^127"),
+        (["run", "-m", "4", "--lr", "2^-126"], "--lr: found 1.17549e-38 at batch size 4"),
+        (["run", "-m", "4", "--base-lr", "1", "--seed", str(2**64)], "--seed"),
+        (["run", "-m", "4", "--base-lr", "1", "--seed", "-1"], "--seed"),
+        (["run", "-m", "9" * 400, "--base-lr", "1"], "--batch-size"),
+        (["run", "-m", "4", "--base-lr", "1", "--epochs", "9" * 4400], "--epochs"),
+        (["run", "-m", "4", "--base-lr", "1", "--weight-decay", "nan"], "weight_decay: found nan"),
+        (["train", "resnet8", "9" * 20], "BATCH_SIZE"),
+        *(
+            (
+                ["run", "-m", "4", "--base-lr", "1", "--time-limit", it],
+                f"found '{it[:80]}', allowed",
+            )
+            for it in ("1e300h", "inf", "nan", "9" * 400 + "h", "10001h", "-1", "")
+        ),
+        (["bench", "--seconds", "nan"], "--seconds"),
+        (["bench", "--seconds", "inf"], "--seconds"),
         (["run", "-m", "4"], "--base-lr"),
         (["run", "-m", "4", "--base-lr", "1", "--lr", "1"], "--base-lr"),
         (["sync", "nowhere"], "nowhere"),
@@ -109,6 +129,28 @@ def test_bad_input_is_named(folder: Path, words: list[str], said: str) -> None:
     assert done.exit_code == 2, done.output
     assert said in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected the keys"),
+        ("a: !!bool x", "line 1: not valid YAML"),
+        ("\xff", "no UTF-8"),
+        ("{text}scales: {{s: {{}}}}", "scales.s.epochs: found None"),
+        ("{text}scales: {{s: {{epochs: 1.0, dataset: 3}}}}", "scales.s: dataset: found 3"),
+    ],
+)
+def test_a_damaged_profile_is_named_and_stops_no_other(folder: Path, text: str, said: str) -> None:
+    text = text.format(text=(folder / "profiles/quick.yaml").read_text().partition("\nscales")[0])
+    (folder / "profiles/odd.yaml").write_text(text, encoding="latin-1" if len(text) < 9 else None)
+    done = call("profile", "use", "odd", "--scale", "s", "--force")
+    assert done.exit_code == 2
+    assert "profiles/odd.yaml: " in done.output
+    assert said in done.output
+    if text != "\xff":
+        assert call("profile", "list").exit_code == 0
+        assert call("profile", "use", "quick").exit_code == 0
 
 
 def test_profiles_are_listed_shown_and_installed(folder: Path) -> None:

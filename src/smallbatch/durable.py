@@ -77,15 +77,19 @@ def _create(path: Path) -> IO[bytes]:
         file.close()  # another process took it for left over before it was locked
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, most: int = -1) -> bytes:
     """The content of a regular file; of a pipe, which might never end, nothing is read.
+
+    Args:
+        path: The file.
+        most: Bytes to read at most; all, if negative.
 
     Raises:
         OSError: It cannot be read, or is not a regular file.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a number
         _check_mode(path, os.fstat(file.fileno()).st_mode)
-        return file.read()
+        return file.read(most)
 
 
 def sync_folder(folder: Path) -> None:

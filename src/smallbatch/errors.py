@@ -1,4 +1,7 @@
-"""Exceptions for situations that are not the program's fault."""
+"""Exceptions for situations that are not the program's fault, and exit statuses."""
+
+FAULT, INTERRUPTED, OUT_OF_TIME = 70, 75, 76
+"""A fault of this program; stopped by a signal or by the end of `dvc`; before the time limit."""
 
 
 class UserError(Exception):
@@ -18,8 +21,9 @@ class WorkerLost(UserError):  # noqa: N818 - the state of a training
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out or the GPU failed, so that files on disk cannot be the cause."""
-    # On a CPU torch raises a plain RuntimeError.
-    words = ("DefaultCPUAllocator", "out of memory", "CUDA error")
+    # On a CPU torch raises a plain RuntimeError; the linker's errors are those of imports.
+    words = ("DefaultCPUAllocator", "out of memory", "CUDA error", "failed to map segment",
+             "Cannot allocate memory", "can't start new thread")  # fmt: skip
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from smallbatch.config import yaml_file
 from smallbatch.config.base_lr import format_base_lr, parse_base_lr
 from smallbatch.config.params import load_params, parse_dataset, parse_params
 from smallbatch.errors import UserError
@@ -224,3 +226,104 @@ def test_a_file_that_never_ends_is_refused_at_once(tmp_path: Path, special: str)
 def test_a_test_split_cannot_lead_outside(split: str) -> None:
     with pytest.raises(UserError, match=r"test_split"):
         parse_dataset({"name": "a", "source": "image_folder", "test_split": split}, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\ngrid: !!bool x", "line 2: not valid YAML: bool 'x' cannot be read"),
+        ("\n\ngrid: !!int", "line 3: not valid YAML: int '' cannot be read"),
+        ("grid: !!float x", "line 1: not valid YAML: float 'x' cannot be read"),
+        ("? {a: 1}\n: 2", "line 1: not valid YAML: found unhashable key"),
+        ("? [a, [b]]\n: 2", "line 1: not valid YAML: map '…' cannot be read"),
+        ("a: 1\ngrid: 2024-13-45", "line 2: not valid YAML: timestamp '2024-13-45' cannot be read"),
+        ("grid:\n\tseeds: 1", r"line 2: not valid YAML: found character '\t'"),
+        ("grid: 1\ngrid: 2", 'line 2: not valid YAML: found duplicate key "grid"'),
+        ("grid: 1\n--- 2", "line 2: not valid YAML: but found another document"),
+        ("a:\n  !!python/object:os.system x", "line 2: not valid YAML: could not determine"),
+        ("a: *b", "line 1: not valid YAML: found undefined alias"),
+        ("\n" + "[" * 50_000, "line 2: not valid YAML: it is nested too deeply"),
+        ("- " * 50_000, "line 1: not valid YAML: it is nested too deeply"),
+        ("&a a: &a b\n? &a c\n", "unknown key 'a'"),
+        ("\n\xff", "line 2: not valid YAML: a byte that is no UTF-8"),
+        ("a: 1\n" * 50_000, "too large, allowed: at most 200,000 bytes"),
+        ("", "expected the keys"),
+    ],
+)
+def test_odd_yaml_is_refused_at_once_with_its_line(
+    tmp_path: Path, text: str, said: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="latin-1")
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    assert time.monotonic() - started < 4
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "zeros"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "params.yaml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"params\.yaml: cannot be read: "):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("grid", "study", "said"),
+    [
+        ({"base_lrs": ["2^-6", "2^1023"]}, {}, "grid.base_lrs.1: found '2^1023', allowed: 2^-126"),
+        ({"base_lrs": [1e308]}, {}, "grid.base_lrs.0: found 1e+308, allowed: 2^-126 to 2^127"),
+        ({"base_lrs": [5e-324]}, {}, "grid.base_lrs.0: found 5e-324, allowed: 2^-126 to 2^127"),
+        ({"base_lrs": ["2^-1075"]}, {}, "grid.base_lrs.0: found '2^-1075', allowed: 2^-126"),
+        ({"base_lrs": ["1e999"]}, {}, "grid.base_lrs.0: found '1e999', allowed: 2^-126"),
+        ({"base_lrs": 1e308}, {}, "grid.base_lrs: found 1e+308, allowed: a list"),
+        ({"base_lrs": ["2^-6", "2^126"]}, {}, "studies.a.base_lr: found 2^126 at batch size 4"),
+        ({}, {"base_lrs": ["2^127"]}, "studies.a.base_lr: found 2^127 at batch size 4"),
+        ({"base_lrs": [0.001 * (i + 1) for i in range(40_000)]}, {}, "at most 10000 items"),
+        ({"batch_sizes": [*range(2, 10_000)], "dependent": [{"name": "a", "after": "a"}]}, {},
+         "found 19996 columns, allowed: at most 10000"),
+        ({"batch_sizes": [2**30]}, {"budget": "updates of 1", "epochs": 2},
+         "give 2.14748e+09 epochs at batch size 1073741824, allowed: a whole number up to"),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_trained_with_are_refused(
+    grid: dict[str, Any], study: dict[str, Any], said: str
+) -> None:
+    settings = {"model": "resnet8", "norm": "none", "epochs": 1, "weight_decay": 0.0}
+    with pytest.raises(UserError) as caught:
+        parse_params(
+            {
+                "dataset": {"name": "d", "source": "digits"},
+                "grid": {"studies": ["a"], "batch_sizes": [4], "base_lrs": [1], "seeds": 1} | grid,
+                "studies": {"a": settings | study},
+            },
+            "params.yaml",
+        )
+    assert said in str(caught.value)
+
+
+def test_many_values_take_no_time() -> None:
+    """As many as a grid may have."""
+    text = ", ".join(f"{1e-4 * (i + 1):.6g}" for i in range(10_000))
+    started = time.monotonic()
+    params = parse_params(
+        yaml_file.parse(
+            f"""
+dataset: {{name: d, source: digits}}
+grid: {{studies: [a], batch_sizes: [4], base_lrs: [{text}], seeds: 1}}
+studies: {{a: {{model: resnet8, norm: none, epochs: 1, weight_decay: 0.0}}}}""",
+            "params.yaml",
+        ),
+        "params.yaml",
+    )
+    assert len(params.grid.base_lrs) == 10_000
+    assert time.monotonic() - started < 4

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from smallbatch.cli.options import MOST, FloatRange
+
 
 @click.command()
 @click.option(
@@ -25,14 +27,16 @@ import click
 )
 @click.option("--model", default="resnet8", show_default=True)
 @click.option("--norm", default="batch", show_default=True)
-@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+@click.option(
+    "--bn-batch-size", type=click.IntRange(2, MOST), help="Sub-batch of ghost batch norm."
+)
 @click.option("--augment/--no-augment", default=False, show_default=True)
 @click.option(
     "--batch-size",
     "-m",
     "batch_sizes",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST),
     default=[2, 8, 32, 128],
     show_default=True,
     help="m; may be repeated.",
@@ -41,7 +45,7 @@ import click
     "--lanes",
     default=26,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST),
     help="Runs of the column: 13 base learning rates × 2 seeds.",
 )
 @click.option(
@@ -53,12 +57,12 @@ import click
     show_default=True,
     help="May be repeated.",
 )
-@click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1, MOST))
 @click.option(
     "--seconds",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(0, 3600, min_open=True),
     help="Of one measurement, at least.",
 )
 @click.option(

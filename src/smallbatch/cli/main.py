@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smallbatch.cli import pipeline, results
+from smallbatch.cli import door, pipeline, results
 from smallbatch.cli.bench import bench
 from smallbatch.cli.profiles import profile
 from smallbatch.cli.single import run
@@ -19,23 +19,29 @@ class _BadInput(click.ClickException):
 
 
 class Group(click.Group):
-    """Shows errors of the user as one line, with exit status 2, and why a training stopped."""
+    """Ends a command that fails in one line; see :mod:`smallbatch.cli.door`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        door.open_to_signals()
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            raise _BadInput(" ".join(str(error).split())) from None
-        except BrokenPipeError:
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError, SystemExit):
             raise
+        except click.ClickException as error:
+            error.message = door.one_line(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        except UserError as error:
+            raise _BadInput(door.one_line(str(error))) from None
         except OSError as error:  # a full disk, a read-only folder
             where = f"{error.filename}: " if error.filename else ""
-            raise _BadInput(f"{where}{error.strerror or error}") from None
+            raise _BadInput(door.one_line(f"{where}{error.strerror or error}")) from None
         except Stopped as stopped:
-            click.echo(str(stopped), err=True)
+            click.echo(door.one_line(str(stopped)), err=True)
             # End at once: a regular exit takes seconds, because of torch.
             os._exit(stopped.exit_code)
+        except BaseException as error:  # noqa: BLE001 - an interruption, or our own fault
+            ctx.exit(door.leave_because_of(error))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
 else:  # not generic before click 8.4
     _FloatType = click.ParamType
+
+
+MOST = 2**31 - 1  # of any count, as in params.yaml
+MOST_SECONDS = 10_000 * 3600  # more than a system's clocks wait for is an error
 
 
 class Seconds(_FloatType):
@@ -31,9 +36,26 @@ class Seconds(_FloatType):
             (float(part or 0) for part in found.groups()) if found else (0,) * 3
         )
         total = 3600 * hours + 60 * minutes + seconds
-        if total <= 0:
-            self.fail(f"found {value!r}, allowed: such as 90, 45m or 3h30m", param, ctx)
+        if not 0 < total <= MOST_SECONDS:
+            self.fail(
+                f"found {str(value)[:80]!r}, allowed: such as 90, 45m or 3h30m, at most 10000h",
+                param,
+                ctx,
+            )
         return total
+
+
+class FloatRange(click.FloatRange):
+    """Numbers of a range, of which NaN is none."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The value that was typed."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class BaseLr(_FloatType):
@@ -50,7 +72,7 @@ class BaseLr(_FloatType):
         try:
             return parse_base_lr(value)
         except ValueError as error:
-            self.fail(f"found {value!r}, {error}", param, ctx)
+            self.fail(f"found {str(value)[:80]!r}, {error}", param, ctx)
 
 
 PARAMS = click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from smallbatch.cli.options import PARAMS, TIME_LIMIT, load
+from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, load
 from smallbatch.errors import UserError
 
 
@@ -62,7 +62,7 @@ def plan(as_json: bool, params_file: Path) -> None:
 
 @click.command()
 @click.argument("study")
-@click.argument("batch_size", type=click.IntRange(min=1))
+@click.argument("batch_size", type=click.IntRange(1, MOST))
 @TIME_LIMIT
 @PARAMS
 def train(study: str, batch_size: int, time_limit: float | None, params_file: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smallbatch.cli.options import PARAMS, TIME_LIMIT, BaseLr
+from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
 
 
 @click.command()
@@ -31,12 +31,16 @@ from smallbatch.cli.options import PARAMS, TIME_LIMIT, BaseLr
 )
 @click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
 @click.option(
-    "--batch-size", "-m", required=True, type=click.IntRange(min=1), help="m, examples per update."
+    "--batch-size",
+    "-m",
+    required=True,
+    type=click.IntRange(1, MOST),
+    help="m, examples per update.",
 )
 @click.option("--base-lr", type=BaseLr(), help="η̃ = η/m, the learning rate of one example.")
 @click.option("--lr", type=BaseLr(), help="η of the mean gradient, instead of --base-lr.")
-@click.option("--epochs", default=20, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option("--epochs", default=20, show_default=True, type=click.IntRange(1, MOST))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
 @click.option(
     "--warmup",
@@ -75,14 +79,20 @@ def run(
           --base-lr 2^-6 --epochs 20
       smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
     """
-    from smallbatch.config.base_lr import format_base_lr
+    from smallbatch.config.base_lr import format_base_lr, parse_base_lr, refuse_overflow
     from smallbatch.pipeline.single import single_run
 
-    if lr is not None and base_lr is None:
-        base_lr = lr / batch_size
-        click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
-    elif base_lr is None or lr is not None:
+    if (lr is None) == (base_lr is None):
         raise click.UsageError("give one of --base-lr and --lr")
+    option, value = ("--lr", lr) if base_lr is None else ("--base-lr", base_lr)
+    try:
+        base_lr = parse_base_lr(lr / batch_size if lr is not None else base_lr)
+        refuse_overflow(base_lr, batch_size)
+    except ValueError as error:
+        found = f"found {value:g} at batch size {batch_size}, {error}"
+        raise click.BadParameter(found, param_hint=option) from None
+    if lr is not None:
+        click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
     summary = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
         device=device, time_limit=time_limit, say=click.echo,

@@ -4,13 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smallbatch.config.values import MOST, Name
+
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
 
-# Names become names of folders and MLflow experiments, and must not lead out of their folder.
-NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-MOST = 2**31 - 1  # of any count: more than can be trained, and safe in arithmetic
 MEGAPIXELS = 179  # of the largest image that is decoded, if params.yaml says nothing else
 
 

@@ -2,51 +2,39 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from smallbatch.config.base_lr import parse_base_lr
-from smallbatch.config.dataset import MOST, DatasetConfig, Name, Strict
+from smallbatch.config import yaml_file
+from smallbatch.config.base_lr import refuse_overflow
+from smallbatch.config.dataset import DatasetConfig, Strict
 from smallbatch.config.messages import allowed, one_line
 from smallbatch.config.model_names import validate_model
-from smallbatch.durable import check_regular
+from smallbatch.config.values import (
+    BEST_OF,
+    MOST,
+    MOST_ITEMS,
+    UPDATES_OF,
+    BaseLrs,
+    BatchSizes,
+    BestOf,
+    BnBatchSizes,
+    Budget,
+    Fraction,
+    Gibibytes,
+    Name,
+    WorkerCount,
+    refuse_repeats,
+)
 from smallbatch.errors import UserError
 
 Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
 Precision = Literal["float32", "tf32", "bf16"]
 EngineSetting = Literal["auto", "loop", "stacked"]
 
-_BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
-_UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
-
-
-def _best_of(value: object) -> object:
-    if isinstance(value, str) and _BEST_OF.match(value):
-        return value
-    raise ValueError("`best of` and the name of a study that runs before, or base_lrs with a list")
-
-
-def _budget(value: object) -> object:
-    if value == "epochs" or (isinstance(value, str) and _UPDATES_OF.match(value)):
-        return value
-    raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
-BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
-# A YAML list reads as a Python list; the items stay strict.
-BatchSizes = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=MOST)], ...], Field(strict=False, min_length=1)
-]
-BnBatchSizes = Annotated[
-    tuple[Annotated[int, Field(ge=2, le=MOST)], ...], Field(strict=False, min_length=1)
-]
-BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class StudyConfig(Strict):
@@ -72,9 +60,9 @@ class StudyConfig(Strict):
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Precision = "float32"
-    budget: Annotated[str, BeforeValidator(_budget)] = "epochs"
+    budget: Budget = "epochs"
     base_lrs: BaseLrs | None = None
-    base_lr: Annotated[str, BeforeValidator(_best_of)] | None = None
+    base_lr: BestOf | None = None
     figure: str | None = None
 
     @model_validator(mode="after")
@@ -84,8 +72,8 @@ class StudyConfig(Strict):
                 f"warmup: found {self.warmup:g}, allowed: at most the first of milestones, "
                 f"{min(self.milestones):g}"
             )
-        _refuse_repeats("base_lrs", self.base_lrs or ())
-        _refuse_repeats("bn_batch_sizes", self.bn_batch_sizes or ())
+        refuse_repeats("base_lrs", self.base_lrs or ())
+        refuse_repeats("bn_batch_sizes", self.bn_batch_sizes or ())
         if self.bn_batch_sizes and (self.norm != "ghost" or self.bn_batch_size is not None):
             raise ValueError("bn_batch_sizes: allowed with norm ghost and without bn_batch_size")
         if self.base_lr and self.base_lrs:
@@ -95,7 +83,7 @@ class StudyConfig(Strict):
     @property
     def best_of(self) -> str | None:
         """The study whose best base learning rates this study uses."""
-        match = _BEST_OF.match(self.base_lr or "")
+        match = BEST_OF.match(self.base_lr or "")
         return match.group(1) if match else None
 
     def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
@@ -115,15 +103,15 @@ class StudyConfig(Strict):
         return tuple(settings.model_copy(update={"bn_batch_size": size}) for size in fitting)
 
     def _epochs_at(self, batch_size: int) -> int:
-        match = _UPDATES_OF.match(self.budget)
+        match = UPDATES_OF.match(self.budget)
         if match is None:
             return self.epochs
         epochs, rest = divmod(self.epochs * batch_size, int(match.group(1)))
-        if rest or not epochs:
+        if rest or not 1 <= epochs <= MOST:
             found = self.epochs * batch_size / int(match.group(1))
             raise ValueError(
                 f"budget: {self.epochs} epochs and {self.budget!r} give {found:g} epochs at batch "
-                f"size {batch_size}, allowed: a whole number"
+                f"size {batch_size}, allowed: a whole number up to {MOST}"
             )
         return epochs
 
@@ -141,8 +129,8 @@ class GridConfig(Strict):
     ``dependent`` lists the studies that use the best ``base_lr`` of another.
     """
 
-    studies: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    dependent: Annotated[tuple[DependentStudy, ...], Field(strict=False)] = ()
+    studies: Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=1000)]
+    dependent: Annotated[tuple[DependentStudy, ...], Field(strict=False, max_length=1000)] = ()
     batch_sizes: BatchSizes
     base_lrs: BaseLrs
     seeds: Annotated[int, Field(ge=1, le=10_000)]
@@ -150,20 +138,13 @@ class GridConfig(Strict):
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
         for key in ("studies", "batch_sizes", "base_lrs"):
-            _refuse_repeats(key, getattr(self, key))
+            refuse_repeats(key, getattr(self, key))
+        columns = (len(self.studies) + len(self.dependent)) * len(self.batch_sizes)
+        if columns > MOST_ITEMS:
+            raise ValueError(
+                f"studies and batch_sizes: found {columns} columns, allowed: at most {MOST_ITEMS}"
+            )
         return self
-
-
-def _worker_count(value: object) -> object:
-    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
-        return value
-    raise ValueError("a whole number from 1 to 1024, or auto")
-
-
-def _gibibytes(value: object) -> object:
-    if value == "auto" or (type(value) in (int, float) and 0 < float(str(value)) < math.inf):
-        return value if value == "auto" else float(str(value))
-    raise ValueError("a number of GiB above 0, or auto")
 
 
 class ComputeConfig(Strict):
@@ -176,8 +157,8 @@ class ComputeConfig(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineSetting = "auto"
-    workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = "auto"
-    memory: Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)] = "auto"
+    workers: WorkerCount = "auto"
+    memory: Gibibytes = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 
 
@@ -238,33 +219,19 @@ class Params(Strict):
         return self.studies[study].base_lrs or self.grid.base_lrs
 
 
-def _refuse_repeats(key: str, values: tuple[object, ...]) -> None:
-    twice = sorted({str(value) for value in values if values.count(value) > 1})
-    if twice:
-        raise ValueError(f"{key} lists {', '.join(twice)} more than once")
-
-
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check a params file.
 
     Raises:
         UserError: Something is wrong: file and key, what was found and what is allowed.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = Path(path)
     try:
-        check_regular(path)
-        raw: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        raw = yaml_file.read(path)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; in the project's folder `smallbatch profile use` makes one"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected the keys {', '.join(Params.model_fields)}")
     return parse_params(raw, str(path))
@@ -280,6 +247,8 @@ def parse_params(raw: object, origin: str) -> Params:
             bn_batch_size = study.bn_batch_size or (study.bn_batch_sizes or (None,))[0]
             validate_model(study.model, study.norm, bn_batch_size=bn_batch_size)
             for batch_size in sizes:
+                if study.best_of is None:
+                    refuse_overflow(max(params.base_lrs(name)), batch_size)
                 for settings in study.at(batch_size):
                     validate_model(
                         settings.model,

@@ -11,19 +11,26 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from smallbatch import durable
+from smallbatch.config import yaml_file
+from smallbatch.config.params import Params, load_params, parse_params
 from smallbatch.errors import UserError
 
 FOLDER = Path("profiles")
 
 
 def summaries() -> dict[str, str]:
-    """The first comment line of every profile, by name."""
+    """The first comment line of every profile, by name.
+
+    Raises:
+        UserError: A profile cannot be read.
+    """
     return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        path.stem: yaml_file.text_of(path).partition("\n")[0].lstrip("# ").rstrip()
         for path in sorted(FOLDER.glob("*.yaml"))
     }
 
@@ -43,7 +50,7 @@ def read(name: str, scale: str | None = None) -> str:
         hint = _hint(name, names)
         allowed = ", ".join(names) or f"none, as {FOLDER}/ is not in this folder"
         raise UserError(f"profile: found {name!r}, allowed: {allowed}{hint}")
-    return _scaled(name, (FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), scale)
+    return _scaled(name, scale)
 
 
 def install(
@@ -60,36 +67,46 @@ def install(
             and ``force`` is not set.
     """
     text = read(name, scale)
-    if not force and target.exists() and target.read_text(encoding="utf-8") not in _all_texts():
+    if not force and target.exists() and target.read_bytes() not in _all_texts():
         raise UserError(f"{target}: has edits of its own; keep a copy, or replace it with --force")
     durable.write(target, text.encode())
 
 
-def _all_texts() -> set[str]:
-    texts: set[str] = set()
+def _all_texts() -> set[bytes]:
+    texts: set[bytes] = set()
     for name in summaries():
-        scales = _load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")).get("scales", {})
-        texts |= {read(name, scale) for scale in (None, *scales)}
+        with suppress(UserError):  # of another profile, which is damaged
+            texts |= {read(name, scale).encode() for scale in (None, *_checked(name).scales)}
     return texts
 
 
-def _scaled(name: str, text: str, scale: str | None) -> str:
-    params = _load(text)
-    scales: dict[str, Any] = params.pop("scales", {})
-    if scale not in (None, *scales):
+def _scaled(name: str, scale: str | None) -> str:
+    checked = _checked(name)
+    if scale not in (None, *checked.scales):
         raise UserError(
-            f"scale: found {scale!r}, allowed with {name}: {', '.join(scales) or 'none'}"
-            f"{_hint(scale or '', [*scales])}"
+            f"scale: found {scale!r}, allowed with {name}: {', '.join(checked.scales) or 'none'}"
+            f"{_hint(scale or '', [*checked.scales])}"
         )
+    path = FOLDER / f"{name}.yaml"
+    text = yaml_file.text_of(path)
     if scale is None:
         return text
-    change = scales[scale]
+    params = _load(text)
+    change = params.pop("scales")[scale]
     params["dataset"] |= {"scale": scale, "name": f"{params['dataset']['name']}-{scale}"}
-    factor = change.pop("epochs")
+    factor = change.pop("epochs", None)
+    if not isinstance(factor, int | float) or not 0 < factor <= 1:
+        raise UserError(f"{path}: scales.{scale}.epochs: found {factor!r}, allowed: up to 1")
     for study in params["studies"].values():
         study["epochs"] = max(1, round(study["epochs"] * factor))
     _replace(params, change)
+    parse_params(yaml_file.parse(_dump(params), str(path)), f"{path}: scales.{scale}")
     return _dump(params)
+
+
+def _checked(name: str) -> Params:
+    """A profile, which can be written to like any other file."""
+    return load_params(FOLDER / f"{name}.yaml")
 
 
 def _replace(values: MutableMapping[str, Any], change: MutableMapping[str, Any]) -> None:

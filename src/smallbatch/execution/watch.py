@@ -15,10 +15,7 @@ from typing import Any
 
 import psutil
 
-from smallbatch.errors import Stopped
-
-INTERRUPTED, OUT_OF_TIME = 75, 76
-"""Exit codes: stopped by a signal or by the end of `dvc`; stopped before the time limit."""
+from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, Stopped
 
 GRACE_S = 4.0
 """Seconds from the request to the end of the process, with or without a last checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig, EngineSetting
     from smallbatch.engines.kinds import Engine
     from smallbatch.protocol.column import Column
+
+CHILD_S = 120.0  # seconds that trying out an update may take; one of two images takes under ten
 
 
 @dataclass(frozen=True)
@@ -213,33 +216,39 @@ def _vmap_works(
 
 
 def _in_a_child(call: Callable[[], bool]) -> bool:
-    """Call a function in a forked process and return its answer.
+    """Call a function in a forked process and return its answer; False if it fails or hangs.
 
     The function may start threads, as autograd does. This process must have none, because workers
     are forked from it later.
 
     Raises:
-        UserError: The function raised it.
+        UserError: The function raised it, or a kind of it.
     """
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
 
     def answer() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # what they do, the parent decides
+            signal.signal(number, signal.SIG_IGN)
         try:
             send.send(call())
         except UserError as error:
-            send.send(error)
+            send.send(str(error))  # an exception need not survive a pipe
+        except BaseException:  # noqa: BLE001 - that it fails is the answer
+            send.send(False)
 
     child = context.Process(target=answer, daemon=True)
     child.start()
     send.close()
     try:
-        found = receive.recv()
-    except EOFError:  # the process was killed or failed unexpectedly
+        found = receive.recv() if receive.poll(CHILD_S) else False
+    except (EOFError, OSError):  # the process was killed
         found = False
-    child.join()
-    if isinstance(found, UserError):
-        raise found
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(found, str):
+        raise UserError(found)
     return bool(found)
 
 

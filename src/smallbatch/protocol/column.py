@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from smallbatch.config.base_lr import refuse_overflow
 from smallbatch.config.params import StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.protocol.run import Run
@@ -52,7 +53,8 @@ def plan_column(
     """Make the column of a study at a batch size.
 
     Raises:
-        UserError: The batch size exceeds the training set, or does not suit the settings.
+        UserError: The batch size exceeds the training set, or does not suit the settings or
+            the learning rates.
     """
     n = dataset.meta.counts["train"]
     if batch_size > n:
@@ -62,6 +64,7 @@ def plan_column(
         )
     try:
         variants = settings.at(batch_size)
+        refuse_overflow(max(base_lrs), batch_size)
     except ValueError as error:
         raise UserError(f"studies.{study}.{error}") from None
     fingerprint = dataset.meta.fingerprint

@@ -1,0 +1,75 @@
+"""Types and limits of single values of params.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from smallbatch.config.base_lr import parse_base_lr
+
+MOST = 2**31 - 1  # of any count: more than can be trained, and safe in arithmetic
+MOST_GIB = 2**20  # of memory
+MOST_ITEMS = 10_000  # of a list of the grid
+
+# Names become names of folders and MLflow experiments, and must not lead out of their folder.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
+UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
+
+
+def _best_of(value: object) -> object:
+    if isinstance(value, str) and BEST_OF.match(value):
+        return value
+    raise ValueError("`best of` and the name of a study that runs before, or base_lrs with a list")
+
+
+def _budget(value: object) -> object:
+    if value == "epochs" or (isinstance(value, str) and UPDATES_OF.match(value)):
+        return value
+    raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
+
+
+def _worker_count(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
+        return value
+    raise ValueError("a whole number from 1 to 1024, or auto")
+
+
+def _gibibytes(value: object) -> object:
+    if value == "auto" or (type(value) in (int, float) and 0 < float(str(value)) <= MOST_GIB):
+        return value if value == "auto" else float(str(value))
+    raise ValueError(f"a number of GiB above 0 and up to {MOST_GIB}, or auto")
+
+
+def refuse_repeats(key: str, values: tuple[object, ...]) -> None:
+    """Check that no value is there twice.
+
+    Raises:
+        ValueError: One is; the message names it.
+    """
+    twice = sorted(str(value) for value, times in Counter(values).items() if times > 1)
+    if twice:
+        raise ValueError(f"{key} lists {', '.join(twice)} more than once")
+
+
+BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
+# A YAML list reads as a Python list; the items stay strict.
+BatchSizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MOST)], ...],
+    Field(strict=False, min_length=1, max_length=MOST_ITEMS),
+]
+BnBatchSizes = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=MOST)], ...],
+    Field(strict=False, min_length=1, max_length=100),
+]
+BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1, max_length=MOST_ITEMS)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+BestOf = Annotated[str, BeforeValidator(_best_of)]
+Budget = Annotated[str, BeforeValidator(_budget)]
+WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]
+Gibibytes = Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)]
