@@ -11,10 +11,11 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def make_folder(path: Path) -> Path:
     return real
 
 
+def cache_folder(find: Callable[[], Path]) -> Path | None:
+    """The folder that ``find`` names, made private; None, after one line, where there is none."""
+    try:
+        return make_folder(find())
+    except OSError as error:
+        say_once(
+            f"{error.filename}: {error.strerror}: without a cache folder, kernels are compiled at "
+            "every start; SMALLBATCH_CACHE can name another"
+        )
+        return None
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line, once in this process."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def read(path: Path) -> bytes:
     """The content of a file that this user alone can have written.
 
@@ -67,6 +86,25 @@ def read(path: Path) -> bytes:
     """
     with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
         return file.read()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write or replace a file, whole; what is planted at its place, or a link there, goes.
+
+    Raises:
+        OSError: It cannot be written; an old file is unchanged.
+    """
+    descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).replace(path)
+    except OSError:
+        with suppress(OSError):
+            Path(part).unlink()
+        raise
 
 
 def scratch_folder() -> Path:

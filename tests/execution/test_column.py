@@ -331,7 +331,7 @@ def test_other_kernels_compilers_and_processors_train_again(
     assert made_by("loop") != here
     assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_compiler", lambda: ("/usr/bin/c++", "another version"))
+        patch.setattr(kernels, "identity", lambda: ("/usr/bin/c++", "another version"))
         assert made_by() != here
     with monkeypatch.context() as patch:
         patch.setattr(environment, "processor", lambda: "another")

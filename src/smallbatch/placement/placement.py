@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from smallbatch import machine
-from smallbatch.engines.made_by import made_by_on
+from smallbatch.engines.made_by import made_by_on, native_version
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn
@@ -32,6 +32,7 @@ class Placement:
         workers: The number of processes; one on a GPU.
         memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
         made_by: What the numbers depend on besides a run's hash.
+        native: The version of the native kernels if they compute the lanes; None if others do.
         remark: One line if the engine is not the one asked for.
     """
 
@@ -40,6 +41,7 @@ class Placement:
     workers: int
     memory: int | None
     made_by: str
+    native: str | None = None
     remark: str | None = None
 
     @property
@@ -60,14 +62,14 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     """
     device = resolve_device(compute.device)
     choice = _choose(column, compute, device, keep)
+    method, study = choice.method, column.runs[0].settings
     return Placement(
         device=device,
-        method=choice.method,
+        method=method,
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
-        made_by=made_by_on(
-            choice.method.engine, device, column.runs[0].settings, choice.method.kernels
-        ),
+        made_by=made_by_on(method.engine, device, study, method.kernels),
+        native=native_version(method.engine, device, study, method.kernels),
         remark=choice.remark,
     )
 
