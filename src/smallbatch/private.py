@@ -88,6 +88,40 @@ def read(path: Path) -> bytes:
         return file.read()
 
 
+def read_shared(path: Path) -> bytes:
+    """The content of a file in a project, which several users and hosts may share.
+
+    It is this user's, root's, or of whom the project belongs to, whose folder is the working
+    folder. Members of a group may write it, as umask 002 lets them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Untrusted: Another user made it, or it is a link or no regular file.
+    """
+    with os.fdopen(open_shared(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid(), Path.cwd().stat().st_uid):
+            raise Untrusted(path, "the file belongs to another user")
+        return file.read()
+
+
+def open_shared(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open a file in a project, whoever made it; returns its descriptor.
+
+    Raises:
+        Untrusted: It is a link or no regular file.
+    """
+    try:
+        descriptor = os.open(path, flags | _SAFE, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket
+            raise Untrusted(path, "a link or no regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Untrusted(path, "no regular file")
+    return descriptor
+
+
 def write(path: Path, data: bytes) -> None:
     """Write or replace a file, whole; what is planted at its place, or a link there, goes.
 
@@ -153,17 +187,10 @@ def _lock(descriptor: int) -> bool:
 
 
 def _open(path: Path, flags: int) -> int:
-    try:
-        descriptor = os.open(path, flags | _SAFE, 0o600)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket
-            raise Untrusted(path, "a link or no regular file") from error
-        raise
+    descriptor = open_shared(path, flags, mode=0o600)
     found = os.fstat(descriptor)
     why = None
-    if not stat.S_ISREG(found.st_mode):
-        why = "no regular file"
-    elif found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid():
         why = "the file belongs to another user"
     elif found.st_mode & _OTHERS_WRITE:
         why = "other users may write the file"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.config.params import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import lanes as stacked
@@ -261,7 +261,7 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", failing)
+        patch.setattr(private, "read_shared", failing)
         for read in (lambda: found(tmp_path), kept.read, lambda: load_record(tmp_path, "code")):
             with pytest.raises(OSError, match="Input/output error"):
                 read()
@@ -311,9 +311,10 @@ def test_a_checkpoint_of_other_code_is_removed_and_says_so(
     with pytest.raises(Stopping):
         train(engine, runs, data, Checkpoints(tmp_path, 1e9, after(3)))
     (path,) = tmp_path.iterdir()
-    tensors, content = durable.unseal(path)
+    of = checkpoints._name(tmp_path)
+    tensors, content = durable.unseal(path.read_bytes(), of)
     for changed in ({"theta": tensors["theta"]}, {**tensors, "theta": torch.zeros(3)}):
-        durable.seal(path, changed, content)
+        durable.seal(path, changed, content, of)
         with pytest.raises(UserError, match="its checkpoints are not of this code"):
             train(engine, runs, data, Checkpoints(tmp_path, 1e9, lambda: False))
         assert not path.exists()
@@ -331,8 +332,8 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     }
     tensors["alias"] = tensors["shared"]
     content = {"rows": [{"loss": float("nan"), "big": 0.1 + 0.2, "n": 2**60}], "é": None}
-    durable.seal(tmp_path / "file", tensors, content)
-    back, again = durable.unseal(tmp_path / "file")
+    durable.seal(tmp_path / "file", tensors, content, "it")
+    back, again = durable.unseal((tmp_path / "file").read_bytes(), "it")
     assert repr(again) == repr(content)
     for name, value in tensors.items():
         assert back[name].dtype == value.dtype

@@ -113,11 +113,11 @@ def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(
     with one_writer(tmp_path, Path("models/m4")) as lock:
         said = capsys.readouterr().err
         assert "taken over from process 4711 on elsewhere, silent for 121 s" in said
-        assert locks._silence(path) < 5
+        assert lock.silence() < 5
         os.utime(path, (0, 0))
         lock._beaten -= locks.BEAT_S
         lock.beat()
-        assert locks._silence(path) < 5
+        assert lock.silence() < 5
         held_elsewhere(tmp_path, 0)
         lock._beaten -= locks.BEAT_S
         with pytest.raises(TakenOver, match="process 4711 on elsewhere has taken over"):
@@ -158,14 +158,14 @@ with lock.one_writer(Path("work"), Path("models/m4")):
 def test_a_lock_that_cannot_be_read_for_a_while_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(_path: Path, *_: Any, **__: Any) -> str:
+    def failing(_path: Path, _flags: int) -> int:
         raise OSError(116, "Stale file handle")
 
     now = [1000.0]
     monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
     with one_writer(tmp_path, Path("m4")) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_text", failing)
+            patch.setattr(locks.private, "open_shared", failing)
             now[0] += locks.STALE_S - 1
             lock.beat()
             with pytest.raises(TakenOver, match="cannot be read"):
