@@ -100,12 +100,10 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     own = os.environ.get("SMALLBATCH_CACHE")
-    path = Path(own) if own else user_cache_path("smallbatch")
-    with suppress(RuntimeError):  # no such home
-        path = path.expanduser()
-    if path.parts[:1] and path.parts[0].startswith("~"):
-        raise FileNotFoundError(errno.ENOENT, "no such home folder", str(path))
-    return path
+    try:
+        return Path(own).expanduser() if own else user_cache_path("smallbatch")
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "no such home folder", own or "~") from None
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        _find_a_home()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -36,6 +38,14 @@ class Group(click.Group):
             click.echo(str(stopped), err=True)
             # End at once: a regular exit takes seconds, because of torch.
             os._exit(stopped.exit_code)
+
+
+def _find_a_home() -> None:
+    """Give a user without a home folder `/`, as containers do: libraries fail without one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -49,6 +49,12 @@ class Placement:
         """``loop`` or ``stacked``."""
         return self.method.engine
 
+    @property
+    def kernels(self) -> str | None:
+        """What computes the lanes; None for `loop`."""
+        lanes = self.method.kernels or ("native" if self.native else "torch")
+        return lanes if self.engine == "stacked" else None
+
 
 def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
     """Decide where and how a column is trained; see :func:`~placement.rules.choose`.

@@ -79,7 +79,9 @@ def run(command: Sequence[str], limit: float) -> str:
             if stream is not None:
                 stream.close()
     if guard.returncode:
-        why = _words(said) or f"exit status {guard.returncode}"
+        code = guard.returncode
+        how = f"exit status {code}" if code < 128 else f"killed by signal {code - 128}"
+        why = _words(said) or how
         raise CompilerFailed(f"{command[0]} fails: {why}")
     return out.decode(errors="replace")
 
