@@ -33,6 +33,8 @@ def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) 
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
+    if directory.is_symlink():  # to another run's directory
+        directory.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     record = {**vars(result), "weights": None, "timing": clock.model_dump(), "made_by": made_by}
     durable.seal(directory / "record", result.weights, record, of=directory.name)
