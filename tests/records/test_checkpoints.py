@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -301,6 +302,39 @@ def test_a_damaged_plan_falls_back_to_its_copy(
     assert f"warning: {tmp_path / 'plan'}: damaged: its checksum does not match" in line
     (tmp_path / "plan").unlink()
     assert kept.read() == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("place", ["a/other", "other/chunk"])
+def test_a_checkpoint_and_a_plan_of_other_runs_or_code_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    own, other = tmp_path / "a/chunk", tmp_path / place
+    ChunkPlan(own).write([["a", "b"]])
+    write(own, 1)
+    shutil.copytree(own, other)
+    assert (found(own), ChunkPlan(own).read()) == (1, [["a", "b"]])
+    assert capsys.readouterr().err == ""
+    assert (found(other), ChunkPlan(other).read()) == (None, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # two copies of a plan
+    assert all("it is of 'a/chunk', which is another" in line for line in lines)
+
+
+def test_a_checkpoint_that_is_a_link_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, 1, 2)
+    newest, older = sorted(tmp_path.iterdir(), reverse=True)
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "9.checkpoint")
+    (tmp_path / "8.checkpoint").mkdir()
+    assert found(tmp_path) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert (tmp_path / "elsewhere").exists()
+    write(tmp_path, 3, 4, 5)
+    assert found(tmp_path) == 5
+    assert not older.exists()
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
