@@ -87,7 +87,11 @@ def alike(workload: Workload) -> Workload:
 
 def workload_key(workload: Workload) -> str:
     """The workload's key in the cache file."""
-    return alike(workload).key
+    from smallbatch.engines.lanes import native
+
+    # With a compiler that fails now, lanes are slower than they will be.
+    by_others = native.left_out(workload.settings(), workload.device)
+    return f"{alike(workload).key}{' without C++' if by_others else ''}"
 
 
 def methods(workload: Workload, engines: Iterable[Engine]) -> list[Method]:

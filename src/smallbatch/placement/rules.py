@@ -59,7 +59,7 @@ def choose(
         vmap_works: Tries the model under `torch.vmap`; called only for models that need it.
         triton_works: Tries the Triton kernels on the GPU; called only where they may be used.
     """
-    if asked == "loop":
+    if asked == "loop" or (asked == "auto" and lanes == 1):
         return Choice(Method("loop"))
     from smallbatch.engines.lanes import native
     from smallbatch.engines.lanes.native.compiler import compiler

@@ -63,7 +63,8 @@ def _found(real: str) -> ctypes.CDLL | str:
             except CompilerFailed:
                 raise
             except OSError as error:  # full, read-only, or on a disk that runs no programs
-                private.say_once(f"{folder}: {error}; kernels are compiled at every start")
+                why = error.strerror or error
+                private.say_once(f"{folder}: {why}; kernels are compiled at every start")
         with tempfile.TemporaryDirectory(prefix="smallbatch-") as scratch:
             return ctypes.CDLL(str(_compile(real, Path(scratch))))
     except OSError as error:
