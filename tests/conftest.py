@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 # What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
 # Kernels that were compiled elsewhere are the same.
 _CACHE = Path(tempfile.mkdtemp(prefix="smallbatch-test-cache-"))
-for _kernels in cache_folder().glob("kernels-*.so"):
-    (_CACHE / _kernels.name).symlink_to(_kernels)
+for _kernels in cache_folder().glob("kernels-*.s*"):
+    shutil.copy(_kernels, _CACHE)
 os.environ["SMALLBATCH_CACHE"] = str(_CACHE)
 
 # Without a GPU, Triton's kernels run in its interpreter.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
 import shutil
 import subprocess
@@ -256,3 +257,17 @@ def test_claims_are_printed_as_markdown(folder: Path) -> None:
     )
     Path("claims.json").write_text("[]")
     assert "claims.json: damaged" in call("claims", "claims.json").output
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_user_without_a_home_folder_has_one_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with an arbitrary user: libraries look for it as they are imported."""
+
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setenv("HOME", "")  # so that it is put back
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert call("profile", "list").exit_code == 0
+    assert os.environ["HOME"] == "/"

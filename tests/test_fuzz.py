@@ -248,7 +248,8 @@ CLOCK = Clock(started="2026-01-02", ended="2026-01-03", seconds=1.5)
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Made once: each is waited for until the disk has it."""
     path = tmp_path_factory.mktemp("intact") / "checkpoint"
-    durable.seal(path, STATE, CONTENT)
+    folder = tmp_path_factory.getbasetemp() / "checkpoints"
+    durable.seal(path, STATE, CONTENT, f"{folder.parent.name}/{folder.name}")
     return path.read_bytes()
 
 

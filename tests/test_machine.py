@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def version1(folder: str, limit: int) -> dict[str, str]:
         ("0::/a/b", version2("a/", str(99 * MIB)) | version2("a/b/", str(16 * MIB))),
         ("0::/seen/from/outside", version2("", str(16 * MIB))),
         ("5:cpu,cpuacct:/\n4:memory:/a\n0::/", version1("a/", 16 * MIB) | version1("", NO_LIMIT)),
+        ("1:name=systemd:/a\n0::/a", version2("unified/a/", str(16 * MIB))),
     ],
 )
 def test_memory_is_what_the_container_leaves(
@@ -136,3 +138,16 @@ def test_the_cache_lies_where_the_user_wants_it(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache/smallbatch"
+
+
+@pytest.mark.parametrize("own", ["", "~nosuchuser/cache"])
+def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch, own: str) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMALLBATCH_CACHE", own)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(FileNotFoundError, match="no such home folder"):
+        cache_folder()

@@ -129,6 +129,53 @@ def test_a_lock_keeps_others_out_for_as_long_as_they_wait(tmp_path: Path) -> Non
     assert mode(path) == 0o600
 
 
+@pytest.mark.parametrize("plant", [plant for plant in PLANTED if plant is not os.mkdir])
+def test_what_is_planted_is_replaced_by_what_is_written(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    plant(path)
+    private.write(path, b"own")
+    assert private.read(path) == b"own"
+    assert mode(path) == 0o600
+    victim = tmp_path / "victim"
+    assert not victim.exists() or victim.read_text() == "kept"
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"file", "victim"}
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError):
+        private.write(tmp_path / "file", b"own")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("plant", [_link, _dangling, os.mkfifo, os.mkdir])
+def test_in_a_project_links_and_what_is_no_file_are_refused(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    plant(path)
+    with pytest.raises(private.Untrusted, match="no regular file"):
+        private.read_shared(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_in_a_project_files_of_its_owner_and_group_are_read_and_of_others_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"theirs")
+    path.chmod(0o664)
+    assert private.read_shared(path) == b"theirs"
+    os.chown(path, 65534, 65534)
+    with pytest.raises(private.Untrusted, match="another user"):
+        private.read_shared(path)
+    os.chown(tmp_path, 65534, 65534)
+    monkeypatch.chdir(tmp_path)
+    assert private.read_shared(path) == b"theirs"
+
+
 def test_a_scratch_folder_is_private_and_goes_with_its_process() -> None:
     code = "from smallbatch import private; print(private.scratch_folder())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,6 +26,10 @@ class Damaged(ValueError):  # noqa: N818 - the state of a file
     """A sealed file is not as it was written."""
 
 
+class Misplaced(Damaged):
+    """A sealed file was copied or moved from its place to another's."""
+
+
 def write(path: Path, data: bytes) -> None:
     """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
@@ -104,40 +108,45 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], of: str) -> None:
     """Write tensors and JSON as one file; see :func:`write`.
 
-    The file is a SHA-256 followed by safetensors, which, unlike a pickle, run no code when read.
+    The file is a SHA-256 followed by safetensors, which, unlike a pickle, run no code when read. It
+    names what it is ``of``.
     """
     from safetensors.torch import save
 
     # safetensors refuses tensors that share memory, hence the clones.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    body = save(plain, {"content": json.dumps(content)})
+    body = save(plain, {"content": json.dumps(content), "of": of})
     write(path, hashlib.sha256(body).digest() + body)
 
 
-def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and JSON of a sealed file.
+def unseal(data: bytes, of: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and JSON of a sealed file's content.
 
     Raises:
-        OSError: It cannot be read.
         Damaged: It is not as it was written.
+        Misplaced: It is whole, but of something else.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = path.read_bytes()
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise Damaged("its checksum does not match")
     try:
         length = int.from_bytes(body[:_LENGTH_BYTES], "little")
         header = json.loads(body[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        found = header["__metadata__"]["of"]
+        if found != of:
+            raise Misplaced(f"it is of {found!r:.60}, which is another")
         content = json.loads(header["__metadata__"]["content"])
         if not isinstance(content, dict):
             raise Damaged("its content is no mapping")
         return load(body), content
+    except Misplaced:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise Damaged(f"it is no sealed file ({error})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -81,20 +82,28 @@ def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
             continue
         if controllers and controller not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / (controller if controllers else "")
-        own = mount / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group.is_relative_to(mount):
-                yield group, 1 if controllers else 2
+        # A machine that has both versions has the second below the first.
+        for folder in [controller] if controllers else ["", "unified"]:
+            mount = root / "sys/fs/cgroup" / folder
+            own = mount / path.lstrip("/")
+            for group in (own, *own.parents):
+                if group.is_relative_to(mount):
+                    yield group, 1 if controllers else 2
 
 
 def cache_folder() -> Path:
-    """Where what is made for this machine is kept: `$SMALLBATCH_CACHE`, else the user's cache."""
-    if own := os.environ.get("SMALLBATCH_CACHE"):
-        return Path(own).expanduser()
+    """Where what is made for this machine is kept: `$SMALLBATCH_CACHE`, else the user's cache.
+
+    Raises:
+        OSError: It lies in the home folder of a user who has none, as in some containers.
+    """
     from platformdirs import user_cache_path
 
-    return user_cache_path("smallbatch")
+    own = os.environ.get("SMALLBATCH_CACHE")
+    try:
+        return Path(own).expanduser() if own else user_cache_path("smallbatch")
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "no such home folder", own or "~") from None
 
 
 def describe(device: str) -> dict[str, Any]:

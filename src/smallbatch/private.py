@@ -11,10 +11,11 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def make_folder(path: Path) -> Path:
     return real
 
 
+def cache_folder(find: Callable[[], Path]) -> Path | None:
+    """The folder that ``find`` names, made private; None, after one line, where there is none."""
+    try:
+        return make_folder(find())
+    except OSError as error:
+        say_once(
+            f"{error.filename}: {error.strerror}: without a cache folder, kernels are compiled at "
+            "every start; SMALLBATCH_CACHE can name another"
+        )
+        return None
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line, once in this process."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def read(path: Path) -> bytes:
     """The content of a file that this user alone can have written.
 
@@ -67,6 +86,59 @@ def read(path: Path) -> bytes:
     """
     with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
         return file.read()
+
+
+def read_shared(path: Path) -> bytes:
+    """The content of a file in a project, which several users and hosts may share.
+
+    It is this user's, root's, or of whom the project belongs to, whose folder is the working
+    folder. Members of a group may write it, as umask 002 lets them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        Untrusted: Another user made it, or it is a link or no regular file.
+    """
+    with os.fdopen(open_shared(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid(), Path.cwd().stat().st_uid):
+            raise Untrusted(path, "the file belongs to another user")
+        return file.read()
+
+
+def open_shared(path: Path, flags: int, mode: int = 0o666) -> int:
+    """Open a file in a project, whoever made it; returns its descriptor.
+
+    Raises:
+        Untrusted: It is a link or no regular file.
+    """
+    try:
+        descriptor = os.open(path, flags | _SAFE, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket
+            raise Untrusted(path, "a link or no regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Untrusted(path, "no regular file")
+    return descriptor
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write or replace a file, whole; what is planted at its place, or a link there, goes.
+
+    Raises:
+        OSError: It cannot be written; an old file is unchanged.
+    """
+    descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).replace(path)
+    except OSError:
+        with suppress(OSError):
+            Path(part).unlink()
+        raise
 
 
 def scratch_folder() -> Path:
@@ -115,17 +187,10 @@ def _lock(descriptor: int) -> bool:
 
 
 def _open(path: Path, flags: int) -> int:
-    try:
-        descriptor = os.open(path, flags | _SAFE, 0o600)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket
-            raise Untrusted(path, "a link or no regular file") from error
-        raise
+    descriptor = open_shared(path, flags, mode=0o600)
     found = os.fstat(descriptor)
     why = None
-    if not stat.S_ISREG(found.st_mode):
-        why = "no regular file"
-    elif found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid():
         why = "the file belongs to another user"
     elif found.st_mode & _OTHERS_WRITE:
         why = "other users may write the file"

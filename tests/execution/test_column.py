@@ -4,7 +4,8 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from smallbatch.config.params import ComputeConfig, StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import made_by as sources
 from smallbatch.engines.kinds import Engine
-from smallbatch.engines.lanes import native
+from smallbatch.engines.lanes import native, train_lanes
 from smallbatch.engines.lanes.native import compile as kernels
+from smallbatch.engines.lanes.native import compiler
 from smallbatch.engines.made_by import made_by_on
+from smallbatch.engines.resident import load_resident
 from smallbatch.errors import TakenOver, UserError, WorkerLost
 from smallbatch.execution import workers
+from smallbatch.placement.placement import place
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.run import Run
 from smallbatch.records.lock import Lock
@@ -331,7 +335,7 @@ def test_other_kernels_compilers_and_processors_train_again(
     assert made_by("loop") != here
     assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_compiler", lambda: ("/usr/bin/c++", "another version"))
+        patch.setattr(kernels, "identity", lambda: ("/usr/bin/c++", "another version"))
         assert made_by() != here
     with monkeypatch.context() as patch:
         patch.setattr(environment, "processor", lambda: "another")
@@ -340,6 +344,80 @@ def test_other_kernels_compilers_and_processors_train_again(
     assert not others & {here, made_by("loop"), made_by(precision="bf16")}
     monkeypatch.setattr(native, "available", lambda: False)
     assert made_by() != here
+
+
+@pytest.fixture
+def kernels_anew() -> Generator[Callable[[], None]]:
+    """Forget, as a new process begins, what kernels there are; and again after the test."""
+
+    def forget() -> None:
+        for remembered in (kernels._found, compiler.identity):
+            remembered.cache_clear()
+
+    yield forget
+    forget()
+
+
+def results_of(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in ("history.parquet", "weights.safetensors")]
+
+
+def test_a_record_copied_to_another_run_is_trained_again(
+    noise: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    column = plan(noise, base_lrs=LRS[:2], seeds=1)
+    before, work = results_of(run_column(column, tmp_path)), tmp_path / "work"
+    other, own = (work / run.hash / "record" for run in column.runs)
+    shutil.copy(other, own)
+    shutil.rmtree(tmp_path / "models")
+    log = _Log()
+    assert results_of(run_column(column, tmp_path, observers=[log])) == before
+    assert {name for name, _ in log.epochs} == {own.parent.name}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert lines == [f"{own}: left out: it is of {other.parent.name!r}, which is another"]
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_compiler_that_fails_at_first_leaves_a_column_to_torch_as_a_whole(
+    noise: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kernels_anew: Callable[[], None],
+    calls: int,
+) -> None:
+    if compiler.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    count, cxx = tmp_path / "count", tmp_path / "cxx"
+    cxx.write_text(
+        f'#!/bin/bash\necho call >> "{count}"\n[ $(wc -l < "{count}") -le {calls} ] && kill -9 $$\n'
+        f'exec {compiler.compiler()} "$@"\n'
+    )
+    cxx.chmod(0o755)
+    column = plan(noise, base_lrs=LRS[:2], seeds=1)
+    data = load_resident(noise, augment=False, device=torch.device("cpu"))
+    expected = train_lanes(column.runs, data, by_torch=True)
+    monkeypatch.setenv("CXX", str(cxx))
+    monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "cache"))
+    kernels_anew()
+    out = run_column(column, tmp_path, engine="stacked", memory=1e-9)  # each run by itself
+    weights = load_file(out / "weights.safetensors")
+    for run, result in zip(column.runs, expected, strict=True):
+        for name, value in result.weights.items():
+            np.testing.assert_allclose(weights[f"{run.hash}/{name}"], value, rtol=1e-5, atol=1e-6)
+    assert json.loads((out / "timing.json").read_text())["column"]["kernels"] == "torch"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "lanes by torch" in line]
+    assert line.endswith(f"without the kernels in C++: {cxx} fails: killed by signal 9")
+    assert count.read_text() == "call\n"
+    made_by = place(column, ComputeConfig(device="cpu", engine="stacked"), keep=False).made_by
+    assert made_by.endswith(" torch")
+
+
+def test_workers_compute_by_the_kernels_that_were_decided_for(noise: Dataset) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    data = load_resident(noise, augment=False, device=torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="native kernels others are not to be had"):
+        train_lanes(column.runs, data, native="others")
 
 
 def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallbatch.config.params import StudyConfig
+from smallbatch.engines.lanes import native
+from smallbatch.engines.lanes.native import compiler as native_compiler
 from smallbatch.placement.rules import Choice, choose, deal
 from smallbatch.placement.workload import Method
 
@@ -66,6 +68,26 @@ def test_the_engine_is_the_one_asked_for_or_a_line_says_why_not(
     assert choice.method.engine == engine
     assert remark in (choice.remark or "")
     assert bool(remark) == bool(choice.remark)
+
+
+@pytest.mark.parametrize(
+    ("asked", "compiler", "remark"),
+    [
+        ("stacked", "c++", "lanes by torch, without the kernels in C++: it fails"),
+        ("stacked", None, "lanes by torch, without the kernels in C++: it fails"),
+        ("auto", "c++", "the loop engine trains it, without the kernels in C++: it fails"),
+        ("auto", None, None),
+    ],
+)
+def test_a_line_says_why_there_are_no_kernels_in_cpp(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, compiler: str | None, remark: str | None
+) -> None:
+    monkeypatch.setattr(native, "failure", lambda: "it fails")
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native_compiler, "compiler", lambda: compiler)
+    assert pick(asked, study()).remark == remark
+    assert pick(asked, study(model="resnet18"), vmap=lambda: False).remark != remark or not remark
+    assert pick("auto", study(), lanes=1).remark is None
 
 
 @pytest.mark.parametrize(("works", "engine"), [(True, "stacked"), (False, "loop")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.config.params import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import lanes as stacked
@@ -261,7 +262,7 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", failing)
+        patch.setattr(private, "read_shared", failing)
         for read in (lambda: found(tmp_path), kept.read, lambda: load_record(tmp_path, "code")):
             with pytest.raises(OSError, match="Input/output error"):
                 read()
@@ -303,6 +304,39 @@ def test_a_damaged_plan_falls_back_to_its_copy(
     assert kept.read() == [["a", "b"], ["c"]]
 
 
+@pytest.mark.parametrize("place", ["a/other", "other/chunk"])
+def test_a_checkpoint_and_a_plan_of_other_runs_or_code_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    own, other = tmp_path / "a/chunk", tmp_path / place
+    ChunkPlan(own).write([["a", "b"]])
+    write(own, 1)
+    shutil.copytree(own, other)
+    assert (found(own), ChunkPlan(own).read()) == (1, [["a", "b"]])
+    assert capsys.readouterr().err == ""
+    assert (found(other), ChunkPlan(other).read()) == (None, [])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # two copies of a plan
+    assert all("it is of 'a/chunk', which is another" in line for line in lines)
+
+
+def test_a_checkpoint_that_is_a_link_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, 1, 2)
+    newest, older = sorted(tmp_path.iterdir(), reverse=True)
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "9.checkpoint")
+    (tmp_path / "8.checkpoint").mkdir()
+    assert found(tmp_path) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert (tmp_path / "elsewhere").exists()
+    write(tmp_path, 3, 4, 5)
+    assert found(tmp_path) == 5
+    assert not older.exists()
+
+
 @pytest.mark.parametrize("engine", ["loop", "stacked"])
 def test_a_checkpoint_of_other_code_is_removed_and_says_so(
     tmp_path: Path, noise: Dataset, engine: str
@@ -311,9 +345,10 @@ def test_a_checkpoint_of_other_code_is_removed_and_says_so(
     with pytest.raises(Stopping):
         train(engine, runs, data, Checkpoints(tmp_path, 1e9, after(3)))
     (path,) = tmp_path.iterdir()
-    tensors, content = durable.unseal(path)
+    of = checkpoints._name(tmp_path)
+    tensors, content = durable.unseal(path.read_bytes(), of)
     for changed in ({"theta": tensors["theta"]}, {**tensors, "theta": torch.zeros(3)}):
-        durable.seal(path, changed, content)
+        durable.seal(path, changed, content, of)
         with pytest.raises(UserError, match="its checkpoints are not of this code"):
             train(engine, runs, data, Checkpoints(tmp_path, 1e9, lambda: False))
         assert not path.exists()
@@ -331,8 +366,8 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     }
     tensors["alias"] = tensors["shared"]
     content = {"rows": [{"loss": float("nan"), "big": 0.1 + 0.2, "n": 2**60}], "é": None}
-    durable.seal(tmp_path / "file", tensors, content)
-    back, again = durable.unseal(tmp_path / "file")
+    durable.seal(tmp_path / "file", tensors, content, "it")
+    back, again = durable.unseal((tmp_path / "file").read_bytes(), "it")
     assert repr(again) == repr(content)
     for name, value in tensors.items():
         assert back[name].dtype == value.dtype

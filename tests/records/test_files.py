@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,14 @@ import torch
 from pydantic import ValidationError
 
 from smallbatch.config.params import StudyConfig
+from smallbatch.errors import UserError
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.outcome import RunResult
-from smallbatch.records.columns import read_column
-from smallbatch.records.files import write_column
+from smallbatch.records.columns import read_column, read_record
+from smallbatch.records.files import load_record, save_record, write_column
 from smallbatch.records.schema import METRICS, Clock, ColumnClock, RunRecord, Timing
 from tests.noise import make_dataset
+from tests.users import NOBODY, needs_two_users
 
 GOLDEN = Path(__file__).with_name("golden")
 THEN = "2026-01-02T03:04:05.678+00:00"
@@ -75,3 +81,82 @@ def test_what_could_not_be_read_is_not_made() -> None:
             run="0" * 16, base_lr=float("nan"), lr=1.0, seed=0, outcome="finished",
             diverged_at=None, updates=5, parameters=75, final={},
         )  # fmt: skip
+
+
+CLOCK = Clock(started=THEN, ended=THEN, seconds=1.5)
+
+
+def copied(path: Path, other: Path) -> None:
+    shutil.copy(other, path)
+
+
+def linked(path: Path, other: Path) -> None:
+    path.symlink_to(other)
+
+
+def named_pipe(path: Path, other: Path) -> None:
+    os.mkfifo(path)
+
+
+def of_another_user(path: Path, other: Path) -> None:
+    save_record(path.parent, FINISHED, CLOCK, "code")
+    os.chown(path, NOBODY, NOBODY)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [copied, linked, named_pipe, pytest.param(of_another_user, marks=needs_two_users)],
+)
+def test_a_record_that_is_another_runs_or_another_users_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plant: Callable[[Path, Path], None]
+) -> None:
+    save_record(tmp_path / "a", FINISHED, CLOCK, "code")
+    (tmp_path / "b").mkdir()
+    plant(tmp_path / "b/record", tmp_path / "a/record")
+    assert load_record(tmp_path / "b", "code") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'b/record'}: left out: ")
+    save_record(tmp_path / "b", DIVERGED, CLOCK, "code")
+    for name, outcome in (("a", "finished"), ("b", "diverged")):
+        kept = load_record(tmp_path / name, "code")
+        assert kept is not None
+        assert kept[0].outcome == outcome
+
+
+def test_a_record_does_not_go_through_a_link_to_another_runs_folder(tmp_path: Path) -> None:
+    save_record(tmp_path / "a", FINISHED, CLOCK, "code")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert load_record(tmp_path / "b", "code") is None
+    save_record(tmp_path / "b", DIVERGED, CLOCK, "code")
+    assert load_record(tmp_path / "a", "code") is not None
+    assert load_record(tmp_path / "b", "code") is not None
+
+
+def test_records_that_members_of_a_group_may_write_are_used(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        save_record(tmp_path / "a", FINISHED, CLOCK, "code")
+    finally:
+        os.umask(before)
+    assert load_record(tmp_path / "a", "code") is not None
+
+
+@pytest.mark.parametrize(
+    ("place", "refused"),
+    [("data/study/m8", "study study at m=4"), ("data/other/m4", "study study at m=4"),
+     ("data/study/m4", None), ("copy/m4", None), ("hash", None)],
+)  # fmt: skip
+def test_a_column_at_another_columns_place_is_refused(
+    tmp_path: Path, place: str, refused: str | None
+) -> None:
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    record = json.loads((GOLDEN / "runs.json").read_text())
+    record["dataset"]["name"] = "data"
+    (folder / "runs.json").write_text(json.dumps(record))
+    if refused is None:
+        assert read_record(folder).batch_size == 4
+        return
+    with pytest.raises(UserError, match=refused) as error:
+        read_record(folder)
+    assert str(error.value).startswith(f"{folder}/runs.json: ")

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +115,11 @@ def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(
     with one_writer(tmp_path, Path("models/m4")) as lock:
         said = capsys.readouterr().err
         assert "taken over from process 4711 on elsewhere, silent for 121 s" in said
-        assert locks._silence(path) < 5
+        assert lock.silence() < 5
         os.utime(path, (0, 0))
         lock._beaten -= locks.BEAT_S
         lock.beat()
-        assert locks._silence(path) < 5
+        assert lock.silence() < 5
         held_elsewhere(tmp_path, 0)
         lock._beaten -= locks.BEAT_S
         with pytest.raises(TakenOver, match="process 4711 on elsewhere has taken over"):
@@ -125,11 +127,102 @@ def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(
     assert json.loads(path.read_text())["token"] == "theirs"
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"4711", b"[]", b'{"token": 1}', b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"4711", b"[]", b'{"token": 1}', b"null", b"[" * 100_000,
+     b'["token", "pid", "host", "boot"]', b"x" * 5000],
+)  # fmt: skip
 def test_whatever_a_lock_file_holds_it_can_be_taken(tmp_path: Path, content: bytes) -> None:
     (tmp_path / f"{locks.column_key(Path('models/m4'))}.lock").write_bytes(content)
     with one_writer(tmp_path, Path("models/m4")):
         pass
+
+
+def link(path: Path) -> None:
+    path.with_name("victim").write_text("kept")
+    path.symlink_to(path.with_name("victim"))
+
+
+@pytest.mark.parametrize("plant", [link, os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused_and_left_as_it_is(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    path = tmp_path / f"{locks.column_key(Path('models/m4'))}.lock"
+    plant(path)
+    with pytest.raises(OSError, match="no regular file"), one_writer(tmp_path, Path("models/m4")):
+        pass
+    if plant is link:
+        assert (tmp_path / "victim").read_text() == "kept"
+
+
+def test_a_lock_from_the_future_is_waited_for_as_long_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its holder died before the clock was corrected."""
+    now = [1000.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    held_elsewhere(tmp_path, -1e6)
+    with one_writer(tmp_path, Path("models/m4")):
+        assert locks.STALE_S <= now[0] - 1000 < locks.STALE_S + 5
+    assert "taken over from process 4711 on elsewhere, silent for 120 s" in capsys.readouterr().err
+
+
+def test_a_lock_from_the_future_of_which_signs_come_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    path = held_elsewhere(tmp_path, -1e6)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        os.utime(path, (now[0] + 1e10, now[0] + 1e10))
+
+    def check() -> None:
+        if now[0] > 1000 + 3 * locks.STALE_S:
+            raise Stopped("enough", 75)
+
+    monkeypatch.setattr(locks.time, "sleep", sleep)
+    with pytest.raises(Stopped), one_writer(tmp_path, Path("models/m4"), check):
+        pass
+
+
+def test_of_two_that_sign_a_lock_at_once_exactly_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    both, node = threading.Barrier(2, timeout=10), os.uname().nodename
+
+    def between() -> str:
+        both.wait()
+        return node
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    monkeypatch.setattr(locks.platform, "node", between)  # called as a signature is made
+    monkeypatch.setattr(locks, "SETTLE_S", 0.2)
+    monkeypatch.setattr(locks, "POLL_S", 0.01)
+    said: list[str] = []
+
+    def attempt() -> None:
+        try:
+            with one_writer(tmp_path, Path("models/m4")) as lock:
+                both.wait()  # until the other has given up
+                lock.beat(now=True)
+                said.append("in")
+        except TakenOver as error:
+            both.wait()
+            said.append(str(error))
+
+    threads = [threading.Thread(target=attempt) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(text == "in" for text in said) == [False, True], said
+    assert any("has taken over; leaving it to them" in text for text in said)
 
 
 def test_a_lock_that_is_gone_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,14 +251,14 @@ with lock.one_writer(Path("work"), Path("models/m4")):
 def test_a_lock_that_cannot_be_read_for_a_while_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(_path: Path, *_: Any, **__: Any) -> str:
+    def failing(_path: Path, _flags: int) -> int:
         raise OSError(116, "Stale file handle")
 
     now = [1000.0]
     monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
     with one_writer(tmp_path, Path("m4")) as lock:
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "read_text", failing)
+            patch.setattr(locks.private, "open_shared", failing)
             now[0] += locks.STALE_S - 1
             lock.beat()
             with pytest.raises(TakenOver, match="cannot be read"):

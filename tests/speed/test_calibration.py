@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch import machine
+from smallbatch import machine, private
 from smallbatch.config.params import ComputeConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines.lanes import native
@@ -81,7 +81,9 @@ def test_what_is_learnt_is_there_for_the_next_process(monkeypatch: pytest.Monkey
      '{"rates": {"a": {"loop": "fast"}}, "choices": {}, "startup": null}',
      '{"rates": {"a": {"loop": NaN}}, "choices": {}, "startup": null}',
      '{"rates": {}, "choices": {"c": {"engine": "warp", "lanes": null}}, "startup": null}',
-     '{"rates": {}, "choices": {"c": {"engine": "loop", "lanes": 1, "kernels": 0}}, "startup": 1}']
+     '{"rates": {}, "choices": {"c": {"engine": "loop", "lanes": 1, "kernels": 0}}, "startup": 1}',
+     f'{{"rates": {{"a": {{"loop": 1{"0" * 400}}}}}, "choices": {{}}, "startup": null}}',
+     "[" * 100_000]
 )  # fmt: skip
 def test_a_damaged_cache_is_forgotten_and_replaced(
     cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -104,6 +106,29 @@ def test_without_a_place_to_write_a_process_still_remembers(
     monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "file" / "cache"))
     learn(choices={"column": STACKED})
     assert known().choices["column"]["engine"] == "stacked"
+
+
+def test_a_cache_that_others_may_write_is_forgotten(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn(rates={"a": {"loop": 1.0}})
+    (file,) = cache.glob("*.json")
+    file.chmod(0o666)
+    forget(monkeypatch)
+    assert known() == Known()
+
+
+def test_a_cache_that_another_process_has_locked_is_not_waited_for_long(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOCK_S", 0.1)
+    learn(rates={"a": {"loop": 1.0}})
+    (lock,) = cache.glob("*.lock")
+    with private.locked(lock, wait=0):
+        learn(rates={"a": {"loop": 2.0}})
+    assert known().rates == {"a": {"loop": 2.0}}
+    forget(monkeypatch)
+    assert known().rates == {"a": {"loop": 1.0}}
 
 
 @pytest.mark.parametrize("changed", ["cpu_model", "cores", "code_digest", "gpu_name"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from smallbatch.errors import UserError
 from smallbatch.tracking import sync
 from smallbatch.tracking.records import read_column
 
@@ -54,6 +56,13 @@ def test_it_loads_and_predicts_as_torch_does(
     files = {path.name for path in workplace.glob("mlartifacts/**/artifacts/**/*")}
     assert "weights.safetensors" in files
     assert not {name for name in files if name.endswith((".pkl", ".pt", ".pth"))}
+
+
+def test_weights_of_another_column_are_refused(columns: Any) -> None:
+    directory, other = columns.write(8), columns.write(4)
+    shutil.copy(other / "weights.safetensors", directory)
+    with pytest.raises(UserError, match=r"weights\.safetensors: has no run \w+ of runs\.json"):
+        sync(directory)
 
 
 def test_it_is_the_run_of_highest_median_accuracy(columns: Any, tables: Any) -> None:

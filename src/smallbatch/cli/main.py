@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         door.open_to_signals()
+        _find_a_home()
         try:
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort, BrokenPipeError, SystemExit):
@@ -42,6 +44,14 @@ class Group(click.Group):
             os._exit(stopped.exit_code)
         except BaseException as error:  # noqa: BLE001 - an interruption, or our own fault
             ctx.exit(door.leave_because_of(error))
+
+
+def _find_a_home() -> None:
+    """Give a user without a home folder `/`, as containers do: libraries fail without one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

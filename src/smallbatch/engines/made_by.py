@@ -23,7 +23,7 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
 }
 # The engines import these, but they do not change numbers: settings are part of a run's hash, and
 # the others only read and write.
-NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "machine.py", "data")
+NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "private.py", "machine.py", "data")
 COMPILED = ("*.cpp", "*.h")
 
 
@@ -85,17 +85,24 @@ def code_digest(engine: Engine) -> str:
     return digest.hexdigest()
 
 
+def native_version(
+    engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
+) -> str | None:
+    """The version of the native kernels if they compute a study's lanes; None if others do."""
+    from smallbatch.engines.lanes import native
+
+    if engine == "stacked" and kernels is None and serves(study, device) == "native":
+        return native.version()
+    return None
+
+
 def made_by_on(
     engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
 ) -> str:
     """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
-    from smallbatch.engines.lanes import native
-
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
     hardware = machine.gpu_name() if device == "cuda" else machine.processor()
-    by = kernels or "torch"
+    by = native_version(engine, device, study, kernels) or kernels or "torch"
     if kernels == "triton":
         versions.append(f"triton {metadata.version('triton')}")
-    if engine == "stacked" and kernels is None and serves(study, device) == "native":
-        by = native.version()
     return " ".join([code_digest(engine), *versions, device, str(hardware), by])

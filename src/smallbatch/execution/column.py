@@ -92,7 +92,7 @@ def train_column(
                 images_per_second=placement.workers * updates * column.batch_size / seconds,
                 workers=placement.workers,
                 engine=placement.engine,
-                kernels=placement.method.kernels,
+                kernels=placement.kernels,
                 device=placement.device,
                 stage=stage,
                 peak_memory_bytes=_peak_memory(placement.device),

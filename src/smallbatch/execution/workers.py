@@ -338,6 +338,8 @@ def _train_chunk(
             on_end=keep,
             keeper=checkpoints,
             kernels=job.placement.method.kernels,
+            by_torch=job.placement.native is None,
+            native=job.placement.native,
             recorded=recorded,
         )
     else:

@@ -7,23 +7,26 @@ is lost.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from smallbatch import machine
+from smallbatch import machine, private
 from smallbatch.engines.kinds import GPU_KERNELS, Engine, serves
 from smallbatch.engines.made_by import code_digest
 from smallbatch.placement.workload import Method, Workload
 
 CHUNK = 8  # lanes at a time; tried beside as many as memory holds
+
+
+LOCK_S = 5.0  # to wait for another process that writes what it has learnt
 
 
 MOST_LANES = 16  # lanes of a worker; with more, a workload is no faster or slower
@@ -50,7 +53,8 @@ _learnt = Known()
 
 def known() -> Known:
     """All that is known about this machine."""
-    return _merged(_read(_file()), _learnt)
+    path = _file()
+    return _merged(_read(path), _learnt) if path else _learnt
 
 
 def learn(
@@ -67,16 +71,11 @@ def learn(
         startup,
     )
     _learnt = _merged(_learnt, news)
-    path = _file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(asdict(_merged(_read(path), news)), indent=1))
-            part.replace(path)
-    except OSError:
+    if (path := _file()) is None:
         return
+    with suppress(OSError), private.locked(path.with_suffix(".lock"), wait=LOCK_S):
+        merged = asdict(_merged(_read(path), news))
+        private.write(path, json.dumps(merged, indent=1).encode())
 
 
 def alike(workload: Workload) -> Workload:
@@ -88,7 +87,11 @@ def alike(workload: Workload) -> Workload:
 
 def workload_key(workload: Workload) -> str:
     """The workload's key in the cache file."""
-    return alike(workload).key
+    from smallbatch.engines.lanes import native
+
+    # With a compiler that fails now, lanes are slower than they will be.
+    by_others = native.left_out(workload.settings(), workload.device)
+    return f"{alike(workload).key}{' without C++' if by_others else ''}"
 
 
 def methods(workload: Workload, engines: Iterable[Engine]) -> list[Method]:
@@ -141,14 +144,15 @@ def decided(column: str, workload: Workload, stackable: Callable[[], bool]) -> M
     return best[0] if best else None
 
 
-def _file() -> Path:
-    return machine.cache_folder() / f"calibration-{_machine()}.json"
+def _file() -> Path | None:
+    folder = private.cache_folder(machine.cache_folder)
+    return folder / f"calibration-{_machine()}.json" if folder else None
 
 
 @cache
 def _machine() -> str:
     """Hash of everything that speeds depend on."""
-    from smallbatch.engines.lanes.native.compile import compiler
+    from smallbatch.engines.lanes.native.compiler import compiler
 
     identity = [
         machine.cpu_model(), machine.cores(), machine.gpu_name(),
@@ -159,8 +163,9 @@ def _machine() -> str:
 
 def _read(path: Path) -> Known:
     try:
-        return _checked(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return _checked(json.loads(private.read(path)))
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+            RecursionError):  # fmt: skip
         return Known()
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from smallbatch import machine
-from smallbatch.engines.made_by import made_by_on
+from smallbatch.engines.made_by import made_by_on, native_version
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn
@@ -35,6 +35,7 @@ class Placement:
         workers: The number of processes; one on a GPU.
         memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
         made_by: What the numbers depend on besides a run's hash.
+        native: The version of the native kernels if they compute the lanes; None if others do.
         remark: One line if the engine is not the one asked for.
     """
 
@@ -43,12 +44,19 @@ class Placement:
     workers: int
     memory: int | None
     made_by: str
+    native: str | None = None
     remark: str | None = None
 
     @property
     def engine(self) -> Engine:
         """``loop`` or ``stacked``."""
         return self.method.engine
+
+    @property
+    def kernels(self) -> str | None:
+        """What computes the lanes; None for `loop`."""
+        lanes = self.method.kernels or ("native" if self.native else "torch")
+        return lanes if self.engine == "stacked" else None
 
 
 def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
@@ -63,14 +71,14 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     """
     device = resolve_device(compute.device)
     choice = _choose(column, compute, device, keep)
+    method, study = choice.method, column.runs[0].settings
     return Placement(
         device=device,
-        method=choice.method,
+        method=method,
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
-        made_by=made_by_on(
-            choice.method.engine, device, column.runs[0].settings, choice.method.kernels
-        ),
+        made_by=made_by_on(method.engine, device, study, method.kernels),
+        native=native_version(method.engine, device, study, method.kernels),
         remark=choice.remark,
     )
 

@@ -59,18 +59,26 @@ def choose(
         vmap_works: Tries the model under `torch.vmap`; called only for models that need it.
         triton_works: Tries the Triton kernels on the GPU; called only where they may be used.
     """
-    if asked == "loop":
+    if asked == "loop" or (asked == "auto" and lanes == 1):
         return Choice(Method("loop"))
+    from smallbatch.engines.lanes import native
+    from smallbatch.engines.lanes.native.compiler import compiler
+
     if (by := serves(study, device)) is None:
         remark = "the stacked engine has bf16 on a GPU alone, for models with stacked layers"
         return Choice(Method("loop"), f"{remark}; the loop engine trains it")
     if asked == "auto" and not stacked_is_faster(
         study, batch_size, pixels, lanes, device, triton_works
     ):
-        return Choice(Method("loop"))
+        # A machine without a compiler is nothing to tell of every time; one that fails is.
+        why = native.left_out(study, device) if compiler() else None
+        remark = why and f"the loop engine trains it, without the kernels in C++: {why}"
+        return Choice(Method("loop"), remark)
     if by != "vmap":
         kernels = ("triton" if triton_works() else "grouped") if device == "cuda" else None
-        return Choice(Method("stacked", kernels=kernels))
+        why = native.left_out(study, device)
+        remark = why and f"lanes by torch, without the kernels in C++: {why}"
+        return Choice(Method("stacked", kernels=kernels), remark)
     if vmap_works():
         remark = f"{study.model}: lanes by torch.vmap, it has no stacked layers"
         return Choice(Method("stacked"), remark)

@@ -11,12 +11,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.errors import Stopping, UserError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -164,25 +165,25 @@ class Checkpoints:
         path = self.folder / f"{state.update:012}.checkpoint"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            durable.seal(path, state.tensors, envelope)
+            durable.seal(path, state.tensors, envelope, of=_name(self.folder))
         except OSError as error:  # a full disk costs the checkpoint, not the training
             if not self._complained:
                 _say(f"{path}: cannot be written ({error.strerror}); training goes on without it")
             self._complained = True
             return
         for old in self._paths()[KEPT:]:
-            old.unlink(missing_ok=True)
+            _remove(old)
 
     def _newest(self) -> State | None:
         for path in self._paths():
             try:
-                tensors, envelope = durable.unseal(path)
+                tensors, envelope = _unseal(path, self.folder)
                 self.started, self.seconds = str(envelope["started"]), float(envelope["seconds"])
                 runs, update = tuple(envelope["runs"]), int(envelope["update"])
                 return State(runs, update, tensors, envelope["content"])
             except (ValueError, TypeError, KeyError) as error:
                 _say(f"warning: {path}: damaged: {error}; going back to the checkpoint before it")
-                path.unlink(missing_ok=True)
+                _remove(path)
         return None
 
     def _paths(self) -> list[Path]:
@@ -211,7 +212,7 @@ class ChunkPlan:
         """
         for path in self._paths:
             try:
-                _, content = durable.unseal(path)
+                _, content = _unseal(path, self.folder)
                 return [[str(run) for run in chunk] for chunk in content["chunks"]]
             except FileNotFoundError:
                 continue
@@ -226,8 +227,9 @@ class ChunkPlan:
             OSError: they cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"chunks": [list(chunk) for chunk in chunks]}
         for path in self._paths:
-            durable.seal(path, {}, {"chunks": [list(chunk) for chunk in chunks]})
+            durable.seal(path, {}, content, of=_name(self.folder))
 
     def chunk_folder(self, runs: Sequence[str]) -> Path:
         """Where the checkpoints of a chunk lie."""
@@ -253,6 +255,23 @@ def column_folder(work: Path, directory: Path) -> Path:
 def column_key(directory: Path) -> str:
     """16 hex digits that name a column by the place of its result files."""
     return hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+
+
+def _unseal(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return durable.unseal(private.read_shared(path), of=_name(folder))
+    except private.Untrusted as error:
+        raise durable.Damaged(error.strerror) from error
+
+
+def _name(folder: Path) -> str:
+    """What a folder's files are of: a column or a chunk of it, and the version of the code."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # a folder, of whoever made it
+        path.unlink(missing_ok=True)
 
 
 def _say(text: str) -> None:

@@ -98,9 +98,18 @@ def read_record(directory: Path) -> ColumnRecord:
     """Read a column's `runs.json`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or of another column than the directory's name says.
     """
-    return read_json(ColumnRecord, directory / "runs.json", _ADVICE)
+    record, place = read_json(ColumnRecord, directory / "runs.json", _ADVICE), directory.absolute()
+    if number := _NUMBER.match(place.name):  # DATASET/STUDY/mM, or a copy of mM somewhere
+        in_place = place.parent.parent.name == record.dataset.name
+        study = place.parent.name if in_place else record.study
+        if (number.group(1), study) != (str(record.batch_size), record.study):
+            raise UserError(
+                f"{directory / 'runs.json'}: is of study {record.study} at m={record.batch_size}, "
+                "which belongs elsewhere; train the column again"
+            )
+    return record
 
 
 def read_timing(directory: Path) -> Timing:

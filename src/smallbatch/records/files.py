@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.protocol.run import PROTOCOL, Run
 from smallbatch.records.schema import Clock, ColumnRecord, RunRecord, StudySettings, Timing
 
@@ -26,31 +26,41 @@ if TYPE_CHECKING:
 
 
 def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) -> None:
-    """Keep one finished or diverged run; ``made_by`` names the code and versions it depends on.
+    """Keep one finished or diverged run in a directory named by its hash.
+
+    ``made_by`` names the code and versions that it depends on.
 
     Raises:
         OSError: it cannot be written; nothing of it is left.
     """
+    if directory.is_symlink():  # to another run's directory
+        directory.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     record = {**vars(result), "weights": None, "timing": clock.model_dump(), "made_by": made_by}
-    durable.seal(directory / "record", result.weights, record)
+    durable.seal(directory / "record", result.weights, record, of=directory.name)
 
 
 def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None:
     """A kept run, or None where there is none, it is damaged, or other code made it.
+
+    None as well, with a line, for another run's record, another user's, or a link.
 
     Raises:
         OSError: it cannot be read.
     """
     from smallbatch.protocol.outcome import RunResult
 
+    path = directory / "record"
     try:
-        weights, record = durable.unseal(directory / "record")
+        weights, record = durable.unseal(private.read_shared(path), of=directory.name)
         if record.pop("made_by") != made_by:
             return None
         clock = Clock(**record.pop("timing"))
         record["weights"] = weights
         return RunResult(**record), clock
+    except (private.Untrusted, durable.Misplaced) as error:
+        private.say_once(f"{path}: left out: {getattr(error, 'strerror', error)}")
+        return None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from smallbatch import private
 from smallbatch.errors import TakenOver, UserError
 from smallbatch.records.checkpoints import column_key
 
@@ -24,6 +25,7 @@ STALE_S = 120.0
 """Seconds of silence after which another host's lock is taken over."""
 POLL_S = 0.5
 SETTLE_S = 1.0  # between taking over a lock and making sure of it
+_SIZE = 512  # bytes of a signature, padded with spaces
 
 
 class Lock:
@@ -37,8 +39,25 @@ class Lock:
         self.path, self.directory = path, directory
         self.token = uuid.uuid4().hex
         self.by_kernel = True
+        self._seen: tuple[float, float] | None = None
         self._beaten = -BEAT_S
         self._sure = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the holder's last sign of life.
+
+        By the clock of the file system, not of this host; or, as a clock may have been corrected,
+        since this process first saw that sign.
+        """
+        moment, sign = time.monotonic(), self.path.stat().st_mtime
+        if self._seen is None or self._seen[0] != sign:
+            self._seen = sign, moment
+        probe = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            probe.touch()
+            return max(probe.stat().st_mtime - sign, moment - self._seen[1])
+        finally:
+            probe.unlink(missing_ok=True)
 
     def beat(self, *, now: bool = False) -> None:
         """Give a sign of life, when it is time to, or ``now``: before something that is shared.
@@ -81,10 +100,12 @@ def one_writer(
 
     Raises:
         UserError: the lock cannot be written.
+        OSError: it cannot be made, or what is there is a link or no regular file.
     """
     work.mkdir(parents=True, exist_ok=True)
     lock = Lock(work / f"{column_key(directory)}.lock", directory)
-    with lock.path.open("a+") as file:
+    file = private.open_shared(lock.path, os.O_RDWR | os.O_CREAT)
+    try:
         told = False
         while holder := _holder(file, lock):
             if not told:
@@ -99,11 +120,13 @@ def one_writer(
         finally:
             with suppress(OSError):
                 if (_read(lock.path) or {}).get("token") == lock.token:
-                    file.truncate(0)
-                    os.fsync(file.fileno())
+                    os.ftruncate(file, 0)
+                    os.fsync(file)
+    finally:
+        os.close(file)
 
 
-def _holder(file: IO[str], lock: Lock) -> dict[str, Any] | None:
+def _holder(file: int, lock: Lock) -> dict[str, Any] | None:
     """Who has the lock; None where this process has it now."""
     path = lock.path
     try:
@@ -116,7 +139,7 @@ def _holder(file: IO[str], lock: Lock) -> dict[str, Any] | None:
     found = _read(path)
     if found is None or (lock.by_kernel and found["boot"] == _boot()):
         return None  # nobody, or a process of this host that ended without a word
-    silent = _silence(path)
+    silent = lock.silence()
     if silent < STALE_S:
         if lock.by_kernel:
             fcntl.flock(file, fcntl.LOCK_UN)
@@ -129,9 +152,8 @@ def _holder(file: IO[str], lock: Lock) -> dict[str, Any] | None:
     return None
 
 
-def _sign(file: IO[str], lock: Lock) -> None:
+def _sign(file: int, lock: Lock) -> None:
     before = _read(lock.path)
-    file.truncate(0)
     holder = {
         "token": lock.token,
         "pid": os.getpid(),
@@ -140,8 +162,10 @@ def _sign(file: IO[str], lock: Lock) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        os.write(file.fileno(), json.dumps(holder).encode())
-        os.fsync(file.fileno())  # other hosts see it only now
+        # Over the old signature, never beside it or with none between: of two at once, one stays.
+        os.pwrite(file, json.dumps(holder).encode().ljust(_SIZE), 0)
+        os.ftruncate(file, _SIZE)
+        os.fsync(file)  # other hosts see it only now
     except OSError as error:
         raise UserError(f"{lock.path}: cannot be written: {error.strerror}") from error
     if not lock.by_kernel or (before is not None and before["boot"] != _boot()):
@@ -150,20 +174,12 @@ def _sign(file: IO[str], lock: Lock) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(path.read_text())
-        return holder if {"token", "pid", "host", "boot"} <= set(holder) else None
-    except (FileNotFoundError, ValueError, TypeError):
+        with os.fdopen(private.open_shared(path, os.O_RDONLY), "rb") as file:
+            holder = json.loads(file.read())
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-
-
-def _silence(path: Path) -> float:
-    """Seconds since the last sign of life, by the clock of the file system, not of this host."""
-    probe = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+    named = isinstance(holder, dict) and {"token", "pid", "host", "boot"} <= holder.keys()
+    return holder if named else None
 
 
 def _name(holder: dict[str, Any]) -> str:

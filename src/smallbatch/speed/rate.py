@@ -96,16 +96,19 @@ def job_of(
     memory: int | None,
 ) -> Job:
     """A job that trains a workload's runs by a method; none of its files are kept."""
+    from smallbatch.engines.made_by import native_version
     from smallbatch.execution.watch import Watch
     from smallbatch.execution.workers import Job
     from smallbatch.placement.placement import Placement
     from smallbatch.records.checkpoints import ChunkPlan
 
+    device, workers = workload.device, workload.workers
+    native = native_version(method.engine, device, runs[0].settings, method.kernels)
     return Job(
         column=runs,
         missing=runs,
         dataset=dataset,
-        placement=Placement(workload.device, method, workload.workers, memory, made_by=""),
+        placement=Placement(device, method, workers, memory, made_by="", native=native),
         work=folder,
         plan=ChunkPlan(folder),
         checkpoint_seconds=math.inf,

@@ -142,6 +142,8 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
             }
     except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); train the column again") from error
+    if not weights:
+        raise UserError(f"{path}: has no run {best.info.run} of runs.json; train the column again")
     save_file(weights, data / "weights.safetensors")
     (data / "model.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
     image = (-1, facts.channels, facts.height, facts.width)

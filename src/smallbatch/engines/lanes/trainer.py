@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smallbatch.engines import loop
 from smallbatch.engines.kinds import Kernels, serves
+from smallbatch.engines.lanes.native import version
 from smallbatch.engines.lanes.native.lanes import NativeLanes
 from smallbatch.engines.lanes.network import has_stacked_form
 from smallbatch.engines.lanes.torch.lanes import TorchLanes
@@ -109,6 +110,7 @@ def train_lanes(
     keeper: Keeper | None = None,
     kernels: Kernels | None = None,
     by_torch: bool = False,
+    native: str | None = None,
     recorded: Collection[Run] = (),
 ) -> list[RunResult]:
     """Train runs of one column together.
@@ -123,6 +125,7 @@ def train_lanes(
         keeper: Keeps the lanes' checkpoints; ``runs`` must be the runs of a resumed one.
         kernels: The kernels to use in place of the native ones; by default the device's.
         by_torch: Whether to leave out the native kernels.
+        native: The version of the native kernels if it was decided earlier that they are used.
         recorded: The runs among ``runs`` whose results are recorded already. They train along,
             because without them the other lanes might round differently, but are not returned.
 
@@ -132,6 +135,7 @@ def train_lanes(
     Raises:
         Stopping: The keeper asked to stop.
         ValueError: The runs differ in study or batch size.
+        RuntimeError: The native kernels are not those that were decided for.
     """
     device = data.train.images.device
     study = runs[0].settings
@@ -139,7 +143,10 @@ def train_lanes(
         raise ValueError("the lanes of a column share their study and batch size")
     ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        if kernels is None and not by_torch and serves(study, device.type) == "native":
+        natively = kernels is None and not by_torch and serves(study, device.type) == "native"
+        if native is not None and not (natively and native == version()):
+            raise RuntimeError(f"the native kernels {native} are not to be had any more")
+        if natively:
             lanes = NativeLanes(ordered, data, dtype)
         else:
             lanes = TorchLanes(ordered, data, dtype, kernels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallbatch.engines.lanes.native.compile import compiler
+from smallbatch.engines.lanes.native.compiler import compiler
 
 
 @pytest.fixture(scope="session", autouse=True)

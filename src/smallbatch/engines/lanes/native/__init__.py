@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallbatch.engines.kinds import has_layers
-from smallbatch.engines.lanes.native.compile import available, version
+from smallbatch.engines.lanes.native.compile import available, failure, version
 
-__all__ = ["takes", "version"]
+__all__ = ["left_out", "takes", "version"]
 
 if TYPE_CHECKING:
     import torch
@@ -20,5 +20,13 @@ def takes(study: StudyConfig, device: torch.device | str) -> bool:
 
     They are for the paper's models in float32, on a CPU, and need a C++ compiler.
     """
-    served = has_layers(study.model) and study.precision == "float32"
-    return str(device) == "cpu" and served and available()
+    return _are_for(study, device) and available()
+
+
+def left_out(study: StudyConfig, device: torch.device | str) -> str | None:
+    """Why these kernels do not compute lanes that they are for, in one line; else None."""
+    return failure() if _are_for(study, device) else None
+
+
+def _are_for(study: StudyConfig, device: torch.device | str) -> bool:
+    return str(device) == "cpu" and has_layers(study.model) and study.precision == "float32"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
-import shutil
-import subprocess
 import tempfile
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
-from smallbatch import durable
+from smallbatch import private
+from smallbatch.engines.lanes.native.compiler import LIMIT_S, CompilerFailed, identity, run
 from smallbatch.machine import cache_folder, processor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -21,32 +20,27 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-er
 LANES = 8  # numbers in a vector, which may be several machine vectors or a part of one
 
 
-def compiler() -> str | None:
-    """The C++ compiler: ``$CXX``, or the first of the usual names on PATH; None without one."""
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
 def available() -> bool:
     """Whether the kernels are compiled already or can be compiled here."""
-    try:
-        library("float")
-    except OSError:
-        return False
-    return True
+    return failure() is None
 
 
-@cache
+def failure() -> str | None:
+    """Why there are no kernels, in one line; None where there are."""
+    found = _found("float")
+    return found if isinstance(found, str) else None
+
+
 def library(real: str) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled if this machine has not done so yet.
 
     Raises:
         OSError: There is no compiler, or it fails.
     """
-    path = cache_folder() / f"kernels-{_key(real)}.so"
-    if not path.exists():
-        _compile(real, path)
-    return ctypes.CDLL(str(path))
+    found = _found(real)
+    if isinstance(found, str):
+        raise CompilerFailed(found)
+    return found
 
 
 def version() -> str:
@@ -54,33 +48,94 @@ def version() -> str:
     return _key("float")
 
 
+@cache
+def _found(real: str) -> ctypes.CDLL | str:
+    """The kernels, or why there are none.
+
+    It is found out once, before workers are forked, as a compiler may fail now and not later:
+    whatever this process and its workers compute, they compute by the same.
+    """
+    try:
+        folder = private.cache_folder(cache_folder)
+        if folder is not None:
+            try:
+                return _kept(real, folder)
+            except CompilerFailed:
+                raise
+            except OSError as error:  # full, read-only, or on a disk that runs no programs
+                why = error.strerror or error
+                private.say_once(f"{folder}: {why}; kernels are compiled at every start")
+        with tempfile.TemporaryDirectory(prefix="smallbatch-") as scratch:
+            return ctypes.CDLL(str(_compile(real, Path(scratch))))
+    except OSError as error:
+        return str(error)
+
+
 def _key(real: str) -> str:
     """A hash of everything that the binary depends on."""
-    parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *_compiler()]
+    parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *identity()]
     sources = [path.read_bytes() for path in _FILES]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, parts)])).hexdigest()[:16]
 
 
-@cache
-def _compiler() -> tuple[str, str]:
-    """The compiler, and the version that it reports."""
-    cxx = compiler() or ""
+def _kept(real: str, folder: Path) -> ctypes.CDLL:
+    """The kernels from the cache folder, compiled into it where it has none that are whole."""
+    path = folder / f"kernels-{_key(real)}.so"
+    if not _is_whole(path):
+        with ExitStack() as stack:
+            with suppress(OSError):  # without the lock, or after a long wait, for oneself
+                lock = private.locked(path.with_suffix(".lock"), wait=LIMIT_S + 30)
+                stack.enter_context(lock)
+            if not _is_whole(path):
+                _compile_into(real, path)
+    return ctypes.CDLL(str(path))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there that this user alone can have written, as it was compiled.
+
+    Loading runs code; and half a library ends the process that loads it, by a signal.
+    """
     try:
-        done = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False)
-    except OSError:
-        return cxx, ""
-    return cxx, done.stdout
+        found = private.read(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        why = error.strerror
+    else:
+        with suppress(OSError):
+            if private.read(_digest(path)) == _sha256(found):
+                return True
+        why = "not as it was compiled"
+    private.say_once(f"{path}: {why}; compiling it anew")
+    return False
 
 
-def _compile(real: str, path: Path) -> None:
-    cxx = compiler()
-    if cxx is None:
-        raise OSError("found no C++ compiler (c++, g++ or clang++ on PATH, or $CXX)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder) / path.name
-        command = [cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", str(SOURCE), "-o", str(part)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(f"{cxx} cannot compile {SOURCE.name}: {done.stderr.strip()[:2000]}")
-        durable.write(path, part.read_bytes())
+def _compile_into(real: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made = _compile(real, Path(scratch))
+        made.chmod(0o700)  # whatever the umask is
+        private.write(_digest(path), _sha256(made.read_bytes()))
+        made.replace(path)
+
+
+def _compile(real: str, folder: Path) -> Path:
+    """Compile the kernels into a folder.
+
+    Raises:
+        CompilerFailed: There is no compiler, or it fails.
+    """
+    made = folder / "kernels.so"
+    cxx, _ = identity()
+    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", str(SOURCE), "-o", str(made)], LIMIT_S)
+    if not made.is_file():
+        raise CompilerFailed(f"{cxx} ended without a file")
+    return made
+
+
+def _digest(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
