@@ -297,7 +297,7 @@ def test_a_request_that_arrives_late_doubles_nothing(
             live(directory, late.pop(), late_s=0.5)
 
     monkeypatch.setattr(MlflowClient, "log_batch", slow)
-    monkeypatch.setattr("smallbatch.tracking.live_process.exclusive", lambda *_: nullcontext())
+    monkeypatch.setattr("smallbatch.tracking.live_process.exclusive", lambda *_, **__: nullcontext())
     sync(directory)
     assert not late
     assert sorted(tables.points()) == expected_points(directory)
@@ -417,7 +417,7 @@ def test_a_database_whose_initialisation_was_killed_is_begun_anew(
     columns: Any, tables: Any, workplace: Path
 ) -> None:
     (workplace / "mlflow.db").unlink()
-    half = workplace / ".mlflow.db.new"
+    half = workplace / "mlflow.db.new"
     with closing(sqlite3.connect(half)) as connection:
         connection.execute("create table _alembic_tmp_experiments (experiment_id integer)")
         connection.execute("create table experiments (experiment_id integer)")
