@@ -297,7 +297,9 @@ def test_a_request_that_arrives_late_doubles_nothing(
             live(directory, late.pop(), late_s=0.5)
 
     monkeypatch.setattr(MlflowClient, "log_batch", slow)
-    monkeypatch.setattr("smallbatch.tracking.live_process.exclusive", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(
+        "smallbatch.tracking.live_process.exclusive", lambda *_, **__: nullcontext()
+    )
     sync(directory)
     assert not late
     assert sorted(tables.points()) == expected_points(directory)

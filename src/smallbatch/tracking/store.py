@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import tempfile
 import threading
 import warnings
 from contextlib import closing, contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
-from smallbatch.tracking.locks import exclusive, own_folder
+from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
 if TYPE_CHECKING:
@@ -136,13 +135,8 @@ def _client(text: str) -> MlflowClient:
     """A client of a database, whose tables exist then."""
     from mlflow.tracking import MlflowClient
 
-    # MLflow locks a file with a known name in the temporary folder, where others could plant it.
-    before, tempfile.tempdir = tempfile.tempdir, str(own_folder())
-    try:
-        client = MlflowClient(text, registry_uri=text)
-        client.search_experiments(max_results=1)
-    finally:
-        tempfile.tempdir = before
+    client = MlflowClient(text, registry_uri=text)
+    client.search_experiments(max_results=1)
     return client
 
 
