@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +62,12 @@ def test_errors_inside_are_not_taken_for_the_lock() -> None:
         raise TimeoutError("mine")
 
 
-def as_nobody(program: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-I", "-c", program, *words], user=NOBODY, cwd="/", check=True)
-
-
 PLANT = """
-import os, sys
-folder, victim, *names = sys.argv[1:]
-os.umask(0)
-os.makedirs(folder, 0o777)
-for name in names:
-    os.symlink(victim, os.path.join(folder, name))
+umask 0
+folder=$1 victim=$2
+shift 2
+mkdir -p "$folder"
+for name; do ln -s "$victim" "$folder/$name"; done
 """
 
 
@@ -84,17 +81,14 @@ def test_a_lock_that_another_user_planted_is_not_touched(
     victim.write_text("precious")
     uri = TrackingUri.parse()
     # The names that it would have, now and formerly.
-    import hashlib
-
     texts = [f"{store}\n{purpose}" for store in (uri.store, str(uri.database))
              for purpose in ("digits/study", "initialise")]  # fmt: skip
     names = [f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.lock" for text in texts]
-    import tempfile
-
-    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # noqa: S108 - reachable by both
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:
         Path(shared).chmod(0o777)
         planted = {"temporary": f"{shared}/smallbatch-0", "cache": f"{shared}/cache/tracking"}
-        as_nobody(PLANT, planted[where], str(victim), *names)
+        words = ["/bin/sh", "-ec", PLANT, "sh", planted[where], str(victim), *names]
+        subprocess.run(words, user=NOBODY, cwd="/", check=True)
         if where == "temporary":
             monkeypatch.setattr(tempfile, "tempdir", shared)
         else:

@@ -79,9 +79,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 
 def test_all_spellings_of_a_database_are_one_store(workplace: Path) -> None:
     (workplace / "link").symlink_to(workplace)
-    names = ["sqlite:///mlflow.db", "sqlite:///./mlflow.db?timeout=30", f"sqlite:///{workplace}/mlflow.db",
-             "sqlite:///link/mlflow.db", "sqlite:///ml%66low.db", "sqlite+pysqlite:///mlflow.db",
-             "sqlite:///file:mlflow.db?uri=true", f"sqlite:///file://{workplace}/mlflow.db?uri=1&mode=rw"]  # fmt: skip
+    whole = f"{workplace}/mlflow.db"
+    names = ["sqlite:///mlflow.db", "sqlite:///./mlflow.db?timeout=30", f"sqlite:///{whole}"]
+    names += ["sqlite:///link/mlflow.db", "sqlite:///ml%66low.db", "sqlite+pysqlite:///mlflow.db"]
+    names += ["sqlite:///file:mlflow.db?uri=true", f"sqlite:///file://{whole}?uri=1&mode=rw"]
     found = [TrackingUri.parse(name) for name in names]
     assert {uri.store for uri in found} == {TrackingUri.parse().store}
     assert {uri.database.resolve() for uri in found if uri.database} == {workplace / "mlflow.db"}
@@ -157,7 +158,7 @@ def echo() -> Generator[int]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_GET
+        do_POST = do_GET  # noqa: N815 - the base's name
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sqlite3
 import threading
 import warnings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "mlartifacts"
 CONNECT_S = 15.0
-"""Most seconds to wait for a database to answer; MLflow alone would try for minutes."""
+"""Most seconds to wait for a connection; MLflow alone would try for minutes."""
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -81,8 +82,8 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
     with unwarned(), _quiet("mlflow", "alembic"):
         if uri.database is not None:
             return Store(uri, _open_sqlite(uri, uri.database), uri.database.parent / ARTIFACTS)
+        _reach(uri)
         if uri.kind == "database":
-            _connect(uri)
             # Only one process can create the tables; others that try at the same time fail. The
             # first tables are created together with the client.
             with exclusive(uri, "initialise"):
@@ -127,6 +128,7 @@ def plain_errors(uri: TrackingUri) -> Generator[None]:
         mlflow_exceptions.MlflowException,
         database_exceptions.SQLAlchemyError,
         OSError,
+        ValueError,  # of a variable of MLflow's that is no number
     ) as error:
         raise UserError(f"{VARIABLE}: {uri} cannot be used: {uri.reason(error)}") from None
 
@@ -140,27 +142,39 @@ def _client(text: str) -> MlflowClient:
     return client
 
 
-def _connect(uri: TrackingUri) -> None:
-    """Connect once, in a thread, as not every driver limits its waiting."""
-    from mlflow.store.db.utils import create_sqlalchemy_engine
+def _reach(uri: TrackingUri) -> None:
+    """Connect once, in a thread, as neither every driver nor a name's look-up limits its waiting.
 
+    Raises:
+        UserError: It cannot be reached, or does not answer in time.
+    """
+    limit = min(CONNECT_S, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
     failed: list[Exception] = []
 
-    def connect() -> None:
+    def reach() -> None:
         try:
-            engine = create_sqlalchemy_engine(uri.text)
-            engine.connect().close()
-            engine.dispose()
+            _connect(uri, limit)
         except Exception as error:  # noqa: BLE001 - whatever the driver raises
             failed.append(error)
 
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = threading.Thread(target=reach, daemon=True)
     thread.start()
-    thread.join(CONNECT_S)
+    thread.join(limit)
     if failed:
         raise UserError(f"{VARIABLE}: {uri} cannot be used: {uri.reason(failed[0])}")
     if thread.is_alive():
-        raise UserError(f"{VARIABLE}: {uri} does not answer within {CONNECT_S:g} s")
+        raise UserError(f"{VARIABLE}: {uri} does not answer within {limit:g} s")
+
+
+def _connect(uri: TrackingUri, limit: float) -> None:
+    if uri.kind == "database":
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+
+        engine = create_sqlalchemy_engine(uri.text)
+        engine.connect().close()
+        engine.dispose()
+    elif (address := uri.address()) is not None:
+        socket.create_connection(address, limit).close()
 
 
 def _open_sqlite(uri: TrackingUri, database: Path) -> MlflowClient:

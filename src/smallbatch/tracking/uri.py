@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from smallbatch.errors import UserError
 from smallbatch.redact import redact
@@ -23,6 +24,7 @@ _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg2", "mysql": "m
 _SQLITE_OPTIONS = ("timeout", "isolation_level", "check_same_thread", "detect_types",
                    "cached_statements")  # fmt: skip
 _ADDRESS = ("host", "port", "service", "odbc_connect")  # options that say which database it is
+_PORTS = {"http": 80, "https": 443}
 _LONGEST = 300
 
 
@@ -67,6 +69,16 @@ class TrackingUri:
             raise _refused(text, f"which is a path; MLflow keeps no runs in folders; {_ALLOWED}")
         return cls(text, None, "other", text)
 
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of an MLflow server; None for another store, and behind a proxy."""
+        if self.kind != "server":
+            return None
+        parts = urlsplit(self.text)
+        proxies, host = getproxies(), parts.hostname or ""
+        if (parts.scheme in proxies or "all" in proxies) and not proxy_bypass(host):
+            return None
+        return host, parts.port or _PORTS[parts.scheme]
+
     def reason(self, error: BaseException) -> str:
         """What went wrong, in one plain line without secrets."""
         return redact(_plain(error), self.text).strip().partition("\n")[0][:_LONGEST]
@@ -91,7 +103,7 @@ def _server(text: str) -> TrackingUri:
             "but a server's URL has no parameters and no #; put a password into "
             "MLFLOW_TRACKING_PASSWORD, a token into MLFLOW_TRACKING_TOKEN",
         )
-    port = port or {"http": 80, "https": 443}[parts.scheme]
+    port = port or _PORTS[parts.scheme]
     store = f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
     return TrackingUri(text, None, "server", store)
 
