@@ -476,7 +476,7 @@ def test_a_real_server_over_http(
 
     directory = columns.write(8, diverged=(2.0**-3,))
     server = start_server("server")
-    report = sync(columns.root, server.uri)
+    report = sync(columns.root, server.uri.replace("://", "://u:S3cretPw@"))
     assert report.runs_created == 5
     store = open_store(server.uri)
     experiment = store.client.get_experiment_by_name("digits/study")
@@ -496,6 +496,9 @@ def test_a_real_server_over_http(
     assert (Path(folder) / "data" / "data" / "weights.safetensors").exists()
     assert sync(columns.root, server.uri).unchanged == 5
     assert not tables.points()
+    kept = [path.read_bytes() for path in workplace.rglob("*") if path.is_file()]
+    assert len(kept) > 10
+    assert not [content for content in kept if b"S3cretPw" in content]
 
 
 def test_a_database_whose_initialisation_was_killed_is_begun_anew(
