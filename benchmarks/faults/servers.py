@@ -35,9 +35,10 @@ class MlflowServer:
     def __init__(self, folder: Path, backend: str, port: int, options: Sequence[str] = ()) -> None:
         self.uri = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--workers", "1", "--backend-store-uri", backend]
+        command += ["--port", str(port), "--workers", "1"]
         command += ["--artifacts-destination", str(folder / "artifacts"), *options]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment["MLFLOW_BACKEND_STORE_URI"] = backend  # its password is on no command line
         with (folder / f"server-{port}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ import pandas as pd
 import pytest
 
 from smallbatch.tracking import ColumnInfo, LiveMirror, RunInfo, sync
+from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.records import read_column
+from smallbatch.tracking.uri import TrackingUri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -199,6 +202,29 @@ def test_a_server_killed_while_training(
     assert "will replay" in capsys.readouterr().err
     assert sync(directory).runs_created == 5  # to another server: test_sync.py
     assert sorted(tables.points()) == expected_points(directory)
+
+
+@pytest.mark.slow
+def test_the_first_database_is_finished_though_the_column_is_over(
+    columns: Any, tables: Any, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "mlflow.db").unlink()
+    directory = columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    with exclusive(TrackingUri.parse(), "initialise"):  # stands for a creation that takes long
+        mirror = LiveMirror()
+        process: subprocess.Popen[bytes] = mirror._process  # type: ignore[assignment]
+        assert select.select([process.stdout], [], [], 60)[0]
+        assert not mirror.finish(directory, timeout_s=0.5)
+        assert "its database is still being made" in capsys.readouterr().err
+        assert Path(f"/proc/{process.pid}").exists()
+        assert not (workplace / "mlflow.db").exists()
+    made = "select status, count(*) from runs group by 1"
+    wait_until((workplace / "mlflow.db").exists)
+    assert LiveMirror().finish(directory)
+    assert tables.query(made) == [("FINISHED", 2)]
+    process.returncode = None
+    assert process.wait(30) == 0
+    assert not [*workplace.glob("*.new*")]
 
 
 def test_a_full_pipe_drops_epochs_and_does_not_block(columns: Any) -> None:

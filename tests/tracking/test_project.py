@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch.tracking.project import project_folder
-from smallbatch.tracking.store import sqlite_path, tracking_uri
+from smallbatch.tracking.uri import TrackingUri
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,7 @@ def test_an_experiment_of_dvc_logs_to_the_database_of_the_project(
     copy.mkdir(parents=True)
     for folder in (tmp_path, copy):
         monkeypatch.chdir(folder)
-        assert sqlite_path(tracking_uri()) == tmp_path / "mlflow.db"
-        assert sqlite_path("sqlite:////elsewhere/mlflow.db") == Path("/elsewhere/mlflow.db")
+        assert TrackingUri.parse().database == tmp_path / "mlflow.db"
+        assert TrackingUri.parse("sqlite:////elsewhere/mlflow.db").database == Path(
+            "/elsewhere/mlflow.db"
+        )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -231,6 +234,86 @@ def test_a_replay_cut_short_is_taken_up_again(
     assert sync(columns.root).points_logged == 0
 
 
+MODEL_CALLS = ["create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs"]
+
+
+@pytest.mark.parametrize("call", MODEL_CALLS)
+def test_an_interrupted_sync_leaves_one_model_in_the_end(
+    call: str, columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    real = getattr(MlflowClient, call)
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sync(columns.root)
+    monkeypatch.undo()
+    monkeypatch.chdir(columns.root.parent)
+    sync(columns.root)
+    [(model, ready)] = tables.query("select model_id, status from logged_models")
+    assert ready == 2  # LoggedModelStatus.READY
+    outputs = "select destination_id from inputs where destination_type = 'MODEL_OUTPUT'"
+    assert tables.query(outputs) == [(model,)]
+    assert tables.query("select value from tags where key = 'smallbatch.model'") == [
+        (f"models:/{model}",)
+    ]
+    assert sync(columns.root).unchanged == 2
+
+
+@pytest.mark.slow
+def test_a_killed_sync_leaves_no_weights(columns: Any, workplace: Path) -> None:
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    temporary = workplace / "tmp"
+    temporary.mkdir()
+    program = (
+        "import os, signal; from pathlib import Path; from smallbatch.tracking import sync\n"
+        "from mlflow.tracking import MlflowClient\n"
+        "MlflowClient.log_model_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sync(Path('models'))"
+    )
+    cache = workplace / "cache"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment |= {"TMPDIR": str(temporary), "SMALLBATCH_CACHE": str(cache)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert not [*temporary.rglob("*.safetensors")]
+    assert [*cache.rglob("*.safetensors")]
+    again = "from pathlib import Path; from smallbatch.tracking import sync; sync(Path('models'))"
+    subprocess.run([sys.executable, "-c", again], env=environment, check=True)
+    assert not [*cache.rglob("*.safetensors")]
+
+
+def test_odd_columns_do_not_withhold_the_others(columns: Any, tables: Any) -> None:
+    for study in ("good", "zero", "clock", "weightless", "fine"):
+        columns.write(8, study=study, base_lrs=(0.5,), seeds=1, epochs=1)
+    folder = columns.root / "digits"
+    zero = folder / "zero" / "m8" / "runs.json"
+    zero.write_text(zero.read_text().replace('"base_lr": 0.5', '"base_lr": 0.0'))
+    clock = folder / "clock" / "m8" / "timing.json"
+    clock.write_text(clock.read_text().replace("2026-01-02", "yesterday"))
+    (folder / "weightless" / "m8" / "weights.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        sync(columns.root)
+    told = str(caught.value)
+    assert "\n" not in told
+    for study in ("zero", "clock", "weightless"):
+        assert f"{folder}/{study}/m8" in told
+    assert "/good/" not in told
+    assert told.endswith("the other 2 of 5 columns are in MLflow")
+    logged = (
+        "select e.name from runs r join experiments e using (experiment_id) join tags t "
+        "using (run_uuid) where r.name = 'm=8' and t.key = 'smallbatch.synced'"
+    )
+    assert sorted(tables.query(logged)) == [("digits/fine",), ("digits/good",)]
+    assert sync([folder / "good", folder / "fine"]).unchanged == 4
+
+
 def test_what_is_there_twice_goes_to_the_trash(
     columns: Any, tables: Any, expected_points: Any
 ) -> None:
@@ -297,7 +380,9 @@ def test_a_request_that_arrives_late_doubles_nothing(
             live(directory, late.pop(), late_s=0.5)
 
     monkeypatch.setattr(MlflowClient, "log_batch", slow)
-    monkeypatch.setattr("smallbatch.tracking.live_process.exclusive", lambda *_: nullcontext())
+    monkeypatch.setattr(
+        "smallbatch.tracking.live_process.exclusive", lambda *_, **__: nullcontext()
+    )
     sync(directory)
     assert not late
     assert sorted(tables.points()) == expected_points(directory)
@@ -391,7 +476,7 @@ def test_a_real_server_over_http(
 
     directory = columns.write(8, diverged=(2.0**-3,))
     server = start_server("server")
-    report = sync(columns.root, server.uri)
+    report = sync(columns.root, server.uri.replace("://", "://u:S3cretPw@"))
     assert report.runs_created == 5
     store = open_store(server.uri)
     experiment = store.client.get_experiment_by_name("digits/study")
@@ -411,13 +496,16 @@ def test_a_real_server_over_http(
     assert (Path(folder) / "data" / "data" / "weights.safetensors").exists()
     assert sync(columns.root, server.uri).unchanged == 5
     assert not tables.points()
+    kept = [path.read_bytes() for path in workplace.rglob("*") if path.is_file()]
+    assert len(kept) > 10
+    assert not [content for content in kept if b"S3cretPw" in content]
 
 
 def test_a_database_whose_initialisation_was_killed_is_begun_anew(
     columns: Any, tables: Any, workplace: Path
 ) -> None:
     (workplace / "mlflow.db").unlink()
-    half = workplace / ".mlflow.db.new"
+    half = workplace / "mlflow.db.new"
     with closing(sqlite3.connect(half)) as connection:
         connection.execute("create table _alembic_tmp_experiments (experiment_id integer)")
         connection.execute("create table experiments (experiment_id integer)")
@@ -425,6 +513,37 @@ def test_a_database_whose_initialisation_was_killed_is_begun_anew(
     assert sync(columns.root).runs_created == 5
     assert not half.exists()
     assert tables.query("select count(*) from runs") == [(5,)]
+
+
+@pytest.mark.parametrize("made", ["by a process that was killed", "meanwhile"])
+def test_what_the_creation_of_a_database_left_goes_with_the_next(
+    made: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, database = workplace / "mlflow.db.new", workplace / "mlflow.db"
+    before = database.read_bytes()
+    if made == "meanwhile":  # by a program without our lock, such as MLflow's own server
+        from smallbatch.tracking import store
+
+        shutil.move(database, aside)
+        monkeypatch.setattr(store, "_client", lambda _: shutil.copy(aside, database))
+        monkeypatch.setattr(store, "_remove", Path.unlink)
+        store._create_sqlite(database, aside)
+    else:
+        aside.write_bytes(b"half")
+        aside.with_name(f"{aside.name}-journal").write_bytes(b"half")
+        open_store()
+    assert database.read_bytes()[:4096] == before[:4096]
+    assert [path.name for path in workplace.glob("*.new*")] == []
+
+
+def test_git_ignores_a_database_that_is_being_made() -> None:
+    names = ["mlflow.db", "mlflow.db.new", "mlflow.db.new-journal", "mlflow.db-wal"]
+    done = subprocess.run(
+        ["git", "check-ignore", *names], cwd=SOURCE.parent, capture_output=True, text=True
+    )
+    if done.returncode == 128:
+        pytest.skip(done.stderr)
+    assert done.stdout.split() == names
 
 
 def test_a_database_that_is_none_is_refused_in_one_line(columns: Any, workplace: Path) -> None:

@@ -9,14 +9,15 @@ weights file, so that logging needs neither torch nor a forward pass, in contras
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries
+from smallbatch.tracking.locks import own_folder
 
 if TYPE_CHECKING:
     from smallbatch.tracking.records import ColumnInfo, TrackedColumn
@@ -91,24 +92,29 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
     # The status cannot be in the filter: MLflow compares the word with a number, which is false in
     # sqlite and an error in PostgreSQL.
     found = client.search_logged_models([experiment_id], f"source_run_id = '{parent_id}'")
-    for earlier in found:  # from a replay that was interrupted
-        ready = str(earlier.status) == "READY"
-        if ready and earlier.tags.get(entries.SYNCED) == best.digest:
-            return f"models:/{earlier.model_id}"
-    logged = client.create_logged_model(
-        experiment_id,
-        name="best",
-        source_run_id=parent_id,
-        tags=tags,
-        params=entries.run_params(column.info, best.info),
-        model_type="classifier",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "model"
-        save_model(target, column, model_id=logged.model_id, run_id=parent_id)
-        client.log_model_artifacts(logged.model_id, str(target))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(parent_id, [LoggedModelOutput(logged.model_id, 0)])
+    same = [it for it in found if it.tags.get(entries.SYNCED) == best.digest]
+    same.sort(key=lambda it: str(it.status) != "READY")
+    for doubled in same[1:]:
+        client.delete_logged_model(doubled.model_id)
+    logged = same[0] if same else None  # of a replay that was interrupted, perhaps
+    if logged is None:
+        logged = client.create_logged_model(
+            experiment_id,
+            name="best",
+            source_run_id=parent_id,
+            tags=tags,
+            params=entries.run_params(column.info, best.info),
+            model_type="classifier",
+        )
+    if str(logged.status) != "READY":
+        # Not in the temporary folder, where the weights would stay if this process is killed.
+        with scratch_folder(own_folder(), "model") as folder:
+            save_model(folder / "model", column, model_id=logged.model_id, run_id=parent_id)
+            client.log_model_artifacts(logged.model_id, str(folder / "model"))
+        client.finalize_logged_model(logged.model_id, "READY")
+    outputs = client.get_run(parent_id).outputs
+    if logged.model_id not in {it.model_id for it in (outputs.model_outputs if outputs else ())}:
+        client.log_outputs(parent_id, [LoggedModelOutput(logged.model_id, 0)])
     return f"models:/{logged.model_id}"
 
 

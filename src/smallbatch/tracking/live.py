@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.tracking.store import shown, tracking_uri
+from smallbatch.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,8 @@ class LiveMirror:
     """
 
     def __init__(self, uri: str | None = None):
-        self._uri = tracking_uri(uri)
+        self._uri = uri
+        self._initialising = False
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,11 +83,16 @@ class LiveMirror:
         if reason is None:
             return True
         print(
-            f"warning: MLflow ({shown(self._uri)}) does not show all of {directory}: "
+            f"warning: MLflow ({self._shown}) does not show all of {directory}: "
             f"{reason}; `smallbatch sync` will replay it",
             file=sys.stderr,
         )
         return False
+
+    @property
+    def _shown(self) -> str:
+        uri = self._uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return redact(uri) if uri else "mlflow.db"
 
     def abort(self) -> None:
         """The column ends without result files: let the process mark its runs as killed.
@@ -107,10 +113,11 @@ class LiveMirror:
     def _launch(self) -> None:
         package = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        named = {"MLFLOW_TRACKING_URI": self._uri} if self._uri else {}
         environment = {
             **os.environ,
             "PYTHONPATH": path,
-            "MLFLOW_TRACKING_URI": self._uri,
+            **named,
             # Two attempts of 5 s each: together GIVE_UP_S.
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -119,6 +126,7 @@ class LiveMirror:
         }
         self._waiting.clear()
         self._size = 0
+        self._initialising = False
         try:
             # -P: without it, folders such as ./data and ./models could be imported as packages.
             self._process = subprocess.Popen(
@@ -181,7 +189,12 @@ class LiveMirror:
             for answer in map(json.loads, lines):
                 if "error" in answer:
                     return answer["error"]
+                if "initialising" in answer:
+                    self._initialising = answer["initialising"]
+                    continue
                 limit_s = timeout_s if answer["reached"] else min(timeout_s, GIVE_UP_S)
+        if self._initialising:
+            return "its database is still being made"
         return "the tracking store took too long"
 
     def _stop(self, *, graceful: bool) -> None:
@@ -192,6 +205,9 @@ class LiveMirror:
             if pipe:
                 with suppress(OSError):
                     pipe.close()
+        if self._initialising:  # it finishes that, and the next column finds the database
+            process.returncode = 0
+            return
         try:
             if graceful:
                 process.wait(timeout=5)

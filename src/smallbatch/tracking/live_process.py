@@ -13,14 +13,17 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
+from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.records import ColumnInfo, RunInfo
-from smallbatch.tracking.store import Store, exclusive, hidden, open_store, tracking_uri
+from smallbatch.tracking.store import Store, is_new, open_store
 from smallbatch.tracking.sync import sync
+from smallbatch.tracking.uri import TrackingUri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +36,10 @@ PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 """Timeout of a request in the final replay, where uploads may be slow."""
 LEAVE_S = 15.0
 """Most seconds that the process lives after its trainer."""
+INITIALISE_S = 900
+"""Most seconds for the first creation of a database, which may outlast a short training."""
+LOCK_S = 15.0
+"""Most seconds to wait for another process that writes; a training's rows can wait longer."""
 
 Message = dict[str, Any]
 
@@ -58,7 +65,7 @@ class LiveColumn:
         """Log all waiting epochs; those that fail keep waiting, with their timestamps."""
         # With a lock: otherwise this mirror, if it is dying, and that of the resumed training could
         # both create the same runs.
-        with exclusive(store.uri, self.column.experiment):
+        with exclusive(store.uri, self.column.experiment, wait=LOCK_S):
             self._flush(store)
 
     def _flush(self, store: Store) -> None:
@@ -74,7 +81,8 @@ class LiveColumn:
 
     def kill(self, store: Store) -> None:
         """Mark the runs that this process left running as killed."""
-        with exclusive(store.uri, self.column.experiment):  # another process may just complete them
+        # Another process may just complete them.
+        with exclusive(store.uri, self.column.experiment, wait=LOCK_S):
             for run_id in [*self._ids.values(), *filter(None, [self._parent_id])]:
                 if store.client.get_run(run_id).info.status == "RUNNING":
                     store.client.set_terminated(run_id, "KILLED")
@@ -138,8 +146,7 @@ class Mirror:
     Tells the trainer whether the store can be reached, and at the end why MLflow is incomplete.
     """
 
-    def __init__(self, uri: str, answers: TextIO):
-        self._uri = uri
+    def __init__(self, answers: TextIO):
         self._answers = answers
         self._store: Store | None = None
         self._column: LiveColumn | None = None
@@ -159,8 +166,19 @@ class Mirror:
             error = _reason(self._probe)
             if error is None:
                 os.environ.update(PATIENT)
-                error = _reason(lambda: sync(Path(message["directory"]), self._uri))
+                error = _reason(lambda: sync(Path(message["directory"])))
             self._answer(error=error)
+
+    def initialise(self) -> None:
+        """Create the database if there is none yet; what fails is tried again later."""
+        with suppress(UserError):
+            if not is_new(TrackingUri.parse()):
+                return
+        self._answer(initialising=True)
+        signal.alarm(INITIALISE_S)  # which ends the process
+        _reason(self._open)
+        signal.alarm(0)
+        self._answer(initialising=False)
 
     def tick(self) -> None:
         """Log waiting epochs if it is time."""
@@ -188,22 +206,27 @@ class Mirror:
 
     def _open(self) -> Store:
         if self._store is None:
-            self._store = open_store(self._uri)
+            self._store = open_store()
         return self._store
 
     def _answer(self, **content: object) -> None:
-        print(json.dumps(content), file=self._answers, flush=True)
+        with suppress(OSError):  # the trainer waits no longer
+            print(json.dumps(content), file=self._answers, flush=True)
 
 
 def main() -> None:
     """Handle messages until the input ends."""
-    os.nice(19)  # the workers need the cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the trainer ends, and so the input
-    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(inbox, os.getppid()), daemon=True).start()
+    trainer = os.getppid()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # so that text that a library prints is not read as an answer
-    state = Mirror(tracking_uri(), answers)
+    state = Mirror(answers)
+    # At the usual priority, and whatever becomes of the trainer: else, on a busy machine, one
+    # column after another would begin it and be over first.
+    state.initialise()
+    os.nice(19)  # the workers need the cores
+    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(inbox, trainer), daemon=True).start()
     while True:
         try:
             message = inbox.get(timeout=0.5)
@@ -242,7 +265,7 @@ def _reason(action: Callable[[], object]) -> str | None:
     except UserError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - whatever mlflow raises, training goes on
-        return hidden(f"{type(error).__name__}: {error}", tracking_uri())
+        return TrackingUri.parse().reason(error)
     return None
 
 

@@ -1,30 +1,30 @@
-"""Opens the tracking store: finds its URI, initialises it once, and limits waiting."""
+"""Opens the tracking store: initialises it once, and limits waiting."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import logging
 import os
-import re
+import socket
 import sqlite3
-import tempfile
+import threading
 import warnings
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
-from smallbatch.tracking.project import project_folder
+from smallbatch.errors import UserError
+from smallbatch.tracking.locks import exclusive
+from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from mlflow.tracking import MlflowClient
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
+CONNECT_S = 15.0
+"""Most seconds to wait for a connection; MLflow alone would try for minutes."""
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,11 +34,6 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-
-_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
-# Up to the last @, because SQLAlchemy accepts a password with slashes.
-_USER_INFO = re.compile(r"(?<=://)[^/?\s][^?\s]*@")
-_QUERY_SECRET = re.compile(r"([?&]\w*(?:password|token|secret)=)([^&\s]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Store:
         artifacts: The folder for artifacts of new experiments; None if the server decides.
     """
 
-    uri: str
+    uri: TrackingUri
     client: MlflowClient
     artifacts: Path | None
 
@@ -75,41 +70,38 @@ class Store:
         return found.experiment_id
 
 
-def tracking_uri(uri: str | None = None) -> str:
-    """`uri`, else MLFLOW_TRACKING_URI, else the database `mlflow.db` in the current directory."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
-def open_store(uri: str | None = None) -> Store:
-    """Open a tracking store; an sqlite database is initialised when it is opened first.
+def open_store(uri: TrackingUri | str | None = None) -> Store:
+    """Open a tracking store; a database is initialised when it is opened first.
 
     Raises:
+        UserError: The URI cannot be used, its database does not answer, or another process has it.
         mlflow.exceptions.MlflowException: MLflow refuses the URI or the database.
     """
-    uri = tracking_uri(uri)
+    uri = uri if isinstance(uri, TrackingUri) else TrackingUri.parse(uri)
     prepare_environment()
-    with unwarned():
-        database = sqlite_path(uri)
-        if database is None:
-            return Store(uri, _open_shared(uri), None)
-        uri = f"sqlite:///{database}"  # absolute, as MLflow caches stores by URI
-        with _quiet("mlflow", "alembic"):
-            client = _open_sqlite(database, uri)
-    return Store(uri, client, database.parent / ARTIFACTS)
+    with unwarned(), _quiet("mlflow", "alembic"):
+        if uri.database is not None:
+            return Store(uri, _open_sqlite(uri, uri.database), uri.database.parent / ARTIFACTS)
+        _reach(uri)
+        if uri.kind == "database":
+            # Only one process can create the tables; others that try at the same time fail. The
+            # first tables are created together with the client.
+            with exclusive(uri, "initialise"):
+                return Store(uri, _client(uri.text), None)
+        from mlflow.tracking import MlflowClient
+
+        return Store(uri, MlflowClient(uri.text, registry_uri=uri.text), None)
+
+
+def is_new(uri: TrackingUri) -> bool:
+    """Whether opening the store creates an sqlite database first, which takes a while."""
+    return uri.database is not None and not uri.database.exists()
 
 
 def prepare_environment() -> None:
     """Set MLflow's switches (no telemetry, limited retries) unless the user has set them."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Absolute path of the database in an sqlite URI; None for any other URI."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return None
-    return project_folder(Path.cwd()) / uri.removeprefix(prefix)
 
 
 @contextmanager
@@ -121,59 +113,83 @@ def unwarned() -> Generator[None]:
 
 
 @contextmanager
-def exclusive(uri: str, purpose: str) -> Generator[None]:
-    """Keep other processes of this machine from using the same store for the same purpose.
-
-    The lock files are in the temporary directory, not beside the user's files.
-    """
-    name = f"{sqlite_path(uri) or uri}\n{purpose}"
-    folder = Path(tempfile.gettempdir()) / f"smallbatch-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def plain_errors(uri: TrackingUri) -> Generator[None]:
+    """Turn what MLflow, its databases and its uploads raise into one line of a UserError."""
+    try:
+        with unwarned():
+            import mlflow.exceptions as mlflow_exceptions
+            import sqlalchemy.exc as database_exceptions
+    except ImportError as error:
+        raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
+    try:
         yield
+    # Artifact uploads raise errors of requests, which are OSErrors.
+    except (
+        mlflow_exceptions.MlflowException,
+        database_exceptions.SQLAlchemyError,
+        OSError,
+        ValueError,  # of a variable of MLflow's that is no number
+    ) as error:
+        raise UserError(f"{VARIABLE}: {uri} cannot be used: {uri.reason(error)}") from None
 
 
-def shown(uri: str) -> str:
-    """A tracking URI without secrets, for messages."""
-    return _QUERY_SECRET.sub(r"\1…", _USER_INFO.sub("…@", uri))
-
-
-def hidden(text: str, uri: str) -> str:
-    """The first line of a message, without secrets of a tracking URI that it may quote."""
-    found = _USER_INFO.search(uri)
-    told = [found[0][:-1].partition(":")[2]] if found else []
-    told += [secret for _, secret in _QUERY_SECRET.findall(uri)]
-    secrets = {*told, *map(unquote, told), *(os.environ.get(name, "") for name in _SECRETS)}
-    for secret in sorted(secrets - {""}, key=len, reverse=True):
-        text = text.replace(secret, "…")
-    return text.strip().partition("\n")[0][:300]
-
-
-def _open_shared(uri: str) -> MlflowClient:
+def _client(text: str) -> MlflowClient:
+    """A client of a database, whose tables exist then."""
     from mlflow.tracking import MlflowClient
 
-    if uri.startswith(("http://", "https://")):
-        return MlflowClient(uri, registry_uri=uri)
-    # Only one process can create the tables; others that try at the same time fail. The first
-    # tables are created together with the client.
-    with exclusive(uri, "initialise"):
-        client = MlflowClient(uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+    client = MlflowClient(text, registry_uri=text)
+    client.search_experiments(max_results=1)
     return client
 
 
-def _open_sqlite(database: Path, uri: str) -> MlflowClient:
+def _reach(uri: TrackingUri) -> None:
+    """Connect once, in a thread, as neither every driver nor a name's look-up limits its waiting.
+
+    Raises:
+        UserError: It cannot be reached, or does not answer in time.
+    """
+    limit = min(CONNECT_S, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+    failed: list[Exception] = []
+
+    def reach() -> None:
+        try:
+            _connect(uri, limit)
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises
+            failed.append(error)
+
+    thread = threading.Thread(target=reach, daemon=True)
+    thread.start()
+    thread.join(limit)
+    if failed:
+        raise UserError(f"{VARIABLE}: {uri} cannot be used: {uri.reason(failed[0])}")
+    if thread.is_alive():
+        raise UserError(f"{VARIABLE}: {uri} does not answer within {limit:g} s")
+
+
+def _connect(uri: TrackingUri, limit: float) -> None:
+    if uri.kind == "database":
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+
+        engine = create_sqlalchemy_engine(uri.text)
+        engine.connect().close()
+        engine.dispose()
+    elif (address := uri.address()) is not None:
+        socket.create_connection(address, limit).close()
+
+
+def _open_sqlite(uri: TrackingUri, database: Path) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
-    if _is_initialised(database):
-        return MlflowClient(uri, registry_uri=uri)
+    database = database.resolve()
+    aside = database.with_name(f"{database.name}.new")  # ignored by git wherever mlflow.db* is
+    if _is_initialised(database) and not aside.exists():
+        return MlflowClient(uri.text, registry_uri=uri.text)
     # Processes that open a new database at the same time fail with "table already exists".
     with exclusive(uri, "initialise"):
+        _remove(aside)  # of a process that was killed
         if not database.exists():
-            _create_sqlite(database)
-        client = MlflowClient(uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+            _create_sqlite(database, aside)
+        client = _client(uri.text)
         connection = sqlite3.connect(database, timeout=5)
         # Halves the time of a write. The setting stays in the file and so marks it as initialised.
         # It fails while another program uses the database; writes are then slower.
@@ -182,26 +198,36 @@ def _open_sqlite(database: Path, uri: str) -> MlflowClient:
     return client
 
 
-def _create_sqlite(database: Path) -> None:
+def _create_sqlite(database: Path, aside: Path) -> None:
     """Create the tables in a temporary file, as an incomplete database could not be opened."""
-    from mlflow.tracking import MlflowClient
+    from sqlalchemy.engine import URL
 
-    aside = database.with_name(f".{database.name}.new")
-    for path in (aside, Path(f"{aside}-journal")):
-        path.unlink(missing_ok=True)
-    uri = f"sqlite:///{aside}"
-    MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
-    aside.replace(database)
+    url = URL.create("sqlite", database=str(aside))
+    try:
+        _client(url.render_as_string(hide_password=False))
+        try:
+            os.link(aside, database)  # unlike a rename it replaces nothing
+        except FileExistsError:  # of a program that does not know our lock
+            return
+        except OSError:  # a file system without links
+            aside.replace(database)
+    finally:
+        _remove(aside)
+
+
+def _remove(database: Path) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 
 def _is_initialised(database: Path) -> bool:
     if not database.exists():
         return False
-    with closing(sqlite3.connect(database, timeout=5)) as connection:
-        try:
+    try:
+        with closing(sqlite3.connect(database, timeout=5)) as connection:
             return connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        except sqlite3.DatabaseError:  # MLflow gives a better message
-            return False
+    except sqlite3.DatabaseError:  # MLflow gives a better message
+        return False
 
 
 @contextmanager

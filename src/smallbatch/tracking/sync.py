@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns
+from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
 from smallbatch.tracking.records import TrackedColumn, read_column
-from smallbatch.tracking.store import exclusive, hidden, open_store, shown, tracking_uri, unwarned
+from smallbatch.tracking.store import Store, open_store, plain_errors, unwarned
+from smallbatch.tracking.uri import TrackingUri
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+_ITS_FAULT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+"""MLflow's codes for values that it does not take; all others are about the store."""
+_ODD = (ArithmeticError, LookupError, TypeError, ValueError)
 
 
 def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
@@ -21,7 +24,8 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     Runs are recognised by their hash. A missing run is created, an incomplete one (from a training
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
     changes nothing. If a column was trained again with other results, for example on other
-    hardware, the run is logged anew, and the old one goes to MLflow's trash.
+    hardware, the run is logged anew, and the old one goes to MLflow's trash. A column that cannot
+    be read or logged does not keep the others back.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
@@ -32,42 +36,70 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     """
     folders = [paths] if isinstance(paths, Path) else paths
     found = dict.fromkeys(column for folder in folders for column in find_columns(folder)[0])
-    columns = [read_column(directory) for directory in found]
-    uri, report = tracking_uri(uri), SyncReport(len(columns))
-    if not columns:
-        return report
-    try:
-        with unwarned():
-            import mlflow.exceptions as mlflow_exceptions
-            import sqlalchemy.exc as database_exceptions
-    except ImportError as error:
-        raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
-    try:
-        with unwarned():
-            _replay(columns, uri, report)
-    # Artifact uploads raise errors of requests, which are OSErrors.
-    except (
-        mlflow_exceptions.MlflowException,
-        database_exceptions.SQLAlchemyError,
-        OSError,
-    ) as error:
-        reason = hidden(str(error) or type(error).__name__, uri)
-        raise UserError(f"MLFLOW_TRACKING_URI: {shown(uri)} cannot be used: {reason}") from None
+    refused: dict[Path, str] = {}
+    columns: list[TrackedColumn] = []
+    for directory in found:
+        _try(directory, refused, lambda at=directory: columns.append(read_column(at)))
+    report = SyncReport(len(found))
+    if columns:
+        _replay(columns, TrackingUri.parse(uri), report, refused)
+    if refused:
+        raise UserError(_told(refused, len(found)))
     return report
 
 
-def _replay(columns: list[TrackedColumn], uri: str, report: SyncReport) -> None:
-    store = open_store(uri)
-    experiments: dict[str, list[TrackedColumn]] = {}
+def _replay(
+    columns: list[TrackedColumn], uri: TrackingUri, report: SyncReport, refused: dict[Path, str]
+) -> None:
+    with plain_errors(uri), unwarned():
+        store = open_store(uri)
+        experiments: dict[str, list[TrackedColumn]] = {}
+        for column in columns:
+            experiments.setdefault(column.info.experiment, []).append(column)
+        for name, own in experiments.items():
+            # One process at a time, because two could create the same runs.
+            with exclusive(uri, name):
+                _replay_experiment(store, name, own, report, refused)
+
+
+def _replay_experiment(
+    store: Store,
+    name: str,
+    columns: list[TrackedColumn],
+    report: SyncReport,
+    refused: dict[Path, str],
+) -> None:
+    experiment_id = store.experiment_id(name)
+    key = columns[0].info.key if len(columns) == 1 else None
+    existing = find_existing(store, experiment_id, key)
+    discard_doubled(store, existing)
+    writer = ColumnWriter(store, experiment_id, existing, report)
     for column in columns:
-        experiments.setdefault(column.info.experiment, []).append(column)
-    for name, own in experiments.items():
-        experiment_id = store.experiment_id(name)
-        # One process at a time, because two could create the same runs.
-        with exclusive(uri, name):
-            key = own[0].info.key if len(own) == 1 else None
-            existing = find_existing(store, experiment_id, key)
-            discard_doubled(store, existing)
-            writer = ColumnWriter(store, experiment_id, existing, report)
-            for column in own:
-                writer.write(column)
+        _try(column.directory, refused, lambda it=column: writer.write(it))
+
+
+def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) -> None:
+    """Do something for one column; note why it is refused where that is its own fault."""
+    try:
+        action()
+    except UserError as error:
+        refused[directory] = str(error)
+    except OSError as error:
+        if str(directory) not in str(error):  # else one of its files is missing
+            raise
+        refused[directory] = str(error)
+    except _ODD as error:
+        refused[directory] = f"{directory}: odd results ({type(error).__name__}: {error})"
+    except Exception as error:
+        code = getattr(error, "error_code", None)
+        if code not in _ITS_FAULT and not isinstance(error.__cause__, _ODD):
+            raise
+        refused[directory] = f"{directory}: MLflow does not take it: {error}"
+
+
+def _told(refused: dict[Path, str], columns: int) -> str:
+    first = next(iter(refused.values())).strip().partition("\n")[0][:300]
+    others = [str(directory) for directory in refused][1:]
+    told = f"{first} (also not logged: {', '.join(others)})" if others else first
+    rest = columns - len(refused)
+    return f"{told}; the other {rest} of {columns} columns are in MLflow" if columns > 1 else told

@@ -8,7 +8,9 @@ import sys
 from typing import NoReturn
 
 from smallbatch.errors import UserError
-from smallbatch.tracking.store import ARTIFACTS, open_store, shown, sqlite_path, tracking_uri
+from smallbatch.tracking.locks import own_folder
+from smallbatch.tracking.store import ARTIFACTS, open_store, plain_errors
+from smallbatch.tracking.uri import TrackingUri
 
 HOST = "127.0.0.1"
 
@@ -20,29 +22,28 @@ def ui(port: int = 5000) -> NoReturn:
         port: The TCP port on the loopback address, as the UI has no log-in.
 
     Raises:
-        UserError: The tracking URI is that of a server, which has its own UI, or the port is taken.
+        UserError: The tracking URI is that of a server, which has its own UI, or of no database
+            that can be used, or the port is taken.
     """
-    uri = tracking_uri()
-    database = sqlite_path(uri)
-    if database is None and uri.startswith(("http://", "https://", "databricks")):
-        raise UserError(f"MLFLOW_TRACKING_URI: found {shown(uri)}, which has a UI of its own")
+    uri = TrackingUri.parse()
+    database = uri.database
     if database is None:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: found {shown(uri)}, allowed: sqlite:///FILE, or none for "
-            "mlflow.db in this folder"
-        )
+        has = "has a UI of its own" if uri.kind == "server" else "needs `mlflow server`"
+        raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {has}; allowed is sqlite:///FILE")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
-    open_store(uri)  # initialises a new database before the server's workers do so at once
+    with plain_errors(uri):
+        open_store(uri)  # initialises a new database before the server's workers do so at once
     command = [sys.executable, "-m", "mlflow", "server"]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--backend-store-uri", uri.text]
     command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     # Otherwise the UI opens with its view for language models.
     print(f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning")
     print("In an experiment: Model training (top left), then Runs.", flush=True)
+    os.environ["TMPDIR"] = str(own_folder())  # MLflow locks a file with a known name there
     os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
