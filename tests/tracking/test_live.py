@@ -213,6 +213,7 @@ def test_the_first_database_is_finished_though_the_column_is_over(
     with exclusive(TrackingUri.parse(), "initialise"):  # stands for a creation that takes long
         mirror = LiveMirror()
         process: subprocess.Popen[bytes] = mirror._process  # type: ignore[assignment]
+        assert process.stdout is not None
         assert select.select([process.stdout], [], [], 60)[0]
         assert not mirror.finish(directory, timeout_s=0.5)
         assert "its database is still being made" in capsys.readouterr().err

@@ -266,6 +266,27 @@ def test_an_interrupted_sync_leaves_one_model_in_the_end(
     assert sync(columns.root).unchanged == 2
 
 
+def test_what_mlflow_does_not_take_is_told_without_secrets(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "S3cretPw")
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    real = MlflowClient.log_batch
+
+    def picky(self: Any, *args: Any, **kwargs: Any) -> None:
+        if tables.query("select count(*) from runs") == [(2,)]:
+            raise MlflowException.invalid_parameter_value("no S3cretPw")
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", picky)
+    with pytest.raises(UserError, match=r"m8: MLflow does not take it: .*no …$") as caught:
+        sync(columns.root)
+    assert "S3" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_a_killed_sync_leaves_no_weights(columns: Any, workplace: Path) -> None:
     columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)

@@ -160,7 +160,7 @@ def echo() -> Generator[int]:
 
         do_POST = do_GET  # noqa: N815 - the base's name
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns
+from smallbatch.redact import redact
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
 from smallbatch.tracking.records import TrackedColumn, read_column
@@ -44,7 +45,7 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     if columns:
         _replay(columns, TrackingUri.parse(uri), report, refused)
     if refused:
-        raise UserError(_told(refused, len(found)))
+        raise UserError(_told(refused, len(found), uri or ""))
     return report
 
 
@@ -97,8 +98,8 @@ def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) 
         refused[directory] = f"{directory}: MLflow does not take it: {error}"
 
 
-def _told(refused: dict[Path, str], columns: int) -> str:
-    first = next(iter(refused.values())).strip().partition("\n")[0][:300]
+def _told(refused: dict[Path, str], columns: int, uri: str) -> str:
+    first = redact(next(iter(refused.values())), uri).strip().partition("\n")[0][:300]
     others = [str(directory) for directory in refused][1:]
     told = f"{first} (also not logged: {', '.join(others)})" if others else first
     rest = columns - len(refused)
