@@ -6,12 +6,14 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from smallbatch import private
+from tests.users import as_nobody, common_folder, needs_two_users
 
 
 def mode(path: Path) -> int:
@@ -183,3 +185,24 @@ def test_a_scratch_folder_is_private_and_goes_with_its_process() -> None:
     folder = private.scratch_folder()
     assert folder == private.scratch_folder()
     assert mode(folder) == 0o700
+
+
+@needs_two_users
+def test_a_folder_and_locks_that_another_user_made_are_refused_at_once(tmp_path: Path) -> None:
+    with common_folder() as folder:
+        victim = folder / "victim"
+        victim.write_text("kept")
+        as_nobody(
+            "mkdir cache; ln -s ../victim cache/link; : > cache/held; chmod 777 cache/held cache\n"
+            "(flock 9; : > locked; exec sleep 6) 9< cache/held > /dev/null 2>&1 &\n"
+            "while ! [ -e locked ]; do sleep 0.05; done",
+            folder,
+        )
+        began = time.monotonic()
+        with pytest.raises(private.Untrusted, match="another user"):
+            private.make_folder(folder / "cache")
+        for name in ("link", "held"):
+            with pytest.raises(private.Untrusted), private.locked(folder / "cache" / name, wait=9):
+                pass
+        assert time.monotonic() - began < 5
+        assert victim.read_text() == "kept"
