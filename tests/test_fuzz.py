@@ -12,6 +12,7 @@ import shutil
 import sys
 import tarfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ CASES = {
 """Of each target; `python -m benchmarks.fuzz` has more."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def warm() -> None:
+    """The first case must not take longer than a case may."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        targets.warm_up()
+
+
 @pytest.mark.filterwarnings("ignore")  # of libraries, of what is damaged
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda it: it.name)
 def test_whatever_is_damaged_is_read_as_what_it_says_or_refused_in_one_line(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, tmp_path: Path
 ) -> None:
     tally = run_cases(target, range(CASES[target.name]), 0, tmp_path.resolve())
     assert not tally.failures

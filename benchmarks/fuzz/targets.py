@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -454,7 +453,7 @@ TARGETS = (
 
 
 def warm_up() -> None:
-    """Import what the cases need, once; `os.environ` and threads stay as they are."""
+    """Import once what the cases need, and list the models."""
     import importlib
 
     for name in ("torch", "pandas", "pyarrow.parquet", "PIL.Image", "timm", "sklearn.datasets",
@@ -462,4 +461,3 @@ def warm_up() -> None:
                  "smallbatch.pipeline.experiments", "smallbatch.execution.column",
                  "smallbatch.data.prepare", "smallbatch.speed.bench.command"):  # fmt: skip
         importlib.import_module(name)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
