@@ -80,8 +80,9 @@ def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.Mo
 
 
 def test_values_of_other_variables_and_short_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("TOKENIZERS_PARALLELISM", "nothing"), ("PWD", "/tmp/folder"),
-                        ("OLDPWD", "/tmp/folder"), ("A_TOKEN", "false")):  # fmt: skip
+    values = {"TOKENIZERS_PARALLELISM": "nothing", "PWD": "/tmp/folder", "OLDPWD": "/tmp/folder",
+              "A_TOKEN": "false", "B_TOKEN": "\n" * 9}  # fmt: skip
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
     text = "false: nothing in /tmp/folder"
     assert redact(text) == text

@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def digest() -> str:
-    """Hash of the package's sources and the campaign's, but for the table: what cases depend on."""
+def digest(campaign: Path = Path(__file__).parent) -> str:
+    """Hash of the package's sources and a campaign's, but for its table: what cases depend on."""
     total = hashlib.sha256()
-    for folder in (ROOT / "src/smallbatch", Path(__file__).parent):
+    for folder in (ROOT / "src/smallbatch", campaign):
         for path in sorted(it for kind in ("*.py", "*.cpp") for it in folder.rglob(kind)):
-            if path.name != "table.py" or path.parent != Path(__file__).parent:
+            if path.name != "table.py" or path.parent != campaign:
                 total.update(path.read_bytes())
     return total.hexdigest()[:16]

@@ -56,7 +56,7 @@ def _patterns(urls: Iterable[str]) -> list[re.Pattern[str]]:
     return [
         re.compile(r"\s+".join(map(re.escape, form.split())))
         for form in sorted(found, key=lambda form: (-len(form), form))
-        if form.strip(HIDDEN + " ")
+        if form.replace(HIDDEN, "").split()
     ]
 
 

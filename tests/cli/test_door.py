@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -80,25 +81,23 @@ def test_a_fault_is_one_line_and_its_traceback_a_private_file_without_secrets(
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("spoilt", ["no project", "a link", "open to others"])
 def test_a_traceback_is_kept_elsewhere_where_its_folder_is_none(
-    spoilt: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def kept(pattern: str) -> list[Path]:
+        assert failing(KeyError("x"), monkeypatch).exit_code == 70
+        return list(tmp_path.glob(pattern))
+
+    assert len(kept("cache/errors/*.txt")) == 1  # no project
     victim = tmp_path / "victim"
     victim.mkdir()
-    if spoilt == "a link":
-        (folder / ".smallbatch").mkdir()
-        (folder / ".smallbatch/errors").symlink_to(victim)
-    if spoilt == "open to others":
-        (folder / ".smallbatch").mkdir()
-        (folder / ".smallbatch/errors").mkdir()
-        (folder / ".smallbatch/errors").chmod(0o777)
-    assert failing(KeyError("x"), monkeypatch).exit_code == 70
-    assert len(list((tmp_path / "cache/errors").iterdir())) == 1
-    (tmp_path / "cache/errors").chmod(0o777)
-    assert failing(KeyError("x"), monkeypatch).exit_code == 70
-    assert len(list(tmp_path.glob("smallbatch-errors-*/*.txt"))) == 1
+    (folder / ".smallbatch").mkdir()
+    (folder / ".smallbatch/errors").symlink_to(victim)
+    assert len(kept("cache/errors/*.txt")) == 2
     assert not list(victim.iterdir())
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").touch()
+    assert len(kept("smallbatch-errors-*/*.txt")) == 1
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     assert "cannot be written" in failing(KeyError("x"), monkeypatch).output
 

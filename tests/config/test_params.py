@@ -255,10 +255,10 @@ def test_odd_yaml_is_refused_at_once_with_its_line(
 ) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="latin-1")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UserError) as caught:
         load_params(path)
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4
     assert str(caught.value).startswith(f"{path}: ")
     assert said in str(caught.value)
     assert not recwarn
@@ -314,7 +314,7 @@ def test_numbers_that_cannot_be_trained_with_are_refused(
 def test_many_values_take_no_time() -> None:
     """As many as a grid may have."""
     text = ", ".join(f"{1e-4 * (i + 1):.6g}" for i in range(10_000))
-    started = time.monotonic()
+    started = time.process_time()
     params = parse_params(
         yaml_file.parse(
             f"""
@@ -326,4 +326,4 @@ studies: {{a: {{model: resnet8, norm: none, epochs: 1, weight_decay: 0.0}}}}""",
         "params.yaml",
     )
     assert len(params.grid.base_lrs) == 10_000
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4

@@ -24,6 +24,7 @@ GRACE_S = 4.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MOST = 2000  # characters of a line
 _interruption = ""  # what to say of it; empty until there is one
+_said = False  # whether that, or another reason to end, has been said
 
 
 def install() -> None:
@@ -55,7 +56,9 @@ def close(code: object) -> None:
 
 def leave_because_of(error: BaseException) -> int:
     """Say in a line why the command ends; the exit status."""
+    global _said
     line, code = ending(error)
+    _said = True
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
     return code
@@ -108,7 +111,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
-    os.write(2, f"{_interruption or f'interrupted by {signal.Signals(number).name}'}\n".encode())
+    if not _said:
+        line = _interruption or f"interrupted by {signal.Signals(number).name}"
+        os.write(2, f"{line}\n".encode())
     os._exit(INTERRUPTED)
 
 

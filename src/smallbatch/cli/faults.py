@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import stat
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from smallbatch import private
 from smallbatch.errors import first_line
 from smallbatch.redact import redact
 
@@ -55,18 +55,12 @@ def _folders() -> Iterator[Path]:
     """Folders that only this user can change: the project's, the cache's, a new one."""
     from smallbatch.machine import cache_folder
 
+    own = WORK / "errors"
     with suppress(OSError):
-        if WORK.is_dir():
-            yield _private(WORK / "errors")
+        if WORK.is_dir() and not own.is_symlink():
+            private.make_folder(own)
+            yield own
     with suppress(OSError, RuntimeError):  # no home
-        yield _private(cache_folder() / "errors")
+        yield private.make_folder(cache_folder() / "errors")
     with suppress(OSError):
         yield Path(tempfile.mkdtemp(prefix="smallbatch-errors-"))
-
-
-def _private(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(f"{folder}: others can change it")
-    return folder
