@@ -6,6 +6,7 @@ import math
 import shutil
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -95,6 +96,16 @@ def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: P
         "the older ones again, or delete those of them under models/synthetic/tiny/ that the grid "
         "no longer has"
     )
+
+
+def test_two_evaluations_at_once_both_succeed(models: Path, tmp_path: Path) -> None:
+    evaluate(models, tmp_path / "alone")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(evaluate, models, tmp_path / "out") for _ in range(6)]:
+            done.result()
+    for path in (tmp_path / "alone").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
