@@ -99,3 +99,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         durable.write(tmp_path / "runs.json", b"half")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError, match="not a regular file") as caught:
+            durable.read(path)
+        assert caught.value.filename == str(path)
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    assert durable.read(tmp_path / "link") == b"x"

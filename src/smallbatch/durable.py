@@ -91,9 +91,13 @@ def read(path: Path, most: int = -1) -> bytes:
     Raises:
         OSError: It cannot be read, or is not a regular file.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - a number
-        _check_mode(path, os.fstat(file.fileno()).st_mode)
-        return file.read(most)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

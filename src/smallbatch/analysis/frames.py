@@ -34,7 +34,9 @@ GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
 
 RUNS: dict[str, Kind] = {
     **dict.fromkeys(("dataset", "study", "run", "outcome", "fingerprint"), "text"),
-    **dict.fromkeys(("batch_size", "seed", "protocol", "classes", "height", "updates"), "whole"),
+    **dict.fromkeys(
+        ("batch_size", "seed", "protocol", "classes", "height", "width", "updates"), "whole"
+    ),
     **dict.fromkeys(("diverged_at", "n_train", "n_validation", "n_test", "parameters"), "whole?"),
     **dict.fromkeys(("base_lr", "lr"), "number"),
     "scale": "text?",

@@ -107,7 +107,7 @@ def read_record(directory: Path) -> ColumnRecord:
         if (number.group(1), study) != (str(record.batch_size), record.study):
             raise UserError(
                 f"{directory / 'runs.json'}: is of study {record.study} at m={record.batch_size}, "
-                "which belongs elsewhere; train the column again"
+                "which belongs elsewhere; move the folder to its place or delete it"
             )
     return record
 

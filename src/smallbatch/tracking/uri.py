@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 _DEFAULT = "sqlite:///mlflow.db"
-_ALLOWED = "allowed: sqlite:///FILE, postgresql+psycopg2://USER@HOST/NAME, http://HOST:PORT"
+_ALLOWED = "allowed: sqlite:///FILE, postgresql+psycopg2://HOST/NAME, http://HOST:PORT"
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg2", "mysql": "mysql+pymysql",
             "mssql": "mssql+pymssql"}  # fmt: skip
 _SQLITE_OPTIONS = ("timeout", "isolation_level", "check_same_thread", "detect_types",
@@ -129,8 +129,8 @@ def _database(text: str, backend: str) -> TrackingUri:
     except (ArgumentError, ValueError, TypeError):  # also of unknown drivers and odd options
         raise _refused(
             text,
-            "which is no URL of a database; allowed is BACKEND+DRIVER://USER:PASSWORD@HOST/NAME, "
-            "with : / ? # and @ in a password as %3A %2F %3F %23 and %40",
+            "which is no URL of a database; allowed is BACKEND+DRIVER://HOST/NAME, with USER:PASSWORD "
+            "and @ before HOST, and : / ? # and @ in a password as %3A %2F %3F %23 and %40",
         ) from None
     address = [url.get_backend_name(), url.host, url.port, url.database]
     address += [url.query.get(name) for name in _ADDRESS]

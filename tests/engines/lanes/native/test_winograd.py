@@ -17,6 +17,7 @@ from torch import nn
 from smallbatch.engines.lanes.native import compile as native
 from smallbatch.engines.lanes.native.algorithms import Algorithm
 from smallbatch.engines.lanes.native.compile import LANES
+from smallbatch.engines.lanes.native.compiler import identity
 from smallbatch.engines.lanes.native.memory import aligned
 from smallbatch.engines.lanes.native.network import NativeNetwork
 from smallbatch.engines.lanes.native.structures import Shape
@@ -81,7 +82,7 @@ class Calls:
 def kernels(real: str, folder: Path) -> ctypes.CDLL:
     source, path = folder / f"{real}.cpp", folder / f"{real}.so"
     source.write_text(_SOURCE % native.SOURCE)
-    command = [native.compiler() or "", *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
+    command = [identity()[0], *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
     subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
     return ctypes.CDLL(str(path))
 
