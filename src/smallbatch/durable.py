@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -92,15 +91,3 @@ def unseal(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load(body), content
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise Damaged(f"it is no sealed file ({error})") from error
-
-
-def check_regular(path: Path) -> None:
-    """Refuse a FIFO, a socket and a device, since reading one may never end.
-
-    Raises:
-        OSError: The path leads to one, or nowhere.
-    """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
-        raise OSError(errno.EINVAL, f"found a {kind}, allowed: a regular file", str(path))

@@ -7,18 +7,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from smallbatch.config.base_lr import parse_base_lr
-from smallbatch.config.dataset import MOST, DatasetConfig, Name, Strict
 from smallbatch.config.messages import allowed, one_line
 from smallbatch.config.model_names import validate_model
-from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 
+Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
 Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
 Precision = Literal["float32", "tf32", "bf16"]
 EngineSetting = Literal["auto", "loop", "stacked"]
+
+# Names become names of folders and MLflow experiments, and must not lead out of their folder.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 _BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
 _UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
@@ -36,6 +39,8 @@ def _budget(value: object) -> object:
     raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
 
 
+MOST = 2**31 - 1  # of any count: more than can be trained, and safe in arithmetic
+
 _Model = TypeVar("_Model", bound=BaseModel)
 BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
 # A YAML list reads as a Python list; the items stay strict.
@@ -49,7 +54,35 @@ BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class StudyConfig(Strict):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetConfig(_Strict):
+    """The source of the images, and which of them are used.
+
+    ``subset`` and ``test_subset`` are numbers of examples, balanced over the classes;
+    ``validation_fraction`` is the part of the remaining training examples that becomes the
+    validation split; ``image_size`` is in pixels (square), and an image of over ``max_megapixels``
+    is refused. ``test_split`` is the source's split to test on. ``scale`` labels a shrunk profile.
+    """
+
+    name: Name
+    source: Source
+    path: str | None = None
+    image_column: str = "img"
+    label_column: str = "label"
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    max_megapixels: Annotated[int, Field(ge=1, le=10_000)] = 179
+    test_split: Name | None = None
+    subset: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    test_subset: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    scale: Name | None = None
+
+
+class StudyConfig(_Strict):
     """A family of curves of the paper: all settings except the grid (paper, section 5).
 
     ``epochs`` counts passes over the training set; ``milestones`` and ``warmup`` are fractions of
@@ -128,14 +161,14 @@ class StudyConfig(Strict):
         return epochs
 
 
-class DependentStudy(Strict):
+class DependentStudy(_Strict):
     """A study with columns that run after those of another study with the same m."""
 
     name: str
     after: str
 
 
-class GridConfig(Strict):
+class GridConfig(_Strict):
     """The grid of every study: batch sizes × base learning rates × seeds 0 … seeds − 1.
 
     ``dependent`` lists the studies that use the best ``base_lr`` of another.
@@ -166,7 +199,7 @@ def _gibibytes(value: object) -> object:
     raise ValueError("a number of GiB above 0, or auto")
 
 
-class ComputeConfig(Strict):
+class ComputeConfig(_Strict):
     """How runs are computed; nothing here changes results by more than float rounding.
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
@@ -181,14 +214,14 @@ class ComputeConfig(Strict):
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 
 
-class Params(Strict):
+class Params(_Strict):
     """A whole params.yaml; ``scales`` are a profile's smaller copies, used by `profiles` only."""
 
     dataset: DatasetConfig
     grid: GridConfig
     studies: dict[Name, StudyConfig]
     compute: ComputeConfig = ComputeConfig()
-    scales: dict[Name, dict[str, Any]] = Field(default={})
+    scales: dict[Name, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _grid_fits_studies_and_data(self) -> Self:
@@ -255,7 +288,6 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
     path = Path(path)
     try:
-        check_regular(path)
         raw: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(

@@ -1,7 +1,9 @@
 """A folder's files as a person sees them: in order, and without what systems leave there."""
 
+import errno
 import hashlib
 import os
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -53,6 +55,18 @@ def listing(path: Path) -> str:
                 facts = (entry.path, status.st_size, status.st_mtime_ns)
             digest.update(repr(facts).encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a FIFO, a socket and a device, since reading one may never end.
+
+    Raises:
+        OSError: The path leads to one, or nowhere.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "FIFO" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise OSError(errno.EINVAL, f"found a {kind}, allowed: a regular file", str(path))
 
 
 def _is_litter(name: str) -> bool:

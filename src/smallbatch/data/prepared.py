@@ -10,9 +10,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from smallbatch.data.files import check_regular
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
-from smallbatch.durable import check_regular, sync_folder
+from smallbatch.durable import sync_folder
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -141,7 +142,6 @@ def load_meta(directory: Path) -> Meta:
 
     path = directory / "meta.json"
     try:
-        check_regular(path)
         meta = TypeAdapter(Meta).validate_json(path.read_bytes(), strict=True)
     except FileNotFoundError as error:
         raise UserError(
