@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from smallbatch.config.params import DatasetConfig
+from smallbatch.config.params import DatasetConfig, parse_dataset
 from smallbatch.data import prepare as preparing
 from smallbatch.data.prepare import assemble, channel_statistics, prepare
 from smallbatch.data.prepared import Dataset, load_prepared
@@ -365,3 +365,9 @@ def test_the_options_of_files_reach_them(folder: Path, tmp_path: Path) -> None:
     limited = raw | {"max_megapixels": 1, "image_size": 5}
     with pytest.raises(UserError, match="2 megapixels; allowed: up to 1, "):
         prepare(DatasetConfig.model_validate(limited), tmp_path)
+
+
+@pytest.mark.parametrize("split", ["../x", "", "a/b", ".hidden", "a" * 65])
+def test_a_test_split_cannot_lead_outside(split: str) -> None:
+    with pytest.raises(UserError, match="test_split"):
+        parse_dataset({"name": "a", "source": "image_folder", "test_split": split}, "params.yaml")

@@ -227,7 +227,7 @@ def test_importing_the_reader_stays_light() -> None:
     assert result.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["meta.json", "train_images.npy", "test_labels.npy"])
+@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy"])
 def test_a_fifo_is_refused_at_once(tmp_path: Path, name: str) -> None:
     prepare(DatasetConfig(name="toy", source="digits", subset=20), tmp_path)
     path = tmp_path / "prepared/toy" / name

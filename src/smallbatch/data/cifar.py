@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from smallbatch.data.files import check_regular
 from smallbatch.data.images import resize_all
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.data.split import Images, Rows, Source, Split
-from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose
 from smallbatch.data.files import composed, visible
-from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.images import MEGAPIXELS, Encoded, decode_all
 from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from smallbatch.config.dataset import MEGAPIXELS
+from smallbatch.config.params import DatasetConfig
+from smallbatch.data.files import check_regular
 from smallbatch.data.split import Images
-from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 from smallbatch.machine import cores, free_memory
 
@@ -25,6 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64
+MEGAPIXELS: int = DatasetConfig.model_fields["max_megapixels"].default
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

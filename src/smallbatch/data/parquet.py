@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose, has_training
-from smallbatch.data.files import composed, visible
-from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.files import check_regular, composed, visible
+from smallbatch.data.images import MEGAPIXELS, Encoded, decode_all
 from smallbatch.data.split import Images, Labels, Rows, Source, Split
-from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
 
 _SHARD = re.compile(r"([A-Za-z]\w*?)(?:-.*|[_.]?\d+(?:_of_\d+)?)?\.parquet")  # group: the split
