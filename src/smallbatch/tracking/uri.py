@@ -129,8 +129,8 @@ def _database(text: str, backend: str) -> TrackingUri:
     except (ArgumentError, ValueError, TypeError):  # also of unknown drivers and odd options
         raise _refused(
             text,
-            "which is no URL of a database; allowed is BACKEND+DRIVER://HOST/NAME, with USER:PASSWORD "
-            "and @ before HOST, and : / ? # and @ in a password as %3A %2F %3F %23 and %40",
+            "which is no URL of a database; allowed is BACKEND+DRIVER://HOST/NAME, with "
+            "USER:PASSWORD and @ before HOST, and : / ? # and @ in a password as %3A %2F %3F %23 and %40",
         ) from None
     address = [url.get_backend_name(), url.host, url.port, url.database]
     address += [url.query.get(name) for name in _ADDRESS]
