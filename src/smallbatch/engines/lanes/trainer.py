@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from smallbatch.engines import loop
 from smallbatch.engines.kinds import Kernels, serves
-from smallbatch.engines.lanes.native import version
 from smallbatch.engines.lanes.native.lanes import NativeLanes
 from smallbatch.engines.lanes.network import has_stacked_form
 from smallbatch.engines.lanes.torch.lanes import TorchLanes
@@ -135,19 +134,14 @@ def train_lanes(
     Raises:
         Stopping: The keeper asked to stop.
         ValueError: The runs differ in study or batch size.
-        RuntimeError: The native kernels are not those that were decided for.
     """
-    device = data.train.images.device
-    study = runs[0].settings
+    device, study = data.train.images.device, runs[0].settings
     if any((run.settings, run.batch_size) != (study, runs[0].batch_size) for run in runs):
         raise ValueError("the lanes of a column share their study and batch size")
     ordered = sorted(runs, key=lambda run: run.seed)  # lanes of a seed share their images
     with torch.no_grad(), arithmetic(study.precision, device):
-        natively = kernels is None and not by_torch and serves(study, device.type) == "native"
-        if native is not None and not (natively and native == version()):
-            raise RuntimeError(f"the native kernels {native} are not to be had any more")
-        if natively:
-            lanes = NativeLanes(ordered, data, dtype)
+        if native or (kernels is None and not by_torch and serves(study, device.type) == "native"):
+            lanes = NativeLanes(ordered, data, dtype, native)
         else:
             lanes = TorchLanes(ordered, data, dtype, kernels)
         trainer = _Trainer(lanes, data, on_epoch, on_end, keeper or KeepNothing(), recorded)

@@ -31,13 +31,20 @@ def failure() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def library(real: str) -> ctypes.CDLL:
+def library(real: str, decided: str | None = None) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled if this machine has not done so yet.
+
+    Args:
+        real: The type of numbers.
+        decided: The version that they must have, if that was decided before.
 
     Raises:
         OSError: There is no compiler, or it fails.
+        RuntimeError: They have another version.
     """
     found = _found(real)
+    if decided is not None and (isinstance(found, str) or version() != decided):
+        raise RuntimeError(f"the native kernels {decided} are not to be had any more")
     if isinstance(found, str):
         raise CompilerFailed(found)
     return found

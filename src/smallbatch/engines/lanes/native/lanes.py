@@ -40,12 +40,15 @@ class NativeLanes:
         runs: The runs, all of one study and batch size.
         data: The resident data set, on the CPU.
         dtype: The dtype of the weights, float32 or float64.
+        version: The version that the kernels must have, if that was decided before.
     """
 
-    def __init__(self, runs: Sequence[Run], data: Resident, dtype: torch.dtype) -> None:
+    def __init__(
+        self, runs: Sequence[Run], data: Resident, dtype: torch.dtype, version: str | None = None
+    ) -> None:
         self.runs, self.data = list(runs), data
         self._real: type[np.floating[Any]] = np.float64 if dtype == torch.float64 else np.float32
-        self._library = library("double" if dtype == torch.float64 else "float")
+        self._library = library("double" if dtype == torch.float64 else "float", version)
         self.model = initial_model(self.runs[0], data)
         _, channels, height, width = data.train.images.shape
         image = (channels, height, width)
