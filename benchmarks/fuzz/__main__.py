@@ -29,8 +29,8 @@ from benchmarks.faults import code
 from benchmarks.fuzz import table, targets
 from benchmarks.fuzz.runner import LIMIT_S, Tally, Target, run_cases
 
-BATCH_S = 15.0
-"""About the seconds of a batch, each of which is a process: what a library keeps ends with it."""
+BATCH = 300
+"""Cases of a batch, fewer of dear ones. Each is a process: what a library keeps ends with it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def batches(wanted: Sequence[Target], cases: int) -> list[Batch]:
     found: list[tuple[float, Batch]] = []
     for target in wanted:
         count = max(1, round(cases * target.share / total))
-        size = max(1, round(BATCH_S * 100 * min(1.0, target.share / 6)))
+        size = max(1, round(BATCH * min(1.0, target.share / 6)))
         found += [
             (first / count, Batch(target, first, min(size, count - first)))
             for first in range(0, count, size)
