@@ -130,7 +130,8 @@ def _database(text: str, backend: str) -> TrackingUri:
         raise _refused(
             text,
             "which is no URL of a database; allowed is BACKEND+DRIVER://HOST/NAME, with "
-            "USER:PASSWORD and @ before HOST, and : / ? # and @ in a password as %3A %2F %3F %23 and %40",
+            "USER:PASSWORD and @ before HOST, and in a password : / ? # and @ as %3A %2F %3F "
+            "%23 and %40",
         ) from None
     address = [url.get_backend_name(), url.host, url.port, url.database]
     address += [url.query.get(name) for name in _ADDRESS]
