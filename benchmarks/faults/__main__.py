@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import code, kills, servers, stages, table
+from benchmarks import code
+from benchmarks.faults import kills, servers, stages, table
 from benchmarks.faults.outages import OUTAGES, run_outage
 from benchmarks.faults.stages import Stage, Twin
 from benchmarks.faults.together import TOGETHER, run_together
@@ -65,7 +66,7 @@ def main() -> int:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    log, digest = out / "cases.jsonl", code.digest()
+    log, digest = out / "cases.jsonl", code.digest("faults")
     lines = log.read_text().splitlines() if log.exists() else []
     ours = {"code": digest, "seed": arguments.seed}
     done = [case for case in map(json.loads, lines) if ours.items() <= case.items()]

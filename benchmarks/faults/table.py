@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.faults import code, kills, stages
+from benchmarks import code
+from benchmarks.faults import kills, stages
 from benchmarks.faults.outages import HEALTHY, UNTRACKED
 from smallbatch import markdown
 
@@ -96,7 +97,7 @@ def write(out: Path, cases: list[dict[str, Any]], arguments: Namespace) -> int:
         "dates": [f(case["date"] for case in cases) for f in (min, max)],
         "seconds": sum(case["took"] for case in cases),
         "environment": {**describe("cpu"), "git_commit": commit, "git_dirty": dirty},
-        "code": code.digest(),
+        "code": code.digest("faults"),
         "rows": rows,
         "total": total,
         "crashes": dict(how),
@@ -162,6 +163,7 @@ def _page(summary: dict[str, Any]) -> str:
         f"- command: `{summary['command']}`, seed {summary['seed']}",
         f"- date: {' to '.join(first_last)}; the cases took {summary['seconds'] / 60:.0f} minutes",
         f"- code: commit {machine['git_commit']}{dirty}, digest {summary['code']} in every case",
+        "- `python -m benchmarks.code` tells whether that is the code as it stands",
         f"- hardware: {machine['cpu']}, {machine['cores']} cores; {', '.join(versions)}",
         f"- crashes: {_listed(summary['crashes'])}: {summary['kills']} SIGKILLs",
         f"- damaged: {_listed(summary['damaged']) or 'none'}",

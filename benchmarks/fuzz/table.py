@@ -39,7 +39,8 @@ def write(out: Path, batches: Sequence[dict[str, Any]], names: Sequence[str]) ->
         f"`python -m benchmarks.fuzz --seed {facts['seed']}`: {total['cases']:,} cases, "
         f"{total['seconds']:.0f} processor seconds, {str(facts['date'])[:10]}, on {about['cpu']}, "
         f"{about['cores']} cores; Python {about['python']}, torch {about['torch']}, smallbatch "
-        f"{about['smallbatch']}, commit {about['git_commit']}, code {facts['code']}."
+        f"{about['smallbatch']}, commit {about['git_commit']}, code {facts['code']} "
+        "(`python -m benchmarks.code` tells whether that is the code as it stands)."
     )
     text = f"# Fuzzing\n\n{head}\n\n{INTRODUCTION}\n"
     text += markdown.table(["target", *_COUNTS, "s"], cells) + "\n"

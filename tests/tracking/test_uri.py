@@ -187,7 +187,9 @@ def test_a_server_that_quotes_secrets_makes_nobody_tell_them(
 def test_the_process_behind_a_mirror_has_no_secret_on_its_command_line() -> None:
     mirror = LiveMirror("http://u:S3cretPw@127.0.0.1:9")
     process: Any = mirror._process
-    command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    command = b""
+    while not command:  # empty for a moment after the process has become another program
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
     mirror.abort()
     assert b"live_process" in command
     assert b"S3cret" not in command
