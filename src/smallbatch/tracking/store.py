@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ARTIFACTS = "mlartifacts"
-CONNECT_S = 15.0
+CONNECT_S = 8.0
 """Most seconds to wait for a connection; MLflow alone would try for minutes."""
 
 _ENVIRONMENT = {
@@ -122,7 +122,9 @@ def plain_errors(uri: TrackingUri) -> Generator[None]:
     except ImportError as error:
         raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
     try:
-        yield
+        # It warns of what it then fails for.
+        with _quiet("mlflow.utils.databricks_utils", level=logging.ERROR):
+            yield
     # Artifact uploads raise errors of requests, which are OSErrors.
     except (
         mlflow_exceptions.MlflowException,
@@ -231,11 +233,11 @@ def _is_initialised(database: Path) -> bool:
 
 
 @contextmanager
-def _quiet(*names: str) -> Generator[None]:
+def _quiet(*names: str, level: int = logging.WARNING) -> Generator[None]:
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)
     try:
         yield
     finally:
