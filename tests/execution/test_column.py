@@ -330,7 +330,7 @@ def test_other_kernels_compilers_and_processors_train_again(
         study = StudyConfig(**(base | settings), epochs=1, weight_decay=0.0)
         return made_by_on(engine, "cpu", study)
 
-    here = made_by()
+    here, loop = made_by(), made_by("loop")
     assert kernels.version() in here
     assert made_by("loop") != here
     assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
@@ -342,6 +342,12 @@ def test_other_kernels_compilers_and_processors_train_again(
         assert made_by("loop") != here
         others = {made_by(), made_by("loop"), made_by(precision="bf16")}
     assert not others & {here, made_by("loop"), made_by(precision="bf16")}
+    with monkeypatch.context() as patch:
+        patch.setenv("DNNL_MAX_CPU_ISA", "SSE41")
+        assert made_by("loop") != loop
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+        assert made_by() != here
     monkeypatch.setattr(native, "available", lambda: False)
     assert made_by() != here
 

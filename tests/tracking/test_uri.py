@@ -51,6 +51,8 @@ REFUSED = [
     ("file:./mlruns", "is a path"),
     ("file:///tmp/mlruns", "is a path"),
     ("mlflow.db", "is a path"),
+    ("localhost:5000", "is a path"),
+    ("htp://host:5000", "htp:// is no kind of store; allowed: sqlite:///FILE"),
 ]
 
 

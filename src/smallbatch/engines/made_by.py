@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
@@ -25,6 +26,9 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
 # the others only read and write.
 NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "private.py", "machine.py", "data")
 COMPILED = ("*.cpp", "*.h")
+# Variables by which torch and its libraries leave instruction sets out, or choose between them.
+_DISPATCH = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
+             "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE")  # fmt: skip
 
 
 @cache
@@ -105,4 +109,12 @@ def made_by_on(
     by = native_version(engine, device, study, kernels) or kernels or "torch"
     if kernels == "triton":
         versions.append(f"triton {metadata.version('triton')}")
-    return " ".join([code_digest(engine), *versions, device, str(hardware), by])
+    return " ".join([code_digest(engine), *versions, device, str(hardware), *_dispatch(), by])
+
+
+def _dispatch() -> list[str]:
+    """Which instruction sets torch and its libraries use here: variables can leave some out."""
+    import torch
+
+    chosen = [f"{name}={os.environ[name]}" for name in _DISPATCH if name in os.environ]
+    return [torch.backends.cpu.get_cpu_capability(), *chosen]

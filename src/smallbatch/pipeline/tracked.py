@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ def train_and_track(
         The folder.
 
     Raises:
-        UserError: ``plan`` raised it, the device does not exist, or the model cannot be built.
+        UserError: ``plan`` raised it, the tracking URI is none that can be used, the device does
+            not exist, or the model cannot be built.
         Stopped: By a signal or before the time limit.
     """
     from smallbatch.execution.watch import Watch
@@ -55,7 +57,10 @@ def _watched(
 ) -> Path:
     from smallbatch.pipeline.progress import Progress
     from smallbatch.tracking import LiveMirror
+    from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
+    if os.environ.get(VARIABLE):
+        TrackingUri.parse()  # so that a mistake in it is told now and not after the training
     mirror = LiveMirror()  # before torch is imported, as its process imports mlflow meanwhile
     try:
         from smallbatch import machine

@@ -99,7 +99,7 @@ def _read(path: Path, advice: str) -> bytes:
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
     return first_line(error)
 
 

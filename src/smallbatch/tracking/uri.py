@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -68,6 +69,8 @@ class TrackingUri:
             return cls(text, None, "other", text)
         if "://" not in text or scheme == "file":
             raise _refused(text, f"which is a path; MLflow keeps no runs in folders; {_ALLOWED}")
+        if scheme not in _of_plugins():
+            raise _refused(text, f"where {scheme}:// is no kind of store; {_ALLOWED}")
         return cls(text, None, "other", text)
 
     def address(self) -> tuple[str, int] | None:
@@ -83,6 +86,12 @@ class TrackingUri:
     def reason(self, error: BaseException) -> str:
         """What went wrong, in one plain line without secrets."""
         return redact(_plain(error), self.text).strip().partition("\n")[0][:_LONGEST]
+
+
+def _of_plugins() -> set[str]:
+    """Schemes of stores that installed plugins of MLflow add, and Databricks' own."""
+    plugins = metadata.entry_points(group="mlflow.tracking_store")
+    return {"databricks", "databricks-uc", "uc", *(plugin.name for plugin in plugins)}
 
 
 def _refused(text: str, why: str) -> UserError:
