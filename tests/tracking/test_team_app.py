@@ -184,7 +184,9 @@ def test_no_dataset_sends_a_login_elsewhere(
     inputs = [DatasetInput(Dataset("n", "d", "local", json.dumps(source)))]
     if allowed:
         store.log_inputs(run, inputs)
-        assert len(store.get_run(run).inputs.dataset_inputs) == 1
+        kept = store.get_run(run).inputs
+        assert kept is not None
+        assert len(kept.dataset_inputs) == 1
     else:
         with pytest.raises(MlflowException, match=r"^source: the uri of a dataset") as refused:
             store.log_inputs(run, inputs)

@@ -148,7 +148,7 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
             )  # fmt: skip
         try:
             uri = f"http://127.0.0.1:{port}"
-            servers.wait_for(f"{uri}/health")
+            servers.wait_for(f"{uri}/health", 240)
             other = [*command[:-3], str(servers.free_port()), *command[-2:]]
             with (tmp_path / "other.log").open("wb") as log:
                 doomed = subprocess.Popen(other, env=environment, stdout=log, stderr=log)
