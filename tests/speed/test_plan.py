@@ -18,6 +18,7 @@ from smallbatch.placement.known import Known
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed import calibration
 from smallbatch.speed.plan import Plan, interpolate, plan
+from smallbatch.speed.plan import _startup as startup
 from smallbatch.speed.plan_table import clock, lines, scaled
 from smallbatch.speed.rate import Rate
 from tests.columns import place_and_train
@@ -192,6 +193,23 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(59.4, "59 s"), (90, "1.5 min"), (5400, "1.5 h")])
 def test_durations(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_the_start_of_processes_is_measured_without_code_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("smallbatch/__init__.py", "smallbatch/execution/workers.py", "pandas.py", "mlflow.py")
+    for owner in ("installed", "planted"):
+        for name in names:
+            path = tmp_path / owner / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"open(r'{tmp_path / owner}.ran', 'w')")
+    monkeypatch.chdir(tmp_path / "planted")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    monkeypatch.setattr(store, "_learnt", Known())
+    assert startup() > 0
+    assert (tmp_path / "installed.ran").exists()
+    assert not (tmp_path / "planted.ran").exists()
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ import sqlalchemy
 from benchmarks.faults import servers
 from benchmarks.faults.database import count
 
+from tests.tracking.planted import plant
+
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-4711-canary"
 PARAMS = """
@@ -139,14 +141,18 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
         (tmp_path / "tmp").mkdir()
         environment = {**os.environ, **secrets, "PYTHON": sys.executable}
         environment["TMPDIR"] = str(tmp_path / "tmp")
+        planted = plant(folder := tmp_path / "planted")
         with (tmp_path / "server.log").open("wb") as log:
-            server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            server = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=folder
+            )  # fmt: skip
         try:
             uri = f"http://127.0.0.1:{port}"
-            servers.wait_for(f"{uri}/health")
+            servers.wait_for(f"{uri}/health", 240)
             other = [*command[:-3], str(servers.free_port()), *command[-2:]]
             with (tmp_path / "other.log").open("wb") as log:
                 doomed = subprocess.Popen(other, env=environment, stdout=log, stderr=log)
+            assert not planted.exists()
             assert CANARY.encode() not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
             assert status(uri) == 401
             assert status(uri, login=f"admin:{CANARY[1:]}") == 401

@@ -16,6 +16,7 @@ import pytest
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import sync, ui
+from tests.tracking.planted import plant
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -32,15 +33,16 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = f"from smallbatch.tracking import ui; ui(port={port})"
+    planted = plant(Path())
     server = subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-P", "-c", program],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 assert get(f"{address}/health") == b"OK"
@@ -56,9 +58,10 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
         listing = f"{address}/ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/directories"
         names = {file["path"] for file in json.loads(get(listing))["files"]}
         assert {"MLmodel", "requirements.txt", "data"} <= names
+        assert not planted.exists()
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def test_a_server_has_its_own_ui(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,7 @@ def _startup() -> float:
     imports = ("smallbatch.execution.workers, pandas", "mlflow")
     processes = [
         subprocess.Popen(
-            (sys.executable, "-c", f"import {names}"),
+            (sys.executable, "-P", "-c", f"import {names}"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -6,6 +6,7 @@ reads and writes there. Here they lie below the server's own folder, and nothing
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
+    from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlTraceTag
 
 LAUNCHER = "SMALLBATCH_TEAM_SERVER"
 ARTIFACTS = "SMALLBATCH_TEAM_ARTIFACTS"
@@ -113,7 +115,9 @@ def _is_inside(uri: str, root: Path) -> bool:
 def _refuse_locations() -> None:
     """Let nobody name a place: clients would follow it on their own machines as well."""
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+    from mlflow.store.tracking.dbmodels.models import SqlDataset, SqlTraceTag
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracking
+    from sqlalchemy import event
 
     create_experiment, create_version = Tracking.create_experiment, Registry.create_model_version
 
@@ -133,6 +137,41 @@ def _refuse_locations() -> None:
 
     Tracking.create_experiment = checked_experiment
     Registry.create_model_version = checked_version
+    for moment in ("before_insert", "before_update"):
+        event.listen(SqlTraceTag, moment, _check_trace_tag)
+        event.listen(SqlDataset, moment, _check_dataset)
+
+
+def _check_trace_tag(_mapper: object, _connection: object, tag: SqlTraceTag) -> None:
+    """Refuse a trace's location that is not MLflow's own, whichever request brings it."""
+    from mlflow.utils.mlflow_tags import MLFLOW_ARTIFACT_LOCATION, MLFLOW_TRACE_ARCHIVE_LOCATION
+
+    key, place = str(tag.key), str(tag.value)
+    if key not in (MLFLOW_ARTIFACT_LOCATION, MLFLOW_TRACE_ARCHIVE_LOCATION):
+        return
+    own = place.startswith("mlflow-artifacts:/") and not place.startswith("mlflow-artifacts://")
+    if not own or ".." in place or not place.endswith(f"/traces/{tag.request_id}/artifacts"):
+        raise _refused(f"{key}: this server decides where a trace lies; give none")
+
+
+def _check_dataset(_mapper: object, _connection: object, dataset: SqlDataset) -> None:
+    """Refuse a source that clients would ask for with their login: any host, as MLflow's own."""
+    try:
+        source = json.loads(str(dataset.dataset_source))
+    except ValueError:
+        return  # clients cannot read it either
+    uri = cast("dict[str, object]", source).get("uri") if isinstance(source, dict) else None
+    if not isinstance(uri, str):
+        return
+    try:
+        parts = urlsplit(uri)
+        elsewhere = parts.scheme in ("http", "https") or (
+            parts.scheme in _PROXIED and bool(parts.netloc)
+        )
+    except ValueError:
+        elsewhere = True
+    if elsewhere:
+        raise _refused("source: the uri of a dataset names no host; web pages have a url")
 
 
 def _refused(why: str) -> Exception:

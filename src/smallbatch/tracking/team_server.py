@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from smallbatch.redact import redact
 from smallbatch.tracking import team_app
+from smallbatch.tracking.serving import OWN_CODE_ALONE
 
 _SECRETS = ("PGPASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
 _LEAST = 12  # characters of a password
@@ -87,6 +88,7 @@ def _serve(asked: argparse.Namespace, uri: str, artifacts: Path, password: str) 
     text = f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = {uri.replace('%', '%%')}\n"
     os.write(settings, text.encode())
     os.environ |= {
+        **OWN_CODE_ALONE,
         "MLFLOW_AUTH_CONFIG_PATH": f"/proc/{os.getpid()}/fd/{settings}",
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from smallbatch.errors import UserError
 from smallbatch.tracking.locks import own_folder
+from smallbatch.tracking.serving import OWN_CODE_ALONE
 from smallbatch.tracking.store import ARTIFACTS, open_store, plain_errors
 from smallbatch.tracking.uri import TrackingUri
 
@@ -38,12 +39,13 @@ def ui(port: int = 5000) -> NoReturn:
             raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
     with plain_errors(uri):
         open_store(uri)  # initialises a new database before the server's workers do so at once
-    command = [sys.executable, "-m", "mlflow", "server"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server"]
     command += ["--backend-store-uri", uri.text]
     command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
     # Otherwise the UI opens with its view for language models.
     print(f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning")
     print("In an experiment: Model training (top left), then Runs.", flush=True)
+    os.environ |= OWN_CODE_ALONE
     os.environ["TMPDIR"] = str(own_folder())  # MLflow locks a file with a known name there
     os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
