@@ -156,7 +156,8 @@ def test_a_new_file_that_another_locks_at_once_is_not_waited_for(
         if not taken:
             taken.append(os.open(file.name, os.O_RDONLY))
             flock(taken[0], fcntl.LOCK_EX)
-        flock(file, how | fcntl.LOCK_NB)
+        assert how & fcntl.LOCK_NB  # or it would wait here
+        flock(file, how)
 
     monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
     monkeypatch.setattr("fcntl.flock", after_another)
