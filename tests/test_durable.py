@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -103,10 +106,62 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(OSError, match="not a regular file") as caught:
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "pipe", "found a FIFO")):
+        with pytest.raises(OSError, match=why) as caught:
             durable.read(path)
         assert caught.value.filename == str(path)
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to("file")
     assert durable.read(tmp_path / "link") == b"x"
+
+
+LEFT = "runs.json.0123456789abcdef.part"
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.with_name("victim").write_text("kept")
+    path.symlink_to("victim")
+
+
+@pytest.mark.parametrize("plant", [pipe, link, Path.mkdir])
+def test_what_is_no_file_at_the_place_of_a_left_over_is_neither_waited_for_nor_removed(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    plant(tmp_path / LEFT)
+    writer = threading.Thread(target=durable.write, args=(tmp_path / "runs.json", b"whole"))
+    writer.start()
+    writer.join(5)
+    try:
+        assert not writer.is_alive()
+    finally:
+        if writer.is_alive():  # it waits for a writer of the pipe
+            os.close(os.open(tmp_path / LEFT, os.O_WRONLY | os.O_NONBLOCK))
+            writer.join()
+    assert (tmp_path / "runs.json").read_bytes() == b"whole"
+    assert os.path.lexists(tmp_path / LEFT)
+
+
+def test_a_new_file_that_another_locks_at_once_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may read it may lock it."""
+    names, taken = iter(("a" * 16, "b" * 16)), list[int]()
+    flock = fcntl.flock
+
+    def after_another(file: IO[bytes], how: int) -> None:
+        if not taken:
+            taken.append(os.open(file.name, os.O_RDONLY))
+            flock(taken[0], fcntl.LOCK_EX)
+        assert how & fcntl.LOCK_NB  # or it would wait here
+        flock(file, how)
+
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(names))
+    monkeypatch.setattr("fcntl.flock", after_another)
+    durable.write(tmp_path / "runs.json", b"whole")
+    os.close(taken[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
+    assert (tmp_path / "runs.json").read_bytes() == b"whole"

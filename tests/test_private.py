@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from smallbatch import private
-from tests.users import as_nobody, common_folder, needs_two_users
+from tests.users import NOBODY, as_nobody, common_folder, needs_two_users
 
 
 def mode(path: Path) -> int:
@@ -41,6 +42,70 @@ def test_a_folder_below_one_that_all_may_write_is_refused(tmp_path: Path) -> Non
         private.make_folder(tmp_path / "cache")
     tmp_path.chmod(0o1777)  # as /tmp is
     private.make_folder(tmp_path / "cache")
+
+
+@needs_two_users
+def test_a_folder_below_one_that_another_group_may_write_is_refused(tmp_path: Path) -> None:
+    """Its members could exchange the folder once it has been looked at."""
+    os.chown(tmp_path, 0, NOBODY)
+    tmp_path.chmod(0o775)
+    with pytest.raises(private.Untrusted, match="other users may write"):
+        private.make_folder(tmp_path / "cache")
+    tmp_path.chmod(0o1775)
+    private.make_folder(tmp_path / "cache")
+    os.chown(tmp_path, 0, 0)
+    tmp_path.chmod(0o775)
+    private.make_folder(tmp_path / "cache")
+
+
+USER = 1234
+
+
+@needs_two_users
+@pytest.mark.parametrize(
+    ("primary", "members", "allowed"),
+    [
+        ({"me": USER}, [], True),
+        ({"me": USER}, ["me", "root"], True),
+        ({"me": USER, "other": 5}, [], True),
+        ({}, [], True),  # as in a container
+        ({"me": USER}, ["me", "other"], False),
+        ({"me": USER, "other": USER}, [], False),
+        ({"me": 100}, [], False),  # the group is not one's own
+    ],
+)
+def test_umask_002_is_safe_where_each_user_has_a_group(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    primary: dict[str, int],
+    members: list[str],
+    allowed: bool,
+) -> None:
+    uids = {"root": 0, "me": USER, "other": 5}
+    users = [
+        SimpleNamespace(pw_name=name, pw_uid=uids[name], pw_gid=gid)
+        for name, gid in {"root": 0, **primary}.items()
+    ]
+    monkeypatch.setattr(private.pwd, "getpwall", lambda: users)
+    monkeypatch.setattr(private.pwd, "getpwuid", lambda uid: {it.pw_uid: it for it in users}[uid])
+    group = {USER: SimpleNamespace(gr_mem=members)} if members else {}
+    monkeypatch.setattr(private.grp, "getgrgid", group.__getitem__)
+    monkeypatch.setattr(private.os, "geteuid", lambda: USER)
+    monkeypatch.setattr(private.os, "getegid", lambda: USER)
+    cache = tmp_path / "home/cache"
+    cache.mkdir(parents=True)
+    for folder in (cache, cache.parent):
+        os.chown(folder, USER, USER)
+        folder.chmod(0o775)
+    private._is_own_group.cache_clear()
+    try:
+        if allowed:
+            assert private.make_folder(cache) == cache
+        else:
+            with pytest.raises(private.Untrusted, match="other users may write the folder"):
+                private.make_folder(cache)
+    finally:
+        private._is_own_group.cache_clear()
 
 
 def _link(path: Path) -> None:
@@ -185,6 +250,26 @@ def test_a_scratch_folder_is_private_and_goes_with_its_process() -> None:
     folder = private.scratch_folder()
     assert folder == private.scratch_folder()
     assert mode(folder) == 0o700
+
+
+@pytest.mark.parametrize(("folder", "lock"), [(0o755, 0o600), (0o775, 0o660), (0o700, 0o600)])
+def test_a_lock_in_a_project_is_for_those_who_may_write_its_folder(
+    tmp_path: Path, folder: int, lock: int
+) -> None:
+    tmp_path.chmod(folder)
+    os.close(private.open_lock(tmp_path / "lock"))
+    assert mode(tmp_path / "lock") == lock
+    (tmp_path / "lock").chmod(0o664)  # as it may have been made before
+    os.close(private.open_lock(tmp_path / "lock"))
+    assert mode(tmp_path / "lock") == lock
+
+
+@needs_two_users
+def test_a_lock_is_not_for_a_group_that_its_folder_is_not_of(tmp_path: Path) -> None:
+    os.chown(tmp_path, -1, NOBODY)
+    tmp_path.chmod(0o775)
+    os.close(private.open_lock(tmp_path / "lock"))
+    assert mode(tmp_path / "lock") == 0o600
 
 
 @needs_two_users

@@ -59,9 +59,14 @@ def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
     """
     ours = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{16}}\.part")
     for left in [part for part in path.parent.iterdir() if ours.fullmatch(part.name)]:
-        with suppress(OSError), left.open("rb") as file:  # gone, in use, or there are no locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with suppress(OSError):  # gone, in use, no file of ours, or there are no locks
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+            finally:
+                os.close(descriptor)
     file = _create(path)
     try:
         with file:
@@ -74,11 +79,15 @@ def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
 def _create(path: Path) -> IO[bytes]:
     while True:
         file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
-        with suppress(OSError):  # a file system without locks; what is left then stays
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process takes it for left over, or another user has it
+            Path(file.name).unlink(missing_ok=True)
+        except OSError:  # a file system without locks; what is left then stays
+            return file
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # another process took it for left over before it was locked
+        file.close()
 
 
 def read(path: Path, most: int = -1) -> bytes:
@@ -93,7 +102,10 @@ def read(path: Path, most: int = -1) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _check_mode(path, os.fstat(descriptor).st_mode)
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):  # of which Python would say the descriptor's number alone
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        _check_mode(path, mode)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(most)
     finally:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import stat
 import sys
 import tempfile
@@ -84,7 +86,7 @@ def read(path: Path) -> bytes:
         FileNotFoundError: There is none.
         Untrusted: Another user may have written it, or it is a link or no regular file.
     """
-    with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         return file.read()
 
 
@@ -108,7 +110,7 @@ def open_shared(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open a file in a project, whoever made it; returns its descriptor.
 
     Raises:
-        Untrusted: It is a link or no regular file.
+        Untrusted: It is a link or no regular file; or to be written, and has another name.
     """
     try:
         descriptor = os.open(path, flags | _SAFE, mode)
@@ -116,9 +118,37 @@ def open_shared(path: Path, flags: int, mode: int = 0o666) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link; a socket
             raise Untrusted(path, "a link or no regular file") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    why = None
+    if not stat.S_ISREG(found.st_mode):
+        why = "no regular file"
+    elif flags & os.O_ACCMODE != os.O_RDONLY and found.st_nlink > 1:
+        why = "the file has another name elsewhere"  # of a file of ours, perhaps
+    if why is not None:
         os.close(descriptor)
-        raise Untrusted(path, "no regular file")
+        raise Untrusted(path, why)
+    return descriptor
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file in a project, made if there is none; returns its descriptor.
+
+    Whoever may read a file may lock it, and keep it. So those alone may who may write its folder,
+    and could as well replace the file.
+
+    Raises:
+        Untrusted: It is a link or no regular file, or has another name.
+        OSError: It cannot be made.
+    """
+    descriptor = open_shared(path, os.O_RDWR | os.O_CREAT, mode=0o600)
+    found, folder = os.fstat(descriptor), path.parent.stat()
+    may = folder.st_mode & _OTHERS_WRITE
+    if found.st_gid != folder.st_gid:
+        may &= ~stat.S_IWGRP
+    mode = 0o600 | may | may << 1
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != mode:
+        with suppress(OSError):  # a file system that has one mode for all
+            os.fchmod(descriptor, mode)
     return descriptor
 
 
@@ -166,7 +196,7 @@ def locked(path: Path, *, wait: float, check: Callable[[], None] = lambda: None)
         OSError: It cannot be made.
     """
     until = time.monotonic() + wait
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
     try:
         while not _lock(descriptor):
             check()
@@ -186,7 +216,12 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _open(path: Path, flags: int) -> int:
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that this user alone can have written; returns its descriptor.
+
+    Raises:
+        Untrusted: Another user may have written it, or it is a link or no regular file.
+    """
     descriptor = open_shared(path, flags, mode=0o600)
     found = os.fstat(descriptor)
     why = None
@@ -207,5 +242,26 @@ def _check_parent(folder: Path) -> None:
     found = folder.stat()
     if found.st_uid not in (0, os.geteuid()):
         raise Untrusted(folder, "the folder belongs to another user")
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+    if found.st_mode & stat.S_ISVTX:
+        return
+    group = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid, found.st_uid)
+    if found.st_mode & stat.S_IWOTH or group:
         raise Untrusted(folder, "other users may write the folder")
+
+
+@cache
+def _is_own_group(group: int, owner: int) -> bool:
+    """Whether a group that may write a folder of this owner has no member but this user and root.
+
+    Many systems give each user such a group, and umask 002.
+    """
+    if owner == group == 0:
+        return True
+    user, primary, members = os.geteuid(), os.getegid(), list[str]()
+    with suppress(KeyError):  # a container may have no entries
+        primary = pwd.getpwuid(user).pw_gid
+    with suppress(KeyError):
+        members = grp.getgrgid(group).gr_mem
+    trusted = {entry.pw_name for entry in pwd.getpwall() if entry.pw_uid in (0, user)}
+    others = any(it.pw_gid == group and it.pw_name not in trusted for it in pwd.getpwall())
+    return group == primary and trusted.issuperset(members) and not others

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import shutil
+import signal
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -301,6 +303,29 @@ def test_what_killed_processes_left_goes_and_what_is_in_use_stays(tmp_path: Path
             assert not (tmp_path / ".digits-abcdefgh").exists()
         assert first.is_dir()
     assert [path.name for path in tmp_path.iterdir()] == [".digits-2-abcdefgh"]
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.touch])
+def test_what_is_no_folder_at_the_place_of_a_left_over_is_left_alone(
+    tmp_path: Path, plant: Callable[[Path], None]
+) -> None:
+    path = tmp_path / ".digits-abcdefgh"
+    plant(path)
+
+    def wait_in_vain(*_: object) -> None:
+        raise TimeoutError("it waits for a writer of the pipe")
+
+    before = signal.signal(signal.SIGALRM, wait_in_vain)
+    signal.alarm(5)
+    began = time.monotonic()
+    try:
+        with scratch_folder(tmp_path, "digits"):
+            pass
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 4
+    assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_hundred_thousand_class_names_take_no_time(tmp_path: Path) -> None:

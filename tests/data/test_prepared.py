@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smallbatch.config.params import DatasetConfig
-from smallbatch.data import prepared
+from smallbatch.data import prepared, scratch
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import Dataset, Meta, fingerprint, load_prepared, write_prepared
 from smallbatch.data.scratch import locked
 from smallbatch.errors import UserError
+from tests.users import as_nobody, common_folder, needs_two_users
 
 
 def make(validation: bool = False, seed: int = 0) -> Dataset:
@@ -104,6 +106,62 @@ def test_two_that_write_one_data_set_replace_it_one_after_the_other(
     second.join(10)
     assert load_prepared(tmp_path / "toy").meta == new.meta
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_lock_that_is_held_is_waited_for_with_a_line_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scratch, "WAIT_S", 0.3)
+    monkeypatch.setattr(scratch, "_QUIET_S", 0.1)
+    with (
+        locked(tmp_path),
+        pytest.raises(UserError, match=r"cannot write it \(locked for over"),
+    ):
+        write_prepared(make(), tmp_path / "toy")
+    assert capsys.readouterr().err == f"{tmp_path}/.lock: waiting for another process\n"
+    (tmp_path / ".lock").touch()  # as a killed process leaves it
+    write_prepared(make(), tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_those_who_want_a_lock_at_once_have_it_one_after_the_other(tmp_path: Path) -> None:
+    inside, most = list[int](), list[int]()
+
+    def take() -> None:
+        for _ in range(10):
+            with locked(tmp_path):
+                inside.append(1)
+                time.sleep(0.002)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=take) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 30
+    assert not list(tmp_path.iterdir())
+
+
+@needs_two_users
+def test_another_user_who_may_read_a_project_does_not_hold_it_up() -> None:
+    with common_folder() as folder:
+        folder.chmod(0o755)
+        write_prepared(make(seed=1), folder / "toy")
+        marks = folder / "marks"
+        marks.mkdir()
+        marks.chmod(0o777)
+        as_nobody(
+            f"(flock 9; : > locked; exec sleep 6) 9< {folder} > /dev/null 2>&1 &\n"
+            "while ! [ -e locked ]; do sleep 0.05; done",
+            marks,
+        )
+        began = time.monotonic()
+        write_prepared(make(seed=2), folder / "toy")
+        with locked(folder):
+            as_nobody(f"ls {folder}/.lock; ! flock -n {folder}/.lock true", marks)
+        assert time.monotonic() - began < 5
 
 
 def test_folder_has_the_permissions_of_any_new_folder(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BEST = ("analysis/frames.py", "analysis/cells.py", "analysis/generalisation.py")
 READERS = ("columns", "reading", "schema")
 # Neither what they say nor how they write is in any number or table.
 PLUMBING = (
-    *("errors.py", "durable.py", "machine.py"),
+    *("errors.py", "durable.py", "machine.py", "private.py"),
     *("data/__init__.py", "data/scratch.py", "data/split.py"),
 )
 

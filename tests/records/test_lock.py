@@ -19,6 +19,7 @@ import pytest
 from smallbatch.errors import Stopped, TakenOver
 from smallbatch.records import lock as locks
 from smallbatch.records.lock import one_writer
+from tests.users import as_nobody, common_folder, needs_two_users
 
 PROGRAM = """
 import os, sys, time
@@ -143,16 +144,35 @@ def link(path: Path) -> None:
     path.symlink_to(path.with_name("victim"))
 
 
-@pytest.mark.parametrize("plant", [link, os.mkfifo, os.mkdir])
-def test_a_lock_that_is_no_file_is_refused_and_left_as_it_is(
+def hard_link(path: Path) -> None:
+    path.with_name("victim").write_text("kept")
+    path.hardlink_to(path.with_name("victim"))
+
+
+@pytest.mark.parametrize("plant", [link, hard_link, os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_of_its_own_is_refused_and_left_as_it_is(
     tmp_path: Path, plant: Callable[[Path], None]
 ) -> None:
     path = tmp_path / f"{locks.column_key(Path('models/m4'))}.lock"
     plant(path)
-    with pytest.raises(OSError, match="no regular file"), one_writer(tmp_path, Path("models/m4")):
+    with (
+        pytest.raises(OSError, match=r"no regular file|another name"),
+        one_writer(tmp_path, Path("models/m4")),
+    ):
         pass
-    if plant is link:
+    if plant in (link, hard_link):
         assert (tmp_path / "victim").read_text() == "kept"
+
+
+@needs_two_users
+def test_another_user_who_may_read_a_project_cannot_hold_its_locks() -> None:
+    with common_folder() as folder:
+        folder.chmod(0o755)
+        with one_writer(folder / "work", Path("models/m4")) as lock:
+            pass
+        as_nobody(f"ls {lock.path}; ! flock -n {lock.path} true", folder)
+        lock.path.chmod(0o644)
+        as_nobody(f"flock -n {lock.path} true", folder)  # by its mode alone
 
 
 def test_a_lock_from_the_future_is_waited_for_as_long_as_any_other(

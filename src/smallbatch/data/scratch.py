@@ -1,13 +1,22 @@
 """A temporary folder beside the place of a result, which is always removed in the end."""
 
+import errno
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from smallbatch import private
+
+WAIT_S = 600.0
+"""Most seconds to wait for another process, which may remove what many killed ones left."""
+_POLL_S = 0.05
+_QUIET_S = 2.0
 _RANDOM_CHARACTERS = 8  # in names made by mkdtemp
 
 
@@ -27,7 +36,7 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
         The temporary folder, empty.
 
     Raises:
-        OSError: It can't be created.
+        OSError: It can't be created, or another process holds the lock of ``parent``.
     """
     created = [path for path in (parent, *parent.parents) if not path.exists()]
     scratch: Path | None = None
@@ -36,10 +45,11 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent):  # so that no other process removes the folder before its lock
                 for left in parent.glob(f".{prefix}-{'?' * _RANDOM_CHARACTERS}"):
-                    with suppress(OSError), locked(left, fcntl.LOCK_NB):
+                    with suppress(OSError), _unused(left):
                         shutil.rmtree(left)
                 scratch = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
-                held.enter_context(locked(scratch))
+                with suppress(OSError):  # without locks, which means that nothing is removed
+                    held.enter_context(_unused(scratch))
             yield scratch
         finally:
             if scratch is not None:
@@ -48,15 +58,55 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
 
 
 @contextmanager
-def locked(folder: Path, how: int = 0) -> Generator[None, None, None]:
-    """Holds a folder's lock, where the file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(folder: Path) -> Generator[None, None, None]:
+    """Holds a folder's lock, where the file system has locks.
+
+    The lock is on a file, which goes with it, as whoever may read a folder may lock the folder.
+
+    Raises:
+        OSError: The file can't be made, or another process has the lock for ``WAIT_S``.
+    """
+    path = folder / ".lock"
+    descriptor = _take(path)
     try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    began, told = time.monotonic(), False
+    while True:
+        descriptor = private.open_lock(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | how)
-        except OSError:  # locked, or the file system has no locks, and then nothing is removed
-            if how:
-                raise
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+        except OSError:  # the file system has no locks
+            return descriptor
+        else:
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)  # it went with the lock of another process
+            continue
+        waited = time.monotonic() - began
+        if waited > WAIT_S:
+            raise TimeoutError(errno.ETIMEDOUT, f"locked for over {WAIT_S:g} s", str(path))
+        if waited > _QUIET_S and not told:
+            print(f"{path}: waiting for another process", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(_POLL_S)
+
+
+@contextmanager
+def _unused(folder: Path) -> Generator[None, None, None]:
+    """Holds a scratch folder that no other process has."""
+    how = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(folder, how)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

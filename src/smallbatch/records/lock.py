@@ -100,11 +100,11 @@ def one_writer(
 
     Raises:
         UserError: the lock cannot be written.
-        OSError: it cannot be made, or what is there is a link or no regular file.
+        OSError: it cannot be made, or what is there is a link, has another name or is no file.
     """
     work.mkdir(parents=True, exist_ok=True)
     lock = Lock(work / f"{column_key(directory)}.lock", directory)
-    file = private.open_shared(lock.path, os.O_RDWR | os.O_CREAT)
+    file = private.open_lock(lock.path)
     try:
         told = False
         while holder := _holder(file, lock):

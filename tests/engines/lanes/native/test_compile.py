@@ -5,8 +5,10 @@ The compiler of these tests is a script, which compiles a function that returns 
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +209,51 @@ def test_a_library_that_another_user_planted_is_not_loaded(
         assert last == "42"
         assert f"{name}.so: the file belongs to another user; compiling it anew" in line
         assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_library_that_is_exchanged_once_it_was_looked_at_is_not_loaded(
+    tmp_path: Path,
+    cache: Path,
+    cxx: Compiler,
+    monkeypatch: pytest.MonkeyPatch,
+    compiled: bool,
+) -> None:
+    if compiled:
+        assert Process(tmp_path).said() == ["42"]
+    planted = tmp_path / "planted.so"
+    source = "int answer(void) { return 7; }"
+    build = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(planted)]
+    subprocess.run(build, input=source, text=True, check=True)
+    load = ctypes.CDLL
+
+    def exchange(name: str) -> ctypes.CDLL:
+        (path,) = cache.glob("*.so")
+        shutil.copy(planted, tmp_path / "copy.so")
+        (tmp_path / "copy.so").replace(path)
+        return load(name)
+
+    monkeypatch.setattr(kernels.ctypes, "CDLL", exchange)
+    assert Process(tmp_path).said() == ["42"]
+    assert cxx.count == 1
+
+
+def test_each_type_of_numbers_has_its_own_library(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though both are loaded by a descriptor, whose number may come again."""
+    made = Compiler(tmp_path)
+    text = made.path.read_text()
+    made.path.write_text(text.replace("-fPIC", '-fPIC $([[ "$*" = *double* ]] && echo -DDOUBLE)'))
+    (tmp_path / "answer.c").write_text(
+        "#ifdef DOUBLE\nint answer(void) { return 8; }\n#else\n"
+        "int answer(void) { return 4; }\n#endif\n"
+    )
+    monkeypatch.setenv("CXX", str(made.path))
+    for _ in range(2):
+        forget()
+        assert [kernels.library(real).answer() for real in ("float", "double")] == [4, 8]
+    assert len(list(cache.glob("*.so"))) == 2
 
 
 class Process:

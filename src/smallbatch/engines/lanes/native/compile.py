@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
+import os
 import platform
 import tempfile
 from contextlib import ExitStack, suppress
@@ -88,34 +90,42 @@ def _key(real: str) -> str:
 def _kept(real: str, folder: Path) -> ctypes.CDLL:
     """The kernels from the cache folder, compiled into it where it has none that are whole."""
     path = folder / f"kernels-{_key(real)}.so"
-    if not _is_whole(path):
+    checked = _whole(path)
+    if checked is None:
         with ExitStack() as stack:
             with suppress(OSError):  # without the lock, or after a long wait, for oneself
                 lock = private.locked(path.with_suffix(".lock"), wait=LIMIT_S + 30)
                 stack.enter_context(lock)
-            if not _is_whole(path):
+            checked = _whole(path)
+            if checked is None:
                 _compile_into(real, path)
-    return ctypes.CDLL(str(path))
+                checked = _whole(path)
+    if checked is None:
+        raise OSError(errno.EAGAIN, "another process changes it", str(path))
+    # What was checked, whatever is at its place now. The descriptor stays open: for a number that
+    # comes again the linker would give the library that it loaded under that name before.
+    return ctypes.CDLL(f"/proc/self/fd/{checked}")
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a library is there that this user alone can have written, as it was compiled.
+def _whole(path: Path) -> int | None:
+    """A descriptor of a library that this user alone can have written, as it was compiled.
 
     Loading runs code; and half a library ends the process that loads it, by a signal.
     """
     try:
-        found = private.read(path)
+        found = private.open_own(path, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         why = error.strerror
     else:
-        with suppress(OSError):
-            if private.read(_digest(path)) == _sha256(found):
-                return True
+        with suppress(OSError), os.fdopen(found, "rb", closefd=False) as file:
+            if private.read(_digest(path)) == _sha256(file.read()):
+                return found
+        os.close(found)
         why = "not as it was compiled"
     private.say_once(f"{path}: {why}; compiling it anew")
-    return False
+    return None
 
 
 def _compile_into(real: str, path: Path) -> None:
