@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -22,6 +23,8 @@ TEXTS = (
     "![image](https://example.org/x.png)",
     "+5.12 [+3.1, +7.74] points",
     "<https://example.org>",
+    "see https://example.org/a//b, HTTP://example.org or ftp://example.org",
+    "www.example.org or WWW.example.org",
     "bare",
 )
 
@@ -52,6 +55,8 @@ def test_a_text_stays_in_its_cell_and_is_shown_as_it_is(text: str) -> None:
     cells = Cells(MarkdownIt("commonmark", {"html": True}).enable("table").render(table))
     assert cells.rows == [["name", text], [text, "x"], ["y", text]]
     assert set(cells.tags) == {"table", "thead", "tbody", "tr", "th", "td"}
+    # What GitHub makes a link of without any mark: "extended autolinks" of its specification.
+    assert not re.search(r"(?:https?|ftp)://|www\.", table, re.IGNORECASE)
 
 
 @pytest.mark.parametrize("between", ["\n", "\r\n", "\u2028", "\v", "\x1b[2J", "\x85"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -32,10 +35,28 @@ SECRETS = [
     '{"password": "S3cretPw"}',
     "Authorization: Bearer S3cretPw",
     "{'Authorization': 'Basic S3cretPw'}",
+    '{"Authorization": ["Basic S3cretPw"]}',
+    "map[Authorization:[Basic S3cretPw]]",
+    "('Authorization', 'Basic S3cretPw')",
+    "[(b'authorization', b'Basic S3cretPw')]",
+    "Authorization=>Basic S3cretPw",
+    "HTTP_AUTHORIZATION: Digest S3cretPw",
+    "not accepted: Basic S3cretPw",
+    "Bearer S3cretPw",
+    "password: S3cretPw",
+    "passwd = S3cretPw",
+    "token: S3cretPw",
+    "secret == S3cretPw",
+    "x-api-key: S3cretPw",
+    "('x-api-key', 'S3cretPw')",
+    "map[X-Api-Key:[S3cretPw]]",
+    "http://u:S3cret with Pw@h/",
+    "postgresql://u:S3cret w:x 9Pw@[::1]/db",
 ]
 
 
-@pytest.mark.parametrize("secret", SECRETS)
+# Numbers as names, because pytest puts them into the environment, whose URLs are secrets.
+@pytest.mark.parametrize("secret", SECRETS, ids=count())
 @pytest.mark.parametrize("text", ["{}", "cannot reach '{}': refused", "({}).", 'uri="{}", x'])
 def test_no_secret_of_a_url_or_a_setting_is_shown(secret: str, text: str) -> None:
     shown = redact(text.format(secret))
@@ -57,7 +78,16 @@ def test_no_secret_of_a_url_or_a_setting_is_shown(secret: str, text: str) -> Non
         "failed: train@resnet8-bn-8 in dvc.yaml:train@resnet8-bn-8",
         "C:/x, 12:30:00 and https://h/?q=…",
         "ask admin@example.org about it",
+        "http://h:5000 is down (http://h2:80): ask admin@example.org",
+        "http://HOST:PORT, and in a user's name or password / ? # and @ as %2F %3F %23 and %40",
+        "found a list where a basic block is expected, not bearer tokens or a basic setup",
+        "Basic Training; WWW-Authenticate: Basic realm=x",
+        "password authentication failed for user postgres",
+        "the token, a secret and the authorization, which is none",
+        "secret: allowed is a name",
+        "USER:PASSWORD and @ before HOST, and in a password : / ? # and @ as %3A",
     ],
+    ids=count(),
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
@@ -71,7 +101,8 @@ def test_what_surrounds_a_secret_stays() -> None:
 @pytest.mark.parametrize(
     "name",
     ["GITHUB_TOKEN", "db_password", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "MyApiKey",
-     "AZURE_CREDENTIALS", "MYSQL_PWD", "API_KEY2"],
+     "AZURE_CREDENTIALS", "MYSQL_PWD", "API_KEY2", "GITHUB_PAT", "PAT", "DB_PASS", "mysqlpass",
+     "REGISTRY_CREDS", "MY_CRED"],
 )  # fmt: skip
 def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "hunter 22's/x")
@@ -80,7 +111,8 @@ def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.Mo
 
 
 def test_values_of_other_variables_and_short_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"TOKENIZERS_PARALLELISM": "nothing", "PWD": "/tmp/folder", "OLDPWD": "/tmp/folder",
+    values = {"TOKENIZERS_PARALLELISM": "nothing", "BYPASS": "nothing", "SPAT": "nothing",
+              "PWD": "/tmp/folder", "OLDPWD": "/tmp/folder",
               "A_TOKEN": "false", "B_TOKEN": "\n" * 9}  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -97,6 +129,100 @@ def test_what_a_server_echoes_of_its_url_is_hidden(
     assert redact("it said: my pass/w, no") == "it said: …, no"
 
 
+def _login(user: str, password: str, charset: str = "utf-8") -> str:
+    return base64.b64encode(f"{user}:{password}".encode(charset)).decode()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "NETRC", "PGPASSFILE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+@pytest.mark.parametrize("text", ["Basic {}", "you are {}, no", "[{}]"])
+def test_a_login_is_hidden_as_it_is_sent(
+    text: str, charset: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = _login("alice", "zw\xf6lfzig", charset)
+    assert redact(text.format(sent), "http://alice:zw%C3%B6lfzig@h") == text.format("…")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "alice")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "zw\xf6lfzig")
+    assert redact(text.format(sent)) == text.format("…")
+    assert redact("alice is no user") == "alice is no user"
+
+
+FILES = {
+    ".mlflow/credentials":
+        "[mlflow]\nmlflow_tracking_username = alice\nmlflow_tracking_password = seven%%teen\n",
+    ".netrc": 'machine h login alice password "seven%teen"\n',
+    "_netrc": "default login alice password seven%teen\n",
+}  # fmt: skip
+OTHERS = {
+    ".databrickscfg": "[DEFAULT]\nhost = https://h\ntoken = seven%teen\n",
+    ".aws/credentials": "[a]\naws_secret_access_key=other-one\n[b]\nAws_Session_Token=seven%teen\n",
+    ".pgpass": "# mine\nh:5432:*:alice:other\nh:5432:*:a\\:b:seven%teen\n",
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, *OTHERS])
+def test_passwords_that_others_read_from_files_are_hidden(name: str, home: Path) -> None:
+    (home / name).parent.mkdir(exist_ok=True)
+    (home / name).write_text((FILES | OTHERS)[name])
+    assert redact("alice gave seven%teen: no") == "alice gave …: no"
+    if name in FILES:
+        assert redact(f"sent {_login('alice', 'seven%teen')}") == "sent …"
+
+
+def test_a_user_of_the_environment_goes_with_a_password_of_the_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / ".mlflow").mkdir()
+    (home / ".mlflow/credentials").write_text(FILES[".mlflow/credentials"])
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "bob")
+    assert redact(f"sent {_login('bob', 'seven%teen')}") == "sent …"
+
+
+def test_a_variable_names_the_file_with_passwords(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "mine").write_text("h:5432:*:alice:seventeen")
+    monkeypatch.setenv("PGPASSFILE", str(home / "mine"))
+    assert redact("it was seventeen") == "it was …"
+
+
+@pytest.mark.parametrize("name", [*FILES, *OTHERS])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"no = [such\n::::\n", b"machine"])
+def test_an_odd_file_with_passwords_is_no_obstacle(name: str, content: bytes, home: Path) -> None:
+    (home / name).parent.mkdir(exist_ok=True)
+    (home / name).write_bytes(content)
+    assert redact("as it is") == "as it is"
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "all_proxy"])
+def test_the_password_of_a_proxy_without_a_scheme_is_hidden(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "user:my:passw@proxy:3128")
+    assert redact("through user:my:passw@proxy:3128") == "through …@proxy:3128"
+    assert redact(f"my:passw, {_login('user', 'my:passw')}") == "…, …"
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+    assert redact("localhost,127.0.0.1") == "localhost,127.0.0.1"
+
+
+PIECES = ["password", "authorization", "token", "basic ", "bearer", " ", ":", "=", "=>", "['", "b'",
+          '"', "S3cretPw", "//u:", "x y@h", "@", ",", "\\"]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_settings_can_be_redacted_twice(text: str) -> None:
+    once = redact(text)
+    assert redact(once) == once
+
+
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.text(), st.text(alphabet="ab/?#@:=&;.'\" ", max_size=30))
 def test_any_text_can_be_redacted_twice(text: str, url: str) -> None:
@@ -104,7 +230,33 @@ def test_any_text_can_be_redacted_twice(text: str, url: str) -> None:
     assert redact(once) == once
 
 
-@pytest.mark.parametrize("piece", ["a", "a:/", "//", "?a=b", "@", ":", "a://b@", "#;", "password="])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a",
+        "a:/",
+        "//",
+        "?a=b",
+        "@",
+        ":",
+        "a://b@",
+        "#;",
+        "password=",
+        "password ",
+        "token:",
+        "token = a",
+        "authorization: [",
+        "basic ",
+        "bearer a",
+        "//u:p ",
+        "//u:pw x@",
+        "secret\\",
+        "token//u:",
+        "S3//u:[",
+        "key', (",
+        " ",
+    ],
+)
 def test_a_long_text_takes_no_time(piece: str) -> None:
     started = time.monotonic()
     redact(piece * (400_000 // len(piece)))

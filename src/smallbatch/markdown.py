@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-# What would end a cell or a row, or begin code, HTML, a character reference or a link's address.
-_SPECIAL = re.compile(r"[\\|`<]|&(?=#?\w+;)|(?<=\])\(")
+# What would end a cell or a row, or begin code, HTML, a character reference or a link's address;
+# GitHub makes links of https:// and www. as well.
+_SPECIAL = re.compile(r"[\\|`<]|&(?=#?\w+;)|(?<=\])\(|/(?=/)|(?<=www)\.", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import base64
+import configparser
 import json
+import netrc
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "…"
 _LEAST = 6  # characters; shorter values are ordinary words as well
 
+_MOST = 100_000  # bytes of a file with passwords
+
 _SECRET_NAME = re.compile(
-    r"passw|passphrase|secret|token(?!iz)|credential|(?:key|[^d]pwd|auth)s?\d*$", re.IGNORECASE
+    r"passw|passphrase|secret|token(?!iz)|credential|"
+    r"(?:key|[^d]pwd|auth|cred|(?<!by)(?<!com)pass|(?:^|_)pat)s?\d*$",
+    re.IGNORECASE,
 )
+# Files that MLflow, requests and drivers take passwords from by themselves, and the variables that
+# name others. The first ones are read by configparser.
+_SETTINGS_FILES = {
+    "~/.mlflow/credentials": "",
+    "~/.databrickscfg": "DATABRICKS_CONFIG_FILE",
+    "~/.aws/credentials": "AWS_SHARED_CREDENTIALS_FILE",
+}
+_NETRC = {"~/.netrc": "NETRC", "~/_netrc": ""}
+_PGPASS = {"~/.pgpass": "PGPASSFILE"}
+_MLFLOW_USER, _MLFLOW_PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 # What in a URL tells how to connect, or what is looked at.
 _HARMLESS = re.compile(
     r"(?:connect_?)?timeout|sslmode|charset|mode|cache|driver|isolation_level|check_same_thread|"
@@ -27,10 +46,19 @@ _SCHEME = re.compile(
 )
 _PARAMETERS = re.compile(r"([?&#;]+)([^?&#;=]*)(=?)([^&]*)")
 _CLOSING = "'\"`)]}>,.:;!"
+# A password with blanks; what begins with digits is a port, and the rest of the line other text.
+_BLANKS = re.compile(
+    r"(//)[^\s/:@?#\[]+:(?!\d*(?:[\s/?#,;.)\"'\]]|$))(?=\S{0,200}\s)[^@\n]{1,200}+(?<=\S)(?=@[\w\[])"
+)
+# At least six characters, and no English word: a digit or a capital in it, or very long.
+_RANDOM = r"(?-i:(?=[\w.~+/=-]{6})(?=[\w.~+/=-]{1,40}?[A-Z\d]|[\w.~+/=-]{20}))"
+_IS = r"""(?:\\?["']?\s*[:=]{1,3}+>?+|\\?["']\s*,)[\s\[({]*+(?:b?\\?["'])?+"""  # before a value
+_LOGIN = r"(?:basic|bearer|digest|negotiate|apikey)\s+"  # before that of the header Authorization
 _SETTING = re.compile(  # a setting of a connection, a header, or a field of JSON
-    r"""(?ix) ( (?:passw(?:or)?d|passphrase|\bpwd|secret|token|api[_-]?key|access[_-]?key)
-                (?: ["']?=["']? | \\?["']:\s*\\?["'] )
-              | \bauthorization\\?["']?\s*[:=]\s*\\?["']?(?:(?:basic|bearer)\s+)?+ )
+    rf"""(?ix) ( (?:passw(?:or)?d|passphrase|\bpwd|api[_-]?key|access[_-]?key) {_IS}(?!\W\s)
+               | (?:secret|token) (?: ["']?=["']? | \\?["']:\s*\\?["'] | {_IS}(?={_RANDOM}) )
+               | (?<![^\W_])authorization{_IS}(?:{_LOGIN})?+
+               | \b{_LOGIN}(?={_RANDOM}) )
         (?!…)[^\s"'\\;&]+"""
 )
 
@@ -38,14 +66,16 @@ _SETTING = re.compile(  # a setting of a connection, a header, or a field of JSO
 def redact(text: str, *urls: str) -> str:
     """The text with ``…`` in the place of secrets. To be called before text is shortened.
 
-    Secrets are: the values of environment variables with names such as ``…_TOKEN``, of at least
-    six characters; the user information of URLs, in the text, in the environment and in ``urls``,
-    wherever it stands; the values of their parameters, except for a few harmless names; and what
-    follows ``password=``, ``Authorization:`` and the like. Rather too much is hidden than too
-    little.
+    Secrets are: the values of environment variables with names such as ``…_TOKEN``, and what the
+    password files of MLflow, Databricks, AWS, netrc and PostgreSQL hold, of at least six
+    characters; the user information of URLs, in the text, in the environment and in ``urls``,
+    wherever it stands; the values of their parameters, except for a few harmless names; each login
+    as HTTP encodes it; and what follows ``password=``, ``Authorization:`` and the like. Rather too
+    much is hidden than too little.
     """
     for pattern in _patterns(urls):
         text = pattern.sub(HIDDEN, text)
+    text = _BLANKS.sub(rf"\1{HIDDEN}", text)
     text = re.sub(r"\S+", lambda word: _without_secrets(word.group()), text)
     return _SETTING.sub(rf"\1{HIDDEN}", text)
 
@@ -61,14 +91,17 @@ def _patterns(urls: Iterable[str]) -> list[re.Pattern[str]]:
 
 
 def _secrets(urls: Iterable[str]) -> Iterator[str]:
-    """Whole secrets of the environment and of URLs."""
+    """Whole secrets of the environment, of URLs and of files with passwords."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name):
             yield value
         elif "://" in value:
             yield from _of_url(value)
+        elif name.lower().endswith("_proxy"):
+            yield from _of_url(f"//{value}")
     for url in urls:
         yield from _of_url(url)
+    yield from _of_files()
 
 
 def _of_url(url: str) -> Iterator[str]:
@@ -78,9 +111,58 @@ def _of_url(url: str) -> Iterator[str]:
         name, colon, password = user.partition(":")
         yield user
         yield password if colon else name
+        yield from _of_login(unquote(name), unquote(password))
     for _, name, equals, value in _PARAMETERS.findall(rest):
         if equals and not _HARMLESS.fullmatch(name):
             yield value
+
+
+def _of_login(user: str, password: str) -> Iterator[str]:
+    """A password, and the login as HTTP sends it."""
+    if password:
+        yield password
+        for charset in ("utf-8", "latin-1"):  # MLflow's and that of requests
+            encoded = base64.b64encode(f"{user}:{password}".encode(charset, "replace")).decode()
+            yield from (encoded, encoded.rstrip("="))
+
+
+def _of_files() -> Iterator[str]:
+    login = dict.fromkeys((_MLFLOW_USER, _MLFLOW_PASSWORD), "")
+    for file in _readable(_SETTINGS_FILES):
+        settings = configparser.RawConfigParser(strict=False)
+        with suppress(configparser.Error):  # what it has read by then is kept
+            settings.read_string(_text(file))
+        for name, value in (it for section in settings.values() for it in section.items()):
+            meant = value.replace("%%", "%")  # as MLflow reads it
+            if _SECRET_NAME.search(name):
+                yield from (value, meant)
+            login |= {key: meant for key in login if key.lower() == name}
+    login |= {key: os.environ[key] for key in login if os.environ.get(key)}
+    yield from _of_login(login[_MLFLOW_USER], login[_MLFLOW_PASSWORD])
+    for file in _readable(_NETRC):
+        with suppress(OSError, ValueError, netrc.NetrcParseError):
+            for user, _, password in netrc.netrc(file).hosts.values():
+                yield from _of_login(user or "", password or "")
+    for file in _readable(_PGPASS):
+        for line in _text(file).splitlines():
+            parts = re.split(r"(?<!\\):", line, maxsplit=4)
+            yield re.sub(r"\\(.)", r"\1", parts[4]) if len(parts) > 4 else ""
+
+
+def _readable(files: dict[str, str]) -> Iterator[Path]:
+    """Those that are there, at their usual place or where a variable says; a pipe is no such."""
+    for usual, variable in files.items():
+        with suppress(OSError, RuntimeError):  # the latter: there is no home
+            file = Path(os.environ.get(variable) or usual).expanduser()
+            if file.is_file() and file.stat().st_size <= _MOST:
+                yield file
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _forms(secret: str) -> set[str]:

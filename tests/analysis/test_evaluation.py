@@ -121,6 +121,17 @@ def test_a_text_in_a_csv_is_no_formula(tmp_path: Path, sign: str) -> None:
     assert set(runs["figure"]) == {text}  # Parquet is for programs
 
 
+@pytest.mark.parametrize(
+    "text",
+    [" =1", "\n=1", "\n1", "\ufeff=1", "\u200b+1", "\xa0-1", "\u2066 \x00@x",
+     "\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", " \ufe66x"],
+)  # fmt: skip
+def test_a_formula_behind_what_a_spreadsheet_skips_is_none(tmp_path: Path, text: str) -> None:
+    write_table(pd.DataFrame({"t": [text, "a =1"]}), tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["t"], [f"'{text}"], ["a =1"]]
+
+
 def test_numbers_and_names_in_a_csv(tmp_path: Path) -> None:
     frame = pd.DataFrame({"=a": [-1.5, math.nan], "n": pd.array([-2, None], "Int64"), "t": "-x"})
     write_table(frame, tmp_path / "t.csv")

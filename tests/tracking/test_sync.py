@@ -574,3 +574,24 @@ def test_a_database_that_is_none_is_refused_in_one_line(columns: Any, workplace:
         with pytest.raises(UserError, match=r"mlflow\.db cannot be used: ") as caught:
             sync(columns.root)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+@pytest.mark.parametrize("name", ["mlflow.db", "mlartifacts", "mlartifacts/digits"])
+def test_nothing_is_logged_through_a_link_that_another_user_planted(
+    name: str, columns: Any, workplace: Path
+) -> None:
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    elsewhere = workplace / "elsewhere"
+    link = workplace / name
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere)
+    os.lchown(link, 65534, 65534)
+    with pytest.raises(UserError, match=f"{name}: a link that another user made, to {elsewhere}"):
+        sync(columns.root)
+    assert not elsewhere.exists()
+    os.lchown(link, 0, 0)
+    if name != "mlflow.db":
+        elsewhere.mkdir()
+    assert sync(columns.root).runs_created == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,12 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import RUN_KEYS
 from smallbatch.records.reading import Kind, read_table
 from smallbatch.records.schema import HISTORY
+
+# Spreadsheets skip blanks and characters without width, and take full-width signs for the others.
+_FORMULA = re.compile(
+    r"[\t\r\n]|[\s\x00-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*"
+    r"[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]"
+)
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,7 @@ def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
     """A table whose texts are none that a spreadsheet would compute; numbers stay as they are."""
 
     def plain(value: Any) -> Any:
-        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-        return f"'{value}" if formula else value
+        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
     texts = {name: pd.Series([plain(value) for value in column], column.index, dtype=object)
              for name, column in frame.items()

@@ -54,6 +54,9 @@ class Store:
         """The experiment with this name, which is restored if deleted, or created."""
         from mlflow.exceptions import MlflowException
 
+        if self.artifacts:
+            inside = Path(name)
+            _check_links(*(self.artifacts / it for it in (inside, *inside.parents)))
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = (self.artifacts / name).as_uri() if self.artifacts else None
@@ -81,7 +84,9 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
     prepare_environment()
     with unwarned(), _quiet("mlflow", "alembic"):
         if uri.database is not None:
-            return Store(uri, _open_sqlite(uri, uri.database), uri.database.parent / ARTIFACTS)
+            artifacts = uri.database.parent / ARTIFACTS
+            _check_links(uri.database, artifacts)
+            return Store(uri, _open_sqlite(uri, uri.database), artifacts)
         _reach(uri)
         if uri.kind == "database":
             # Only one process can create the tables; others that try at the same time fail. The
@@ -91,6 +96,16 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
         from mlflow.tracking import MlflowClient
 
         return Store(uri, MlflowClient(uri.text, registry_uri=uri.text), None)
+
+
+def _check_links(*paths: Path) -> None:
+    """Follow links of this user alone: whoever may write a shared project can plant others."""
+    for path in paths:
+        if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
+            raise UserError(
+                f"{path}: a link that another user made, to {path.readlink()}; runs are logged "
+                f"through links of this user alone: remove it, or name a store by {VARIABLE}"
+            )
 
 
 def is_new(uri: TrackingUri) -> bool:
