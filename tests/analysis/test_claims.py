@@ -46,7 +46,7 @@ def runs_of(
                     "outcome": "diverged" if value is None else "finished",
                     "reported_accuracy": math.nan if value is None else value,
                     "classes": chance_of, "n_train": 1000, "height": 16, "width": 24, "epochs": 10,
-                    "scale": "small",
+                    "scale": "small", "fingerprint": "made-up", "protocol": 1,
                 })  # fmt: skip
     return rows
 
@@ -408,6 +408,30 @@ def test_one_contradicting_study_contradicts_a_claim_on_all() -> None:
     finding = finding_of("no-norm-improves-to-2", rows)
     assert finding.verdict == "contradicted"
     assert [part["verdict"] for part in finding.parts] == ["supported", "contradicted"]
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "protocol"])
+@pytest.mark.parametrize(
+    ("name", "of_other", "said"),
+    [
+        ("bn-better-than-none-fig-5", ("study", "study-1"), "study-5 and study-1"),
+        ("longer-training-helps", ("study", "study-18"), "study-18 and study-17"),
+        ("best-batch-size-fig-7", ("batch_size", 2), "study-7"),
+        ("curves-alike-4-to-64", ("batch_size", 2), "study-7"),
+        ("range-shrinks", ("batch_size", 32), "study-2"),
+        ("smaller-sgd-batch-better-fig-13a", ("batch_size", 8), "study-13a"),
+    ],
+)
+def test_runs_on_different_images_are_not_compared(
+    name: str, of_other: tuple[str, Any], said: str, key: str
+) -> None:
+    rows = MAKERS[name](HOLDS)
+    for row in rows:
+        if row[of_other[0]] == of_other[1]:
+            row[key] = 2 if key == "protocol" else "other"
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    assert finding.reason == f"{said}: trained with different {key}"
 
 
 def test_memory_of_a_cpu_process_contradicts_nothing() -> None:

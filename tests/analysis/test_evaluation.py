@@ -212,6 +212,21 @@ def test_a_folder_that_was_copied_is_named(models: Path) -> None:
         load_results(models)
 
 
+@pytest.mark.parametrize("name", ["runs", "cells", "history"])
+def test_tables_of_two_evaluations_are_not_read_as_one(
+    models: Path, tmp_path: Path, name: str
+) -> None:
+    """As after a study was trained again: the same runs, with other accuracies."""
+    evaluate(models, tmp_path / "out")
+    path = models / "synthetic/tiny/m2/history.parquet"
+    history = pd.read_parquet(path)
+    history.assign(test_accuracy=history["test_accuracy"] * 0.999).to_parquet(path)
+    evaluate(models, tmp_path / "later")
+    shutil.copy(tmp_path / f"later/{name}.parquet", tmp_path / "out")
+    with pytest.raises(UserError, match=r"not of one evaluation .*; run smallbatch evaluate$"):
+        read_evaluation(tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_two_thousand_long_runs_take_seconds(tmp_path: Path) -> None:
     studies = tuple(

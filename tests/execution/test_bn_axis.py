@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from smallbatch.analysis.frames import load_results, mixed_settings
+from smallbatch.analysis.cells import summarise_cells
+from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.ghost import bn_cells
+from smallbatch.analysis.mixed import mixed_results
 from smallbatch.config.params import ComputeConfig, StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
@@ -51,7 +53,7 @@ def test_every_bn_batch_is_a_run_with_the_numbers_of_a_study_of_its_own(
     assert record["runs"][:2] == other["runs"]
 
     results = load_results(tmp_path / "axis/m4")
-    assert mixed_settings(results.runs) == []
+    assert mixed_results(results.runs, summarise_cells(results.runs)) == []
     cells = bn_cells(results.runs)
     assert cells[["batch_size", "bn_batch_size", "n_seeds"]].to_numpy().tolist() == [
         [4, 2, 2], [4, 4, 2]

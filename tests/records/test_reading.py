@@ -181,6 +181,19 @@ def test_measurements(project: Path, text: str) -> None:
         read_variances(path.parent)
 
 
+def test_a_measurement_that_lies_there_twice(project: Path) -> None:
+    path = project / "reports/measurements/d.csv"
+    other = path.with_name("d.old.csv")
+    header, first, second = path.read_text().splitlines(keepends=True)
+    other.write_text(header + second)
+    with pytest.raises(UserError, match=r"d\.old\.csv: .* m=4, seed 0 is in .*/d\.csv already"):
+        read_variances(path.parent)
+    other.write_text(header + first + first)
+    path.unlink()
+    with pytest.raises(UserError, match=r"d\.old\.csv: .* m=2, seed 0 is in .*/d\.old\.csv"):
+        read_variances(path.parent)
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [

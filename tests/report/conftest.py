@@ -15,8 +15,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     hopeless = synthetic.Study("hopeless", log_base_lr_0=-30.0, batch_sizes=(2, 4))
     single = synthetic.Study(
-        "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1, settings={"figure": "text"}
-    )
+        "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1,
+        settings={"figure": "text", "base_lr_from": "hopeless"},
+    )  # fmt: skip
     synthetic.write_models(root / "models", (*synthetic.STUDIES, hopeless, single))
     (root / "models/synthetic/single/m8").mkdir()
     evaluate(root / "models", root / "reports/evaluation")

@@ -99,6 +99,7 @@ def test_the_page_says_what_the_data_says(page: Page) -> None:
     assert "one seed, so nothing is known about its spread" in text
     assert "Every run diverged, or none has an accuracy." in text
     assert "Not trained to the end and left out: synthetic/single/m8." in text
+    assert "single: was trained at an η̃ that is not the best of hopeless (m4: 0.01, now no" in text
     assert "The best η̃ is the lowest one tried at m = 512" in text
     assert "Shallue et al. (2018) found no evidence" in text
     # versions and machine from the timing files

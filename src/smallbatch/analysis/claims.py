@@ -3,8 +3,8 @@
 Every claim is reduced to effects: numbers that are above 0 exactly if the statement holds. A claim
 is *supported* on a data set if the confidence interval of every effect is above 0, *contradicted*
 if that of any effect is below 0, and *undecided* otherwise. It is also undecided with too few
-seeds, if a better cell may lie beyond the edge of the grid, or if a study learnt nothing. Without
-the needed studies it is *not run*.
+seeds, if a better cell may lie beyond the edge of the grid, if a study learnt nothing, or if what
+is compared was trained on different images. Without the needed studies it is *not run*.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from smallbatch.analysis import (
 from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.seeds import all_once, interval, resamples
+from smallbatch.errors import UserError
 from smallbatch.records.reading import read_csv
 from smallbatch.records.schema import MOST
 
@@ -112,14 +113,23 @@ def read_variances(folder: Path) -> pd.DataFrame:
     """The variances that `smallbatch measure` wrote for all data sets; empty if there are none.
 
     Raises:
-        UserError: A table is damaged.
+        UserError: A table is damaged, or two hold the same measurement.
     """
     import pandas as pd
 
     advice = "run smallbatch measure again"
-    rows = [
-        row for path in sorted(folder.glob("*.csv")) for row in read_csv(Variance, path, advice)
-    ]
+    rows: list[Variance] = []
+    places: dict[tuple[str, str, int, int], Path] = {}
+    for path in sorted(folder.glob("*.csv")):
+        for row in read_csv(Variance, path, advice):
+            key = (row.dataset, row.study, row.seed, row.batch_size)
+            if key in places:
+                raise UserError(
+                    f"{path}: row of {row.dataset}/{row.study}, m={row.batch_size}, seed "
+                    f"{row.seed} is in {places[key]} already; delete the older one, or {advice}"
+                )
+            places[key] = path
+            rows.append(row)
     return pd.DataFrame([row.model_dump() for row in rows])
 
 

@@ -10,16 +10,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from smallbatch import durable
 from smallbatch.analysis.cells import CELLS, MAIN_FRACTION, STUDY_KEYS, summarise_cells
-from smallbatch.analysis.frames import GRID_KEYS, RUNS, load_results, mixed_settings, on_bn_axis
+from smallbatch.analysis.frames import GRID_KEYS, RUNS, load_results, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
+from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
-from smallbatch.records.columns import RUN_KEYS
+from smallbatch.records.columns import RUN_KEYS, reported_accuracies
 from smallbatch.records.reading import Kind, read_table
 from smallbatch.records.schema import HISTORY
 
@@ -38,7 +40,7 @@ class Evaluation:
         out: The folder of the written files.
         n_studies, n_runs, n_diverged: The numbers of studies, runs and diverged runs.
         skipped: Unfinished columns, relative to the models directory.
-        warnings: A line for each study whose columns do not belong together.
+        warnings: A line for each data set and study whose results do not belong together.
     """
 
     out: Path
@@ -83,7 +85,7 @@ def evaluate(
         n_runs=len(results.runs),
         n_diverged=int(results.runs["outcome"].eq("diverged").sum()),
         skipped=results.skipped,
-        warnings=tuple(mixed_settings(results.runs)),
+        warnings=tuple(mixed_results(results.runs, cells)),
     )
 
 
@@ -164,7 +166,27 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
             raise UserError(
                 f"{directory / name}.parquet: not of the runs in runs.parquet; {advice}"
             )
+    # The same runs may have been trained again between one evaluation and another.
+    for name, frame, of, keys in (
+        ("cells", cells, summarise_cells(runs), GRID_KEYS),
+        ("history", reported_accuracies(history).reset_index(), runs, RUN_KEYS),
+    ):
+        if not _agree(frame, of, keys):
+            raise UserError(
+                f"{directory / name}.parquet: not of one evaluation with runs.parquet; {advice}"
+            )
     return runs, cells, history
+
+
+def _agree(frame: pd.DataFrame, of: pd.DataFrame, keys: list[str]) -> bool:
+    """Whether two tables have the same rows, in any order, as to the columns both have."""
+    names = [name for name in frame if name in of and name not in keys]
+    one, other = (
+        each.sort_values(keys)[names].to_numpy(dtype=float, na_value=math.nan)
+        for each in (frame, of)
+    )
+    # Other versions of pandas may add in another order.
+    return one.shape == other.shape and np.allclose(one, other, 1e-9, 1e-12, equal_nan=True)
 
 
 def _places(frame: pd.DataFrame, keys: list[str]) -> set[tuple[Any, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from smallbatch.analysis.frames import on_bn_axis
+from smallbatch.analysis.mixed import ORIGIN
 from smallbatch.analysis.seeds import Floats, SeedArray, seed_array
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Evidence:
         """The seed array of a figure's study.
 
         Raises:
-            UndecidableError: The study's best cell is hardly better than chance.
+            UndecidableError: The study's best cell is hardly better than chance, or its columns
+                were trained on different images.
         """
         runs = self._runs(figure)
         array = seed_array(runs, "bn_batch_size" if on_bn_axis(runs).all() else "base_lr")
@@ -64,7 +66,13 @@ class Evidence:
         return array
 
     def arrays(self, *figures: str) -> list[SeedArray]:
-        """The seed arrays of several figures, restricted to the seeds that all of them have."""
+        """The seed arrays of several figures, restricted to the seeds that all of them have.
+
+        Raises:
+            UndecidableError: As `array` does, or the studies were trained on different images or
+                have no seed in common.
+        """
+        self._runs(*figures)
         arrays = [self.array(figure) for figure in figures]
         common = set.intersection(*(set(array.seeds.tolist()) for array in arrays))
         if not common:
@@ -77,7 +85,8 @@ class Evidence:
         A diverged run has the accuracy of chance from its last epoch on.
 
         Raises:
-            UndecidableError: That η̃ was not run.
+            UndecidableError: That η̃ was not run, or the study's columns were trained on different
+                images.
         """
         runs = self._runs(figure)
         own = self.history[self.history["study"] == runs["study"].iloc[0]]
@@ -106,8 +115,15 @@ class Evidence:
         kept = timings[(engines == "loop") & timings["peak_memory_bytes"].notna()]
         return kept.sort_values(["study", "batch_size"])
 
-    def _runs(self, figure: str) -> pd.DataFrame:
-        return self.runs[self.runs["study"] == self.studies[figure]]
+    def _runs(self, *figures: str) -> pd.DataFrame:
+        names = [self.studies[figure] for figure in figures]
+        runs = self.runs[self.runs["study"].isin(names)]
+        counts = runs[ORIGIN].nunique()
+        if differing := [str(key) for key in counts.index[counts > 1]]:
+            raise UndecidableError(
+                f"{' and '.join(names)}: trained with different {' and '.join(differing)}"
+            )
+        return runs
 
 
 def common_batch_sizes(*arrays: SeedArray) -> tuple[npt.NDArray[np.int64], list[SeedArray]]:

@@ -96,36 +96,6 @@ def load_results(models_dir: Path) -> Results:
     return Results(runs, history, skipped)
 
 
-def mixed_settings(runs: pd.DataFrame) -> list[str]:
-    """Name the settings that differ between columns of one study, which they should not.
-
-    They differ if some columns are from before a change of the data or the settings. The columns
-    are then not one experiment and must not be read as one curve.
-    """
-    fixed = [
-        key
-        for key in ("fingerprint", "protocol", *settings_of(runs))
-        if key in runs and key not in ("base_lrs", "figure")
-    ]
-    lines: list[str] = []
-    for (dataset, study), group in runs.groupby(["dataset", "study"]):
-        varied = {"bn_batch_size"} if on_bn_axis(group).all() else set[str]()
-        varied |= {"epochs"} if (group["budget"] != "epochs").all() else set[str]()
-        counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
-        differing = [str(key) for key in counts.index[counts > 1]]
-        if differing:
-            alike = [
-                ", ".join(f"m{m}" for m in sorted(part["batch_size"].unique()))
-                for _, part in group.groupby(differing, dropna=False, sort=False)
-            ]
-            lines.append(
-                f"{dataset}/{study}: its columns were trained with different "
-                f"{', '.join(differing)} ({' | '.join(alike)}); train the older ones again, or "
-                f"delete those of them under models/{dataset}/{study}/ that the grid no longer has"
-            )
-    return lines
-
-
 def settings_of(runs: pd.DataFrame) -> list[str]:
     """The names of the data frame's columns with a study's settings."""
     names = [str(name) for name in runs.columns]

@@ -14,10 +14,11 @@ from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all, read_variances
 from smallbatch.analysis.convergence import median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
-from smallbatch.analysis.frames import mixed_settings, on_bn_axis
+from smallbatch.analysis.frames import on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
+from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
@@ -111,7 +112,7 @@ def build_report(
         objection=second_opinions.objection(frames.best, frames.runs),
         environment=environment_table(timings),
         notices=[
-            *mixed_settings(pd.concat([frames.runs, frames.bn_runs])),
+            *mixed_results(_all_runs(frames), frames.cells),
             *_unfinished(models_dir),
         ],
         counts=_counts(frames),

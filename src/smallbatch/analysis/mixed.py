@@ -1,0 +1,125 @@
+"""Names results that do not belong together, though they lie in one models directory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.analysis.cells import STUDY_KEYS
+from smallbatch.analysis.frames import on_bn_axis, settings_of
+from smallbatch.analysis.generalisation import best_cells
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    import pandas as pd
+
+ORIGIN = ["fingerprint", "protocol"]
+"""What all runs that are compared share: the images, and the rules of training and evaluation."""
+
+
+def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """A line for each data set and study whose results do not belong together; mostly none.
+
+    Args:
+        runs: One row per run, as `load_results` makes them.
+        cells: As `summarise_cells` makes them of these runs.
+    """
+    return [
+        *_of_other_images(runs),
+        *_of_other_settings(runs),
+        *_at_an_old_choice(runs, cells),
+        *_of_other_grids(runs),
+    ]
+
+
+def _of_other_images(runs: pd.DataFrame) -> list[str]:
+    """Data sets some of whose studies were trained before the images of that name changed."""
+    lines: list[str] = []
+    for dataset, group in runs.groupby("dataset"):
+        alike: dict[Hashable, list[str]] = {}
+        for study, own in group.groupby("study"):
+            origins = frozenset(own[ORIGIN].itertuples(index=False, name=None))
+            alike.setdefault(origins, []).append(str(study))
+        if len(alike) > 1:
+            differing = [key for key in ORIGIN if group[key].nunique() > 1]
+            lines.append(
+                f"{dataset}: its studies were trained with different {', '.join(differing)} "
+                f"({' | '.join(', '.join(studies) for studies in alike.values())}) and cannot be "
+                "compared; train the older ones again, or delete those of them under "
+                f"models/{dataset}/ that the grid no longer has"
+            )
+    return lines
+
+
+def _of_other_settings(runs: pd.DataFrame) -> list[str]:
+    """Studies some of whose columns are from before a change of the data or the settings.
+
+    The columns are then not one experiment and must not be read as one curve.
+    """
+    fixed = [
+        key
+        for key in (*ORIGIN, *settings_of(runs))
+        if key in runs and key not in ("base_lrs", "figure")
+    ]
+    lines: list[str] = []
+    for (dataset, study), group in runs.groupby(STUDY_KEYS):
+        varied = {"bn_batch_size"} if on_bn_axis(group).all() else set[str]()
+        varied |= {"epochs"} if (group["budget"] != "epochs").all() else set[str]()
+        counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
+        differing = [str(key) for key in counts.index[counts > 1]]
+        if differing:
+            alike = [
+                _sizes(part["batch_size"].unique())
+                for _, part in group.groupby(differing, dropna=False, sort=False)
+            ]
+            lines.append(
+                f"{dataset}/{study}: its columns were trained with different "
+                f"{', '.join(differing)} ({' | '.join(alike)}); train the older ones again, or "
+                f"delete those of them under models/{dataset}/{study}/ that the grid no longer has"
+            )
+    return lines
+
+
+def _at_an_old_choice(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """Studies trained at the best η̃ of another one that is not the best there any more."""
+    best = {
+        (cell["dataset"], cell["study"], cell["batch_size"]): cell["base_lr"]
+        for cell in best_cells(cells).to_dict("records")
+    }
+    chosen = runs.dropna(subset=["base_lr_from"])
+    lines: list[str] = []
+    for (dataset, study, source), group in chosen.groupby([*STUDY_KEYS, "base_lr_from"]):
+        places = group[["batch_size", "base_lr"]].drop_duplicates()
+        old = [
+            f"m{m}: {base_lr:g}, now {'none' if now is None else format(now, 'g')}"
+            for m, base_lr in places.itertuples(index=False, name=None)
+            if (now := best.get((dataset, source, m))) != base_lr
+        ]
+        if old:
+            lines.append(
+                f"{dataset}/{study}: was trained at an η̃ that is not the best of {source} "
+                f"({'; '.join(old)}); train these columns again"
+            )
+    return lines
+
+
+def _of_other_grids(runs: pd.DataFrame) -> list[str]:
+    """Studies whose batch sizes were tried at different η̃, or with different seeds."""
+    lines: list[str] = []
+    for (dataset, study), group in runs.groupby(STUDY_KEYS):
+        own_base_lrs = group["base_lr_from"].isna().all()  # otherwise each m has the best for it
+        for key, name in (("base_lr", "η̃"), ("seed", "seeds")):
+            alike: dict[Hashable, list[Any]] = {}
+            for m, column in group.groupby("batch_size"):
+                alike.setdefault(frozenset(column[key]), []).append(m)
+            if len(alike) > 1 and (key != "base_lr" or own_base_lrs):
+                lines.append(
+                    f"{dataset}/{study}: its columns have different {name} "
+                    f"({' | '.join(map(_sizes, alike.values()))}); compare them with care, or "
+                    "train the older ones again"
+                )
+    return lines
+
+
+def _sizes(batch_sizes: Any) -> str:
+    return ", ".join(f"m{m}" for m in sorted(batch_sizes))

@@ -1,0 +1,97 @@
+"""Results that do not belong together are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.analysis.evaluation import evaluate
+from tests.analysis import synthetic
+
+
+def written(
+    root: Path,
+    name: str,
+    *columns: int,
+    base_lrs: tuple[float, ...] = (2.0**-6, 2.0**-5),
+    seeds: int = 2,
+    base_lr_from: str | None = None,
+) -> Path:
+    """A small study whose best η̃ is 2^-5: at m = 2, 4 and 8 all are below the limit, near 2^-4."""
+    settings = {"base_lr_from": base_lr_from}
+    study = synthetic.Study(name, batch_sizes=columns or (2, 4), base_lrs=base_lrs, seeds=seeds,
+                            settings=settings, epochs=6)  # fmt: skip
+    return synthetic.write_models(root / "models", (study,))
+
+
+def warnings(root: Path) -> list[str]:
+    return list(evaluate(root / "models", root / "reports/evaluation").warnings)
+
+
+def of_other_images(models: Path, study: str) -> None:
+    for path in (models / "synthetic" / study).glob("*/runs.json"):
+        content = json.loads(path.read_text())
+        content["dataset"]["fingerprint"] = "0" * 64
+        path.write_text(json.dumps(content))
+
+
+def test_studies_of_different_images_are_pointed_out(tmp_path: Path) -> None:
+    for name in "abc":
+        written(tmp_path, name)
+    assert warnings(tmp_path) == []
+    of_other_images(tmp_path / "models", "b")
+    (line,) = warnings(tmp_path)
+    assert line.startswith(
+        "synthetic: its studies were trained with different fingerprint (a, c | b) and cannot be"
+    )
+
+
+@pytest.mark.parametrize(
+    ("base_lr", "said"),
+    [
+        (2.0**-5, []),
+        (2.0**-6, ["m2: 0.015625, now 0.03125; m4: 0.015625, now 0.03125"]),
+        (2.0**-8, ["m2: 0.00390625, now 0.03125; m4: 0.00390625, now 0.03125"]),
+    ],
+    ids=["the best", "no longer the best", "no longer tried"],
+)
+def test_a_base_lr_taken_from_another_study_is_still_its_best(
+    tmp_path: Path, base_lr: float, said: list[str]
+) -> None:
+    written(tmp_path, "a")
+    written(tmp_path, "d", base_lrs=(base_lr,), base_lr_from="a")
+    assert warnings(tmp_path) == [
+        f"synthetic/d: was trained at an η̃ that is not the best of a ({text}); train these "
+        "columns again"
+        for text in said
+    ]
+
+
+def test_nothing_is_the_best_of_a_column_that_is_gone(tmp_path: Path) -> None:
+    written(tmp_path, "a", 2)
+    written(tmp_path, "d", base_lrs=(2.0**-5,), base_lr_from="a")
+    (line,) = warnings(tmp_path)
+    assert "not the best of a (m4: 0.03125, now none)" in line
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [({"base_lrs": (2.0**-6,)}, "η̃"), ({"seeds": 3}, "seeds")]
+)
+def test_columns_of_different_grids_are_pointed_out(
+    tmp_path: Path, other: dict[str, Any], named: str
+) -> None:
+    written(tmp_path, "a")
+    written(tmp_path, "a", 8, **other)
+    (line,) = warnings(tmp_path)
+    assert line.startswith(f"synthetic/a: its columns have different {named} (m2, m4 | m8); ")
+
+
+def test_each_m_may_have_the_best_base_lr_for_it(tmp_path: Path) -> None:
+    written(tmp_path, "a", 2)
+    written(tmp_path, "a", 64)  # where the limit is lower: 2^-5.6
+    for m, best in ((2, 2.0**-5), (64, 2.0**-6)):
+        written(tmp_path, "d", m, base_lrs=(best,), base_lr_from="a")
+    assert warnings(tmp_path) == []
