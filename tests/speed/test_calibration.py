@@ -171,7 +171,8 @@ def test_a_choice_stays_whatever_is_learnt_later(monkeypatch: pytest.MonkeyPatch
         (CASE, 10**5, True),  # not worth it
         (replace(CASE, lanes=1), MUCH, True),
         (CASE, MUCH, False),
-        (replace(CASE, size=224, batch_size=2048), 10**13, True),  # more than a few seconds
+        # It would take more than a few seconds.
+        (replace(CASE, height=224, width=224, batch_size=2048), 10**13, True),
     ],
 )
 def test_nothing_is_measured_where_it_does_not_pay(
