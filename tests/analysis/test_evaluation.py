@@ -17,6 +17,7 @@ from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
+from smallbatch.report.environment import read_timings
 from tests.analysis import synthetic
 
 
@@ -168,6 +169,36 @@ def test_runs_and_history_must_agree(models: Path) -> None:
     history[history["run"] != history["run"].iloc[0]].to_parquet(path)
     with pytest.raises(UserError, match="does not hold the same runs"):
         load_results(models)
+
+
+@pytest.mark.parametrize("outcome", ["finished", "diverged"])
+@pytest.mark.parametrize("lost", ["last", "first", "none, one is there twice", "update"])
+def test_a_history_without_some_epochs_is_refused(models: Path, outcome: str, lost: str) -> None:
+    path = models / "synthetic/tiny/m2/history.parquet"
+    history = pd.read_parquet(path)
+    own = history[history["outcome"] == outcome]
+    sizes = own.groupby("run").size()
+    own = own[own["run"] == sizes.index[sizes > 1][0]].sort_values("epoch")
+    if lost in ("last", "first"):
+        history = history.drop(own.index[-1 if lost == "last" else 0])
+    elif lost == "update":
+        history.loc[own.index[-1], "updates"] -= 1
+    else:
+        history = pd.concat([history, own.tail(1)])
+    history.to_parquet(path)
+    with pytest.raises(UserError, match=r"history\.parquet: run .*allowed: all epochs to update"):
+        load_results(models)
+
+
+def test_timing_of_another_column_is_refused(models: Path, tmp_path: Path) -> None:
+    m2, m32 = (models / "synthetic/tiny" / name / "timing.json" for name in ("m2", "m32"))
+    shutil.copy(m2, m32)
+    for read in (lambda: evaluate(models, tmp_path / "out"), lambda: read_timings(models)):
+        with pytest.raises(UserError, match=r"m32/timing\.json: does not hold the same runs"):
+            read()
+    content = json.loads(m2.read_text())
+    m32.write_text(json.dumps(content | {"runs": {}}))  # says nothing of runs
+    assert len(read_timings(models)) == 2
 
 
 def test_nothing_trained_is_a_clear_error(tmp_path: Path) -> None:

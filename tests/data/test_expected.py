@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smallbatch.config.params import DatasetConfig
-from smallbatch.data.expected import expected_meta
+from smallbatch.data.expected import check_prepared, expected_meta, settings_digest
 from smallbatch.data.prepare import prepare
 from smallbatch.errors import UserError
 
@@ -35,6 +37,59 @@ def test_digits(tmp_path: Path, settings: dict[str, Any]) -> None:
     changed, known = expected_meta(other, folder)  # what is prepared is of another configuration
     assert not known
     assert changed.counts["train"] == 500
+
+
+def without_digest(folder: Path) -> None:
+    """As an older version prepared it."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["settings"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"subset": 59}, {"scale": "small"}])
+def test_data_prepared_with_other_settings_are_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = DatasetConfig(name="d", source="digits", subset=60, test_subset=40)
+    prepare(config, tmp_path)
+    folder = tmp_path / "prepared/d"
+    check_prepared(config.model_copy(update={"max_megapixels": 1}), folder)  # a mere limit
+    other = config.model_copy(update=change)
+    with pytest.raises(UserError, match=r"d: prepared with other settings .*; run `smallbatch"):
+        check_prepared(other, folder)
+    assert not expected_meta(other, folder)[1]
+    without_digest(folder)
+    check_prepared(config, folder)
+    if "subset" in change:
+        with pytest.raises(UserError, match="other settings"):
+            check_prepared(other, folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"subset": 4}, {"test_subset": 2}, {"validation_fraction": 0.5}, {"image_size": 6},
+     {"source": "parquet"}, {"path": "elsewhere"}],
+)  # fmt: skip
+def test_images_prepared_with_other_settings_are_refused(
+    tmp_path: Path, folder: Path, change: dict[str, Any]
+) -> None:
+    config = DatasetConfig(name="own", source="image_folder", path=str(folder))
+    other, prepared = config.model_copy(update=change), tmp_path / "prepared/own"
+    meta = prepare(config, tmp_path)
+    with pytest.raises(UserError, match="own: prepared with other settings"):
+        expected_meta(other, prepared)
+    assert expected_meta(config, prepared) == (meta, True)
+    without_digest(prepared)
+    assert expected_meta(config, prepared) == (meta, True)
+    if "path" not in change:  # which nothing else shows
+        with pytest.raises(UserError, match="own: prepared with other settings"):
+            expected_meta(other, prepared)
+
+
+def test_a_new_option_leaves_the_digest_of_the_settings() -> None:
+    settings = {"source": "digits", "subset": 60}
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    assert settings_digest(DatasetConfig.model_validate({"name": "d", **settings})) == digest
 
 
 def test_cifar() -> None:

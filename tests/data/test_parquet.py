@@ -322,3 +322,34 @@ def test_a_fifo_is_refused_at_once(shards: Path, write_shard: Write, png: bytes,
         os.mkfifo(path)
     with pytest.raises(UserError, match="found a FIFO"):
         open_default(shards).test.read(np.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("train.parquet", "train-old.parquet"),
+        ("train.parquet", "train/0000.parquet"),
+        ("train.parquet", "train_0.parquet"),
+        ("data/train-00000-of-00001.parquet", "data/train0.parquet"),
+    ],
+)
+def test_a_split_in_two_layouts_is_refused(
+    tmp_path: Path, write_shard: Write, png: bytes, one: str, other: str
+) -> None:
+    root = tmp_path / "train"  # as a split may be called, too
+    for name in (one, "data/test.parquet" if one.startswith("data") else "test.parquet"):
+        write_shard(root / name, [png] * 2, [0, 1])
+    assert len(open_default(root).train.labels) == 2
+    write_shard(root / other, [png] * 2, [0, 1])
+    with pytest.raises(UserError, match="the split train in 2 layouts") as caught:
+        open_default(root)
+    assert one in str(caught.value)
+    assert other in str(caught.value)
+
+
+def test_a_split_that_is_not_used_may_have_two_layouts(
+    tmp_path: Path, write_shard: Write, png: bytes
+) -> None:
+    for name in ("train", "test", "extra", "extra-old"):
+        write_shard(tmp_path / f"{name}.parquet", [png] * 2, [0, 1])
+    assert len(open_default(tmp_path).train.labels) == 2

@@ -89,8 +89,8 @@ def test_two_that_write_one_data_set_replace_it_one_after_the_other(
     write_prepared(old, tmp_path / "toy")
     written, go_on, write = threading.Event(), threading.Event(), prepared._write_files
 
-    def write_and_wait(dataset: Dataset, directory: Path) -> None:
-        write(dataset, directory)
+    def write_and_wait(dataset: Dataset, directory: Path, settings: str | None) -> None:
+        write(dataset, directory, settings)
         written.set()
         go_on.wait(10)
 

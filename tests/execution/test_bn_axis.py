@@ -86,8 +86,8 @@ def column_of(folder: Path, accuracies: dict[tuple[float, int], float | None]) -
         loss = dict.fromkeys(["train_loss", "validation_loss", "test_loss"], 1.0)
         accuracy = dict.fromkeys(["train_accuracy", "validation_accuracy", "test_accuracy"], value)
         rows.append({"run": name, "study": "s", "batch_size": 4, "base_lr": base_lr, "seed": seed,
-                     "epoch": 1, "updates": 5, "lr": 4 * base_lr, **loss, **accuracy,
-                     "outcome": outcome})  # fmt: skip
+                     "epoch": 1, "updates": 5 if value else 3, "lr": 4 * base_lr,
+                     "outcome": outcome, **loss, **accuracy})  # fmt: skip
         runs.append({"run": name, "base_lr": base_lr, "lr": 4 * base_lr, "seed": seed,
                      "outcome": outcome, "diverged_at": None if value else 3, "updates": 5,
                      "parameters": 7, "final": {}})  # fmt: skip

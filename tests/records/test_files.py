@@ -36,7 +36,7 @@ FINAL: dict[str, float | None] = dict(
     zip(METRICS, (1e-7, 1.0, None, None, float("inf"), 1 / 3), strict=True)
 )
 FINISHED = RunResult("finished", None, [row()], FINAL, 75, {"w": torch.ones(2)})
-DIVERGED = RunResult("diverged", 2, [row(lr=256.0)], dict.fromkeys(FINAL), 75, {})
+DIVERGED = RunResult("diverged", 2, [row(updates=2, lr=256.0)], dict.fromkeys(FINAL), 75, {})
 
 
 def test_a_column_is_written_and_read_as_records(tmp_path: Path) -> None:

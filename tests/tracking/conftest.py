@@ -160,7 +160,7 @@ def _entry(
         "seed": seed,
         "outcome": "diverged" if over else "finished",
         "diverged_at": 251 if over else None,
-        "updates": 600,
+        "updates": 600 if over else rows[-1]["updates"],
         "parameters": 75290,
         "final": dict.fromkeys(final) if over else final,
     }

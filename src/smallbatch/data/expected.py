@@ -1,9 +1,11 @@
-"""Describes a data set from its configuration, before it is prepared."""
+"""What a configuration says of a data set, before it is prepared and when it is used."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from smallbatch.config.params import DatasetConfig
-from smallbatch.data.prepared import Meta, load_meta
+from smallbatch.data.prepared import Meta, load_meta, settings_of
 from smallbatch.errors import UserError
 
 # Sources that never change: training images, test images, channels, pixels, classes.
@@ -26,25 +28,73 @@ def expected_meta(config: DatasetConfig, directory: Path) -> tuple[Meta, bool]:
         the classes' names are placeholders.
 
     Raises:
-        UserError: The data is not prepared, and the shape of its images is only known then.
+        UserError: The data is not prepared with these settings, and the shape of its images is only
+            known then.
     """
     if config.source not in _FIXED:
         try:
-            return load_meta(directory), True
+            meta = load_meta(directory)
         except UserError as error:
             raise UserError(
                 f"{directory}: not prepared, and a {config.source} source tells its shape only "
                 f"then; run `smallbatch prepare` first ({error})"
             ) from error
+        check_prepared(config, directory)
+        return meta, True
     guess = _from_configuration(config)
     try:
         meta = load_meta(directory)
     except UserError:
         return guess, False
-    described = [
-        (m.source, m.channels, m.height, m.width, m.counts, len(m.classes)) for m in (meta, guess)
-    ]
-    return (meta, True) if described[0] == described[1] else (guess, False)
+    return (meta, True) if _is_prepared_with(config, meta, directory) else (guess, False)
+
+
+def check_prepared(config: DatasetConfig, directory: Path) -> None:
+    """Refuse data that were prepared with other settings.
+
+    Args:
+        config: The configuration.
+        directory: The folder of the prepared data, ``data/prepared/<dataset>``.
+
+    Raises:
+        UserError: They were, or they are not prepared.
+    """
+    if not _is_prepared_with(config, load_meta(directory), directory):
+        raise UserError(
+            f"{directory}: prepared with other settings than the present dataset.*; "
+            "run `smallbatch prepare`"
+        )
+
+
+def settings_digest(config: DatasetConfig) -> str:
+    """SHA-256 (hex) of the settings on which prepared data depend, but for their name.
+
+    Those with a default value are left out, so that a new option leaves it as it was.
+    """
+    settings = config.model_dump(exclude={"name", "max_megapixels"}, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _is_prepared_with(config: DatasetConfig, meta: Meta, directory: Path) -> bool:
+    digest = settings_of(directory)
+    if digest is not None:
+        return digest == settings_digest(config)
+    # Prepared by an older version, which noted no settings: by what shows of them.
+    if config.source in _FIXED:
+        one, other = (
+            (m.source, m.channels, m.height, m.width, m.counts, len(m.classes))
+            for m in (meta, _from_configuration(config))
+        )
+        return one == other
+    total = meta.counts["train"] + meta.counts["validation"]
+    size = config.image_size
+    return (
+        meta.source == config.source
+        and config.subset in (None, total)
+        and meta.counts["validation"] == round(config.validation_fraction * total)
+        and config.test_subset in (None, meta.counts["test"])
+        and (size is None or meta.height == meta.width == size)
+    )
 
 
 def _from_configuration(config: DatasetConfig) -> Meta:

@@ -28,6 +28,9 @@ from smallbatch.errors import UserError
 _SHARD = re.compile(r"([A-Za-z]\w*?)(?:-.*|[_.]?\d+(?:_of_\d+)?)?\.parquet")  # group: the split
 _NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
 
+# A split's shards by layout: a folder, or files whose names go on alike after the split's.
+_Layouts = dict[str, list[Path]]
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -75,9 +78,7 @@ def open_parquet(
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot read it ({error.strerror})") from error
     choice = choose(folder, list(found), test_split)
-    train, test = found[choice.train], found[choice.test]
-    for paths in (train, test):
-        _check_complete(paths)
+    train, test = (_shards(folder, split, found[split]) for split in (choice.train, choice.test))
     splits = [[_open_shard(path, image_column, label_column) for path in paths]
               for paths in (train, test)]  # fmt: skip
     classes = _class_names([shard for shards in splits for shard in shards], label_column)
@@ -87,7 +88,7 @@ def open_parquet(
     return Source(classes, *read, note=choice.note)
 
 
-def _find(folder: Path) -> dict[str, list[Path]]:
+def _find(folder: Path) -> dict[str, _Layouts]:
     """The shards of each split in order; those of the one folder inside, if only that has some."""
     found = _splits_in(folder)
     if has_training(list(found)):
@@ -104,17 +105,32 @@ def _find(folder: Path) -> dict[str, list[Path]]:
     return next(iter(whole.values()), found)
 
 
-def _splits_in(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+def _splits_in(folder: Path) -> dict[str, _Layouts]:
+    found: dict[str, _Layouts] = {}
     for entry in visible(folder):
         path = Path(entry.path)
         if entry.is_dir():
             inside = [Path(each.path) for each in visible(path) if each.name.endswith(".parquet")]
             if inside:
-                found.setdefault(entry.name, []).extend(inside)
+                found.setdefault(entry.name, {})["a folder"] = inside
         elif match := _SHARD.fullmatch(entry.name):
-            found.setdefault(match[1], []).append(path)
+            rest = re.sub(r"\d.*", "0", path.stem.removeprefix(match[1]))
+            layout = "-" if rest.startswith("-") else rest
+            found.setdefault(match[1], {}).setdefault(layout, []).append(path)
     return found
+
+
+def _shards(folder: Path, split: str, layouts: _Layouts) -> list[Path]:
+    """The shards of a split, complete and of one layout: two may hold the same images twice."""
+    if len(layouts) > 1:
+        names = [str(path.relative_to(folder)) for path, *_ in layouts.values()]
+        raise UserError(
+            f"dataset.path: found {folder}, which has the split {split} in {len(layouts)} layouts "
+            f"({', '.join(names)}); allowed: one, so move the others elsewhere"
+        )
+    (paths,) = layouts.values()
+    _check_complete(paths)
+    return paths
 
 
 def _check_complete(paths: list[Path]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from smallbatch.config.params import DatasetConfig
+from smallbatch.data.expected import settings_digest
 from smallbatch.data.images import size_text, with_channels
 from smallbatch.data.prepared import Dataset, Meta, fingerprint, write_prepared
 from smallbatch.data.selection import (
@@ -50,7 +51,7 @@ def prepare(
         say(source.note)
     try:
         dataset = assemble(config, source)
-        write_prepared(dataset, root / "prepared" / config.name)
+        write_prepared(dataset, root / "prepared" / config.name, settings_digest(config))
     except MemoryError as error:
         raise UserError(
             f"dataset: not enough memory to prepare {config.name} ({first_line(error)}); "

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,13 @@ class Meta:
     counts: dict[str, int]
     fingerprint: str
     scale: str | None = None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What ``meta.json`` says beyond the description: a digest of the settings, if any."""
+
+    settings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def load_prepared(directory: Path) -> Dataset:
     return Dataset(meta=meta, **arrays)
 
 
-def write_prepared(dataset: Dataset, directory: Path) -> None:
+def write_prepared(dataset: Dataset, directory: Path, settings: str | None = None) -> None:
     """Writes a data set into a folder, and replaces what was there.
 
     The same data always give the same bytes.
@@ -119,13 +126,14 @@ def write_prepared(dataset: Dataset, directory: Path) -> None:
     Args:
         dataset: The data set.
         directory: The folder, ``data/prepared/<dataset>``.
+        settings: A digest of the settings that it was prepared with, for ``meta.json``.
 
     Raises:
         UserError: The folder can't be written.
     """
     try:
         with scratch_folder(directory.parent, directory.name) as scratch:
-            _write_files(dataset, scratch / "new")
+            _write_files(dataset, scratch / "new", settings)
             with locked(directory.parent):  # two processes may prepare one data set
                 _replace(scratch / "new", directory, aside=scratch / "old")
     except OSError as error:
@@ -138,11 +146,31 @@ def load_meta(directory: Path) -> Meta:
     Raises:
         UserError: It is missing or damaged.
     """
+    meta = _read_meta(Meta, directory)
+    if sorted(meta.counts) != sorted(SPLITS):
+        path = directory / "meta.json"
+        raise UserError(f"{path}: counts: found {sorted(meta.counts)}; allowed: {sorted(SPLITS)}")
+    return meta
+
+
+def settings_of(directory: Path) -> str | None:
+    """The digest of the settings that a data set was prepared with; older ones have none.
+
+    Raises:
+        UserError: The description is missing or damaged.
+    """
+    return _read_meta(_Origin, directory).settings
+
+
+_Read = TypeVar("_Read", Meta, _Origin)
+
+
+def _read_meta(kind: type[_Read], directory: Path) -> _Read:
     from pydantic import TypeAdapter, ValidationError
 
     path = directory / "meta.json"
     try:
-        meta = TypeAdapter(Meta).validate_json(durable.read(path), strict=True)
+        return TypeAdapter(kind).validate_json(durable.read(path), strict=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{directory}: found no prepared data set (no meta.json); run `smallbatch prepare`"
@@ -153,9 +181,6 @@ def load_meta(directory: Path) -> Meta:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "content"
         raise UserError(f"{path}: {key}: {first['msg']}; prepare the data set again") from error
-    if sorted(meta.counts) != sorted(SPLITS):
-        raise UserError(f"{path}: counts: found {sorted(meta.counts)}; allowed: {sorted(SPLITS)}")
-    return meta
 
 
 def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
@@ -182,11 +207,12 @@ def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
         ) from error
 
 
-def _write_files(dataset: Dataset, directory: Path) -> None:
+def _write_files(dataset: Dataset, directory: Path, settings: str | None) -> None:
     directory.mkdir()
     for name, array in dataset.arrays().items():
         _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
-    text = json.dumps(asdict(dataset.meta), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    content = asdict(dataset.meta) | ({} if settings is None else {"settings": settings})
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     _write(directory / "meta.json", lambda file: file.write(text.encode()))
     durable.sync_folder(directory)
 

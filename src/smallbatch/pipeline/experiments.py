@@ -11,6 +11,7 @@ from smallbatch.pipeline.single import SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
+    from smallbatch.data.prepared import Dataset
     from smallbatch.protocol.column import Column
     from smallbatch.speed.plan import Plan
 
@@ -32,8 +33,8 @@ def train_study_column(
         time_limit: Seconds after which to stop, with all progress kept.
 
     Raises:
-        UserError: The study is unknown, the data is not prepared, or the batch is larger than the
-            training set.
+        UserError: The study is unknown, the data is not prepared with these settings, or the batch
+            is larger than the training set.
         Stopped: By a signal or before the time limit.
     """
     if study not in params.studies:
@@ -55,15 +56,14 @@ def measure_updates(params: Params) -> Path:
         no such study.
 
     Raises:
-        UserError: The data is not prepared.
+        UserError: The data is not prepared with these settings.
     """
     import pandas as pd
 
     from smallbatch.analysis.evaluation import write_table
-    from smallbatch.data.prepared import load_prepared
     from smallbatch.engines.update_variance import measure_study
 
-    dataset = load_prepared(PREPARED / params.dataset.name)
+    dataset = _prepared(params)
     rows = [
         row
         for name, study in measured_studies(params).items()
@@ -116,7 +116,7 @@ def plan_columns(params: Params) -> Plan:
     """What the columns of the pipeline will cost; see :func:`~smallbatch.speed.plan.plan`.
 
     Raises:
-        UserError: The shape of the images is not known yet.
+        UserError: The shape of the images is not known yet, or only of other settings.
     """
     from smallbatch.speed.plan import plan
 
@@ -144,17 +144,25 @@ def result_folders() -> list[Path]:
 
 
 def _plan(study: str, params: Params, batch_size: int) -> Column:
-    from smallbatch.data.prepared import load_prepared
     from smallbatch.protocol.column import plan_column
 
     return plan_column(
         study,
         params.studies[study],
-        load_prepared(PREPARED / params.dataset.name),
+        _prepared(params),
         batch_size=batch_size,
         base_lrs=_base_lrs(params, study, batch_size),
         seeds=range(params.grid.seeds),
     )
+
+
+def _prepared(params: Params) -> Dataset:
+    from smallbatch.data.expected import check_prepared
+    from smallbatch.data.prepared import load_prepared
+
+    directory = PREPARED / params.dataset.name
+    check_prepared(params.dataset, directory)
+    return load_prepared(directory)
 
 
 def _base_lrs(params: Params, study: str, batch_size: int) -> tuple[float, ...]:

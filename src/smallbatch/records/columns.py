@@ -91,7 +91,8 @@ def read_column(directory: Path) -> ColumnFiles:
         raise UserError(
             f"{path}: does not hold the same runs as runs.json ({', '.join(names[:3])}); {_ADVICE}"
         )
-    return ColumnFiles(directory, record, history, read_timing(directory))
+    _check_ends(path, record, history)
+    return ColumnFiles(directory, record, history, read_timing(directory, record))
 
 
 def read_record(directory: Path) -> ColumnRecord:
@@ -112,14 +113,26 @@ def read_record(directory: Path) -> ColumnRecord:
     return record
 
 
-def read_timing(directory: Path) -> Timing:
+def read_timing(directory: Path, record: ColumnRecord) -> Timing:
     """Read a column's `timing.json`; empty where there is none.
 
+    Args:
+        directory: The column's.
+        record: Its `runs.json`.
+
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or of other runs than the record's.
     """
     path = directory / "timing.json"
-    return read_json(Timing, path, _ADVICE) if path.exists() else Timing()
+    if not path.exists():
+        return Timing()
+    timing = read_json(Timing, path, _ADVICE)
+    if differing := set(timing.runs) ^ {run.run for run in record.runs} if timing.runs else set():
+        raise UserError(
+            f"{path}: does not hold the same runs as runs.json ({', '.join(sorted(differing)[:3])})"
+            f"; {_ADVICE}, or delete this file"
+        )
+    return timing
 
 
 def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
@@ -138,6 +151,24 @@ def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
     medians.columns = ["reported_accuracy", "reported_validation_accuracy"]
     medians.loc[by_run["outcome"].first() == "diverged"] = math.nan
     return medians
+
+
+def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None:
+    """Refuse a history that lacks epochs: each run's follow each other from 1 to its last update.
+
+    That is the last planned one, or that at which the run diverged.
+    """
+    ends = {
+        run.run: run.updates if run.outcome == "finished" else run.diverged_at
+        for run in record.runs
+    }
+    for name, own in history.sort_values("epoch").groupby("run"):
+        epochs, last = own["epoch"].tolist(), own["updates"].iloc[-1]
+        if epochs != [*range(1, len(epochs) + 1)] or last != ends[str(name)]:
+            raise UserError(
+                f"{path}: run {name}: found {len(epochs)} epochs, the last to update {last}, "
+                f"allowed: all epochs to update {ends[str(name)]}, as runs.json says; {_ADVICE}"
+            )
 
 
 def _order(path: Path) -> list[tuple[int, str]]:

@@ -41,12 +41,13 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
         JSON text. Columns without a timing file are left out.
 
     Raises:
-        UserError: A timing file is damaged.
+        UserError: A timing file is damaged, or that of another column.
     """
     rows: list[dict[str, Any]] = []
     complete = find_columns(models_dir)[0] if models_dir.is_dir() else []
     for directory in complete:
-        record, whole = read_record(directory), read_timing(directory)
+        record = read_record(directory)
+        whole = read_timing(directory, record)
         timing, environment = whole.column, dict(whole.environment)
         if not timing:
             continue
