@@ -166,13 +166,13 @@ def test_finding_out_costs_at_most_two_percent_and_a_minute(
     assert decide("column", CASE, int(0.99 * images), lambda: True) is None
     assert done == []
     assert decide("column", CASE, int(1.01 * images), lambda: True) == TRITON
-    huge = replace(CASE, size=224, batch_size=2048)
+    huge = replace(CASE, height=224, width=224, batch_size=2048)
     assert cost(huge, THREE, training_flops_of(huge)) > 60
     assert decide("huge", huge, 10**13, lambda: True) is None
 
 
 def test_short_updates_take_their_launches_time() -> None:
-    tiny = replace(CASE, size=8, batch_size=2)
+    tiny = replace(CASE, height=8, width=8, batch_size=2)
     flops = training_flops_of(tiny)
     assert least_seconds(tiny, 52 * 10**6, flops) == pytest.approx(100.0)
 

@@ -137,7 +137,7 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
         }
         without = subprocess.run(command, env=os.environ, capture_output=True, text=True)
         assert without.returncode == 2
-        assert "PGPASSWORD: not set in the environment" in without.stderr
+        assert "PGPASSWORD is not set in the environment" in without.stderr
         (tmp_path / "tmp").mkdir()
         environment = {**os.environ, **secrets, "PYTHON": sys.executable}
         environment["TMPDIR"] = str(tmp_path / "tmp")

@@ -21,7 +21,7 @@ from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.records import ColumnInfo, RunInfo
-from smallbatch.tracking.store import Store, is_new, open_store
+from smallbatch.tracking.store import Store, may_be_new, open_store
 from smallbatch.tracking.sync import sync
 from smallbatch.tracking.uri import TrackingUri
 
@@ -172,7 +172,7 @@ class Mirror:
     def initialise(self) -> None:
         """Create the database if there is none yet; what fails is tried again later."""
         with suppress(UserError):
-            if not is_new(TrackingUri.parse()):
+            if not may_be_new(TrackingUri.parse()):
                 return
         self._answer(initialising=True)
         signal.alarm(INITIALISE_S)  # which ends the process

@@ -108,9 +108,11 @@ def _check_links(*paths: Path) -> None:
             )
 
 
-def is_new(uri: TrackingUri) -> bool:
-    """Whether opening the store creates an sqlite database first, which takes a while."""
-    return uri.database is not None and not uri.database.exists()
+def may_be_new(uri: TrackingUri) -> bool:
+    """Whether opening the store may create tables first, which takes a while."""
+    if uri.database is None:
+        return uri.kind == "database"  # only a connection could tell
+    return not uri.database.exists()
 
 
 def prepare_environment() -> None:

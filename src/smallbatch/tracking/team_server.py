@@ -33,7 +33,7 @@ def main() -> None:
     asked = _asked()
     for name in _SECRETS:
         if not os.environ.get(name):
-            _die(f"{name}: not set in the environment")
+            _die(f"{name} is not set in the environment")
     password = os.environ.pop("MLFLOW_ADMIN_PASSWORD")
     if len(password) < _LEAST:
         _die(f"MLFLOW_ADMIN_PASSWORD: shorter than {_LEAST} characters")
