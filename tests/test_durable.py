@@ -70,7 +70,7 @@ def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
 
 def test_what_another_process_writes_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
-    with durable._temporary(path) as file:
+    with durable._temporary(path, 0o666) as file:
         durable.write(path, b"second")
         assert Path(file.name).exists()
         file.write(b"first")

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from smallbatch import private
+from smallbatch import durable, private
 from tests.users import NOBODY, as_nobody, common_folder, needs_two_users
 
 
@@ -202,7 +202,7 @@ def test_what_is_planted_is_replaced_by_what_is_written(
 ) -> None:
     path = tmp_path / "file"
     plant(path)
-    private.write(path, b"own")
+    durable.write(path, b"own", mode=0o600)
     assert private.read(path) == b"own"
     assert mode(path) == 0o600
     victim = tmp_path / "victim"
@@ -213,7 +213,7 @@ def test_what_is_planted_is_replaced_by_what_is_written(
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(IsADirectoryError):
-        private.write(tmp_path / "file", b"own")
+        durable.write(tmp_path / "file", b"own", mode=0o600)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
@@ -241,15 +241,6 @@ def test_in_a_project_files_of_its_owner_and_group_are_read_and_of_others_not(
     os.chown(tmp_path, 65534, 65534)
     monkeypatch.chdir(tmp_path)
     assert private.read_shared(path) == b"theirs"
-
-
-def test_a_scratch_folder_is_private_and_goes_with_its_process() -> None:
-    code = "from smallbatch import private; print(private.scratch_folder())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not Path(done.stdout.strip()).exists()
-    folder = private.scratch_folder()
-    assert folder == private.scratch_folder()
-    assert mode(folder) == 0o700
 
 
 @pytest.mark.parametrize(("folder", "lock"), [(0o755, 0o600), (0o775, 0o660), (0o700, 0o600)])

@@ -78,4 +78,4 @@ def _kinds(failures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split())[:200].replace("|", "\\|")
+    return str(value)[:200]

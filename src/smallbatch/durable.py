@@ -30,16 +30,17 @@ class Misplaced(Damaged):
     """A sealed file was copied or moved from its place to another's."""
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
-    Several processes may write one file at once: it then has the bytes of the last.
+    Several processes may write one file at once: it then has the bytes of the last. A link at
+    ``path`` is replaced, not followed. The umask takes its part of ``mode``.
 
     Raises:
         OSError: It cannot be written; an old file at ``path`` is unchanged, and no other is left.
     """
     try:
-        with _temporary(path) as file:
+        with _temporary(path, mode) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +52,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
+def _temporary(path: Path, mode: int) -> Generator[IO[bytes], None, None]:
     """A new file beside another, ``NAME.RANDOM.part``, that this process alone has and locks.
 
     First it removes those of killed processes, which are those that no process has locked. The file
@@ -67,7 +68,7 @@ def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
                     left.unlink()
             finally:
                 os.close(descriptor)
-    file = _create(path)
+    file = _create(path, mode)
     try:
         with file:
             yield file
@@ -76,9 +77,10 @@ def _temporary(path: Path) -> Generator[IO[bytes], None, None]:
             Path(file.name).unlink(missing_ok=True)
 
 
-def _create(path: Path) -> IO[bytes]:
+def _create(path: Path, mode: int) -> IO[bytes]:
     while True:
-        file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
+        name = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+        file = open(name, "xb", opener=lambda it, flags: os.open(it, flags, mode))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another process takes it for left over, or another user has it

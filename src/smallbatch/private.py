@@ -14,7 +14,6 @@ import os
 import pwd
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -150,35 +149,6 @@ def open_lock(path: Path) -> int:
         with suppress(OSError):  # a file system that has one mode for all
             os.fchmod(descriptor, mode)
     return descriptor
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write or replace a file, whole; what is planted at its place, or a link there, goes.
-
-    Raises:
-        OSError: It cannot be written; an old file is unchanged.
-    """
-    descriptor, part = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(part).replace(path)
-    except OSError:
-        with suppress(OSError):
-            Path(part).unlink()
-        raise
-
-
-def scratch_folder() -> Path:
-    """A new private folder that goes with this process, for what cannot be kept elsewhere."""
-    return Path(_scratch().name)
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="smallbatch-", ignore_cleanup_errors=True)
 
 
 @contextmanager

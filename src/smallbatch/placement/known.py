@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from smallbatch import machine, private
+from smallbatch import durable, machine, private
 from smallbatch.engines.kinds import GPU_KERNELS, Engine, serves
 from smallbatch.engines.made_by import code_digest
 from smallbatch.placement.workload import Method, Workload
@@ -75,7 +75,7 @@ def learn(
         return
     with suppress(OSError), private.locked(path.with_suffix(".lock"), wait=LOCK_S):
         merged = asdict(_merged(_read(path), news))
-        private.write(path, json.dumps(merged, indent=1).encode())
+        durable.write(path, json.dumps(merged, indent=1).encode(), mode=0o600)
 
 
 def alike(workload: Workload) -> Workload:

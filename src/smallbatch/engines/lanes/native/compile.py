@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 
-from smallbatch import private
+from smallbatch import durable, private
 from smallbatch.engines.lanes.native.compiler import LIMIT_S, CompilerFailed, identity, run
 from smallbatch.machine import cache_folder, processor
 
@@ -132,7 +132,7 @@ def _compile_into(real: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = _compile(real, Path(scratch))
         made.chmod(0o700)  # whatever the umask is
-        private.write(_digest(path), _sha256(made.read_bytes()))
+        durable.write(_digest(path), _sha256(made.read_bytes()), mode=0o600)
         made.replace(path)
 
 
