@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -12,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
 
-from smallbatch.tracking import ColumnInfo, LiveMirror, RunInfo, sync
+from smallbatch.tracking import ColumnInfo, LiveMirror, RunInfo, live_process, sync
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.records import read_column
 from smallbatch.tracking.uri import TrackingUri
@@ -294,9 +296,28 @@ def test_importing_and_using_it_does_not_import_mlflow() -> None:
     assert done.stderr == ""
 
 
+def test_a_store_that_another_process_writes_to_is_in_reach(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the column's end would wait for it as briefly as for a server that is gone."""
+    column = read_column(columns.write(8))
+    answers = io.StringIO()
+    mirror = live_process.Mirror(answers)
+    mirror.handle({"kind": "start", **asdict(column.info)})
+    row = {"epoch": 1, "train_loss": 0.5, "updates": 100}
+    run = asdict(column.runs[0].info)
+    mirror.handle({"kind": "epoch", "run": run, "row": row, "time": time.time()})
+    monkeypatch.setattr(live_process, "LOCK_S", 0.05)
+    monkeypatch.setattr(live_process, "FLUSH_S", 0.0)
+    with exclusive(TrackingUri.parse(), column.info.experiment):
+        mirror.tick()
+    assert json.loads(answers.getvalue()) == {"reached": True}
+    mirror.tick()
+    logged = "select count(*) from metrics where key = 'train_loss'"
+    assert tables.query(logged) == [(1,)]
+
+
 def test_messages_survive_json() -> None:
     column = ColumnInfo("d", "f", "s", 8, {"milestones": (0.5,)}, environment={"gpu": None})
-    from dataclasses import asdict
-
     back = ColumnInfo(**json.loads(json.dumps(asdict(column))))
     assert back.key == column.key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -137,6 +138,25 @@ def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
         with pytest.raises(UserError, match=r"…@127.0.0.1:\d+/x does not answer within 0\.5 s"):
             open_store(f"postgresql+psycopg2://u:S3cretPw@127.0.0.1:{port}/x")
         assert time.monotonic() - started < 10
+
+
+def test_a_slow_import_is_not_a_slow_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine, where MLflow's import takes longer than a connection may."""
+    import mlflow.store.db
+
+    name = "mlflow.store.db.utils"
+
+    class Slowly:
+        def find_spec(self, module: str, *_: object) -> None:
+            if module == name:
+                time.sleep(1.0)
+
+    monkeypatch.setattr("smallbatch.tracking.store.CONNECT_S", 0.5)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(mlflow.store.db, "utils", raising=False)
+    monkeypatch.setattr("sys.meta_path", [Slowly(), *sys.meta_path])
+    with pytest.raises(UserError, match=r"refused$"):
+        open_store("postgresql+psycopg2://u:S3cretPw@127.0.0.1:9/x")
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2"])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
-from smallbatch.tracking.locks import exclusive
+from smallbatch.tracking.locks import Busy, exclusive
 from smallbatch.tracking.records import ColumnInfo, RunInfo
 from smallbatch.tracking.store import Store, may_be_new, open_store
 from smallbatch.tracking.sync import sync
@@ -197,9 +197,10 @@ class Mirror:
             _reason(lambda: column.kill(store))
 
     def _flush(self) -> None:
-        store = self._open()
-        if self._column:
-            self._column.flush(store)
+        with suppress(Busy):  # its epochs go with the next batch, as from a store in good order
+            store = self._open()
+            if self._column:
+                self._column.flush(store)
 
     def _probe(self) -> None:
         self._open().client.search_experiments(max_results=1)

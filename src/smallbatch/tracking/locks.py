@@ -19,6 +19,10 @@ WAIT_S = 600.0
 _QUIET_S = 2.0
 
 
+class Busy(UserError):  # noqa: N818 - the state of a store
+    """Another process writes to the store, which therefore can be reached."""
+
+
 def own_folder() -> Path:
     """A private folder for locks and half-made files: in the cache, else in `.smallbatch` here.
 
@@ -53,7 +57,8 @@ def exclusive(uri: TrackingUri, purpose: str, *, wait: float = WAIT_S) -> Genera
         wait: Seconds to wait for another process, at most. What is waited for is told on stderr.
 
     Raises:
-        UserError: Another process has it for that long, or there is no place for locks.
+        Busy: Another process has it for that long.
+        UserError: There is no place for locks.
     """
     name = hashlib.sha256(f"{uri.store}\n{purpose}".encode()).hexdigest()[:16]
     path = own_folder() / f"{name}.lock"
@@ -68,7 +73,7 @@ def exclusive(uri: TrackingUri, purpose: str, *, wait: float = WAIT_S) -> Genera
         try:
             held.enter_context(private.locked(path, wait=wait, check=check))
         except TimeoutError:
-            raise UserError(
+            raise Busy(
                 f"MLFLOW_TRACKING_URI: another process has been writing to {uri} ({purpose}) for "
                 f"over {wait:g} s; it holds {path}"
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -169,6 +170,9 @@ def _reach(uri: TrackingUri) -> None:
     """
     limit = min(CONNECT_S, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
     failed: list[Exception] = []
+    if uri.kind == "database":
+        # Beforehand: on a busy machine the import alone takes longer than the limit.
+        importlib.import_module("mlflow.store.db.utils")
 
     def reach() -> None:
         try:
