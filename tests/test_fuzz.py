@@ -39,8 +39,9 @@ CASES = {
     "params, plan": 900, "params, prepare": 250, "params, train": 200, "train options": 250,
     "run options": 300, "bench options": 200, "profiles": 20, "profile options": 60,
     "prepared data, measure": 100, "image folders, prepare": 200, "Parquet, prepare": 200,
-    "records, evaluate": 60, "claims": 500, "checkpoints and records": 400, "ui and URIs": 20,
-    "sync and URIs": 5, "records, sync": 6, "records and tables, report": 2,
+    "records, evaluate": 60, "claims": 500, "checkpoints and records": 400, "locks": 200,
+    "ui and URIs": 20, "sync and URIs": 5, "caches, sync": 3, "records, sync": 6,
+    "records and tables, report": 2,
 }  # fmt: skip
 """Of each target; `python -m benchmarks.fuzz` has more."""
 

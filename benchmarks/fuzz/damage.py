@@ -77,6 +77,11 @@ URIS = (
     "http://", "https://h:99999", "http://u:S3cret?Pw@[", "ftp://u:S3cret@h", "databricks",
     "file:///etc", "file://h/x", "uc:x", "://", "\x01", "sqlite:///" + "a" * 5000,
 )  # fmt: skip
+FOLDERS = (
+    "", " ", ".", "models", "params.yaml", "mlflow.db", "new", "a/b/c", "/dev/null", "/dev/null/x",
+    "/proc", "/proc/self/x", "~no-such-user", "~no-such-user/x", "é", "e\u0301", "🦆", "\udc80",
+    "a" * 300, "a/" * 300, "a\nb", "\x1b[31m", "%s", "{0}", "$HOME", "`id`", "'", "--", "x/../y",
+)  # fmt: skip
 TIMES = (
     "",
     "0",

@@ -39,6 +39,7 @@ compute: {device: cpu, engine: loop, workers: 1}
 """
 COLUMN = Path("models/digits/a/m4")
 CHUNK, CHECKPOINT, RECORD = "column/chunk", "000000000003.checkpoint", "run/record"
+WORK, LOCK = "work", "left.lock"
 
 
 def _own(source: str, path: str) -> str:
@@ -153,6 +154,16 @@ def checkpoints(folder: Path) -> None:
     files.save_record(folder / "run", result, clock, "code")
 
 
+def locks(folder: Path) -> None:
+    """The lock of a column, left by a process that ended without a word."""
+    from smallbatch.records.lock import one_writer
+
+    with one_writer(folder / WORK, COLUMN) as lock:
+        signature = lock.path.read_bytes()
+    lock.path.rename(folder / LOCK)
+    (folder / LOCK).write_bytes(signature)
+
+
 @functools.cache
 def _png(seed: int) -> bytes:
     from PIL import Image
@@ -242,6 +253,21 @@ def seals(random: Random) -> list[Edit]:
     file = random.choice((f"{CHUNK}/{CHECKPOINT}", RECORD))
     again: list[Edit] = [("seal", file)] if random.random() < 0.5 else []
     return [*damage.bytes_of(random, file), *again]
+
+
+def in_lock(random: Random) -> list[Edit]:
+    """Damages of what a lock file says, and of its bytes."""
+    edits: list[Edit] = []
+    if random.random() < 0.6:
+        edits.append(("value", LOCK, random.random(), damage.value(random, json=True)))
+    if not edits or random.random() < 0.5:
+        edits += damage.bytes_of(random, LOCK)
+    return edits
+
+
+def caches(random: Random) -> list[Edit]:
+    """Odd folders for the cache, none of them outside the case's but those that nobody can make."""
+    return [("variable", "SMALLBATCH_CACHE", random.choice(damage.FOLDERS))]
 
 
 def uris(random: Random) -> list[Edit]:
@@ -338,6 +364,30 @@ def keeps_checkpoints(folder: Path) -> str | None:
     return None
 
 
+def takes_the_lock(folder: Path) -> str | None:
+    """Whatever a lock file says, the lock is taken or waited for, and then given back empty."""
+    from smallbatch.records.checkpoints import column_key
+    from smallbatch.records.lock import one_writer
+
+    path = folder / WORK / f"{column_key(COLUMN)}.lock"
+    (folder / LOCK).rename(path)
+
+    def wait() -> None:
+        raise _Waits
+
+    try:
+        with one_writer(folder / WORK, COLUMN, wait) as lock:
+            if lock.token not in path.read_text():
+                return "the lock is taken, and its file does not say by whom"
+    except _Waits:
+        return None
+    return "something is left in the lock's file" if path.read_bytes() else None
+
+
+class _Waits(Exception):  # noqa: N818 - nothing went wrong
+    pass
+
+
 def _is_whole(path: Path) -> bool:
     content = path.read_bytes()
     return hashlib.sha256(content[32:]).digest() == content[:32]
@@ -393,6 +443,8 @@ _MEASURE = {"smallbatch.engines.update_variance.measure_study": _stubbed_measure
 _BENCH = {"smallbatch.speed.bench.command.bench": _stubbed_bench}
 _UI = {"os.execv": _stubbed_exec}
 
+_SETTLE = {"smallbatch.records.lock.SETTLE_S": 0.0}
+
 _RATES = ("2^-6", *damage.NUMBERS)
 _COUNTS = ("4", *damage.NUMBERS)
 _SWITCHES = ("auto", "cpu", "cuda")
@@ -442,8 +494,10 @@ TARGETS = (
            in_file("claims.json")),
     Target("checkpoints and records", 6, ["profile", "list"], checkpoints,
            seals, keeps_checkpoints),
+    Target("locks", 3, ["profile", "list"], locks, in_lock, takes_the_lock, _SETTLE),
     Target("ui and URIs", 0.6, ["ui", "--port", "50999"], params, uris, stubs=_UI),
     Target("sync and URIs", 0.2, ["sync"], trained, uris),
+    Target("caches, sync", 0.1, ["sync"], tracked, caches),
     Target("records, sync", 0.1, ["sync"], tracked,
            in_file(*_RECORDS)),
     Target("records and tables, report", 0.05, ["report"], evaluated,
