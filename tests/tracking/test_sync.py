@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SOURCE = Path(__file__).parents[2] / "src"
+MARK = "`smallbatch.superseded`"
 
 
 def test_every_point_arrives_exactly_once(columns: Any, tables: Any, expected_points: Any) -> None:
@@ -121,17 +122,18 @@ def test_an_empty_database_is_rebuilt_alike(columns: Any, tables: Any, workplace
     assert rebuilt.query(stamps) == tables.query(stamps)
 
 
-def test_a_replay_cut_short_before_its_mark_logs_no_summary_again(
+def test_a_replay_cut_short_before_its_mark_logs_each_summary_once(
     columns: Any, tables: Any
 ) -> None:
     directory = columns.write(8)
     sync(columns.root)
     summaries = (
         "select m.key, m.step, m.value from metrics m join runs r using (run_uuid) where not "
-        "exists (select 1 from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run')"
+        "exists (select 1 from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run') "
+        "and r.lifecycle_stage = 'active'"
     )
-    before = tables.query(summaries)
-    assert {key for key, *_ in before} >= {"runs_finished", "best_accuracy", "seconds"}
+    before = {key: value for key, _, value in tables.query(summaries)}
+    assert before.keys() >= {"runs_finished", "best_accuracy", "seconds"}
     client = open_store().client
     (parent,) = tables.query(
         "select run_uuid from tags where key = 'smallbatch.synced' and \
@@ -142,20 +144,22 @@ def test_a_replay_cut_short_before_its_mark_logs_no_summary_again(
     timing["column"]["seconds"] += 1.0  # trained again, with the same results
     (directory / "timing.json").write_text(json.dumps(timing))
     sync(columns.root)
-    assert sorted(tables.query(summaries)) == sorted(before)
-    assert client.get_run(parent[0]).data.tags[entries.SYNCED]
+    expected = [(key, 0, it + (key == "seconds")) for key, it in before.items()]
+    assert sorted(tables.query(summaries)) == sorted(expected)
+    assert sync(columns.root).unchanged == 5
 
 
-def test_a_widened_column_keeps_its_parent_and_runs(columns: Any, tables: Any) -> None:
+def test_a_widened_column_keeps_its_runs(columns: Any, tables: Any) -> None:
     columns.write(8, seeds=2)
     sync(columns.root)
     columns.write(8, seeds=3)
     report = sync(columns.root)
-    assert (report.runs_created, report.runs_updated, report.unchanged) == (2, 1, 4)
-    finished = tables.query("select step, value from metrics where key = 'runs_finished'")
-    assert sorted(finished) == [(0, 4.0), (0, 6.0)]
-    latest = tables.query("select value from latest_metrics where key = 'runs_finished'")
-    assert latest == [(6.0,)]
+    assert (report.runs_created, report.runs_updated, report.runs_discarded) == (3, 4, 1)
+    finished = (
+        "select r.lifecycle_stage, m.value from latest_metrics m join runs r using (run_uuid) "
+        "where m.key = 'runs_finished'"
+    )
+    assert sorted(tables.query(finished)) == [("active", 6.0), ("deleted", 4.0)]
     assert sync(columns.root).unchanged == 7
 
 
@@ -174,12 +178,17 @@ def test_single_runs_of_one_study_have_parents_of_their_own(columns: Any, tables
     assert len(set(children)) == 5
 
 
-def test_an_edited_figure_changes_nothing(columns: Any, tables: Any) -> None:
+def test_an_edited_figure_changes_only_its_tag(columns: Any, tables: Any) -> None:
     columns.write(8)
     sync(columns.root)
     before = tables.content()
     columns.write(8, figure="8")
-    assert sync(columns.root).unchanged == 5
+    report = sync(columns.root)
+    assert (report.runs_updated, report.points_logged) == (5, 0)
+    figures = "select value, count(*) from tags where key = 'smallbatch.figure' group by 1"
+    assert tables.query(figures) == [("8", 5)]
+    columns.write(8)
+    sync(columns.root)
     assert tables.content() == before
 
 
@@ -198,10 +207,10 @@ def test_other_results_of_the_same_run_replace_it(
     sync(columns.root)
     directory = columns.write(8, salt=1)
     report = sync(columns.root)
-    assert (report.runs_created, report.runs_updated) == (4, 1)
+    assert (report.runs_created, report.runs_discarded) == (5, 5)
     assert sorted(tables.points()) == expected_points(directory)
     stages = tables.query("select lifecycle_stage, count(*) from runs group by 1 order by 1")
-    assert stages == [("active", 5), ("deleted", 4)]
+    assert stages == [("active", 5), ("deleted", 5)]
     before = tables.content()
     assert sync(columns.root).unchanged == 5
     assert tables.content() == before
@@ -344,10 +353,15 @@ def test_what_is_there_twice_goes_to_the_trash(
     before = tables.query("select count(*) from runs where lifecycle_stage = 'active'")
     client = open_store().client
     runs = client.search_runs(["1"])
+    late: list[str] = []
     for run in runs:
         tags = {key: value for key, value in run.data.tags.items() if key != entries.SYNCED}
         again = client.create_run("1", start_time=run.info.start_time + 1, tags=tags)
         if entries.RUN not in tags:
+            model = client.create_logged_model(
+                "1", "best", again.info.run_id, tags={entries.SYNCED: "late"}
+            )
+            late.append(model.model_id)
             client.set_tag(runs[0].info.run_id, entries.PARENT, again.info.run_id)
     assert tables.query("select count(*) from runs where lifecycle_stage = 'active'") == [(10,)]
     sync(columns.root)
@@ -356,6 +370,8 @@ def test_what_is_there_twice_goes_to_the_trash(
     assert tables.query(f"select count(distinct run_uuid) {active}") == before
     parents = tables.query(f"select distinct t.value {active} and t.key = 'mlflow.parentRunId'")
     assert parents == tables.query(f"select r.run_uuid {active} and t.value = 'm=8'")
+    trash = "select model_id from logged_models where lifecycle_stage = 'deleted'"
+    assert tables.query(trash) == [(it,) for it in late]
 
 
 def live(directory: Path, epochs: tuple[int, ...], late_s: float = 0.0) -> None:
@@ -516,6 +532,18 @@ def test_a_real_server_over_http(
     folder = mlflow.artifacts.download_artifacts(uri, dst_path=str(workplace / "copy"))
     assert (Path(folder) / "data" / "data" / "weights.safetensors").exists()
     assert sync(columns.root, server.uri).unchanged == 5
+    columns.write(8, seeds=1)
+    report = sync(columns.root, server.uri)
+    assert (report.runs_created, report.runs_discarded) == (2, 4)
+    left = store.client.search_runs([experiment.experiment_id])
+    assert [run.data.metrics["runs_finished"] for run in left if run.info.run_name == "m=8"] == [2]
+    assert len(left) == 3
+    assert len(store.client.search_logged_models([experiment.experiment_id])) == 1
+    assert sync(columns.root, server.uri).unchanged == 3
+    columns.write(8, seeds=1, epochs=1)  # other settings
+    assert sync(columns.root, server.uri).runs_created == 3
+    marked = store.client.search_runs([experiment.experiment_id], f"tags.{MARK} LIKE '%'")
+    assert {run.info.run_id for run in marked} == {run.info.run_id for run in left}
     assert not tables.points()
     kept = [path.read_bytes() for path in workplace.rglob("*") if path.is_file()]
     assert len(kept) > 10

@@ -81,10 +81,11 @@ def sync(folders: tuple[Path, ...]) -> None:
     from smallbatch.tracking import sync as sync_files
 
     done = sync_files(folders or result_folders())
+    discarded = f"; {done.runs_discarded} of other results moved to MLflow's trash"
     click.echo(
         f"{done.columns} columns: {done.runs_created} MLflow runs created, "
         f"{done.runs_updated} completed, {done.unchanged} unchanged; "
-        f"{done.points_logged} metric points logged"
+        f"{done.points_logged} metric points logged" + (discarded if done.runs_discarded else "")
     )
 
 

@@ -18,6 +18,7 @@ from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries
 from smallbatch.tracking.locks import own_folder
+from smallbatch.tracking.superseded import models
 
 if TYPE_CHECKING:
     from smallbatch.tracking.records import ColumnInfo, TrackedColumn
@@ -89,14 +90,11 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
         return NO_MODEL
     client = store.client
     tags = {entries.RUN: best.info.run, entries.SYNCED: best.digest}
-    # The status cannot be in the filter: MLflow compares the word with a number, which is false in
-    # sqlite and an error in PostgreSQL.
-    found = client.search_logged_models([experiment_id], f"source_run_id = '{parent_id}'")
-    same = [it for it in found if it.tags.get(entries.SYNCED) == best.digest]
-    same.sort(key=lambda it: str(it.status) != "READY")
-    for doubled in same[1:]:
+    found = models(store, experiment_id, parent_id)
+    found.sort(key=lambda it: str(it.status) != "READY")
+    for doubled in found[1:]:
         client.delete_logged_model(doubled.model_id)
-    logged = same[0] if same else None  # of a replay that was interrupted, perhaps
+    logged = found[0] if found else None  # of a replay that was interrupted, perhaps
     if logged is None:
         logged = client.create_logged_model(
             experiment_id,
@@ -106,6 +104,8 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
             params=entries.run_params(column.info, best.info),
             model_type="classifier",
         )
+    elif entries.SUPERSEDED in logged.tags:  # it is the best again
+        client.delete_logged_model_tag(logged.model_id, entries.SUPERSEDED)
     if str(logged.status) != "READY":
         # Not in the temporary folder, where the weights would stay if this process is killed.
         with scratch_folder(own_folder(), "model") as folder:

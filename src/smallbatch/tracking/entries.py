@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RUN, COLUMN, SYNCED = "smallbatch.run", "smallbatch.column", "smallbatch.synced"
 MODEL = "smallbatch.model"
+PLACE, SUPERSEDED = "smallbatch.place", "smallbatch.superseded"
 PARENT = "mlflow.parentRunId"
 
 EPOCH_METRICS = (*METRICS, "lr", "updates")
@@ -28,6 +29,16 @@ FINAL_METRICS = ("train_loss", "train_accuracy", "population_test_accuracy")
 """Values measured once after the last update; logged as `final_<name>`."""
 
 _ENVIRONMENT_TAGS = ("device", "engine", "cpu", "gpu", "python", "torch", "smallbatch", "platform")
+_OPTIONAL_TAGS = (
+    "smallbatch.figure",
+    "dvc.stage",
+    "mlflow.source.git.commit",
+    "smallbatch.git_dirty",
+    *(f"smallbatch.{key}" for key in _ENVIRONMENT_TAGS),
+    "smallbatch.diverged_at",
+    SUPERSEDED,
+)
+"""Tags that some results have and others do not."""
 
 
 class Point(NamedTuple):
@@ -93,6 +104,11 @@ def column_tags(column: ColumnInfo) -> dict[str, str]:
     return tags
 
 
+def stale_tags(present: Iterable[str], wanted: Mapping[str, str]) -> list[str]:
+    """Our tags that a run has, but should not have; those that somebody added are none of them."""
+    return [key for key in _OPTIONAL_TAGS if key in present and key not in wanted]
+
+
 def run_tags(column: ColumnInfo, run: RunInfo, parent_id: str) -> dict[str, str]:
     """Tags of a run when it is created."""
     return {**column_tags(column), RUN: run.run, PARENT: parent_id}
@@ -121,23 +137,29 @@ def result_points(run: TrackedRun) -> list[Point]:
     return points + _finite([*final, ("reported_accuracy", last, run.reported_accuracy)])
 
 
-SPEED = ("seconds", "images_per_second")
-"""Metrics of a column that differ from one training to the next."""
+COLUMN_METRICS = (
+    "runs_finished",
+    "runs_diverged",
+    "best_accuracy",
+    "best_base_lr",
+    "seconds",
+    "images_per_second",
+)
 
 
 def column_points(column: TrackedColumn) -> list[Point]:
     """Metrics of a column that has ended."""
     best = column.best
     diverged = sum(run.record.outcome == "diverged" for run in column.runs)
-    values: dict[str, Any] = {
-        "runs_finished": len(column.runs) - diverged,
-        "runs_diverged": diverged,
-        "best_accuracy": best.reported_accuracy if best else None,
-        "best_base_lr": best.info.base_lr if best else None,
-        "seconds": column.timing.get("seconds"),
-        "images_per_second": column.timing.get("images_per_second"),
-    }
-    return _finite((key, 0, value) for key, value in values.items())
+    values = (
+        len(column.runs) - diverged,
+        diverged,
+        best.reported_accuracy if best else None,
+        best.info.base_lr if best else None,
+        column.timing.get("seconds"),
+        column.timing.get("images_per_second"),
+    )
+    return _finite((key, 0, it) for key, it in zip(COLUMN_METRICS, values, strict=True))
 
 
 def _finite(values: Iterable[tuple[str, int, Any]]) -> list[Point]:

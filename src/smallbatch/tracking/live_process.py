@@ -99,9 +99,7 @@ class LiveColumn:
             mirror.log(store, parent_id, [], {}, params=entries.column_params(self.column))
             return parent_id
         parent_id = parent.info.run_id
-        store.client.update_run(parent_id, "RUNNING")
-        if entries.SYNCED in parent.data.tags:
-            store.client.delete_tag(parent_id, entries.SYNCED)  # else no replay would complete it
+        store.client.update_run(parent_id, "RUNNING")  # until a replay completes it
         return parent_id
 
     def _is_complete(self, run: RunInfo) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from smallbatch.tracking import entries
 from smallbatch.tracking.best_model import log_best_model
+from smallbatch.tracking.superseded import discard, is_outdated, supersede
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +36,7 @@ class SyncReport:
         runs_updated: MLflow runs that existed and were completed.
         points_logged: Metric points logged.
         unchanged: MLflow runs that were complete already.
+        runs_discarded: MLflow runs of other results, moved to MLflow's trash.
     """
 
     columns: int = 0
@@ -42,6 +44,7 @@ class SyncReport:
     runs_updated: int = 0
     points_logged: int = 0
     unchanged: int = 0
+    runs_discarded: int = 0
 
 
 @dataclass
@@ -51,13 +54,13 @@ class Existing:
     Attributes:
         columns: The parent run of each column, by column key.
         runs: The runs, by column key and run hash.
-        doubled: The ids of further MLflow runs for the same column or run. They arise when a slow
+        doubled: Further MLflow runs for the same column or run. They arise when a slow
             server answers too late: the request is repeated, and the server carries out both.
     """
 
     columns: dict[str, Run] = field(default_factory=dict[str, "Run"])
     runs: dict[tuple[str, str], Run] = field(default_factory=dict[tuple[str, str], "Run"])
-    doubled: list[str] = field(default_factory=list[str])
+    doubled: list[Run] = field(default_factory=list["Run"])
 
     def add(self, run: Run) -> None:
         """Add an MLflow run; of equal ones, a complete one is kept, otherwise the first."""
@@ -73,7 +76,7 @@ class Existing:
             return
         if entries.SYNCED in run.data.tags and entries.SYNCED not in held.data.tags:
             same[key], run = run, held
-        self.doubled.append(run.info.run_id)
+        self.doubled.append(run)
 
 
 def find_existing(store: Store, experiment_id: str, column_key: str | None = None) -> Existing:
@@ -95,7 +98,7 @@ def find_existing(store: Store, experiment_id: str, column_key: str | None = Non
 def discard_doubled(store: Store, existing: Existing) -> None:
     """Move doubled runs to MLflow's trash."""
     while existing.doubled:
-        store.client.delete_run(existing.doubled.pop())
+        discard(store, existing.doubled.pop())
 
 
 def create(
@@ -165,9 +168,13 @@ class ColumnWriter:
         self.report = report
 
     def write(self, column: TrackedColumn) -> None:
-        """Write what is missing: runs, then the column's metrics, best model and tag."""
-        info = column.info
+        """Write what is missing: runs, then the column's metrics, best model and tags."""
+        info, points = column.info, entries.column_points(column)
         parent = self.existing.columns.get(info.key)
+        if parent and is_outdated(self.store, parent, column):
+            # MLflow forgets no metric of a run, and shows the newest: so a new one is made.
+            self._discard(parent)
+            parent = None
         parent_id = (
             parent.info.run_id
             if parent
@@ -175,45 +182,51 @@ class ColumnWriter:
         )
         for run in column.runs:
             self._write_run(info, run, parent_id)
-        if parent and parent.data.tags.get(entries.SYNCED) == column.digest:
+        hashes = {run.info.run for run in column.runs}
+        for (key, run_hash), run in self.existing.runs.items():
+            if key == info.key and run_hash not in hashes:
+                self._discard(run)
+        tags = {**entries.column_tags(info), entries.SYNCED: column.digest}
+        tags[entries.PLACE] = column.place
+        if parent and parent.info.status == "FINISHED" and _has_tags(parent, tags):
             self.report.unchanged += 1
             return
-        shown = parent.data.metrics if parent else {}
-        # An interrupted replay has logged the speed, but not the tag.
-        settled = () if parent and entries.SYNCED in parent.data.tags else entries.SPEED
-        points = [
-            point
-            for point in entries.column_points(column)
-            if point.key not in shown
-            or (shown[point.key] != point.value and point.key not in settled)
-        ]
-        tags = {**entries.column_tags(info), entries.SYNCED: column.digest}
+        supersede(self.store, self.experiment_id, column.place, info.key)
         tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
+        shown = parent.data.metrics if parent else {}
         self._complete(
             info,
             parent_id,
             parent,
-            points,
+            [point for point in points if point.key not in shown],
             {0: column.ended_ms},
             params=entries.column_params(info),
             tags=tags,
         )
 
+    def _discard(self, run: Run) -> None:
+        discard(self.store, run)
+        self.report.runs_discarded += 1
+
     def _write_run(self, column: ColumnInfo, run: TrackedRun, parent_id: str) -> None:
         existing = self.existing.runs.get((column.key, run.info.run))
+        tags = {**entries.run_tags(column, run.info, parent_id), **entries.result_tags(run)}
         logged: list[Metric] = []
         if existing is not None:
             run_id = existing.info.run_id
-            if existing.data.tags.get(entries.PARENT) != parent_id:  # its parent was doubled
-                self.store.client.set_tag(run_id, entries.PARENT, parent_id)
             synced = existing.data.tags.get(entries.SYNCED)
             if synced == run.digest:
-                self.report.unchanged += 1
+                if _has_tags(existing, tags):
+                    self.report.unchanged += 1
+                else:
+                    log(self.store, run_id, [], {}, tags=tags)
+                    self._delete_stale_tags(existing, tags)
+                    self.report.runs_updated += 1
                 return
             logged = logged_metrics(self.store, run_id, existing.data.metrics)
             if synced or _contradicts(logged, run):
                 # Trained again with other results: the files are right, the old run is deleted.
-                self.store.client.delete_run(run_id)
+                self._discard(existing)
                 existing, logged = None, []
         run_id = (
             existing.info.run_id
@@ -236,7 +249,7 @@ class ColumnWriter:
             log(self.store, run_id, missing, when_ms)
             names = {*existing.data.metrics, *(point.key for point in missing)}
             if _contradicts(logged_metrics(self.store, run_id, names), run):
-                self.store.client.delete_run(run_id)
+                self._discard(existing)
                 del self.existing.runs[column.key, run.info.run]
                 self._write_run(column, run, parent_id)
                 return
@@ -247,7 +260,7 @@ class ColumnWriter:
             missing,
             when_ms,
             params=entries.run_params(column, run.info),
-            tags=entries.result_tags(run),
+            tags=tags,
         )
 
     def _complete(
@@ -271,9 +284,19 @@ class ColumnWriter:
         log(self.store, run_id, points, when_ms, params=params, tags=tags)
         self.report.points_logged += len(points)
         if existing:
+            self._delete_stale_tags(existing, tags)
             self.report.runs_updated += 1
         else:
             self.report.runs_created += 1
+
+    def _delete_stale_tags(self, existing: Run, tags: Mapping[str, str]) -> None:
+        for key in entries.stale_tags(existing.data.tags, tags):
+            self.store.client.delete_tag(existing.info.run_id, key)
+
+
+def _has_tags(run: Run, tags: Mapping[str, str]) -> bool:
+    present = run.data.tags
+    return tags.items() <= present.items() and not entries.stale_tags(present, tags)
 
 
 def _contradicts(logged: list[Metric], run: TrackedRun) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -151,6 +152,14 @@ class TrackedColumn:
     def digest(self) -> str:
         """SHA-256 of the results of all runs."""
         return _digest(sorted(run.digest for run in self.runs))
+
+    @property
+    def place(self) -> str:
+        """16 hex digits that tell the column's directory from all others, also on other machines.
+
+        They say nothing of the names, which are no business of those who read a team's server.
+        """
+        return _digest([platform.node(), str(self.directory.resolve())])[:16]
 
     @property
     def started_ms(self) -> int:

@@ -24,9 +24,10 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
 
     Runs are recognised by their hash. A missing run is created, an incomplete one (from a training
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
-    changes nothing. If a column was trained again with other results, for example on other
-    hardware, the run is logged anew, and the old one goes to MLflow's trash. A column that cannot
-    be read or logged does not keep the others back.
+    changes nothing. If a column has other results than MLflow, newer or older ones, its runs are
+    logged anew where they differ, and the others go to MLflow's trash. Columns of other settings
+    that lay in the same folder before are marked. A column that cannot be read or logged does not
+    keep the others back.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
@@ -75,8 +76,16 @@ def _replay_experiment(
     existing = find_existing(store, experiment_id, key)
     discard_doubled(store, existing)
     writer = ColumnWriter(store, experiment_id, existing, report)
+    written: dict[str, TrackedColumn] = {}
     for column in columns:
-        _try(column.directory, refused, lambda it=column: writer.write(it))
+        first = written.setdefault(column.info.key, column)
+        if first is column:
+            _try(column.directory, refused, lambda it=column: writer.write(it))
+        elif first.digest != column.digest:
+            refused[column.directory] = (
+                f"{column.directory}: other results of the column in {first.directory}, of which "
+                "MLflow shows one; sync one folder alone"
+            )
 
 
 def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) -> None:

@@ -1,0 +1,83 @@
+"""What a store holds of results that are no longer those on disk: it goes, or is marked.
+
+Other results of the same column go to MLflow's trash. Those of other settings that lay in the same
+folder stay, to be compared with, but carry the tag `smallbatch.superseded`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from smallbatch.tracking import entries
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel, Run
+
+    from smallbatch.tracking.records import TrackedColumn
+    from smallbatch.tracking.store import Store
+
+
+_DISCARDED = "other results"
+
+
+def is_outdated(store: Store, parent: Run, column: TrackedColumn) -> bool:
+    """Whether a column's run shows anything of other results than those on disk."""
+    tags, true = parent.data.tags, {it.key: it.value for it in entries.column_points(column)}
+    if tags.get(entries.SUPERSEDED) == _DISCARDED or any(
+        key not in true or not math.isclose(value, true[key], rel_tol=1e-9)
+        for key, value in parent.data.metrics.items()
+        if key in entries.COLUMN_METRICS
+    ):
+        return True
+    if entries.SYNCED in tags:
+        return tags[entries.SYNCED] != column.digest
+    # A replay of other results, cut short, may have come as far as the model.
+    digest = column.best.digest if column.best else None
+    logged = models(store, parent.info.experiment_id, parent.info.run_id)
+    return any(it.tags[entries.SYNCED] != digest for it in logged)
+
+
+def discard(store: Store, run: Run) -> None:
+    """Move an MLflow run to the trash, and a column's models with it."""
+    run_id = run.info.run_id
+    if entries.RUN not in run.data.tags:
+        # The mark comes first: a column that was discarded by half is then not taken for whole.
+        store.client.set_tag(run_id, entries.SUPERSEDED, _DISCARDED)
+        for model in models(store, run.info.experiment_id, run_id):
+            store.client.delete_logged_model(model.model_id)
+    store.client.delete_run(run_id)
+
+
+def supersede(store: Store, experiment_id: str, place: str, key: str) -> None:
+    """Mark the columns of other keys whose results lay in a folder before, with all they have.
+
+    Args:
+        store: The store.
+        experiment_id: The experiment.
+        place: The folder's tag.
+        key: The key of the column that is there now.
+    """
+    client = store.client
+    for parent in client.search_runs([experiment_id], f"tags.`{entries.PLACE}` = '{place}'"):
+        other, parent_id = parent.data.tags.get(entries.COLUMN, key), parent.info.run_id
+        if other == key:
+            continue
+        # The parent comes first, as only a marked one has its marks removed if it comes back.
+        runs = client.search_runs(
+            [experiment_id], f"tags.`{entries.COLUMN}` = '{other}'", max_results=5000
+        )
+        for run in [parent, *(it for it in runs if it.info.run_id != parent_id)]:
+            if entries.SUPERSEDED not in run.data.tags:
+                client.set_tag(run.info.run_id, entries.SUPERSEDED, key)
+        for model in models(store, experiment_id, parent_id):
+            if entries.SUPERSEDED not in model.tags:
+                client.set_logged_model_tags(model.model_id, {entries.SUPERSEDED: key})
+
+
+def models(store: Store, experiment_id: str, parent_id: str) -> list[LoggedModel]:
+    """The models that were logged for a column, but none that somebody added to its run."""
+    # The status cannot be in the filter: MLflow compares the word with a number, which is false in
+    # sqlite and an error in PostgreSQL.
+    found = store.client.search_logged_models([experiment_id], f"source_run_id = '{parent_id}'")
+    return [it for it in found if entries.SYNCED in it.tags]
