@@ -117,8 +117,8 @@ def read_record(directory: Path) -> ColumnRecord:
         named, hashed = {run.run for run in record.runs}, {_hash(record, it) for it in record.runs}
         if differing := sorted((named | hashed) - {place.name}):
             raise UserError(
-                f"{directory / 'runs.json'}: is of run {differing[0]}, not of that which the folder "
-                "is named after; run that again or delete the folder"
+                f"{directory / 'runs.json'}: is of run {differing[0]}, not of that which the "
+                "folder is named after; run that again or delete the folder"
             )
     return record
 
