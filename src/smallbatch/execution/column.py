@@ -95,8 +95,7 @@ def train_column(
             images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
             seconds = sum(it.seconds for it in clocks.values())
             clock["seconds"] = time.perf_counter() - began
-            workers = min(placement.workers, len(records))
-            clock["images_per_second"] = workers * images / seconds
+            clock["images_per_second"] = placement.workers * images / seconds
             clock["peak_memory_bytes"] = _peak_memory(placement.device)
         timing = kept or Timing(environment=dict(environment), column=clock, runs=clocks)
         timing.column["stage"] = stage
