@@ -74,6 +74,32 @@ def test_every_command_shows_examples(command: str) -> None:
     assert f"  smallbatch {command}" in done.output
 
 
+def test_a_study_that_the_grid_does_not_run_is_not_trained(folder: Path) -> None:
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("[resnet8, resnet8-bn]", "[resnet8-bn]"))
+    done = call("train", "resnet8", "8")
+    assert done.exit_code == 2
+    assert "study: found 'resnet8', allowed: resnet8-bn, as grid.studies says" in done.output
+
+
+@pytest.mark.parametrize("command", ["prepare", "plan"])
+def test_a_key_that_dvc_needs_is_named_where_dvc_reads_the_params(
+    folder: Path, command: str
+) -> None:
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    params = folder / "params.yaml"
+    params.write_text(params.read_text().replace("  dependent: []\n", ""))
+    done = call(command)
+    assert done.exit_code == 2
+    assert done.output == (
+        "Error: params.yaml: grid.dependent: missing, which DVC needs; allowed: a list of studies, "
+        "[] if there are none\n"
+    )
+    assert not Path("data").exists()
+    params.rename("other.yaml")  # which DVC does not read
+    assert call("prepare", "--params", "other.yaml").exit_code == 0
+
+
 def test_bad_params_end_with_status_2_and_one_line(folder: Path) -> None:
     params = folder / "params.yaml"
     params.write_text(params.read_text().replace("weight_decay", "wieght_decay", 1))
@@ -90,6 +116,7 @@ def test_bad_params_end_with_status_2_and_one_line(folder: Path) -> None:
     [
         (["train", "resnet9", "8"], "study: found 'resnet9', allowed: resnet8, resnet8-bn"),
         (["train", "resnet8", "8"], "data/prepared/digits"),
+        (["train", "resnet8", "5"], "batch_size: found 5, allowed: 2, 8, 32, 128, 512, as grid."),
         (["prepare", "--params", "none.yaml"], "none.yaml: no such file"),
         (["profile", "show", "quik"], "did you mean 'quick'?"),
         (["evaluate"], "models: "),

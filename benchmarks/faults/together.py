@@ -22,8 +22,10 @@ EPOCH_S = 0.1
 
 def run_together(name: str, folder: Path) -> dict[str, Any]:
     """Log columns at once; what is missing before `smallbatch sync`, and after it."""
-    (folder / "params.yaml").write_text(outages.PARAMS.replace("epochs: 80", f"epochs: {EPOCHS}"))
     count, store = TOGETHER[name]
+    params = outages.PARAMS.replace("epochs: 80", f"epochs: {EPOCHS}")
+    sizes = f"batch_sizes: {[*_batch_sizes(count)]}"
+    (folder / "params.yaml").write_text(params.replace("batch_sizes: [8]", sizes))
     stages.run(folder, ("prepare",), tracked=False)
     for m in _batch_sizes(count):
         stages.run(folder, ("train", "bn", str(m)), tracked=False)

@@ -53,7 +53,9 @@ def summary(folder: Path) -> str:
     column = json.loads((folder / "timing.json").read_text())["column"]
     runs = json.loads((folder / "runs.json").read_text())["runs"]
     ends = [f"{format_base_lr(run['base_lr'])} {_end(run)}" for run in runs]
-    speed = f"{column['images_per_second']:,.0f} images/s, {column['seconds']:.1f} s"
+    speed = "trained in several attempts"
+    if "seconds" in column:
+        speed = f"{column['images_per_second']:,.0f} images/s, {column['seconds']:.1f} s"
     return f"{speed}; test accuracy, or x and the update of the divergence: {', '.join(ends)}"
 
 

@@ -17,7 +17,9 @@ from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
-from smallbatch.report.environment import read_timings
+from smallbatch.report.environment import environment_table, read_timings
+from smallbatch.tracking.entries import SPEED, column_points
+from smallbatch.tracking.records import read_column
 from tests.analysis import synthetic
 
 
@@ -199,6 +201,24 @@ def test_timing_of_another_column_is_refused(models: Path, tmp_path: Path) -> No
     content = json.loads(m2.read_text())
     m32.write_text(json.dumps(content | {"runs": {}}))  # says nothing of runs
     assert len(read_timings(models)) == 2
+
+
+def test_what_is_not_known_of_a_columns_time_is_shown_nowhere(models: Path) -> None:
+    path = models / "synthetic/tiny/m2/timing.json"
+    timing = json.loads(path.read_text())
+    for name in ("seconds", "images_per_second", "peak_memory_bytes"):
+        del timing["column"][name]
+    path.write_text(json.dumps(timing))
+    timings = read_timings(models)
+    assert timings[["seconds", "images_per_second"]].notna().sum(axis=1).tolist() == [0, 2]
+    table = environment_table(timings)
+    assert table is not None
+    row = next(row for row in table.rows if row[0].startswith("Time in training"))
+    assert row[1].endswith(" (1 of 2 columns)")
+    column = read_column(path.parent)
+    assert {point.key for point in column_points(column)}.isdisjoint(SPEED)
+    longest = max(run["seconds"] for run in timing["runs"].values())
+    assert column.ended_ms - column.started_ms == pytest.approx(1000 * longest, abs=1)
 
 
 def test_nothing_trained_is_a_clear_error(tmp_path: Path) -> None:

@@ -198,6 +198,58 @@ def test_what_the_clock_and_machine_decide_is_in_timing_alone(
     assert timing["environment"]["torch"]
 
 
+MEASURED = ("seconds", "images_per_second", "peak_memory_bytes")  # of a column as a whole
+
+
+def column_clock(out: Path) -> dict[str, Any]:
+    return json.loads((out / "timing.json").read_text())["column"]
+
+
+def test_a_column_brought_back_from_records_has_its_first_timing(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = plan(noise, base_lrs=LRS[:2], seeds=1)
+    first = (run_column(column, tmp_path) / "timing.json").read_text()
+    monkeypatch.setattr(environment, "git_state", lambda *_: ("later", False))
+    out = tmp_path / "models/m4"
+    for _ in range(2):
+        shutil.rmtree(out)
+        run_column(column, tmp_path, workers=1)
+        assert (out / "timing.json").read_text() == first
+    (kept,) = (tmp_path / "work").glob("*.timing")
+    results = (out / "runs.json").read_bytes()
+    for content in (None, b"torn"):
+        kept.write_bytes(content) if content else kept.unlink()
+        out = run_column(column, tmp_path)
+        assert not set(MEASURED) & column_clock(out).keys()
+        assert (out / "runs.json").read_bytes() == results
+
+
+def test_a_kept_timing_is_that_of_the_same_trainings_alone(noise: Dataset, tmp_path: Path) -> None:
+    """Of a column that has grown, what its first runs took is not the time of all."""
+    column = plan(noise, base_lrs=LRS[:1], seeds=2)
+    narrow = column_clock(run_column(column, tmp_path))
+    assert set(MEASURED) <= narrow.keys()
+    wide = column_clock(run_column(plan(noise, base_lrs=LRS[:2], seeds=2), tmp_path))
+    assert not set(MEASURED) & wide.keys()
+    assert wide["started"] == narrow["started"]
+
+
+def test_the_time_of_a_column_that_was_interrupted_is_not_known(
+    noise: Dataset, tmp_path: Path
+) -> None:
+    class Break(_Log):
+        def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    column, out = plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path / "models/m4"
+    compute = ComputeConfig(device="cpu", workers=1, engine="loop", checkpoint_seconds=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        place_and_train(column, out, compute=compute, work=tmp_path / "work", observers=[Break()])
+    assert list((tmp_path / "work").glob("*/*/*/*.checkpoint"))
+    assert not set(MEASURED) & column_clock(run_column(column, tmp_path)).keys()
+
+
 def test_the_commit_of_a_column_is_that_it_began_with(
     noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

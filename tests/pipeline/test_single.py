@@ -123,6 +123,77 @@ def test_a_listing_that_was_not_written_costs_only_time(run: Run) -> None:
     assert run()[1] == []
 
 
+def test_a_listing_counts_for_the_images_alone_that_it_was_written_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut short between new images and their listing, after which the old images are put back."""
+    params("image_folder")
+    add_images("ant", "bee")
+    first, _ = run()
+    add_images("cat")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(single, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    for split in ("train", "test"):
+        shutil.rmtree(f"img/{split}/cat")
+    again, said = run()
+    assert again.meta.fingerprint == first.meta.fingerprint
+    assert len(said) == 1
+    assert run()[1] == []
+
+
+def test_images_that_change_while_they_are_prepared_are_prepared_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smallbatch.data import prepare
+
+    params("image_folder")
+    add_images("ant", "bee")
+    real = prepare.prepare
+
+    def and_more_come(*words: Any, **named: Any) -> Any:
+        add_images("cat")
+        return real(*words, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "prepare", and_more_come)
+        run()
+    assert not list(Path(".smallbatch/data").glob("*/listing"))
+    assert len(run()[1]) == 1
+    assert run()[1] == []
+
+
+def test_images_are_decoded_again_by_another_version_of_the_decoder(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params("image_folder")
+    add_images("ant", "bee")
+    first, _ = run()
+    monkeypatch.setattr(single.metadata, "version", lambda name: f"another {name}")
+    again, said = run()
+    assert again.meta.fingerprint == first.meta.fingerprint
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "made by other code or libraries, or cut short, thus prepared again"
+    ]
+    assert run()[1] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"1", b"[]", b"0" * 64])
+def test_a_damaged_listing_costs_only_time(run: Run, content: bytes) -> None:
+    params("image_folder")
+    add_images("ant", "bee")
+    run()
+    [note] = Path(".smallbatch/data").glob("*/listing")
+    note.write_bytes(content)
+    assert len(run()[1]) == 1
+    assert run()[1] == []
+
+
 def test_it_says_where_a_built_in_data_set_is_that_of_the_params(run: Run) -> None:
     data, said = run("digits")
     assert (data.meta.counts["train"], said) == (1437, [])

@@ -160,3 +160,45 @@ def test_a_column_at_another_columns_place_is_refused(
     with pytest.raises(UserError, match=refused) as error:
         read_record(folder)
     assert str(error.value).startswith(f"{folder}/runs.json: ")
+
+
+def edited(record: Any) -> None:
+    record["settings"]["weight_decay"] = 0.5
+
+
+def of_another_seed(record: Any) -> None:
+    record["runs"][0]["seed"] = 1
+
+
+def of_other_images(record: Any) -> None:
+    record["dataset"]["fingerprint"] = "0" * 64
+
+
+def renamed(record: Any) -> None:
+    record["runs"][0]["run"] = "0" * 16
+
+
+@pytest.mark.parametrize("change", [edited, of_another_seed, of_other_images, renamed])
+def test_a_single_run_is_that_which_its_folder_is_named_after(
+    tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    column = plan_column(
+        "run", StudyConfig(model="resnet8", norm="ghost", bn_batch_size=2, epochs=1,
+                           weight_decay=0, warmup=0.1, figure="2"),
+        make_dataset(), batch_size=4, base_lrs=(0.1,), seeds=(0,),
+    )  # fmt: skip
+    (run,) = column.runs
+    folder = tmp_path / run.hash
+    write_column(
+        folder, dataset=column.dataset.meta, study="run", updates=5,
+        results=[(run, FINISHED)], timing=Timing(),
+    )  # fmt: skip
+    assert read_record(folder).runs[0].run == run.hash
+    shutil.copytree(folder, tmp_path / ("0" * 16))
+    with pytest.raises(UserError, match=f"{'0' * 16}/runs.json: is of run {run.hash}, not of that"):
+        read_record(tmp_path / ("0" * 16))
+    record = json.loads((folder / "runs.json").read_text())
+    change(record)
+    (folder / "runs.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"runs\.json: is of run \w+, not of that which the folder"):
+        read_record(folder)

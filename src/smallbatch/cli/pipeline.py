@@ -21,10 +21,12 @@ def prepare(params_file: Path) -> None:
       smallbatch prepare --params profiles/cifar10-cpu.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
+    from smallbatch.pipeline.experiments import refuse_for_dvc
     from smallbatch.pipeline.fits import check_models
     from smallbatch.pipeline.held import held_params, prepare_inputs
 
     with held_params(params_file, prepare_inputs) as params:
+        refuse_for_dvc(params, params_file)
         meta = prepare_data(params.dataset, say=click.echo)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
@@ -53,10 +55,12 @@ def plan(as_json: bool, params_file: Path) -> None:
     """
     import json
 
-    from smallbatch.pipeline.experiments import plan_columns
+    from smallbatch.pipeline.experiments import plan_columns, refuse_for_dvc
     from smallbatch.speed.plan_table import lines
 
-    planned = plan_columns(load(params_file))
+    params = load(params_file)
+    refuse_for_dvc(params, params_file)
+    planned = plan_columns(params)
     click.echo(json.dumps(planned.as_json(), indent=1) if as_json else "\n".join(lines(planned)))
 
 
@@ -66,7 +70,7 @@ def plan(as_json: bool, params_file: Path) -> None:
 @TIME_LIMIT
 @PARAMS
 def train(study: str, batch_size: int, time_limit: float | None, params_file: Path) -> None:
-    """Train one column: every base learning rate and seed of STUDY at BATCH_SIZE.
+    """Train one column of the grid: every base learning rate and seed of STUDY at BATCH_SIZE.
 
     Ctrl-C and SIGTERM stop it within 5 seconds with exit status 75. Whatever ended it, the same
     command goes on from the last checkpoint.

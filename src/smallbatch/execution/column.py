@@ -75,31 +75,32 @@ def train_column(
     environment = environment or machine.describe(placement.device)
     with one_writer(work, directory, watch.check) as lock:
         started, began = datetime.now(UTC), time.perf_counter()
-        _train_missing(
+        measured = _train_missing(
             column, directory, placement, checkpoint_seconds, work, observers, watch, lock
         )
         made_by = placement.made_by
         records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
-        # Over all runs, including those of an earlier attempt: the speed of training.
-        updates = sum(result.rows[-1]["updates"] for result, _ in records.values())
-        seconds = sum(clock.seconds for _, clock in records.values())
+        clocks = {name: clock for name, (_, clock) in records.items()}
         watch.check()
-        timing = Timing(
-            environment=dict(environment),
-            column=ColumnClock(
-                started=started.isoformat(timespec="seconds"),
-                seconds=time.perf_counter() - began,
-                images_per_second=placement.workers * updates * column.batch_size / seconds,
-                workers=placement.workers,
-                engine=placement.engine,
-                kernels=placement.kernels,
-                device=placement.device,
-                stage=stage,
-                peak_memory_bytes=_peak_memory(placement.device),
-            ),
-            runs={name: clock for name, (_, clock) in records.items()},
-        )
+        kept = files.load_timing(checkpoints.timing_file(work, directory), clocks)
+        clock = ColumnClock(
+            started=min(started, *(datetime.fromisoformat(it.started) for it in clocks.values()))
+            .isoformat(timespec="seconds"),
+            workers=placement.workers,
+            engine=placement.engine,
+            kernels=placement.kernels,
+            device=placement.device,
+        )  # fmt: skip
+        if measured:
+            images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
+            seconds = sum(it.seconds for it in clocks.values())
+            clock["seconds"] = time.perf_counter() - began
+            clock["images_per_second"] = placement.workers * images / seconds
+            clock["peak_memory_bytes"] = _peak_memory(placement.device)
+        timing = kept or Timing(environment=dict(environment), column=clock, runs=clocks)
+        timing.column["stage"] = stage
         lock.beat(now=True)
+        files.save_timing(checkpoints.timing_file(work, directory), timing)
         files.write_column(
             directory,
             dataset=column.dataset.meta,
@@ -121,15 +122,22 @@ def _train_missing(
     observers: Sequence[Observer],
     watch: Watch,
     lock: Lock,
-) -> None:
-    """Train the runs that have no record."""
+) -> bool:
+    """Train the runs that have no record.
+
+    Returns:
+        Whether all of the column was trained now, from the first update on. Else what an earlier
+        attempt took is not known.
+    """
     done = {run.hash: files.load_record(work / run.hash, placement.made_by) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
             _end(observers, run, kept[0].outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
     if not missing:
-        return
+        return False
+    plan = checkpoints.plan(work, directory, placement.made_by)
+    afresh = len(missing) == len(column.runs) and not plan.has_checkpoints()
     from smallbatch.execution.workers import Job, train_all
 
     if placement.remark:
@@ -141,7 +149,7 @@ def _train_missing(
             dataset=column.dataset,
             placement=placement,
             work=work,
-            plan=checkpoints.plan(work, directory, placement.made_by),
+            plan=plan,
             checkpoint_seconds=checkpoint_seconds,
             watch=watch,
             beat=lock.beat,
@@ -149,6 +157,7 @@ def _train_missing(
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
+    return afresh
 
 
 def _whole(directory: Path, made_by: str) -> tuple[RunResult, Clock]:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from smallbatch.config.params import Params, StudyConfig
 from smallbatch.errors import UserError
-from smallbatch.pipeline.single import SINGLE_RUNS
+from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smallbatch.data.prepared import Dataset
     from smallbatch.protocol.column import Column
     from smallbatch.speed.plan import Plan
@@ -19,6 +21,7 @@ PREPARED = Path("data/prepared")
 MODELS = Path("models")
 MEASUREMENTS = Path("reports/measurements")
 EVALUATION = Path("reports/evaluation")
+_NAMED = 30  # studies or batch sizes in a message; there may be thousands
 
 
 def train_study_column(
@@ -33,12 +36,15 @@ def train_study_column(
         time_limit: Seconds after which to stop, with all progress kept.
 
     Raises:
-        UserError: The study is unknown, the data is not prepared with these settings, or the batch
-            is larger than the training set.
+        UserError: The grid has no such column, the data is not prepared with these settings, or the
+            batch is larger than the training set.
         Stopped: By a signal or before the time limit.
     """
-    if study not in params.studies:
-        raise UserError(f"study: found {study!r}, allowed: {', '.join(params.studies)}")
+    if study not in params.running:
+        raise UserError(f"study: found {study!r}, {_of_grid(params.running, 'studies')}")
+    if batch_size not in params.grid.batch_sizes:
+        found = f"batch_size: found {batch_size}"
+        raise UserError(f"{found}, {_of_grid(params.grid.batch_sizes, 'batch_sizes')}")
     train_and_track(
         lambda: _plan(study, params, batch_size),
         params.compute,
@@ -46,6 +52,29 @@ def train_study_column(
         stage=_stage(params, study, batch_size),
         time_limit=time_limit,
     )
+
+
+def _of_grid(names: Sequence[object], key: str) -> str:
+    shown = ", ".join(map(str, names[:_NAMED]))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"allowed: {shown}{more}, as grid.{key} says; `smallbatch run` trains anything else"
+
+
+def refuse_for_dvc(params: Params, file: Path) -> None:
+    """Refuse a params file that lacks what DVC needs, where DVC reads it; nothing else does.
+
+    Raises:
+        UserError: The key that is missing. Of it DVC itself would say less.
+    """
+    if (
+        file == DEFAULT_PARAMS
+        and Path("dvc.yaml").is_file()
+        and "dependent" not in params.grid.model_fields_set
+    ):
+        raise UserError(
+            f"{file}: grid.dependent: missing, which DVC needs; allowed: a list of studies, [] if "
+            "there are none"
+        )
 
 
 def measure_updates(params: Params) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from smallbatch.config.params import (
     parse_dataset,
     parse_study,
 )
-from smallbatch.durable import write
+from smallbatch.durable import read, write
 from smallbatch.errors import UserError
 from smallbatch.pipeline.tracked import train_and_track
 
@@ -95,7 +96,9 @@ def single_run(
 def _prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> Path:
     """Prepare a data set for single runs, apart from the pipeline's.
 
-    That is done once per configuration, and again when the source's files have changed.
+    That is done once per configuration, and again when the source's files or what decodes them have
+    changed. The note of both names the arrays that it is of: an interruption between the two, or
+    another process beside this one, leaves a note that does not count.
     """
     from smallbatch.data.prepare import prepare
     from smallbatch.data.sources import source_files
@@ -105,19 +108,58 @@ def _prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) ->
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     folder = SINGLE_RUNS_DATA / digest
     directory, note = folder / "prepared" / config.name, folder / "listing"
-    files = source_files(config, Path("data"))
+    files, decoder = source_files(config, Path("data")), _decoder()
     # Looked at before the images are read: if they change meanwhile, the next run sees it.
     listed = _listing(files)
     if directory.exists():
         if listed is None:
             say(f"{files}: not there; the run uses the images as they were prepared in {directory}")
             return directory
-        if note.exists() and note.read_text() == listed:
+        noted = _noted(note)
+        if noted == [listed, decoder, _fingerprint(directory)]:
             return directory
-        say(f"{files}: changed since {directory} was prepared from it, which is done again")
-    prepare(config, folder, say=say)
-    write(note, (listed or _listing(files) or "").encode())
+        if noted[:1] == [listed]:
+            say(f"{directory}: made by other code or libraries, or cut short, thus prepared again")
+        else:
+            say(f"{files}: changed since {directory} was prepared from it, which is done again")
+    meta = prepare(config, folder, say=say)
+    found = _listing(files)
+    if listed in (None, found):
+        write(note, json.dumps([found, decoder, meta.fingerprint]).encode())
     return directory
+
+
+def _noted(note: Path) -> list[object]:
+    """What a note says: listing, decoder, fingerprint; nothing where it is missing or damaged."""
+    try:
+        content: object = json.loads(read(note))
+    except (FileNotFoundError, ValueError):
+        return []
+    return content if isinstance(content, list) else []  # pyright: ignore[reportUnknownVariableType]
+
+
+def _fingerprint(directory: Path) -> str | None:
+    from smallbatch.data.prepared import load_meta
+
+    try:
+        return load_meta(directory).fingerprint
+    except UserError:  # to be prepared again
+        return None
+
+
+def _decoder() -> str:
+    """A digest of what pixels depend on besides settings and files: code, libraries, codecs."""
+    from PIL import features
+
+    from smallbatch import data
+
+    digest = hashlib.sha256()
+    for file in sorted(Path(data.__path__[0]).glob("*.py")):
+        digest.update(file.read_bytes())
+    libraries = {name: metadata.version(name) for name in ("numpy", "pillow", "scikit-learn")}
+    codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "zlib")}
+    digest.update(repr((libraries, codecs)).encode())
+    return digest.hexdigest()
 
 
 def _listing(files: Path | None) -> str | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.protocol.stream import DIGEST, stream_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from smallbatch.config.params import StudyConfig
 
 # To be increased when changed code changes results, so that old and new runs have other hashes.
@@ -46,15 +48,35 @@ class Run:
     @property
     def hash(self) -> str:
         """16 hex digits that depend on everything that determines the result."""
-        identity: dict[str, Any] = {
-            "protocol": PROTOCOL,
-            "fingerprint": self.fingerprint,
-            "settings": self.settings.model_dump(mode="json", exclude=_NOT_IDENTITY),
-            "batch_size": self.batch_size,
-            "base_lr": self.base_lr.hex(),
-            "seed": self.seed,
-        }
-        if stream_digest() != DIGEST:  # a NumPy that makes another stream makes other runs
-            identity["stream"] = stream_digest()
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return run_hash(
+            self.settings.model_dump(mode="json"),
+            protocol=PROTOCOL,
+            fingerprint=self.fingerprint,
+            batch_size=self.batch_size,
+            base_lr=self.base_lr,
+            seed=self.seed,
+        )
+
+
+def run_hash(
+    settings: Mapping[str, Any],
+    *,
+    protocol: int,
+    fingerprint: str,
+    batch_size: int,
+    base_lr: float,
+    seed: int,
+) -> str:
+    """A run's hash, of a run or of what a file says of one; ``settings`` as JSON holds them."""
+    identity: dict[str, Any] = {
+        "protocol": protocol,
+        "fingerprint": fingerprint,
+        "settings": {key: settings[key] for key in settings if key not in _NOT_IDENTITY},
+        "batch_size": batch_size,
+        "base_lr": base_lr.hex(),
+        "seed": seed,
+    }
+    if stream_digest() != DIGEST:  # a NumPy that makes another stream makes other runs
+        identity["stream"] = stream_digest()
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -231,6 +231,10 @@ class ChunkPlan:
         for path in self._paths:
             durable.seal(path, {}, content, of=_name(self.folder))
 
+    def has_checkpoints(self) -> bool:
+        """Whether an earlier attempt left any, whole or not."""
+        return any(self.folder.glob("*/*.checkpoint"))
+
     def chunk_folder(self, runs: Sequence[str]) -> Path:
         """Where the checkpoints of a chunk lie."""
         return self.folder / hashlib.sha256(",".join(runs).encode()).hexdigest()[:16]
@@ -250,6 +254,11 @@ def plan(work: Path, directory: Path, made_by: str) -> ChunkPlan:
 def column_folder(work: Path, directory: Path) -> Path:
     """Where the checkpoints of a column lie, those of all versions of the code."""
     return work / f"{column_key(directory)}.checkpoints"
+
+
+def timing_file(work: Path, directory: Path) -> Path:
+    """Where a column's timing is kept, for when its results are made again from records."""
+    return work / f"{column_key(directory)}.timing"
 
 
 def column_key(directory: Path) -> str:

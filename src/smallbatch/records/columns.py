@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
+from smallbatch.protocol.run import run_hash
 from smallbatch.records.reading import read_json, read_table
-from smallbatch.records.schema import HISTORY, ColumnRecord, Timing
+from smallbatch.records.schema import HISTORY, ColumnRecord, RunRecord, Timing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ RUN_KEYS = ["dataset", "study", "run"]
 
 _ADVICE = "train the column again"
 _NUMBER = re.compile(r"^m(\d+)$")
+_HASH = re.compile(r"^[0-9a-f]{16}$")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def read_record(directory: Path) -> ColumnRecord:
     """Read a column's `runs.json`.
 
     Raises:
-        UserError: it is missing or damaged, or of another column than the directory's name says.
+        UserError: it is missing or damaged, or of another column or run than the directory's name
+            says.
     """
     record, place = read_json(ColumnRecord, directory / "runs.json", _ADVICE), directory.absolute()
     if number := _NUMBER.match(place.name):  # DATASET/STUDY/mM, or a copy of mM somewhere
@@ -110,7 +113,27 @@ def read_record(directory: Path) -> ColumnRecord:
                 f"{directory / 'runs.json'}: is of study {record.study} at m={record.batch_size}, "
                 "which belongs elsewhere; move the folder to its place or delete it"
             )
+    if _HASH.match(place.name):  # a single run
+        named, hashed = {run.run for run in record.runs}, {_hash(record, it) for it in record.runs}
+        if differing := sorted((named | hashed) - {place.name}):
+            raise UserError(
+                f"{directory / 'runs.json'}: is of run {differing[0]}, not of that which the "
+                "folder is named after; run that again or delete the folder"
+            )
     return record
+
+
+def _hash(record: ColumnRecord, run: RunRecord) -> str:
+    """The hash of a run from its recorded settings."""
+    settings = {key: value for key, value in record.settings.items() if key != "base_lr_from"}
+    return run_hash(
+        settings | {"bn_batch_size": run.bn_batch_size},
+        protocol=record.protocol,
+        fingerprint=record.dataset.fingerprint,
+        batch_size=record.batch_size,
+        base_lr=run.base_lr,
+        seed=run.seed,
+    )
 
 
 def read_timing(directory: Path, record: ColumnRecord) -> Timing:

@@ -65,6 +65,36 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None
         return None
 
 
+def save_timing(path: Path, timing: Timing) -> None:
+    """Keep a column's timing beside the records of its runs.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    durable.seal(path, {}, timing.model_dump(), of=path.name)
+
+
+def load_timing(path: Path, clocks: Mapping[str, Clock]) -> Timing | None:
+    """A column's kept timing, or None where it is not that of exactly these trainings.
+
+    Args:
+        path: where :func:`save_timing` wrote it.
+        clocks: those of the column's runs, by hash, as their records have them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        _, content = durable.unseal(private.read_shared(path), of=path.name)
+        timing = Timing(**content)
+    except (private.Untrusted, durable.Misplaced) as error:
+        private.say_once(f"{path}: left out: {getattr(error, 'strerror', error)}")
+        return None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return timing if timing.runs == clocks else None
+
+
 def write_column(
     directory: Path,
     *,

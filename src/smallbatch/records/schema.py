@@ -168,6 +168,9 @@ class Clock(_Record):
 class ColumnClock(TypedDict, total=False):
     """Start (ISO 8601), duration, speed and DVC stage of a column, and how it was trained.
 
+    ``started`` is that of its first run. ``seconds``, ``images_per_second`` and
+    ``peak_memory_bytes`` are there only if one attempt trained all of the column: of several, or of
+    runs that another column trained, what they took is not known.
     Older files lack some of these; any others are kept as they are.
     """
 

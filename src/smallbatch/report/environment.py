@@ -38,7 +38,7 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
     Returns:
         One row per column: dataset, study, batch_size, started (ISO 8601), seconds,
         images_per_second, peak_memory_bytes, and ``environment``, which describes the machine as
-        JSON text. Columns without a timing file are left out.
+        JSON text. Columns without a timing file are left out; what is not known is NaN.
 
     Raises:
         UserError: A timing file is damaged, or that of another column.
@@ -62,7 +62,7 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
                 "started": timing.get("started"),
                 "seconds": timing.get("seconds", math.nan),
                 "images_per_second": timing.get("images_per_second", math.nan),
-                "peak_memory_bytes": timing.get("peak_memory_bytes"),
+                "peak_memory_bytes": timing.get("peak_memory_bytes", math.nan),
                 "environment": json.dumps(environment, sort_keys=True),
             }
         )
@@ -85,12 +85,21 @@ def environment_table(timings: pd.DataFrame) -> Table | None:
         ["Columns trained", *(str(len(group)) for group in groups)],
         ["First started (UTC)", *(_text(group["started"].min()) for group in groups)],
         ["Last started (UTC)", *(_text(group["started"].max()) for group in groups)],
-        ["Time in training, summed", *(duration(float(g["seconds"].sum())) for g in groups)],
+        ["Time in training, summed", *(_summed(group["seconds"]) for group in groups)],
     ]
     one = len(groups) == 1
     headers = ["value"] if one else [f"environment {index + 1}" for index in range(len(groups))]
     caption = "What the columns (all runs of one study at one batch size) were trained on."
     return Table(caption, ("item", *headers), rows, prose=True)
+
+
+def _summed(seconds: pd.Series[float]) -> str:
+    """A duration, and of how many columns it is where that of others is not known."""
+    known = seconds.dropna()
+    if known.empty:
+        return DASH
+    of = "" if len(known) == len(seconds) else f" ({len(known)} of {len(seconds)} columns)"
+    return f"{duration(float(known.sum()))}{of}"
 
 
 def _text(value: object) -> str:

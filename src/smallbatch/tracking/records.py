@@ -168,8 +168,11 @@ class TrackedColumn:
 
     @property
     def ended_ms(self) -> int:
-        """End of the column in milliseconds since 1970."""
-        return self.started_ms + round(1000 * float(self.timing.get("seconds") or 0.0))
+        """End of the column in milliseconds since 1970; without its duration, of its last run."""
+        seconds = self.timing.get("seconds")
+        if seconds is None:
+            return max(self.started_ms, *(run.ended_ms for run in self.runs))
+        return self.started_ms + round(1000 * float(seconds))
 
     @property
     def best(self) -> TrackedRun | None:
