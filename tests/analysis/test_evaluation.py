@@ -17,6 +17,7 @@ from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
+from smallbatch.records.columns import find_columns
 from smallbatch.report.environment import read_timings
 from tests.analysis import synthetic
 
@@ -84,6 +85,35 @@ def test_unfinished_columns_are_skipped_and_named(models: Path, tmp_path: Path) 
     outcome = evaluate(models, tmp_path / "out")
     assert outcome.skipped == ("synthetic/tiny/m8", "synthetic/tiny/m32")
     assert "skipped 2 unfinished: synthetic/tiny/m8, synthetic/tiny/m32" in outcome.lines()
+
+
+def test_columns_behind_links_are_found(models: Path, tmp_path: Path) -> None:
+    def found() -> list[list[str]]:
+        return [[it.relative_to(models).as_posix() for it in each] for each in find_columns(models)]
+
+    for place in ("synthetic/tiny", "synthetic", "synthetic/tiny/m2"):
+        link, away = models / place, tmp_path / place.replace("/", "-")
+        link.rename(away)
+        link.symlink_to(away)
+    (models / "circle").symlink_to(models)
+    (models / "a").symlink_to(models / "synthetic")  # the same columns under another name
+    assert found() == [["synthetic/tiny/m2", "synthetic/tiny/m32"], []]
+    (models / "readme").symlink_to(__file__)
+    (models / "elsewhere").symlink_to(tmp_path / "not mounted")
+    (tmp_path / "synthetic-tiny/m32/runs.json").unlink()
+    assert found() == [["synthetic/tiny/m2"], ["elsewhere", "synthetic/tiny/m32"]]
+
+
+@pytest.mark.parametrize("left", [("m2.old.part",), ("m2.part",), ("m2.part", "m2.old.part")])
+def test_a_column_that_a_killed_writer_set_aside_is_unfinished(
+    models: Path, left: tuple[str, ...]
+) -> None:
+    tiny = models / "synthetic/tiny"
+    for name in left:
+        shutil.copytree(tiny / "m2", tiny / name)
+    assert find_columns(models) == ([tiny / "m2", tiny / "m32"], [])
+    shutil.rmtree(tiny / "m2")
+    assert find_columns(models) == ([tiny / "m32"], [tiny / "m2"])
 
 
 def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ Tracking and analysis read `runs.json`, `history.parquet` and `timing.json` thro
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
@@ -15,7 +17,7 @@ from smallbatch.records.reading import read_json, read_table
 from smallbatch.records.schema import HISTORY, ColumnRecord, Timing
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -50,21 +52,50 @@ def find_columns(folder: Path) -> tuple[list[Path], list[Path]]:
     """Column directories at or below a folder, in the order of their names: complete, unfinished.
 
     A column's files are put in place together, at its end: a directory ``m<m>`` without them is
-    still being trained, or was interrupted.
+    still being trained, or was interrupted; so was one of which there is only what a killed writer
+    set aside. Links are followed. Folders that cannot be opened, and links that lead nowhere, are
+    named with the unfinished columns, since there may be some behind them.
 
     Raises:
         UserError: there is no such directory.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory; train first (dvc repro)")
-    complete = {
-        file.parent
-        for file in folder.rglob("runs.json")
-        if (file.parent / "history.parquet").is_file() and file.parent.suffix != ".part"
-    }
+    complete, started = set[Path](), set[Path]()
+    for path, names in _folders(folder):
+        if path.suffix == ".part":
+            name = path.name.removesuffix(".part").removesuffix(".old")
+            started |= {path.with_name(name)} if _NUMBER.match(name) else set()
+        elif names is None or (_NUMBER.match(path.name) and path != folder):
+            started.add(path)
+        if names and {"runs.json", "history.parquet"} <= names and path.suffix != ".part":
+            complete.add(path)
     below = {parent for column in complete for parent in (column, *column.parents)}
-    started = {path for path in folder.rglob("m*") if _NUMBER.match(path.name) and path.is_dir()}
     return sorted(complete, key=_order), sorted(started - below, key=_order)
+
+
+def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
+    """Each folder at or below one, with the names in it; None where it cannot be opened."""
+    seen, folders, linked = set[tuple[int, int]](), [top], list[Path]()
+    while folders or linked:
+        path = (folders or linked).pop()  # by its own place rather than by a link, if it has both
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:  # links may lead in a circle
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if path.is_symlink() or path.exists():  # else it was deleted or renamed meanwhile
+                yield path, None
+            continue
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif entry.is_symlink() and not entry.is_file():
+                linked.append(Path(entry.path))
+        yield path, {entry.name for entry in inside}
 
 
 def read_column(directory: Path) -> ColumnFiles:
