@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smallbatch.errors import UserError
-from smallbatch.records.columns import find_columns
+from smallbatch.records.columns import find_columns, find_copies, told_copy
 from smallbatch.redact import redact
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
@@ -26,7 +26,7 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
     changes nothing. If a column was trained again with other results, for example on other
     hardware, the run is logged anew, and the old one goes to MLflow's trash. A column that cannot
-    be read or logged does not keep the others back.
+    be read or logged, or that is there twice with different results, does not keep the others back.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
@@ -41,12 +41,34 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     columns: list[TrackedColumn] = []
     for directory in found:
         _try(directory, refused, lambda at=directory: columns.append(read_column(at)))
+    columns = _without_copies(columns, refused)
     report = SyncReport(len(found))
     if columns:
         _replay(columns, TrackingUri.parse(uri), report, refused)
     if refused:
         raise UserError(_told(refused, len(found), uri or ""))
     return report
+
+
+def _without_copies(columns: list[TrackedColumn], refused: dict[Path, str]) -> list[TrackedColumn]:
+    """Refuse columns that are there twice with different results: which are right is not known."""
+    read = {column.directory: column for column in columns}
+    held = {
+        column.directory: [(column.info.key, run.info.run) for run in column.runs]
+        for column in columns
+    }
+    copies = find_copies(held)
+    differing = {
+        read[one].info.key
+        for one, other in copies.items()
+        if read[one].digest != read[other].digest
+    }
+    for one, other in copies.items():
+        info = read[one].info
+        if info.key in differing:
+            refused[one] = told_copy(one, other, info.experiment)
+            refused.setdefault(other, told_copy(other, one, info.experiment))
+    return [column for column in columns if column.directory not in refused]
 
 
 def _replay(
