@@ -28,6 +28,18 @@ def models(tmp_path: Path) -> Path:
     return synthetic.write_models(tmp_path / "models", (small,))
 
 
+def scale(column: Path, factor: float) -> None:
+    """Give a column other test accuracies, as another training does."""
+    history = pd.read_parquet(column / "history.parquet")
+    history["test_accuracy"] *= factor
+    history.to_parquet(column / "history.parquet")
+    content = json.loads((column / "runs.json").read_text())
+    for run in content["runs"]:
+        if run["outcome"] == "finished":
+            run["final"]["test_accuracy"] *= factor
+    (column / "runs.json").write_text(json.dumps(content))
+
+
 def test_known_answers_come_back(tmp_path: Path) -> None:
     models = synthetic.write_models(tmp_path / "models")
     outcome = evaluate(models, tmp_path / "out")
@@ -56,7 +68,9 @@ def test_reported_accuracy_is_the_median_of_the_last_five_epochs(models: Path) -
     path = models / "synthetic/tiny/m2/history.parquet"
     history = pd.read_parquet(path)
     run = history.loc[history["outcome"] == "finished", "run"].iloc[0]
-    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.8, 0.3]
+    last = history.loc[history["run"] == run, "test_accuracy"].iloc[-1]  # runs.json has it too
+    assert last > 0.5
+    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.3, last]
     history.loc[history["run"] == run, "test_accuracy"] = values
     history.sample(frac=1, random_state=0).to_parquet(path)  # the order of rows does not matter
     runs = load_results(models).runs
@@ -201,6 +215,28 @@ def test_runs_and_history_must_agree(models: Path) -> None:
         load_results(models)
 
 
+@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy", "test_accuracy"])
+@pytest.mark.parametrize("file", ["runs.json", "history.parquet"])
+def test_files_of_different_trainings_are_not_read_as_one(
+    models: Path, file: str, metric: str
+) -> None:
+    """As one training's history beside the finals of another; a last bit tells."""
+    tiny = models / "synthetic/tiny/m2"
+    content = json.loads((tiny / "runs.json").read_text())
+    run = next(it for it in content["runs"] if it["outcome"] == "finished")
+    other = math.nextafter(run["final"][metric], 0)
+    if file == "runs.json":
+        run["final"][metric] = other
+        (tiny / file).write_text(json.dumps(content))
+    else:
+        history = pd.read_parquet(tiny / file)
+        last = (history["run"] == run["run"]) & (history["epoch"] == history["epoch"].max())
+        history.loc[last, metric] = other
+        history.to_parquet(tiny / file)
+    with pytest.raises(UserError, match=rf"m2/history\.parquet: not of .* runs\.json .*{metric}"):
+        load_results(models)
+
+
 @pytest.mark.parametrize("outcome", ["finished", "diverged"])
 @pytest.mark.parametrize("lost", ["last", "first", "none, one is there twice", "update"])
 def test_a_history_without_some_epochs_is_refused(models: Path, outcome: str, lost: str) -> None:
@@ -254,9 +290,7 @@ def _copy(models: Path, dataset: str, study: str) -> Path:
 
 def test_runs_of_one_hash_under_several_names_stay_apart(models: Path, tmp_path: Path) -> None:
     _copy(models, "synthetic", "twin")
-    other = _copy(models, "other", "tiny") / "m2/history.parquet"
-    history = pd.read_parquet(other)
-    history.assign(test_accuracy=history["test_accuracy"] / 2).to_parquet(other)
+    scale(_copy(models, "other", "tiny") / "m2", 0.5)
     assert evaluate(models, tmp_path / "out").n_studies == 3
     runs, cells, _ = read_evaluation(tmp_path / "out")
     assert len(runs) == 3 * 18
@@ -279,9 +313,7 @@ def test_tables_of_two_evaluations_are_not_read_as_one(
 ) -> None:
     """As after a study was trained again: the same runs, with other accuracies."""
     evaluate(models, tmp_path / "out")
-    path = models / "synthetic/tiny/m2/history.parquet"
-    history = pd.read_parquet(path)
-    history.assign(test_accuracy=history["test_accuracy"] * 0.999).to_parquet(path)
+    scale(models / "synthetic/tiny/m2", 0.999)
     evaluate(models, tmp_path / "later")
     shutil.copy(tmp_path / f"later/{name}.parquet", tmp_path / "out")
     with pytest.raises(UserError, match=r"not of one evaluation .*; run smallbatch evaluate$"):

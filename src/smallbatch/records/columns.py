@@ -27,6 +27,9 @@ REPORTED_EPOCHS = 5
 RUN_KEYS = ["dataset", "study", "run"]
 """What tells one run from all others; its hash alone leaves out the names."""
 
+_LAST = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+"""What is the same at the end of a run's last epoch and at its end; training's is a mean."""
+
 _ADVICE = "train the column again"
 _NUMBER = re.compile(r"^m(\d+)$")
 
@@ -208,10 +211,12 @@ def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None:
-    """Refuse a history that lacks epochs: each run's follow each other from 1 to its last update.
+    """Refuse a history that lacks epochs, or is of another training than `runs.json`.
 
-    That is the last planned one, or that at which the run diverged.
+    Each run's epochs follow each other from 1 to its last update: the last planned one, or that at
+    which the run diverged. A finished run's last epoch has the final values, to the bit.
     """
+    finals = {run.run: run.final for run in record.runs if run.outcome == "finished"}
     ends = {
         run.run: run.updates if run.outcome == "finished" else run.diverged_at
         for run in record.runs
@@ -223,6 +228,13 @@ def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None
                 f"{path}: run {name}: found {len(epochs)} epochs, the last to update {last}, "
                 f"allowed: all epochs to update {ends[str(name)]}, as runs.json says; {_ADVICE}"
             )
+        for metric, final in finals.get(str(name), {}).items():
+            found = own[metric].iloc[-1] if metric in _LAST else None
+            if found is not None and final != (found if math.isfinite(found) else None):
+                raise UserError(
+                    f"{path}: not of the training of runs.json (run {name}: {metric}: found "
+                    f"{found}, there {final}); {_ADVICE}"
+                )
 
 
 def _order(path: Path) -> list[tuple[int, str]]:
