@@ -17,6 +17,7 @@ from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
+from smallbatch.records.columns import find_columns
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.tracking.entries import SPEED, column_points
 from smallbatch.tracking.records import read_column
@@ -27,6 +28,18 @@ from tests.analysis import synthetic
 def models(tmp_path: Path) -> Path:
     small = synthetic.Study("tiny", batch_sizes=(2, 32), base_lrs=(2**-6, 2**-4, 2**-3), epochs=7)
     return synthetic.write_models(tmp_path / "models", (small,))
+
+
+def scale(column: Path, factor: float) -> None:
+    """Give a column other test accuracies, as another training does."""
+    history = pd.read_parquet(column / "history.parquet")
+    history["test_accuracy"] *= factor
+    history.to_parquet(column / "history.parquet")
+    content = json.loads((column / "runs.json").read_text())
+    for run in content["runs"]:
+        if run["outcome"] == "finished":
+            run["final"]["test_accuracy"] *= factor
+    (column / "runs.json").write_text(json.dumps(content))
 
 
 def test_known_answers_come_back(tmp_path: Path) -> None:
@@ -57,7 +70,9 @@ def test_reported_accuracy_is_the_median_of_the_last_five_epochs(models: Path) -
     path = models / "synthetic/tiny/m2/history.parquet"
     history = pd.read_parquet(path)
     run = history.loc[history["outcome"] == "finished", "run"].iloc[0]
-    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.8, 0.3]
+    last = history.loc[history["run"] == run, "test_accuracy"].iloc[-1]  # runs.json has it too
+    assert last > 0.5
+    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.3, last]
     history.loc[history["run"] == run, "test_accuracy"] = values
     history.sample(frac=1, random_state=0).to_parquet(path)  # the order of rows does not matter
     runs = load_results(models).runs
@@ -86,6 +101,35 @@ def test_unfinished_columns_are_skipped_and_named(models: Path, tmp_path: Path) 
     outcome = evaluate(models, tmp_path / "out")
     assert outcome.skipped == ("synthetic/tiny/m8", "synthetic/tiny/m32")
     assert "skipped 2 unfinished: synthetic/tiny/m8, synthetic/tiny/m32" in outcome.lines()
+
+
+def test_columns_behind_links_are_found(models: Path, tmp_path: Path) -> None:
+    def found() -> list[list[str]]:
+        return [[it.relative_to(models).as_posix() for it in each] for each in find_columns(models)]
+
+    for place in ("synthetic/tiny", "synthetic", "synthetic/tiny/m2"):
+        link, away = models / place, tmp_path / place.replace("/", "-")
+        link.rename(away)
+        link.symlink_to(away)
+    (models / "circle").symlink_to(models)
+    (models / "a").symlink_to(models / "synthetic")  # the same columns under another name
+    assert found() == [["synthetic/tiny/m2", "synthetic/tiny/m32"], []]
+    (models / "readme").symlink_to(__file__)
+    (models / "elsewhere").symlink_to(tmp_path / "not mounted")
+    (tmp_path / "synthetic-tiny/m32/runs.json").unlink()
+    assert found() == [["synthetic/tiny/m2"], ["elsewhere", "synthetic/tiny/m32"]]
+
+
+@pytest.mark.parametrize("left", [("m2.old.part",), ("m2.part",), ("m2.part", "m2.old.part")])
+def test_a_column_that_a_killed_writer_set_aside_is_unfinished(
+    models: Path, left: tuple[str, ...]
+) -> None:
+    tiny = models / "synthetic/tiny"
+    for name in left:
+        shutil.copytree(tiny / "m2", tiny / name)
+    assert find_columns(models) == ([tiny / "m2", tiny / "m32"], [])
+    shutil.rmtree(tiny / "m2")
+    assert find_columns(models) == ([tiny / "m32"], [tiny / "m2"])
 
 
 def test_columns_of_different_settings_are_pointed_out(models: Path, tmp_path: Path) -> None:
@@ -173,6 +217,28 @@ def test_runs_and_history_must_agree(models: Path) -> None:
         load_results(models)
 
 
+@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy", "test_accuracy"])
+@pytest.mark.parametrize("file", ["runs.json", "history.parquet"])
+def test_files_of_different_trainings_are_not_read_as_one(
+    models: Path, file: str, metric: str
+) -> None:
+    """As one training's history beside the finals of another; a last bit tells."""
+    tiny = models / "synthetic/tiny/m2"
+    content = json.loads((tiny / "runs.json").read_text())
+    run = next(it for it in content["runs"] if it["outcome"] == "finished")
+    other = math.nextafter(run["final"][metric], 0)
+    if file == "runs.json":
+        run["final"][metric] = other
+        (tiny / file).write_text(json.dumps(content))
+    else:
+        history = pd.read_parquet(tiny / file)
+        last = (history["run"] == run["run"]) & (history["epoch"] == history["epoch"].max())
+        history.loc[last, metric] = other
+        history.to_parquet(tiny / file)
+    with pytest.raises(UserError, match=rf"m2/history\.parquet: not of .* runs\.json .*{metric}"):
+        load_results(models)
+
+
 @pytest.mark.parametrize("outcome", ["finished", "diverged"])
 @pytest.mark.parametrize("lost", ["last", "first", "none, one is there twice", "update"])
 def test_a_history_without_some_epochs_is_refused(models: Path, outcome: str, lost: str) -> None:
@@ -244,9 +310,7 @@ def _copy(models: Path, dataset: str, study: str) -> Path:
 
 def test_runs_of_one_hash_under_several_names_stay_apart(models: Path, tmp_path: Path) -> None:
     _copy(models, "synthetic", "twin")
-    other = _copy(models, "other", "tiny") / "m2/history.parquet"
-    history = pd.read_parquet(other)
-    history.assign(test_accuracy=history["test_accuracy"] / 2).to_parquet(other)
+    scale(_copy(models, "other", "tiny") / "m2", 0.5)
     assert evaluate(models, tmp_path / "out").n_studies == 3
     runs, cells, _ = read_evaluation(tmp_path / "out")
     assert len(runs) == 3 * 18
@@ -269,9 +333,7 @@ def test_tables_of_two_evaluations_are_not_read_as_one(
 ) -> None:
     """As after a study was trained again: the same runs, with other accuracies."""
     evaluate(models, tmp_path / "out")
-    path = models / "synthetic/tiny/m2/history.parquet"
-    history = pd.read_parquet(path)
-    history.assign(test_accuracy=history["test_accuracy"] * 0.999).to_parquet(path)
+    scale(models / "synthetic/tiny/m2", 0.999)
     evaluate(models, tmp_path / "later")
     shutil.copy(tmp_path / f"later/{name}.parquet", tmp_path / "out")
     with pytest.raises(UserError, match=r"not of one evaluation .*; run smallbatch evaluate$"):

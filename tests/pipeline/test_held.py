@@ -112,6 +112,7 @@ COLUMN = "models/synthetic/tiny/m2"
         ("report", overwritten("reports/measurements/digits.csv"), "reports/measurements/digits"),
         ("report", overwritten("reports/measurements/new.csv"), "reports/measurements/new.csv"),
         ("report", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),
+        ("report", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
     ],
 )
 def test_a_stage_fails_if_what_it_depends_on_changed_meanwhile(
@@ -144,7 +145,7 @@ def test_a_stage_fails_if_what_it_depends_on_changed_meanwhile(
                            "other: {model: resnet8, norm: none, epochs: 9")),
         ("evaluate", overwritten("params.yaml")),
         ("evaluate", overwritten(f"{COLUMN}/other.json")),
-        ("report", overwritten(f"{COLUMN}/history.parquet")),
+        ("report", overwritten(f"{COLUMN}/other.json")),
     ],
 )  # fmt: skip
 def test_a_stage_goes_on_if_what_changed_meanwhile_is_not_of_its_inputs(

@@ -35,7 +35,8 @@ def row(**more: Any) -> dict[str, Any]:
 FINAL: dict[str, float | None] = dict(
     zip(METRICS, (1e-7, 1.0, None, None, float("inf"), 1 / 3), strict=True)
 )
-FINISHED = RunResult("finished", None, [row()], FINAL, 75, {"w": torch.ones(2)})
+LAST = {name: value for name, value in FINAL.items() if name.startswith(("validation", "test"))}
+FINISHED = RunResult("finished", None, [row(**LAST)], FINAL, 75, {"w": torch.ones(2)})
 DIVERGED = RunResult("diverged", 2, [row(updates=2, lr=256.0)], dict.fromkeys(FINAL), 75, {})
 
 

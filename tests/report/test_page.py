@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from smallbatch.analysis.evaluation import evaluate
+from smallbatch.analysis.evaluation import evaluate, read_evaluation, refuse_stale
 from smallbatch.errors import UserError
 from smallbatch.report.page import build_report
 from tests.analysis import synthetic
@@ -146,6 +148,41 @@ def test_without_timing_files_hardware_is_said_to_be_unknown(reports: Path, tmp_
 def test_a_report_needs_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"runs\.parquet: no such file; run smallbatch evaluate"):
         build_report(tmp_path, tmp_path, tmp_path)
+
+
+def _train_again(models: Path) -> None:
+    """The same runs with other results, as another engine gives them."""
+    path = models / "synthetic/tiny/m2/runs.json"
+    content = json.loads(path.read_text())
+    content["runs"][0]["final"]["train_loss"] += 1e-9
+    path.write_text(json.dumps(content))
+
+
+def _train_another(models: Path) -> None:
+    more = synthetic.Study("more", batch_sizes=(2,), base_lrs=(2**-6,), seeds=1)
+    synthetic.write_models(models, (more,))
+
+
+def test_a_report_needs_an_evaluation_of_the_present_columns(tmp_path: Path) -> None:
+    models, out = tmp_path / "models", tmp_path / "evaluation"
+    settings = {"bn_batch_size": 2, "figure": 'a "b",\r c', "momentum": [0.5, None]}
+    tiny = synthetic.Study(
+        "tiny", batch_sizes=(2, 4), base_lrs=(2**-6, 2**-2), seeds=1, settings=settings
+    )
+    evaluate(synthetic.write_models(models, (tiny,)), out)
+    changes: dict[str, Callable[[Path], object]] = {
+        "a column less": lambda models: shutil.rmtree(models / "synthetic/tiny/m4"),
+        "a column more": _train_another,
+        "other results": _train_again,
+        "other times": lambda models: (models / "synthetic/tiny/m2/timing.json").unlink(),
+    }
+    for name, change in changes.items():
+        changed = shutil.copytree(models, tmp_path / name)
+        refuse_stale(read_evaluation(out)[0], out, changed)
+        change(changed)
+        with pytest.raises(UserError, match=r"not of the columns .* now; run smallbatch evaluate$"):
+            build_report(out, changed, tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
 
 
 def test_names_are_escaped(reports: Path, tmp_path: Path) -> None:

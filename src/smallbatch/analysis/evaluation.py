@@ -178,6 +178,28 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
     return runs, cells, history
 
 
+def refuse_stale(runs: pd.DataFrame, directory: Path, models_dir: Path) -> None:
+    """Refuse an evaluation of other columns, or of other results, than are there now.
+
+    Args:
+        runs: Its table of runs.
+        directory: Where it lies, for the message.
+        models_dir: The folder of the columns.
+
+    Raises:
+        UserError: It is not of them, or a file of a column is damaged.
+    """
+    # As text all values are exact, and each kind of missing value is empty.
+    now, then = (
+        frame.sort_values(RUN_KEYS).to_csv(index=False)
+        for frame in (load_results(models_dir).runs, runs)
+    )
+    if now != then:
+        raise UserError(
+            f"{directory}: not of the columns that are in {models_dir} now; run smallbatch evaluate"
+        )
+
+
 def _agree(frame: pd.DataFrame, of: pd.DataFrame, keys: list[str]) -> bool:
     """Whether two tables have the same rows, in any order, as to the columns both have."""
     names = [name for name in frame if name in of and name not in keys]

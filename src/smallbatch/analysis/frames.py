@@ -13,8 +13,10 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import (
     RUN_KEYS,
     find_columns,
+    find_copies,
     read_column,
     reported_accuracies,
+    told_copy,
 )
 from smallbatch.records.schema import METRICS, POPULATION_METRICS, StudySettings
 
@@ -108,16 +110,13 @@ def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
 
 
 def _refuse_copies(columns: list[ColumnFiles]) -> None:
-    places: dict[tuple[str, str, str], Path] = {}
-    for column in columns:
-        dataset, study = column.record.dataset.name, column.record.study
-        for run in column.record.runs:
-            other = places.setdefault((dataset, study, run.run), column.directory)
-            if other != column.directory:
-                raise UserError(
-                    f"{column.directory}: holds runs of {dataset}/{study} that {other} holds too; "
-                    "move one of the two elsewhere"
-                )
+    studies = {it.directory: (it.record.dataset.name, it.record.study) for it in columns}
+    held = {
+        it.directory: [(*studies[it.directory], run.run) for run in it.record.runs]
+        for it in columns
+    }
+    for directory, other in find_copies(held).items():
+        raise UserError(told_copy(directory, other, "/".join(studies[directory])))
 
 
 def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:

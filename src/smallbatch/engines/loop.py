@@ -294,13 +294,13 @@ def initial_model(run: Run, data: Resident) -> nn.Module:
 
 def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[str, float | None]:
     finished = trained.diverged_at is None
-    splits = {"train": data.train, "validation": data.validation, "test": data.test}
     final: dict[str, float | None] = {}
-    for name, split in splits.items():
-        scores = None, None
-        if finished and split is not None:
-            scores = evaluate(model, split, trained.pause)
-        final[f"{name}_loss"], final[f"{name}_accuracy"] = scores
+    scores = evaluate(model, data.train, trained.pause) if finished else (None, None)
+    final["train_loss"], final["train_accuracy"] = scores
+    for name, split in (("validation", data.validation), ("test", data.test)):
+        for key in (f"{name}_loss", f"{name}_accuracy"):
+            # As at the end of the last epoch, to the bit: elsewhere a second look may round.
+            final[key] = trained.rows[-1][key] if finished and split is not None else None
     final["population_test_loss"] = final["population_test_accuracy"] = None
     if finished and has_batch_norm(model):
         kept = {name: value.clone() for name, value in model.state_dict().items()}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from smallbatch.config.params import Params
 
 _ABSENT = object()
+_TABLES = ("runs.json", "history.parquet", "timing.json")
 _NAMED = 3  # changed inputs in a message; there may be a thousand
 
 
@@ -116,16 +117,15 @@ def evaluate_inputs(models: Path) -> dict[str, object]:
     """
     from smallbatch.records.columns import find_columns
 
-    names = ("runs.json", "history.parquet", "timing.json")
-    return _digests(column / name for column in find_columns(models)[0] for name in names)
+    return _digests(column / name for column in find_columns(models)[0] for name in _TABLES)
 
 
 def report_inputs(models: Path) -> dict[str, object]:
-    """What `report` depends on: tables, measurements, and the columns' timing."""
+    """What `report` depends on: measurements, and tables with the columns that they are of."""
     from smallbatch.records.columns import find_columns
 
     complete, unfinished = find_columns(models) if models.is_dir() else ([], [])
-    columns = (column / name for column in complete for name in ("runs.json", "timing.json"))
+    columns = (column / name for column in complete for name in _TABLES)
     paths = [*EVALUATION.glob("*.parquet"), *MEASUREMENTS.glob("*.csv"), *columns]
     return {**_digests(paths), **{f"{column}/": "unfinished" for column in unfinished}}
 

@@ -6,8 +6,10 @@ Tracking and analysis read `runs.json`, `history.parquet` and `timing.json` thro
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
@@ -16,7 +18,7 @@ from smallbatch.records.reading import read_json, read_table
 from smallbatch.records.schema import HISTORY, ColumnRecord, RunRecord, Timing
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Hashable, Iterable, Iterator, Mapping
 
     import pandas as pd
 
@@ -25,6 +27,9 @@ REPORTED_EPOCHS = 5
 
 RUN_KEYS = ["dataset", "study", "run"]
 """What tells one run from all others; its hash alone leaves out the names."""
+
+_LAST = ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy")
+"""What is the same at the end of a run's last epoch and at its end; training's is a mean."""
 
 _ADVICE = "train the column again"
 _NUMBER = re.compile(r"^m(\d+)$")
@@ -52,21 +57,73 @@ def find_columns(folder: Path) -> tuple[list[Path], list[Path]]:
     """Column directories at or below a folder, in the order of their names: complete, unfinished.
 
     A column's files are put in place together, at its end: a directory ``m<m>`` without them is
-    still being trained, or was interrupted.
+    still being trained, or was interrupted; so was one of which there is only what a killed writer
+    set aside. Links are followed. Folders that cannot be opened, and links that lead nowhere, are
+    named with the unfinished columns, since there may be some behind them.
 
     Raises:
         UserError: there is no such directory.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such directory; train first (dvc repro)")
-    complete = {
-        file.parent
-        for file in folder.rglob("runs.json")
-        if (file.parent / "history.parquet").is_file() and file.parent.suffix != ".part"
-    }
+    complete, started = set[Path](), set[Path]()
+    for path, names in _folders(folder):
+        if path.suffix == ".part":
+            name = path.name.removesuffix(".part").removesuffix(".old")
+            started |= {path.with_name(name)} if _NUMBER.match(name) else set()
+        elif names is None or (_NUMBER.match(path.name) and path != folder):
+            started.add(path)
+        if names and {"runs.json", "history.parquet"} <= names and path.suffix != ".part":
+            complete.add(path)
     below = {parent for column in complete for parent in (column, *column.parents)}
-    started = {path for path in folder.rglob("m*") if _NUMBER.match(path.name) and path.is_dir()}
     return sorted(complete, key=_order), sorted(started - below, key=_order)
+
+
+def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
+    """Each folder at or below one, with the names in it; None where it cannot be opened."""
+    seen, folders, linked = set[tuple[int, int]](), [top], list[Path]()
+    while folders or linked:
+        path = (folders or linked).pop()  # by its own place rather than by a link, if it has both
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:  # links may lead in a circle
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            if path.is_symlink() or path.exists():  # else it was deleted or renamed meanwhile
+                yield path, None
+            continue
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif entry.is_symlink() and not entry.is_file():
+                linked.append(Path(entry.path))
+        yield path, {entry.name for entry in inside}
+
+
+def find_copies(held: Mapping[Path, Iterable[Hashable]]) -> dict[Path, Path]:
+    """Directories that hold a run that another before them holds too, each with that one.
+
+    Args:
+        held: What identifies each run of a directory.
+    """
+    places: dict[Hashable, Path] = {}
+    found: dict[Path, Path] = {}
+    for directory, runs in held.items():
+        for run in runs:
+            other = places.setdefault(run, directory)
+            if other != directory:
+                found.setdefault(directory, other)
+    return found
+
+
+def told_copy(directory: Path, other: Path, study: str) -> str:
+    """Say that two directories hold the same runs of a study, `<dataset>/<study>`."""
+    return (
+        f"{directory}: holds runs of {study} that {other} holds too; move one of the two elsewhere"
+    )
 
 
 def read_column(directory: Path) -> ColumnFiles:
@@ -177,10 +234,12 @@ def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None:
-    """Refuse a history that lacks epochs: each run's follow each other from 1 to its last update.
+    """Refuse a history that lacks epochs, or is of another training than `runs.json`.
 
-    That is the last planned one, or that at which the run diverged.
+    Each run's epochs follow each other from 1 to its last update: the last planned one, or that at
+    which the run diverged. A finished run's last epoch has the final values, to the bit.
     """
+    finals = {run.run: run.final for run in record.runs if run.outcome == "finished"}
     ends = {
         run.run: run.updates if run.outcome == "finished" else run.diverged_at
         for run in record.runs
@@ -192,6 +251,13 @@ def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None
                 f"{path}: run {name}: found {len(epochs)} epochs, the last to update {last}, "
                 f"allowed: all epochs to update {ends[str(name)]}, as runs.json says; {_ADVICE}"
             )
+        for metric, final in finals.get(str(name), {}).items():
+            found = own[metric].iloc[-1] if metric in _LAST else None
+            if found is not None and final != (found if math.isfinite(found) else None):
+                raise UserError(
+                    f"{path}: not of the training of runs.json (run {name}: {metric}: found "
+                    f"{found}, there {final}); {_ADVICE}"
+                )
 
 
 def _order(path: Path) -> list[tuple[int, str]]:

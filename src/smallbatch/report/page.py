@@ -13,7 +13,12 @@ import pandas as pd
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all, read_variances
 from smallbatch.analysis.convergence import median_curves, shown_base_lr
-from smallbatch.analysis.evaluation import read_evaluation, write_table, write_text
+from smallbatch.analysis.evaluation import (
+    read_evaluation,
+    refuse_stale,
+    write_table,
+    write_text,
+)
 from smallbatch.analysis.frames import on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
@@ -66,7 +71,8 @@ def build_report(
 
     Args:
         evaluation_dir: The folder that `evaluate` wrote.
-        models_dir: The folder of the columns, for timing files and the names of unfinished columns.
+        models_dir: The folder of the columns, for timing files and the names of unfinished columns;
+            the evaluation must be of them, unless there is no such folder.
         out: The folder for ``report.html``, ``claims.json``, ``figures/`` (SVG, PNG) and
             ``tables/`` (CSV).
 
@@ -74,9 +80,9 @@ def build_report(
         The path of the page.
 
     Raises:
-        UserError: The evaluation is missing, or a file is damaged.
+        UserError: The evaluation is missing, or of other columns, or a file is damaged.
     """
-    frames = _load(evaluation_dir)
+    frames = _load(evaluation_dir, models_dir)
     timings = read_timings(models_dir)
     variances = read_variances(out / "measurements")
     for name in ("figures", "tables"):
@@ -125,8 +131,10 @@ def build_report(
     return path
 
 
-def _load(evaluation_dir: Path) -> Frames:
+def _load(evaluation_dir: Path, models_dir: Path) -> Frames:
     runs, cells, history = read_evaluation(evaluation_dir)
+    if models_dir.is_dir():
+        refuse_stale(runs, evaluation_dir, models_dir)
     best = best_cells(cells)
     return Frames(
         runs=runs[~on_bn_axis(runs)],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smallbatch.errors import UserError
-from smallbatch.records.columns import find_columns
+from smallbatch.records.columns import find_columns, told_copy
 from smallbatch.redact import redact
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
@@ -26,8 +26,8 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
     changes nothing. If a column has other results than MLflow, newer or older ones, its runs are
     logged anew where they differ, and the others go to MLflow's trash. Columns of other settings
-    that lay in the same folder before are marked. A column that cannot be read or logged does not
-    keep the others back.
+    that lay in the same folder before are marked. A column that cannot be read or logged, or that
+    is there twice with different results, does not keep the others back.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
@@ -42,12 +42,26 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     columns: list[TrackedColumn] = []
     for directory in found:
         _try(directory, refused, lambda at=directory: columns.append(read_column(at)))
+    columns = _without_copies(columns, refused)
     report = SyncReport(len(found))
     if columns:
         _replay(columns, TrackingUri.parse(uri), report, refused)
     if refused:
         raise UserError(_told(refused, len(found), uri or ""))
     return report
+
+
+def _without_copies(columns: list[TrackedColumn], refused: dict[Path, str]) -> list[TrackedColumn]:
+    """One folder of each column; none where folders differ, as which is right is not known."""
+    by_key: dict[str, list[TrackedColumn]] = {}
+    for column in columns:
+        by_key.setdefault(column.info.key, []).append(column)
+    for same in by_key.values():
+        if len({column.digest for column in same}) > 1:
+            for one, other in zip(same, [*same[1:], same[0]], strict=True):
+                told = told_copy(one.directory, other.directory, one.info.experiment)
+                refused[one.directory] = told
+    return [same[0] for same in by_key.values() if same[0].directory not in refused]
 
 
 def _replay(
@@ -76,16 +90,8 @@ def _replay_experiment(
     existing = find_existing(store, experiment_id, key)
     discard_doubled(store, existing)
     writer = ColumnWriter(store, experiment_id, existing, report)
-    written: dict[str, TrackedColumn] = {}
     for column in columns:
-        first = written.setdefault(column.info.key, column)
-        if first is column:
-            _try(column.directory, refused, lambda it=column: writer.write(it))
-        elif first.digest != column.digest:
-            refused[column.directory] = (
-                f"{column.directory}: other results of the column in {first.directory}, of which "
-                "MLflow shows one; sync one folder alone"
-            )
+        _try(column.directory, refused, lambda it=column: writer.write(it))
 
 
 def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) -> None:
