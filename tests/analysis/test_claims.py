@@ -14,7 +14,9 @@ import pytest
 from smallbatch.analysis import claims
 from smallbatch.analysis.claims import CLAIMS, Finding, claims_record, judge, judge_all
 from smallbatch.analysis.evidence import Evidence
+from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.seeds import interval, resamples, seed_array
+from smallbatch.errors import UserError
 
 MS = (2, 4, 8, 16, 32, 64, 128)
 LRS = tuple(2.0**k for k in (-10, -8, -6))
@@ -432,6 +434,21 @@ def test_runs_on_different_images_are_not_compared(
     finding = finding_of(name, rows)
     assert finding.verdict == "undecided"
     assert finding.reason == f"{said}: trained with different {key}"
+
+
+def test_several_base_lrs_are_not_taken_for_seeds_of_a_bn_batch() -> None:
+    rows = MAKERS["smaller-sgd-batch-better-fig-13a"](HOLDS)
+    worse = [{**row, "base_lr": 2.0**-4, "run": f"{row['run']}-", "reported_accuracy": 0.3}
+             for row in rows]  # fmt: skip
+    cells, alone = (bn_cells(pd.DataFrame(each)) for each in ([*worse, *rows], rows))
+    pd.testing.assert_frame_equal(cells, alone)
+    finding = finding_of("smaller-sgd-batch-better-fig-13a", [*rows, *worse])
+    assert (finding.verdict, finding.reason) == (
+        "undecided",
+        "study-13a: several η̃ at one batch size",
+    )
+    with pytest.raises(UserError, match="holds two runs at m=8, bn_batch_size 2 and seed 0"):
+        seed_array(pd.DataFrame([*rows, *worse]), "bn_batch_size")
 
 
 def test_memory_of_a_cpu_process_contradicts_nothing() -> None:

@@ -243,6 +243,22 @@ def test_a_folder_that_was_copied_is_named(models: Path) -> None:
         load_results(models)
 
 
+def test_so_is_an_older_copy_with_other_settings(models: Path) -> None:
+    """Its runs have other hashes, but they are at the same places in the grid."""
+    copy = models / "before/tiny/m2"
+    shutil.copytree(models / "synthetic/tiny/m2", copy)
+    content = json.loads((copy / "runs.json").read_text())
+    for run in content["runs"]:
+        run["run"] = run["run"][::-1]
+    (copy / "runs.json").write_text(json.dumps(content))
+    history = pd.read_parquet(copy / "history.parquet")
+    history["run"] = history["run"].str[::-1]
+    history.to_parquet(copy / "history.parquet")
+    (copy / "timing.json").unlink()
+    with pytest.raises(UserError, match=r"tiny/m2: holds runs of synthetic/tiny"):
+        load_results(models)
+
+
 @pytest.mark.parametrize("name", ["runs", "cells", "history"])
 def test_tables_of_two_evaluations_are_not_read_as_one(
     models: Path, tmp_path: Path, name: str

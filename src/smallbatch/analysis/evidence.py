@@ -55,7 +55,10 @@ class Evidence:
                 were trained on different images.
         """
         runs = self._runs(figure)
-        array = seed_array(runs, "bn_batch_size" if on_bn_axis(runs).all() else "base_lr")
+        on_bn = on_bn_axis(runs).all()
+        if on_bn and runs.groupby("batch_size")["base_lr"].nunique().max() > 1:
+            raise UndecidableError(f"{self.studies[figure]}: several η̃ at one batch size")
+        array = seed_array(runs, "bn_batch_size" if on_bn else "base_lr")
         if not len(array.seeds):
             raise UndecidableError(f"{array.name}: its cells have no seed in common")
         best = np.nanmax(array.medians(np.arange(len(array.seeds))[np.newaxis]))
