@@ -110,15 +110,11 @@ def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
 def _refuse_copies(columns: list[ColumnFiles]) -> None:
     places: dict[tuple[str | int | float | None, ...], Path] = {}
     for column in columns:
-        dataset, study, m = (
-            column.record.dataset.name,
-            column.record.study,
-            column.record.batch_size,
-        )
+        dataset, study = column.record.dataset.name, column.record.study
         for run in column.record.runs:
             # Of other settings they have another hash, but the same place in the grid.
-            place = (dataset, study, m, run.bn_batch_size, run.base_lr, run.seed)
-            other = places.setdefault(place, column.directory)
+            at = (column.record.batch_size, run.bn_batch_size, run.base_lr, run.seed)
+            other = places.setdefault((dataset, study, *at), column.directory)
             if other != column.directory:
                 raise UserError(
                     f"{column.directory}: holds runs of {dataset}/{study} that {other} holds too; "
