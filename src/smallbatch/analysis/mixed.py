@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import STUDY_KEYS
 from smallbatch.analysis.frames import on_bn_axis, settings_of
 from smallbatch.analysis.generalisation import best_cells
-from smallbatch.config.values import UPDATES_OF
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ORIGIN = ["fingerprint", "protocol"]
 """What all runs that are compared share: the images, and the rules of training and evaluation."""
+
+# As params.yaml has it; evaluating does not depend on the code that checks that file.
+_UPDATES_OF = re.compile(r"updates of ([1-9]\d*)")
 
 
 def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
@@ -48,7 +51,9 @@ def _differing(group: pd.DataFrame) -> list[str]:
 def _written_epochs(runs: pd.DataFrame) -> list[float]:
     """The epochs as params.yaml has them: with a budget of updates a run has others."""
     return [
-        epochs * int(match.group(1)) / m if (match := UPDATES_OF.match(str(budget))) else epochs
+        epochs * int(match.group(1)) / m
+        if (match := _UPDATES_OF.fullmatch(str(budget)))
+        else epochs
         for epochs, m, budget in zip(
             runs["epochs"].tolist(), runs["batch_size"].tolist(), runs["budget"], strict=True
         )
