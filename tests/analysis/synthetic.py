@@ -220,6 +220,7 @@ def _run(
         "base_lr": base_lr,
         "lr": batch_size * base_lr,
         "seed": seed,
+        "bn_batch_size": (study.settings.get("bn_batch_sizes") or [None])[0],
         "outcome": "diverged" if diverged else "finished",
         "diverged_at": rows[-1]["updates"] if diverged else None,
         "updates": per_epoch * study.epochs,

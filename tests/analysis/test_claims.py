@@ -14,7 +14,9 @@ import pytest
 from smallbatch.analysis import claims
 from smallbatch.analysis.claims import CLAIMS, Finding, claims_record, judge, judge_all
 from smallbatch.analysis.evidence import Evidence
+from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.seeds import interval, resamples, seed_array
+from smallbatch.errors import UserError
 
 MS = (2, 4, 8, 16, 32, 64, 128)
 LRS = tuple(2.0**k for k in (-10, -8, -6))
@@ -38,15 +40,16 @@ def runs_of(
                     continue
                 value = accuracy(m, column, seed)
                 rows.append({
-                    "dataset": "made-up", "study": study or f"study-{figure}", "figure": figure,
+                    "dataset": "made-up", "study": study or f"study-{figure}",
                     "batch_size": m, "base_lr": 2.0**-8 if bn else column, "seed": seed,
-                    "bn_batch_size": column if bn else None,
-                    "bn_batch_sizes": "[2]" if bn else None,
                     "run": f"{figure}-{m}-{column}-{seed}",
                     "outcome": "diverged" if value is None else "finished",
                     "reported_accuracy": math.nan if value is None else value,
-                    "classes": chance_of, "n_train": 1000, "height": 16, "width": 24, "epochs": 10,
-                    "scale": "small", "fingerprint": "made-up", "protocol": 1,
+                    "classes": chance_of, "n_train": 1000, "height": 16, "width": 24,
+                    "scale": "small", "fingerprint": "made-up", "protocol": 1, "updates": 100,
+                    "figure": figure, "epochs": 10, "budget": "epochs", "weight_decay": 0.0,
+                    "bn_batch_size": column if bn else None,
+                    "bn_batch_sizes": "[2]" if bn else None, "parameters": 1000,
                 })  # fmt: skip
     return rows
 
@@ -432,6 +435,84 @@ def test_runs_on_different_images_are_not_compared(
     finding = finding_of(name, rows)
     assert finding.verdict == "undecided"
     assert finding.reason == f"{said}: trained with different {key}"
+
+
+@pytest.mark.parametrize("key", ["epochs", "weight_decay", "figure"])
+@pytest.mark.parametrize(
+    "name",
+    ["best-batch-size-fig-7", "curves-alike-4-to-64", "bn-better-than-none-fig-5", "memory-grows"],
+)
+def test_columns_of_different_settings_decide_nothing(name: str, key: str) -> None:
+    rows = MAKERS[name](HOLDS)
+    for row in rows:
+        if row["batch_size"] == 8 and row["study"] != "study-5":
+            row[key] = {"epochs": 20, "weight_decay": 0.1, "figure": "8"}[key]
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    study = "study-7" if name.endswith(("7", "64")) else "study-1"
+    assert finding.reason == f"{study}: trained with different {key}"
+
+
+def test_a_study_labelled_with_two_figures_is_judged_for_neither() -> None:
+    rows = MAKERS["best-batch-size-fig-7"](HOLDS)
+    for row in rows:
+        row["figure"] = "8" if row["batch_size"] > 8 else "7"
+    for figure in "78":
+        finding = finding_of(f"best-batch-size-fig-{figure}", rows)
+        assert finding.verdict == "undecided"
+        assert finding.reason == "study-7: trained with different figure"
+
+
+def test_memory_of_different_images_is_not_compared() -> None:
+    rows = MAKERS["memory-grows"](HOLDS)
+    for row in rows:
+        if row["study"] == "study-2" and row["batch_size"] == 8:
+            row |= {"fingerprint": "other", "height": 32}
+    finding = finding_of("memory-grows", rows)
+    assert finding.verdict == "undecided"
+    assert finding.reason == "study-2: trained with different fingerprint"
+
+
+def curves_of(last: dict[int, int], diverged: int | None = None) -> Evidence:
+    """Runs of Fig. 7 with as many updates at every m: ``last`` epochs of accuracy 0.6."""
+    runs = pd.DataFrame(runs_of("7", lambda m, _lr, _seed: None if m == diverged else 0.6,
+                                ms=tuple(last)))  # fmt: skip
+    runs = runs.assign(budget="updates of 8", epochs=runs["batch_size"] // 4)
+    keys = ["dataset", "study", "run", "batch_size", "base_lr", "seed", "outcome"]
+    history = pd.DataFrame([
+        {**row, "epoch": epoch, "test_accuracy": 0.6}
+        for row in runs[keys].to_dict("records")
+        for epoch in range(1, last[row["batch_size"]] + 1)
+    ])  # fmt: skip
+    return Evidence("made-up", runs, history, timings(HOLDS))
+
+
+@pytest.mark.parametrize("name", ["curves-alike-4-to-64", "curves-worse-beyond-64"])
+def test_curves_of_different_lengths_are_not_compared(name: str) -> None:
+    (claim,) = [claim for claim in CLAIMS if claim.name == name]
+    (finding,) = judge(claim, [curves_of({8: 2, 16: 4, 128: 32})])
+    assert finding.verdict == "undecided"
+    assert finding.reason == "study-7: its finished runs have different numbers of epochs"
+
+
+def test_a_diverged_curve_is_at_chance_after_its_last_epoch() -> None:
+    _, values = curves_of({8: 4, 16: 1}, diverged=16).curves("7", LRS[1])
+    assert values[:, 0].tolist() == [[0.6, 0.6, 0.6, 0.6], [0.6, 0.1, 0.1, 0.1]]
+
+
+def test_several_base_lrs_are_not_taken_for_seeds_of_a_bn_batch() -> None:
+    rows = MAKERS["smaller-sgd-batch-better-fig-13a"](HOLDS)
+    worse = [{**row, "base_lr": 2.0**-4, "run": f"{row['run']}-", "reported_accuracy": 0.3}
+             for row in rows]  # fmt: skip
+    cells, alone = (bn_cells(pd.DataFrame(each)) for each in ([*worse, *rows], rows))
+    pd.testing.assert_frame_equal(cells, alone)
+    finding = finding_of("smaller-sgd-batch-better-fig-13a", [*rows, *worse])
+    assert (finding.verdict, finding.reason) == (
+        "undecided",
+        "study-13a: several η̃ at one batch size",
+    )
+    with pytest.raises(UserError, match="holds two runs at m=8, bn_batch_size 2 and seed 0"):
+        seed_array(pd.DataFrame([*rows, *worse]), "bn_batch_size")
 
 
 def test_memory_of_a_cpu_process_contradicts_nothing() -> None:

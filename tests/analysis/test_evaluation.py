@@ -19,7 +19,7 @@ from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns
 from smallbatch.report.environment import environment_table, read_timings
-from smallbatch.tracking.entries import SPEED, column_points
+from smallbatch.tracking.entries import column_points
 from smallbatch.tracking.records import read_column
 from tests.analysis import synthetic
 
@@ -282,7 +282,9 @@ def test_what_is_not_known_of_a_columns_time_is_shown_nowhere(models: Path) -> N
     row = next(row for row in table.rows if row[0].startswith("Time in training"))
     assert row[1].endswith(" (1 of 2 columns)")
     column = read_column(path.parent)
-    assert {point.key for point in column_points(column)}.isdisjoint(SPEED)
+    assert {point.key for point in column_points(column)}.isdisjoint(
+        ("seconds", "images_per_second")
+    )
     longest = max(run["seconds"] for run in timing["runs"].values())
     assert column.ended_ms - column.started_ms == pytest.approx(1000 * longest, abs=1)
 
@@ -323,6 +325,22 @@ def test_runs_of_one_hash_under_several_names_stay_apart(models: Path, tmp_path:
 
 def test_a_folder_that_was_copied_is_named(models: Path) -> None:
     shutil.copytree(models / "synthetic/tiny/m2", models / "synthetic-backup/tiny/m2")
+    with pytest.raises(UserError, match=r"tiny/m2: holds runs of synthetic/tiny"):
+        load_results(models)
+
+
+def test_so_is_an_older_copy_with_other_settings(models: Path) -> None:
+    """Its runs have other hashes, but they are at the same places in the grid."""
+    copy = models / "before/tiny/m2"
+    shutil.copytree(models / "synthetic/tiny/m2", copy)
+    content = json.loads((copy / "runs.json").read_text())
+    for run in content["runs"]:
+        run["run"] = run["run"][::-1]
+    (copy / "runs.json").write_text(json.dumps(content))
+    history = pd.read_parquet(copy / "history.parquet")
+    history["run"] = history["run"].str[::-1]
+    history.to_parquet(copy / "history.parquet")
+    (copy / "timing.json").unlink()
     with pytest.raises(UserError, match=r"tiny/m2: holds runs of synthetic/tiny"):
         load_results(models)
 

@@ -89,6 +89,32 @@ def test_columns_of_different_grids_are_pointed_out(
     assert line.startswith(f"synthetic/a: its columns have different {named} (m2, m4 | m8); ")
 
 
+def test_with_equal_updates_columns_of_other_totals_are_pointed_out(tmp_path: Path) -> None:
+    """A budget of the updates of 3 epochs at m = 2; then of 4 epochs."""
+
+    def column(m: int, epochs: int) -> None:
+        study = synthetic.Study("a", batch_sizes=(m,), base_lrs=(2.0**-6, 2.0**-5), epochs=epochs,
+                                settings={"budget": "updates of 2"})  # fmt: skip
+        synthetic.write_models(tmp_path / "models", (study,))
+
+    column(2, 3)
+    column(4, 6)
+    assert warnings(tmp_path) == []
+    column(8, 16)
+    (line,) = warnings(tmp_path)
+    assert line.startswith(
+        "synthetic/a: its columns were trained with different epochs (m2, m4 | m8); train the"
+    )
+
+
+def test_columns_labelled_with_different_figures_are_pointed_out(tmp_path: Path) -> None:
+    for m, figure in ((2, "7"), (4, "8")):
+        study = synthetic.Study("a", batch_sizes=(m,), settings={"figure": figure})
+        synthetic.write_models(tmp_path / "models", (study,))
+    (line,) = warnings(tmp_path)
+    assert line.startswith("synthetic/a: its columns were trained with different figure (m2 | m4)")
+
+
 def test_each_m_may_have_the_best_base_lr_for_it(tmp_path: Path) -> None:
     written(tmp_path, "a", 2)
     written(tmp_path, "a", 64)  # where the limit is lower: 2^-5.6

@@ -128,6 +128,19 @@ def test_a_dependent_study_names_the_one_it_follows() -> None:
         parse_params(raw, "params.yaml")
 
 
+def test_a_study_of_several_bn_batch_sizes_has_one_base_lr_at_each_batch_size() -> None:
+    raw = changed("grid.studies", ["g"])
+    raw["studies"]["g"] = {**dependent_params()["studies"]["g"], "base_lr": None}
+    with pytest.raises(UserError) as error:
+        parse_params(raw, "params.yaml")
+    assert str(error.value) == (
+        "params.yaml: studies.g.bn_batch_sizes: found with 2 base learning rates, allowed: with "
+        "one, by `base_lr: best of STUDY` or a list base_lrs of one"
+    )
+    raw["studies"]["g"]["base_lrs"] = ["2^-3"]
+    assert parse_params(raw, "params.yaml").base_lrs("g") == (0.125,)
+
+
 def test_a_column_has_the_bn_batch_sizes_up_to_its_own() -> None:
     study = parse_params(dependent_params(), "params.yaml").studies["g"]
     assert [each.bn_batch_size for each in study.at(4)] == [2, 4]

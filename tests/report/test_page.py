@@ -123,6 +123,27 @@ def test_tables_can_be_read_back(reports: Path) -> None:
     assert {"study", "batch_size", "epoch", "test_accuracy", "train_loss"} <= set(curves)
 
 
+def test_studies_of_several_bn_batch_sizes_alone_make_a_report(
+    reports: Path, tmp_path: Path
+) -> None:
+    settings = {"norm": "ghost", "bn_batch_sizes": [4]}
+    study = synthetic.Study("ghost", batch_sizes=(4,), base_lrs=(2.0**-7, 2.0**-6), seeds=2,
+                            settings=settings)  # fmt: skip
+    synthetic.write_models(tmp_path / "models", (study,))
+    evaluate(tmp_path / "models", tmp_path / "evaluation")
+    page = Page(build_report(tmp_path / "evaluation", tmp_path / "models", tmp_path).read_text())
+    text = " ".join(page.words)
+    assert "Best BN batch size: 4 at m = 4." in text
+    assert "at the η̃ of the study's own grid" in text
+    assert "best for it in" not in text
+    (cell,) = pd.read_csv(tmp_path / "tables/bn_batch.csv").to_dict("records")
+    # Of the two η̃ that nearer the limit is better; it has two seeds, not four.
+    assert (cell["base_lr"], cell["n_seeds"]) == (2.0**-6, 2)
+    for path in (tmp_path / "tables").iterdir():
+        header = path.read_text().partition("\n")[0]
+        assert header == (reports / "tables" / path.name).read_text().partition("\n")[0]
+
+
 def test_the_same_data_gives_the_same_bytes(reports: Path, tmp_path: Path) -> None:
     build_report(reports / "evaluation", reports.parent / "models", tmp_path)
     for path in sorted(tmp_path.rglob("*.*")):

@@ -92,7 +92,7 @@ def test_columns_of_other_lanes_tell_the_speed_where_none_was_measured(
 ) -> None:
     """With BN batches of 2, 8 and 16 the column at m = 16 has more lanes than that at 8."""
     monkeypatch.setattr(calibration, "cost", lambda *_: 100.0)  # too much for all but the first
-    raw = {**GHOST, "bn_batch_sizes": [2, 8, 16], "base_lr": None}
+    raw = {**GHOST, "bn_batch_sizes": [2, 8, 16], "base_lr": None, "base_lrs": ["2^-8"]}
     what = parse_params(
         {**RAW, "grid": {**RAW["grid"], "studies": ["ghost"], "batch_sizes": [8, 16]},
          "studies": {"ghost": {k: v for k, v in raw.items() if v is not None}}}, "params.yaml"

@@ -15,8 +15,9 @@ from smallbatch.analysis.seeds import Floats, Picks
 def _memory_grows(evidence: Evidence) -> list[Part]:
     memory = evidence.memory
     ratios: list[float] = []
-    for _, column in memory.groupby(["study", "environment"]) if len(memory) else ():
+    for (study, _), column in memory.groupby(["study", "environment"]) if len(memory) else ():
         if len(column) > 1:
+            evidence.refuse_mixed(str(study))
             peaks = column["peak_memory_bytes"].to_numpy(dtype=float)
             ratios.append(float(np.log2(peaks[-1] / peaks[0])))
     if not ratios:

@@ -13,6 +13,10 @@ PAPER_BASE_LR = 2.0**-8
 PAPER_FIGURE = "7"  # Fig. 4 shows the curves of Fig. 7's study, all at one η̃
 
 
+CURVES = ("batch_size", "base_lr", "epoch", "updates", "n_seeds", *_WORST)
+"""Columns of the table that `median_curves` makes."""
+
+
 def shown_base_lr(cells: pd.DataFrame, figure: object) -> float:
     """The η̃ whose curves are shown: for Fig. 7's study the paper's, otherwise the commonest."""
     if figure == PAPER_FIGURE and cells["base_lr"].eq(PAPER_BASE_LR).any():

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from smallbatch.analysis.frames import on_bn_axis
-from smallbatch.analysis.mixed import ORIGIN
+from smallbatch.analysis.mixed import ORIGIN, differing_settings
 from smallbatch.analysis.seeds import Floats, SeedArray, seed_array
 
 if TYPE_CHECKING:
@@ -52,10 +52,13 @@ class Evidence:
 
         Raises:
             UndecidableError: The study's best cell is hardly better than chance, or its columns
-                were trained on different images.
+                do not belong together.
         """
         runs = self._runs(figure)
-        array = seed_array(runs, "bn_batch_size" if on_bn_axis(runs).all() else "base_lr")
+        on_bn = on_bn_axis(runs).all()
+        if on_bn and runs.groupby("batch_size")["base_lr"].nunique().max() > 1:
+            raise UndecidableError(f"{self.studies[figure]}: several η̃ at one batch size")
+        array = seed_array(runs, "bn_batch_size" if on_bn else "base_lr")
         if not len(array.seeds):
             raise UndecidableError(f"{array.name}: its cells have no seed in common")
         best = np.nanmax(array.medians(np.arange(len(array.seeds))[np.newaxis]))
@@ -85,8 +88,7 @@ class Evidence:
         A diverged run has the accuracy of chance from its last epoch on.
 
         Raises:
-            UndecidableError: That η̃ was not run, or the study's columns were trained on different
-                images.
+            UndecidableError: That η̃ was not run, or the study's columns do not belong together.
         """
         runs = self._runs(figure)
         own = self.history[self.history["study"] == runs["study"].iloc[0]]
@@ -94,9 +96,14 @@ class Evidence:
         if own.empty:
             raise UndecidableError(f"η̃ = {base_lr:g} was not run")
         chance = 1.0 / float(runs["classes"].iloc[0])
-        wide = own.pivot_table(
-            index=["batch_size", "seed"], columns="epoch", values="test_accuracy", dropna=False
-        ).fillna(chance)
+        place, name = ["batch_size", "seed"], self.studies[figure]
+        if own.duplicated([*place, "epoch"]).any():
+            raise UndecidableError(f"{name}: several runs of one batch size and seed")
+        wide = own.set_index([*place, "epoch"])["test_accuracy"].unstack("epoch")
+        diverged = own.groupby(place)["outcome"].first().eq("diverged")
+        wide.loc[diverged] = wide.loc[diverged].fillna(chance)
+        if wide.isna().any(axis=None):
+            raise UndecidableError(f"{name}: its finished runs have different numbers of epochs")
         batch_sizes = np.unique(own["batch_size"].to_numpy(dtype=np.int64))
         seeds = sorted(set(own["seed"]))
         full = pd.MultiIndex.from_product([batch_sizes, seeds])
@@ -115,8 +122,19 @@ class Evidence:
         kept = timings[(engines == "loop") & timings["peak_memory_bytes"].notna()]
         return kept.sort_values(["study", "batch_size"])
 
+    def refuse_mixed(self, study: str) -> None:
+        """Check that the columns of a study are one experiment.
+
+        Raises:
+            UndecidableError: They were trained on different images, or with different settings.
+        """
+        if differing := differing_settings(self.runs[self.runs["study"] == study]):
+            raise UndecidableError(f"{study}: trained with different {' and '.join(differing)}")
+
     def _runs(self, *figures: str) -> pd.DataFrame:
         names = [self.studies[figure] for figure in figures]
+        for name in names:
+            self.refuse_mixed(name)
         runs = self.runs[self.runs["study"].isin(names)]
         counts = runs[ORIGIN].nunique()
         if differing := [str(key) for key in counts.index[counts > 1]]:

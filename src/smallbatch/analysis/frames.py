@@ -13,7 +13,6 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import (
     RUN_KEYS,
     find_columns,
-    find_copies,
     read_column,
     reported_accuracies,
     told_copy,
@@ -110,13 +109,15 @@ def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
 
 
 def _refuse_copies(columns: list[ColumnFiles]) -> None:
-    studies = {it.directory: (it.record.dataset.name, it.record.study) for it in columns}
-    held = {
-        it.directory: [(*studies[it.directory], run.run) for run in it.record.runs]
-        for it in columns
-    }
-    for directory, other in find_copies(held).items():
-        raise UserError(told_copy(directory, other, "/".join(studies[directory])))
+    places: dict[tuple[str | int | float | None, ...], Path] = {}
+    for column in columns:
+        dataset, study = column.record.dataset.name, column.record.study
+        for run in column.record.runs:
+            # Of other settings they have another hash, but the same place in the grid.
+            at = (column.record.batch_size, run.bn_batch_size, run.base_lr, run.seed)
+            other = places.setdefault((dataset, study, *at), column.directory)
+            if other != column.directory:
+                raise UserError(told_copy(column.directory, other, f"{dataset}/{study}"))
 
 
 def _run_row(column: ColumnFiles, run: RunRecord) -> dict[str, Any]:

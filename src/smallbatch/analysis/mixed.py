@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import STUDY_KEYS
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 ORIGIN = ["fingerprint", "protocol"]
 """What all runs that are compared share: the images, and the rules of training and evaluation."""
 
+# As params.yaml has it; evaluating does not depend on the code that checks that file.
+_UPDATES_OF = re.compile(r"updates of ([1-9]\d*)")
+
 
 def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
     """A line for each data set and study whose results do not belong together; mostly none.
@@ -29,6 +33,30 @@ def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         *_of_other_settings(runs),
         *_at_an_old_choice(runs, cells),
         *_of_other_grids(runs),
+    ]
+
+
+def differing_settings(runs: pd.DataFrame) -> list[str]:
+    """The settings, and what else runs share, in which the columns of one study differ."""
+    return _differing(runs.assign(epochs=_written_epochs(runs)))
+
+
+def _differing(group: pd.DataFrame) -> list[str]:
+    varied = {"base_lrs", *(["bn_batch_size"] if on_bn_axis(group).all() else [])}
+    fixed = [key for key in (*ORIGIN, *settings_of(group)) if key not in varied]
+    counts = group[fixed].nunique(dropna=False)
+    return [str(key) for key in counts.index[counts > 1]]
+
+
+def _written_epochs(runs: pd.DataFrame) -> list[float]:
+    """The epochs as params.yaml has them: with a budget of updates a run has others."""
+    return [
+        epochs * int(match.group(1)) / m
+        if (match := _UPDATES_OF.fullmatch(str(budget)))
+        else epochs
+        for epochs, m, budget in zip(
+            runs["epochs"].tolist(), runs["batch_size"].tolist(), runs["budget"], strict=True
+        )
     ]
 
 
@@ -56,18 +84,9 @@ def _of_other_settings(runs: pd.DataFrame) -> list[str]:
 
     The columns are then not one experiment and must not be read as one curve.
     """
-    fixed = [
-        key
-        for key in (*ORIGIN, *settings_of(runs))
-        if key in runs and key not in ("base_lrs", "figure")
-    ]
     lines: list[str] = []
-    for (dataset, study), group in runs.groupby(STUDY_KEYS):
-        varied = {"bn_batch_size"} if on_bn_axis(group).all() else set[str]()
-        varied |= {"epochs"} if (group["budget"] != "epochs").all() else set[str]()
-        counts = group[[key for key in fixed if key not in varied]].nunique(dropna=False)
-        differing = [str(key) for key in counts.index[counts > 1]]
-        if differing:
+    for (dataset, study), group in runs.assign(epochs=_written_epochs(runs)).groupby(STUDY_KEYS):
+        if differing := _differing(group):
             alike = [
                 _sizes(part["batch_size"].unique())
                 for _, part in group.groupby(differing, dropna=False, sort=False)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallbatch.analysis.cells import MAIN_FRACTION, ranked
+from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -115,8 +116,17 @@ def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
     Args:
         runs: The runs of the study, as `load_results` makes them.
         column: The second axis, ``base_lr`` or ``bn_batch_size``.
+
+    Raises:
+        UserError: Two runs have the same place in the grid.
     """
     keys = ["batch_size", column]
+    if (twice := runs.duplicated([*keys, "seed"])).any():
+        first = runs[twice].iloc[0]
+        raise UserError(
+            f"{first['dataset']}/{first['study']}: holds two runs at m={first['batch_size']}, "
+            f"{column} {first[column]:g} and seed {first['seed']}; train its columns again"
+        )
     marked = runs.assign(_value=ranked(runs, "reported_accuracy"))
     table = marked.pivot_table(
         index=keys, columns="seed", values="_value", aggfunc="first", dropna=False

@@ -248,6 +248,7 @@ def parse_params(raw: object, origin: str) -> Params:
             validate_model(study.model, study.norm, bn_batch_size=bn_batch_size)
             for batch_size in sizes:
                 if study.best_of is None:
+                    _refuse_two_axes(study, params.base_lrs(name))
                     refuse_overflow(max(params.base_lrs(name)), batch_size)
                 for settings in study.at(batch_size):
                     validate_model(
@@ -259,6 +260,15 @@ def parse_params(raw: object, origin: str) -> Params:
         except (UserError, ValueError) as error:
             raise UserError(f"{origin}: studies.{name}.{error}") from None
     return params
+
+
+def _refuse_two_axes(study: StudyConfig, base_lrs: tuple[float, ...]) -> None:
+    """The second axis of a study's cells is either η̃ or the BN batch size, never both."""
+    if study.bn_batch_sizes is not None and len(base_lrs) > 1:
+        raise ValueError(
+            f"bn_batch_sizes: found with {len(base_lrs)} base learning rates, allowed: with one, "
+            "by `base_lr: best of STUDY` or a list base_lrs of one"
+        )
 
 
 def parse_study(raw: object, origin: str) -> StudyConfig:

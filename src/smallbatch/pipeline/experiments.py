@@ -147,12 +147,18 @@ def plan_columns(params: Params) -> Plan:
     Raises:
         UserError: The shape of the images is not known yet, or only of other settings.
     """
+    from smallbatch.data.expected import expected_meta
     from smallbatch.speed.plan import plan
+
+    meta, _ = expected_meta(params.dataset, PREPARED / params.dataset.name)
 
     def base_lrs(study: str, batch_size: int) -> tuple[float, ...]:
         source = params.studies[study].best_of
-        if source is None or column_folder(params, source, batch_size).exists():
-            return _base_lrs(params, study, batch_size)
+        if source is None or (
+            column_folder(params, source, batch_size).exists()
+            and _is_as_planned(params, source, batch_size, meta.fingerprint)
+        ):
+            return _base_lrs(params, study, batch_size, meta.fingerprint)
         return params.grid.base_lrs[:1]  # the best one is not known yet, but all cost the same
 
     return plan(
@@ -175,12 +181,13 @@ def result_folders() -> list[Path]:
 def _plan(study: str, params: Params, batch_size: int) -> Column:
     from smallbatch.protocol.column import plan_column
 
+    dataset = _prepared(params)
     return plan_column(
         study,
         params.studies[study],
-        _prepared(params),
+        dataset,
         batch_size=batch_size,
-        base_lrs=_base_lrs(params, study, batch_size),
+        base_lrs=_base_lrs(params, study, batch_size, dataset.meta.fingerprint),
         seeds=range(params.grid.seeds),
     )
 
@@ -194,8 +201,29 @@ def _prepared(params: Params) -> Dataset:
     return load_prepared(directory)
 
 
-def _base_lrs(params: Params, study: str, batch_size: int) -> tuple[float, ...]:
+def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> tuple[float, ...]:
     source = params.studies[study].best_of
     if source is None:
         return params.base_lrs(study)
-    return (best_base_lr(column_folder(params, source, batch_size)),)
+    folder = column_folder(params, source, batch_size)
+    if folder.exists() and not _is_as_planned(params, source, batch_size, fingerprint):
+        raise UserError(
+            f"train {source} {batch_size} first: the column in {folder}, whose best η̃ {study} "
+            "takes, was trained with other settings, grid or data than the present ones"
+        )
+    return (best_base_lr(folder),)
+
+
+def _is_as_planned(params: Params, study: str, batch_size: int, fingerprint: str) -> bool:
+    """Whether the runs of an independent study's column are those that would now be trained."""
+    from smallbatch.protocol.run import Run
+    from smallbatch.records.columns import read_record
+
+    planned = {
+        Run(settings, fingerprint, batch_size, base_lr, seed).hash
+        for settings in params.studies[study].at(batch_size)
+        for base_lr in params.base_lrs(study)
+        for seed in range(params.grid.seeds)
+    }
+    record = read_record(column_folder(params, study, batch_size))
+    return planned == {run.run for run in record.runs}

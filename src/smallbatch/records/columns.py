@@ -18,7 +18,7 @@ from smallbatch.records.reading import read_json, read_table
 from smallbatch.records.schema import HISTORY, ColumnRecord, RunRecord, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator
 
     import pandas as pd
 
@@ -101,22 +101,6 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
             elif entry.is_symlink() and not entry.is_file():
                 linked.append(Path(entry.path))
         yield path, {entry.name for entry in inside}
-
-
-def find_copies(held: Mapping[Path, Iterable[Hashable]]) -> dict[Path, Path]:
-    """Directories that hold a run that another before them holds too, each with that one.
-
-    Args:
-        held: What identifies each run of a directory.
-    """
-    places: dict[Hashable, Path] = {}
-    found: dict[Path, Path] = {}
-    for directory, runs in held.items():
-        for run in runs:
-            other = places.setdefault(run, directory)
-            if other != directory:
-                found.setdefault(directory, other)
-    return found
 
 
 def told_copy(directory: Path, other: Path, study: str) -> str:

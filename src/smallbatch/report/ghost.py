@@ -36,7 +36,7 @@ def ghost_section(
         cells: The cells of the study, as `analysis.ghost.bn_cells` makes them.
         runs: The runs of the study.
     """
-    study, source = str(cells["study"].iloc[0]), str(runs["base_lr_from"].iloc[0])
+    study, source = str(cells["study"].iloc[0]), runs["base_lr_from"].iloc[0]
     best = _best_by_sgd_batch(cells)
     figure = runs["figure"].iloc[0]
     with figure_style():
@@ -55,8 +55,11 @@ def ghost_section(
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
         "best": f"Best BN batch size: {listed(chosen)}." if chosen else "Every run diverged.",
         "range": "",
-        "fit": f"Each m was trained at the η̃ that was best for it in {source}"
-        f" (chosen on the test set).",
+        "fit": f"Each m was trained at the η̃ that was best for it in {source} (chosen on the test "
+        "set)."
+        if isinstance(source, str)
+        else "Each m was trained at the η̃ of the study's own "
+        "grid; of several, the best one is shown (chosen on the test set).",
         "warnings": _warnings(cells),
         "pictures": [picture],
         "tables": [settings_table(runs), _table(cells)],

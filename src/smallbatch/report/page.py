@@ -12,7 +12,7 @@ import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all, read_variances
-from smallbatch.analysis.convergence import median_curves, shown_base_lr
+from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import (
     read_evaluation,
     refuse_stale,
@@ -89,7 +89,7 @@ def build_report(
         (out / name).mkdir(parents=True, exist_ok=True)
     gallery = Gallery(out / "figures")
     studies: list[dict[str, Any]] = []
-    curves: list[pd.DataFrame] = []
+    curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])] if frames.cells.empty else []
     for dataset, study in _study_keys(frames.cells):
         own = frames.only(dataset=dataset, study=study)
         own_curves = _curves(own)
@@ -100,10 +100,10 @@ def build_report(
         name = f"{dataset}.{study}"
         studies.append(ghost_section(gallery, name, own.bn_cells, own.bn_runs))
     datasets = [
-        _dataset_section(gallery, frames.only(dataset=dataset), studies)
-        for dataset in sorted(frames.cells["dataset"].unique())
+        _dataset_section(gallery, str(dataset), frames.only(dataset=dataset), studies)
+        for dataset in sorted(_all_runs(frames)["dataset"].unique())
     ]
-    across = _across(gallery, frames) if len(datasets) > 1 else []
+    across = _across(gallery, frames) if frames.cells["dataset"].nunique() > 1 else []
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
     judged = judge_all(_all_runs(frames), frames.history, timings, variances)
@@ -196,16 +196,20 @@ def _study_section(
 
 
 def _dataset_section(
-    gallery: Gallery, own: Frames, studies: list[dict[str, Any]]
+    gallery: Gallery, dataset: str, own: Frames, studies: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    dataset = str(own.cells["dataset"].iloc[0])
-    return {
-        "name": dataset,
-        "pictures": summary_pictures(gallery, dataset, own.cells, own.best, own.ranges),
-        "tables": [
+    pictures: list[Picture] = []
+    shown: list[tables.Table] = []
+    if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
+        pictures = summary_pictures(gallery, dataset, own.cells, own.best, own.ranges)
+        shown = [
             tables.study_table(own.winners, own.runs),
             *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
-        ],
+        ]
+    return {
+        "name": dataset,
+        "pictures": pictures,
+        "tables": shown,
         "studies": [study for study in studies if study["dataset"] == dataset],
     }
 
