@@ -134,10 +134,84 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
             decode(Encoded("some/file", path))
 
 
-def test_sixteen_bit_grey_is_refused_rather_than_clipped() -> None:
-    deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
-    with pytest.raises(UserError, match="more than 8 bits"):
-        decode(Encoded("deep.png", encode(deep, "PNG")))
+def written(
+    colour_type: int, depth: int, size: tuple[int, int], rows: bytes, *more: tuple[bytes, bytes],
+    interlaced: bool = False,
+) -> bytes:  # fmt: skip
+    """A PNG file, as its standard says, with right checksums; ``more`` goes before the pixels."""
+    width, height = (side.to_bytes(4, "big") for side in size)
+    header = width + height + bytes([depth, colour_type, 0, 0, interlaced])
+    chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+        for kind, body in chunks
+    )
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_a_channel_are_refused_rather_than_clipped(
+    colour_type: int, channels: int
+) -> None:
+    for depth, row in ((8, b"\0" + b"ab" * channels), (16, b"\0" + b"abcd" * channels)):
+        deep = Encoded("deep.png", written(colour_type, depth, (2, 2), row * 2))
+        if depth == 8:
+            assert decode(deep).shape[1:] == (2, 2)
+        else:
+            with pytest.raises(UserError, match=r"^deep\.png: found more than 8 bits a channel"):
+                decode(deep)
+
+
+@pytest.mark.parametrize("palette", [b"", b"\xff\0\0", b"\xff\0\0\0\xff\0"])
+def test_colours_that_a_palette_lacks_are_not_taken_for_black(palette: bytes) -> None:
+    """The pixels name colours 1 and 2."""
+    rows = b"\0\1\2\0\2\1"
+    right = written(3, 8, (2, 2), rows, (b"PLTE", palette + bytes(9 - len(palette))))
+    assert decode(Encoded("x", right)).shape == (3, 2, 2)
+    lacking = written(3, 8, (2, 2), rows, *([(b"PLTE", palette)] if palette else []))
+    line = (
+        f"some/file: damaged image .its pixels name colour 2, its palette has {len(palette) // 3}"
+    )
+    with pytest.raises(UserError, match=line):
+        decode(Encoded("some/file", lacking))
+
+
+@pytest.mark.parametrize("missing", [6, 12])
+def test_a_file_with_fewer_rows_than_it_says_is_damaged(missing: int) -> None:
+    rows = (b"\0" + b"\xc8" * 5) * 3
+    assert decode(Encoded("x", written(0, 8, (5, 3), rows))).min() == 200
+    with pytest.raises(
+        UserError, match=r"some/file: damaged image \(it has fewer pixels than its header"
+    ):
+        decode(Encoded("some/file", written(0, 8, (5, 3), rows[:-missing])))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 3), (9, 9)])
+def test_interlaced_and_black_files_are_read_if_they_are_whole(size: tuple[int, int]) -> None:
+    width, height = size
+    black = written(0, 8, size, bytes((width + 1) * height))
+    assert not decode(Encoded("x", black)).any()
+    for depth in (1, 2, 4, 8):  # the picture's rows by the seven passes of the standard
+        passes = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2),
+                  (0, 2, 1, 2), (1, 2, 0, 1))  # fmt: skip
+        content = row = b""
+        for top, down, left, across in passes:
+            columns = len(range(left, width, across))
+            if columns:
+                row = b"\0" + b"\xff" * ((columns * depth + 7) // 8)
+                content += row * len(range(top, height, down))
+        pixels = decode(Encoded("x", written(0, depth, size, content, interlaced=True)))
+        assert pixels.shape == (1, height, width)
+        assert pixels.min() == 255
+        with pytest.raises(UserError, match=r"damaged image .(it has fewer pixels|.*truncated)"):
+            decode(Encoded("x", written(0, depth, size, content[: -len(row)], interlaced=True)))
+
+
+def test_of_an_animation_the_first_frame_is_taken_black_or_not() -> None:
+    for first in (random_image(5, 6, 4, 3), Image.new("RGB", (4, 6))):
+        content = encode(first, "PNG", save_all=True, append_images=[random_image(6, 6, 4, 3)])
+        assert b"fdAT" in content
+        pixels = decode(Encoded("x", content))
+        np.testing.assert_array_equal(pixels, np.asarray(first).transpose(2, 0, 1))
 
 
 def test_decompression_bomb_is_refused() -> None:

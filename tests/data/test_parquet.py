@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -353,3 +354,58 @@ def test_a_split_that_is_not_used_may_have_two_layouts(
     for name in ("train", "test", "extra", "extra-old"):
         write_shard(tmp_path / f"{name}.parquet", [png] * 2, [0, 1])
     assert len(open_default(tmp_path).train.labels) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "right"),
+    [
+        ("train_00000_of_00002", False), ("train_00000_of_00002 train_00001_of_00002", True),
+        ("train-0-of-2 train-2-of-2", False), ("train-0-of-2 train-1-of-3", False),
+        ("train-1-of-2 train-2-of-2", True), ("train-0-of-2 train-1-of-2", True),
+        ("train/0-of-2", False), ("train0-of-2", False), ("train/0_OF_2 train/1_OF_2", True),
+        ("train/0000 train/0002", False), ("train/0000 train/0001", True),
+        ("train/1 train/2", True), ("train/2 train/3", False), ("train/0002", False),
+        ("train0000 train0002", False), ("train0000 train0001", True), ("train0002", False),
+        ("train_0 train_2", False), ("train-0 train-2", False), ("train-0 train-old", False),
+        ("train/0000 train/0000 (1)", False), ("train/0000 train/Copy of 0000", False),
+        ("train/images train/images - Copy", False), ("train/0000 train/part2/0001", False),
+        ("train/part-00000-ab.snappy train/part-00001-ab.snappy", True),
+        ("train/mnist10-0 train/mnist10-1", True), ("train/mnist10-0 train/mnist10-2", False),
+        ("train/mnist784", True), ("train2017", True), ("train-2020 train-2021", True),
+        ("train-00000-of-00002-ab train-00001-of-00002-7", True), ("default/train/0003", False),
+        (" ".join(f"train-{number}" for number in range(11)), True),
+    ],
+)  # fmt: skip
+def test_a_split_whose_names_tell_of_missing_or_doubled_shards_is_refused(
+    tmp_path: Path, write_shard: Write, png: bytes, names: str, right: bool
+) -> None:
+    paths = re.split(r" (?=train)", names)
+    test = "default/test" if names.startswith("default") else "test"
+    for name in (*paths, test):
+        write_shard(tmp_path / f"{name}.parquet", [png] * 2, [0, 1])
+    if right:
+        assert len(open_default(tmp_path).train.labels) == 2 * len(paths)
+    else:
+        line = rf"^{re.escape(str(tmp_path))}.*: .*allowed: (every shard|one file|shards in)"
+        with pytest.raises(UserError, match=line):
+            open_default(tmp_path)
+
+
+def test_a_suffix_in_capitals_is_one(tmp_path: Path, write_shard: Write, png: bytes) -> None:
+    for name in ("train-1.parquet", "train-2.PARQUET", "test/0000.Parquet"):
+        write_shard(tmp_path / name, [png] * 2, [0, 1])
+    source = open_default(tmp_path)
+    assert (len(source.train.labels), len(source.test.labels)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["data/default/train-0.parquet", "train (1).parquet", "data/a/b/0.PARQUET"]
+)
+def test_shards_that_are_not_used_are_named(
+    tmp_path: Path, write_shard: Write, png: bytes, name: str
+) -> None:
+    for path in ("train.parquet", "test.parquet", name):
+        write_shard(tmp_path / path, [png] * 2, [0, 1])
+    source = open_default(tmp_path)
+    assert len(source.train.labels) == 2
+    assert source.note == f"{tmp_path}: {name} not used, being of no split"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 # Left by Windows, macOS and network storages; beside these, all whose name starts with a dot.
@@ -31,13 +32,13 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(found, key=lambda entry: (composed(entry.name), entry.name))
 
 
-def listing(path: Path) -> str:
-    """What changes when files below a folder do: a digest of their names, sizes and times.
+def below(path: Path) -> Iterator[os.DirEntry[str]]:
+    """Yields what is in a folder and in all folders below it, without litter, each folder once.
 
     Raises:
-        OSError: The folder cannot be read.
+        OSError: A folder cannot be read.
     """
-    digest, seen, folders = hashlib.sha256(), set[tuple[int, int]](), [path]
+    seen, folders = set[tuple[int, int]](), [path]
     while folders:
         folder = folders.pop()
         status = folder.stat()
@@ -47,11 +48,22 @@ def listing(path: Path) -> str:
         for entry in visible(folder):
             if entry.is_dir():
                 folders.append(Path(entry.path))
-                facts = (entry.path,)
-            else:
-                status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-                facts = (entry.path, status.st_size, status.st_mtime_ns)
-            digest.update(repr(facts).encode(errors="surrogatepass"))
+            yield entry
+
+
+def listing(path: Path) -> str:
+    """What changes when files below a folder do: a digest of their names, sizes and times.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    digest = hashlib.sha256()
+    for entry in below(path):
+        facts: tuple[object, ...] = (entry.path,)
+        if not entry.is_dir():
+            status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
+            facts = (entry.path, status.st_size, status.st_mtime_ns)
+        digest.update(repr(facts).encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 

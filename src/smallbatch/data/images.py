@@ -3,7 +3,6 @@
 import io
 import math
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from smallbatch.config.dataset import MEGAPIXELS
+from smallbatch.data import png
 from smallbatch.data.split import Images
 from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
@@ -23,7 +23,6 @@ from smallbatch.machine import cores, free_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _CHUNK = 64
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,8 +33,6 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # and their orientation
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def decode(
         Pixels (C, H, W), C = 1 if the file is grayscale, else 3. WebP has no grayscale.
 
     Raises:
-        UserError: The image can't be read, is too large, or has more than 8 bits of grey.
+        UserError: The image can't be read, is too large, or has more than 8 bits a channel.
     """
     with _pillow_as_told():
         return _decode(encoded, image_size, max_megapixels)
@@ -177,10 +174,10 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
         except (UserError, MemoryError):
             raise
         except Exception:
-            png = content if isinstance(content, bytes) else content.read_bytes()
-            if not png.startswith(_PNG_SIGNATURE):
+            whole = _whole(content)
+            if not whole.startswith(png.SIGNATURE):
                 raise
-            return _read(where, _without_metadata(png), image_size, max_megapixels)
+            return _read(where, png.without_metadata(whole), image_size, max_megapixels)
     except UserError:
         raise
     except MemoryError as error:
@@ -194,6 +191,7 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
 
 
 def _read(where: str, content: bytes | Path, image_size: int | None, max_megapixels: int) -> Images:
+    header: png.Header | None = None
     with _open(content) as image:
         if math.prod(image.size) > max_megapixels * 10**6:
             raise UserError(
@@ -201,54 +199,37 @@ def _read(where: str, content: bytes | Path, image_size: int | None, max_megapix
                 f"{math.prod(image.size) / 1e6:.0f} megapixels; allowed: up to {max_megapixels}, "
                 "or set dataset.max_megapixels"
             )
-        if image.format == "PNG":
+        if image.format == "PNG" and image.fp is not None:
+            header = png.read_header(image.fp)
+            if header.depth > 8:
+                raise UserError(
+                    f"{where}: found more than 8 bits a channel ({header.depth}); "
+                    "allowed: 8 bits a channel, grayscale or colour"
+                )
             image.verify()  # checks the checksums, which decoding does not; closes the image
     with _open(content) as image:
-        if image.mode in _DEEP_MODES:
-            raise UserError(
-                f"{where}: found more than 8 bits a pixel (mode {image.mode}); "
-                "allowed: 8 bits a channel, grayscale or colour"
-            )
+        if header is not None and png.load(image, header):
+            png.check_rows(_whole(content), header)
+        image.load()  # some metadata lies behind the pixels
         return _pixels(_upright(image), image_size)
 
 
-def _open(content: bytes | Path) -> Image.Image:
+def _whole(content: bytes | Path) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
+
+
+def _open(content: bytes | Path) -> ImageFile.ImageFile:
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return Image.open(file, formats=FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned by its EXIF orientation; as it lies if that cannot be read."""
-    image.load()  # some metadata lies behind the pixels
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - a parser of damaged input, like the decoders
         return image
     return image if turn is None else image.transpose(turn)
-
-
-def _without_metadata(png: bytes) -> bytes:
-    """A PNG file without the chunks that pixels do not need.
-
-    Raises:
-        ValueError: A chunk is cut short, or its checksum is wrong.
-    """
-    kept, start = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-    while start < len(png):
-        end = start + 12 + int.from_bytes(png[start : start + 4])
-        kind, body, checksum = (
-            png[start + 4 : start + 8],
-            png[start + 4 : end - 4],
-            png[end - 4 : end],
-        )
-        if end > len(png) or zlib.crc32(body) != int.from_bytes(checksum):
-            raise ValueError(f"chunk {kind.decode(errors='replace')} is damaged")
-        if kind in _PNG_PIXELS:
-            kept.append(png[start:end])
-        if kind == b"IEND":
-            break
-        start = end
-    return b"".join(kept)
 
 
 def _pixels(image: Image.Image, image_size: int | None) -> Images:

@@ -6,7 +6,6 @@ read at once. Images are read one row group at a time, and only selected rows ar
 """
 
 import json
-import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smallbatch.config.dataset import MEGAPIXELS
-from smallbatch.data.choice import choose, has_training
-from smallbatch.data.files import composed, visible
+from smallbatch.data.choice import choose
+from smallbatch.data.files import composed
 from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.shards import complete, find_shards, left_out
 from smallbatch.data.split import Images, Labels, Rows, Source, Split
 from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
-
-_SHARD = re.compile(r"([A-Za-z]\w*?)(?:-.*|[_.]?\d+(?:_of_\d+)?)?\.parquet")  # group: the split
-_NUMBERED = re.compile(r"-(\d+)-of-(\d+)")
-
-# A split's shards by layout: a folder, or files whose names go on alike after the split's.
-_Layouts = dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
@@ -74,75 +68,19 @@ def open_parquet(
     if not folder.is_dir():
         raise UserError(f"dataset.path: found {folder}, which is not a folder; allowed: a folder")
     try:
-        found = _find(folder)
+        found = find_shards(folder)
+        choice = choose(folder, list(found), test_split)
+        train, test = (complete(folder, name, found[name]) for name in (choice.train, choice.test))
+        notes = [note for note in (choice.note, left_out(folder, found)) if note is not None]
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot read it ({error.strerror})") from error
-    choice = choose(folder, list(found), test_split)
-    train, test = (_shards(folder, split, found[split]) for split in (choice.train, choice.test))
     splits = [[_open_shard(path, image_column, label_column) for path in paths]
               for paths in (train, test)]  # fmt: skip
     classes = _class_names([shard for shards in splits for shard in shards], label_column)
     _check_labels(splits[0], len(classes), ())
     _check_labels(splits[1], len(classes), choice.others)
     read = (_split(shards, image_column, image_size, max_megapixels) for shards in splits)
-    return Source(classes, *read, note=choice.note)
-
-
-def _find(folder: Path) -> dict[str, _Layouts]:
-    """The shards of each split in order; those of the one folder inside, if only that has some."""
-    found = _splits_in(folder)
-    if has_training(list(found)):
-        return found
-    inside = {
-        Path(each.path): _splits_in(Path(each.path)) for each in visible(folder) if each.is_dir()
-    }
-    whole = {path: splits for path, splits in inside.items() if has_training(list(splits))}
-    if len(whole) > 1:
-        raise UserError(
-            f"dataset.path: found {folder}, which has {len(whole)} data sets; "
-            f"allowed: one of {', '.join(str(path) for path in whole)}"
-        )
-    return next(iter(whole.values()), found)
-
-
-def _splits_in(folder: Path) -> dict[str, _Layouts]:
-    found: dict[str, _Layouts] = {}
-    for entry in visible(folder):
-        path = Path(entry.path)
-        if entry.is_dir():
-            inside = [Path(each.path) for each in visible(path) if each.name.endswith(".parquet")]
-            if inside:
-                found.setdefault(entry.name, {})["a folder"] = inside
-        elif match := _SHARD.fullmatch(entry.name):
-            rest = re.sub(r"\d.*", "0", path.stem.removeprefix(match[1]))
-            layout = "-" if rest.startswith("-") else rest
-            found.setdefault(match[1], {}).setdefault(layout, []).append(path)
-    return found
-
-
-def _shards(folder: Path, split: str, layouts: _Layouts) -> list[Path]:
-    """The shards of a split, complete and of one layout: two may hold the same images twice."""
-    if len(layouts) > 1:
-        names = [str(path.relative_to(folder)) for path, *_ in layouts.values()]
-        raise UserError(
-            f"dataset.path: found {folder}, which has the split {split} in {len(layouts)} layouts "
-            f"({', '.join(names)}); allowed: one, so move the others elsewhere"
-        )
-    (paths,) = layouts.values()
-    _check_complete(paths)
-    return paths
-
-
-def _check_complete(paths: list[Path]) -> None:
-    present = [match for path in paths if (match := _NUMBERED.search(path.stem))]
-    if not present:
-        return
-    expected, found = int(present[0][2]), {int(match[1]) for match in present}
-    if len(paths) != expected or len(found) != expected:
-        raise UserError(
-            f"{paths[0]}: its name says {expected} shards, found {len(paths)}; "
-            "allowed: every shard of one version of the split"
-        )
+    return Source(classes, *read, note="; ".join(notes) or None)
 
 
 @contextmanager
