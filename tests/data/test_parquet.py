@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from smallbatch.data import parquet
 from smallbatch.data.parquet import open_parquet
 from smallbatch.data.split import Source
 from smallbatch.errors import UserError
@@ -409,3 +410,54 @@ def test_shards_that_are_not_used_are_named(
     source = open_default(tmp_path)
     assert len(source.train.labels) == 2
     assert source.note == f"{tmp_path}: {name} not used, being of no split"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_row_group_beyond_the_memory_is_refused_before_it_is_read(
+    shards: Path, write_shard: Write, png: bytes, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    layout = {"image_type": pa.binary()} if plain else {}
+    contents = [png, png + bytes(2**24)]
+    write_shard(shards / "test.parquet", contents, [0, 1], ["cat", "dog"], **layout)
+    (shards / "test-00000-of-00001.parquet").unlink()
+    test = open_default(shards).test
+    assert (shards / "test.parquet").stat().st_size < 2**20
+    before = len(test.read(np.arange(2)))
+    monkeypatch.setattr(parquet, "free_memory", lambda: 2**24)
+    line = r"test\.parquet: the images of rows 0 to 1, one row group, need 0\.02 GiB of memory"
+    with pytest.raises(UserError, match=line):
+        test.read(np.arange(2))
+    assert before == 2
+
+
+def test_labels_beyond_the_memory_are_refused_before_they_are_read(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "free_memory", lambda: 95)
+    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet: 12 labels need 0\.00 GiB"):
+        open_default(shards)
+
+
+def test_memory_that_runs_out_while_reading_is_not_damage(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = open_default(shards).train
+
+    def no_memory(*_: object, **__: object) -> object:
+        raise pa.ArrowMemoryError("malloc of size 268436096 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", no_memory)
+    line = r"parquet: not enough memory to read it \(malloc of size 268436096 failed\)$"
+    with pytest.raises(UserError, match=line):
+        train.read(np.arange(2))
+
+
+def test_an_image_in_many_rows_is_in_memory_for_a_few(shards: Path, write_shard: Write) -> None:
+    path = write_shard(shards / "much.parquet", [b"x" * 2**16] * 4000, [0] * 4000)
+    assert path.stat().st_size < 2**20  # a dictionary has it once
+    before = pa.default_memory_pool().bytes_allocated()
+    most = 0
+    for encoded in parquet._encoded_in_shard(path, np.arange(4000), "img"):
+        assert encoded.content == b"x" * 2**16
+        most = max(most, pa.default_memory_pool().bytes_allocated() - before)
+    assert most < 2**25  # of 2**28

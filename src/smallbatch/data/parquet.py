@@ -2,7 +2,7 @@
 
 A folder holds the shards of each split as ``train-*.parquet``, as ``train.parquet`` or in a folder
 ``train/``; or one folder in it does so, such as the hub's ``data/`` and ``default/``. Labels are
-read at once. Images are read one row group at a time, and only selected rows are decoded.
+read at once. Images are read a few rows at a time, and only selected rows are decoded.
 """
 
 import json
@@ -23,7 +23,11 @@ from smallbatch.data.images import Encoded, decode_all
 from smallbatch.data.shards import complete, find_shards, left_out
 from smallbatch.data.split import Images, Labels, Rows, Source, Split
 from smallbatch.durable import check_regular
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, is_out_of_memory
+from smallbatch.machine import free_memory
+
+_BUFFER = 2**20  # bytes
+_ROWS = 64  # of images at once: of a dictionary one image may be in any number of rows
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,25 @@ def _reading(path: Path) -> Generator[None, None, None]:
     # Damage surfaces as ArrowException, OSError, ValueError, UnicodeDecodeError and others.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if is_out_of_memory(error):
+            raise UserError(f"{path}: not enough memory to read it ({reason})") from error
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from error
+
+
+def _check_memory(where: str, needed: int) -> None:
+    if needed > free_memory():  # which the system would grant at first, and then stop us
+        raise UserError(
+            f"{where} need {needed / 2**30:.2f} GiB of memory to be read, more than there is; "
+            "allowed: more and smaller row groups or shards"
+        )
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
     check_regular(path)
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    # Without a buffer a whole column of a row group is read at once, and not page by page.
+    return pq.ParquetFile(
+        path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+    )
 
 
 def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
@@ -111,12 +128,12 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
                     f"allowed for dataset.{key}: {', '.join(schema.names)}"
                 )
         _check_image_type(path, image_column, schema.field(image_column).type)
+        rows = file.metadata.num_rows
+        _check_memory(f"{path}: {rows} labels", 8 * rows)
         classes = _stated_classes(path, schema.metadata or {}, label_column)
         labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
-        if len(labels) != file.metadata.num_rows:
-            raise UserError(
-                f"{path}: found {len(labels)} labels; its own index says {file.metadata.num_rows}"
-            )
+        if len(labels) != rows:
+            raise UserError(f"{path}: found {len(labels)} labels; its own index says {rows}")
         return _Shard(path, labels, classes)
 
 
@@ -231,31 +248,47 @@ def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Enc
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
-            inside = rows[(rows >= start) & (rows < end)]
-            if len(inside):
-                column = file.read_row_group(group, columns=[image_column])[image_column]
-                column = column.cast(_without_view(column.type))
-                values = column.take(pa.array(inside - start))
-                for row, (content, name) in zip(inside, _contents(values), strict=True):
-                    yield _one(path, int(row), content, name)
+            if ((rows >= start) & (rows < end)).any():
+                _check_memory(
+                    f"{path}: the images of rows {start} to {end - 1}, one row group,",
+                    _uncompressed(file.metadata.row_group(group), image_column),
+                )
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[image_column]):
+                    inside = rows[(rows >= start) & (rows < start + len(batch))]
+                    column = batch[image_column]
+                    values = column.cast(_without_view(column.type)).take(pa.array(inside - start))
+                    for row, (content, name) in zip(inside, _contents(values), strict=True):
+                        yield _one(path, int(row), content, name)
+                    start += len(batch)
+                if start != end:
+                    break
             start = end
         if rows[-1] >= start:
             raise UserError(f"{path}: found {start} rows of images; allowed: one for each label")
 
 
-def _contents(column: pa.ChunkedArray) -> Iterator[tuple[bytes | None, str | None]]:
+def _uncompressed(group: pq.RowGroupMetaData, name: str) -> int:
+    """Bytes of a column of a row group, with the fields that it has if it is a struct."""
+    columns = (group.column(index) for index in range(group.num_columns))
+    return sum(
+        column.total_uncompressed_size
+        for column in columns
+        if f"{column.path_in_schema}.".startswith(f"{name}.")
+    )
+
+
+def _contents(column: pa.Array) -> Iterator[tuple[bytes | None, str | None]]:
     """Yields (bytes, path) for each row of an image column, in either layout."""
-    for chunk in column.chunks:
-        if not pa.types.is_struct(chunk.type):
-            yield from ((value.as_py(), None) for value in chunk)
-            continue
-        fields = chunk.flatten()  # unlike field(), makes the children of a null row null
-        contents = fields[chunk.type.get_field_index("bytes")]
-        index = chunk.type.get_field_index("path")
-        for row in range(len(chunk)):
-            content = contents[row].as_py()
-            # A path that is not used may have any type and be invalid text.
-            yield content, fields[index][row].as_py() if content is None and index >= 0 else None
+    if not pa.types.is_struct(column.type):
+        yield from ((value.as_py(), None) for value in column)
+        return
+    fields = column.flatten()  # unlike field(), makes the children of a null row null
+    contents = fields[column.type.get_field_index("bytes")]
+    index = column.type.get_field_index("path")
+    for row in range(len(column)):
+        content = contents[row].as_py()
+        # A path that is not used may have any type and be invalid text.
+        yield content, fields[index][row].as_py() if content is None and index >= 0 else None
 
 
 def _one(shard: Path, row: int, content: bytes | None, name: str | None) -> Encoded:
