@@ -52,6 +52,7 @@ def check_folders(artifacts: Path, inside: Path) -> None:
     Raises:
         UserError: One of them is another user's, or is reached by a link of another user.
     """
+    _look(artifacts, artifacts.parent)  # before a link there is followed
     roots = (artifacts, artifacts.resolve())
     for path in (inside, *inside.parents):
         if any(path.is_relative_to(root) for root in roots):
@@ -60,7 +61,7 @@ def check_folders(artifacts: Path, inside: Path) -> None:
 
 def is_inside(location: str, folder: Path) -> bool:
     """Whether artifacts at this location, a URI or a path, would lie in a folder."""
-    with suppress(ValueError, OSError):
+    with suppress(ValueError, OSError, RuntimeError):  # the latter: links in a circle
         return local_path(location).is_relative_to(folder.resolve())
     return False
 
