@@ -136,7 +136,8 @@ def _login(user: str, password: str, charset: str = "utf-8") -> str:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "NETRC", "PGPASSFILE"):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "NETRC", "PGPASSFILE",
+                 "PGSERVICEFILE", "PGSYSCONFDIR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -163,6 +164,7 @@ FILES = {
 OTHERS = {
     ".databrickscfg": "[DEFAULT]\nhost = https://h\ntoken = seven%teen\n",
     ".aws/credentials": "[a]\naws_secret_access_key=other-one\n[b]\nAws_Session_Token=seven%teen\n",
+    ".pg_service.conf": "# mine\n[a]\nhost=h\n[b]\n\n user=alice\n password=seven%teen\n",
     ".pgpass": "# mine\nh:5432:*:alice:other\nh:5432:*:a\\:b:seven%teen\n",
 }
 
@@ -191,6 +193,37 @@ def test_a_variable_names_the_file_with_passwords(
     (home / "mine").write_text("h:5432:*:alice:seventeen")
     monkeypatch.setenv("PGPASSFILE", str(home / "mine"))
     assert redact("it was seventeen") == "it was …"
+
+
+PGPASS, SERVICE = "h:5432:*:alice:seventeen", "[team]\npassword=seventeen\n"
+BY_SERVICE = "[team]\nhost=h\npassfile={home}/a file\n"
+
+
+@pytest.mark.parametrize(
+    ("contents", "variables", "urls"),
+    [
+        ({"a file": SERVICE}, {"PGSERVICEFILE": "{home}/a file"}, []),
+        ({"pg_service.conf": SERVICE}, {"PGSYSCONFDIR": "{home}"}, []),
+        ({"a file": PGPASS}, {}, ["postgresql://h/db?sslmode=require&passfile={home}/a%20file"]),
+        ({"a file": PGPASS}, {"SOMEWHERE": "postgresql://h/?passfile={home}/a+file#x"}, []),
+        ({"a file": SERVICE}, {}, ["postgresql://?servicefile={home}/a+file&service=team"]),
+        ({"a file": PGPASS, ".pg_service.conf": BY_SERVICE}, {}, []),
+    ],
+    ids=count(),
+)
+def test_postgresql_takes_passwords_from_files_that_others_name(
+    contents: dict[str, str],
+    variables: dict[str, str],
+    urls: list[str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, content in contents.items():
+        (home / name).write_text(content.format(home=home))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(home=home))
+    shown = redact("it was seventeen", *(url.format(home=home) for url in urls))
+    assert shown == "it was …"
 
 
 @pytest.mark.parametrize("name", [*FILES, *OTHERS])

@@ -100,9 +100,14 @@ def read_shared(path: Path) -> bytes:
         Untrusted: Another user made it, or it is a link or no regular file.
     """
     with os.fdopen(open_shared(path, os.O_RDONLY), "rb") as file:
-        if os.fstat(file.fileno()).st_uid not in (0, os.geteuid(), Path.cwd().stat().st_uid):
+        if not is_of_project(os.fstat(file.fileno()), Path.cwd()):
             raise Untrusted(path, "the file belongs to another user")
         return file.read()
+
+
+def is_of_project(found: os.stat_result, folder: Path) -> bool:
+    """Whether a file is this user's, root's, or of whom the project's folder belongs to."""
+    return found.st_uid in (0, os.geteuid(), folder.stat().st_uid)
 
 
 def open_shared(path: Path, flags: int, mode: int = 0o666) -> int:

@@ -32,6 +32,8 @@ _SETTINGS_FILES = {
 }
 _NETRC = {"~/.netrc": "NETRC", "~/_netrc": ""}
 _PGPASS = {"~/.pgpass": "PGPASSFILE"}
+_PGSERVICE = {"~/.pg_service.conf": "PGSERVICEFILE"}
+_PGFILE = re.compile(r"[?&](pass|service)file=([^&#\n]+)", re.IGNORECASE)
 _MLFLOW_USER, _MLFLOW_PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 # What in a URL tells how to connect, or what is looked at.
 _HARMLESS = re.compile(
@@ -102,6 +104,7 @@ def _secrets(urls: Iterable[str]) -> Iterator[str]:
     for url in urls:
         yield from _of_url(url)
     yield from _of_files()
+    yield from _of_postgres(urls)
 
 
 def _of_url(url: str) -> Iterator[str]:
@@ -143,7 +146,22 @@ def _of_files() -> Iterator[str]:
         with suppress(OSError, ValueError, netrc.NetrcParseError):
             for user, _, password in netrc.netrc(file).hosts.values():
                 yield from _of_login(user or "", password or "")
-    for file in _readable(_PGPASS):
+
+
+def _of_postgres(urls: Iterable[str]) -> Iterator[str]:
+    """What PostgreSQL's files have, at their usual places or where a URL or a service says."""
+    system = f"{os.environ.get('PGSYSCONFDIR') or '/etc/postgresql-common'}/pg_service.conf"
+    files = {"pass": dict(_PGPASS), "service": {**_PGSERVICE, system: ""}}
+    for kind, place in _PGFILE.findall("\n".join((*os.environ.values(), *urls))):
+        files[kind.lower()][unquote_plus(place)] = ""
+    for file in _readable(files["service"]):
+        for line in _text(file).splitlines():
+            name, _, value = line.strip().partition("=")
+            if name == "passfile":
+                files["pass"][value] = ""
+            elif name.endswith("password"):
+                yield value
+    for file in _readable(files["pass"]):
         for line in _text(file).splitlines():
             parts = re.split(r"(?<!\\):", line, maxsplit=4)
             yield re.sub(r"\\(.)", r"\1", parts[4]) if len(parts) > 4 else ""

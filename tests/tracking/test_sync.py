@@ -243,23 +243,25 @@ def test_a_replay_cut_short_is_taken_up_again(
     assert sync(columns.root).points_logged == 0
 
 
-MODEL_CALLS = ["create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs"]
+MODEL_CALLS = ["create_logged_model", "log_artifacts", "finalize_logged_model", "log_outputs"]
 
 
 @pytest.mark.parametrize("call", MODEL_CALLS)
 def test_an_interrupted_sync_leaves_one_model_in_the_end(
     call: str, columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.tracking import MlflowClient
 
     columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
-    real = getattr(MlflowClient, call)
+    called: Any = LocalArtifactRepository if call == "log_artifacts" else MlflowClient
+    real = getattr(called, call)
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
         real(self, *args, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MlflowClient, call, interrupted)
+    monkeypatch.setattr(called, call, interrupted)
     with pytest.raises(KeyboardInterrupt):
         sync(columns.root)
     monkeypatch.undo()
@@ -303,8 +305,8 @@ def test_a_killed_sync_leaves_no_weights(columns: Any, workplace: Path) -> None:
     temporary.mkdir()
     program = (
         "import os, signal; from pathlib import Path; from smallbatch.tracking import sync\n"
-        "from mlflow.tracking import MlflowClient\n"
-        "MlflowClient.log_model_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository as Local\n"
+        "Local.log_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sync(Path('models'))"
     )
     cache = workplace / "cache"

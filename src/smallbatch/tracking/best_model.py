@@ -110,7 +110,7 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
         # Not in the temporary folder, where the weights would stay if this process is killed.
         with scratch_folder(own_folder(), "model") as folder:
             save_model(folder / "model", column, model_id=logged.model_id, run_id=parent_id)
-            client.log_model_artifacts(logged.model_id, str(folder / "model"))
+            store.log_model_files(column.info.experiment, logged, folder / "model")
         client.finalize_logged_model(logged.model_id, "READY")
     outputs = client.get_run(parent_id).outputs
     if logged.model_id not in {it.model_id for it in (outputs.model_outputs if outputs else ())}:

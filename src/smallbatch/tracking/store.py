@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
+from smallbatch.redact import redact
+from smallbatch.tracking import trust
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from mlflow.entities import LoggedModel
     from mlflow.tracking import MlflowClient
 
 ARTIFACTS = "mlartifacts"
@@ -52,12 +55,15 @@ class Store:
     artifacts: Path | None
 
     def experiment_id(self, name: str) -> str:
-        """The experiment with this name, which is restored if deleted, or created."""
+        """The experiment with this name, which is restored if deleted, or created.
+
+        Raises:
+            UserError: A local store keeps its artifacts elsewhere than beside the database.
+        """
         from mlflow.exceptions import MlflowException
 
         if self.artifacts:
-            inside = Path(name)
-            _check_links(*(self.artifacts / it for it in (inside, *inside.parents)))
+            trust.check_folders(self.artifacts, self.artifacts / name)
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = (self.artifacts / name).as_uri() if self.artifacts else None
@@ -69,9 +75,39 @@ class Store:
                 found = self.client.get_experiment_by_name(name)
         if found is None:
             raise RuntimeError(f"experiment {name!r} exists but cannot be read")
+        self._check(name, found.artifact_location)
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
+
+    def log_model_files(self, experiment: str, model: LoggedModel, folder: Path) -> None:
+        """Copy what is in a folder to where a model of an experiment has its artifacts.
+
+        Raises:
+            UserError: In a local store, that is elsewhere than beside the database.
+        """
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        if self.artifacts is None:
+            self.client.log_model_artifacts(model.model_id, str(folder))
+            return
+        self._check(experiment, model.artifact_location)
+        # Not by the client, which would read once more from the database where to write.
+        LocalArtifactRepository(model.artifact_location).log_artifacts(str(folder))
+
+    def _check(self, experiment: str, location: str) -> None:
+        """Refuse what a local database says unless it is the folder that `experiment_id` gives."""
+        if self.artifacts is None:
+            return
+        folder = self.artifacts / experiment
+        if not trust.is_inside(location, folder):
+            raise UserError(
+                f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
+                f"{redact(location)[:200]!r}, and they are written to {folder} alone; if the "
+                f"project was moved or copied, remove {self.uri.database}* and sync all results "
+                "again, else rename that experiment"
+            )
+        trust.check_folders(self.artifacts, trust.local_path(location))
 
 
 def open_store(uri: TrackingUri | str | None = None) -> Store:
@@ -86,7 +122,8 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
     with unwarned(), _quiet("mlflow", "alembic"):
         if uri.database is not None:
             artifacts = uri.database.parent / ARTIFACTS
-            _check_links(uri.database, artifacts)
+            trust.check_database(uri.database)
+            trust.check_folders(artifacts, artifacts)
             return Store(uri, _open_sqlite(uri, uri.database), artifacts)
         _reach(uri)
         if uri.kind == "database":
@@ -97,16 +134,6 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
         from mlflow.tracking import MlflowClient
 
         return Store(uri, MlflowClient(uri.text, registry_uri=uri.text), None)
-
-
-def _check_links(*paths: Path) -> None:
-    """Follow links of this user alone: whoever may write a shared project can plant others."""
-    for path in paths:
-        if path.is_symlink() and path.lstat().st_uid not in (0, os.geteuid()):
-            raise UserError(
-                f"{path}: a link that another user made, to {path.readlink()}; runs are logged "
-                f"through links of this user alone: remove it, or name a store by {VARIABLE}"
-            )
 
 
 def may_be_new(uri: TrackingUri) -> bool:
@@ -204,7 +231,7 @@ def _open_sqlite(uri: TrackingUri, database: Path) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     database = database.resolve()
-    aside = database.with_name(f"{database.name}.new")  # ignored by git wherever mlflow.db* is
+    aside = trust.being_made(database)
     if _is_initialised(database) and not aside.exists():
         return MlflowClient(uri.text, registry_uri=uri.text)
     # Processes that open a new database at the same time fail with "table already exists".
@@ -239,7 +266,7 @@ def _create_sqlite(database: Path, aside: Path) -> None:
 
 
 def _remove(database: Path) -> None:
-    for suffix in ("", "-journal", "-wal", "-shm"):
+    for suffix in trust.SUFFIXES:
         database.with_name(database.name + suffix).unlink(missing_ok=True)
 
 

@@ -1,0 +1,119 @@
+"""What a local store is read from and written to, where several users may write the project.
+
+Whoever may write its folder can plant a database, a link or a folder there, and a database says
+where its experiments keep their artifacts: anywhere, or on a server that would be sent a login.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from smallbatch import private
+from smallbatch.errors import UserError
+from smallbatch.tracking.uri import VARIABLE
+
+SUFFIXES = ("", "-journal", "-wal", "-shm")
+"""Of an sqlite database and the files that it has beside it."""
+
+
+def being_made(database: Path) -> Path:
+    """Where a database is made; git ignores the name wherever it ignores `mlflow.db*`."""
+    return database.with_name(f"{database.name}.new")
+
+
+def check_database(database: Path) -> None:
+    """Refuse a database, or a file beside it that sqlite would read, which another user made.
+
+    Raises:
+        UserError: One of them is another user's, or is reached by a link of another user, or is no
+            regular file.
+    """
+    _look(database, database.parent)
+    real = database.resolve()
+    for whole in (real, being_made(real)):
+        for suffix in SUFFIXES:
+            path = whole.with_name(whole.name + suffix)
+            found = _look(path, real.parent)
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                raise UserError(f"{path}: no regular file; remove it")
+
+
+def check_folders(artifacts: Path, inside: Path) -> None:
+    """Refuse folders for artifacts, as far as they are there, that another user made.
+
+    Args:
+        artifacts: The folder of all artifacts, in that of the database.
+        inside: A path in it, as it is or without links.
+
+    Raises:
+        UserError: One of them is another user's, or is reached by a link of another user.
+    """
+    _look(artifacts, artifacts.parent)  # before a link there is followed
+    roots = (artifacts, artifacts.resolve())
+    for path in (inside, *inside.parents):
+        if any(path.is_relative_to(root) for root in roots):
+            _look(path, artifacts.parent)
+
+
+def is_inside(location: str, folder: Path) -> bool:
+    """Whether artifacts at this location, a URI or a path, would lie in a folder."""
+    with suppress(ValueError, OSError, RuntimeError):  # the latter: links in a circle
+        return local_path(location).is_relative_to(folder.resolve())
+    return False
+
+
+def local_path(location: str) -> Path:
+    """Where MLflow's local artifacts of this location lie, without links."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(location)).resolve()
+
+
+def _look(path: Path, folder: Path) -> os.stat_result | None:
+    """What is at a path in a folder, or where a link of this user there leads; None if nothing is.
+
+    It is not opened, since closing a database's file would release sqlite's locks of it.
+    """
+    try:
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            if found.st_uid not in (0, os.geteuid()):
+                raise UserError(
+                    f"{path}: a link that another user made, to {path.readlink()}; runs are logged "
+                    f"through links of this user alone: remove it, or name a store by {VARIABLE}"
+                )
+            return path.stat()
+    except FileNotFoundError:
+        return None
+    if not private.is_of_project(found, folder) and not _is_of_member(found, folder):
+        raise UserError(
+            f"{path}: made by another user ({_name(found.st_uid)}), who does not own {folder}; "
+            f"remove it, or name a store by {VARIABLE}"
+        )
+    return found
+
+
+def _is_of_member(found: os.stat_result, folder: Path) -> bool:
+    """Whether its owner belongs to the group that may write the folder.
+
+    The files beside a database are of whoever used it first, and all who share it use them.
+    """
+    shared = folder.stat()
+    if not shared.st_mode & stat.S_IWGRP:
+        return False
+    try:
+        user = pwd.getpwuid(found.st_uid)
+        return shared.st_gid in os.getgrouplist(user.pw_name, user.pw_gid)
+    except (KeyError, OSError):
+        return False
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

@@ -1,0 +1,162 @@
+"""A project that several users may write: what others planted there, and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.errors import UserError
+from smallbatch.tracking import sync
+from smallbatch.tracking.store import open_store
+from tests.users import NOBODY, needs_two_users
+
+BESIDE = ["mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new"]
+
+
+def small(columns: Any, study: str = "study") -> Path:
+    return columns.write(8, study=study, base_lrs=(0.5,), seeds=1, epochs=1)
+
+
+def plant(database: Path, statement: str, *values: str) -> None:
+    """Change one row of a database."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+def make(path: Path) -> None:
+    """The database is there; files and folders that are not are made, empty."""
+    if path.name.startswith("mlflow"):
+        path.touch()
+    else:
+        path.mkdir(parents=True)
+
+
+@needs_two_users
+@pytest.mark.parametrize("name", ["mlflow.db", *BESIDE, "mlartifacts", "mlartifacts/digits/study"])
+def test_nothing_is_logged_to_what_another_user_made(
+    name: str, columns: Any, tables: Any, workplace: Path
+) -> None:
+    small(columns)
+    make(workplace / name)
+    os.chown(workplace / name, NOBODY, -1)
+    workplace.chmod(0o777)
+    with pytest.raises(UserError, match=rf"/{re.escape(name)}: made by another user \(\w+\)"):
+        sync(columns.root)
+    assert not tables.query("select run_uuid from runs")
+    os.chown(workplace, NOBODY, -1)  # of whom the project belongs to, it may be
+    assert open_store().experiment_id("digits/study")
+
+
+@needs_two_users
+def test_members_of_the_group_that_may_write_a_project_share_its_database(
+    columns: Any, workplace: Path
+) -> None:
+    """The files beside a database are of the member who used it first."""
+    small(columns)
+    os.chown(workplace / "mlflow.db", NOBODY, -1)
+    os.chown(workplace, -1, NOBODY)
+    workplace.chmod(0o755)
+    with pytest.raises(UserError, match="made by another user"):
+        sync(columns.root)
+    workplace.chmod(0o775)
+    assert sync(columns.root).runs_created == 2
+
+
+@pytest.mark.parametrize("name", BESIDE[1:])
+def test_what_is_no_file_beside_a_database_is_named(name: str, workplace: Path) -> None:
+    os.mkfifo(workplace / name)
+    with pytest.raises(UserError, match=f"{name}: no regular file"):
+        open_store()
+
+
+LOCATIONS = ["file://{root}/elsewhere", "{root}/elsewhere", "http://127.0.0.1:9/artifacts",
+             "file://{root}/mlartifacts/digits/study/../../../elsewhere", "elsewhere", "a\nb", "",
+             "file://{root}/mlartifacts/digits/study/link",
+             "file://{root}/mlartifacts/digits/study/link/circle",
+             "s3://bucket/digits"]  # fmt: skip
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_a_database_does_not_say_where_files_are_written(
+    location: str, columns: Any, tables: Any, workplace: Path
+) -> None:
+    small(columns)
+    store = open_store()
+    store.experiment_id("digits/study")
+    link = workplace / "mlartifacts/digits/study/link"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(link if location.endswith("circle") else workplace / "elsewhere")
+    planted = location.format(root=workplace)
+    plant(
+        tables.database,
+        "update experiments set artifact_location = ? where name = 'digits/study'",
+        planted,
+    )
+    with pytest.raises(UserError, match="has the artifacts of experiment digits/study at") as told:
+        sync(columns.root)
+    assert "\n" not in str(told.value)
+    assert not (workplace / "elsewhere").exists()
+    assert not tables.query("select run_uuid from runs")
+
+
+def test_a_model_that_is_completed_lies_in_the_folder_of_its_experiment(
+    columns: Any, tables: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    small(columns)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalArtifactRepository, "log_artifacts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sync(columns.root)
+    [(place,)] = tables.query("select artifact_location from logged_models")
+    statement = "update logged_models set artifact_location = ?"
+    plant(tables.database, statement, (workplace / "elsewhere").as_uri())
+    with pytest.raises(UserError, match="has the artifacts of experiment digits/study at"):
+        sync(columns.root)
+    assert not (workplace / "elsewhere").exists()
+    plant(tables.database, statement, place)
+    sync(columns.root)
+    assert [*workplace.glob("mlartifacts/digits/study/models/*/artifacts/MLmodel")]
+
+
+def test_a_project_that_was_moved_is_told_how_to_go_on(
+    columns: Any, workplace: Path, initialised_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = workplace / "before", workplace / "after"
+    before.mkdir()
+    small(columns)
+    for name in ("mlflow.db", "models"):
+        (workplace / name).rename(before / name)
+    monkeypatch.chdir(before)
+    sync(Path("models"))
+    before.rename(after)
+    monkeypatch.chdir(after)
+    told = re.escape(f"moved or copied, remove {after}/mlflow.db* and sync all results again")
+    with pytest.raises(UserError, match=told):
+        sync(Path("models"))
+    assert not before.exists()
+    # As this process still has the one open, the new one has another name.
+    shutil.copy(initialised_database, "new.db")
+    assert sync(Path("models"), "sqlite:///new.db").runs_created == 2
+
+
+def test_a_link_of_the_user_to_a_database_leads_to_the_same_artifacts(
+    columns: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "link").symlink_to(workplace)
+    small(columns)
+    sync(columns.root, "sqlite:///link/mlflow.db")
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2)  # other results: another model
+    assert sync(columns.root).runs_created == 2
+    assert len([*workplace.glob("mlartifacts/digits/study/models/*/artifacts/MLmodel")]) == 2
