@@ -68,11 +68,12 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
         port = probe.getsockname()[1]
     program = f"from smallbatch.tracking import ui; ui(port={port})"
     planted = plant(Path())
-    log = Path("ui.log")
+    log, temporary = Path("ui.log"), Path("temporary").absolute()
+    temporary.mkdir()
     with log.open("wb") as told:
         server = subprocess.Popen(
             [sys.executable, "-P", "-c", program],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            env={**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)},
             stdout=told,
             stderr=subprocess.STDOUT,
         )
@@ -96,6 +97,8 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
         names = {file["path"] for file in json.loads(get(listing, token)[1])["files"]}
         assert {"MLmodel", "requirements.txt", "data"} <= names
         assert not planted.exists()
+        # MLflow's files with known names lie where no other user can plant a link.
+        assert not [it for it in temporary.iterdir() if re.search("lock|mlflow", it.name)]
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         assert len(family) > 1
         assert not [it for it in family if token in " ".join(it.cmdline())]
