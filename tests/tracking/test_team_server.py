@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -86,6 +87,17 @@ def check_locations(uri: str, folder: Path) -> None:
     assert not outside.exists()
 
 
+def check_routes(uri: str) -> None:
+    """MLflow's other services, which do as the server's user, are there for nobody."""
+    api = f"{uri}/ajax-api/3.0/mlflow"
+    for login in (f"admin:{CANARY}", "bob:a password of bob", None):
+        assert answer(f"{api}/assistant/config", login=login)[0] == 404
+        assert answer(f"{api}/assistant/message", {"message": "hi"}, login=login)[0] == 404
+        assert answer(f"{uri}/api/3.0/mlflow/gateway/secrets/create", {}, login=login)[0] == 404
+        assert answer(f"{uri}/ajax-api/3.0/jobs/search", {}, login=login)[0] == 404
+        assert answer(f"{uri}/api/2.0/mlflow/webhooks", login=login)[0] == 404
+
+
 def check_killed(server: subprocess.Popen[bytes], uri: str, host: str) -> None:
     """A server that is killed takes its workers with it."""
     deadline = time.monotonic() + 90
@@ -160,6 +172,11 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
             assert status(uri, login=f"admin:{CANARY}") == 200
             assert answer(f"{uri}/health", host="evil.example")[0] == 403
             check_locations(uri, tmp_path)
+            check_routes(uri)
+            # MLflow's files with known names lie where no other user can plant a link.
+            assert not [
+                it for it in (tmp_path / "tmp").iterdir() if re.search("lock|mlflow", it.name)
+            ]
             login = {
                 "MLFLOW_TRACKING_URI": uri,
                 "MLFLOW_TRACKING_USERNAME": "admin",

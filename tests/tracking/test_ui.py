@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from smallbatch.errors import UserError
@@ -21,9 +25,39 @@ from tests.tracking.planted import plant
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return answer.read()
+def get(url: str, token: str | None = None, cookie: str = "") -> tuple[int, bytes]:
+    """The status and the content that the server answers with."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, headers={**headers, "Cookie": cookie})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def check_access(address: str, token: str, port: int) -> None:
+    """Nobody is answered without the token, and MLflow's other services not with it."""
+    for path in ("/", "/health", "/api/2.0/mlflow/experiments/search?max_results=1"):
+        for wrong in (None, token[:-1]):
+            code, told = get(address + path, wrong)
+            assert code == 403
+            assert told == b"Open the link that `smallbatch ui` printed: it has a token.\n"
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar := CookieJar()))
+    with browser.open(f"{address}/?token={token}", timeout=10) as answer:
+        assert answer.url == f"{address}/"
+        assert b"<html" in answer.read()
+    assert [(cookie.name, cookie.value) for cookie in jar] == [(f"smallbatch-{port}", token)]
+    for path in ("/ajax-api/3.0/mlflow/assistant/config", "/ajax-api/3.0/jobs/1"):
+        assert get(address + path, token)[0] == 404
+    place = {"name": "elsewhere", "artifact_location": "file:///etc"}
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/create",
+        json.dumps(place).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {token}"},
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=10)
 
 
 @pytest.mark.slow
@@ -34,31 +68,41 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
         port = probe.getsockname()[1]
     program = f"from smallbatch.tracking import ui; ui(port={port})"
     planted = plant(Path())
-    server = subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log, temporary = Path("ui.log"), Path("temporary").absolute()
+    temporary.mkdir()
+    with log.open("wb") as told:
+        server = subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            env={**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(temporary)},
+            stdout=told,
+            stderr=subprocess.STDOUT,
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 180
         while True:
             try:
-                assert get(f"{address}/health") == b"OK"
+                token = re.findall(r"/\?token=([\w-]{43})#", log.read_text())[0]
+                assert get(f"{address}/health", token) == (200, b"OK")
                 break
-            except OSError:
+            except (OSError, IndexError):
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-        assert b"<html" in get(address)
+        check_access(address, token, port)
         query = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits/study"
-        assert json.loads(get(query))["experiment"]["name"] == "digits/study"
+        assert json.loads(get(query, token)[1])["experiment"]["name"] == "digits/study"
         [(model,)] = tables.query("select value from tags where key = 'smallbatch.model'")
         model_id = model.removeprefix("models:/")
         listing = f"{address}/ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/directories"
-        names = {file["path"] for file in json.loads(get(listing))["files"]}
+        names = {file["path"] for file in json.loads(get(listing, token)[1])["files"]}
         assert {"MLmodel", "requirements.txt", "data"} <= names
         assert not planted.exists()
+        # MLflow's files with known names lie where no other user can plant a link.
+        assert not [it for it in temporary.iterdir() if re.search("lock|mlflow", it.name)]
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        assert len(family) > 1
+        assert not [it for it in family if token in " ".join(it.cmdline())]
+        assert log.read_text().count(token) == 1  # the link, and no log of requests
     finally:
         server.terminate()
         server.wait(60)

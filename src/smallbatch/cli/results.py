@@ -92,7 +92,10 @@ def sync(folders: tuple[Path, ...]) -> None:
 @click.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 def ui(port: int) -> None:
-    """Start the MLflow UI on 127.0.0.1.
+    """Start the MLflow UI on 127.0.0.1, and print a link to it.
+
+    The link has a token, new at each start, without which nobody is answered. For
+    MLflow's clients put it into MLFLOW_TRACKING_TOKEN.
 
     \b
     Examples:

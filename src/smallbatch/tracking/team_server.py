@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from smallbatch.errors import UserError
 from smallbatch.redact import redact
 from smallbatch.tracking import team_app
-from smallbatch.tracking.serving import OWN_CODE_ALONE
+from smallbatch.tracking.serving import serve
 
 _SECRETS = ("PGPASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
 _LEAST = 12  # characters of a password
@@ -88,32 +89,25 @@ def _serve(asked: argparse.Namespace, uri: str, artifacts: Path, password: str) 
     text = f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = {uri.replace('%', '%%')}\n"
     os.write(settings, text.encode())
     os.environ |= {
-        **OWN_CODE_ALONE,
         "MLFLOW_AUTH_CONFIG_PATH": f"/proc/{os.getpid()}/fd/{settings}",
         "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        team_app.LAUNCHER: str(os.getpid()),
         team_app.ARTIFACTS: str(artifacts),
     }
-    from mlflow import server
-    from mlflow.cli import cli
     from mlflow.environment_variables import MLFLOW_AUTH_ADMIN_PASSWORD
 
-    # An older MLflow takes the password from a file alone, one that is changed may not ask here
-    # for its application: neither must be served without the rules of `team_app`.
-    if not hasattr(server, "_find_app") or not MLFLOW_AUTH_ADMIN_PASSWORD.is_set():
+    # An older MLflow takes the password from a file alone.
+    if not MLFLOW_AUTH_ADMIN_PASSWORD.is_set():
         _die("this version of MLflow is not supported")
-    server._find_app = _find_app  # pyright: ignore[reportPrivateUsage]
-    words = ["server", "--app-name", "basic-auth", "--host", asked.host, "--port", asked.port]
+    words = ["--app-name", "basic-auth", "--host", asked.host, "--port", asked.port]
     words += ["--allowed-hosts", asked.allowed_hosts, "--backend-store-uri", uri]
     words += ["--artifacts-destination", str(artifacts), "--workers", "2"]
-    cli(words)
-
-
-def _find_app(name: str) -> str:  # noqa: ARG001 - MLflow's signature
-    return f"{team_app.__name__}:create_app"
+    try:
+        serve(f"{team_app.__name__}:create_app", words)
+    except UserError as error:
+        _die(str(error))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Which requests the servers of this package hand on to MLflow: by host, by token and by route.
+
+MLflow serves more than the tracking of runs: an assistant that runs shell commands, a gateway that
+keeps keys, jobs, web hooks. Whoever reaches those does as the server's user, so none is reachable.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import parse_qs
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+_PAGES = (
+    "/",
+    "/get-artifact",
+    "/graphql",
+    "/health",
+    "/model-versions/get-artifact",
+    "/signup",
+    "/v1/traces",
+    "/version",
+)
+_FAMILIES = (
+    "artifacts",
+    "datasets",
+    "experiments",
+    "get-trace-artifact",
+    "logged-models",
+    "metrics",
+    "model-versions",
+    "registered-models",
+    "roles",
+    "runs(?!/create-promptlab-run)",  # of the gateway
+    "server-info",
+    "traces",
+    "unified-traces",
+    "upload-artifact",
+    "users",
+)
+_ALLOWED = re.compile(
+    "|".join(map(re.escape, _PAGES))
+    + "|/static-files/.*"
+    + rf"|/(ajax-)?api/[23]\.0/(mlflow/({'|'.join(_FAMILIES)})|mlflow-artifacts)(/.*)?",
+    re.DOTALL,
+)
+_NO_GATEWAY = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
+
+
+def is_allowed(path: str) -> bool:
+    """Whether a path, decoded, is of a family of routes that tracking needs."""
+    return _ALLOWED.fullmatch(path) is not None
+
+
+def tracking_alone(app: App) -> App:
+    """Refuse every route that tracking does not need, for everybody; and web sockets."""
+
+    async def checked(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http" and (scope["method"], scope["path"]) == _NO_GATEWAY:
+            await _answer(send, 200, '{"endpoints": []}')  # else the table of runs shows an error
+        elif scope["type"] == "http" and not is_allowed(scope["path"]):
+            await _answer(send, 404, "This server tracks runs alone; it has no such route.")
+        else:
+            await app(scope, receive, send)
+
+    return checked
+
+
+def known_hosts_alone(app: App, allowed: list[str]) -> App:
+    """Refuse other hosts at every path; MLflow makes an exception of `/health`."""
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    async def checked(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_allowed_host_header(allowed, _header(scope, b"host")):
+            await _answer(send, 403, "Invalid Host header")
+        else:
+            await app(scope, receive, send)
+
+    return checked
+
+
+def holders_alone(app: App, token: str) -> App:
+    """Ask for a token: in the link, which sets a cookie, in that cookie, or as a bearer's.
+
+    A browser shows a cookie to every port of its host, so that another page of this host might ask
+    with it: who asks from another origin is refused as well.
+    """
+
+    async def checked(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        cookie = f"smallbatch-{scope['server'][1]}"
+        linked = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
+        kind, _, bearer = _header(scope, b"authorization").partition(" ")
+        origin = _header(scope, b"origin")
+        if origin and origin.partition("://")[2] != _header(scope, b"host"):
+            await _answer(send, 403, "Another page may not ask here.")
+        elif scope["path"] == "/" and _same(linked[0], token):
+            await _answer(
+                send,
+                303,
+                "",
+                (b"location", b"/"),
+                (b"cache-control", b"no-store"),
+                (
+                    b"set-cookie",
+                    f"{cookie}={token}; Path=/; HttpOnly; SameSite=Strict".encode(),
+                ),
+            )
+        elif _same(_cookie(scope, cookie), token) or (
+            kind.lower() == "bearer" and _same(bearer.strip(), token)
+        ):
+            await app(scope, receive, send)
+        else:
+            await _answer(send, 403, "Open the link that `smallbatch ui` printed: it has a token.")
+
+    return checked
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _header(scope: Message, name: bytes) -> str:
+    return dict(scope["headers"]).get(name, b"").decode("latin-1")
+
+
+def _cookie(scope: Message, name: str) -> str:
+    pairs = (
+        part.strip().partition(b"=")
+        for key, value in scope["headers"]
+        if key == b"cookie"
+        for part in value.split(b";")
+    )
+    return {key: value for key, _, value in pairs}.get(name.encode(), b"").decode("latin-1")
+
+
+async def _answer(send: Send, status: int, line: str, *headers: tuple[bytes, bytes]) -> None:
+    kind = b"application/json" if line.startswith("{") else b"text/plain; charset=utf-8"
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", kind), *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": f"{line}\n".encode()})
