@@ -19,7 +19,7 @@ from smallbatch.errors import UserError
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.outcome import RunResult
 from smallbatch.records.columns import read_column, read_record
-from smallbatch.records.files import load_record, save_record, write_column
+from smallbatch.records.files import _replace_folder, load_record, save_record, write_column
 from smallbatch.records.schema import METRICS, Clock, ColumnClock, RunRecord, Timing
 from tests.noise import make_dataset
 from tests.users import NOBODY, needs_two_users
@@ -74,6 +74,21 @@ def test_a_column_is_written_and_read_as_records(tmp_path: Path) -> None:
     assert found.timing == timing
     assert found.record.dataset == meta
     assert [run.run for run in found.record.runs] == [finished.hash, diverged.hash]
+
+
+def test_what_a_column_was_linked_to_stays(tmp_path: Path) -> None:
+    """And the next training finds no link in its way."""
+    away = tmp_path / "away"
+    away.mkdir()
+    (away / "runs.json").write_bytes(b"theirs")
+    for content in (b"1", b"2"):
+        shutil.rmtree(tmp_path / "m4", ignore_errors=True)
+        (tmp_path / "m4").symlink_to(away)
+        _replace_folder(tmp_path / "m4", {"runs.json": content})
+        assert not (tmp_path / "m4").is_symlink()
+        assert (tmp_path / "m4/runs.json").read_bytes() == content
+    assert (away / "runs.json").read_bytes() == b"theirs"
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["away", "m4"]
 
 
 def test_what_could_not_be_read_is_not_made() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -157,7 +158,7 @@ def write_column(
 def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Put a folder of files in place of a directory, whole or not at all."""
     part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
-    shutil.rmtree(part, ignore_errors=True)
+    _remove(part)
     try:
         part.mkdir(parents=True)
         for name, data in contents.items():
@@ -165,8 +166,8 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
+    _remove(old)
+    with suppress(FileNotFoundError):
         directory.replace(old)
     try:
         part.replace(directory)
@@ -175,7 +176,14 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
             old.replace(directory)
         raise
     durable.sync_folder(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; of a link only the link, wherever it leads."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def recorded_settings(run: Run) -> StudySettings:
