@@ -143,20 +143,22 @@ def test_one_step_equals_the_loop_within_float32_rounding(
         ("alexnet", "batch_conv", 7, True),
     ],
 )
-def test_fifty_updates_equal_the_loop_in_float64(
+def test_many_updates_equal_the_loop_in_float64(
     model: str, norm: str, size: int, by_torch: bool
 ) -> None:
     """Batches straddle epochs, with warm-up, two milestones, augmentation and weight decay."""
+    deep = model in ("resnet20", "resnet32")  # slow in float64, with layers as resnet8 has them
     # Ghost batches of 6 + 2; those of AlexNet would be too small, see `study`.
-    m, n = (16, 201) if (model, norm) == ("alexnet", "ghost") else (8, 101)
+    m, n = (16, 201) if (model, norm) == ("alexnet", "ghost") else (8, 31 if deep else 101)
     data = noise_data(n, size=size, augment=True, dtype=PRECISE)
-    settings = study(model, norm, epochs=4, augment=True, warmup=0.1)
+    # Some updates of warm-up each: without them the deep ones blow up.
+    settings = study(model, norm, epochs=4, augment=True, warmup=0.3 if deep else 0.1)
     base_lrs = [2.0**-11, 2.0**-13] if model == "alexnet" else [2.0**-7, 2.0**-9]
     # float64 is slow: one run of the larger models, two of the smallest.
     runs = grid(settings, m, base_lrs if model == "resnet8" else base_lrs[:1], seeds=1)
     results = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=by_torch)
     for run, result in zip(runs, results, strict=True):
-        assert result.rows[-1]["updates"] == 50
+        assert result.rows[-1]["updates"] == (15 if deep else 50)
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
 
 
