@@ -12,8 +12,10 @@ from typing import Any
 
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "updates")
 FINAL = ("train_loss", "train_accuracy", "population_test_accuracy")
-SUMMARY = {"runs_finished", "runs_diverged", "seconds", "images_per_second"}
+SUMMARY = ("runs_finished", "runs_diverged")
 """Of every column; `best_accuracy` and `best_base_lr` are there if a run finished."""
+SPEED = ("seconds", "images_per_second")
+"""Of every column that one attempt trained from its first update to its last."""
 
 
 def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
@@ -25,17 +27,17 @@ def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
         folder: with the result files.
         database: an sqlite file, by default `mlflow.db` in the folder, or SQLAlchemy's URI.
     """
-    runs, columns, points = _expected(folder)
+    runs, columns, points, summaries = _expected(folder)
     rows, logged = _found(database or folder / "mlflow.db")
     parents = {row.run: (row.experiment, row.of_column) for row in rows if row.name is None}
     run_of = {row.run: (row.experiment, row.name) for row in rows if row.name is not None}
     moments: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     values: Counter[tuple[Any, ...]] = Counter()
-    summaries: dict[str, set[str]] = {run: set() for run in parents}
+    shown: Counter[tuple[str, str]] = Counter()
     for run, key, step, value, moment in logged:
         moments.setdefault((run, key), []).append((step, moment))
         if run in parents:
-            summaries[run].add(key)
+            shown[parents[run][0], key] += 1
         else:
             values[(*run_of[run], key, step, value)] += 1
     held, of_study = Counter(run_of.values()), Counter(study for study, _ in set(parents.values()))
@@ -47,8 +49,7 @@ def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
         + sum((of_study - columns).values())
         + sum(n - 1 for n in Counter(parents.values()).values()),
         "unended": sum(row.status != "FINISHED" for row in rows),
-        "points_lost": sum((points - values).values())
-        + sum(len(SUMMARY - keys) for keys in summaries.values()),
+        "points_lost": sum((points - values).values()) + sum((summaries - shown).values()),
         "points_doubled": sum(n - 1 for n in steps.values()),
         "out_of_order": sum(map(_falls, moments.values())),
     }
@@ -56,19 +57,23 @@ def count(folder: Path, database: Path | str | None = None) -> dict[str, int]:
 
 def _expected(
     folder: Path,
-) -> tuple[set[tuple[str, str]], Counter[str], Counter[tuple[Any, ...]]]:
+) -> tuple[set[tuple[str, str]], Counter[str], Counter[tuple[Any, ...]], Counter[tuple[str, str]]]:
     """(experiment, run) of every run; columns by experiment; (experiment, run, metric, step, value)
-    of every point of a run.
+    of every point of a run; (experiment, metric) of every column's own points.
     """  # noqa: D205
     import pandas as pd
 
     runs: set[tuple[str, str]] = set()
     columns: Counter[str] = Counter()
     points: Counter[tuple[Any, ...]] = Counter()
+    summaries: Counter[tuple[str, str]] = Counter()
     for path in folder.glob("models/**/history.parquet"):
         history = pd.read_parquet(path)
         study = f"digits/{path.parts[-3]}"
         columns[study] += 1
+        timing = json.loads((path.parent / "timing.json").read_text())["column"]
+        known = [key for key in SPEED if timing.get(key) is not None]
+        summaries.update((study, key) for key in (*SUMMARY, *known))
         long = history.melt(["run", "epoch"], list(METRICS), "key", "value")
         found: list[Any] = long[["run", "key", "epoch", "value"]].to_numpy().tolist()
         for run in json.loads((path.parent / "runs.json").read_text())["runs"]:
@@ -84,7 +89,7 @@ def _expected(
             for name, key, epoch, value in found
             if value is not None and math.isfinite(value)
         )
-    return runs, columns, points
+    return runs, columns, points, summaries
 
 
 def _found(database: Path | str) -> tuple[Sequence[Any], Sequence[Any]]:
