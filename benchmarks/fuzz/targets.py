@@ -305,6 +305,8 @@ def says_its_params(folder: Path) -> str | None:
               for name, study in raw["studies"].items() for key, it in study.items()]  # fmt: skip
     for key, ours, theirs in pairs:
         plain = isinstance(theirs, str | int | float) and not key.endswith("base_lrs")
+        if isinstance(ours, float) and type(theirs) is int:
+            theirs = float(theirs)  # an integer that a float cannot hold is its nearest one
         if plain and (ours != theirs or isinstance(ours, bool) != isinstance(theirs, bool)):
             return f"{key} is {theirs!r} and read as {ours!r}"
     return None

@@ -130,6 +130,12 @@ def test_options_and_odd_names_reach_mlflow(
     assert not [name for name in found if "?" in name]
 
 
+def test_the_folder_of_a_new_database_is_made(workplace: Path) -> None:
+    """Also where a URL would write its name in another way."""
+    open_store("sqlite:///=a new & folder/mlflow.db")
+    assert (workplace / "=a new & folder/mlflow.db").is_file()
+
+
 def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smallbatch.tracking.store.CONNECT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:

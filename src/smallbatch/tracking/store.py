@@ -252,6 +252,8 @@ def _create_sqlite(database: Path, aside: Path) -> None:
     """Create the tables in a temporary file, as an incomplete database could not be opened."""
     from sqlalchemy.engine import URL
 
+    # MLflow makes the folder as its name is written in a URL, and then tries for minutes.
+    aside.parent.mkdir(parents=True, exist_ok=True)
     url = URL.create("sqlite", database=str(aside))
     try:
         _client(url.render_as_string(hide_password=False))
