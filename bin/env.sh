@@ -150,13 +150,18 @@ install() {
 ensure_environment() {
     unset PYTHONHOME PYTHONPATH
     if ! is_ready; then
-        # One at a time; whoever waited finds the work done. The lock is the repository's directory
-        # itself, so nothing is left behind; it ends with the file descriptor.
-        exec {lock}<"$ROOT"
+        # One at a time; whoever waited finds the work done. The lock ends with the file descriptor.
+        # Whoever may open a file may lock it: so those alone may who may write beside it.
+        local file="$VENV.lock" mask=0177
+        mkdir -p -- "$(dirname -- "$VENV")"
+        [[ "$(stat -c %A -- "$(dirname -- "$VENV")")" != ?????w* ]] || mask=0117
+        [[ ! -L "$file" ]] || die "$file: found a link, allowed: a file; remove it"
+        (umask "$mask" && : >>"$file")
+        exec {lock}<>"$file"
         if command -v flock >/dev/null; then
             flock --nonblock "$lock" || {
                 say "waiting for another install"
-                flock "$lock"
+                flock --timeout 1800 "$lock" || die "$file: locked by another process for 30 min"
             }
         fi
         is_ready || install

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from smallbatch.cli.main import main
 
@@ -298,3 +300,42 @@ def test_a_user_without_a_home_folder_has_one_at_the_root(monkeypatch: pytest.Mo
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     assert call("profile", "list").exit_code == 0
     assert os.environ["HOME"] == "/"
+
+
+def test_studies_that_are_one_in_yaml_are_each_scaled_once(folder: Path) -> None:
+    from smallbatch.config.params import load_params
+
+    (folder / "profiles/mine.yaml").write_text("""
+dataset: {name: digits, source: digits}
+grid: {studies: [a, b, c], dependent: [], batch_sizes: [8], base_lrs: [2^-8], seeds: 1}
+studies:
+  a: &base {model: resnet8, norm: none, epochs: 40, weight_decay: 0.0001}
+  b:
+    <<: *base
+    norm: group
+  c: *base
+scales: {small: {epochs: 0.5, studies: {c: {norm: batch}}}}
+""")
+    done = call("profile", "use", "mine", "--scale", "small", "--force")
+    assert done.exit_code == 0, done.output
+    studies = load_params("params.yaml").studies
+    assert {name: study.epochs for name, study in studies.items()} == {"a": 20, "b": 20, "c": 20}
+    assert [studies[name].norm for name in "abc"] == ["none", "group", "batch"]
+
+
+def test_names_of_others_do_not_steer_a_terminal(folder: Path) -> None:
+    for split in ("train", "val", "x\x1b]0;owned\x07\x1b[2Jy"):
+        for index, name in enumerate(("ant", "bee")):
+            place = folder / "img" / split / name
+            place.mkdir(parents=True)
+            pixels = np.full((4, 4), 8 * len(split) + index, np.uint8)
+            Image.fromarray(pixels).save(place / "0.png")
+    (folder / "params.yaml").write_text("""
+dataset: {name: own, source: image_folder, path: img}
+grid: {studies: [s], dependent: [], batch_sizes: [2], base_lrs: [2^-8], seeds: 1}
+studies: {s: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}}
+""")
+    done = call("prepare")
+    assert done.exit_code == 0, done.output
+    assert "x\\x1b]0;owned\\x07\\x1b[2Jy not used" in done.output
+    assert "\x1b" not in done.output

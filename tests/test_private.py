@@ -282,3 +282,33 @@ def test_a_folder_and_locks_that_another_user_made_are_refused_at_once(tmp_path:
                 pass
         assert time.monotonic() - began < 5
         assert victim.read_text() == "kept"
+
+
+@needs_two_users
+def test_a_link_that_another_user_planted_is_not_followed() -> None:
+    with common_folder() as folder:
+        folder.chmod(0o777)
+        own = folder.parent / f"{folder.name}-own"
+        own.mkdir()
+        own.chmod(0o770)
+        try:
+            as_nobody(f"ln -s {own} cache", folder)
+            for path in (folder / "cache", folder / "cache/deeper"):
+                with pytest.raises(private.Untrusted, match="link of another user"):
+                    private.make_folder(path)
+            assert (mode(own), list(own.iterdir())) == (0o770, [])
+            (folder / "own").symlink_to(own)  # which others could exchange
+            with pytest.raises(private.Untrusted, match="other users may write"):
+                private.make_folder(folder / "own")
+        finally:
+            own.rmdir()
+
+
+def test_links_of_this_user_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "one").symlink_to("real")
+    (tmp_path / "two").symlink_to(tmp_path / "one/deep/..")
+    assert private.make_folder(tmp_path / "two/cache") == tmp_path / "real/cache"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        private.make_folder(tmp_path / "loop/cache")

@@ -44,6 +44,11 @@ class Stopped(Exception):  # noqa: N818
         self.exit_code = exit_code
 
 
+def shown(text: str) -> str:
+    """A line as it is printed, of characters that can be seen: others could steer a terminal."""
+    return "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,9 +20,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from smallbatch.errors import shown
+
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO is not waited for
 _POLL_S = 0.05
+_LINKS = 40  # as many as the kernel follows
 
 
 class Untrusted(OSError):  # noqa: N818 - the state of a file
@@ -39,9 +42,11 @@ def make_folder(path: Path) -> Path:
     one by one all the same.
 
     Raises:
-        Untrusted: It or a folder above it can be replaced or written by another user.
+        Untrusted: It or a folder above it can be replaced or written by another user, or is
+            behind a link of one.
         OSError: It cannot be made.
     """
+    _check_links(path)
     for folder in reversed((path, *path.parents)):
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -75,7 +80,7 @@ def cache_folder(find: Callable[[], Path]) -> Path | None:
 @cache
 def say_once(text: str) -> None:
     """Print a line, once in this process."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
 
 
 def read(path: Path) -> bytes:
@@ -145,15 +150,26 @@ def open_lock(path: Path) -> int:
         OSError: It cannot be made.
     """
     descriptor = open_shared(path, os.O_RDWR | os.O_CREAT, mode=0o600)
-    found, folder = os.fstat(descriptor), path.parent.stat()
-    may = folder.st_mode & _OTHERS_WRITE
-    if found.st_gid != folder.st_gid:
-        may &= ~stat.S_IWGRP
-    mode = 0o600 | may | may << 1
+    found = os.fstat(descriptor)
+    mode = mode_for_writers(found, path.parent)
     if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != mode:
         with suppress(OSError):  # a file system that has one mode for all
             os.fchmod(descriptor, mode)
     return descriptor
+
+
+def mode_for_writers(found: os.stat_result, folder: Path) -> int:
+    """The mode of a file which those may read and write who may write its folder, and nobody else.
+
+    Args:
+        found: The status of the file.
+        folder: Where it lies.
+    """
+    above = folder.stat()
+    may = above.st_mode & _OTHERS_WRITE
+    if found.st_gid != above.st_gid:
+        may &= ~stat.S_IWGRP
+    return 0o600 | may | may << 1
 
 
 @contextmanager
@@ -210,6 +226,29 @@ def open_own(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise Untrusted(path, why)
     return descriptor
+
+
+def _check_links(path: Path) -> None:
+    """Refuse links on the way that another user made, or can replace."""
+    here, left, followed = Path("/"), [*reversed(path.absolute().parts[1:])], 0
+    while left:
+        name = left.pop()
+        if name == "..":
+            here = here.parent
+            continue
+        step = here / name
+        if not step.is_symlink():
+            here = step
+            continue
+        if step.lstat().st_uid not in (0, os.geteuid()):
+            raise Untrusted(step, "a link of another user")
+        _check_parent(here)
+        followed += 1
+        if followed > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = step.readlink()
+        here = Path("/") if target.is_absolute() else here
+        left += [it for it in reversed(target.parts) if it != "/"]
 
 
 def _check_parent(folder: Path) -> None:

@@ -223,6 +223,24 @@ def finding_of(name: str, rows: Rows, d: tuple[float, ...] = HOLDS) -> Finding:
     return finding
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("fingerprint", "measured on other images"), ("model", "measured with another model"),
+     ("norm", "measured with another norm")],
+)  # fmt: skip
+def test_a_measurement_of_other_images_or_models_decides_nothing(key: str, said: str) -> None:
+    facts = {"fingerprint": "made-up", "model": "resnet8", "norm": "none"}
+    runs = pd.DataFrame(MAKERS["update-variance-linear"](HOLDS)).assign(**facts)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
+    for changed, verdict in ((facts, "supported"), (facts | {key: "other"}, "undecided")):
+        table = variances(HOLDS).assign(**changed)
+        (finding,) = judge(
+            claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)]
+        )
+        assert finding.verdict == verdict
+        assert (said in finding.reason) == (verdict == "undecided")
+
+
 def test_every_claim_is_tested_and_has_a_name_of_its_own() -> None:
     assert sorted(MAKERS) == sorted(claim.name for claim in CLAIMS)
 

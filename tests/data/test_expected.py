@@ -104,3 +104,16 @@ def test_other_sources_must_be_prepared_first(tmp_path: Path) -> None:
     config = DatasetConfig(name="own", source="image_folder", path="images")
     with pytest.raises(UserError, match="run `smallbatch prepare` first"):
         expected_meta(config, tmp_path / "own")
+
+
+@pytest.mark.parametrize("digest", [True, False])
+def test_data_of_another_name_are_refused(tmp_path: Path, digest: bool) -> None:
+    """They were copied or renamed, and results would have the old name."""
+    config = DatasetConfig(name="d", source="digits", subset=60, test_subset=40)
+    prepare(config, tmp_path)
+    folder = tmp_path / "prepared/d"
+    if not digest:
+        without_digest(folder)
+    check_prepared(config, folder)
+    with pytest.raises(UserError, match=r"d: prepared with other settings"):
+        check_prepared(config.model_copy(update={"name": "e"}), folder)

@@ -326,3 +326,23 @@ def test_too_many_pixels_for_the_memory_are_counted(monkeypatch: pytest.MonkeyPa
         decode_all(encoded, 400, 1024)
     with pytest.raises(UserError, match=r"^dataset: 2000 images of 1x1024x1024 need 1\.95 GiB"):
         resize_all(np.zeros((2000, 1, 8, 8), dtype=np.uint8), 1024)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
+def test_a_jpeg_that_was_copied_in_part_is_damaged(options: dict[str, bool]) -> None:
+    """What is left of it may be zeros, which libjpeg takes for pixels."""
+    whole = encode(random_image(1, 64, 64, 3), "JPEG", **options)
+    half = whole[: len(whole) // 2]
+    for content in (half, half + bytes(len(whole) - len(half)), whole[:-2] + bytes(100)):
+        with pytest.raises(UserError, match="x: damaged image"):
+            decode(Encoded("x", content))
+    expected = decode(Encoded("x", whole))
+    np.testing.assert_array_equal(decode(Encoded("x", whole + b"trailer")), expected)
+
+
+def test_the_end_of_a_thumbnail_is_not_that_of_its_jpeg() -> None:
+    thumbnail = encode(random_image(1, 8, 8, 3), "JPEG")
+    whole = encode(random_image(2, 64, 64, 3), "JPEG", exif=b"Exif\0\0" + thumbnail)
+    assert decode(Encoded("x", whole)).shape == (3, 64, 64)
+    with pytest.raises(UserError, match="x: damaged image"):
+        decode(Encoded("x", whole[:3000] + bytes(len(whole) - 3000)))

@@ -390,3 +390,22 @@ def test_the_options_of_files_reach_them(folder: Path, tmp_path: Path) -> None:
     limited = raw | {"max_megapixels": 1, "image_size": 5}
     with pytest.raises(UserError, match="2 megapixels; allowed: up to 1, "):
         prepare(DatasetConfig.model_validate(limited), tmp_path)
+
+
+def test_images_that_are_in_both_splits_are_told(tmp_path: Path) -> None:
+    """Whether by links, copies or rows of a table."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 3)):
+        for name in ("ant", "bee"):
+            folder = tmp_path / "img" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    config = DatasetConfig(name="own", source="image_folder", path=str(tmp_path / "img"))
+    said: list[str] = []
+    prepare(config, tmp_path / "data", say=said.append)
+    assert said == []
+    shutil.copy(tmp_path / "img/train/ant/2.png", tmp_path / "img/test/bee/1.png")
+    prepare(config, tmp_path / "data", say=said.append)
+    assert said == ["warning: 1 of 6 test images are training images too, pixel by pixel"]

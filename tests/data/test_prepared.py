@@ -33,8 +33,10 @@ def make(validation: bool = False, seed: int = 0) -> Dataset:
             arrays[f"{split}_images"] = generator.integers(0, 256, shape, dtype=np.uint8)
             arrays[f"{split}_labels"] = np.arange(count, dtype=np.int64) % 2
     classes = ("ä", "b")
+    pixels = arrays["train_images"] / 255
+    statistics = ((float(pixels.mean()),), (float(pixels.std()),))
     meta = Meta(
-        "toy", "digits", classes, 1, 2, 3, (0.5,), (0.0,), counts, fingerprint(classes, arrays)
+        "toy", "digits", classes, 1, 2, 3, *statistics, counts, fingerprint(classes, arrays)
     )
     return Dataset(meta=meta, **arrays)
 
@@ -300,6 +302,17 @@ def test_damaged_files_are_noticed(tmp_path: Path, data: st.DataObject) -> None:
     finally:
         path.write_bytes(intact)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mean", [0.05]), ("std", [5.0]), ("mean", []), ("std", [0.1, 0.1])]
+)
+def test_statistics_of_other_images_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    write_prepared(make(), tmp_path / "toy")
+    path = tmp_path / "toy/meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=r"toy: .*mean and std; prepare it again"):
+        load_prepared(tmp_path / "toy")
 
 
 def test_importing_the_reader_stays_light() -> None:

@@ -108,3 +108,24 @@ def test_a_changed_source_changes_the_digest(
     assert before == tuple(code_digest(name) for name in ("loop", "stacked"))
     assert after[1] != before[1]
     assert (after[0] != before[0]) == (changed == "engines/loop.py")
+
+
+def test_relative_imports_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of one's own may have them."""
+    monkeypatch.setattr(made_by, "PACKAGE", tmp_path / "smallbatch")
+    for name, text in {
+        "engines/own/__init__.py": "from .helper import x",
+        "engines/own/helper.py": "from . import other\nfrom ...protocol import run",
+        "engines/own/other.py": "",
+        "engines/__init__.py": "",
+        "protocol/__init__.py": "",
+        "protocol/run.py": "",
+    }.items():
+        path = tmp_path / "smallbatch" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    sources.cache_clear()
+    found = sources("engines/own/__init__.py")
+    sources.cache_clear()
+    names = {str(path) for path in found}
+    assert {"engines/own/helper.py", "engines/own/other.py", "protocol/run.py"} <= names

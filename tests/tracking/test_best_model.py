@@ -12,6 +12,7 @@ import pytest
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import sync
+from smallbatch.tracking.best_model import model_facts
 from smallbatch.tracking.records import read_column
 
 if TYPE_CHECKING:
@@ -131,3 +132,13 @@ def test_a_model_of_images_that_are_no_squares(tmp_path: Path) -> None:
     found = LoadableModel(tmp_path).predict(np.zeros((5, 3, 24, 40), dtype=np.uint8))
     assert found.shape == (5, 2)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_a_model_has_the_bn_batch_of_its_run_where_that_is_an_axis(columns: Any) -> None:
+    directory = columns.write(8, base_lrs=(0.5,), seeds=1)
+    path = directory / "runs.json"
+    document = json.loads(path.read_text())
+    document["settings"] |= {"norm": "ghost", "bn_batch_sizes": [4, 8]}
+    document["runs"][0]["bn_batch_size"] = 4
+    path.write_text(json.dumps(document))
+    assert model_facts(read_column(directory)).bn_batch_size == 4

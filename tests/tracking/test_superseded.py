@@ -243,3 +243,12 @@ def test_one_column_in_two_folders_is_logged_once(columns: Any, tables: Any) -> 
     with pytest.raises(UserError, match=f"{copy}: holds runs of .* that {first} holds too"):
         sync(columns.root)
     assert tables.query("select count(*) from runs") == [(2,)]
+
+
+def test_a_column_that_was_moved_aside_is_not_superseded(columns: Any, tables: Any) -> None:
+    first = columns.write(8, base_lrs=(0.5,), seeds=1, epochs=1)
+    sync(columns.root)
+    first.rename(columns.root / "digits/z-old")
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2)
+    sync(columns.root)
+    assert marked(tables) == set()

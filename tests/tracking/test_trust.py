@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,17 @@ def test_a_link_of_the_user_to_a_database_leads_to_the_same_artifacts(
     columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2)  # other results: another model
     assert sync(columns.root).runs_created == 2
     assert len([*workplace.glob("mlartifacts/digits/study/models/*/artifacts/MLmodel")]) == 2
+
+
+@pytest.mark.parametrize(("folder", "mode"), [(0o755, 0o600), (0o775, 0o660)])
+def test_who_may_only_read_a_project_cannot_lock_its_database(
+    tmp_path: Path, folder: int, mode: int
+) -> None:
+    """Whoever may open the files may lock them, those of sqlite's journal too."""
+    tmp_path.chmod(folder)
+    store = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store.experiment_id("digits")
+    files = [*tmp_path.glob("mlflow.db*")]
+    assert len(files) == 3
+    for path in files:
+        assert stat.S_IMODE(path.stat().st_mode) == mode, path

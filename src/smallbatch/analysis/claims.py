@@ -78,10 +78,13 @@ class Finding:
 
 
 class Variance(BaseModel):
-    """A row of the table that `smallbatch measure` writes."""
+    """A row of the table that `smallbatch measure` writes; older ones lack what is None here."""
 
     dataset: str
+    fingerprint: str | None = None
     study: str
+    model: str | None = None
+    norm: str | None = None
     seed: Annotated[int, Field(ge=0, le=MOST)]
     batch_size: Annotated[int, Field(ge=1, le=MOST)]
     base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
@@ -16,6 +17,7 @@ SLOPE_WITHIN = 0.1  # largest distance from 1 of the slope of log variance again
 def _linear(evidence: Evidence) -> list[Part]:
     parts: list[Part] = []
     for study, rows in evidence.variances.groupby("study"):
+        _refuse_other(evidence, str(study), rows)
         table = rows.pivot_table(index="seed", columns="batch_size", values="variance")
         if table.shape[1] < 3 or table.isna().any(axis=None) or not (table > 0).all(axis=None):
             raise UndecidableError(f"{study}: fewer than three batch sizes with a variance")
@@ -26,6 +28,16 @@ def _linear(evidence: Evidence) -> list[Part]:
             Part(f"{study}: slope {slopes.mean():.3f}", len(slopes), partial(_closeness, slopes))
         )
     return parts
+
+
+def _refuse_other(evidence: Evidence, study: str, rows: pd.DataFrame) -> None:
+    """A table of names alone would go on after the images or the model have been replaced."""
+    trained = evidence.runs[evidence.runs["study"] == study]
+    for key in ("fingerprint", "model", "norm"):
+        measured = set(rows[key].dropna()) if key in rows else set[str]()
+        if len(trained) and measured and measured != set(trained[key]):
+            what = "on other images" if key == "fingerprint" else f"with another {key}"
+            raise UndecidableError(f"{study}: measured {what}; run smallbatch measure")
 
 
 def _closeness(slopes: Floats, picks: Picks) -> Floats:

@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
-from smallbatch.errors import FAULT, INTERRUPTED, is_out_of_memory
+from smallbatch.errors import FAULT, INTERRUPTED, is_out_of_memory, shown
 
 GRACE_S = 4.0
 """Seconds that a command has for tidying up once it is interrupted."""
@@ -80,8 +80,12 @@ def one_line(text: str) -> str:
     from smallbatch.redact import redact
 
     line = " ".join(redact(text).split())
-    shown = "".join(it if it.isprintable() else ascii(it)[1:-1] for it in line[:_MOST])
-    return shown if len(line) <= _MOST else f"{shown}…"
+    return shown(line) if len(line) <= _MOST else f"{shown(line[:_MOST])}…"
+
+
+def say(text: str) -> None:
+    """Print a line on stdout, of characters that can be seen."""
+    print(shown(text), flush=True)
 
 
 def _on_signals(handler: object) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from smallbatch.cli import door
 from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, load
 from smallbatch.errors import UserError
 
@@ -27,7 +28,7 @@ def prepare(params_file: Path) -> None:
 
     with held_params(params_file, prepare_inputs) as params:
         refuse_for_dvc(params, params_file)
-        meta = prepare_data(params.dataset, say=click.echo)
+        meta = prepare_data(params.dataset, say=door.say)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from smallbatch.cli import door
 from smallbatch.cli.options import SCALE
 
 
@@ -29,7 +30,7 @@ def list_profiles() -> None:
     from smallbatch.config import profiles
 
     for name, summary in profiles.summaries().items():
-        click.echo(f"{name:16} {summary}")
+        door.say(f"{name:16} {summary}")
 
 
 @profile.command("show")

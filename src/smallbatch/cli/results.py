@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from smallbatch.cli import door
 from smallbatch.cli.options import MODELS
 
 
@@ -25,7 +26,7 @@ def evaluate(models: Path) -> None:
     with held(evaluate_inputs(models), lambda: evaluate_inputs(models)):
         found = evaluate_runs(models)
     for line in found.lines():
-        click.echo(line)
+        door.say(line)
 
 
 @click.command()

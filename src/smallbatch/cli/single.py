@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from smallbatch.cli import door
 from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
 
 
@@ -95,6 +96,6 @@ def run(
         click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
     summary = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-        device=device, time_limit=time_limit, say=click.echo,
+        device=device, time_limit=time_limit, say=door.say,
     )  # fmt: skip
     click.echo(summary)

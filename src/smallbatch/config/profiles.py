@@ -91,7 +91,17 @@ def _scaled(name: str, scale: str | None) -> str:
     text = yaml_file.text_of(path)
     if scale is None:
         return text
-    params = _load(text)
+    # What an alias stands for is one object, which must not be changed for each of its places.
+    params = _copy(yaml_file.parse(text, str(path)))
+    _shrink(params, scale, path)
+    parse_params(params, f"{path}: scales.{scale}")
+    with_comments = _load(text)
+    _shrink(with_comments, scale, path)
+    scaled = _dump(with_comments)
+    return scaled if _copy(yaml_file.parse(scaled, str(path))) == params else _dump(params)
+
+
+def _shrink(params: Any, scale: str, path: Path) -> None:
     change = params.pop("scales")[scale]
     params["dataset"] |= {"scale": scale, "name": f"{params['dataset']['name']}-{scale}"}
     factor = change.pop("epochs", None)
@@ -100,8 +110,13 @@ def _scaled(name: str, scale: str | None) -> str:
     for study in params["studies"].values():
         study["epochs"] = max(1, round(study["epochs"] * factor))
     _replace(params, change)
-    parse_params(yaml_file.parse(_dump(params), str(path)), f"{path}: scales.{scale}")
-    return _dump(params)
+
+
+def _copy(value: Any) -> Any:
+    """A tree in which no two places share an object."""
+    if isinstance(value, dict):
+        return {key: _copy(it) for key, it in value.items()}
+    return [_copy(it) for it in value] if isinstance(value, list) else value
 
 
 def _checked(name: str) -> Params:

@@ -76,6 +76,8 @@ def settings_digest(config: DatasetConfig) -> str:
 
 
 def _is_prepared_with(config: DatasetConfig, meta: Meta, directory: Path) -> bool:
+    if meta.name != config.name:  # copied, or renamed
+        return False
     digest = settings_of(directory)
     if digest is not None:
         return digest == settings_digest(config)

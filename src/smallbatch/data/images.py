@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from smallbatch.config.dataset import MEGAPIXELS
-from smallbatch.data import png
+from smallbatch.data import jpeg, png
 from smallbatch.data.split import Images
 from smallbatch.durable import check_regular
 from smallbatch.errors import UserError
@@ -210,6 +210,8 @@ def _read(where: str, content: bytes | Path, image_size: int | None, max_megapix
     with _open(content) as image:
         if header is not None and png.load(image, header):
             png.check_rows(_whole(content), header)
+        if image.format in ("JPEG", "MPO"):
+            jpeg.check_end(_whole(content))
         image.load()  # some metadata lies behind the pixels
         return _pixels(_upright(image), image_size)
 

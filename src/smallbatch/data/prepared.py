@@ -16,6 +16,7 @@ from smallbatch.data.split import Arrays, Images, Labels
 from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+_COUNTED = 2**20  # pixels
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,30 @@ def fingerprint(classes: tuple[str, ...], arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel of uint8 pixels divided by 255.
+
+    Computed from exact counts of the 256 values, so that the order of a summation has no effect.
+
+    Args:
+        images: Pixels (N, C, H, W).
+
+    Returns:
+        Means (C,) and standard deviations (C,), float64.
+    """
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    many = max(1, _COUNTED // images[0, 0].size)  # at once: bincount makes 8 bytes of each pixel
+    for chunk in np.array_split(images, range(many, len(images), many)):
+        for channel in range(images.shape[1]):
+            counts[channel] += np.bincount(chunk[:, channel].ravel(), minlength=256)
+    values = np.arange(256)
+    total = counts[0].sum()
+    mean = (counts @ values) / total / 255
+    deviation = values / 255 - mean[:, np.newaxis]
+    std = np.sqrt((counts * deviation**2).sum(axis=1) / total)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
 def load_prepared(directory: Path) -> Dataset:
     """Reads a prepared data set and checks it against its description and fingerprint.
 
@@ -112,6 +137,11 @@ def load_prepared(directory: Path) -> Dataset:
         arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     if fingerprint(meta.classes, arrays) != meta.fingerprint:
         raise UserError(f"{directory}: its content doesn't match the fingerprint; prepare it again")
+    # Which does not cover these, on which every result depends.
+    stated = [*meta.mean, *meta.std]
+    found = np.ravel(channel_statistics(arrays["train_images"]))
+    if len(stated) != len(found) or not np.allclose(stated, found, 1e-9, 1e-12):
+        raise UserError(f"{directory}: meta.json has other images' mean and std; prepare it again")
     return Dataset(meta=meta, **arrays)
 
 

@@ -45,7 +45,7 @@ def sources(*entries: str) -> tuple[Path, ...]:
         if path in found or path.parts[0] in NO_NUMBERS:
             continue
         found.add(path)
-        left += _imported(ast.parse((PACKAGE / path).read_text()).body)
+        left += _imported(ast.parse((PACKAGE / path).read_text()).body, path)
         left += [parent / "__init__.py" for parent in path.parents if parent != Path()]
     folders = {path.parent for path in found}
     compiled = [file for folder in folders for kind in COMPILED
@@ -53,15 +53,18 @@ def sources(*entries: str) -> tuple[Path, ...]:
     return tuple(sorted({*found, *(file.relative_to(PACKAGE) for file in compiled)}))
 
 
-def _imported(nodes: Iterable[ast.stmt]) -> Iterator[Path]:
-    """Modules of the package that these statements import when they run."""
+def _imported(nodes: Iterable[ast.stmt], of: Path) -> Iterator[Path]:
+    """Modules of the package that these statements of a module (`of`) import when they run."""
+    package = [PACKAGE.name, *of.parent.parts]
     for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
         for inner in ast.walk(node):
             names: list[str] = []
-            if isinstance(inner, ast.ImportFrom) and inner.module:
-                names = [inner.module, *(f"{inner.module}.{name.name}" for name in inner.names)]
+            if isinstance(inner, ast.ImportFrom):
+                above = package[: len(package) - inner.level + 1] if inner.level else []
+                module = ".".join([*above, *([inner.module] if inner.module else [])])
+                names = [module, *(f"{module}.{name.name}" for name in inner.names)]
             elif isinstance(inner, ast.Import):
                 names = [name.name for name in inner.names]
             for name in names:

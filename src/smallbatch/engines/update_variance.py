@@ -50,8 +50,9 @@ def measure_study(
         base_lr: η̃.
 
     Returns:
-        A row per (seed, batch size): ``dataset``, ``study``, ``seed``, ``batch_size``, ``base_lr``
-        and ``variance``, the trace of the covariance of one update.
+        A row per (seed, batch size): ``dataset``, its ``fingerprint``, ``study``, its ``model`` and
+        ``norm``, ``seed``, ``batch_size``, ``base_lr`` and ``variance``, the trace of the
+        covariance of one update.
     """
     torch.set_num_threads(1)  # as in training: the number of threads changes float sums
     data = load_resident(dataset, augment=False, device=torch.device("cpu"))
@@ -59,7 +60,10 @@ def measure_study(
     return [
         {
             "dataset": dataset.meta.name,
+            "fingerprint": dataset.meta.fingerprint,
             "study": name,
+            "model": study.model,
+            "norm": study.norm,
             "seed": seed,
             "batch_size": m,
             "base_lr": base_lr,

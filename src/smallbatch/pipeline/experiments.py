@@ -98,7 +98,8 @@ def measure_updates(params: Params) -> Path:
         for name, study in measured_studies(params).items()
         for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
     ]
-    columns = ["dataset", "study", "seed", "batch_size", "base_lr", "variance"]
+    columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
+               "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(pd.DataFrame(rows, columns=columns), path)

@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.errors import shown
 from smallbatch.protocol.run import Run
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Progress:
         return f"{self.done}/{self.runs} runs{diverged}"
 
     def _say(self, text: str) -> None:
-        print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+        print(shown(f"{self.title}: {text}"), file=sys.stderr, flush=True)
 
 
 def _display() -> RichProgress:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch import durable, private
-from smallbatch.errors import Stopping, UserError, is_out_of_memory
+from smallbatch.errors import Stopping, UserError, is_out_of_memory, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,4 +284,4 @@ def _remove(path: Path) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smallbatch import private
-from smallbatch.errors import TakenOver, UserError
+from smallbatch.errors import TakenOver, UserError, shown
 from smallbatch.records.checkpoints import column_key
 
 BEAT_S = 10.0
@@ -109,7 +109,8 @@ def one_writer(
         told = False
         while holder := _holder(file, lock):
             if not told:
-                print(f"{directory}: waiting for {_name(holder)}", file=sys.stderr, flush=True)
+                line = f"{directory}: waiting for {_name(holder)}"
+                print(shown(line), file=sys.stderr, flush=True)
             told = True
             check()
             time.sleep(POLL_S)
@@ -144,11 +145,8 @@ def _holder(file: int, lock: Lock) -> dict[str, Any] | None:
         if lock.by_kernel:
             fcntl.flock(file, fcntl.LOCK_UN)
         return found
-    print(
-        f"{path}: taken over from {_name(found)}, silent for {silent:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = f"{path}: taken over from {_name(found)}, silent for {silent:.0f} s"
+    print(shown(line), file=sys.stderr, flush=True)
     return None
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line
+from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line, shown
 from smallbatch.placement.known import alike, decided, known, learn, methods, workload_key
 from smallbatch.placement.placement import (
     can_stack,
@@ -161,4 +161,4 @@ def decide(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)

@@ -63,11 +63,12 @@ class ModelFacts:
 def model_facts(column: TrackedColumn) -> ModelFacts:
     """What a column's model needs besides weights."""
     info, dataset = column.info, column.dataset
+    of_run = column.best.info.bn_batch_size if column.best else None  # where it is an axis
     return ModelFacts(
         model=info.settings["model"],
         norm=info.settings["norm"],
         batch_size=info.batch_size,
-        bn_batch_size=info.settings.get("bn_batch_size"),
+        bn_batch_size=of_run or info.settings.get("bn_batch_size"),
         channels=dataset.channels,
         height=dataset.height,
         width=dataset.width,

@@ -12,7 +12,7 @@ from smallbatch.tracking.best_model import log_best_model
 from smallbatch.tracking.superseded import discard, is_outdated, supersede
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from mlflow.entities import Metric, Run
 
@@ -161,11 +161,13 @@ def logged_metrics(store: Store, run_id: str, names: Iterable[str]) -> list[Metr
 class ColumnWriter:
     """Makes one column of a store equal to its result files."""
 
-    def __init__(self, store: Store, experiment_id: str, existing: Existing, report: SyncReport):
+    def __init__(self, store: Store, experiment_id: str, existing: Existing, report: SyncReport,
+                 present: Collection[str] = ()):  # fmt: skip
         self.store = store
         self.experiment_id = experiment_id
         self.existing = existing
         self.report = report
+        self.present = present  # keys of the columns that are on disk
 
     def write(self, column: TrackedColumn) -> None:
         """Write what is missing: runs, then the column's metrics, best model and tags."""
@@ -191,7 +193,7 @@ class ColumnWriter:
         if parent and parent.info.status == "FINISHED" and _has_tags(parent, tags):
             self.report.unchanged += 1
             return
-        supersede(self.store, self.experiment_id, column.place, info.key)
+        supersede(self.store, self.experiment_id, column.place, info.key, self.present)
         tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
         shown = parent.data.metrics if parent else {}
         self._complete(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import UserError
+from smallbatch.private import mode_for_writers
 from smallbatch.redact import redact
 from smallbatch.tracking import trust
 from smallbatch.tracking.locks import exclusive
@@ -168,7 +169,10 @@ def plain_errors(uri: TrackingUri) -> Generator[None]:
         raise UserError(f"mlflow cannot be imported ({error}); install it to sync") from error
     try:
         # It warns of what it then fails for.
-        with _quiet("mlflow.utils.databricks_utils", level=logging.ERROR):
+        with (
+            _quiet("mlflow.utils.databricks_utils", level=logging.ERROR),
+            _quiet("mlflow.store.db.utils", level=logging.CRITICAL),  # with a traceback
+        ):
             yield
     # Artifact uploads raise errors of requests, which are OSErrors.
     except (
@@ -257,6 +261,10 @@ def _create_sqlite(database: Path, aside: Path) -> None:
     url = URL.create("sqlite", database=str(aside))
     try:
         _client(url.render_as_string(hide_password=False))
+        # Whoever may read it may lock it, and its journal, which gets the same mode. By its path:
+        # closing a file of a database gives up this process's locks on it.
+        with suppress(OSError):  # a file system that has one mode for all
+            aside.chmod(mode_for_writers(aside.stat(), aside.parent))
         try:
             os.link(aside, database)  # unlike a rename it replaces nothing
         except FileExistsError:  # of a program that does not know our lock

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from smallbatch.tracking import entries
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from mlflow.entities import LoggedModel, Run
 
     from smallbatch.tracking.records import TrackedColumn
@@ -49,7 +51,9 @@ def discard(store: Store, run: Run) -> None:
     store.client.delete_run(run_id)
 
 
-def supersede(store: Store, experiment_id: str, place: str, key: str) -> None:
+def supersede(
+    store: Store, experiment_id: str, place: str, key: str, present: Collection[str] = ()
+) -> None:
     """Mark the columns of other keys whose results lay in a folder before, with all they have.
 
     Args:
@@ -57,11 +61,12 @@ def supersede(store: Store, experiment_id: str, place: str, key: str) -> None:
         experiment_id: The experiment.
         place: The folder's tag.
         key: The key of the column that is there now.
+        present: Keys of columns that lie elsewhere now, which are left alone.
     """
     client = store.client
     for parent in client.search_runs([experiment_id], f"tags.`{entries.PLACE}` = '{place}'"):
         other, parent_id = parent.data.tags.get(entries.COLUMN, key), parent.info.run_id
-        if other == key:
+        if other == key or other in present:
             continue
         # The parent comes first, as only a marked one has its marks removed if it comes back.
         runs = client.search_runs(

@@ -89,7 +89,8 @@ def _replay_experiment(
     key = columns[0].info.key if len(columns) == 1 else None
     existing = find_existing(store, experiment_id, key)
     discard_doubled(store, existing)
-    writer = ColumnWriter(store, experiment_id, existing, report)
+    present = [column.info.key for column in columns]
+    writer = ColumnWriter(store, experiment_id, existing, report, present)
     for column in columns:
         _try(column.directory, refused, lambda it=column: writer.write(it))
 
