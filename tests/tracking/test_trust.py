@@ -168,10 +168,12 @@ def test_who_may_only_read_a_project_cannot_lock_its_database(
     tmp_path: Path, folder: int, mode: int
 ) -> None:
     """Whoever may open the files may lock them, those of sqlite's journal too."""
-    tmp_path.chmod(folder)
-    store = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    project = tmp_path / "new"
+    project.mkdir()
+    project.chmod(folder)
+    store = open_store(f"sqlite:///{project / 'mlflow.db'}")
     store.experiment_id("digits")
-    files = [*tmp_path.glob("mlflow.db*")]
+    files = [*project.glob("mlflow.db*")]
     assert len(files) == 3
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
