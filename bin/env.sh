@@ -147,15 +147,43 @@ install() {
     say "installed"
 }
 
+group_writes() { [[ "$(stat -c %A -- "$1")" == ?????w* ]]; }
+
+# Dies where a file that is there was made by neither this user, nor root, nor whose repository it
+# is: another user could have planted it.
+trusted() {
+    local owner
+    owner="$(stat -c %u -- "$1" 2>/dev/null)" || return 0
+    [[ "$owner" == 0 || "$owner" == "$EUID" || "$owner" == "$(stat -c %u -- "$ROOT")" ]] ||
+        die "$1: made by another user; remove it, or name another place in SMALLBATCH_VENV"
+}
+
+# DVC makes folders here that all may write, whatever the umask is, and whoever may read its locks
+# may hold them: so the folder above is for those alone who may write the repository.
+close_dvc() {
+    local mode=700
+    trusted "$1"
+    [[ ! -L "$1" ]] || return 0 # to another disk, by one of these
+    ! group_writes "$ROOT" || mode=770
+    # It may hold what others wrote: it is a cache.
+    [[ "$(stat -c %A -- "$1" 2>/dev/null)" != ????????w* ]] || rm -rf -- "$1/site"
+    { mkdir -p -- "$1" && chmod "$mode" -- "$1"; } 2>/dev/null || true
+}
+
 ensure_environment() {
     unset PYTHONHOME PYTHONPATH
+    local part
+    for part in "$VENV" "$VENV/bin" "$VENV/bin/python" "$INSTALLED"; do
+        trusted "$part"
+    done
     if ! is_ready; then
         # One at a time; whoever waited finds the work done. The lock ends with the file descriptor.
         # Whoever may open a file may lock it: so those alone may who may write beside it.
         local file="$VENV.lock" mask=0177
         mkdir -p -- "$(dirname -- "$VENV")"
-        [[ "$(stat -c %A -- "$(dirname -- "$VENV")")" != ?????w* ]] || mask=0117
-        [[ ! -L "$file" ]] || die "$file: found a link, allowed: a file; remove it"
+        ! group_writes "$(dirname -- "$VENV")" || mask=0117
+        [[ ! -L "$file" && (! -e "$file" || -f "$file") ]] || die "$file: no regular file; remove it"
+        trusted "$file"
         (umask "$mask" && : >>"$file")
         exec {lock}<>"$file"
         if command -v flock >/dev/null; then
@@ -170,6 +198,7 @@ ensure_environment() {
     export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"
     export DVC_NO_ANALYTICS=true MLFLOW_DISABLE_TELEMETRY=true
     # By default DVC keeps its state, with pickles in it, where every user of the machine may write.
+    close_dvc "$ROOT/.dvc/tmp"
     export DVC_SITE_CACHE_DIR="${DVC_SITE_CACHE_DIR:-$ROOT/.dvc/tmp/site}"
 }
 

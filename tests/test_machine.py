@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from smallbatch import machine
 from smallbatch.machine import cache_folder, cores, free_memory
 
 MIB = 2**20
@@ -151,3 +153,60 @@ def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(FileNotFoundError, match="no such home folder"):
         cache_folder()
+
+
+@pytest.mark.parametrize(
+    "setting", ["core.fsmonitor", "filter.f.clean", "filter.f.process", "hook"]
+)
+def test_no_program_that_a_repository_names_is_run(tmp_path: Path, setting: str) -> None:
+    """Whoever shares a repository may write its settings."""
+
+    def git(*words: str) -> None:
+        subprocess.run(("git", *words), cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / ".gitattributes").write_text("file filter=f\n")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x")
+    assert machine.git_state(tmp_path)[1] is False
+    (tmp_path / "file").write_text("y")
+    assert machine.git_state(tmp_path)[1] is True
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+    program.chmod(0o755)
+    if setting == "hook":
+        (tmp_path / ".git/hooks/post-index-change").symlink_to(program)
+    else:
+        git("config", setting, str(program))
+    commit, dirty = machine.git_state(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    assert commit is not None
+    assert dirty is (None if setting.startswith("filter") else True)
+
+
+def test_no_missing_object_is_fetched(tmp_path: Path) -> None:
+    """Which would run the program that the repository names for it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ("git", *words), cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("x")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x")
+    tree = git("rev-parse", "HEAD^{tree}")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+    program.chmod(0o755)
+    git("config", "core.repositoryFormatVersion", "1")
+    git("config", "extensions.partialClone", "origin")
+    git("config", "remote.origin.url", "ssh://x/y")
+    git("config", "remote.origin.promisor", "true")
+    git("config", "core.sshCommand", str(program))
+    (tmp_path / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    assert machine.git_state(tmp_path) == (None, None)
+    assert not (tmp_path / "ran").exists()

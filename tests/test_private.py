@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from smallbatch import durable, private
+from smallbatch.errors import UserError
 from tests.users import NOBODY, as_nobody, common_folder, needs_two_users
 
 
@@ -312,3 +313,16 @@ def test_links_of_this_user_are_followed(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="loop"):
         private.make_folder(tmp_path / "loop/cache")
+
+
+@needs_two_users
+def test_results_are_not_written_through_links_of_others(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "models"
+    link.symlink_to("elsewhere")
+    private.refuse_links_of_others(link / "a/m4", tmp_path / "absent/x")
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    (tmp_path / "own").symlink_to("models")
+    for path in (link, link / "a/m4", tmp_path / "own/a"):
+        with pytest.raises(UserError, match=r"models: a link that another user made, to elsewhere"):
+            private.refuse_links_of_others(path)

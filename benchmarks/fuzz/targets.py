@@ -371,7 +371,7 @@ def takes_the_lock(folder: Path) -> str | None:
     from smallbatch.records.checkpoints import column_key
     from smallbatch.records.lock import one_writer
 
-    path = folder / WORK / f"{column_key(COLUMN)}.lock"
+    path = folder / WORK / f"{column_key(folder / WORK, folder / COLUMN)}.lock"
     (folder / LOCK).rename(path)
 
     def wait() -> None:

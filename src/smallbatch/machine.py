@@ -122,15 +122,27 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def git_state(directory: Path | None = None) -> tuple[str | None, bool | None]:
-    """Commit of the working directory and whether tracked files differ from it."""
+    """Commit of the working directory and whether tracked files differ from it.
 
-    def git(*words: str) -> str:
+    A repository's own settings may name programs, and whoever shares the repository may write them.
+    None of them is run, nor is anything fetched; where files are compared by one, it is not known
+    whether they differ.
+    """
+
+    def git(*words: str, check: bool = True) -> str:
         return subprocess.run(
-            ("git", *words), cwd=directory, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+            ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words),
+            cwd=directory, capture_output=True, text=True, check=check, timeout=10,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"},
+        ).stdout.strip()  # fmt: skip
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        commit = git("rev-parse", "HEAD")
+        own = ("--includes", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
+        if any(git("config", it, *own, check=False) for it in ("--local", "--worktree")):
+            return commit, None
+        status = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
+        return commit, bool(git(*status))
     except (OSError, subprocess.SubprocessError):
         return None, None
 

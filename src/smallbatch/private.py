@@ -15,12 +15,12 @@ import pwd
 import stat
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from smallbatch.errors import shown
+from smallbatch.errors import UserError, shown
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # O_NONBLOCK: a FIFO is not waited for
@@ -228,8 +228,33 @@ def open_own(path: Path, flags: int) -> int:
     return descriptor
 
 
+def refuse_links_of_others(*paths: Path) -> None:
+    """Make sure that what is written in a project, and what it replaces, lies where it seems to.
+
+    Links of this user and of root are followed: results may lie on another disk.
+
+    Raises:
+        UserError: Another user made one of the links on the way.
+    """
+    for path in paths:
+        for link in _links(path):
+            if link.lstat().st_uid not in (0, os.geteuid()):
+                raise UserError(
+                    f"{link}: a link that another user made, to {link.readlink()}; results are "
+                    "written through links of this user alone: remove it"
+                )
+
+
 def _check_links(path: Path) -> None:
     """Refuse links on the way that another user made, or can replace."""
+    for link in _links(path):
+        if link.lstat().st_uid not in (0, os.geteuid()):
+            raise Untrusted(link, "a link of another user")
+        _check_parent(link.parent)
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """The links on the way to a path, in the order in which they are followed."""
     here, left, followed = Path("/"), [*reversed(path.absolute().parts[1:])], 0
     while left:
         name = left.pop()
@@ -240,9 +265,7 @@ def _check_links(path: Path) -> None:
         if not step.is_symlink():
             here = step
             continue
-        if step.lstat().st_uid not in (0, os.geteuid()):
-            raise Untrusted(step, "a link of another user")
-        _check_parent(here)
+        yield step
         followed += 1
         if followed > _LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

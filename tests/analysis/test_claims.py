@@ -223,6 +223,40 @@ def finding_of(name: str, rows: Rows, d: tuple[float, ...] = HOLDS) -> Finding:
     return finding
 
 
+@pytest.mark.parametrize("name", ["optimum-base-lr-unusable-fig-8", "range-shrinks"])
+def test_a_base_lr_that_was_not_run_did_not_fail(name: str) -> None:
+    rows = MAKERS[name](HOLDS)
+    largest = max(row["batch_size"] for row in rows)
+    best = max((row for row in rows if not math.isnan(row["reported_accuracy"])),
+               key=lambda row: row["reported_accuracy"])["base_lr"]  # fmt: skip
+    kept = [row for row in rows if (row["batch_size"], row["base_lr"]) != (largest, best)]
+    assert len(kept) < len(rows)
+    finding = finding_of(name, kept)
+    assert finding.verdict == "undecided"
+    assert f"not every η̃ was run at m = {largest}" in finding.reason
+
+
+def test_a_claim_is_judged_on_the_axis_that_it_is_about() -> None:
+    """η̃ are not taken for BN batch sizes, nor these for η̃, whatever a study's label says."""
+    for name in MAKERS:
+        (claim,) = [claim for claim in CLAIMS if claim.name == name]
+        rows = [dict(row) for row in MAKERS[name](HOLDS)]
+        on_bn = bool(set(claim.studies) & {"13a", "13b"})
+        for row in rows:
+            if row["figure"] in ("13a", "13b"):
+                row |= {
+                    "bn_batch_size": None,
+                    "bn_batch_sizes": None,
+                    "base_lr": row["bn_batch_size"],
+                }
+            elif not on_bn:
+                row |= {"bn_batch_size": 2, "bn_batch_sizes": "[2]"}
+        if not claim.measurement:
+            finding = finding_of(name, rows)
+            assert finding.verdict == "undecided", name
+            assert "axis is " in finding.reason, name
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [("fingerprint", "measured on other images"), ("model", "measured with another model"),
@@ -239,6 +273,12 @@ def test_a_measurement_of_other_images_or_models_decides_nothing(key: str, said:
         )
         assert finding.verdict == verdict
         assert (said in finding.reason) == (verdict == "undecided")
+    if key == "fingerprint":  # also of a study that has no runs
+        table = table.assign(study="gone")
+        (finding,) = judge(
+            claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)]
+        )
+        assert finding.verdict == "undecided"
 
 
 def test_every_claim_is_tested_and_has_a_name_of_its_own() -> None:

@@ -77,7 +77,7 @@ def test_a_killed_writer_leaves_no_lock_but_its_workers_hold_it(tmp_path: Path) 
 def held_elsewhere(work: Path, seconds_ago: float) -> Path:
     """A lock file as another host leaves it where kernel locks do not reach."""
     work.mkdir(exist_ok=True)
-    path = work / f"{locks.column_key(Path('models/m4'))}.lock"
+    path = work / f"{locks.column_key(work, Path('models/m4'))}.lock"
     holder = {"token": "theirs", "pid": 4711, "host": "elsewhere", "boot": "another"}
     path.write_text(json.dumps(holder))
     then = time.time() - seconds_ago
@@ -134,7 +134,7 @@ def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(
      b'["token", "pid", "host", "boot"]', b"x" * 5000],
 )  # fmt: skip
 def test_whatever_a_lock_file_holds_it_can_be_taken(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / f"{locks.column_key(Path('models/m4'))}.lock").write_bytes(content)
+    (tmp_path / f"{locks.column_key(tmp_path, Path('models/m4'))}.lock").write_bytes(content)
     with one_writer(tmp_path, Path("models/m4")):
         pass
 
@@ -153,7 +153,7 @@ def hard_link(path: Path) -> None:
 def test_a_lock_that_is_no_file_of_its_own_is_refused_and_left_as_it_is(
     tmp_path: Path, plant: Callable[[Path], None]
 ) -> None:
-    path = tmp_path / f"{locks.column_key(Path('models/m4'))}.lock"
+    path = tmp_path / f"{locks.column_key(tmp_path, Path('models/m4'))}.lock"
     plant(path)
     with (
         pytest.raises(OSError, match=r"no regular file|another name"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smallbatch.analysis.claim import Claim, Part, listed_sizes, missing_beside, missing_inside
-from smallbatch.analysis.evidence import Evidence, UndecidableError
+from smallbatch.analysis.evidence import BN_FIGURES, Evidence, UndecidableError
 from smallbatch.analysis.seeds import Floats, Picks
 
 if TYPE_CHECKING:
@@ -141,4 +141,4 @@ def _claims(figure: str) -> tuple[Claim, ...]:
     )
 
 
-CLAIMS = (*_claims("13a"), *_claims("13b"))
+CLAIMS = tuple(claim for figure in BN_FIGURES for claim in _claims(figure))

@@ -62,6 +62,7 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
     beyond = array.batch_sizes > limit
     if not beyond.any() or beyond.all():
         raise UndecidableError(f"needs batch sizes up to {limit} and beyond")
+    _refuse_gaps(array)
 
     def effect(picks: Picks) -> Floats:
         medians = array.medians(picks)
@@ -76,6 +77,14 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
     return [Part(name, len(array.seeds), effect, "", joined(doubt, missing), doubt)]
 
 
+def _refuse_gaps(array: SeedArray) -> None:
+    """An η̃ that was not run at some batch size would count as one that failed there."""
+    missing = np.isnan(array.values).any(axis=(1, 2))
+    if missing.any():
+        sizes = listed_sizes(array.batch_sizes[missing])
+        raise UndecidableError(f"{array.name}: not every η̃ was run at m = {sizes}")
+
+
 def _range_shrinks(evidence: Evidence) -> list[Part]:
     return each_study(evidence, RANGE_FIGURES, _shrinking)
 
@@ -83,6 +92,7 @@ def _range_shrinks(evidence: Evidence) -> list[Part]:
 def _shrinking(array: SeedArray) -> Part:
     if len(array.batch_sizes) < 3 or len(array.columns) < 3:
         raise UndecidableError(f"{array.name}: fewer than three batch sizes or three η̃")
+    _refuse_gaps(array)
     log_m = np.log2(array.batch_sizes)
     centred = (log_m - log_m.mean()) / ((log_m - log_m.mean()) ** 2).sum()
     step = float(np.median(np.diff(np.log2(array.columns))))

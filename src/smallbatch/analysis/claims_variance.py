@@ -32,10 +32,10 @@ def _linear(evidence: Evidence) -> list[Part]:
 
 def _refuse_other(evidence: Evidence, study: str, rows: pd.DataFrame) -> None:
     """A table of names alone would go on after the images or the model have been replaced."""
-    trained = evidence.runs[evidence.runs["study"] == study]
-    for key in ("fingerprint", "model", "norm"):
+    trained = evidence.runs[evidence.runs["study"] == study]  # none, where that was not trained
+    for key, runs in (("fingerprint", evidence.runs), ("model", trained), ("norm", trained)):
         measured = set(rows[key].dropna()) if key in rows else set[str]()
-        if len(trained) and measured and measured != set(trained[key]):
+        if measured and len(runs) and measured != set(runs[key]):
             what = "on other images" if key == "fingerprint" else f"with another {key}"
             raise UndecidableError(f"{study}: measured {what}; run smallbatch measure")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.analysis.cells import CELLS, MAIN_FRACTION, STUDY_KEYS, summarise_cells
 from smallbatch.analysis.frames import GRID_KEYS, RUNS, load_results, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
@@ -71,6 +71,7 @@ def evaluate(
     """
     results = load_results(models_dir)
     cells = summarise_cells(results.runs)
+    private.refuse_links_of_others(out)
     out.mkdir(parents=True, exist_ok=True)
     write_table(results.runs, out / "runs.parquet")
     write_table(results.runs, out / "runs.csv")

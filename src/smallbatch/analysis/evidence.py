@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+BN_FIGURES = ("13a", "13b")
+"""Those with the BN batch size as an axis; all others have η̃."""
+
+
 class UndecidableError(Exception):
     """There are runs, but the criterion cannot be applied to them; the message says why."""
 
@@ -52,12 +56,12 @@ class Evidence:
 
         Raises:
             UndecidableError: The study's best cell is hardly better than chance, or its columns
-                do not belong together.
+                do not belong together, or its axis is not that of the figure.
         """
         runs = self._runs(figure)
-        on_bn = on_bn_axis(runs).all()
+        on_bn, name = on_bn_axis(runs).all(), self.studies[figure]
         if on_bn and runs.groupby("batch_size")["base_lr"].nunique().max() > 1:
-            raise UndecidableError(f"{self.studies[figure]}: several η̃ at one batch size")
+            raise UndecidableError(f"{name}: several η̃ at one batch size")
         array = seed_array(runs, "bn_batch_size" if on_bn else "base_lr")
         if not len(array.seeds):
             raise UndecidableError(f"{array.name}: its cells have no seed in common")
@@ -133,8 +137,15 @@ class Evidence:
 
     def _runs(self, *figures: str) -> pd.DataFrame:
         names = [self.studies[figure] for figure in figures]
-        for name in names:
+        for figure, name in zip(figures, names, strict=True):
             self.refuse_mixed(name)
+            on_bn = on_bn_axis(self.runs[self.runs["study"] == name])
+            if figure in BN_FIGURES and not on_bn.all():
+                raise UndecidableError(
+                    f"{name}: its axis is not the BN batch size, as that of Fig. {figure} is"
+                )
+            if figure not in BN_FIGURES and on_bn.any():
+                raise UndecidableError(f"{name}: its axis is the BN batch size, not η̃")
         runs = self.runs[self.runs["study"].isin(names)]
         counts = runs[ORIGIN].nunique()
         if differing := [str(key) for key in counts.index[counts > 1]]:

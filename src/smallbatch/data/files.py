@@ -54,6 +54,8 @@ def below(path: Path) -> Iterator[os.DirEntry[str]]:
 def listing(path: Path) -> str:
     """What changes when files below a folder do: a digest of their names, sizes and times.
 
+    Also of the times of the last change of any kind, which no program that copies sets.
+
     Raises:
         OSError: The folder cannot be read.
     """
@@ -62,7 +64,7 @@ def listing(path: Path) -> str:
         facts: tuple[object, ...] = (entry.path,)
         if not entry.is_dir():
             status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-            facts = (entry.path, status.st_size, status.st_mtime_ns)
+            facts = (entry.path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(repr(facts).encode(errors="surrogatepass"))
     return digest.hexdigest()
 

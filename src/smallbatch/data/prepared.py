@@ -10,7 +10,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from smallbatch import durable
+from smallbatch import durable, private
 from smallbatch.data.scratch import locked, scratch_folder
 from smallbatch.data.split import Arrays, Images, Labels
 from smallbatch.errors import UserError
@@ -161,6 +161,7 @@ def write_prepared(dataset: Dataset, directory: Path, settings: str | None = Non
     Raises:
         UserError: The folder can't be written.
     """
+    private.refuse_links_of_others(directory)
     try:
         with scratch_folder(directory.parent, directory.name) as scratch:
             _write_files(dataset, scratch / "new", settings)

@@ -38,6 +38,7 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
     Raises:
         OSError: It can't be created, or another process holds the lock of ``parent``.
     """
+    private.refuse_links_of_others(parent)
     created = [path for path in (parent, *parent.parents) if not path.exists()]
     scratch: Path | None = None
     with ExitStack() as held:

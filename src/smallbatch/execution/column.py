@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch import machine
+from smallbatch.errors import UserError
 from smallbatch.execution.watch import Watch
 from smallbatch.placement.placement import Placement
 from smallbatch.protocol.column import Column
@@ -163,7 +164,10 @@ def _train_missing(
 def _whole(directory: Path, made_by: str) -> tuple[RunResult, Clock]:
     record = files.load_record(directory, made_by)
     if record is None:
-        raise RuntimeError(f"{directory}: the run that was just trained cannot be read back")
+        raise UserError(
+            f"{directory}: this run was replaced meanwhile, by a training of another column with "
+            "another engine or other code; run the same command again"
+        )
     return record
 
 

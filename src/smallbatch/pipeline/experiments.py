@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smallbatch import private
 from smallbatch.config.params import Params, StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
@@ -101,6 +102,7 @@ def measure_updates(params: Params) -> Path:
     columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
                "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
+    private.refuse_links_of_others(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(pd.DataFrame(rows, columns=columns), path)
     return path

@@ -7,6 +7,7 @@ A trainer that can stop and go on implements :class:`Resumable` and calls
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import time
@@ -253,17 +254,21 @@ def plan(work: Path, directory: Path, made_by: str) -> ChunkPlan:
 
 def column_folder(work: Path, directory: Path) -> Path:
     """Where the checkpoints of a column lie, those of all versions of the code."""
-    return work / f"{column_key(directory)}.checkpoints"
+    return work / f"{column_key(work, directory)}.checkpoints"
 
 
 def timing_file(work: Path, directory: Path) -> Path:
     """Where a column's timing is kept, for when its results are made again from records."""
-    return work / f"{column_key(directory)}.timing"
+    return work / f"{column_key(work, directory)}.timing"
 
 
-def column_key(directory: Path) -> str:
-    """16 hex digits that name a column by the place of its result files."""
-    return hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+def column_key(work: Path, directory: Path) -> str:
+    """16 hex digits that name a column by the place of its result files, seen from a work folder.
+
+    Where a project is mounted does not matter: a container and its host take turns.
+    """
+    place = os.path.relpath(directory.absolute(), work.absolute())
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _unseal(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -36,6 +36,7 @@ def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) 
     """
     if directory.is_symlink():  # to another run's directory
         directory.unlink()
+    private.refuse_links_of_others(directory)
     directory.mkdir(parents=True, exist_ok=True)
     record = {**vars(result), "weights": None, "timing": clock.model_dump(), "made_by": made_by}
     durable.seal(directory / "record", result.weights, record, of=directory.name)
@@ -157,6 +158,7 @@ def write_column(
 
 def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Put a folder of files in place of a directory, whole or not at all."""
+    private.refuse_links_of_others(directory)
     part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
     _remove(part)
     try:

@@ -102,8 +102,9 @@ def one_writer(
         UserError: the lock cannot be written.
         OSError: it cannot be made, or what is there is a link, has another name or is no file.
     """
+    private.refuse_links_of_others(work, directory)
     work.mkdir(parents=True, exist_ok=True)
-    lock = Lock(work / f"{column_key(directory)}.lock", directory)
+    lock = Lock(work / f"{column_key(work, directory)}.lock", directory)
     file = private.open_lock(lock.path)
     try:
         told = False

@@ -51,7 +51,8 @@ def read_csv(kind: type[_Parsed], path: Path, advice: str) -> list[_Parsed]:
     content = _read(path, advice)
     try:
         rows = csv.DictReader(StringIO(content.decode(), newline=""))
-        missing = sorted(set(kind.model_fields) - set(rows.fieldnames or ()))
+        needed = {name for name, field in kind.model_fields.items() if field.is_required()}
+        missing = sorted(needed - set(rows.fieldnames or ()))
         if missing:
             raise csv.Error(f"no column {missing[0]!r}")
         return [kind.model_validate_strings(row) for row in rows]

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import claims_record, judge_all, read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
@@ -85,6 +86,7 @@ def build_report(
     frames = _load(evaluation_dir, models_dir)
     timings = read_timings(models_dir)
     variances = read_variances(out / "measurements")
+    private.refuse_links_of_others(out / "figures", out / "tables")
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     gallery = Gallery(out / "figures")

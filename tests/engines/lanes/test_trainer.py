@@ -136,7 +136,10 @@ def test_one_step_equals_the_loop_within_float32_rounding(
 @pytest.mark.parametrize(
     ("model", "norm", "size", "by_torch"),
     [
-        *[(*case, 7, False) for case in CASES if case != DECIDED_BY_ROUNDING],
+        # Of the deep ones each norm once: they have the layers of resnet8, and are slow.
+        *[(*case, 7, False) for case in CASES if case[0] in ("resnet8", "alexnet")],
+        *[("resnet20", norm, 7, False) for norm in ("none", "group")],
+        *[("resnet32", norm, 7, False) for norm in ("batch", "ghost")],
         (*DECIDED_BY_ROUNDING, 7, True),
         *[("resnet8", norm, 8, False) for norm in ("none", "batch")],
         *[("resnet8", norm, 7, True) for norm in ("none", "batch", "ghost", "group")],
@@ -147,9 +150,9 @@ def test_many_updates_equal_the_loop_in_float64(
     model: str, norm: str, size: int, by_torch: bool
 ) -> None:
     """Batches straddle epochs, with warm-up, two milestones, augmentation and weight decay."""
-    deep = model in ("resnet20", "resnet32")  # slow in float64, with layers as resnet8 has them
+    deep = model in ("resnet20", "resnet32")
     # Ghost batches of 6 + 2; those of AlexNet would be too small, see `study`.
-    m, n = (16, 201) if (model, norm) == ("alexnet", "ghost") else (8, 31 if deep else 101)
+    m, n = (16, 101) if (model, norm) == ("alexnet", "ghost") else (8, 31 if deep else 51)
     data = noise_data(n, size=size, augment=True, dtype=PRECISE)
     # Some updates of warm-up each: without them the deep ones blow up.
     settings = study(model, norm, epochs=4, augment=True, warmup=0.3 if deep else 0.1)
@@ -158,7 +161,7 @@ def test_many_updates_equal_the_loop_in_float64(
     runs = grid(settings, m, base_lrs if model == "resnet8" else base_lrs[:1], seeds=1)
     results = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=by_torch)
     for run, result in zip(runs, results, strict=True):
-        assert result.rows[-1]["updates"] == (15 if deep else 50)
+        assert result.rows[-1]["updates"] == (15 if deep else 25)
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-8, atol=1e-10)
 
 
