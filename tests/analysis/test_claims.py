@@ -251,7 +251,7 @@ def test_a_claim_is_judged_on_the_axis_that_it_is_about() -> None:
                 }
             elif not on_bn:
                 row |= {"bn_batch_size": 2, "bn_batch_sizes": "[2]"}
-        if not claim.measurement:
+        if not claim.measurement and name != "memory-grows":  # of a machine, not of accuracies
             finding = finding_of(name, rows)
             assert finding.verdict == "undecided", name
             assert "axis is " in finding.reason, name

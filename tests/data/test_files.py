@@ -68,3 +68,15 @@ def test_where_the_files_of_a_source_are(
 ) -> None:
     config = DatasetConfig(name="own", source=source, path=path)
     assert source_files(config, Path("root")) == expected
+
+
+def test_pictures_that_are_exchanged_with_their_times_change_it(tmp_path: Path) -> None:
+    """As `mv`, `cp -p` and `rsync -t` leave them."""
+    for name in ("ant", "bee"):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (1.7e9, 1.7e9))
+    before = listing(tmp_path)
+    (tmp_path / "ant").rename(tmp_path / ".aside")
+    (tmp_path / "bee").rename(tmp_path / "ant")
+    (tmp_path / ".aside").rename(tmp_path / "bee")
+    assert listing(tmp_path) != before

@@ -330,3 +330,14 @@ def test_without_kernel_locks_the_signs_of_life_decide(
         pass
     with one_writer(tmp_path, Path("models/m4"), check):
         pass
+
+
+def test_a_column_has_one_lock_wherever_its_project_is_mounted(tmp_path: Path) -> None:
+    """As in a container and on its host."""
+    keys = {
+        locks.column_key(root / ".smallbatch/work", root / "models/digits/a/m4")
+        for root in (tmp_path / "here", Path("/mnt/there"))
+    }
+    assert len(keys) == 1
+    other = tmp_path / "here/models/digits/a/m8"
+    assert locks.column_key(tmp_path / "here/.smallbatch/work", other) not in keys
