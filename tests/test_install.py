@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.users import as_nobody, common_folder, needs_two_users
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 INSTALL_FILES = ["pyproject.toml", "requirements.lock", "requirements-build.lock"]
 
@@ -26,6 +28,7 @@ COREUTILS = [
     "realpath",
     "rm",
     "sha256sum",
+    "stat",
     "touch",
 ]
 
@@ -171,8 +174,8 @@ def test_the_environment_can_live_elsewhere(clone: Clone, tmp_path: Path) -> Non
 def test_two_calls_at_once_install_once(clone: Clone) -> None:
     clone.add_python()
     (clone.path / "flock").symlink_to(shutil.which("flock") or pytest.skip("no flock"))
-    directory = os.open(clone.root, os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
+    lock = os.open(clone.root / ".venv.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     both = [
         subprocess.Popen(
             [clone.root / "bin" / "test"], env=clone.environment(), stderr=subprocess.PIPE
@@ -182,11 +185,51 @@ def test_two_calls_at_once_install_once(clone: Clone) -> None:
     for process in both:
         assert process.stderr is not None
         assert process.stderr.readline() == b"smallbatch: waiting for another install\n"
-    os.close(directory)
+    os.close(lock)
     for process in both:
         process.communicate(timeout=60)
     assert [process.returncode for process in both] == [0, 0]
     assert len(clone.pip_calls()) == 3
+
+
+@pytest.mark.parametrize(("folder", "mode"), [(0o755, 0o600), (0o775, 0o660)])
+def test_who_may_only_read_a_clone_cannot_hold_its_locks(
+    clone: Clone, folder: int, mode: int
+) -> None:
+    clone.add_python()
+    clone.root.chmod(folder)
+    site = clone.root / ".dvc/tmp/site"
+    site.mkdir(parents=True)
+    (site / "pickle").touch()
+    site.parent.chmod(0o777)  # as DVC makes it, so that anybody may have written there
+    assert clone.call().returncode == 0
+    assert (clone.root / ".venv.lock").stat().st_mode & 0o777 == mode
+    assert site.parent.stat().st_mode & 0o777 == mode | mode >> 2 & 0o110
+    assert not site.exists()
+
+
+@needs_two_users
+@pytest.mark.parametrize("name", ["venv", "venv.lock"])
+def test_what_another_user_planted_is_not_run(clone: Clone, name: str) -> None:
+    clone.add_python()
+    with common_folder() as folder:
+        as_nobody(
+            "mkdir -p venv/bin; echo 'echo ran > ran' > venv/bin/python; chmod +x venv/bin/python"
+            if name == "venv" else "touch venv.lock; chmod 666 venv.lock",
+            folder,
+        )  # fmt: skip
+        done = clone.call(SMALLBATCH_VENV=str(folder / "venv"))
+        assert done.returncode == 2
+        assert f"{folder / name}: made by another user" in done.stderr
+        assert clone.pip_calls() == []
+
+
+def test_a_pipe_in_place_of_the_lock_is_not_waited_for(clone: Clone) -> None:
+    clone.add_python()
+    os.mkfifo(clone.root / ".venv.lock")
+    done = clone.call()
+    assert done.returncode == 2
+    assert ".venv.lock: no regular file; remove it" in done.stderr
 
 
 @pytest.mark.parametrize(
