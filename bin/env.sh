@@ -197,8 +197,8 @@ ensure_environment() {
     fi
     export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"
     export DVC_NO_ANALYTICS=true MLFLOW_DISABLE_TELEMETRY=true
-    # By default DVC keeps its state, with pickles in it, where every user of the machine may write.
     close_dvc "$ROOT/.dvc/tmp"
+    # By default DVC keeps its state, with pickles in it, where every user of the machine may write.
     export DVC_SITE_CACHE_DIR="${DVC_SITE_CACHE_DIR:-$ROOT/.dvc/tmp/site}"
 }
 
