@@ -27,6 +27,10 @@ Accuracy = Callable[[int, float, int], float | None]  # of m, η̃ or BN batch, 
 Rows = list[dict[str, Any]]
 
 
+NORMS = {"1": "none", "2": "none", "3": "none", "text": "none", "6": "batch_conv",
+         "13a": "ghost", "13b": "ghost"}  # fmt: skip
+
+
 def runs_of(
     figure: str, accuracy: Accuracy, *, ms: tuple[int, ...] = MS, lrs: tuple[float, ...] = LRS,
     bn: bool = False, seeds: int = 3, chance_of: int = 10, study: str | None = None,
@@ -47,9 +51,14 @@ def runs_of(
                     "reported_accuracy": math.nan if value is None else value,
                     "classes": chance_of, "n_train": 1000, "height": 16, "width": 24,
                     "scale": "small", "fingerprint": "made-up", "protocol": 1, "updates": 100,
-                    "figure": figure, "epochs": 10, "budget": "epochs", "weight_decay": 0.0,
+                    "figure": figure, "budget": "epochs", "weight_decay": 0.0,
+                    "epochs": 20 if figure == "18" else 10,
+                    "model": "deep" if figure == "3" else "net",
+                    "norm": NORMS.get(figure, "batch"),
+                    "warmup": 0.1 if figure in ("10", "11") else 0.0,
                     "bn_batch_size": column if bn else None,
-                    "bn_batch_sizes": "[2]" if bn else None, "parameters": 1000,
+                    "bn_batch_sizes": "[2]" if bn else None,
+                    "parameters": 2000 if figure == "3" else 1000,
                 })  # fmt: skip
     return rows
 
@@ -299,7 +308,8 @@ def test_each_verdict_comes_out(name: str, d: tuple[float, ...], verdict: str) -
     assert finding.low <= finding.effect <= finding.high
     if verdict != "undecided":
         assert (finding.effect > 0) == (verdict == "supported")
-    assert finding.scale == "small: 1000 images of 16×24, 10 epochs"
+    epochs = "10 to 20" if name.startswith("longer-training") else "10"
+    assert finding.scale == f"small: 1000 images of 16×24, {epochs} epochs"
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -519,6 +529,14 @@ def test_a_study_labelled_with_two_figures_is_judged_for_neither() -> None:
         finding = finding_of(f"best-batch-size-fig-{figure}", rows)
         assert finding.verdict == "undecided"
         assert finding.reason == "study-7: trained with different figure"
+
+
+def test_of_two_studies_labelled_with_one_figure_none_is_judged() -> None:
+    rows = MAKERS["best-batch-size-fig-7"](HOLDS)
+    rows += [row | {"study": "again", "run": f"again {row['run']}"} for row in rows]
+    finding = finding_of("best-batch-size-fig-7", rows)
+    assert finding.verdict == "undecided"
+    assert finding.reason.startswith("again and study-7 are labelled figure 7, which is one study")
 
 
 def test_memory_of_different_images_is_not_compared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from smallbatch.protocol.outcome import RunResult
 from smallbatch.records.columns import read_column, read_record
 from smallbatch.records.files import _replace_folder, load_record, save_record, write_column
 from smallbatch.records.schema import METRICS, Clock, ColumnClock, RunRecord, Timing
+from smallbatch.tracking.records import read_column as tracked
 from tests.noise import make_dataset
 from tests.users import NOBODY, needs_two_users
 
@@ -68,6 +70,8 @@ def test_a_column_is_written_and_read_as_records(tmp_path: Path) -> None:
         results=[(diverged, DIVERGED), (finished, FINISHED)],
         timing=timing,
     )
+    written = (tmp_path / "m4" / "weights.safetensors").read_bytes()
+    assert hashlib.sha256(written).hexdigest() in (GOLDEN / "runs.json").read_text()
     for name in ("runs.json", "timing.json"):
         assert (tmp_path / "m4" / name).read_bytes() == (GOLDEN / name).read_bytes()
     found = read_column(tmp_path / "m4")
@@ -210,6 +214,8 @@ def test_a_single_run_is_that_which_its_folder_is_named_after(
         results=[(run, FINISHED)], timing=Timing(),
     )  # fmt: skip
     assert read_record(folder).runs[0].run == run.hash
+    (folder / "timing.json").unlink()
+    assert tracked(folder).info.single == run.hash
     shutil.copytree(folder, tmp_path / ("0" * 16))
     with pytest.raises(UserError, match=f"{'0' * 16}/runs.json: is of run {run.hash}, not of that"):
         read_record(tmp_path / ("0" * 16))

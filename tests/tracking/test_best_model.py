@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,26 @@ def test_weights_of_another_column_are_refused(columns: Any) -> None:
     directory, other = columns.write(8), columns.write(4)
     shutil.copy(other / "weights.safetensors", directory)
     with pytest.raises(UserError, match=r"weights\.safetensors: has no run \w+ of runs\.json"):
+        sync(directory)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_weights_of_another_training_of_the_same_runs_are_refused(columns: Any, same: bool) -> None:
+    directory = columns.write(8)
+    path, weights = directory / "runs.json", (directory / "weights.safetensors").read_bytes()
+    record = json.loads(path.read_text())
+    columns.write(8, weights={"stand_in": np.zeros(3, np.float32)})
+    if same:
+        (directory / "weights.safetensors").write_bytes(weights)
+    record["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    path.write_text(json.dumps(record))
+    with (
+        nullcontext()
+        if same
+        else pytest.raises(
+            UserError, match=r"weights\.safetensors: not of the training of runs\.json"
+        )
+    ):
         sync(directory)
 
 

@@ -52,7 +52,8 @@ REFUSED = [
     ("file:./mlruns", "is a path"),
     ("file:///tmp/mlruns", "is a path"),
     ("mlflow.db", "is a path"),
-    ("localhost:5000", "is a path"),
+    ("localhost:5000", "found localhost:5000, which is a path"),
+    ("u:S3cretPw@localhost:5000", "found …@localhost:5000, which is a path"),
     ("htp://host:5000", "htp:// is no kind of store; allowed: sqlite:///FILE"),
 ]
 

@@ -84,10 +84,11 @@ def _best_below_32(evidence: Evidence) -> list[Part]:
 
 
 def _difference(
-    evidence: Evidence, better: str, worse: str, low: int, high: int, *, everywhere: bool
-) -> list[Part]:
+    evidence: Evidence, better: str, worse: str, low: int, high: int, *, about: str,
+    everywhere: bool,
+) -> list[Part]:  # fmt: skip
     """One study's accuracy minus another's over the common m in low … high: minimum or mean."""
-    m, (first, second) = common_batch_sizes(*evidence.arrays(better, worse))
+    m, (first, second) = common_batch_sizes(*evidence.arrays(better, worse, about=about))
     chosen = (m >= low) & (m <= high)
     if not chosen.any():
         raise UndecidableError(f"no batch size in {low} … {high} was run in both studies")
@@ -104,7 +105,7 @@ def _difference(
 
 
 def _same_level(evidence: Evidence) -> list[Part]:
-    first, second = evidence.arrays("6", "5")
+    first, second = evidence.arrays("6", "5", about="norm")
 
     def effect(picks: Picks) -> Floats:
         gap = first.best(picks).max(axis=0) - second.best(picks).max(axis=0)
@@ -117,7 +118,7 @@ def _same_level(evidence: Evidence) -> list[Part]:
 
 
 def _small_m_eases_depth(evidence: Evidence) -> list[Part]:
-    m, (deep, shallow) = common_batch_sizes(*evidence.arrays("3", "2"))
+    m, (deep, shallow) = common_batch_sizes(*evidence.arrays("3", "2", about="model"))
     small, large = m <= 8, m >= 16
     if not small.any() or not large.any():
         raise UndecidableError("needs batch sizes up to 8 and from 16 on in both studies")
@@ -175,7 +176,13 @@ def _warm_up(figure: str, without: str) -> Claim:
         unit=POINTS,
         studies=(figure, without),
         parts=partial(
-            _difference, better=figure, worse=without, low=16, high=2**30, everywhere=False
+            _difference,
+            better=figure,
+            worse=without,
+            low=16,
+            high=2**30,
+            about="warmup",
+            everywhere=False,
         ),
     )
 
@@ -203,7 +210,9 @@ CLAIMS = (
         f"both. {_FLOOR} {_EDGE} For support all of these must have been run.",
         unit=POINTS,
         studies=("5", "1"),
-        parts=partial(_difference, better="5", worse="1", low=8, high=64, everywhere=True),
+        parts=partial(
+            _difference, better="5", worse="1", low=8, high=64, about="norm", everywhere=True
+        ),
     ),
     _best("6", 4, 32, "m = 4 … 32"),
     Claim(

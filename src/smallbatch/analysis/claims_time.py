@@ -48,7 +48,7 @@ def _curves_worse_beyond(evidence: Evidence) -> list[Part]:
 
 
 def _longer(evidence: Evidence, which: str) -> list[Part]:
-    m, (long, short) = common_batch_sizes(*evidence.arrays("18", "17"))
+    m, (long, short) = common_batch_sizes(*evidence.arrays("18", "17", about="epochs"))
     small, large = m <= SMALL, m >= LARGE
     if not small.any() or not large.any():
         raise UndecidableError(f"needs batch sizes up to {SMALL} and from {LARGE} on")

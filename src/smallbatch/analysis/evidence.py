@@ -22,6 +22,17 @@ BN_FIGURES = ("13a", "13b")
 """Those with the BN batch size as an axis; all others have η̃."""
 
 
+_NORMS = {
+    **dict.fromkeys(("1", "2", "3", "text"), "none"),
+    **dict.fromkeys(("5", "7", "8", "9", "10", "11", "17", "18"), "batch"),
+    "6": "batch_conv",
+    **dict.fromkeys(BN_FIGURES, "ghost"),
+}
+_WITH_WARM_UP = ("10", "11")
+_LABELS = {"figure", "base_lr_from"}
+"""Settings by which studies may differ that are compared: how they are called and chosen."""
+
+
 class UndecidableError(Exception):
     """There are runs, but the criterion cannot be applied to them; the message says why."""
 
@@ -72,15 +83,20 @@ class Evidence:
             )
         return array
 
-    def arrays(self, *figures: str) -> list[SeedArray]:
-        """The seed arrays of several figures, restricted to the seeds that all of them have.
+    def arrays(self, more: str, less: str, *, about: str) -> list[SeedArray]:
+        """The seed arrays of two figures, restricted to the seeds that both of them have.
+
+        Args:
+            more: The figure with more epochs, warm-up or parameters, if ``about`` is these.
+            less: The other figure.
+            about: The setting that the claim is about, in which alone the studies may differ.
 
         Raises:
-            UndecidableError: As `array` does, or the studies were trained on different images or
-                have no seed in common.
+            UndecidableError: As `array` does, or the studies were trained on different images,
+                differ in other settings or not in ``about``, or have no seed in common.
         """
-        self._runs(*figures)
-        arrays = [self.array(figure) for figure in figures]
+        self._refuse_other_settings(self._runs(more, less), self.studies[more], about)
+        arrays = [self.array(figure) for figure in (more, less)]
         common = set.intersection(*(set(array.seeds.tolist()) for array in arrays))
         if not common:
             raise UndecidableError("the studies have no seed in common")
@@ -135,9 +151,40 @@ class Evidence:
         if differing := differing_settings(self.runs[self.runs["study"] == study]):
             raise UndecidableError(f"{study}: trained with different {' and '.join(differing)}")
 
+    def _refuse_other_settings(self, runs: pd.DataFrame, more: str, about: str) -> None:
+        names = " and ".join(sorted(set(runs["study"])))
+        differing = set(differing_settings(runs)) - _LABELS
+        if differing != {about}:
+            found = ", ".join(sorted(differing)) or "no setting"
+            raise UndecidableError(f"{names} differ in {found}, and should in {about} alone")
+        amount = {"model": "parameters", "norm": None}.get(about, about)
+        first, second = runs[runs["study"] == more], runs[runs["study"] != more]
+        if amount and not first[amount].min() > second[amount].max():
+            raise UndecidableError(f"{names}: {more} does not have more {amount}")
+
+    def _refuse_unlike(self, figure: str, name: str) -> None:
+        own = self.runs[self.runs["study"] == name].iloc[0]
+        norm, warm_up = _NORMS.get(figure, own["norm"]), figure in _WITH_WARM_UP
+        if own["norm"] != norm:
+            raise UndecidableError(f"{name}: its norm is {own['norm']}, Fig. {figure} has {norm}")
+        if bool(own["warmup"]) != warm_up:
+            raise UndecidableError(
+                f"{name}: its warm-up is {own['warmup']:g}, Fig. {figure} has "
+                f"{'one' if warm_up else 'none'}"
+            )
+
+    def _refuse_several(self, figure: str) -> None:
+        labelled = sorted(set(self.runs.loc[self.runs["figure"] == figure, "study"]))
+        if len(labelled) > 1:
+            raise UndecidableError(
+                f"{' and '.join(labelled)} are labelled figure {figure}, which is one study; "
+                "leave the label to one of them"
+            )
+
     def _runs(self, *figures: str) -> pd.DataFrame:
         names = [self.studies[figure] for figure in figures]
         for figure, name in zip(figures, names, strict=True):
+            self._refuse_several(figure)
             self.refuse_mixed(name)
             on_bn = on_bn_axis(self.runs[self.runs["study"] == name])
             if figure in BN_FIGURES and not on_bn.all():
@@ -146,6 +193,7 @@ class Evidence:
                 )
             if figure not in BN_FIGURES and on_bn.any():
                 raise UndecidableError(f"{name}: its axis is the BN batch size, not η̃")
+            self._refuse_unlike(figure, name)
         runs = self.runs[self.runs["study"].isin(names)]
         counts = runs[ORIGIN].nunique()
         if differing := [str(key) for key in counts.index[counts > 1]]:

@@ -211,7 +211,7 @@ def _read(where: str, content: bytes | Path, image_size: int | None, max_megapix
         if header is not None and png.load(image, header):
             png.check_rows(_whole(content), header)
         if image.format in ("JPEG", "MPO"):
-            jpeg.check_end(_whole(content))
+            jpeg.check(_whole(content))
         image.load()  # some metadata lies behind the pixels
         return _pixels(_upright(image), image_size)
 

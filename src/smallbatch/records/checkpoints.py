@@ -95,6 +95,10 @@ class Checkpoints:
         saved: the state found in the folder, None where there is none.
         started: when the chunk's training began, ISO 8601.
         seconds: that training took before this attempt.
+
+    Raises:
+        UserError: another user made a link on the way to the folder; so do all methods that
+            write or remove.
     """
 
     def __init__(self, folder: Path, interval: float, stopping: Callable[[], bool]) -> None:
@@ -153,9 +157,11 @@ class Checkpoints:
 
     def clear(self) -> None:
         """The chunk is done, its runs are kept elsewhere."""
+        private.refuse_links_of_others(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, state: State) -> None:
+        private.refuse_links_of_others(self.folder)
         envelope = {
             "runs": state.runs,
             "update": state.update,
@@ -176,6 +182,7 @@ class Checkpoints:
             _remove(old)
 
     def _newest(self) -> State | None:
+        private.refuse_links_of_others(self.folder)
         for path in self._paths():
             try:
                 tensors, envelope = _unseal(path, self.folder)
@@ -210,7 +217,9 @@ class ChunkPlan:
 
         Raises:
             OSError: what was kept cannot be read.
+            UserError: another user made a link on the way to it.
         """
+        private.refuse_links_of_others(self.folder)
         for path in self._paths:
             try:
                 _, content = _unseal(path, self.folder)
@@ -226,7 +235,9 @@ class ChunkPlan:
 
         Raises:
             OSError: they cannot be written.
+            UserError: another user made a link on the way to their folder.
         """
+        private.refuse_links_of_others(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"chunks": [list(chunk) for chunk in chunks]}
         for path in self._paths:

@@ -103,6 +103,11 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
         yield path, {entry.name for entry in inside}
 
 
+def is_single(directory: Path) -> bool:
+    """Whether a directory is named after a run's hash, as that of a run outside a pipeline is."""
+    return bool(_HASH.match(directory.absolute().name))
+
+
 def told_copy(directory: Path, other: Path, study: str) -> str:
     """Say that two directories hold the same runs of a study, `<dataset>/<study>`."""
     return (
@@ -154,7 +159,7 @@ def read_record(directory: Path) -> ColumnRecord:
                 f"{directory / 'runs.json'}: is of study {record.study} at m={record.batch_size}, "
                 "which belongs elsewhere; move the folder to its place or delete it"
             )
-    if _HASH.match(place.name):  # a single run
+    if is_single(place):
         named, hashed = {run.run for run in record.runs}, {_hash(record, it) for it in record.runs}
         if differing := sorted((named | hashed) - {place.name}):
             raise UserError(

@@ -7,6 +7,7 @@ trains only what is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -132,11 +133,11 @@ def write_column(
     ]  # fmt: skip
     history = BytesIO()
     pd.DataFrame(rows).to_parquet(history, index=False)
-    weights = {
+    weights = save({
         f"{run.hash}/{name}": value
         for run, result in ordered
         for name, value in result.weights.items()
-    }
+    })  # fmt: skip
     record = ColumnRecord(
         protocol=PROTOCOL,
         dataset=dataset,
@@ -144,12 +145,13 @@ def write_column(
         batch_size=first.batch_size,
         settings=recorded_settings(first),
         runs=tuple(_run_record(run, result, updates) for run, result in ordered),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
     _replace_folder(
         directory,
         {
             "history.parquet": history.getvalue(),
-            "weights.safetensors": save(weights),
+            "weights.safetensors": weights,
             "runs.json": _json(record),
             "timing.json": _json(timing),
         },

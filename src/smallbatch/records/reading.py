@@ -11,16 +11,20 @@ from pydantic import BaseModel, ValidationError
 
 from smallbatch import durable
 from smallbatch.errors import UserError, first_line
+from smallbatch.machine import free_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 Kind = Literal["text", "whole", "number", "truth", "text?", "whole?", "number?"]
 """What a column holds; with a question mark, values may be missing."""
 
+
+_TEXT = 60  # bytes of a short text in a data frame
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
@@ -111,6 +115,7 @@ def _parsed(path: Path, content: bytes, advice: str) -> pa.Table:
     try:
         source = pa.BufferReader(content)
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            _check_memory(file.metadata)
             table = file.read()
         table.validate(full=True)
         # Without what pandas notes beside the schema: it may be damaged too.
@@ -118,6 +123,16 @@ def _parsed(path: Path, content: bytes, advice: str) -> pa.Table:
     # Damage surfaces as ArrowException, OSError, ValueError, UnicodeDecodeError and others.
     except Exception as error:
         raise UserError(f"{path}: damaged ({first_line(error)}); {advice}") from error
+
+
+def _check_memory(file: pq.FileMetaData) -> None:
+    """Equal values take no room in a file, so a small one can be more than the memory holds."""
+    texts = sum(
+        file.schema.column(index).physical_type == "BYTE_ARRAY" for index in range(file.num_columns)
+    )
+    needed = file.num_rows * (8 * file.num_columns + _TEXT * texts)
+    if needed > free_memory():
+        raise ValueError(f"its {file.num_rows} rows need {needed / 2**30:.2f} GiB of memory")
 
 
 def _is(kind: str, found: pa.DataType) -> bool:

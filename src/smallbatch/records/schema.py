@@ -128,7 +128,11 @@ class RunRecord(_Record):
 
 
 class ColumnRecord(_Record):
-    """A whole `runs.json`; ``settings`` are the study's."""
+    """A whole `runs.json`.
+
+    ``settings`` are the study's, ``weights_sha256`` is that of `weights.safetensors`; older files
+    lack the latter.
+    """
 
     protocol: _Count
     dataset: Annotated[Meta, AfterValidator(_whole_meta)]
@@ -136,6 +140,7 @@ class ColumnRecord(_Record):
     batch_size: Annotated[int, Field(ge=1, le=MOST)]
     settings: StudySettings
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
+    weights_sha256: str | None = None
 
     @model_validator(mode="after")
     def _runs_fit_the_settings(self) -> Self:

@@ -91,6 +91,8 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
         best: The best cell of each (data set, study, m), chosen on the test set.
         runs: The runs of all data sets.
     """
+    if best.empty:
+        return [PAPER, SHALLUE, DECIDED, _budgets_sentence(best, runs)]
     edges = best[best["grid_edge"] != ""]
     edge = (
         f"In {len(edges)} of {len(best)} columns the best η̃ is on the edge of its grid: tuning "
@@ -116,13 +118,26 @@ def _budgets_sentence(best: pd.DataFrame, runs: pd.DataFrame) -> str:
                     f"({percent(float(top['accuracy']))}) with {word}"
                 )
     if not found:
-        return (
-            "Every batch size had the same number of epochs; no study was run with equal updates "
-            "as well, so the objection is not put to the test."
-        )
+        return f"{_budgets_apart(runs)}, so the objection is not put to the test."
     return (
         f"Under both budgets: {listed(found)}. With equal updates a large m sees more examples, "
         "so neither budget is neutral: one favours small m, the other large m."
+    )
+
+
+def _budgets_apart(runs: pd.DataFrame) -> str:
+    """Which budgets studies had of which none can be compared under both."""
+    in_epochs = runs["budget"].eq("epochs")
+    epochs, updates = (sorted(set(runs.loc[it, "study"])) for it in (in_epochs, ~in_epochs))
+    if epochs and updates:
+        return (
+            f"{listed(epochs)} had equal epochs at every batch size, {listed(updates)} equal "
+            "updates; no study can be compared under both"
+        )
+    one, other = ("epochs", "updates") if epochs else ("updates", "epochs")
+    return (
+        f"Every batch size had the same number of {one}; no study was run with equal {other} as "
+        "well"
     )
 
 

@@ -249,7 +249,8 @@ def _run_counts(runs: pd.DataFrame) -> str:
 
 
 def _seed_counts(runs: pd.DataFrame) -> str:
-    counts = sorted(runs.groupby(["batch_size", "base_lr"]).size().unique())
+    cells = runs.groupby(["batch_size", "bn_batch_size", "base_lr"], dropna=False)
+    counts = sorted(cells.size().unique())
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 

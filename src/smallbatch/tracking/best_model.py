@@ -8,6 +8,7 @@ weights file, so that logging needs neither torch nor a forward pass, in contras
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -124,7 +125,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
 
     Raises:
         OSError: The weights file is missing.
-        UserError: The weights file is damaged.
+        UserError: The weights file is damaged, or of another training than `runs.json`.
     """
     import mlflow.pyfunc
     import numpy as np
@@ -140,6 +141,10 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     data = target.with_name("data")
     data.mkdir()
     path, prefix = column.directory / "weights.safetensors", f"{best.info.run}/"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if column.weights_sha256 not in (None, found):
+        raise UserError(f"{path}: not of the training of runs.json; train the column again")
     try:
         with safe_open(path, "numpy") as file:
             weights = {

@@ -140,6 +140,7 @@ class TrackedColumn:
         directory: The directory.
         runs: Its runs in the order of `runs.json`.
         timing: The `column` entry of `timing.json`; empty if missing.
+        weights_sha256: SHA-256 of its weights file, as `runs.json` has it; None in older files.
     """
 
     info: ColumnInfo
@@ -147,6 +148,7 @@ class TrackedColumn:
     directory: Path
     runs: tuple[TrackedRun, ...]
     timing: Mapping[str, Any]
+    weights_sha256: str | None
 
     @cached_property
     def digest(self) -> str:
@@ -216,12 +218,17 @@ def read_column(directory: Path) -> TrackedColumn:
                 ended_ms=ended_ms,
             )
         )
-    info = _column_info(record, timing)
-    return TrackedColumn(info, record.dataset, directory, tuple(runs), timing.column)
+    info = _column_info(record, timing, directory)
+    return TrackedColumn(
+        info, record.dataset, directory, tuple(runs), timing.column, record.weights_sha256
+    )
 
 
-def _column_info(record: ColumnRecord, timing: Timing) -> ColumnInfo:
-    stage = timing.column.get("stage", f"train@{record.study}-{record.batch_size}")
+def _column_info(record: ColumnRecord, timing: Timing, directory: Path) -> ColumnInfo:
+    of_pipeline = (
+        None if results.is_single(directory) else (f"train@{record.study}-{record.batch_size}")
+    )
+    stage = timing.column.get("stage", of_pipeline)
     return ColumnInfo(
         dataset=record.dataset.name,
         fingerprint=record.dataset.fingerprint,

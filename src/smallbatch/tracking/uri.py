@@ -95,7 +95,9 @@ def _of_plugins() -> set[str]:
 
 
 def _refused(text: str, why: str) -> UserError:
-    return UserError(f"{VARIABLE}: found {redact(text)}, {why}")
+    # Without a scheme (`user:password@host:5000`) a URL is meant all the same.
+    shown = redact(text) if "://" in text else redact(f"//{text}").removeprefix("//")
+    return UserError(f"{VARIABLE}: found {shown}, {why}")
 
 
 def _server(text: str) -> TrackingUri:
