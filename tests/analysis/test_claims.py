@@ -539,6 +539,36 @@ def test_of_two_studies_labelled_with_one_figure_none_is_judged() -> None:
     assert finding.reason.startswith("again and study-7 are labelled figure 7, which is one study")
 
 
+@pytest.mark.parametrize(
+    ("name", "study", "changed", "said"),
+    [
+        ("warm-up-helps-fig-10", "study-10", {"epochs": 60}, "differ in epochs, warmup"),
+        ("warm-up-helps-fig-10", "study-10", {"warmup": 0.0}, "warm-up is 0, Fig. 10 has one"),
+        ("warm-up-helps-fig-10", "study-8", {"warmup": 0.2}, "warm-up is 0.2, Fig. 8 has none"),
+        ("longer-training-helps", "study-18", {"epochs": 10}, "differ in no setting"),
+        ("longer-training-helps", "study-18", {"epochs": 5}, "does not have more epochs"),
+        ("longer-training-helps", "study-18", {"norm": "group"}, "norm is group, Fig. 18 has ba"),
+        ("small-m-eases-depth", "study-2", {"parameters": 3000}, "does not have more parameters"),
+        ("small-m-eases-depth", "study-3", {"weight_decay": 0.5}, "differ in model, weight_decay"),
+        ("bn-better-than-none-fig-5", "study-1", {"norm": "batch"}, "norm is batch, Fig. 1 has no"),
+        ("bn-after-convs-same-level-fig-6", "study-6", {"model": "x"}, "differ in model, norm"),
+        ("no-norm-improves-to-2", "study-1", {"norm": "batch"}, "norm is batch, Fig. 1 has none"),
+        ("curves-alike-4-to-64", "study-7", {"norm": "none"}, "norm is none, Fig. 7 has batch"),
+    ],
+)
+def test_what_is_compared_differs_in_what_the_claim_is_about_alone(
+    name: str, study: str, changed: dict[str, Any], said: str
+) -> None:
+    rows = MAKERS[name](HOLDS)
+    assert finding_of(name, rows).verdict == "supported"
+    for row in rows:
+        if row["study"] == study:
+            row |= changed
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    assert said in finding.reason
+
+
 def test_memory_of_different_images_is_not_compared() -> None:
     rows = MAKERS["memory-grows"](HOLDS)
     for row in rows:

@@ -346,3 +346,13 @@ def test_the_end_of_a_thumbnail_is_not_that_of_its_jpeg() -> None:
     assert decode(Encoded("x", whole)).shape == (3, 64, 64)
     with pytest.raises(UserError, match="x: damaged image"):
         decode(Encoded("x", whole[:3000] + bytes(len(whole) - 3000)))
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    """Each of its scans, of a few bytes, would take a pass over the whole picture."""
+    whole = encode(random_image(1, 64, 64, 3), "JPEG", progressive=True)
+    assert decode(Encoded("x", whole)).shape == (3, 64, 64)
+    last, end = whole.rindex(b"\xff\xda"), whole.rindex(b"\xff\xd9")
+    endless = whole[:last] + 1000 * whole[last:end] + whole[end:]
+    with pytest.raises(UserError, match=r"x: damaged image .it has more than 100 scans"):
+        decode(Encoded("x", endless))

@@ -131,6 +131,7 @@ def test_the_engines_make_the_same_column(noise: Dataset, tmp_path: Path) -> Non
         np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-5)
     records = [json.loads((out / "runs.json").read_text()) for out in (loop, stacked)]
     for record in records:
+        del record["weights_sha256"]
         for run in record["runs"]:
             run["final"] = {key: value is None for key, value in run["final"].items()}
     assert records[0] == records[1]
@@ -266,6 +267,28 @@ def test_the_commit_of_a_column_is_that_it_began_with(
     assert commit == ["new"]
     timing = json.loads((out / "timing.json").read_text())
     assert timing["environment"]["git_commit"] == "old"
+
+
+def test_runs_that_a_widened_column_keeps_have_the_environment_they_were_trained_in(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "git_state", lambda *_: ("old", True))
+    first = run_column(plan(noise, seeds=1), tmp_path, workers=1)
+    kept = set(json.loads((first / "timing.json").read_text())["runs"])
+    monkeypatch.setattr(environment, "git_state", lambda *_: ("new", False))
+    timing = json.loads((run_column(plan(noise, seeds=2), tmp_path) / "timing.json").read_text())
+    assert not {"git_commit", "git_dirty"} & timing["environment"].keys()
+    assert timing["environment"]["torch"]
+    assert "workers" not in timing["column"]
+    for run, clock in timing["runs"].items():
+        commit, dirty, workers = ("old", True, 1) if run in kept else ("new", False, 2)
+        found = {"git_commit": commit, "git_dirty": dirty, "workers": workers}
+        assert clock["environment"] == found
+    shutil.rmtree(first)  # from records alone it comes out as it was
+    again = run_column(plan(noise, seeds=1), tmp_path)
+    timing = json.loads((again / "timing.json").read_text())
+    assert timing["environment"]["git_commit"] == "old"
+    assert timing["column"]["workers"] == 1
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(noise: Dataset) -> None:

@@ -31,6 +31,7 @@ from smallbatch.records import checkpoints
 from smallbatch.records.checkpoints import Checkpoints, ChunkPlan, State
 from smallbatch.records.files import load_record
 from tests.noise import make_dataset
+from tests.users import NOBODY, needs_two_users
 
 # 23 examples, m = 4, 3 epochs: 17 updates; an evaluation after updates 5, 11 and 17, in which it
 # may be stopped too and then begins again.
@@ -335,6 +336,33 @@ def test_a_checkpoint_that_is_a_link_is_left_out(
     write(tmp_path, 3, 4, 5)
     assert found(tmp_path) == 5
     assert not older.exists()
+
+
+@needs_two_users
+@pytest.mark.parametrize("level", ["chunk", "version"])
+def test_checkpoints_are_not_kept_behind_a_link_of_another_user(tmp_path: Path, level: str) -> None:
+    """Else what lies in a private folder of this user would be removed and overwritten."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    for name in ("thesis.checkpoint", "plan"):
+        (private / name).write_bytes(b"precious")
+    (private / "chunk").mkdir()
+    version = tmp_path / "version"
+    if level == "chunk":
+        version.mkdir()
+    link = version / "chunk" if level == "chunk" else version
+    link.symlink_to(private)
+    os.lchown(link, NOBODY, NOBODY)
+    kept, folder = ChunkPlan(version), version / "chunk"
+    tries: list[Callable[[], object]] = [lambda: found(folder)]
+    if level == "version":
+        tries += [kept.read, lambda: kept.write([["a"]])]
+    for attempt in tries:
+        with pytest.raises(UserError, match="a link that another user made"):
+            attempt()
+    assert (private / "thesis.checkpoint").read_bytes() == b"precious"
+    assert (private / "plan").read_bytes() == b"precious"
+    assert (private / "chunk").is_dir()
 
 
 @pytest.mark.parametrize("engine", ["loop", "stacked"])

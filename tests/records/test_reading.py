@@ -23,7 +23,9 @@ from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.evaluation import evaluate, read_evaluation
 from smallbatch.cli.main import main
 from smallbatch.errors import UserError
+from smallbatch.records import reading
 from smallbatch.records.columns import read_column
+from smallbatch.records.reading import read_table
 from tests.analysis import synthetic
 
 COLUMN = "models/synthetic/tiny/m2"
@@ -268,3 +270,18 @@ def test_damaged_columns_are_refused_by_the_name_of_the_file(project: Path, name
         file.write_bytes(content)
     assert refused
     assert all(name in line for line in refused)
+
+
+def test_a_table_that_does_not_fit_into_the_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal values take next to nothing in a file."""
+    path = tmp_path / "x.parquet"
+    table = pa.table({"run": ["a"] * 100_000, "epoch": [1] * 100_000})
+    pq.write_table(table, path)
+    assert path.stat().st_size < 2000
+    assert len(read_table(path, {"run": "text", "epoch": "whole"}, "train")) == 100_000
+    monkeypatch.setattr(reading, "free_memory", lambda: 7_000_000)
+    monkeypatch.setattr(pq.ParquetFile, "read", None)
+    with pytest.raises(UserError, match=r"damaged .its 100000 rows need 0\.01 GiB of memory"):
+        read_table(path, {"run": "text", "epoch": "whole"}, "train")

@@ -15,6 +15,7 @@ import pytest
 from smallbatch.analysis.evaluation import evaluate, read_evaluation, refuse_stale
 from smallbatch.errors import UserError
 from smallbatch.report.page import build_report
+from smallbatch.report.tables import _seed_counts
 from tests.analysis import synthetic
 
 VOID = {"meta", "link", "img", "br"}
@@ -142,6 +143,13 @@ def test_studies_of_several_bn_batch_sizes_alone_make_a_report(
     for path in (tmp_path / "tables").iterdir():
         header = path.read_text().partition("\n")[0]
         assert header == (reports / "tables" / path.name).read_text().partition("\n")[0]
+
+
+@pytest.mark.parametrize(("sizes", "said"), [([2, 4], "3"), ([None], "3"), ([4, 4], "6")])
+def test_a_cell_has_as_many_seeds_as_were_run_in_it(sizes: list[int | None], said: str) -> None:
+    cells = [(8, b, 0.5, seed) for b in sizes for seed in range(3)]
+    frame = pd.DataFrame(cells, columns=["batch_size", "bn_batch_size", "base_lr", "seed"])
+    assert _seed_counts(frame) == said
 
 
 def test_the_same_data_gives_the_same_bytes(reports: Path, tmp_path: Path) -> None:

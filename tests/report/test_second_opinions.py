@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from smallbatch.report.second_opinions import budget_table, choice_table, objection
 
@@ -53,6 +54,27 @@ def test_without_a_second_budget_there_is_no_table_and_the_text_says_so() -> Non
     said = " ".join(objection(best({("a", 2): 0.8}, edge="upper"), one))
     assert "no study was run with equal updates" in said
     assert "In 1 of 1 columns the best η̃ is on the edge" in said
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ([("a", "updates of 8")], "same number of updates; no study was run with equal epochs"),
+        ([("a", "epochs"), ("b", "updates of 8")], "a had equal epochs at every batch size, b"),
+    ],
+)  # fmt: skip
+def test_budgets_that_cannot_be_compared_are_named(
+    budgets: list[tuple[str, str]], said: str
+) -> None:
+    frame = runs(*budgets)
+    frame.loc[frame["study"] == "b", "model"] = "alexnet"
+    found = objection(best({("a", 2): 0.8}), frame)
+    assert said in found[3]
+    assert "so the objection is not put to the test" in found[3]
+
+
+def test_without_a_best_cell_nothing_is_said_of_edges() -> None:
+    assert not [line for line in objection(best({("a", 2): 0.8})[:0], BOTH) if "edge" in line]
 
 
 def test_the_objection_is_answered_from_both_budgets() -> None:

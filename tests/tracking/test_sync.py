@@ -650,3 +650,27 @@ def test_nothing_is_logged_through_a_link_that_another_user_planted(
     if name != "mlflow.db":
         elsewhere.mkdir()
     assert sync(columns.root).runs_created == 2
+
+
+def test_a_run_that_was_trained_apart_has_tags_of_its_own_environment(
+    columns: Any, tables: Any
+) -> None:
+    directory = columns.write(8, base_lrs=(2.0**-6,), seeds=2)
+    path = directory / "timing.json"
+    timing = json.loads(path.read_text())
+    del timing["environment"]["git_commit"], timing["environment"]["git_dirty"]
+    own = [{"git_commit": "old", "git_dirty": True}, {"git_commit": "new", "git_dirty": False}]
+    for clock, environment in zip(timing["runs"].values(), own, strict=True):
+        clock["environment"] = environment
+    path.write_text(json.dumps(timing))
+    sync(directory)
+    found = tables.query(
+        "select r.name, t.value, d.value from runs r "
+        "left join tags t on t.run_uuid = r.run_uuid and t.key = 'mlflow.source.git.commit' "
+        "left join tags d on d.run_uuid = r.run_uuid and d.key = 'smallbatch.git_dirty' "
+        "order by r.name"
+    )
+    names = ["m=8", "m=8 η̃=2^-6 seed 0", "m=8 η̃=2^-6 seed 1"]
+    values = [(None, None), ("old", "true"), ("new", "false")]
+    assert found == [(name, *value) for name, value in zip(names, values, strict=True)]
+    assert sync(directory).unchanged == 3

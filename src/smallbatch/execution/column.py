@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from smallbatch import machine
 from smallbatch.errors import UserError
@@ -19,7 +19,7 @@ from smallbatch.protocol.column import Column
 from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints, files
 from smallbatch.records.lock import Lock, one_writer
-from smallbatch.records.schema import Clock, ColumnClock, Timing
+from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import Row, RunResult
@@ -63,7 +63,8 @@ def train_column(
         work: The folder for records of runs; they stay there when the column is complete.
         observers: Are told of the end of every epoch and run.
         stage: The name of the DVC stage, for the record.
-        environment: Hardware, versions and commit, for the record; by default the present ones.
+        environment: Hardware, versions and commit of what is trained now, for the record; by
+            default the present ones.
         watch: Knows of reasons to stop early; by default there are none.
 
     Raises:
@@ -73,21 +74,29 @@ def train_column(
     """
     watch = watch or Watch()
     # Described now, because the checkout may change while this code trains.
-    environment = environment or machine.describe(placement.device)
+    environment = {**(environment or machine.describe(placement.device)),
+                   "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         started, began = datetime.now(UTC), time.perf_counter()
         measured = _train_missing(
-            column, directory, placement, checkpoint_seconds, work, observers, watch, lock
+            column,
+            directory,
+            placement,
+            checkpoint_seconds,
+            work,
+            environment,
+            observers,
+            watch,
+            lock,
         )
         made_by = placement.made_by
         records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
-        clocks = {name: clock for name, (_, clock) in records.items()}
+        shared, clocks = files.shared_environment({name: it[1] for name, it in records.items()})
         watch.check()
         kept = files.load_timing(checkpoints.timing_file(work, directory), clocks)
         clock = ColumnClock(
             started=min(started, *(datetime.fromisoformat(it.started) for it in clocks.values()))
             .isoformat(timespec="seconds"),
-            workers=placement.workers,
             engine=placement.engine,
             kernels=placement.kernels,
             device=placement.device,
@@ -98,7 +107,9 @@ def train_column(
             clock["seconds"] = time.perf_counter() - began
             clock["images_per_second"] = placement.workers * images / seconds
             clock["peak_memory_bytes"] = _peak_memory(placement.device)
-        timing = kept or Timing(environment=dict(environment), column=clock, runs=clocks)
+        if "workers" in shared:
+            clock["workers"] = cast("int", shared.pop("workers"))
+        timing = kept or Timing(environment=shared, column=clock, runs=clocks)
         timing.column["stage"] = stage
         lock.beat(now=True)
         files.save_timing(checkpoints.timing_file(work, directory), timing)
@@ -120,6 +131,7 @@ def _train_missing(
     placement: Placement,
     checkpoint_seconds: float,
     work: Path,
+    environment: Environment,
     observers: Sequence[Observer],
     watch: Watch,
     lock: Lock,
@@ -150,6 +162,7 @@ def _train_missing(
             dataset=column.dataset,
             placement=placement,
             work=work,
+            environment=environment,
             plan=plan,
             checkpoint_seconds=checkpoint_seconds,
             watch=watch,

@@ -33,7 +33,7 @@ from smallbatch.placement.placement import Placement
 from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
 from smallbatch.records import files
 from smallbatch.records.checkpoints import Checkpoints, ChunkPlan
-from smallbatch.records.schema import Clock
+from smallbatch.records.schema import Clock, Environment
 
 if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
@@ -56,6 +56,7 @@ class Job:
         dataset: The prepared data.
         placement: Where and how to train.
         work: The folder for the runs' records.
+        environment: Machine, versions and commit, for the records.
         plan: The runs of each chunk, from this attempt or an earlier one.
         checkpoint_seconds: Seconds between a chunk's checkpoints.
         watch: Knows of reasons to stop.
@@ -67,6 +68,7 @@ class Job:
     dataset: Dataset
     placement: Placement
     work: Path
+    environment: Environment
     plan: ChunkPlan
     checkpoint_seconds: float
     watch: Watch
@@ -324,6 +326,7 @@ def _train_chunk(
             ended=datetime.now(UTC).isoformat(timespec="milliseconds"),
             seconds=seconds,
             images_per_second=images / seconds if seconds else None,
+            environment=job.environment,
         )
         files.save_record(job.work / run.hash, result, clock, job.placement.made_by)
         on_done(run, result.outcome)
@@ -332,16 +335,10 @@ def _train_chunk(
     if job.placement.engine == "stacked":
         recorded = {run for run in chunk.runs if run.hash not in missing}
         train_lanes(
-            chunk.runs,
-            data,
-            on_epoch=tell,
-            on_end=keep,
-            keeper=checkpoints,
-            kernels=job.placement.method.kernels,
-            by_torch=job.placement.native is None,
-            native=job.placement.native,
-            recorded=recorded,
-        )
+            chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints,
+            kernels=job.placement.method.kernels, by_torch=job.placement.native is None,
+            native=job.placement.native, recorded=recorded,
+        )  # fmt: skip
     else:
         (run,) = chunk.runs
         result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable, private
 from smallbatch.protocol.run import PROTOCOL, Run
-from smallbatch.records.schema import Clock, ColumnRecord, RunRecord, StudySettings, Timing
+from smallbatch.records.schema import (
+    Clock,
+    ColumnRecord,
+    Environment,
+    RunRecord,
+    StudySettings,
+    Timing,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,6 +75,23 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None
         return None
 
 
+def shared_environment(clocks: Mapping[str, Clock]) -> tuple[Environment, dict[str, Clock]]:
+    """What the environments of all runs have in common, and clocks with the rest of each."""
+    first, *others = (clock.environment for clock in clocks.values())
+    shared = {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+    own = {
+        name: clock.model_copy(
+            update={"environment": {k: v for k, v in clock.environment.items() if k not in shared}}
+        )
+        for name, clock in clocks.items()
+    }
+    return shared, own
+
+
 def save_timing(path: Path, timing: Timing) -> None:
     """Keep a column's timing beside the records of its runs.
 
@@ -82,7 +106,7 @@ def load_timing(path: Path, clocks: Mapping[str, Clock]) -> Timing | None:
 
     Args:
         path: where :func:`save_timing` wrote it.
-        clocks: those of the column's runs, by hash, as their records have them.
+        clocks: those of the column's runs, by hash, as :func:`shared_environment` makes them.
 
     Raises:
         OSError: it cannot be read.

@@ -161,13 +161,22 @@ _Moment = Annotated[str, AfterValidator(_moment)]
 _Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
+Environment = dict[str, str | int | float | bool | None]
+"""Machine, versions, commit and number of workers of a training."""
+
+
 class Clock(_Record):
-    """Start and end (ISO 8601), share of its worker's seconds, and speed of a run."""
+    """Start and end (ISO 8601), share of its worker's seconds, and speed of a run.
+
+    ``environment`` is that of the run; in `timing.json` only what is not the same for all runs of
+    the column, as where some were trained later, with other code or on another machine.
+    """
 
     started: _Moment
     ended: _Moment | None = None
     seconds: _Seconds
     images_per_second: float | None = None
+    environment: Environment = {}
 
 
 class ColumnClock(TypedDict, total=False):
@@ -197,6 +206,6 @@ class ColumnClock(TypedDict, total=False):
 class Timing(_Record):
     """A whole `timing.json`: all that depends on the clock or the machine."""
 
-    environment: dict[str, str | int | float | bool | None] = {}
+    environment: Environment = {}
     column: ColumnClock = {}
     runs: dict[str, Clock] = {}

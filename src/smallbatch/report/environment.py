@@ -30,6 +30,7 @@ _LABELS = {
     "smallbatch": "smallbatch",
     "git_commit": "Code (git commit)",
 }
+_SEVERAL = "several: not that of all runs"
 
 
 def read_timings(models_dir: Path) -> pd.DataFrame:
@@ -54,6 +55,8 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
         if environment.pop("git_dirty", False) and environment.get("git_commit"):
             environment["git_commit"] = f"{environment['git_commit']} with uncommitted changes"
         environment |= {key: timing.get(key) for key in ("device", "engine", "workers")}
+        of_runs = {key for run in whole.runs.values() for key in run.environment} - {"git_dirty"}
+        environment |= dict.fromkeys(of_runs, _SEVERAL)
         rows.append(
             {
                 "dataset": record.dataset.name,

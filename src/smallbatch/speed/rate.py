@@ -110,6 +110,7 @@ def job_of(
         dataset=dataset,
         placement=Placement(device, method, workers, memory, made_by="", native=native),
         work=folder,
+        environment={},
         plan=ChunkPlan(folder),
         checkpoint_seconds=math.inf,
         watch=Watch(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from smallbatch.tracking import entries
@@ -212,6 +212,7 @@ class ColumnWriter:
 
     def _write_run(self, column: ColumnInfo, run: TrackedRun, parent_id: str) -> None:
         existing = self.existing.runs.get((column.key, run.info.run))
+        column = replace(column, environment={**column.environment, **run.environment})
         tags = {**entries.run_tags(column, run.info, parent_id), **entries.result_tags(run)}
         logged: list[Metric] = []
         if existing is not None:

@@ -99,6 +99,7 @@ class TrackedRun:
         reported_accuracy: The paper's measure; None for a diverged run.
         started_ms: The start, in milliseconds since 1970; 1 if `timing.json` does not have it.
         ended_ms: The end, likewise.
+        environment: What of its environment is not that of all runs of the column.
     """
 
     info: RunInfo
@@ -107,6 +108,7 @@ class TrackedRun:
     reported_accuracy: float | None
     started_ms: int
     ended_ms: int
+    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @cached_property
     def digest(self) -> str:
@@ -216,6 +218,7 @@ def read_column(directory: Path) -> TrackedColumn:
                 reported_accuracy=accuracy if math.isfinite(accuracy) else None,
                 started_ms=started_ms,
                 ended_ms=ended_ms,
+                environment=clock.environment if clock else {},
             )
         )
     info = _column_info(record, timing, directory)
