@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,34 +157,131 @@ def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch
         cache_folder()
 
 
+def repository(folder: Path, **files: str) -> Callable[..., None]:
+    """A repository with one commit; returns what runs git in it."""
+
+    def git(*words: str) -> None:
+        subprocess.run(("git", *words), cwd=folder, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("config", "user.name", "a")
+    git("config", "user.email", "a@b")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    git("add", ".")
+    git("commit", "-qm", "x")
+    return git
+
+
+def program_in(folder: Path) -> Path:
+    """A program that leaves a file where it was run."""
+    program = folder / ".git/program"
+    program.write_text(f"#!/bin/sh\necho ran >> {folder}/ran\n")
+    program.chmod(0o755)
+    return program
+
+
 @pytest.mark.parametrize(
-    "setting", ["core.fsmonitor", "filter.f.clean", "filter.f.process", "hook"]
+    "setting",
+    [
+        "core.fsmonitor",
+        "diff.external",
+        "diff.f.command",
+        "diff.f.textconv",
+        "filter.f.clean",
+        "filter.f.process",
+        "filter by two files",
+        "hook",
+    ],
 )
 def test_no_program_that_a_repository_names_is_run(tmp_path: Path, setting: str) -> None:
     """Whoever shares a repository may write its settings."""
-
-    def git(*words: str) -> None:
-        subprocess.run(("git", *words), cwd=tmp_path, check=True, capture_output=True)
-
-    git("init", "-q")
-    (tmp_path / "file").write_text("x")
-    (tmp_path / ".gitattributes").write_text("file filter=f\n")
-    git("add", ".")
-    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x")
+    git = repository(tmp_path, file="x")
     assert machine.git_state(tmp_path)[1] is False
     (tmp_path / "file").write_text("y")
     assert machine.git_state(tmp_path)[1] is True
-    program = tmp_path / "program"
-    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
-    program.chmod(0o755)
+    program, settings = program_in(tmp_path), tmp_path / ".git"
+    filtered = setting.startswith("filter")
+    (settings / "info").mkdir(exist_ok=True)
+    (settings / "info/attributes").write_text("* filter=f\n" if filtered else "* diff=f\n")
     if setting == "hook":
-        (tmp_path / ".git/hooks/post-index-change").symlink_to(program)
+        (settings / "hooks/post-index-change").symlink_to(program)
+    elif " " in setting:  # seen only by who reads both
+        git("config", "extensions.worktreeConfig", "true")
+        git("config", "includeIf.hasconfig:remote.*.url:https://x/y.path", "more")
+        (settings / "config.worktree").write_text('[remote "o"]\nurl = https://x/y\n')
+        (settings / "more").write_text(f'[filter "f"]\nclean = {program}\n')
     else:
         git("config", setting, str(program))
     commit, dirty = machine.git_state(tmp_path)
     assert not (tmp_path / "ran").exists()
     assert commit is not None
-    assert dirty is (None if setting.startswith("filter") else True)
+    assert dirty is (None if filtered else True)
+
+
+def test_no_program_is_run_that_is_named_while_git_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here just before each look at the files."""
+    repository(tmp_path, file="x")
+    (tmp_path / "file").write_text("y")
+    info, program = tmp_path / ".git/info", program_in(tmp_path)
+    info.mkdir(exist_ok=True)
+    (tmp_path / "bin").mkdir()
+    between = tmp_path / "bin/git"
+    git = shutil.which("git")
+    between.write_text(f"""#!/bin/sh
+        case "$*" in *status*|*diff*|*ls-*)
+            echo '* filter=f' > '{info}/attributes'
+            {git} config filter.f.clean '{program}'
+        esac
+        exec {git} "$@"
+    """)
+    between.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{between.parent}:{os.environ['PATH']}")
+    commit, dirty = machine.git_state(tmp_path)
+    assert (info / "attributes").exists()
+    assert not (tmp_path / "ran").exists()
+    assert commit is not None
+    assert dirty is None
+
+
+@pytest.mark.parametrize(
+    ("change", "dirty"),
+    [
+        ("", False),
+        ("touch file", False),
+        ("echo other > file", True),
+        ("rm file", True),
+        ("rm file; mkdir file", True),
+        ("rm file; mkfifo file", True),
+        ("rm -r folder", True),
+        ("rm -r folder; touch folder", True),
+        ("printf 'a\\r\\nb\\r\\n' > file", False),
+        ("ln -sf elsewhere link", True),
+        ("echo new > new", False),
+        ("echo new > new; git add new", True),
+        ("git rm -q --cached file", True),
+        ("echo other > file; git add file; git checkout HEAD -- file", False),
+        ("git update-index --skip-worktree file; rm file", False),
+        ("git update-index --assume-unchanged file; echo other > file", True),
+        ("truncate -s 1T file", None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sha1", "sha256"])
+def test_files_are_compared_with_the_commit(
+    tmp_path: Path, change: str, dirty: bool | None, kind: str
+) -> None:
+    def run(script: str) -> None:
+        subprocess.run(("/bin/sh", "-euc", script), cwd=tmp_path, check=True, capture_output=True)
+
+    run(f"git init -q --object-format={kind}; printf 'a\\nb\\n' > file; ln -s file link")
+    run("mkdir folder; cd folder; printf 'x y' > 'ä \nb'")
+    run("git add .; git -c user.name=a -c user.email=a@b commit -qm x")
+    run(change)
+    for folder in (tmp_path, tmp_path / "folder"):
+        if folder.is_dir():
+            assert machine.git_state(folder)[1] is dirty
 
 
 def test_no_missing_object_is_fetched(tmp_path: Path) -> None:

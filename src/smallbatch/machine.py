@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import platform
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path("/")
+_MOST_COMPARED = 2**28  # bytes of tracked files
 # The files of a control group, of versions 1 and 2: a limit's quota and period; a limit, what is
 # used of it, and in `memory.stat` the part of that which is freed as soon as it is needed.
 _CPU = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}
@@ -124,27 +126,77 @@ def describe(device: str) -> dict[str, Any]:
 def git_state(directory: Path | None = None) -> tuple[str | None, bool | None]:
     """Commit of the working directory and whether tracked files differ from it.
 
-    A repository's own settings may name programs, and whoever shares the repository may write them.
-    None of them is run, nor is anything fetched; where files are compared by one, it is not known
-    whether they differ.
+    A repository's own settings may name programs, and whoever shares the repository may write them
+    at any time. So git is asked only for what it looks up, which runs none and fetches nothing, and
+    the files are compared here, byte for byte. Of a changed file that git would convert before it
+    compares, and of more bytes than are read, it is not known whether they differ.
     """
-
-    def git(*words: str, check: bool = True) -> str:
-        return subprocess.run(
-            ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words),
-            cwd=directory, capture_output=True, text=True, check=check, timeout=10,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"},
-        ).stdout.strip()  # fmt: skip
-
     try:
-        commit = git("rev-parse", "HEAD")
-        own = ("--includes", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
-        if any(git("config", it, *own, check=False) for it in ("--local", "--worktree")):
-            return commit, None
-        status = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
-        return commit, bool(git(*status))
+        commit = _git(directory, "rev-parse", "HEAD").stdout.decode().strip()
+        top = _git(directory, "rev-parse", "--show-toplevel").stdout.removesuffix(b"\n")
+        return commit, _differ(Path(os.fsdecode(top)))
     except (OSError, subprocess.SubprocessError):
         return None, None
+
+
+def _git(
+    directory: Path | None, *words: str, allowed: tuple[int, ...] = (0,)
+) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(
+        ("git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words),
+        cwd=directory, capture_output=True, timeout=10,
+        env=os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": "none"},
+    )  # fmt: skip
+    if done.returncode not in allowed:
+        done.check_returncode()
+    return done
+
+
+def _differ(top: Path) -> bool | None:
+    """Whether the index differs from the commit, or a file from the index."""
+    lookup = ("--cached", "--quiet", "--ignore-submodules", "--no-ext-diff", "--no-textconv")
+    if _git(top, "diff-index", *lookup, "HEAD", allowed=(0, 1)).returncode:
+        return True
+    plain = ":(attr:!filter !ident !working-tree-encoding)"
+    unconverted = set(_git(top, "ls-files", "-z", plain).stdout.split(b"\0"))
+    known, left = True, _MOST_COMPARED
+    for entry in _git(top, "ls-files", "-s", "-t", "-z").stdout.split(b"\0")[:-1]:
+        facts, _, name = entry.partition(b"\t")
+        tag, mode, blob, _ = facts.decode().split()
+        if mode == "160000" or tag == "S":  # a submodule; of a sparse checkout
+            continue
+        content = _content(top / os.fsdecode(name), left)
+        left -= len(content or b"")
+        if left < 0:
+            return None
+        if content is None or not _is_blob(content, blob):
+            if name in unconverted:
+                return True
+            known = False
+    return False if known else None
+
+
+def _content(path: Path, most: int) -> bytes | None:
+    """Of a file, at most one byte more than ``most``; where a link leads; else None."""
+    try:
+        if path.is_symlink():
+            return os.fsencode(path.readlink())
+        # What another puts there, such as a FIFO, is neither waited for nor followed.
+        safe = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, safe), "rb") as file:
+            found = os.fstat(file.fileno())
+            return file.read(min(found.st_size, most + 1)) if stat.S_ISREG(found.st_mode) else None
+    except OSError:
+        return None
+
+
+def _is_blob(content: bytes, blob: str) -> bool:
+    """Whether git knows a content by this name, with ends of lines as they are or as it keeps."""
+    digest = hashlib.sha1 if len(blob) == 40 else hashlib.sha256
+    return any(
+        digest(b"blob %d\0" % len(form) + form).hexdigest() == blob
+        for form in (content, content.replace(b"\r\n", b"\n"))
+    )
 
 
 def _version(name: str) -> str | None:

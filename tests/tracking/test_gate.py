@@ -41,13 +41,13 @@ REFUSED = (
 """Families of MLflow's routes that were looked at and are not served, without `/api/2.0`."""
 
 
-def sent_by(app: gate.App, scope: dict[str, Any]) -> list[Any]:
+def sent_by(app: gate.App, scope: dict[str, Any], receive: Any = None) -> list[Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(app(scope, None, send))  # type: ignore[arg-type]
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
     return sent
 
 
@@ -164,6 +164,58 @@ def test_the_gateway_is_answered_for_as_empty() -> None:
 def test_web_sockets_are_closed() -> None:
     scope = {"type": "websocket", "path": "/", "headers": []}
     assert sent_by(gate.tracking_alone(mlflow), scope) == [{"type": "websocket.close"}]
+
+
+CHUNK = 2**16
+API = "/api/2.0/mlflow"
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("path", "method", "login", "chunks", "code", "read"),
+    [
+        (f"{API}/runs/create", "POST", "", 0, 200, 1),
+        (f"{API}/runs/create", "POST", "", 4, 200, 4),
+        (f"{API}/runs/create", "POST", "", 400, 401, 5),
+        ("/health", "GET", "", 400, 401, 5),
+        (f"{API}/runs/create", "POST", "of nobody", 400, 401, 5),
+        (f"{API}/runs/create", "POST", "of bob", 400, 200, 400),
+        (f"{API}/runs/create", "POST", "of bob", 600, 413, 513),
+        ("/v1/traces", "POST", "of bob", 600, 413, 513),
+        (f"{API}-artifacts/artifacts/1/a b", "PUT", "", 600, 200, 600),
+        (f"{API}-artifacts/artifacts/1/a\nb", "PUT", "", 600, 401, 5),
+        (f"{API}-artifacts/artifacts/1/x", "POST", "", 600, 401, 5),
+        (f"{API}/x/api/2.0/mlflow-artifacts/artifacts/1/x", "PUT", "", 600, 401, 5),
+        ("/api/3.0/mlflow-artifacts/artifacts/1/x", "PUT", "", 600, 401, 5),
+    ],
+)
+def test_no_more_of_a_body_is_read_than_its_sender_may_send(
+    path: str, method: str, login: str, chunks: int, code: int, read: int, *, told: bool
+) -> None:
+    """Told its length, what is too long is not read at all."""
+    taken = [0]
+
+    async def receive() -> Any:
+        taken[0] += 1
+        body = b"x" * (CHUNK if chunks else 0)
+        return {"type": "http.request", "body": body, "more_body": taken[0] < chunks}
+
+    async def reads(scope: Any, receive: Any, send: Any) -> None:
+        length = 0
+        while True:
+            message = await receive()
+            length += len(message["body"])
+            if not message["more_body"]:
+                break
+        assert length == chunks * CHUNK
+        await mlflow(scope, receive, send)
+
+    headers = {"authorization": login} | ({"content-length": str(chunks * CHUNK)} if told else {})
+    app = gate.bounded_bodies(reads, lambda header: header == "of bob")
+    sent = sent_by(app, request(path, method=method, **headers), receive)
+    assert sent[0]["status"] == code
+    assert taken[0] == (0 if told and code != 200 else read)
+    assert (b"www-authenticate" in dict(sent[0]["headers"])) is (code == 401)
 
 
 def paths_of(routes: Iterable[Any], prefix: str = "") -> Generator[str]:

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,27 @@ def check_routes(uri: str) -> None:
         assert answer(f"{uri}/api/2.0/mlflow/webhooks", login=login)[0] == 404
 
 
+def check_bodies(port: int) -> None:
+    """A long body is refused before it is read: these are announced, and never sent."""
+    longest, longer = 2**25, 2**25 + 1
+    known = base64.b64encode(f"admin:{CANARY}".encode()).decode()
+    wrong = base64.b64encode(b"admin:password").decode()
+    for login, length, code in (
+        ("", longest, b"401"),
+        (f"Authorization: Basic {wrong}\r\n", longest, b"401"),
+        (f"Authorization: Basic {known}\r\n", longer, b"413"),
+    ):
+        for path in ("/graphql", "/health", "/api/2.0/mlflow/runs/create", "/signup"):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as asked:
+                head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{login}"
+                asked.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+                assert asked.recv(12) == b"HTTP/1.1 " + code
+    uri, text = f"http://127.0.0.1:{port}/api/2.0", "x" * 2**20  # longer than is read unasked
+    experiment = {"name": "long", "tags": [{"key": "mlflow.note.content", "value": text}]}
+    code, told = answer(f"{uri}/mlflow/experiments/create", experiment, login=f"admin:{CANARY}")
+    assert (code, told["error_code"]) == (400, "INVALID_PARAMETER_VALUE")  # it was read
+
+
 def check_killed(server: subprocess.Popen[bytes], uri: str, host: str) -> None:
     """A server that is killed takes its workers with it."""
     deadline = time.monotonic() + 90
@@ -173,6 +195,7 @@ def test_a_team_shares_a_server_and_its_secrets_stay_secret(tmp_path: Path, colu
             assert answer(f"{uri}/health", host="evil.example")[0] == 403
             check_locations(uri, tmp_path)
             check_routes(uri)
+            check_bodies(port)
             # MLflow's files with known names lie where no other user can plant a link.
             assert not [
                 it for it in (tmp_path / "tmp").iterdir() if re.search("lock|mlflow", it.name)

@@ -30,7 +30,7 @@ def get(url: str, token: str | None = None, cookie: str = "") -> tuple[int, byte
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, headers={**headers, "Cookie": cookie})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -80,14 +80,12 @@ def test_it_serves_runs_and_artifacts_on_loopback(columns: Any, tables: Any) -> 
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 180
-        while True:
-            try:
-                token = re.findall(r"/\?token=([\w-]{43})#", log.read_text())[0]
-                assert get(f"{address}/health", token) == (200, b"OK")
-                break
-            except (OSError, IndexError):
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        while not (link := re.search(r"/\?token=([\w-]{43})#", log.read_text())):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        token = link[1]
+        # From then on the port is the server's, and who asks is answered once it can.
+        assert get(f"{address}/health", token) == (200, b"OK")
         check_access(address, token, port)
         query = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=digits/study"
         assert json.loads(get(query, token)[1])["experiment"]["name"] == "digits/study"
@@ -130,3 +128,24 @@ def test_a_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"^--port: cannot listen on 127.0.0.1:{port}"):
             ui(port=port)
+
+
+def test_nobody_else_can_listen_when_the_link_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who opened it would show another user the token."""
+
+    def asked(_: str, command: list[str]) -> None:
+        assert "?token=" in capsys.readouterr().out
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(("127.0.0.1", port))
+        assert os.get_inheritable(int(command[4]))
+        raise InterruptedError
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "execv", asked)
+    with pytest.raises(InterruptedError):
+        ui(port=port)

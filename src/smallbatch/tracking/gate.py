@@ -1,4 +1,4 @@
-"""Which requests the servers of this package hand on to MLflow: by host, by token and by route.
+"""Which requests the servers of this package hand on to MLflow: by host, token, route and size.
 
 MLflow serves more than the tracking of runs: an assistant that runs shell commands, a gateway that
 keeps keys, jobs, web hooks. Whoever reaches those does as the server's user, so none is reachable.
@@ -6,6 +6,7 @@ keeps keys, jobs, web hooks. Whoever reaches those does as the server's user, so
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -50,6 +51,10 @@ _ALLOWED = re.compile(
     + rf"|/(ajax-)?api/[23]\.0/(mlflow/({'|'.join(_FAMILIES)})|mlflow-artifacts)(/.*)?",
     re.DOTALL,
 )
+# MLflow asks who sends these before it reads them, and writes them to disk as they come.
+_UPLOAD = re.compile(r"/(ajax-)?api/2\.0/mlflow-artifacts/artifacts/.*")
+_MOST_UNASKED = 2**18  # bytes of a body: more than 1000 metrics need, which clients send at a time
+_MOST = 2**25
 _NO_GATEWAY = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
 
 
@@ -70,6 +75,54 @@ def tracking_alone(app: App) -> App:
             await _answer(send, 404, "This server tracks runs alone; it has no such route.")
         else:
             await app(scope, receive, send)
+
+    return checked
+
+
+def bounded_bodies(app: App, is_login: Callable[[str], bool]) -> App:
+    """Refuse long bodies of who has no login, and longer ones than tracking needs, before reading.
+
+    MLflow takes a body of any length into memory before it asks who sends it. Uploads of artifacts
+    may be as long as they like.
+
+    Args:
+        app: What answers the other requests.
+        is_login: Whether the header `Authorization` is that of a user. It may take its time.
+    """
+
+    async def checked(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (
+            scope["method"] == "PUT" and _UPLOAD.fullmatch(scope["path"])
+        ):
+            await app(scope, receive, send)
+            return
+        told = _header(scope, b"content-length")
+        length = int(told) if told.isdecimal() else 0
+        body, most, more = bytearray(), _MOST_UNASKED, True
+        while True:
+            if most == _MOST_UNASKED < length:
+                if not await asyncio.to_thread(is_login, _header(scope, b"authorization")):
+                    realm = (b"www-authenticate", b'Basic realm="mlflow"')
+                    await _answer(send, 401, "You are not authenticated.", realm)
+                    return
+                most = _MOST
+            if length > most:
+                await _answer(send, 413, f"A request here has at most {_MOST} bytes.")
+                return
+            if not more:
+                break
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            length, more = max(length, len(body)), message.get("more_body", False)
+        read = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        del body
+
+        async def again() -> Message:
+            return read.pop() if read else await receive()
+
+        await app(scope, again, send)
 
     return checked
 

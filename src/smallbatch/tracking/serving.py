@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -21,11 +23,33 @@ UI_TOKEN = "SMALLBATCH_UI_TOKEN"  # noqa: S105 - the name of a variable, which o
 _LAUNCHER = "SMALLBATCH_SERVER"
 
 
-def serve(factory: str, words: list[str]) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """Have the kernel queue what asks at a port, which is this process's from here on.
+
+    Were the port only looked at and taken again once MLflow is imported, another user of the
+    machine could listen there in between, and be shown tokens and passwords.
+
+    Returns:
+        A socket that a program put in this one's place keeps.
+
+    Raises:
+        OSError: Another listens there, or it is not to be had.
+        OverflowError: There is no such port.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family)
+    # uvicorn would set it on its connections if it had made the socket; they inherit it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.set_inheritable(True)
+    return listener
+
+
+def serve(factory: str, listener: int, words: list[str]) -> None:
     """Become `mlflow server`, whose workers run another application.
 
     Args:
         factory: `module:function` that makes the application.
+        listener: The descriptor of the socket of `listen`.
         words: Options of `mlflow server`.
 
     Raises:
@@ -42,14 +66,16 @@ def serve(factory: str, words: list[str]) -> None:
     from mlflow.cli import cli
 
     build = getattr(server, "_build_uvicorn_command", None)
-    if build is None:  # MLflow must not be served without the rules of the factory
+    start = getattr(server, "_exec_cmd", None)
+    if build is None or start is None:  # it must not be served without the rules of the factory
         raise UserError("this version of MLflow is not supported")
 
     def build_ours(*args: object, **kwargs: object) -> list[str]:
         command = [word for word in build(*args, **kwargs)[:-1] if word != "--factory"]
-        return [*command, "--factory", factory]
+        return [*command, "--fd", str(listener), "--factory", factory]
 
     server._build_uvicorn_command = build_ours  # pyright: ignore[reportPrivateUsage]
+    server._exec_cmd = functools.partial(start, pass_fds=(listener,))  # pyright: ignore[reportPrivateUsage]
     cli(["server", *words])
 
 

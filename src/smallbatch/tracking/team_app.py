@@ -1,7 +1,7 @@
 """What each worker of a team's server runs: MLflow with logins, and the rules that it lacks.
 
-Artifacts lie below the server's own folder, and nothing else is opened; and of MLflow's routes
-those alone answer that tracking needs.
+Artifacts lie below the server's own folder, and nothing else is opened; of MLflow's routes those
+alone answer that tracking needs; and nobody without a login fills the server's memory.
 """
 
 from __future__ import annotations
@@ -27,4 +27,15 @@ def create_app() -> gate.App:
     app = cast("gate.App", create_mlflow())  # under uvicorn
     for secret in ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"):
         os.environ.pop(secret, None)  # read by now
-    return gate.known_hosts_alone(gate.tracking_alone(app), get_allowed_hosts())
+    tracking = gate.tracking_alone(gate.bounded_bodies(app, _is_login))
+    return gate.known_hosts_alone(tracking, get_allowed_hosts())
+
+
+def _is_login(header: str) -> bool:
+    from mlflow.server.auth import store
+    from werkzeug.datastructures import Authorization
+
+    given = Authorization.from_header(header)
+    if given is None or not given.username or not given.password:
+        return False
+    return store.authenticate_user(given.username, given.password)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +16,7 @@ from typing import NoReturn
 from smallbatch.errors import UserError
 from smallbatch.redact import redact
 from smallbatch.tracking import team_app
-from smallbatch.tracking.serving import serve
+from smallbatch.tracking.serving import listen, serve
 
 _SECRETS = ("PGPASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
 _LEAST = 12  # characters of a password
@@ -43,10 +42,10 @@ def main() -> None:
         _die("--database, --user: no blanks, no @")
     artifacts = Path(asked.artifacts).absolute()
     artifacts.mkdir(parents=True, exist_ok=True)
-    # MLflow would try for an hour to reach the database, and exit with 0 where its port is taken.
+    # MLflow would try for an hour to reach the database.
     _check_database(f"postgresql://{database}?connect_timeout={_CONNECT_S}")
-    _check_port(asked.host, asked.port)
-    _serve(asked, f"postgresql+psycopg2://{database}", artifacts.resolve(), password)
+    listener = _listen(asked.host, asked.port)
+    _serve(asked, listener, f"postgresql+psycopg2://{database}", artifacts.resolve(), password)
 
 
 def _asked() -> argparse.Namespace:
@@ -74,15 +73,16 @@ def _check_database(uri: str) -> None:
         _die(f"--database: {str(error).strip().partition(chr(10))[0]}")
 
 
-def _check_port(host: str, port: str) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _listen(host: str, port: str) -> int:
     try:
-        socket.create_server((host, int(port)), family=family).close()
+        return listen(host, int(port)).detach()
     except (OSError, ValueError, OverflowError) as error:
         _die(f"--host {host} --port {port}: {error}")
 
 
-def _serve(asked: argparse.Namespace, uri: str, artifacts: Path, password: str) -> None:
+def _serve(
+    asked: argparse.Namespace, listener: int, uri: str, artifacts: Path, password: str
+) -> None:
     # MLflow reads some of its login settings from a file alone. This one lies in memory, holds no
     # secret, and is gone with this process.
     settings = os.memfd_create("auth.ini")
@@ -105,7 +105,7 @@ def _serve(asked: argparse.Namespace, uri: str, artifacts: Path, password: str) 
     words += ["--allowed-hosts", asked.allowed_hosts, "--backend-store-uri", uri]
     words += ["--artifacts-destination", str(artifacts), "--workers", "2"]
     try:
-        serve(f"{team_app.__name__}:create_app", words)
+        serve(f"{team_app.__name__}:create_app", listener, words)
     except UserError as error:
         _die(str(error))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
 from typing import NoReturn
 
 from smallbatch.errors import UserError
-from smallbatch.tracking.serving import OWN_CODE_ALONE, UI_TOKEN
+from smallbatch.tracking.serving import OWN_CODE_ALONE, UI_TOKEN, listen
 from smallbatch.tracking.store import ARTIFACTS, open_store, plain_errors
 from smallbatch.tracking.uri import TrackingUri
 
@@ -34,23 +33,22 @@ def ui(port: int = 5000) -> NoReturn:
     if database is None:
         has = "has a UI of its own" if uri.kind == "server" else "needs `mlflow server`"
         raise UserError(f"MLFLOW_TRACKING_URI: found {uri}, which {has}; allowed is sqlite:///FILE")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
-    with plain_errors(uri):
-        open_store(uri)  # initialises a new database before the server's workers do so at once
-    command = [sys.executable, "-P", "-m", "smallbatch.tracking.ui_app"]
-    command += ["--backend-store-uri", uri.text]
-    command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--allowed-hosts", f"{HOST},{HOST}:*,localhost,localhost:*"]
-    command += ["--uvicorn-opts", "--no-access-log"]  # the link is a request
-    token = secrets.token_urlsafe(32)
-    # Otherwise the UI opens with its view for language models.
-    print(f"http://{HOST}:{port}/?token={token}#/experiments?workflowType=machine_learning")
-    print("In an experiment: Model training (top left), then Runs.", flush=True)
-    os.environ |= {**OWN_CODE_ALONE, UI_TOKEN: token}
-    os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
+    try:
+        listener = listen(HOST, port)
+    except OSError as error:
+        raise UserError(f"--port: cannot listen on {HOST}:{port} ({error})") from error
+    with listener:
+        with plain_errors(uri):
+            open_store(uri)  # initialises a new database before the server's workers do so at once
+        command = [sys.executable, "-P", "-m", "smallbatch.tracking.ui_app", str(listener.fileno())]
+        command += ["--backend-store-uri", uri.text]
+        command += ["--artifacts-destination", str(database.parent / ARTIFACTS)]
+        command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+        command += ["--allowed-hosts", f"{HOST},{HOST}:*,localhost,localhost:*"]
+        command += ["--uvicorn-opts", "--no-access-log"]  # the link is a request
+        token = secrets.token_urlsafe(32)
+        # Otherwise the UI opens with its view for language models.
+        print(f"http://{HOST}:{port}/?token={token}#/experiments?workflowType=machine_learning")
+        print("In an experiment: Model training (top left), then Runs.", flush=True)
+        os.environ |= {**OWN_CODE_ALONE, UI_TOKEN: token}
+        os.execv(sys.executable, command)  # noqa: S606 - no shell wanted

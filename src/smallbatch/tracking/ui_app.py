@@ -26,4 +26,4 @@ def create_app() -> gate.App:
 
 
 if __name__ == "__main__":
-    serve("smallbatch.tracking.ui_app:create_app", sys.argv[1:])
+    serve("smallbatch.tracking.ui_app:create_app", int(sys.argv[1]), sys.argv[2:])
