@@ -46,6 +46,20 @@ def test_hidden_files_and_notes_beside_classes_are_ignored(folder: Path) -> None
     assert len(open_image_folder(folder, None).train.labels) == 6
 
 
+@pytest.mark.parametrize("name", [".net", "recycler", "lost+found"])
+def test_a_class_that_is_named_as_litter_is_told(folder: Path, name: str) -> None:
+    assert open_image_folder(folder, None).note is None
+    shutil.copytree(folder / "train/ant", folder / "train" / name)
+    (folder / "test/.cache").mkdir()
+    (folder / "test/.cache/._1.png").write_bytes(b"x")
+    source = open_image_folder(folder, None)
+    assert source.classes == ("ant", "bee")
+    assert source.note == (
+        f"{folder / 'train'}: {name} (images: 3) not used, being named as what systems leave "
+        "in folders"
+    )
+
+
 def test_suffixes_in_capitals_and_jpeg_and_webp(folder: Path) -> None:
     image = Image.open(folder / "train/ant/0.png")
     image.save(folder / "train/ant/a.JPG")
@@ -144,7 +158,7 @@ def test_what_systems_leave_beside_images_is_ignored(folder: Path, name: str) ->
 def test_folders_that_systems_leave_are_no_classes_and_no_splits(folder: Path, name: str) -> None:
     for place in (folder, folder / "train", folder / "test/ant"):
         (place / name).mkdir()
-        (place / name / "0.png").write_bytes(b"x")
+        (place / name / ("0.txt" if place == folder / "train" else "0.png")).write_bytes(b"x")
     source = open_image_folder(folder, None)
     assert source.classes == ("ant", "bee")
     assert source.note is None

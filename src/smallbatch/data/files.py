@@ -27,9 +27,16 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
     Raises:
         OSError: The folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if not _is_litter(entry.name)]
-    return sorted(found, key=lambda entry: (composed(entry.name), entry.name))
+    return _sorted(folder, litter=False)
+
+
+def litter(folder: Path) -> list[os.DirEntry[str]]:
+    """What `visible` leaves out of a folder, in the same order.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    return _sorted(folder, litter=True)
 
 
 def below(path: Path) -> Iterator[os.DirEntry[str]]:
@@ -67,6 +74,12 @@ def listing(path: Path) -> str:
             facts = (entry.path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(repr(facts).encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _sorted(folder: Path, *, litter: bool) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if _is_litter(entry.name) == litter]
+    return sorted(found, key=lambda entry: (composed(entry.name), entry.name))
 
 
 def _is_litter(name: str) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose
-from smallbatch.data.files import composed, visible
+from smallbatch.data.files import composed, litter, visible
 from smallbatch.data.images import Encoded, decode_all
 from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
@@ -33,7 +33,7 @@ def open_image_folder(
     """Lists a folder of images; the class names are the sorted names of its sub-folders.
 
     Names are compared in Unicode's composed form. What systems leave in folders (``Thumbs.db``, all
-    that starts with a dot) is ignored.
+    that starts with a dot) is ignored; the note names such a folder if it holds images.
 
     Args:
         path: The folder with ``train/`` and ``test/``, or other common names of the two.
@@ -55,10 +55,11 @@ def open_image_folder(
         train, test = _list_split(path / choice.train), _list_split(path / choice.test)
         _check_same_classes(train, test)
         _check_no_shared_files(train, test)
+        notes = [choice.note, *(_left_out(folder.path) for folder in (train, test))]
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot read it ({error.strerror})") from error
     splits = (_split(folder, image_size, max_megapixels) for folder in (train, test))
-    return Source(tuple(train.files), *splits, note=choice.note)
+    return Source(tuple(train.files), *splits, note="; ".join(filter(None, notes)) or None)
 
 
 def _list_split(folder: Path) -> _Folder:
@@ -70,7 +71,7 @@ def _list_split(folder: Path) -> _Folder:
                 raise UserError(f"{entry.path}: another folder is also called {name!r}, in another "
                                 "Unicode form; allowed: one folder for each class")  # fmt: skip
             files[name] = _list_class(Path(entry.path))
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
+        elif _is_named_as_image(entry.name):
             raise UserError(f"{entry.path}: image outside a class; allowed: {folder}/<class>/*")
     if not files:
         raise UserError(f"{folder}: empty; allowed: a folder of images for each class")
@@ -80,12 +81,31 @@ def _list_split(folder: Path) -> _Folder:
 def _list_class(folder: Path) -> list[Path]:
     files: list[Path] = []
     for entry in visible(folder):
-        if not entry.is_file() or Path(entry.name).suffix.lower() not in SUFFIXES:
+        if not entry.is_file() or not _is_named_as_image(entry.name):
             raise UserError(f"{entry.path}: not an image; allowed: files {' '.join(SUFFIXES)}")
         files.append(Path(entry.path))
     if not files:
         raise UserError(f"{folder}: empty; allowed: at least one image a class")
     return files
+
+
+def _left_out(folder: Path) -> str | None:
+    """A line on folders named as systems name theirs that hold images: they may be classes."""
+    found: list[str] = []
+    for entry in litter(folder):
+        try:
+            names = [each.name for each in visible(Path(entry.path))] if entry.is_dir() else []
+        except OSError:  # a system's own, such as lost+found
+            continue
+        if images := sum(map(_is_named_as_image, names)):
+            found.append(f"{entry.name} (images: {images})")
+    if not found:
+        return None
+    return f"{folder}: {', '.join(found)} not used, being named as what systems leave in folders"
+
+
+def _is_named_as_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _check_same_classes(train: _Folder, test: _Folder) -> None:
