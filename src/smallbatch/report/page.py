@@ -172,7 +172,7 @@ def _study_section(
     best_sentence = "Every run diverged, or none has an accuracy."
     if len(own.winners):
         winner: dict[Any, Any] = own.winners.iloc[0].to_dict()
-        best_sentence = wording.best_sentence(winner)
+        best_sentence = wording.best_sentence(winner, len(own.best))
     shown = [tables.settings_table(own.runs)]
     if len(own.best):
         shown.append(tables.best_table(own.best, "test"))

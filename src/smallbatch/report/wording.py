@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import MAIN_FRACTION
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
     from smallbatch.analysis.stability import LimitFit
 
 
-def best_sentence(winner: dict[Any, Any]) -> str:
-    """Which batch size came out best in one study, and how sure that is."""
+def best_sentence(winner: dict[Any, Any], n_batch_sizes: int) -> str:
+    """Which batch size came out best in one study, and how sure that is.
+
+    Args:
+        winner: The study's row of `best_by_study`.
+        n_batch_sizes: The number of batch sizes that have a best cell; of one there is no order.
+    """
     n_seeds = int(winner["n_seeds"])
     seeds = (
         "one seed, so nothing is known about its spread"
@@ -29,12 +35,14 @@ def best_sentence(winner: dict[Any, Any]) -> str:
         f"m = {winner['batch_size']} with η̃ = {power_of_two(winner['base_lr'])} "
         f"(η = {power_of_two(winner['lr'])})."
     )
-    if n_seeds == 1:
+    if n_seeds == 1 or n_batch_sizes == 1:
         return text
     if winner["overlapping"]:
         others = listed([str(value) for value in winner["overlapping"]])
         return f"{text} Seeds of m = {others} overlap with it: these runs do not settle the order."
-    return f"{text} No seed of another batch size's best cell reaches its worst seed."
+    lost = math.isnan(winner["min_accuracy"])  # a seed diverged, which is worse than any other
+    reached = "its median; some of its own seeds diverged" if lost else "its worst seed"
+    return f"{text} No seed of another batch size's best cell reaches {reached}."
 
 
 def range_sentence(ranges: pd.DataFrame) -> str:
