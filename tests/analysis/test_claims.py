@@ -336,6 +336,16 @@ def test_a_study_that_learnt_nothing_decides_nothing() -> None:
     assert "not twice as good as chance" in finding.reason
 
 
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_study_most_of_whose_runs_diverged_decides_nothing(lost: int) -> None:
+    rows = runs_of("2", lambda _m, _lr, seed: None if seed < lost else 0.9)
+    finding = finding_of("best-batch-size-fig-2", rows)
+    assert (finding.verdict, finding.reason) == (
+        "undecided",
+        "study-2: in no cell do most seeds finish",
+    )
+
+
 def test_a_loser_on_the_edge_of_the_grid_may_win_outside() -> None:
     """At m = 8 accuracy still rises at the highest η̃ tried: m = 2 is not known to be better."""
 

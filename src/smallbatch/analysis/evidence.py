@@ -77,6 +77,8 @@ class Evidence:
         if not len(array.seeds):
             raise UndecidableError(f"{array.name}: its cells have no seed in common")
         best = np.nanmax(array.medians(np.arange(len(array.seeds))[np.newaxis]))
+        if not np.isfinite(best):
+            raise UndecidableError(f"{array.name}: in no cell do most seeds finish")
         if best < 2 * array.chance:
             raise UndecidableError(
                 f"{array.name}: its best cell, {100 * best:.1f} %, is not twice as good as chance"
