@@ -162,9 +162,13 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     train((2.0**-8, 2.0**-6))
     whole = make(tmp_path).columns[1]
     assert (whole.kept, whole.updates, whole.flops, whole.seconds) == (4, 0, 0, 0.0)
+    assert whole.recorded
     assert whole.images_per_second is None
     (tmp_path / "work").rename(tmp_path / "elsewhere")  # as when DVC's cache restored the column
-    assert make(tmp_path).columns[1].kept == 4
+    unrecorded = make(tmp_path)
+    assert (unrecorded.columns[1].kept, unrecorded.columns[1].recorded) == (4, False)
+    assert lines(unrecorded)[2].split()[:4] == ["bn", "m=128", "4", "*4"]
+    assert "not known what code made them" in lines(unrecorded)[-1]
 
 
 def test_rates_between_and_beyond_what_was_measured() -> None:

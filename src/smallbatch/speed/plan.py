@@ -49,6 +49,7 @@ class ColumnPlan:
         batch_size: m.
         runs: The number of all runs.
         kept: The number of runs that are trained already; the following is about the others.
+        recorded: Whether it is known what code made the kept runs: they have records.
         updates: Updates, in sum over the runs.
         images: Training images, in sum over the runs.
         flops: FLOPs of training and evaluation.
@@ -63,6 +64,7 @@ class ColumnPlan:
     batch_size: int
     runs: int
     kept: int
+    recorded: bool
     updates: int
     images: int
     flops: int
@@ -127,12 +129,12 @@ def plan(
             _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
         ]
         kept = {
-            column.batch_size: _kept(column, params, models, work) if is_prepared else 0
+            column.batch_size: _kept(column, params, models, work) if is_prepared else (0, True)
             for column in columns
         }
-        to_train = [column for column in columns if kept[column.batch_size] < len(column.runs)]
+        to_train = [column for column in columns if kept[column.batch_size][0] < len(column.runs)]
         _measure(to_train, params)
-        plans += [_plan(column, columns, params, kept[column.batch_size]) for column in columns]
+        plans += [_plan(column, columns, params, *kept[column.batch_size]) for column in columns]
     return Plan(params.dataset.name, device, is_prepared, tuple(plans))
 
 
@@ -153,18 +155,22 @@ def _column(
     )
 
 
-def _kept(column: Column, params: Params, models: Path, work: Path) -> int:
-    """The number of runs with a result: their column is complete, or they have a record."""
+def _kept(column: Column, params: Params, models: Path, work: Path) -> tuple[int, bool]:
+    """The number of runs with a result, and whether it is known that the present code made them.
+
+    Their column is complete, or they have a record, which alone tells what code made it.
+    """
     names = {run.hash for run in column.runs}
     made_by = place(column, params.compute, keep=False).made_by
     records = sum(files.load_record(work / name, made_by) is not None for name in names)
     if records or any((work / name).exists() for name in names):
-        return records
+        return records, True
     try:  # a column from DVC's cache has result files but no records
         directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
-        return len(names) if names == {run.run for run in read_record(directory).runs} else 0
+        whole = names == {run.run for run in read_record(directory).runs}
+        return (len(names), False) if whole else (0, True)
     except UserError:
-        return 0
+        return 0, True
 
 
 def _measure(columns: Sequence[Column], params: Params) -> None:
@@ -196,7 +202,9 @@ def _candidates(column: Column, params: Params) -> list[Method]:
     return [method for method in methods if method.kernels == kernels]
 
 
-def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) -> ColumnPlan:
+def _plan(
+    column: Column, columns: Sequence[Column], params: Params, kept: int, recorded: bool
+) -> ColumnPlan:
     workload = workload_of(column, params.compute)
     placement = place(column, params.compute, keep=False)
     left = len(column.runs) - kept
@@ -216,6 +224,7 @@ def _plan(column: Column, columns: Sequence[Column], params: Params, kept: int) 
         batch_size=workload.batch_size,
         runs=len(column.runs),
         kept=kept,
+        recorded=recorded,
         updates=updates,
         images=images,
         flops=images * flops + forward_images * flops // 3,

@@ -29,7 +29,8 @@ def lines(plan: Plan) -> list[str]:
         rate = "" if speed is None else f"{'' if column.measured else '~'}{speed:,.0f}"
         rows.append(
             (
-                f"{column.study} m={column.batch_size}", str(column.runs), str(column.kept),
+                f"{column.study} m={column.batch_size}", str(column.runs),
+                f"{'' if column.recorded else '*'}{column.kept}",
                 f"{column.updates:,}", f"{column.images:,}", scaled(column.flops, "FLOP"),
                 scaled(column.memory_bytes, "B"), column.engine,
                 rate, clock(column.seconds),
@@ -55,6 +56,12 @@ def lines(plan: Plan) -> list[str]:
     if not plan.prepared:
         notes.append(
             f"data/prepared/{plan.dataset} does not hold this data set yet: kept runs are unknown."
+        )
+    if not all(column.recorded for column in plan.columns):
+        notes.append(
+            "* Results without records in .smallbatch/work, so that it is not known what code made "
+            "them: `dvc repro` keeps them unless their sources have changed, `smallbatch train` "
+            "trains them again."
         )
     return [*table, "", *notes]
 
