@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from smallbatch.analysis.evaluation import evaluate, read_evaluation, refuse_stale
+from smallbatch.cli.main import main
 from smallbatch.errors import UserError
 from smallbatch.report.page import build_report
 from smallbatch.report.tables import _seed_counts
@@ -212,6 +214,36 @@ def test_a_report_needs_an_evaluation_of_the_present_columns(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"not of the columns .* now; run smallbatch evaluate$"):
             build_report(out, changed, tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
+
+
+def test_claims_of_another_evaluation_are_told(tmp_path: Path) -> None:
+    models, out = tmp_path / "models", tmp_path / "reports"
+    settings = {"norm": "ghost", "bn_batch_sizes": [4]}
+    ghost = synthetic.Study("ghost", batch_sizes=(4,), base_lrs=(2**-6,), settings=settings)
+    tiny = synthetic.Study("tiny", batch_sizes=(2,), base_lrs=(2**-6,))
+    synthetic.write_models(models, (ghost, tiny))
+    path = out / "claims.json"
+
+    def told() -> str:
+        result = CliRunner().invoke(main, ["claims", str(path)])
+        assert result.exit_code == 0
+        assert "not run" in result.stdout
+        return result.stderr
+
+    evaluate(models, out / "evaluation")
+    build_report(out / "evaluation", models, out)
+    assert told() == ""
+    evaluate(models, out / "evaluation")
+    assert told() == ""
+    _train_again(models)
+    evaluate(models, out / "evaluation")
+    assert told() == (
+        f"warning: {path}: not of the runs in {out / 'evaluation'}; run smallbatch report\n"
+    )
+    older = json.loads(path.read_text())
+    del older["runs_sha256"]
+    path.write_text(json.dumps(older))
+    assert told() == ""
 
 
 def test_names_are_escaped(reports: Path, tmp_path: Path) -> None:

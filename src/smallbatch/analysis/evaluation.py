@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -24,6 +25,8 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import RUN_KEYS, reported_accuracies
 from smallbatch.records.reading import Kind, read_table
 from smallbatch.records.schema import HISTORY
+
+_ADVICE = "run smallbatch evaluate"
 
 # Spreadsheets skip blanks and characters without width, and take full-width signs for the others.
 _FORMULA = re.compile(
@@ -147,9 +150,8 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
         "cells": CELLS,
         "history": {"dataset": "text", **HISTORY},
     }
-    advice = "run smallbatch evaluate"
     runs, cells, history = (
-        read_table(directory / f"{name}.parquet", kinds[name], advice) for name in kinds
+        read_table(directory / f"{name}.parquet", kinds[name], _ADVICE) for name in kinds
     )
     for key in ("milestones", "bn_batch_sizes"):
         for text in runs[key].dropna().unique():
@@ -157,7 +159,7 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
                 TypeAdapter(list[float]).validate_json(text)
             except ValidationError:
                 found = f"column {key!r}: found {text!r}, allowed: a list of numbers"
-                raise UserError(f"{directory}/runs.parquet: damaged, {found}; {advice}") from None
+                raise UserError(f"{directory}/runs.parquet: damaged, {found}; {_ADVICE}") from None
     own = runs[~on_bn_axis(runs)]
     for name, frame, of, keys in (
         ("cells", cells, own, GRID_KEYS),
@@ -165,7 +167,7 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
     ):
         if _places(frame, keys) != _places(of, keys):
             raise UserError(
-                f"{directory / name}.parquet: not of the runs in runs.parquet; {advice}"
+                f"{directory / name}.parquet: not of the runs in runs.parquet; {_ADVICE}"
             )
     # The same runs may have been trained again between one evaluation and another.
     for name, frame, of, keys in (
@@ -174,7 +176,7 @@ def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Dat
     ):
         if not _agree(frame, of, keys):
             raise UserError(
-                f"{directory / name}.parquet: not of one evaluation with runs.parquet; {advice}"
+                f"{directory / name}.parquet: not of one evaluation with runs.parquet; {_ADVICE}"
             )
     return runs, cells, history
 
@@ -190,15 +192,26 @@ def refuse_stale(runs: pd.DataFrame, directory: Path, models_dir: Path) -> None:
     Raises:
         UserError: It is not of them, or a file of a column is damaged.
     """
-    # As text all values are exact, and each kind of missing value is empty.
-    now, then = (
-        frame.sort_values(RUN_KEYS).to_csv(index=False)
-        for frame in (load_results(models_dir).runs, runs)
-    )
-    if now != then:
+    if runs_digest(load_results(models_dir).runs) != runs_digest(runs):
         raise UserError(
             f"{directory}: not of the columns that are in {models_dir} now; run smallbatch evaluate"
         )
+
+
+def runs_digest(runs: pd.DataFrame) -> str:
+    """The SHA-256, in hex, of what a table of runs says, in whatever order and kind of file."""
+    # As text all values are exact, and each kind of missing value is empty.
+    text = runs.sort_values(RUN_KEYS).to_csv(index=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def read_runs(directory: Path) -> pd.DataFrame:
+    """Read the table of runs alone.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    return read_table(directory / "runs.parquet", RUNS, _ADVICE)
 
 
 def _agree(frame: pd.DataFrame, of: pd.DataFrame, keys: list[str]) -> bool:

@@ -53,16 +53,20 @@ def report(models: Path) -> None:
 def claims(file: Path) -> None:
     """Print the verdicts on the paper's claims as a Markdown table.
 
-    FILE defaults to reports/claims.json, which `smallbatch report` writes.
+    FILE defaults to reports/claims.json, which `smallbatch report` writes. A line on stderr says if
+    the evaluation beside it is of other runs by now.
 
     \b
     Examples:
       smallbatch claims
       smallbatch claims results/paper-cifar10-small/claims.json
     """
-    from smallbatch.report.claims import markdown
+    from smallbatch.report.claims import markdown, read_claims, stale
 
-    click.echo(markdown(file))
+    record = read_claims(file)
+    if (line := stale(file, record)) is not None:
+        click.echo(f"warning: {door.shown(line)}", err=True)
+    click.echo(markdown(record))
 
 
 @click.command()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from smallbatch.analysis.claims import Verdict
+from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.markdown import table
 from smallbatch.records.reading import read_json
 from smallbatch.records.schema import MOST
@@ -57,11 +58,18 @@ class ClaimRecord(BaseModel):
 
 
 class ClaimsRecord(BaseModel):
-    """A whole ``claims.json``."""
+    """A whole ``claims.json``.
+
+    Attributes:
+        claims: The claims with their verdicts.
+        runs_sha256: The digest of the runs they were judged on, `analysis.evaluation.runs_digest`;
+            older files lack it.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     claims: list[ClaimRecord]
+    runs_sha256: str | None = None
 
 
 def claims_tables(record: ClaimsRecord) -> list[Table]:
@@ -89,17 +97,32 @@ def counts_sentence(record: ClaimsRecord) -> str:
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in get_args(Verdict))
 
 
-def markdown(path: Path) -> str:
-    """The table of verdicts in Markdown.
-
-    Args:
-        path: A ``claims.json``.
+def read_claims(path: Path) -> ClaimsRecord:
+    """Read a ``claims.json``.
 
     Raises:
         UserError: The file is missing, or it is not such a file.
     """
-    record = read_json(ClaimsRecord, path, "`smallbatch report` writes it")
+    return read_json(ClaimsRecord, path, "`smallbatch report` writes it")
+
+
+def markdown(record: ClaimsRecord) -> str:
+    """The table of verdicts in Markdown."""
     return table(_HEADERS, _rows(record))
+
+
+def stale(path: Path, record: ClaimsRecord) -> str | None:
+    """A line, if the evaluation beside a ``claims.json`` is of other runs than its verdicts.
+
+    Raises:
+        UserError: The evaluation is damaged.
+    """
+    evaluation = path.parent / "evaluation"
+    if record.runs_sha256 is None or not (evaluation / "runs.parquet").exists():
+        return None
+    if runs_digest(read_runs(evaluation)) == record.runs_sha256:
+        return None
+    return f"{path}: not of the runs in {evaluation}; run smallbatch report"
 
 
 def _rows(record: ClaimsRecord) -> list[list[str]]:

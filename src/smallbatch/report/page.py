@@ -17,6 +17,7 @@ from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import (
     read_evaluation,
     refuse_stale,
+    runs_digest,
     write_table,
     write_text,
 )
@@ -109,7 +110,7 @@ def build_report(
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
     judged = judge_all(_all_runs(frames), frames.history, timings, variances)
-    claims = claims_record(judged)
+    claims = {"runs_sha256": runs_digest(_all_runs(frames)), **claims_record(judged)}
     write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
     verdicts = ClaimsRecord.model_validate(claims)
     page = _template().render(
