@@ -318,6 +318,27 @@ def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
         decode(Encoded("some/file", tmp_path / "fifo.png"))
 
 
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+@pytest.mark.parametrize("has_hole", [True, False])
+def test_a_file_larger_than_any_picture_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, has_hole: bool
+) -> None:
+    """A file of some hundred bytes on disk may be as large as one likes."""
+    path = tmp_path / "x"
+    path.write_bytes(SAMPLES[name])
+    monkeypatch.setattr(data_images, "free_memory", lambda: 3 * 2**26 + 2)
+    with path.open("r+b") as file:
+        file.truncate(300 * 2**20 if has_hole else 2**26 + 1)
+    line = (
+        r"^x: found 300 MiB; allowed: up to 263, more than 1 megapixels take, or set dataset\.max"
+        if has_hole
+        else r"^x: not enough memory to decode it, of 64 MiB$"
+    )
+    for content in (path, path.read_bytes()):
+        with pytest.raises(UserError, match=line):
+            decode(Encoded("x", content), max_megapixels=1)
+
+
 def test_too_many_pixels_for_the_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_images, "free_memory", lambda: 2**30)
     encoded = [Encoded("a", SAMPLES["PNG"])]

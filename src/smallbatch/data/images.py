@@ -6,10 +6,11 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -24,6 +25,9 @@ from smallbatch.machine import cores, free_memory
 FORMATS = ("PNG", "JPEG", "WEBP")
 _GREY_MODES = ("1", "L", "LA", "La")
 _CHUNK = 64
+_LARGE = 2**26  # bytes of a file that is read while no other such is
+_COPIES = 3  # of a whole file, while Pillow reads it
+_LARGE_ONE = Lock()
 _TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -169,15 +173,10 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
     try:
         if isinstance(content, Path):
             check_regular(content)
-        try:
-            return _read(where, content, image_size, max_megapixels)
-        except (UserError, MemoryError):
-            raise
-        except Exception:
-            whole = _whole(content)
-            if not whole.startswith(png.SIGNATURE):
-                raise
-            return _read(where, png.without_metadata(whole), image_size, max_megapixels)
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        with _LARGE_ONE if size > _LARGE else nullcontext():
+            _check_size(where, size, max_megapixels)
+            return _read_again(where, content, image_size, max_megapixels)
     except UserError:
         raise
     except MemoryError as error:
@@ -188,6 +187,33 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: damaged image ({reason})") from error
+
+
+def _check_size(where: str, size: int, max_megapixels: int) -> None:
+    """Refuses what would fill the memory, such as a file that is one large hole on disk."""
+    most = 2**28 + 8 * 10**6 * max_megapixels  # for metadata, and for pixels that are not packed
+    if size > most:
+        raise UserError(
+            f"{where}: found {size / 2**20:.0f} MiB; allowed: up to {most // 2**20}, more than "
+            f"{max_megapixels} megapixels take, or set dataset.max_megapixels"
+        )
+    if size > _LARGE and _COPIES * size > free_memory():
+        raise UserError(f"{where}: not enough memory to decode it, of {size / 2**20:.0f} MiB")
+
+
+def _read_again(
+    where: str, content: bytes | Path, image_size: int | None, max_megapixels: int
+) -> Images:
+    """Reads an image; a PNG that cannot be read, once more without its metadata."""
+    try:
+        return _read(where, content, image_size, max_megapixels)
+    except (UserError, MemoryError):
+        raise
+    except Exception:
+        whole = _whole(content)
+        if not whole.startswith(png.SIGNATURE):
+            raise
+        return _read(where, png.without_metadata(whole), image_size, max_megapixels)
 
 
 def _read(where: str, content: bytes | Path, image_size: int | None, max_megapixels: int) -> Images:
