@@ -27,6 +27,7 @@ from smallbatch.errors import UserError, is_out_of_memory
 from smallbatch.machine import free_memory
 
 _BUFFER = 2**20  # bytes
+_LABEL = 64  # bytes of memory that a label takes until rows are chosen; 52 were measured
 _ROWS = 64  # of images at once: of a dictionary one image may be in any number of rows
 
 
@@ -80,6 +81,9 @@ def open_parquet(
         raise UserError(f"{error.filename or folder}: cannot read it ({error.strerror})") from error
     splits = [[_open_shard(path, image_column, label_column) for path in paths]
               for paths in (train, test)]  # fmt: skip
+    # All labels lie in memory by now; what is done with them takes the rest.
+    rows = sum(len(shard.labels) for shards in splits for shard in shards)
+    _check_memory(f"{folder}: {rows} labels", (_LABEL - 8) * rows, "fewer rows")
     classes = _class_names([shard for shards in splits for shard in shards], label_column)
     _check_labels(splits[0], len(classes), ())
     _check_labels(splits[1], len(classes), choice.others)
@@ -102,11 +106,11 @@ def _reading(path: Path) -> Generator[None, None, None]:
         raise UserError(f"{path}: not a readable Parquet file ({reason})") from error
 
 
-def _check_memory(where: str, needed: int) -> None:
+def _check_memory(where: str, needed: int, allowed: str) -> None:
     if needed > free_memory():  # which the system would grant at first, and then stop us
         raise UserError(
             f"{where} need {needed / 2**30:.2f} GiB of memory to be read, more than there is; "
-            "allowed: more and smaller row groups or shards"
+            f"allowed: {allowed}"
         )
 
 
@@ -129,7 +133,7 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
                 )
         _check_image_type(path, image_column, schema.field(image_column).type)
         rows = file.metadata.num_rows
-        _check_memory(f"{path}: {rows} labels", 8 * rows)
+        _check_memory(f"{path}: {rows} labels", _LABEL * rows, "fewer rows")
         classes = _stated_classes(path, schema.metadata or {}, label_column)
         labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
         if len(labels) != rows:
@@ -252,6 +256,7 @@ def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Enc
                 _check_memory(
                     f"{path}: the images of rows {start} to {end - 1}, one row group,",
                     _uncompressed(file.metadata.row_group(group), image_column),
+                    "more and smaller row groups",
                 )
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[image_column]):
                     inside = rows[(rows >= start) & (rows < start + len(batch))]
