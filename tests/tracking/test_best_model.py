@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,38 @@ def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = torch.softmax(network(torch.from_numpy(images).float() / 255 - 0.5), 1).numpy()
     np.testing.assert_allclose(LoadableModel(tmp_path).predict(images), expected, rtol=1e-5)
+
+
+def test_a_model_predicts_in_the_precision_that_it_was_evaluated_in(
+    tmp_path: Path, columns: Any
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from smallbatch.tracking.loadable import LoadableModel
+
+    directory = columns.write(8)
+    document = json.loads((directory / "runs.json").read_text())
+    document["settings"]["precision"] = "bf16"
+    (directory / "runs.json").write_text(json.dumps(document))
+    facts = asdict(model_facts(read_column(directory)))
+    network = make_network(seed=3).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    pixels = (torch.from_numpy(images).float() / 255 - 0.3) / 0.2
+
+    def found(facts: dict[str, Any]) -> Any:
+        (tmp_path / "model.json").write_text(json.dumps(facts))
+        return LoadableModel(tmp_path).predict(images)
+
+    with torch.inference_mode():
+        older = torch.softmax(network(pixels), 1).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = torch.softmax(network(pixels).float(), 1).numpy()
+    np.testing.assert_allclose(found(facts), expected, rtol=1e-6)
+    assert np.abs(expected - older).max() > 1e-4
+    del facts["precision"]
+    np.testing.assert_allclose(found(facts), older, rtol=1e-6)
 
 
 def test_a_model_of_images_that_are_no_squares(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class ModelFacts:
         mean: The mean of pixels / 255, per channel.
         std: The standard deviation of pixels / 255, per channel.
         classes: The names of the classes, in the order of the outputs.
+        precision: That in which it was trained and evaluated.
     """
 
     model: str
@@ -59,6 +60,7 @@ class ModelFacts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    precision: str
 
 
 def model_facts(column: TrackedColumn) -> ModelFacts:
@@ -76,6 +78,7 @@ def model_facts(column: TrackedColumn) -> ModelFacts:
         mean=dataset.mean,
         std=dataset.std,
         classes=dataset.classes,
+        precision=info.settings["precision"],
     )
 
 

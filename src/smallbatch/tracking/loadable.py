@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from smallbatch.config.params import Precision
+
 BATCH = 256
 """Images in one forward pass; does not affect results, as the model is in evaluation mode."""
 
@@ -43,6 +45,7 @@ class LoadableModel:
         )
         self.network.load_state_dict(load_file(directory / "weights.safetensors"))
         self.network.eval()
+        self._precision: Precision = facts.get("precision", "float32")  # older models lack it
         self._mean = torch.tensor(facts["mean"]).view(1, -1, 1, 1)
         std = torch.tensor(facts["std"]).view(1, -1, 1, 1)
         self._std = torch.where(std > 0, std, 1.0)  # as in training, for constant channels
@@ -52,7 +55,7 @@ class LoadableModel:
         images: npt.NDArray[np.uint8],
         params: dict[str, Any] | None = None,  # noqa: ARG002 - part of MLflow's interface
     ) -> npt.NDArray[np.float32]:
-        """Class probabilities.
+        """Class probabilities, computed in the precision that the model was evaluated in.
 
         Args:
             images: uint8 pixels (N, C, H, W).
@@ -63,9 +66,11 @@ class LoadableModel:
         """
         import torch
 
-        with torch.inference_mode():
+        from smallbatch.engines.loop import arithmetic
+
+        with torch.inference_mode(), arithmetic(self._precision, torch.device("cpu")):
             parts = [
-                torch.softmax(self.network(self.normalise(batch)), dim=1)
+                torch.softmax(self.network(self.normalise(batch)).float(), dim=1)
                 for batch in torch.from_numpy(images.copy()).split(BATCH)
             ]
         return torch.cat(parts).numpy()
