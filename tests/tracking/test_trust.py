@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 import stat
+import threading
+import urllib.error
+import urllib.request
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import sync
 from smallbatch.tracking.store import open_store
+from smallbatch.tracking.trust import is_remote
 from tests.users import NOBODY, needs_two_users
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
 
 BESIDE = ["mlflow.db-wal", "mlflow.db-shm", "mlflow.db-journal", "mlflow.db.new"]
 
@@ -177,3 +186,84 @@ def test_who_may_only_read_a_project_cannot_lock_its_database(
     assert len(files) == 3
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == mode, path
+
+
+SERVER = "http://me:secret@127.0.0.1:5000/mlflow"
+REMOTE = ["mlflow-artifacts:/1/models/m-1/artifacts", "mlflow-artifacts://127.0.0.1:5000/1",
+          "http://127.0.0.1:5000/mlflow/api/2.0/mlflow-artifacts/artifacts/1", "s3://bucket/1",
+          "gs://bucket", "wasbs://box@account.blob.core.windows.net/1",
+          "hdfs://namenode:8020/1"]  # fmt: skip
+HERE = ["file:///home/me", "FILE:///home/me", "/home/me", "home", "", "c:/home/me", " file:/home",
+        "file://localhost/home/me", "dbfs:/home", "runs:/1", "models:/m-1", "s3:/bucket", "hdfs:///1",
+        "mlflow-artifacts://evil.example/1", "mlflow-artifacts://evil.example:5000/1",
+        "http://127.0.0.1:5001/1", "https://127.0.0.1:5000/1", "http://evil.example/1",
+        "http://127.0.0.1:5000@evil.example/1", "http://127.0.0.1:5000\\@evil.example/1",
+        "mlflow-artifacts:/../../2.0/mlflow/users", "sftp://localhost/home/me", "http://[",
+        "a\nb"]  # fmt: skip
+
+
+@pytest.mark.parametrize("location", [*REMOTE, *HERE])
+def test_a_server_names_itself_or_a_bucket(location: str) -> None:
+    assert is_remote(location, SERVER) == (location in REMOTE)
+
+
+def test_a_host_is_allowed_by_the_variable_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES", "sftp, file")
+    assert is_remote("sftp://box/1", SERVER)
+    assert not is_remote("http://box/1", SERVER)
+    assert not is_remote("file:///home/me", SERVER)
+
+
+@pytest.fixture
+def liar(start_server: Callable[[str], Any], workplace: Path) -> Generator[str]:
+    """A server, or who sits between, that says of each model that it lies in `home`."""
+    honest = start_server("honest").uri
+    place = json.dumps((workplace / "home").as_uri()).encode()
+
+    class Liar(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kept = {"Content-Type": self.headers.get("Content-Type") or "application/json"}
+            asked = urllib.request.Request(
+                honest + self.path, content or None, kept, method=self.command
+            )
+            try:
+                with urllib.request.urlopen(asked) as reply:
+                    code, said = reply.status, reply.read()
+            except urllib.error.HTTPError as error:
+                code, said = error.code, error.read()
+            if "logged-models" in self.path:
+                said = re.sub(rb'("artifact_(?:uri|location)": *)"[^"]*"', rb"\1" + place, said)
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_server_does_not_say_where_on_this_machine_files_are_written(
+    columns: Any, liar: str, workplace: Path
+) -> None:
+    home = workplace / "home"
+    home.mkdir()
+    (home / "requirements.txt").write_text("precious")
+    small(columns)
+    with pytest.raises(UserError, match=f"experiment digits/study at '{home.as_uri()}'") as told:
+        sync(columns.root, liar)
+    assert "\n" not in str(told.value)
+    client = open_store(liar).client
+    experiment = client.create_experiment("digits/planted", artifact_location=home.as_uri())
+    with pytest.raises(UserError, match=f"experiment digits/planted at '{home.as_uri()}'"):
+        sync(small(columns, "planted"), liar)
+    assert not client.search_runs([experiment])
+    assert [path.read_text() for path in home.rglob("*")] == ["precious"]

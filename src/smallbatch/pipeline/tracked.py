@@ -73,7 +73,7 @@ def _watched(
         find_out(column, compute)
         placement = place(column, compute)
         environment = machine.describe(placement.device)
-        mirror.start(_column_info(column, placement, environment, stage))
+        mirror.start(_column_info(column, directory, placement, environment, stage))
         title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
         epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
         with Progress(title, len(column.runs), epochs, images) as progress:
@@ -97,11 +97,16 @@ def _watched(
 
 
 def _column_info(
-    column: Column, placement: Placement, environment: dict[str, Any], stage: str | None
+    column: Column,
+    directory: Path,
+    placement: Placement,
+    environment: dict[str, Any],
+    stage: str | None,
 ) -> ColumnInfo:
     from smallbatch.protocol.run import PROTOCOL
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
+    from smallbatch.tracking.records import place_of
 
     meta = column.dataset.meta
     return ColumnInfo(
@@ -115,6 +120,7 @@ def _column_info(
         single=column.runs[0].hash if stage is None else None,
         environment={**environment, "device": placement.device, "engine": placement.engine},
         protocol=PROTOCOL,
+        place=place_of(directory),
     )
 
 

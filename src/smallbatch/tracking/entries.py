@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 RUN, COLUMN, SYNCED = "smallbatch.run", "smallbatch.column", "smallbatch.synced"
 MODEL = "smallbatch.model"
 PLACE, SUPERSEDED = "smallbatch.place", "smallbatch.superseded"
+DISCARDED = "other results"
+"""The value of SUPERSEDED on a column that is about to go to the trash."""
 PARENT = "mlflow.parentRunId"
 
 EPOCH_METRICS = (*METRICS, "lr", "updates")
@@ -90,6 +92,8 @@ def column_tags(column: ColumnInfo) -> dict[str, str]:
         "mlflow.source.name": "smallbatch",
         "mlflow.source.type": "LOCAL",
     }
+    if column.place:
+        tags[PLACE] = column.place
     if column.settings.get("figure"):
         tags["smallbatch.figure"] = str(column.settings["figure"])
     if column.stage:

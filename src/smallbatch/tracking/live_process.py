@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
+from smallbatch.tracking.existing import Existing, find_existing
 from smallbatch.tracking.locks import Busy, exclusive
 from smallbatch.tracking.records import ColumnInfo, RunInfo
 from smallbatch.tracking.store import Store, may_be_new, open_store
@@ -51,7 +52,7 @@ class LiveColumn:
         self.column = column
         self._parent_id: str | None = None
         self._experiment_id = ""
-        self._existing = mirror.Existing()
+        self._existing = Existing()
         self._ids: dict[str, str] = {}
         self._seen: dict[str, set[tuple[str, int]]] = {}
         self._waiting: dict[RunInfo, list[tuple[Mapping[str, Any], int]]] = {}
@@ -89,10 +90,10 @@ class LiveColumn:
 
     def _open(self, store: Store) -> str:
         self._experiment_id = store.experiment_id(self.column.experiment)
-        key = self.column.key
-        self._existing = mirror.find_existing(store, self._experiment_id, key)
+        found = find_existing(store, self._experiment_id, self.column.key)
+        self._existing = found.own(self.column)
         self._ids.clear()  # a replay may meanwhile have deleted one of two equal runs
-        parent = self._existing.columns.get(key)
+        parent = self._existing.parent
         if parent is None:
             now = round(time.time() * 1000)
             parent_id = mirror.create(store, self._experiment_id, self.column, now)
@@ -104,7 +105,7 @@ class LiveColumn:
 
     def _is_complete(self, run: RunInfo) -> bool:
         """Whether the run was replayed from result files; the next replay compares it again."""
-        existing = self._existing.runs.get((self.column.key, run.run))
+        existing = self._existing.runs.get(run.run)
         return existing is not None and entries.SYNCED in existing.data.tags
 
     def _log(
@@ -125,7 +126,7 @@ class LiveColumn:
 
     def _adopt(self, store: Store, parent_id: str, run: RunInfo, now_ms: int) -> str:
         """Find or create the run in MLflow, and return its id."""
-        existing = self._existing.runs.get((self.column.key, run.run))
+        existing = self._existing.runs.get(run.run)
         if existing is None:
             self._seen[run.run] = set()
             return mirror.create(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from smallbatch.tracking import entries
 from smallbatch.tracking.best_model import log_best_model
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
     from smallbatch.tracking.entries import Point
+    from smallbatch.tracking.existing import Existing, Found
     from smallbatch.tracking.records import ColumnInfo, RunInfo, TrackedColumn, TrackedRun
     from smallbatch.tracking.store import Store
-
-_Key = TypeVar("_Key")
 
 BATCH = 800
 """Metric points in one request; MLflow allows 1000 values, including params and tags."""
@@ -45,60 +44,6 @@ class SyncReport:
     points_logged: int = 0
     unchanged: int = 0
     runs_discarded: int = 0
-
-
-@dataclass
-class Existing:
-    """What an experiment contains already.
-
-    Attributes:
-        columns: The parent run of each column, by column key.
-        runs: The runs, by column key and run hash.
-        doubled: Further MLflow runs for the same column or run. They arise when a slow
-            server answers too late: the request is repeated, and the server carries out both.
-    """
-
-    columns: dict[str, Run] = field(default_factory=dict[str, "Run"])
-    runs: dict[tuple[str, str], Run] = field(default_factory=dict[tuple[str, str], "Run"])
-    doubled: list[Run] = field(default_factory=list["Run"])
-
-    def add(self, run: Run) -> None:
-        """Add an MLflow run; of equal ones, a complete one is kept, otherwise the first."""
-        tags = run.data.tags
-        if entries.RUN in tags:
-            self._add(self.runs, (tags[entries.COLUMN], tags[entries.RUN]), run)
-        elif entries.COLUMN in tags:
-            self._add(self.columns, tags[entries.COLUMN], run)
-
-    def _add(self, same: dict[_Key, Run], key: _Key, run: Run) -> None:
-        held = same.setdefault(key, run)
-        if held is run:
-            return
-        if entries.SYNCED in run.data.tags and entries.SYNCED not in held.data.tags:
-            same[key], run = run, held
-        self.doubled.append(run)
-
-
-def find_existing(store: Store, experiment_id: str, column_key: str | None = None) -> Existing:
-    """Search an experiment, or only one column in it."""
-    existing = Existing()
-    filter_string = f"tags.`{entries.COLUMN}` = '{column_key}'" if column_key else ""
-    token: str | None = None
-    while True:
-        page = store.client.search_runs(
-            [experiment_id], filter_string, max_results=5000, page_token=token
-        )
-        for run in page:
-            existing.add(run)
-        token = page.token
-        if not token:
-            return existing
-
-
-def discard_doubled(store: Store, existing: Existing) -> None:
-    """Move doubled runs to MLflow's trash."""
-    while existing.doubled:
-        discard(store, existing.doubled.pop())
 
 
 def create(
@@ -161,18 +106,39 @@ def logged_metrics(store: Store, run_id: str, names: Iterable[str]) -> list[Metr
 class ColumnWriter:
     """Makes one column of a store equal to its result files."""
 
-    def __init__(self, store: Store, experiment_id: str, existing: Existing, report: SyncReport,
+    def __init__(self, store: Store, experiment_id: str, found: Found, report: SyncReport,
                  present: Collection[str] = ()):  # fmt: skip
         self.store = store
         self.experiment_id = experiment_id
-        self.existing = existing
+        self.found = found
         self.report = report
         self.present = present  # keys of the columns that are on disk
 
     def write(self, column: TrackedColumn) -> None:
-        """Write what is missing: runs, then the column's metrics, best model and tags."""
+        """Write what is missing: runs, then the column's metrics, best model and tags.
+
+        What another folder logged stays as it is. If that is equal, it is not logged again.
+        """
+        info = column.info
+        own = self.found.own(info)
+        while own.doubled:
+            discard(self.store, own.doubled.pop())
+        whole = [it for it in (own, *self.found.elsewhere(info)) if it.shows(column)]
+        kept = min(whole, key=lambda it: it.rank, default=own)
+        if kept is own:
+            self._write(column, own)
+            return
+        for run in own:
+            self._discard(run)
+        if kept.superseded:  # its folder has other settings now, so it is this one's
+            self._write(column, kept)
+            return
+        supersede(self.store, self.experiment_id, info.place, info.key, self.present)
+        self.report.unchanged += 1 + len(column.runs)
+
+    def _write(self, column: TrackedColumn, existing: Existing) -> None:
         info, points = column.info, entries.column_points(column)
-        parent = self.existing.columns.get(info.key)
+        parent = existing.parent
         if parent and is_outdated(self.store, parent, column):
             # MLflow forgets no metric of a run, and shows the newest: so a new one is made.
             self._discard(parent)
@@ -183,17 +149,16 @@ class ColumnWriter:
             else create(self.store, self.experiment_id, info, column.started_ms)
         )
         for run in column.runs:
-            self._write_run(info, run, parent_id)
+            self._write_run(info, run, parent_id, existing)
         hashes = {run.info.run for run in column.runs}
-        for (key, run_hash), run in self.existing.runs.items():
-            if key == info.key and run_hash not in hashes:
+        for run_hash, run in existing.runs.items():
+            if run_hash not in hashes:
                 self._discard(run)
         tags = {**entries.column_tags(info), entries.SYNCED: column.digest}
-        tags[entries.PLACE] = column.place
         if parent and parent.info.status == "FINISHED" and _has_tags(parent, tags):
             self.report.unchanged += 1
             return
-        supersede(self.store, self.experiment_id, column.place, info.key, self.present)
+        supersede(self.store, self.experiment_id, info.place, info.key, self.present)
         tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
         shown = parent.data.metrics if parent else {}
         self._complete(
@@ -210,8 +175,10 @@ class ColumnWriter:
         discard(self.store, run)
         self.report.runs_discarded += 1
 
-    def _write_run(self, column: ColumnInfo, run: TrackedRun, parent_id: str) -> None:
-        existing = self.existing.runs.get((column.key, run.info.run))
+    def _write_run(
+        self, column: ColumnInfo, run: TrackedRun, parent_id: str, of_column: Existing
+    ) -> None:
+        existing = of_column.runs.get(run.info.run)
         column = replace(column, environment={**column.environment, **run.environment})
         tags = {**entries.run_tags(column, run.info, parent_id), **entries.result_tags(run)}
         logged: list[Metric] = []
@@ -253,8 +220,8 @@ class ColumnWriter:
             names = {*existing.data.metrics, *(point.key for point in missing)}
             if _contradicts(logged_metrics(self.store, run_id, names), run):
                 self._discard(existing)
-                del self.existing.runs[column.key, run.info.run]
-                self._write_run(column, run, parent_id)
+                del of_column.runs[run.info.run]
+                self._write_run(column, run, parent_id, of_column)
                 return
         self._complete(
             column,

@@ -39,6 +39,7 @@ class ColumnInfo:
         environment: The entries of `timing.json` on machine, versions, git and engine, as far as
             known.
         protocol: The version of the training protocol.
+        place: The folder of its result files, as `place_of` tells it; empty if unknown.
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class ColumnInfo:
     single: str | None = None
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     protocol: int = 1
+    place: str = ""
 
     @property
     def experiment(self) -> str:
@@ -62,7 +64,7 @@ class ColumnInfo:
         """16 hex digits that identify the column.
 
         They depend on what its runs share, except `figure`, which is only a label. A single run
-        outside a pipeline has a column of its own.
+        outside a pipeline has a column of its own. Folders with other grids have the same key.
         """
         settings = {key: value for key, value in self.settings.items() if key != "figure"}
         shared = [self.dataset, self.fingerprint, self.study, self.batch_size, settings]
@@ -158,14 +160,6 @@ class TrackedColumn:
         return _digest(sorted(run.digest for run in self.runs))
 
     @property
-    def place(self) -> str:
-        """16 hex digits that tell the column's directory from all others, also on other machines.
-
-        They say nothing of the names, which are no business of those who read a team's server.
-        """
-        return _digest([platform.node(), str(self.directory.resolve())])[:16]
-
-    @property
     def started_ms(self) -> int:
         """Start of the column in milliseconds since 1970."""
         return _milliseconds(self.timing.get("started"))
@@ -187,6 +181,14 @@ class TrackedColumn:
             if run.reported_accuracy is not None
         ]
         return min(scored, key=lambda it: it[:3])[3] if scored else None
+
+
+def place_of(directory: Path) -> str:
+    """16 hex digits that tell a column's directory from all others, also on other machines.
+
+    They say nothing of the names, which are no business of those who read a team's server.
+    """
+    return _digest([platform.node(), str(directory.resolve())])[:16]
 
 
 def read_column(directory: Path) -> TrackedColumn:
@@ -243,6 +245,7 @@ def _column_info(record: ColumnRecord, timing: Timing, directory: Path) -> Colum
         single=record.runs[0].run if stage is None else None,
         environment={**timing.environment, **timing.column},
         protocol=record.protocol,
+        place=place_of(directory),
     )
 
 

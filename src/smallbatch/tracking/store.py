@@ -59,7 +59,8 @@ class Store:
         """The experiment with this name, which is restored if deleted, or created.
 
         Raises:
-            UserError: A local store keeps its artifacts elsewhere than beside the database.
+            UserError: A local store keeps its artifacts elsewhere than beside the database, or a
+                server on this machine or another host.
         """
         from mlflow.exceptions import MlflowException
 
@@ -69,11 +70,11 @@ class Store:
         if found is None:
             location = (self.artifacts / name).as_uri() if self.artifacts else None
             try:
-                return self.client.create_experiment(name, artifact_location=location)
+                self.client.create_experiment(name, artifact_location=location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self.client.get_experiment_by_name(name)
+            found = self.client.get_experiment_by_name(name)
         if found is None:
             raise RuntimeError(f"experiment {name!r} exists but cannot be read")
         self._check(name, found.artifact_location)
@@ -85,19 +86,38 @@ class Store:
         """Copy what is in a folder to where a model of an experiment has its artifacts.
 
         Raises:
-            UserError: In a local store, that is elsewhere than beside the database.
+            UserError: In a local store, that is elsewhere than beside the database; of a server,
+                on this machine or another host.
         """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        if self.artifacts is None:
+        if self.uri.kind not in ("sqlite", "server"):
             self.client.log_model_artifacts(model.model_id, str(folder))
             return
-        self._check(experiment, model.artifact_location)
-        # Not by the client, which would read once more from the database where to write.
-        LocalArtifactRepository(model.artifact_location).log_artifacts(str(folder))
+        location = model.artifact_location
+        self._check(experiment, location)
+        # Not by the client, which would ask the store once more where to write.
+        place = (
+            LocalArtifactRepository(location)
+            if self.artifacts
+            else get_artifact_repository(location, tracking_uri=self.uri.text)
+        )
+        place.log_artifacts(str(folder))
 
     def _check(self, experiment: str, location: str) -> None:
-        """Refuse what a local database says unless it is the folder that `experiment_id` gives."""
+        """Refuse what a local database says unless it is the folder that `experiment_id` gives.
+
+        Of what a server says, a folder of this machine and a host that is not its own are refused.
+        """
+        if self.uri.kind == "server" and not trust.is_remote(location, self.uri.text):
+            raise UserError(
+                f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
+                f"{redact(location)[:200]!r}, and they are written to the server itself or to a "
+                "bucket, to no folder of this machine and no other host; start the server with "
+                "--serve-artifacts, rename that experiment if it is an old one, or, for a host, "
+                f"name its scheme in {trust.ALLOWED}"
+            )
         if self.artifacts is None:
             return
         folder = self.artifacts / experiment

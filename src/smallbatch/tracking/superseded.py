@@ -20,13 +20,10 @@ if TYPE_CHECKING:
     from smallbatch.tracking.store import Store
 
 
-_DISCARDED = "other results"
-
-
 def is_outdated(store: Store, parent: Run, column: TrackedColumn) -> bool:
     """Whether a column's run shows anything of other results than those on disk."""
     tags, true = parent.data.tags, {it.key: it.value for it in entries.column_points(column)}
-    if tags.get(entries.SUPERSEDED) == _DISCARDED or any(
+    if tags.get(entries.SUPERSEDED) == entries.DISCARDED or any(
         key not in true or not math.isclose(value, true[key], rel_tol=1e-9)
         for key, value in parent.data.metrics.items()
         if key in entries.COLUMN_METRICS
@@ -45,7 +42,7 @@ def discard(store: Store, run: Run) -> None:
     run_id = run.info.run_id
     if entries.RUN not in run.data.tags:
         # The mark comes first: a column that was discarded by half is then not taken for whole.
-        store.client.set_tag(run_id, entries.SUPERSEDED, _DISCARDED)
+        store.client.set_tag(run_id, entries.SUPERSEDED, entries.DISCARDED)
         for model in models(store, run.info.experiment_id, run_id):
             store.client.delete_logged_model(model.model_id)
     store.client.delete_run(run_id)
@@ -64,15 +61,17 @@ def supersede(
         present: Keys of columns that lie elsewhere now, which are left alone.
     """
     client = store.client
-    for parent in client.search_runs([experiment_id], f"tags.`{entries.PLACE}` = '{place}'"):
+    # Runs have no such tag as MODEL, but only columns that were complete.
+    complete = f"tags.`{entries.PLACE}` = '{place}' AND tags.`{entries.MODEL}` LIKE '%'"
+    for parent in client.search_runs([experiment_id], complete):
         other, parent_id = parent.data.tags.get(entries.COLUMN, key), parent.info.run_id
         if other == key or other in present:
             continue
         # The parent comes first, as only a marked one has its marks removed if it comes back.
         runs = client.search_runs(
-            [experiment_id], f"tags.`{entries.COLUMN}` = '{other}'", max_results=5000
+            [experiment_id], f"tags.`{entries.PARENT}` = '{parent_id}'", max_results=5000
         )
-        for run in [parent, *(it for it in runs if it.info.run_id != parent_id)]:
+        for run in [parent, *runs]:
             if entries.SUPERSEDED not in run.data.tags:
                 client.set_tag(run.info.run_id, entries.SUPERSEDED, key)
         for model in models(store, experiment_id, parent_id):

@@ -8,8 +8,9 @@ from pathlib import Path
 from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns, told_copy
 from smallbatch.redact import redact
+from smallbatch.tracking.existing import find_existing
 from smallbatch.tracking.locks import exclusive
-from smallbatch.tracking.mirror import ColumnWriter, SyncReport, discard_doubled, find_existing
+from smallbatch.tracking.mirror import ColumnWriter, SyncReport
 from smallbatch.tracking.records import TrackedColumn, read_column
 from smallbatch.tracking.store import Store, open_store, plain_errors, unwarned
 from smallbatch.tracking.uri import TrackingUri
@@ -26,7 +27,8 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
     changes nothing. If a column has other results than MLflow, newer or older ones, its runs are
     logged anew where they differ, and the others go to MLflow's trash. Columns of other settings
-    that lay in the same folder before are marked. A column that cannot be read or logged, or that
+    that lay in the same folder before are marked. What another folder logged is left alone; where
+    it is equal, nothing is logged. A column that cannot be read or logged, or that
     is there twice with different results, does not keep the others back.
 
     Args:
@@ -87,10 +89,9 @@ def _replay_experiment(
 ) -> None:
     experiment_id = store.experiment_id(name)
     key = columns[0].info.key if len(columns) == 1 else None
-    existing = find_existing(store, experiment_id, key)
-    discard_doubled(store, existing)
+    found = find_existing(store, experiment_id, key)
     present = [column.info.key for column in columns]
-    writer = ColumnWriter(store, experiment_id, existing, report, present)
+    writer = ColumnWriter(store, experiment_id, found, report, present)
     for column in columns:
         _try(column.directory, refused, lambda it=column: writer.write(it))
 

@@ -1,7 +1,8 @@
-"""What a local store is read from and written to, where several users may write the project.
+"""Where a store is read from and written to, if others may write it.
 
 Whoever may write its folder can plant a database, a link or a folder there, and a database says
 where its experiments keep their artifacts: anywhere, or on a server that would be sent a login.
+So does an MLflow server, to whose experiments others may have given a place.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import pwd
 import stat
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from smallbatch import private
 from smallbatch.errors import UserError
@@ -18,6 +20,13 @@ from smallbatch.tracking.uri import VARIABLE
 
 SUFFIXES = ("", "-journal", "-wal", "-shm")
 """Of an sqlite database and the files that it has beside it."""
+
+ALLOWED = "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"
+"""MLflow's variable of the schemes, with commas, whose places may be on any host."""
+_HOSTS = ("http", "https", "mlflow-artifacts", "ftp", "sftp")
+"""Schemes of places that are written with a login or key of this user."""
+_HERE = ("", "file", "dbfs", "runs", "models")
+"""Schemes of places that are a folder of this machine, or may turn out to be one."""
 
 
 def being_made(database: Path) -> Path:
@@ -64,6 +73,28 @@ def is_inside(location: str, folder: Path) -> bool:
     with suppress(ValueError, OSError, RuntimeError):  # the latter: links in a circle
         return local_path(location).is_relative_to(folder.resolve())
     return False
+
+
+def is_remote(location: str, server: str) -> bool:
+    """Whether a place that a server names is the server itself, a bucket, or an allowed host."""
+    from mlflow.utils.uri import get_uri_scheme
+
+    try:
+        parts, own = urlsplit(location), urlsplit(server)
+    except ValueError:
+        return False
+    scheme = get_uri_scheme(location)  # MLflow takes `C:` for a path, on all systems
+    if scheme in _HERE:
+        return False
+    if scheme not in _HOSTS:
+        return bool(parts.netloc)
+    if scheme in os.environ.get(ALLOWED, "").lower().replace(" ", "").split(","):
+        return True
+    if ".." in parts.path:  # another route of the server
+        return False
+    if scheme == "mlflow-artifacts":
+        return parts.netloc in ("", own.netloc.rpartition("@")[2])
+    return (scheme, parts.netloc) == (own.scheme, own.netloc.rpartition("@")[2])
 
 
 def local_path(location: str) -> Path:
