@@ -207,11 +207,17 @@ def test_a_server_names_itself_or_a_bucket(location: str) -> None:
     assert is_remote(location, SERVER) == (location in REMOTE)
 
 
-def test_a_host_is_allowed_by_the_variable_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES", "sftp, file")
+def test_hosts_and_shared_disks_are_allowed_by_the_variable_of_mlflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES", "sftp, http")
     assert is_remote("sftp://box/1", SERVER)
-    assert not is_remote("http://box/1", SERVER)
-    assert not is_remote("file:///home/me", SERVER)
+    assert not is_remote("https://box/1", SERVER)
+    assert not is_remote("file:///mnt/shared", SERVER)
+    monkeypatch.setenv("MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES", "file")
+    assert is_remote("file:///mnt/shared", SERVER)
+    assert is_remote("/mnt/shared", SERVER)
+    assert not is_remote("sftp://box/1", SERVER)
 
 
 @pytest.fixture

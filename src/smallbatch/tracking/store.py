@@ -115,8 +115,8 @@ class Store:
                 f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
                 f"{redact(location)[:200]!r}, and they are written to the server itself or to a "
                 "bucket, to no folder of this machine and no other host; start the server with "
-                "--serve-artifacts, rename that experiment if it is an old one, or, for a host, "
-                f"name its scheme in {trust.ALLOWED}"
+                "--serve-artifacts, rename that experiment if it is an old one, or name the scheme "
+                f"of a host or a shared disk (file) in {trust.ALLOWED}"
             )
         if self.artifacts is None:
             return

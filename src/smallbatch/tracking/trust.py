@@ -22,7 +22,7 @@ SUFFIXES = ("", "-journal", "-wal", "-shm")
 """Of an sqlite database and the files that it has beside it."""
 
 ALLOWED = "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"
-"""MLflow's variable of the schemes, with commas, whose places may be on any host."""
+"""MLflow's variable of the schemes, with commas, whose places may be anywhere; `file` as well."""
 _HOSTS = ("http", "https", "mlflow-artifacts", "ftp", "sftp")
 """Schemes of places that are written with a login or key of this user."""
 _HERE = ("", "file", "dbfs", "runs", "models")
@@ -76,7 +76,7 @@ def is_inside(location: str, folder: Path) -> bool:
 
 
 def is_remote(location: str, server: str) -> bool:
-    """Whether a place that a server names is the server itself, a bucket, or an allowed host."""
+    """Whether a place that a server names is the server itself, a bucket, or allowed by scheme."""
     from mlflow.utils.uri import get_uri_scheme
 
     try:
@@ -84,12 +84,12 @@ def is_remote(location: str, server: str) -> bool:
     except ValueError:
         return False
     scheme = get_uri_scheme(location)  # MLflow takes `C:` for a path, on all systems
+    if (scheme or "file") in os.environ.get(ALLOWED, "").lower().replace(" ", "").split(","):
+        return True
     if scheme in _HERE:
         return False
     if scheme not in _HOSTS:
         return bool(parts.netloc)
-    if scheme in os.environ.get(ALLOWED, "").lower().replace(" ", "").split(","):
-        return True
     if ".." in parts.path:  # another route of the server
         return False
     if scheme == "mlflow-artifacts":
