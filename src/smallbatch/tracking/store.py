@@ -113,10 +113,8 @@ class Store:
         if self.uri.kind == "server" and not trust.is_remote(location, self.uri.text):
             raise UserError(
                 f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
-                f"{redact(location)[:200]!r}, and they are written to the server itself or to a "
-                "bucket, to no folder of this machine and no other host; start the server with "
-                "--serve-artifacts, rename that experiment if it is an old one, or name the scheme "
-                f"of a host or a shared disk (file) in {trust.ALLOWED}"
+                f"{redact(location)[:80]!r}, neither that server nor a bucket; start it with "
+                f"--serve-artifacts, rename the experiment, or allow its scheme by {trust.ALLOWED}"
             )
         if self.artifacts is None:
             return
