@@ -113,7 +113,7 @@ class Store:
         if self.uri.kind == "server" and not trust.is_remote(location, self.uri.text):
             raise UserError(
                 f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
-                f"{redact(location)[:80]!r}, neither that server nor a bucket; start it with "
+                f"{redact(location)[:200]!r}, neither that server nor a bucket; start it with "
                 f"--serve-artifacts, rename the experiment, or allow its scheme by {trust.ALLOWED}"
             )
         if self.artifacts is None:

@@ -116,7 +116,7 @@ def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) 
 
 
 def _told(refused: dict[Path, str], columns: int, uri: str) -> str:
-    first = redact(next(iter(refused.values())), uri).strip().partition("\n")[0][:300]
+    first = redact(next(iter(refused.values())), uri).strip().partition("\n")[0][:500]
     others = [str(directory) for directory in refused][1:]
     told = f"{first} (also not logged: {', '.join(others)})" if others else first
     rest = columns - len(refused)
