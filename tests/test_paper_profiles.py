@@ -1,8 +1,9 @@
-"""The paper's profiles at scale smoke: every study of theirs through real `dvc` processes."""
+"""The paper's profiles at scale smoke: every study of theirs, from the images to the report."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
+from smallbatch import tracking
+from smallbatch.cli.main import main
 from smallbatch.config import profiles
 from tests.data.conftest import IMAGE_TYPE, encode, noise
 from tests.project import ROOT, Project, stages_run
@@ -38,42 +42,63 @@ def stand_in(folder: Path, classes: int, label: str) -> Path:
     return folder
 
 
-def smoke(name: str, dataset: dict[str, Any], root: Path) -> Project:
-    """A project with a profile at scale smoke, its images read from a folder of Parquet files."""
-    yaml = YAML(typ="safe")
-    params: dict[str, Any] = yaml.load(profiles.read(name, "smoke"))
+def smoke(name: str, dataset: dict[str, Any]) -> dict[str, Any]:
+    """A profile at scale smoke, its images read from a folder of Parquet files."""
+    params: dict[str, Any] = YAML(typ="safe").load(profiles.read(name, "smoke"))
     params["dataset"] |= {"source": "parquet", **dataset}
-    if name == "paper-cifar10":  # its many studies take the time; the other has both
-        del params["grid"]["batch_sizes"][1:]
+    return params
+
+
+def written(params: dict[str, Any], root: Path) -> Project:
     project = Project(root, "")
     with (root / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
+        YAML(typ="safe").dump(params, file)
     return project
+
+
+def columns(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """(study, batch size) of every column, those that take another's base learning rate last."""
+    grid = params["grid"]
+    studies = [*grid["studies"], *(it["name"] for it in grid["dependent"])]
+    return [(study, str(m)) for study in studies for m in grid["batch_sizes"]]
+
+
+class _NoMirror:
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    """Both profiles, run side by side."""
+    """Both profiles: that of few studies through `dvc`, that of many in this process."""
     root = tmp_path_factory.mktemp("paper")
     cifar10 = REAL / "cifar10"
     if not cifar10.is_dir():
         cifar10 = stand_in(root / "cifar10-data", 10, "label")
     cifar100 = stand_in(root / "cifar100-data", 100, "fine_label")
-    found = {
-        "10": smoke("paper-cifar10", {"path": str(cifar10)}, root / "cifar10"),
-        "100": smoke(
-            "paper-cifar100", {"path": str(cifar100), "label_column": "fine_label"}, root / "c100"
-        ),
-    }
-    started = {name: project.start("dvc", "repro") for name, project in found.items()}
-    for name, process in started.items():
-        with process:
-            output = process.communicate()[0]
-        assert process.returncode == 0, output
-        params = YAML(typ="safe").load((found[name].root / "params.yaml").read_text())["grid"]
-        columns = (len(params["studies"]) + len(params["dependent"])) * len(params["batch_sizes"])
-        assert len(stages_run(output)) == 1 + columns + 3
-    return found
+    few = smoke("paper-cifar100", {"path": str(cifar100), "label_column": "fine_label"})
+    through_dvc = written(few, root / "cifar100")
+    with through_dvc.start("dvc", "repro") as dvc:
+        many = smoke("paper-cifar10", {"path": str(cifar10)})
+        del many["grid"]["batch_sizes"][1:]  # its many studies take the time; the other has both
+        here = written(many, root / "cifar10")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(here.root)
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            patch.setattr(tracking, "LiveMirror", _NoMirror)
+            for words in (
+                ("prepare",),
+                *(("train", *column) for column in columns(many)),
+                ("measure",),
+                ("evaluate",),
+                ("report",),
+            ):
+                done = CliRunner().invoke(main, words)
+                assert done.exit_code == 0, done.output
+        output = dvc.communicate()[0]
+    assert dvc.returncode == 0, output
+    assert len(stages_run(output)) == 1 + len(columns(few)) + 3
+    return {"10": here, "100": through_dvc}
 
 
 def runs_of(project: Project) -> pd.DataFrame:
@@ -118,9 +143,9 @@ def test_sgd_batch_and_bn_batch_are_axes_of_their_own(projects: dict[str, Projec
     assert same["final_train_loss"] == pytest.approx(twin["final_train_loss"], rel=1e-4)
 
 
-def test_the_tracked_runs_name_their_bn_batch(projects: dict[str, Project]) -> None:
-    runs = runs_of(projects["10"])
-    assert len(projects["10"].runs_in_mlflow()) == len(runs)
+def test_every_run_is_tracked_once(projects: dict[str, Project]) -> None:
+    tracked = [name for _, name in projects["100"].runs_in_mlflow()]
+    assert sorted(tracked) == sorted(set(runs_of(projects["100"]).run))
 
 
 def test_the_report_shows_every_study(projects: dict[str, Project]) -> None:
