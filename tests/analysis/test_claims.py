@@ -29,6 +29,9 @@ Rows = list[dict[str, Any]]
 
 NORMS = {"1": "none", "2": "none", "3": "none", "text": "none", "6": "batch_conv",
          "13a": "ghost", "13b": "ghost"}  # fmt: skip
+MODELS = {"1": "alexnet", "5": "alexnet", "6": "alexnet", "2": "resnet8", "3": "resnet20"}
+PLAIN = ("1", "2", "3", "text", "5", "6", "7")
+"""Figures without augmentation."""
 
 
 def runs_of(
@@ -53,7 +56,7 @@ def runs_of(
                     "scale": "small", "fingerprint": "made-up", "protocol": 1, "updates": 100,
                     "figure": figure, "budget": "epochs", "weight_decay": 0.0,
                     "epochs": 20 if figure == "18" else 10,
-                    "model": "deep" if figure == "3" else "net",
+                    "model": MODELS.get(figure, "resnet32"), "augment": figure not in PLAIN,
                     "norm": NORMS.get(figure, "batch"),
                     "warmup": 0.1 if figure in ("10", "11") else 0.0,
                     "bn_batch_size": column if bn else None,
@@ -474,6 +477,19 @@ def test_what_learns_is_decided_on_the_papers_grid(
     assert reason in finding.reason
 
 
+def test_what_was_not_run_does_not_count_as_what_fails() -> None:
+    """Above m = 8 only η̃ far too high were run, and failed."""
+
+    def accuracy(m: int, lr: float, _seed: int) -> float:
+        return fraction_of_way(1.0 if (m <= 8) == (lr < 1) else 0.0)
+
+    rows = runs_of("text", accuracy, lrs=(2.0**-12, *LRS, 4.0, 8.0))
+    rows = [row for row in rows if (row["batch_size"] > 8) == (row["base_lr"] >= 1)]
+    finding = finding_of("resnet32-no-norm-learns-to-8", rows)
+    assert finding.verdict == "undecided"
+    assert "study-text: not every η̃ was run at m = 2, 4, 8, 16, 32" in finding.reason
+
+
 def test_a_batch_size_at_which_all_diverge_counts_as_chance() -> None:
     def accuracy(m: int, lr: float, seed: int) -> float | None:
         return None if m > 8 else 0.5 - (lr != LRS[1]) * 0.1
@@ -560,8 +576,21 @@ def test_of_two_studies_labelled_with_one_figure_none_is_judged() -> None:
         ("longer-training-helps", "study-18", {"norm": "group"}, "norm is group, Fig. 18 has ba"),
         ("small-m-eases-depth", "study-2", {"parameters": 3000}, "does not have more parameters"),
         ("small-m-eases-depth", "study-3", {"weight_decay": 0.5}, "differ in model, weight_decay"),
+        ("small-m-eases-depth", "study-3", {"model": "vit"}, "model is vit, Fig. 3 has resnet20"),
+        (
+            "resnet32-no-norm-learns-to-8",
+            "study-text",
+            {"model": "resnet8"},
+            "Fig. text has resnet32",
+        ),
+        (
+            "best-batch-size-fig-8",
+            "study-8",
+            {"augment": False},
+            "augment is False, Fig. 8 has True",
+        ),
         ("bn-better-than-none-fig-5", "study-1", {"norm": "batch"}, "norm is batch, Fig. 1 has no"),
-        ("bn-after-convs-same-level-fig-6", "study-6", {"model": "x"}, "differ in model, norm"),
+        ("bn-after-convs-same-level-fig-6", "study-6", {"epochs": 9}, "differ in epochs, norm"),
         ("no-norm-improves-to-2", "study-1", {"norm": "batch"}, "norm is batch, Fig. 1 has none"),
         ("curves-alike-4-to-64", "study-7", {"norm": "none"}, "norm is none, Fig. 7 has batch"),
     ],

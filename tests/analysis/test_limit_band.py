@@ -45,3 +45,14 @@ def test_the_band_spans_seeds_that_differ() -> None:
 def test_two_seeds_or_two_batch_sizes_give_no_band() -> None:
     assert fit_band(seed_array(study((32, 32, 32), seeds=2))) is None
     assert fit_band(seed_array(study((32, 32, 32)).query("batch_size <= 8"))) is None
+
+
+def test_an_upper_end_at_the_edge_of_its_own_grid_is_left_out() -> None:
+    """What lies beyond was not tried there; the fit beside the band leaves it out too."""
+    runs = study((32, 32, 32))
+    whole = fit_band(seed_array(runs.query("batch_size <= 128")))
+    narrow = runs["batch_size"].eq(512) & runs["base_lr"].gt(2.0**-12)
+    cut = fit_band(seed_array(runs[~narrow]))
+    assert whole is not None
+    assert cut is not None
+    assert (cut.m_star_low, cut.m_star_high) == (whole.m_star_low, whole.m_star_high)

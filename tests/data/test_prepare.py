@@ -409,3 +409,26 @@ def test_images_that_are_in_both_splits_are_told(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "img/train/ant/2.png", tmp_path / "img/test/bee/1.png")
     prepare(config, tmp_path / "data", say=said.append)
     assert said == ["warning: 1 of 6 test images are training images too, pixel by pixel"]
+
+
+def test_images_held_out_that_are_test_images_are_told(tmp_path: Path) -> None:
+    """What is chosen by them is then chosen by test images."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (2, 4, 5, 6, 3), dtype=np.uint8)
+    for split in ("train", "test"):  # the test split is the training split
+        for name, images in zip(("ant", "bee"), pixels, strict=True):
+            folder = tmp_path / "img" / split / name
+            folder.mkdir(parents=True)
+            for index, image in enumerate(images):
+                Image.fromarray(image).save(folder / f"{index}.png")
+    raw = {"name": "own", "source": "image_folder", "path": str(tmp_path / "img"),
+           "validation_fraction": 0.25}  # fmt: skip
+    said: list[str] = []
+    prepare(DatasetConfig.model_validate(raw), tmp_path / "data", say=said.append)
+    assert said == [
+        f"warning: {told}, pixel by pixel"
+        for told in (
+            "2 of 8 test images are validation images too",
+            "6 of 8 test images are training images too",
+        )
+    ]

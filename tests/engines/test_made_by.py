@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from smallbatch.config.params import StudyConfig
 from smallbatch.engines import made_by
-from smallbatch.engines.made_by import ENTRY, PACKAGE, code_digest, sources
+from smallbatch.engines.made_by import ENTRY, PACKAGE, code_digest, made_by_on, sources
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -129,3 +130,16 @@ def test_relative_imports_are_followed(tmp_path: Path, monkeypatch: pytest.Monke
     sources.cache_clear()
     names = {str(path) for path in found}
     assert {"engines/own/helper.py", "engines/own/other.py", "protocol/run.py"} <= names
+
+
+def test_variables_that_choose_a_model_are_part_of_what_made_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = StudyConfig(model="resnet8", norm="none", epochs=1, weight_decay=0)
+    before = made_by_on("loop", "cpu", study)
+    monkeypatch.setenv("TIMM_USE_NAFLEXVIT", "true")
+    *rest, by = before.split()
+    assert made_by_on("loop", "cpu", study).split() == [*rest, "TIMM_USE_NAFLEXVIT=true", by]
+    monkeypatch.delenv("TIMM_USE_NAFLEXVIT")
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    assert made_by_on("loop", "cpu", study) == before

@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import stat
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -62,6 +63,27 @@ def test_nothing_is_logged_to_what_another_user_made(
     assert not tables.query("select run_uuid from runs")
     os.chown(workplace, NOBODY, -1)  # of whom the project belongs to, it may be
     assert open_store().experiment_id("digits/study")
+
+
+@pytest.mark.parametrize("name", ["mlflow.db", "mlflow.db.new"])
+def test_a_journal_that_names_another_file_is_not_played_back(
+    name: str, columns: Any, workplace: Path, tmp_path: Path
+) -> None:
+    """Sqlite takes the file for a list of journals, finds that none is left and deletes it."""
+    small(columns)
+    sync(columns.root)
+    precious = tmp_path / "precious"
+    precious.write_text("of this user")
+    target, magic = str(precious).encode(), bytes.fromhex("d9d505f920a163d7")
+    page = int.from_bytes((workplace / "mlflow.db").read_bytes()[16:18], "big")
+    pages = (workplace / "mlflow.db").stat().st_size // page
+    header = magic + struct.pack(">5I", 0, 0, pages, 512, page)
+    named = struct.pack(">I", 0x40000000 // page + 1) + target
+    tail = struct.pack(">2I", len(target), sum(target)) + magic
+    (workplace / f"{name}-journal").write_bytes(header.ljust(512, b"\0") + named + tail)
+    with pytest.raises(UserError, match=rf"{name}-journal: names another file"):
+        sync(columns.root)
+    assert precious.exists()
 
 
 @needs_two_users

@@ -29,6 +29,7 @@ def _learns_only_up_to_8(evidence: Evidence) -> list[Part]:
     small, large = array.batch_sizes <= 8, array.batch_sizes >= 16
     if not small.any() or not large.any():
         raise UndecidableError("needs batch sizes up to 8 and from 16 on")
+    _refuse_gaps(array)
 
     def learns(picks: Picks) -> Floats:
         return array.reach(array.best(picks))[small].min(axis=0) - MAIN_FRACTION

@@ -22,12 +22,22 @@ BN_FIGURES = ("13a", "13b")
 """Those with the BN batch size as an axis; all others have η̃."""
 
 
-_NORMS = {
-    **dict.fromkeys(("1", "2", "3", "text"), "none"),
-    **dict.fromkeys(("5", "7", "8", "9", "10", "11", "17", "18"), "batch"),
-    "6": "batch_conv",
-    **dict.fromkeys(BN_FIGURES, "ghost"),
+_FIGURES: dict[str, dict[str, object]] = {
+    "1": {"model": "alexnet", "norm": "none", "augment": False},
+    "2": {"model": "resnet8", "norm": "none", "augment": False},
+    "3": {"model": "resnet20", "norm": "none", "augment": False},
+    "text": {"model": "resnet32", "norm": "none", "augment": False},
+    "5": {"model": "alexnet", "norm": "batch", "augment": False},
+    "6": {"model": "alexnet", "norm": "batch_conv", "augment": False},
+    "7": {"model": "resnet32", "norm": "batch", "augment": False},
+    **{
+        figure: {"model": "resnet32", "norm": "batch", "augment": True}
+        for figure in ("8", "9", "10", "11", "17", "18")
+    },
+    **{figure: {"model": "resnet32", "norm": "ghost", "augment": True} for figure in BN_FIGURES},
 }
+"""What the study of a figure trains; of what is labelled so and trains something else, no claim
+about the figure says anything."""
 _WITH_WARM_UP = ("10", "11")
 _LABELS = {"figure", "base_lr_from"}
 """Settings by which studies may differ that are compared: how they are called and chosen."""
@@ -166,9 +176,12 @@ class Evidence:
 
     def _refuse_unlike(self, figure: str, name: str) -> None:
         own = self.runs[self.runs["study"] == name].iloc[0]
-        norm, warm_up = _NORMS.get(figure, own["norm"]), figure in _WITH_WARM_UP
-        if own["norm"] != norm:
-            raise UndecidableError(f"{name}: its norm is {own['norm']}, Fig. {figure} has {norm}")
+        for key, value in _FIGURES.get(figure, {}).items():
+            if own[key] != value:
+                raise UndecidableError(
+                    f"{name}: its {key} is {own[key]}, Fig. {figure} has {value}"
+                )
+        warm_up = figure in _WITH_WARM_UP
         if bool(own["warmup"]) != warm_up:
             raise UndecidableError(
                 f"{name}: its warm-up is {own['warmup']:g}, Fig. {figure} has "

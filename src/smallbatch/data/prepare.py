@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +84,25 @@ def assemble(config: DatasetConfig, source: Source) -> Dataset:
 
 
 def _tell_of_shared_images(dataset: Dataset, say: Callable[[str], object]) -> None:
-    """Accuracy on images that were trained on tells what was learnt by heart."""
-    trained = {sha256(image.tobytes()).digest() for image in dataset.train_images}
-    for split, images in (("test", dataset.test_images), ("validation", dataset.validation_images)):
-        if images is not None:
-            count = sum(sha256(image.tobytes()).digest() in trained for image in images)
-            if count:
-                say(
-                    f"warning: {count} of {len(images)} {split} images are training images too, "
-                    "pixel by pixel"
-                )
+    """Accuracy on images that were trained on, or chosen by, tells what was learnt by heart."""
+    splits = {
+        "test": dataset.test_images,
+        "validation": dataset.validation_images,
+        "training": dataset.train_images,
+    }
+    seen = {
+        split: [sha256(image.tobytes()).digest() for image in images]
+        for split, images in splits.items()
+        if images is not None
+    }
+    for split, other in combinations(seen, 2):
+        others = set(seen[other])
+        count = sum(image in others for image in seen[split])
+        if count:
+            say(
+                f"warning: {count} of {len(seen[split])} {split} images are {other} images too, "
+                "pixel by pixel"
+            )
 
 
 def _check_classes(source: Source) -> None:

@@ -26,9 +26,14 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
 # the others only read and write.
 NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "private.py", "machine.py", "data")
 COMPILED = ("*.cpp", "*.h")
-# Variables by which torch and its libraries leave instruction sets out, or choose between them.
+# Variables by which torch and its libraries leave instruction sets out, choose between them, or
+# multiply in fewer bits.
 _DISPATCH = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
-             "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE")  # fmt: skip
+             "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE",
+             "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE", "CUBLAS_WORKSPACE_CONFIG",
+             "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # fmt: skip
+_OF_TIMM = "TIMM_"
+"""With what the names of timm's variables begin; some choose another model of the same name."""
 
 
 @cache
@@ -116,8 +121,12 @@ def made_by_on(
 
 
 def _dispatch() -> list[str]:
-    """Which instruction sets torch and its libraries use here: variables can leave some out."""
+    """Which instruction sets and models torch and timm use here: variables choose some."""
     import torch
 
-    chosen = [f"{name}={os.environ[name]}" for name in _DISPATCH if name in os.environ]
+    chosen = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name in _DISPATCH or name.startswith(_OF_TIMM)
+    ]
     return [torch.backends.cpu.get_cpu_capability(), *chosen]

@@ -159,6 +159,11 @@ def read_record(directory: Path) -> ColumnRecord:
                 f"{directory / 'runs.json'}: is of study {record.study} at m={record.batch_size}, "
                 "which belongs elsewhere; move the folder to its place or delete it"
             )
+    if len(counts := sorted({run.parameters for run in record.runs})) > 1:
+        raise UserError(
+            f"{directory / 'runs.json'}: its runs are of different models, of "
+            f"{' and '.join(map(str, counts))} parameters; delete the folder and train again"
+        )
     if is_single(place):
         named, hashed = {run.run for run in record.runs}, {_hash(record, it) for it in record.runs}
         if differing := sorted((named | hashed) - {place.name}):

@@ -18,8 +18,12 @@ from smallbatch import private
 from smallbatch.errors import UserError
 from smallbatch.tracking.uri import VARIABLE
 
-SUFFIXES = ("", "-journal", "-wal", "-shm")
+JOURNAL = "-journal"
+SUFFIXES = ("", JOURNAL, "-wal", "-shm")
 """Of an sqlite database and the files that it has beside it."""
+
+_MAGIC = bytes.fromhex("d9d505f920a163d7")
+"""Ends an sqlite journal that names the journal of a transaction over several databases."""
 
 ALLOWED = "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"
 """MLflow's variable of the schemes, with commas, whose places may be anywhere; `file` as well."""
@@ -39,7 +43,8 @@ def check_database(database: Path) -> None:
 
     Raises:
         UserError: One of them is another user's, or is reached by a link of another user, or is no
-            regular file.
+            regular file; or a journal names a file that sqlite would delete. One of MLflow's names
+            none, since its transactions are of one database.
     """
     _look(database, database.parent)
     real = database.resolve()
@@ -49,6 +54,8 @@ def check_database(database: Path) -> None:
             found = _look(path, real.parent)
             if found is not None and not stat.S_ISREG(found.st_mode):
                 raise UserError(f"{path}: no regular file; remove it")
+            if found is not None and suffix == JOURNAL and _names_a_file(path):
+                raise UserError(f"{path}: names another file, which sqlite would delete; remove it")
 
 
 def check_folders(artifacts: Path, inside: Path) -> None:
@@ -126,6 +133,13 @@ def _look(path: Path, folder: Path) -> os.stat_result | None:
             f"remove it, or name a store by {VARIABLE}"
         )
     return found
+
+
+def _names_a_file(journal: Path) -> bool:
+    with suppress(FileNotFoundError), journal.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_MAGIC)))
+        return file.read() == _MAGIC
+    return False
 
 
 def _is_of_member(found: os.stat_result, folder: Path) -> bool:
