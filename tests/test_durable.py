@@ -165,3 +165,20 @@ def test_a_new_file_that_another_locks_at_once_is_not_waited_for(
     os.close(taken[0])
     assert [path.name for path in tmp_path.iterdir()] == ["runs.json"]
     assert (tmp_path / "runs.json").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("other", ["notes.txt", ".env", "table.csv/"])
+def test_a_folder_that_holds_other_files_is_not_replaced(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "results"
+    durable.check_replaceable(folder, ["table.csv"])
+    folder.mkdir()
+    for name in ("runs.json", ".DS_Store", "table.csv.a1b2.part"):
+        (folder / name).touch()
+    durable.check_replaceable(folder, ["table.csv", "runs.json"])
+    path = folder / other
+    path.mkdir() if other.endswith("/") else path.touch()
+    with pytest.raises(OSError, match=f"'{path.name}' is none of the files to be replaced"):
+        durable.check_replaceable(folder, ["table.csv", "runs.json"])
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    durable.check_replaceable(link, [])

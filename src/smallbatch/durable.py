@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_LITTER = (".DS_Store", ".gitignore", ".nfs", "._", "Thumbs.db", "desktop.ini")
+"""With what the names of files begin that systems and tools leave in any folder."""
 _LENGTH_BYTES = 8  # of safetensors' little-endian header length
 
 
@@ -176,6 +178,29 @@ def check_regular(path: Path) -> None:
         OSError: The path leads to one, or nowhere.
     """
     _check_mode(path, path.stat().st_mode)
+
+
+def check_replaceable(folder: Path, names: Collection[str]) -> None:
+    """Refuse to put a result in place of a folder that holds anything else.
+
+    What is replaced is deleted, and a name may lead to a folder that is none of ours, by a link in
+    a project that somebody else made. Of a link in the folder's own place only the link goes.
+
+    Args:
+        folder: The folder; it need not exist.
+        names: Of the files of such a result.
+
+    Raises:
+        OSError: It holds something else, or cannot be read.
+    """
+    if folder.is_symlink():
+        return
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            known = entry.name in names or entry.name.startswith(_LITTER)
+            if entry.is_dir(follow_symlinks=False) or not (known or entry.name.endswith(".part")):
+                why = f"{entry.name!r} is none of the files to be replaced; move it elsewhere"
+                raise OSError(errno.ENOTEMPTY, why, str(folder))
 
 
 def _check_mode(path: Path, mode: int) -> None:

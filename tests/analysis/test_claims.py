@@ -608,6 +608,42 @@ def test_what_is_compared_differs_in_what_the_claim_is_about_alone(
     assert said in finding.reason
 
 
+def test_levels_of_studies_without_a_common_batch_size_are_not_compared() -> None:
+    rows = [row for row in MAKERS["bn-after-convs-same-level-fig-6"](HOLDS)
+            if (row["batch_size"] > 8) == (row["figure"] == "5")]  # fmt: skip
+    finding = finding_of("bn-after-convs-same-level-fig-6", rows)
+    assert finding.verdict == "undecided"
+    assert finding.reason == "the studies have no batch size in common"
+
+
+def test_a_bn_batch_is_not_the_best_where_none_finishes() -> None:
+    rows = MAKERS["bn-batch-independent-fig-13a"](HOLDS)
+    for row in rows:
+        if row["batch_size"] == 32:
+            row |= {"outcome": "diverged", "reported_accuracy": math.nan}
+    finding = finding_of("bn-batch-independent-fig-13a", rows)
+    assert finding.verdict == "undecided"
+    assert finding.reason == "study-13a: at m = 32 no BN batch lets most seeds finish"
+
+
+def test_a_study_in_several_environments_is_one_study() -> None:
+    """Such as columns of other workers or commits; that with the widest range of m counts."""
+    rows = MAKERS["memory-grows"](HOLDS)
+    own = timings(HOLDS).query("study == 'study-2'")
+    others = [
+        own.assign(
+            environment=json.dumps({"engine": "loop", "device": "cuda", "workers": workers}),
+            batch_size=sizes,
+        )
+        for workers, sizes in ((2, [2, 4]), (3, [4, 8]))
+    ]
+    runs = pd.DataFrame(rows)
+    evidence = Evidence("made-up", runs, histories(runs), pd.concat([own, *others]))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [evidence])
+    assert (finding.verdict, finding.reason) == ("undecided", "n = 1, at least 3 needed")
+
+
 def test_memory_of_different_images_is_not_compared() -> None:
     rows = MAKERS["memory-grows"](HOLDS)
     for row in rows:

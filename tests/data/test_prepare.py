@@ -328,6 +328,19 @@ def test_what_is_no_folder_at_the_place_of_a_left_over_is_left_alone(
     assert [left.name for left in tmp_path.iterdir()] == [path.name]
 
 
+def test_what_is_not_of_a_data_set_is_not_replaced(tmp_path: Path) -> None:
+    """A link in a project of somebody else's may lead to any folder."""
+    precious = tmp_path / "home/thesis"
+    precious.mkdir(parents=True)
+    (precious / "thesis.txt").write_text("years of work")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(tmp_path / "home")
+    config = DatasetConfig(name="thesis", source="digits", subset=40, test_subset=20)
+    with pytest.raises(UserError, match=r"'thesis\.txt' is none of the files to be replaced"):
+        prepare(config, tmp_path / "data")
+    assert [path.name for path in precious.iterdir()] == ["thesis.txt"]
+
+
 def test_a_hundred_thousand_class_names_take_no_time(tmp_path: Path) -> None:
     many = 100_000
     labels = np.arange(many)

@@ -349,6 +349,17 @@ def test_results_that_cannot_be_put_in_place_leave_the_earlier_ones(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_what_is_not_of_a_column_is_not_replaced(noise: Dataset, tmp_path: Path) -> None:
+    """It is told before anything is trained."""
+    directory = tmp_path / "models/m4"
+    directory.mkdir(parents=True)
+    (directory / "notes.txt").write_text("of the user")
+    with pytest.raises(OSError, match=r"'notes\.txt' is none of the files to be replaced"):
+        run_column(plan(noise, base_lrs=LRS[:1], seeds=1), tmp_path)
+    assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+    assert not [*(tmp_path / "work").glob("*/record")]
+
+
 def test_who_lost_the_lock_keeps_nothing(
     noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,3 +29,15 @@ def test_points_stay_at_their_batch_size_and_studies_can_be_told_apart(count: in
         assert x.max() < right
     looks = {(c.get_color(), c.get_marker(), c.get_linestyle()) for c in curves}
     assert len(looks) == len(curves) == count
+
+
+def test_a_seed_that_diverged_is_marked_where_the_bar_has_no_end() -> None:
+    rows = [
+        {"study": "a", "batch_size": 8, "accuracy": 0.5, "min_accuracy": 0.4, "max_accuracy": 0.6},
+        {"study": "a", "batch_size": 16, "accuracy": 0.6, "min_accuracy": np.nan,
+         "max_accuracy": 0.7},
+    ]  # fmt: skip
+    axes = best_accuracy(pd.DataFrame(rows), ["a"]).axes[0]
+    crosses = [line for line in axes.get_lines() if line.get_marker() == "x"]
+    assert [np.ravel(line.get_xydata()).tolist() for line in crosses] == [[4.0, 0.0]]
+    assert axes.get_ylim()[0] > 35

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,6 +21,33 @@ from smallbatch.tracking.records import read_column
 
 if TYPE_CHECKING:
     import torch
+
+
+def test_a_model_takes_nothing_from_the_folder(
+    columns: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow would log the files of a uv project, and what links of these names lead to."""
+    monkeypatch.setenv("MLFLOW_LOG_UV_FILES", "true")
+    (workplace / "key").write_text("secret")
+    for name in ("uv.lock", ".python-version"):
+        (workplace / name).symlink_to("key")
+    (workplace / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n')
+    sync(columns.write(8, base_lrs=(0.5,)))
+    files = {path.name for path in workplace.glob("mlartifacts/**/artifacts/**/*")}
+    assert "MLmodel" in files
+    assert not files & {"uv.lock", ".python-version", "pyproject.toml"}
+
+
+def test_weights_that_are_a_pipe_are_not_waited_for(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, base_lrs=(0.5,))
+    other = columns.write(16, base_lrs=(0.5,))
+    (directory / "weights.safetensors").unlink()
+    os.mkfifo(directory / "weights.safetensors")
+    with pytest.raises(UserError, match="found a FIFO, allowed: a regular file"):
+        sync(columns.root)
+    logged = tables.query("select value from tags where key = 'smallbatch.model'")
+    assert other.exists()
+    assert len(logged) == 1
 
 
 def make_network(seed: int) -> torch.nn.Module:

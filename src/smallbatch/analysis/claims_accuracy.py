@@ -105,7 +105,8 @@ def _difference(
 
 
 def _same_level(evidence: Evidence) -> list[Part]:
-    first, second = evidence.arrays("6", "5", about="norm")
+    # Of what only one of them ran, the other might have been as good.
+    _, (first, second) = common_batch_sizes(*evidence.arrays("6", "5", about="norm"))
 
     def effect(picks: Picks) -> Floats:
         gap = first.best(picks).max(axis=0) - second.best(picks).max(axis=0)

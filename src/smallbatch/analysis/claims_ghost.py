@@ -9,7 +9,7 @@ import numpy as np
 
 from smallbatch.analysis.claim import Claim, Part, listed_sizes, missing_beside, missing_inside
 from smallbatch.analysis.evidence import BN_FIGURES, Evidence, UndecidableError
-from smallbatch.analysis.seeds import Floats, Picks
+from smallbatch.analysis.seeds import Floats, Picks, all_once
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,6 +73,10 @@ def _independent(figure: str, evidence: Evidence) -> list[Part]:
     rows = np.flatnonzero(array.batch_sizes >= FROM)
     if len(rows) < 2:
         raise UndecidableError(f"{array.name}: fewer than two SGD batches ≥ {FROM}")
+    finished = np.isfinite(array.medians(all_once(len(array.seeds)))[rows, :, 0]).any(axis=1)
+    if not finished.all():
+        sizes = listed_sizes(array.batch_sizes[rows][~finished])
+        raise UndecidableError(f"{array.name}: at m = {sizes} no BN batch lets most seeds finish")
 
     def effect(picks: Picks) -> Floats:
         medians = np.nan_to_num(_medians(array, picks)[rows], nan=-1.0)

@@ -14,18 +14,20 @@ from smallbatch.analysis.seeds import Floats, Picks
 
 def _memory_grows(evidence: Evidence) -> list[Part]:
     memory = evidence.memory
-    ratios: list[float] = []
+    spans: dict[str, tuple[float, float]] = {}  # of each study, octaves of m and of memory
     for (study, _), column in memory.groupby(["study", "environment"]) if len(memory) else ():
-        if len(column) > 1:
-            evidence.refuse_mixed(str(study))
-            peaks = column["peak_memory_bytes"].to_numpy(dtype=float)
-            ratios.append(float(np.log2(peaks[-1] / peaks[0])))
-    if not ratios:
+        evidence.refuse_mixed(str(study))
+        octaves = np.log2(column[["batch_size", "peak_memory_bytes"]].to_numpy(dtype=float))
+        span, growth = (octaves[-1] - octaves[0]).tolist()
+        # Of the environments in which a study was trained, that with the widest range of m.
+        if span > spans.get(str(study), (0.0, 0.0))[0]:
+            spans[str(study)] = span, growth
+    if not spans:
         raise UndecidableError(
             "no study has two batch sizes that the loop engine trained on one machine "
             "(stacked lanes fill the memory they are given)"
         )
-    values = np.array(ratios)
+    values = np.array([growth for _, growth in spans.values()])
     on_cpu = any(json.loads(str(text)).get("device") != "cuda" for text in memory["environment"])
 
     def effect(picks: Picks) -> Floats:
@@ -44,8 +46,9 @@ CLAIMS = (
         figure="text",
         statement="Memory grows with m",
         criterion="log₂ of the ratio of peak memory at the largest m to that at the smallest, "
-        "among the columns of a study that trained one run at a time on one machine: its median "
-        "over studies is above 0. Here n and the interval are over studies, not seeds. "
+        "among the columns of a study that trained one run at a time in one environment (of "
+        "several, that with the widest range of m): its median over studies is above 0. Here n and "
+        "the interval are over studies, not seeds. "
         "Of a GPU it is the memory allocated; of a CPU the process's, which contradicts nothing.",
         unit="octaves",
         studies=RANGE_FIGURES,

@@ -65,8 +65,8 @@ def fit_band(array: SeedArray, fraction: float = MAIN_FRACTION) -> LimitBand | N
 
 def _fit(array: SeedArray, upper: np.ndarray) -> LimitFit | None:
     # Where the highest η̃ tried at that m is reliable, the range may be wider.
-    tried = ~np.isnan(array.values).all(axis=-1)
-    highest = tried.shape[1] - 1 - tried[:, ::-1].argmax(axis=1)
+    tried = np.isfinite(array.values).any(axis=-1) | np.isneginf(array.values).any(axis=-1)
+    highest = np.where(tried, np.arange(len(array.columns)), -1).max(axis=1)
     inside = (upper >= 0) & (upper < highest)
     if inside.sum() < 3:
         return None

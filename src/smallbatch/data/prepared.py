@@ -257,6 +257,8 @@ def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def _replace(new: Path, directory: Path, aside: Path) -> None:
     """Renames ``new`` to ``directory``; moves the old folder ``aside``, and back on failure."""
+    names = [f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels")]
+    durable.check_replaceable(directory, ["meta.json", *names])
     if directory.exists():
         directory.rename(aside)
     try:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from smallbatch import machine
+from smallbatch import durable, machine
 from smallbatch.errors import UserError
 from smallbatch.execution.watch import Watch
 from smallbatch.placement.placement import Placement
@@ -77,6 +77,7 @@ def train_column(
     environment = {**(environment or machine.describe(placement.device)),
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
+        durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
         started, began = datetime.now(UTC), time.perf_counter()
         measured = _train_missing(
             column,

@@ -106,7 +106,7 @@ def _column_info(
     from smallbatch.protocol.run import PROTOCOL
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
-    from smallbatch.tracking.records import place_of
+    from smallbatch.tracking.place import place_of
 
     meta = column.dataset.meta
     return ColumnInfo(

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from smallbatch.protocol.outcome import RunResult
 
 
+NAMES = ("history.parquet", "weights.safetensors", "runs.json", "timing.json")
+"""Of a column's files."""
+
+
 def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) -> None:
     """Keep one finished or diverged run in a directory named by its hash.
 
@@ -173,12 +177,7 @@ def write_column(
     )
     _replace_folder(
         directory,
-        {
-            "history.parquet": history.getvalue(),
-            "weights.safetensors": weights,
-            "runs.json": _json(record),
-            "timing.json": _json(timing),
-        },
+        dict(zip(NAMES, (history.getvalue(), weights, _json(record), _json(timing)), strict=True)),
     )
 
 
@@ -186,6 +185,8 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     """Put a folder of files in place of a directory, whole or not at all."""
     private.refuse_links_of_others(directory)
     part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
+    for folder in (directory, part, old):
+        durable.check_replaceable(folder, NAMES)
     _remove(part)
     try:
         part.mkdir(parents=True)

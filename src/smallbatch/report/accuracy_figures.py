@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from smallbatch.analysis.seeds import Floats
+
 _ALL_DIVERGED = "#bdbdbd"
 _MOST_DIVERGED = "#ececec"
 
@@ -97,7 +99,7 @@ def heat_map(cells: pd.DataFrame, best: pd.DataFrame) -> Figure:
 def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
     """Best accuracy against m, a curve per study (paper, Fig. 15); ``best`` of one data set.
 
-    Points are medians over the seeds at the best η̃; bars go from the worst seed to the best.
+    Points are medians over the seeds at the best η̃; bars as `seed_bars` draws them.
     """
     figure, axes = new_figure()
     for index, study in enumerate(studies):
@@ -106,25 +108,37 @@ def best_accuracy(best: pd.DataFrame, studies: list[str]) -> Figure:
         if ordered.empty:
             continue
         shift, look = sideways(index, len(studies), 0.09), categorical(index)
-        middle = ordered["accuracy"].to_numpy(dtype=float)
-        low = ordered["min_accuracy"].to_numpy(dtype=float)
-        high = ordered["max_accuracy"].to_numpy(dtype=float)
-        axes.errorbar(
-            np.log2(ordered["batch_size"].to_numpy(dtype=float)) + shift,
-            100 * middle,
-            # If the worst seed diverged, it has no accuracy, and the bar has no lower half.
-            yerr=100 * np.nan_to_num(np.stack([middle - low, high - middle])),
-            color=look["color"],
-            marker=look["marker"],
-            linestyle=look["linestyle"],
-            capsize=2.5,
-            elinewidth=1,
-            label=study,
-        )
+        at = np.log2(ordered["batch_size"].to_numpy(dtype=float)) + shift
+        seed_bars(axes, at, ordered, label=study, **look)
     batch_size_axis(axes, best["batch_size"])
     axes.set_ylabel("best reported test accuracy (%)")
     figure.legend(loc="outside lower center", ncols=legend_columns(studies))
     return figure
+
+
+def seed_bars(axes: Axes, at: Floats, cells: pd.DataFrame, *, color: Any, **look: Any) -> None:
+    """Draw medians of cells, with bars from the worst seed to the best.
+
+    A seed that diverged is the worst, and has no accuracy: instead of the bar's lower half there is
+    a cross on the axis.
+
+    Args:
+        axes: Where to draw.
+        at: The position of each cell.
+        cells: The cells, with ``accuracy``, ``min_accuracy`` and ``max_accuracy``.
+        color: Of all parts.
+        look: Other options of the line.
+    """
+    middle, low, high = (
+        100 * cells[name].to_numpy(dtype=float)
+        for name in ("accuracy", "min_accuracy", "max_accuracy")
+    )
+    bars = np.nan_to_num(np.stack([middle - low, high - middle]))
+    axes.errorbar(at, middle, yerr=bars, color=color, capsize=2.5, elinewidth=1, **look)
+    lost = at[np.isnan(low) & ~np.isnan(middle)]
+    if len(lost):
+        floor, on_axis = np.zeros(len(lost)), axes.get_xaxis_transform()
+        axes.plot(lost, floor, "x", color=color, mew=1.5, transform=on_axis, clip_on=False)
 
 
 def _chance_line(axes: Axes, cells: pd.DataFrame) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smallbatch.report import paper
+from smallbatch.report.accuracy_figures import seed_bars
 from smallbatch.report.labels import count, listed, percent, power_of_two, spread
 from smallbatch.report.style import (
     MARKERS,
@@ -46,7 +47,8 @@ def ghost_section(
             f"Line chart: reported test accuracy of {study} against the BN batch size, one curve "
             f"for each of {count(cells['batch_size'].nunique(), 'SGD batch size')}.",
             "Reported accuracy against the BN batch size, a curve per SGD batch size m (median "
-            "over seeds; bars from the worst seed to the best).",
+            "over seeds; bars from the worst seed to the best). A cross on the axis: a seed "
+            "diverged there.",
         )
     chosen = [f"{row['bn_batch_size']} at m = {row['batch_size']}" for row in best]
     return {
@@ -74,19 +76,9 @@ def bn_batch_curves(cells: pd.DataFrame) -> Figure:
         zip(sizes, ordered_colours(len(sizes)), strict=True)
     ):
         own = cells[cells["batch_size"] == batch_size].sort_values("bn_batch_size")
-        middle = own["accuracy"].to_numpy(dtype=float)
-        ends = own[["min_accuracy", "max_accuracy"]].to_numpy(dtype=float).T
-        bars = np.nan_to_num(np.abs(ends - middle))
-        axes.errorbar(
-            np.log2(own["bn_batch_size"].to_numpy(dtype=float)),
-            100 * middle,
-            yerr=100 * bars,
-            color=colour,
-            marker=MARKERS[index % len(MARKERS)],
-            capsize=2.5,
-            elinewidth=1,
-            label=str(batch_size),
-        )
+        at = np.log2(own["bn_batch_size"].to_numpy(dtype=float))
+        marker = MARKERS[index % len(MARKERS)]
+        seed_bars(axes, at, own, color=colour, marker=marker, label=str(batch_size))
     batch_size_axis(axes, cells["bn_batch_size"])
     axes.set_xlabel("BN batch size (log₂ scale)")
     axes.set_ylabel("reported test accuracy (%)")

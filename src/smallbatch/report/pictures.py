@@ -89,7 +89,8 @@ def study_pictures(
                 f"Line chart: reported test accuracy of {study} against the batch size, one curve "
                 f"for each of {count(cells['base_lr'].nunique(), 'base learning rate')}.",
                 "Reported accuracy against m, a curve per η̃ (median over seeds). A curve is "
-                "interrupted where the median falls on a diverged run (× in the key: at every m).",
+                "interrupted where the median falls on a diverged run, or the η̃ was not run (× in "
+                "the key: wherever it was run, it diverged).",
             ),
             gallery.add(
                 accuracy_figures.heat_map(cells, best),
@@ -137,7 +138,8 @@ def summary_pictures(
                     f"{dataset}. The highest is {percent(winner['accuracy'])}, "
                     f"{winner['study']} at m = {winner['batch_size']}.",
                     "Best reported accuracy at each m (median over seeds at the best η̃, chosen on "
-                    "the test set); bars reach from the worst seed to the best.",
+                    "the test set); bars reach from the worst seed to the best. A cross on the "
+                    "axis: a seed diverged there.",
                 )
             )
         for unit, symbol in (("base_lr", "η̃"), ("lr", "η = m·η̃")):
@@ -165,7 +167,7 @@ def _convergence_pictures(
             convergence_figures.convergence(curves, measure),
             f"{name}.convergence-{measure.replace('_', '-')}",
             f"Line chart: {words} of {study} against the epoch at η̃ = {power_of_two(base_lr)}, "
-            f"one curve for each of {count(cells['batch_size'].nunique(), 'batch size')}.",
+            f"one curve for each of {count(curves['batch_size'].nunique(), 'batch size')}.",
             f"Convergence: {words} by epoch (median over seeds) at {why}. A cross: diverged "
             "(a loss beyond the axis is drawn on its edge).",
         )

@@ -84,7 +84,7 @@ def range_table(ranges: pd.DataFrame) -> Table:
             str(row["batch_size"]),
             power_of_two(row["lower"]),
             power_of_two(row["upper"]),
-            f"{row['octaves']:.0f}" if row["n_reliable"] else "none reliable",
+            f"{row['octaves']:.3g}" if row["n_reliable"] else "none reliable",
             f"{row['n_reliable']} of {row['n_base_lrs']}",
             power_of_two(row["lower_lr"]),
             power_of_two(row["upper_lr"]),

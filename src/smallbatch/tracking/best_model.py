@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch import durable
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries
@@ -144,6 +145,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     data = target.with_name("data")
     data.mkdir()
     path, prefix = column.directory / "weights.safetensors", f"{best.info.run}/"
+    durable.check_regular(path)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if column.weights_sha256 not in (None, found):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from smallbatch.records import columns as results
 from smallbatch.records.schema import METRICS, ColumnRecord, RunRecord, Timing
+from smallbatch.tracking.place import place_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,14 +181,6 @@ class TrackedColumn:
             if run.reported_accuracy is not None
         ]
         return min(scored, key=lambda it: it[:3])[3] if scored else None
-
-
-def place_of(directory: Path) -> str:
-    """16 hex digits that tell a column's directory from all others, also on other machines.
-
-    They say nothing of the names, which are no business of those who read a team's server.
-    """
-    return _digest([platform.node(), str(directory.resolve())])[:16]
 
 
 def read_column(directory: Path) -> TrackedColumn:

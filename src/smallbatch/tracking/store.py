@@ -39,6 +39,9 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+# Else a model gets the `uv.lock`, `pyproject.toml` and `.python-version` of the working folder, by
+# links there any file of this user.
+_FORCED = {"MLFLOW_LOG_UV_FILES": "false", "MLFLOW_UV_AUTO_DETECT": "false"}
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,13 @@ def may_be_new(uri: TrackingUri) -> bool:
 
 
 def prepare_environment() -> None:
-    """Set MLflow's switches (no telemetry, limited retries) unless the user has set them."""
+    """Set MLflow's switches (no telemetry, limited retries) unless the user has set them.
+
+    Those of `_FORCED` are set in any case.
+    """
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    os.environ.update(_FORCED)
 
 
 @contextmanager
