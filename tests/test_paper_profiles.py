@@ -152,4 +152,4 @@ def test_the_report_shows_every_study(projects: dict[str, Project]) -> None:
     for project in projects.values():
         page = (project.root / "reports/report.html").read_text()
         for study in runs_of(project).study.unique():
-            assert f"-{study}" in page
+            assert f'.{study}">' in page

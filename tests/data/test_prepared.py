@@ -77,9 +77,9 @@ def test_files_are_the_documented_ones(tmp_path: Path) -> None:
 
 def test_replacing_is_complete_and_leaves_nothing_else(tmp_path: Path) -> None:
     write_prepared(make(validation=True), tmp_path / "toy")
-    (tmp_path / "toy/stale").write_text("x")
+    (tmp_path / "toy/meta.json.a1b2c3.part").write_text("x")
     write_prepared(make(seed=1), tmp_path / "toy")
-    assert "stale" not in content(tmp_path / "toy")
+    assert "meta.json.a1b2c3.part" not in content(tmp_path / "toy")
     assert "validation_images.npy" not in content(tmp_path / "toy")
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 

@@ -40,6 +40,9 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     """
     folders = [paths] if isinstance(paths, Path) else paths
     found = dict.fromkeys(column for folder in folders for column in find_columns(folder)[0])
+    if not found:
+        return SyncReport(0)
+    store = TrackingUri.parse(uri)  # before anything is read or made
     refused: dict[Path, str] = {}
     columns: list[TrackedColumn] = []
     for directory in found:
@@ -47,7 +50,7 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     columns = _without_copies(columns, refused)
     report = SyncReport(len(found))
     if columns:
-        _replay(columns, TrackingUri.parse(uri), report, refused)
+        _replay(columns, store, report, refused)
     if refused:
         raise UserError(_told(refused, len(found), uri or ""))
     return report
