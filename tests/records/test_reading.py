@@ -103,6 +103,16 @@ def test_runs_json(project: Path, change: Callable[[Any], None], said: str) -> N
     assert said in line
 
 
+def test_runs_of_two_models_are_no_column(project: Path) -> None:
+    """As where a variable has timm build another model of the same name."""
+    count = json.loads(Path(f"{COLUMN}/runs.json").read_text())["runs"][0]["parameters"]
+    changed(f"{COLUMN}/runs.json", lambda it: it["runs"][0].update(parameters=count + 64))
+    assert told("evaluate") == (
+        f"Error: {COLUMN}/runs.json: its runs are of different models, of {count} and "
+        f"{count + 64} parameters; delete the folder and train again"
+    )
+
+
 def test_a_setting_that_is_not_known_may_differ_in_kind(project: Path) -> None:
     small = synthetic.Study("other", batch_sizes=(2,), base_lrs=(2**-6,))
     synthetic.write_models(project / "models", (small,))

@@ -40,14 +40,13 @@ def test_a_model_takes_nothing_from_the_folder(
 
 def test_weights_that_are_a_pipe_are_not_waited_for(columns: Any, tables: Any) -> None:
     directory = columns.write(8, base_lrs=(0.5,))
-    other = columns.write(16, base_lrs=(0.5,))
+    columns.write(16, base_lrs=(0.5,))
     (directory / "weights.safetensors").unlink()
     os.mkfifo(directory / "weights.safetensors")
     with pytest.raises(UserError, match="found a FIFO, allowed: a regular file"):
         sync(columns.root)
     logged = tables.query("select value from tags where key = 'smallbatch.model'")
-    assert other.exists()
-    assert len(logged) == 1
+    assert len(logged) == 1  # of the other column
 
 
 def make_network(seed: int) -> torch.nn.Module:

@@ -1,8 +1,8 @@
 """Which folder a column's results are in, told from all others, also from those of other machines.
 
 Names do not tell it: containers have the same path and machine name, and a folder keeps neither
-when it moves. So every project has a random number of its own, in a file that knows itself from a
-copy of it by its inode.
+when it moves. So every project has a random number of its own, in a file that also holds its own
+inode number: in a copy of the file that number is wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def place_of(directory: Path) -> str:
 
 
 def _project_of(directory: Path) -> Path | None:
-    """The project of a column: the nearest folder above it that has records, else this one."""
+    """The project of a column: the nearest folder above it with `.smallbatch`, else this one."""
     here = Path.cwd().resolve()
     inside = directory.is_relative_to(here)
     for folder in directory.parents:
@@ -51,7 +51,11 @@ def _project_of(directory: Path) -> Path | None:
 
 
 def _number_of(folder: Path) -> str:
-    """The project's number, which is made where there is none or that of a copied project."""
+    """The number of the project with this `.smallbatch`, made anew where it is missing or copied.
+
+    Raises:
+        OSError: It can be neither read nor kept.
+    """
     path = folder / FILE
     found = _read(path)
     if found is None:
