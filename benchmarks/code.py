@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CAMPAIGNS = ("faults", "fuzz")
+CAMPAIGNS = {
+    "faults": "src/smallbatch",
+    "fuzz": "src/smallbatch",
+    "verdicts": "src/smallbatch/analysis",
+}
+"""Campaign → the folder of the product's code that it tries."""
 _KINDS = {".py", ".cpp", ".h"}
 
 
 def digest(campaign: str, root: Path = ROOT) -> str:
-    """Hash of the package's sources and a campaign's, but for its table: what cases depend on."""
+    """Hash of the code that a campaign tries, and of its own but for the table's."""
     own = root / "benchmarks" / campaign
     total = hashlib.sha256()
-    for folder in (root / "src/smallbatch", own):
+    for folder in (root / CAMPAIGNS[campaign], own):
         for path in sorted(it for it in folder.rglob("*") if it.suffix in _KINDS):
             if path != own / "table.py":
                 total.update(path.read_bytes())

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smallbatch.analysis.limit_band import fit_band
+from smallbatch.analysis.limit_band import fit_band, interval, resamples
 from smallbatch.analysis.seeds import seed_array
 from tests.analysis.test_claims import runs_of
 
@@ -56,3 +56,20 @@ def test_an_upper_end_at_the_edge_of_its_own_grid_is_left_out() -> None:
     assert whole is not None
     assert cut is not None
     assert (cut.m_star_low, cut.m_star_high) == (whole.m_star_low, whole.m_star_high)
+
+
+def test_three_seeds_give_their_range() -> None:
+    """By hand: of the 27 resamples 7 hold the lowest seed twice or more, 7 the highest."""
+    values = np.array([0.1, 0.5, 0.3])
+    assert len(resamples(3)) == 27
+    assert interval(np.median(values[resamples(3)], axis=1)) == (0.1, 0.5)
+
+
+def test_many_seeds_give_the_usual_bootstrap_interval() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(1).normal(0.3, 0.1, 12)
+    low, high = interval(values[resamples(12)].mean(axis=1))
+    usual = scipy_stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (low, high) == pytest.approx((usual.low, usual.high), abs=0.01)

@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smallbatch.analysis.evidence import UndecidableError
-from smallbatch.analysis.seeds import Floats, Picks
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from smallbatch.analysis.comparisons import Comparison
     from smallbatch.analysis.evidence import Evidence
-    from smallbatch.analysis.seeds import SeedArray
+    from smallbatch.analysis.seeds import Masks, SeedArray
 
 BATCH_SIZES = tuple(2**k for k in range(1, 12))
 """The paper's batch sizes, 2 … 2048."""
+
+POINTS = "accuracy"
+"""The unit of effects that are differences of accuracies; shown as percentage points."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,17 @@ class Part:
 
     Attributes:
         name: What is compared.
-        n: The number of units that are resampled: seeds, unless the claim says otherwise.
-        effect: Gives effects (R,) for picks (R, n); they are above 0 if the statement holds. None
-            if the criterion cannot be applied, for the reason given by ``limit``.
+        n: The number of units that vary: seeds, unless the claim says otherwise.
+        compare: Gives the comparison, for the number of parts that the claim has. None if the
+            criterion cannot be applied, for the reason given by ``limit``.
         limit: What limits the reading; empty if nothing does.
-        in_doubt_above: Why effects above 0 would decide nothing; empty if they do.
-        in_doubt_below: Why effects below 0 would decide nothing; empty if they do.
+        in_doubt_above: Why support would decide nothing; empty if it does.
+        in_doubt_below: Why contradiction would decide nothing; empty if it does.
     """
 
     name: str
     n: int
-    effect: Callable[[Picks], Floats] | None
+    compare: Callable[[int], Comparison] | None
     limit: str = ""
     in_doubt_above: str = ""
     in_doubt_below: str = ""
@@ -101,7 +104,7 @@ def _or_undecided(evidence: Evidence, figure: str, compare: Callable[[SeedArray]
         return Part(evidence.studies[figure], 0, None, limit=str(error))
 
 
-def edge_doubt(*sides: tuple[SeedArray, npt.NDArray[np.bool_]]) -> str:
+def edge_doubt(*sides: tuple[SeedArray, Masks]) -> str:
     """A sentence that names the m of some studies whose best η̃ is on the edge of the grid.
 
     There an η̃ that was not tried might be better. Each side is a study and its m, (B,).

@@ -1,10 +1,12 @@
 """The paper's statements, judged by criteria in code that were never fitted to results.
 
-Every claim is reduced to effects: numbers that are above 0 exactly if the statement holds. A claim
-is *supported* on a data set if the confidence interval of every effect is above 0, *contradicted*
-if that of any effect is below 0, and *undecided* otherwise. It is also undecided with too few
-seeds, if a better cell may lie beyond the edge of the grid, if a study learnt nothing, or if what
-is compared was trained on different images. Without the needed studies it is *not run*.
+Every claim is one or more comparisons, each an effect with a lower and an upper bound
+(`comparisons`). A claim is *strictly supported* on a data set if every lower bound is above 0,
+*supported* if every one is above minus its margin ("nothing outside is better by a point"),
+*contradicted* if an upper bound of any is below 0, and *undecided* otherwise. It is also undecided
+with too few seeds, if a better cell may lie beyond the edge of the grid, if a study learnt nothing,
+or if what is compared was trained on different images. Without the needed studies it is *not run*.
+How often verdicts are false is measured in ``results/verdicts``.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from smallbatch.analysis import (
     claims_time,
     claims_variance,
 )
-from smallbatch.analysis.claim import Claim, Part
+from smallbatch.analysis.claim import POINTS, Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
-from smallbatch.analysis.seeds import all_once, interval, resamples
+from smallbatch.analysis.power import seeds_needed, smallest_decided
 from smallbatch.errors import UserError
 from smallbatch.records.reading import read_csv
 from smallbatch.records.schema import MOST
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-Verdict = Literal["supported", "contradicted", "undecided", "not run"]
+    from smallbatch.analysis.comparisons import Comparison
+
+Verdict = Literal["strictly supported", "supported", "contradicted", "undecided", "not run"]
 
 MIN_SEEDS = 3
-"""Fewest seeds for a verdict; with fewer, a bootstrap over seeds means nothing."""
+"""Fewest seeds for a verdict; with fewer, noise and difference cannot be told apart."""
+
+MATTERS = 0.02
+"""A difference of accuracies for which the number of seeds is given: two points."""
 
 CLAIMS: tuple[Claim, ...] = (
     *claims_accuracy.CLAIMS,
@@ -58,10 +65,16 @@ class Finding:
     Attributes:
         dataset: The name of the data set; None if the claim was run on none.
         scale: How large the runs were, in words.
-        verdict: supported, contradicted, undecided or not run.
+        verdict: strictly supported, supported, contradicted, undecided or not run.
         effect: The effect of the weakest part, in the claim's unit; above 0 if the statement holds.
-        low, high: The confidence interval of the effect.
+        low: Its lower bound, by which it is supported.
+        high: Its upper bound, by which it is contradicted. The two are bounds of their own, wrong
+            in a share `inference.ALPHA` each where the decision is close, and no interval.
         n: The number of seeds (or of studies, if the claim compares those).
+        decided_from: The smallest effect to either side of 0 that so many seeds of this noise
+            decide half the time; of the noisiest part.
+        seeds: How many seeds would support a statement that is true by two points, in four of five
+            cases; None if that is unknown, or too many.
         reason: Why the claim is undecided or was not run; otherwise what limits the reading.
         parts: A mapping for each comparison: name, effect, low, high, n, verdict, reason.
     """
@@ -73,6 +86,8 @@ class Finding:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    decided_from: float | None = None
+    seeds: int | None = None
     reason: str = ""
     parts: tuple[dict[str, Any], ...] = ()
 
@@ -88,6 +103,7 @@ class Variance(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MOST)]
     batch_size: Annotated[int, Field(ge=1, le=MOST)]
     base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seen: Annotated[int, Field(ge=0, le=MOST)] | None = None
     variance: Annotated[float, BeforeValidator(lambda text: text or "nan")]
 
 
@@ -122,10 +138,10 @@ def read_variances(folder: Path) -> pd.DataFrame:
 
     advice = "run smallbatch measure again"
     rows: list[Variance] = []
-    places: dict[tuple[str, str, int, int], Path] = {}
+    places: dict[tuple[str, str, int, int, int], Path] = {}
     for path in sorted(folder.glob("*.csv")):
         for row in read_csv(Variance, path, advice):
-            key = (row.dataset, row.study, row.seed, row.batch_size)
+            key = (row.dataset, row.study, row.seed, row.batch_size, row.seen or 0)
             if key in places:
                 raise UserError(
                     f"{path}: row of {row.dataset}/{row.study}, m={row.batch_size}, seed "
@@ -170,51 +186,79 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
         parts = claim.parts(evidence)
     except UndecidableError as error:
         return Finding(evidence.dataset, scale, "undecided", reason=str(error))
-    judged = [_judge_part(part) for part in parts]
-    verdicts = {part["verdict"] for part in judged}
-    verdict: Verdict = "undecided"
-    if "contradicted" in verdicts:
-        verdict = "contradicted"
-    elif verdicts == {"supported"}:
-        verdict = "supported"
+    found = [part.compare(len(parts)) if part.compare is not None else None for part in parts]
+    judged = [_judge_part(part, each) for part, each in zip(parts, found, strict=True)]
+    verdict = combined([part["verdict"] for part in judged])
     deciding = [
         part for part in judged if part["verdict"] == verdict and part["effect"] == part["effect"]
     ]
     # The effect of a part without one is NaN; such parts are sorted last.
     weakest = min(deciding or judged, key=lambda part: (math.isnan(part["effect"]), part["effect"]))
     reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
+    power = [
+        (smallest_decided(each, part.n), seeds_needed(each, MATTERS, len(parts)))
+        for part, each in zip(parts, found, strict=True)
+        if each is not None and not math.isnan(smallest_decided(each, part.n))
+    ]
+    seeds = [count for _, count in power]
     return Finding(
         evidence.dataset,
         scale,
         verdict,
         **{key: weakest[key] for key in ("effect", "low", "high", "n")},
+        decided_from=max((size for size, _ in power), default=None),
+        seeds=_most(seeds) if claim.unit == POINTS else None,
         reason="; ".join(reasons),
         parts=tuple(judged),
     )
 
 
-def _judge_part(part: Part) -> dict[str, Any]:
-    if part.effect is None:
+def _most(seeds: list[int | None]) -> int | None:
+    """The largest number; None if there is none, or one of them is too large to be given."""
+    known = [count for count in seeds if count is not None]
+    return max(known, default=None) if len(known) == len(seeds) else None
+
+
+def combined(verdicts: list[Verdict]) -> Verdict:
+    """The verdict on a claim, from those on its parts."""
+    if "contradicted" in verdicts:
+        return "contradicted"
+    if all(verdict == "strictly supported" for verdict in verdicts):
+        return "strictly supported"
+    if all(verdict in ("strictly supported", "supported") for verdict in verdicts):
+        return "supported"
+    return "undecided"
+
+
+def decided(found: Comparison) -> Verdict:
+    """The verdict that the bounds of a comparison give."""
+    if found.low > 0:
+        return "strictly supported"
+    if found.low > -found.margin:
+        return "supported"
+    return "contradicted" if found.high < 0 else "undecided"
+
+
+def _judge_part(part: Part, found: Comparison | None) -> dict[str, Any]:
+    if found is None:
         nothing = dict.fromkeys(("effect", "low", "high"), math.nan)
         undecided = {"n": part.n, "verdict": "undecided", "reason": part.limit}
         return {"name": part.name, **nothing, **undecided}
-    effect = float(part.effect(all_once(part.n))[0])
-    low, high = interval(part.effect(resamples(part.n)))
-    verdict: Verdict = "undecided"
+    verdict = decided(found)
     reason = part.limit
     if part.n < MIN_SEEDS:
-        reason = f"n = {part.n}, at least {MIN_SEEDS} needed"
-    elif low > 0:
-        verdict = "undecided" if part.in_doubt_above else "supported"
-        reason = part.in_doubt_above or reason
-    elif high < 0:
-        verdict = "undecided" if part.in_doubt_below else "contradicted"
-        reason = part.in_doubt_below or reason
+        verdict, reason = "undecided", f"n = {part.n}, at least {MIN_SEEDS} needed"
+    elif doubt := {
+        "strictly supported": part.in_doubt_above,
+        "supported": part.in_doubt_above,
+        "contradicted": part.in_doubt_below,
+    }.get(verdict):
+        verdict, reason = "undecided", doubt
     return {
         "name": part.name,
-        "effect": effect,
-        "low": low,
-        "high": high,
+        "effect": float(found.effect),
+        "low": float(found.low),
+        "high": float(found.high),
         "n": part.n,
         "verdict": verdict,
         "reason": reason,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smallbatch.analysis.claim import (
+    POINTS,
     Claim,
     Part,
     each_study,
@@ -17,18 +18,25 @@ from smallbatch.analysis.claim import (
     missing_beside,
     missing_inside,
 )
+from smallbatch.analysis.comparisons import (
+    MARGIN,
+    best_is_in,
+    mean_above,
+    of_the_way,
+    weighted,
+    within,
+)
 from smallbatch.analysis.evidence import Evidence, UndecidableError, common_batch_sizes
-from smallbatch.analysis.seeds import Floats, Picks
 
 if TYPE_CHECKING:
-    from smallbatch.analysis.seeds import SeedArray
+    from smallbatch.analysis.comparisons import Comparison
+    from smallbatch.analysis.seeds import Floats, Masks, SeedArray
 
-POINTS = "accuracy"
 NO_NORM = ("1", "2", "3")
 CIFAR10 = ("1", "2", "3", "text", "5", "6", "7", "8", "10")
 SAME_LEVEL = 0.02  # largest difference of accuracies that are on "the same level"
 QUITE_GOOD = 0.9  # fraction of the way from chance to the study's best cell
-_FLOOR = "A batch size at which no run finishes counts as chance."
+_FLOOR = "A cell of which a seed diverged counts as chance."
 _EDGE = "Undecided if a best η̃ of what loses is on the edge of the grid."
 _OPEN = (
     "Undecided if the best η̃ of the losing side's best m is on the edge of the grid; for support, "
@@ -56,16 +64,11 @@ def _inside_against_outside(array: SeedArray, low: int, high: int) -> Part:
             + ("inside" if not inside.any() else "outside")
             + f" {low} … {high}"
         )
-
-    def effect(picks: Picks) -> Floats:
-        best = array.best(picks)
-        return best[inside].max(axis=0) - best[outside].max(axis=0)
-
     missing = missing_inside(low, high, m.tolist(), f"{array.name} at m =")
     return Part(
         array.name,
-        len(array.seeds),
-        effect,
+        array.n,
+        partial(best_is_in_some, array, inside),
         limit=missing,
         in_doubt_above=joined(
             edge_doubt((array, array.leader(outside))),
@@ -73,6 +76,13 @@ def _inside_against_outside(array: SeedArray, low: int, high: int) -> Part:
         ),
         in_doubt_below=joined(edge_doubt((array, array.leader(inside))), missing),
     )
+
+
+def best_is_in_some(array: SeedArray, inside: Masks, k: int) -> Comparison:
+    """Whether the best accuracy of a study is at some m, a mask (B,), among k parts of a claim."""
+    rivals = int((~inside).sum())
+    cells = array.cells(inside), array.cells(~inside)
+    return best_is_in(*cells, array.noise(), k, rivals=rivals)
 
 
 def _improves_down_to_two(evidence: Evidence) -> list[Part]:
@@ -83,39 +93,69 @@ def _best_below_32(evidence: Evidence) -> list[Part]:
     return each_study(evidence, CIFAR10, lambda array: _inside_against_outside(array, 1, 31))
 
 
-def _difference(
-    evidence: Evidence, better: str, worse: str, low: int, high: int, *, about: str,
-    everywhere: bool,
-) -> list[Part]:  # fmt: skip
-    """One study's accuracy minus another's over the common m in low … high: minimum or mean."""
+def _two_studies(
+    evidence: Evidence, better: str, worse: str, low: int, high: int, about: str
+) -> tuple[Masks, SeedArray, SeedArray]:
     m, (first, second) = common_batch_sizes(*evidence.arrays(better, worse, about=about))
     chosen = (m >= low) & (m <= high)
     if not chosen.any():
         raise UndecidableError(f"no batch size in {low} … {high} was run in both studies")
+    return chosen, first, second
 
-    def effect(picks: Picks) -> Floats:
-        gain = (first.best(picks) - second.best(picks))[chosen]
-        return gain.min(axis=0) if everywhere else gain.mean(axis=0)
 
-    name = f"{first.name} minus {second.name} at m = {listed_sizes(m[chosen])}"
+def rows_of(array: SeedArray, among: Masks) -> list[Floats]:
+    """The cells (K, S) of each of some m, given as a mask (B,)."""
+    return [array.cells_at(int(index)) for index in np.flatnonzero(among)]
+
+
+def _better_at_every_m(
+    evidence: Evidence, better: str, worse: str, low: int, high: int, *, about: str
+) -> list[Part]:
+    chosen, first, second = _two_studies(evidence, better, worse, low, high, about)
+    missing = missing_inside(low, high, first.batch_sizes.tolist(), "both at m =")
+    parts: list[Part] = []
+    for index in np.flatnonzero(chosen):
+        here = np.arange(len(chosen)) == index
+        cells = [first.cells_at(int(index))], [second.cells_at(int(index))]
+        parts.append(
+            Part(
+                f"{first.name} minus {second.name} at m = {first.batch_sizes[index]}",
+                first.n,
+                partial(mean_above, *cells),
+                in_doubt_above=joined(edge_doubt((second, here)), missing),
+                in_doubt_below=edge_doubt((first, here)),
+            )
+        )
+    return parts
+
+
+def _better_on_average(
+    evidence: Evidence, better: str, worse: str, low: int, high: int, *, about: str
+) -> list[Part]:
+    chosen, first, second = _two_studies(evidence, better, worse, low, high, about)
+    m = listed_sizes(first.batch_sizes[chosen])
     above, below = (edge_doubt((array, chosen)) for array in (second, first))
-    if everywhere:
-        above = joined(above, missing_inside(low, high, m.tolist(), "both at m ="))
-    return [Part(name, len(first.seeds), effect, "", above, below)]
+    compare = partial(mean_above, rows_of(first, chosen), rows_of(second, chosen))
+    name = f"{first.name} minus {second.name} at m = {m}"
+    return [Part(name, first.n, compare, "", above, below)]
 
 
 def _same_level(evidence: Evidence) -> list[Part]:
     # Of what only one of them ran, the other might have been as good.
     _, (first, second) = common_batch_sizes(*evidence.arrays("6", "5", about="norm"))
-
-    def effect(picks: Picks) -> Floats:
-        gap = first.best(picks).max(axis=0) - second.best(picks).max(axis=0)
-        return SAME_LEVEL - np.abs(gap)
-
+    everything = np.ones(len(first.batch_sizes), dtype=bool)
+    cells = first.cells(everything), second.cells(everything)
     leaders = [(array, array.leader()) for array in (first, second)]
     lower = min(leaders, key=lambda each: each[0].sample().max())
-    name = f"{first.name} and {second.name}"
-    return [Part(name, len(first.seeds), effect, "", edge_doubt(*leaders), edge_doubt(lower))]
+    return [
+        Part(
+            f"{first.name} and {second.name}",
+            first.n,
+            lambda k: within(*cells, SAME_LEVEL, k=k),
+            in_doubt_above=edge_doubt(*leaders),
+            in_doubt_below=edge_doubt(lower),
+        )
+    ]
 
 
 def _small_m_eases_depth(evidence: Evidence) -> list[Part]:
@@ -123,20 +163,28 @@ def _small_m_eases_depth(evidence: Evidence) -> list[Part]:
     small, large = m <= 8, m >= 16
     if not small.any() or not large.any():
         raise UndecidableError("needs batch sizes up to 8 and from 16 on in both studies")
-
-    def effect(picks: Picks) -> Floats:
-        gain = deep.best(picks) - shallow.best(picks)
-        return gain[small].mean(axis=0) - gain[large].mean(axis=0)
-
     return [
         Part(
             f"{deep.name} minus {shallow.name}",
-            len(deep.seeds),
-            effect,
+            deep.n,
+            partial(gains_more, deep, shallow, small, large),
             in_doubt_above=edge_doubt((shallow, small), (deep, large)),
             in_doubt_below=edge_doubt((deep, small), (shallow, large)),
         )
     ]
+
+
+def gains_more(
+    better: SeedArray, worse: SeedArray, here: Masks, there: Masks, k: int
+) -> Comparison:
+    """Whether one study's mean gain over another is larger at some m than at others."""
+
+    def mean(array: SeedArray, among: Masks) -> list[tuple[float, Floats]]:
+        return [(1 / among.sum(), cells) for cells in rows_of(array, among)]
+
+    return weighted(
+        [*mean(better, here), *mean(worse, there)], [*mean(worse, here), *mean(better, there)], k
+    )
 
 
 def _good_out_to_128(evidence: Evidence) -> list[Part]:
@@ -144,14 +192,30 @@ def _good_out_to_128(evidence: Evidence) -> list[Part]:
     chosen = (array.batch_sizes >= 16) & (array.batch_sizes <= 128)
     if not chosen.any():
         raise UndecidableError("no batch size in 16 … 128 was run")
-
-    def effect(picks: Picks) -> Floats:
-        return array.reach(array.best(picks))[chosen].min(axis=0) - QUITE_GOOD
-
-    name = f"{array.name} at m = {listed_sizes(array.batch_sizes[chosen])}"
-    top, worst = (edge_doubt((array, m)) for m in (array.leader(), array.worst(chosen)))
+    top = edge_doubt((array, array.leader()))
     missing = missing_inside(16, 128, array.batch_sizes.tolist(), f"{array.name} at m =")
-    return [Part(name, len(array.seeds), effect, "", joined(top, missing), worst)]
+    return parts_of_the_way(array, chosen, QUITE_GOOD, joined(top, missing))
+
+
+def parts_of_the_way(
+    array: SeedArray, among: Masks, fraction: float, in_doubt_above: str
+) -> list[Part]:
+    """For each of some m: whether its best gets a fraction of the way to the study's best."""
+    everything = array.cells(np.ones(len(among), dtype=bool))
+
+    def compare(cells: Floats, k: int) -> Comparison:
+        return of_the_way(cells, everything, fraction, array.chance, k)
+
+    return [
+        Part(
+            f"{array.name} at m = {array.batch_sizes[index]}",
+            array.n,
+            partial(compare, array.cells_at(int(index))),
+            in_doubt_above=in_doubt_above,
+            in_doubt_below=edge_doubt((array, np.arange(len(among)) == index)),
+        )
+        for index in np.flatnonzero(among)
+    ]
 
 
 def _best(figure: str, low: int, high: int, words: str) -> Claim:
@@ -159,8 +223,9 @@ def _best(figure: str, low: int, high: int, words: str) -> Claim:
         name=f"best-batch-size-fig-{figure}",
         figure=figure,
         statement=f"Best {words}",
-        criterion=f"The best accuracy (highest median over seeds of any η̃) at {low} ≤ m ≤ {high} "
-        f"exceeds that at every other m run. {_FLOOR} {_OPEN}",
+        criterion=f"No cell at another m run is better by {100 * MARGIN:g} percentage point than "
+        f"the best (highest mean over seeds of any η̃) at {low} ≤ m ≤ {high}; strictly: none is as "
+        f"good. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=(figure,),
         parts=partial(best_among, low, high, figure),
@@ -177,13 +242,7 @@ def _warm_up(figure: str, without: str) -> Claim:
         unit=POINTS,
         studies=(figure, without),
         parts=partial(
-            _difference,
-            better=figure,
-            worse=without,
-            low=16,
-            high=2**30,
-            about="warmup",
-            everywhere=False,
+            _better_on_average, better=figure, worse=without, low=16, high=2**30, about="warmup"
         ),
     )
 
@@ -211,9 +270,7 @@ CLAIMS = (
         f"both. {_FLOOR} {_EDGE} For support all of these must have been run.",
         unit=POINTS,
         studies=("5", "1"),
-        parts=partial(
-            _difference, better="5", worse="1", low=8, high=64, about="norm", everywhere=True
-        ),
+        parts=partial(_better_at_every_m, better="5", worse="1", low=8, high=64, about="norm"),
     ),
     _best("6", 4, 32, "m = 4 … 32"),
     Claim(
@@ -237,11 +294,11 @@ CLAIMS = (
         figure="10",
         statement="With warm-up quite good out to m = 128",
         criterion=f"At every m in 16 … 128 run, the best accuracy is at least {QUITE_GOOD:g} of "
-        "the way from chance to the study's best cell; the effect is the least of these minus "
-        f"{QUITE_GOOD:g}. {_FLOOR} Undecided, for support, if the η̃ of the best cell is on the "
+        "the way from chance to the study's best cell; the effect is by how much it exceeds that. "
+        f"{_FLOOR} Undecided, for support, if the η̃ of the best cell is on the "
         "edge of the grid or one of 16 … 128 was not run; for contradiction, if the best η̃ of the "
-        "worst of these is on the edge.",
-        unit="fraction of the way",
+        "m that falls short is on the edge.",
+        unit=POINTS,
         studies=("10",),
         parts=_good_out_to_128,
     ),
@@ -252,8 +309,9 @@ CLAIMS = (
         name="no-norm-improves-to-2",
         figure="15",
         statement="Without BN accuracy keeps improving down to m = 2",
-        criterion="In every study without BN (Figs. 1, 2, 3) that was run the best accuracy at "
-        f"m = 2 exceeds that at every other m run. {_FLOOR} {_OPEN}",
+        criterion="In every study without BN (Figs. 1, 2, 3) that was run no cell at another m is "
+        f"better by {100 * MARGIN:g} percentage point than the best at m = 2; strictly: none is as "
+        f"good. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=NO_NORM,
         parts=_improves_down_to_two,
@@ -263,8 +321,9 @@ CLAIMS = (
         name="best-always-below-32",
         figure="15",
         statement="The best batch size is always below 32",
-        criterion="In every CIFAR-10 study run (Figs. 1-3, 5-8, 10, the text's) the best accuracy "
-        f"at m < 32 exceeds that at every m ≥ 32. {_FLOOR} {_OPEN}",
+        criterion="In every CIFAR-10 study run (Figs. 1-3, 5-8, 10, the text's) no cell at m ≥ 32 "
+        f"is better by {100 * MARGIN:g} percentage point than the best at m < 32; strictly: none "
+        f"is as good. {_FLOOR} {_OPEN}",
         unit=POINTS,
         studies=CIFAR10,
         parts=_best_below_32,

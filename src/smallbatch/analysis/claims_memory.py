@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 
 from smallbatch.analysis.claim import Claim, Part
 from smallbatch.analysis.claims_stability import RANGE_FIGURES
+from smallbatch.analysis.comparisons import mean_above
 from smallbatch.analysis.evidence import Evidence, UndecidableError
-from smallbatch.analysis.seeds import Floats, Picks
 
 
 def _memory_grows(evidence: Evidence) -> list[Part]:
@@ -27,17 +28,21 @@ def _memory_grows(evidence: Evidence) -> list[Part]:
             "no study has two batch sizes that the loop engine trained on one machine "
             "(stacked lanes fill the memory they are given)"
         )
-    values = np.array([growth for _, growth in spans.values()])
+    growths = np.array([[growth for _, growth in spans.values()]])
     on_cpu = any(json.loads(str(text)).get("device") != "cuda" for text in memory["environment"])
-
-    def effect(picks: Picks) -> Floats:
-        return np.median(values[picks], axis=-1)
 
     doubt = (
         "a process's peak on a CPU holds interpreter, images and evaluation as well, which may "
         "outweigh the batch"
     )
-    return [Part("studies", len(values), effect, in_doubt_below=doubt if on_cpu else "")]
+    return [
+        Part(
+            "studies",
+            growths.shape[1],
+            partial(mean_above, [growths], [np.zeros_like(growths)]),
+            in_doubt_below=doubt if on_cpu else "",
+        )
+    ]
 
 
 CLAIMS = (
@@ -47,8 +52,8 @@ CLAIMS = (
         statement="Memory grows with m",
         criterion="log₂ of the ratio of peak memory at the largest m to that at the smallest, "
         "among the columns of a study that trained one run at a time in one environment (of "
-        "several, that with the widest range of m): its median over studies is above 0. Here n and "
-        "the interval are over studies, not seeds. "
+        "several, that with the widest range of m): its mean over studies is above 0. Here n and "
+        "the bounds are over studies, not seeds. "
         "Of a GPU it is the memory allocated; of a CPU the process's, which contradicts nothing.",
         unit="octaves",
         studies=RANGE_FIGURES,

@@ -86,12 +86,13 @@ class Evidence:
         array = seed_array(runs, "bn_batch_size" if on_bn else "base_lr")
         if not len(array.seeds):
             raise UndecidableError(f"{array.name}: its cells have no seed in common")
-        best = np.nanmax(array.medians(np.arange(len(array.seeds))[np.newaxis]))
-        if not np.isfinite(best):
-            raise UndecidableError(f"{array.name}: in no cell do most seeds finish")
-        if best < 2 * array.chance:
+        if not array.usable.any():
+            raise UndecidableError(f"{array.name}: in no cell do all seeds finish")
+        # With two classes nothing is twice as good as chance. Of ten classes both are 20 %.
+        best = float(np.nanmax(array.sample()))
+        if best < min(2 * array.chance, array.chance + (1 - array.chance) / 9):
             raise UndecidableError(
-                f"{array.name}: its best cell, {100 * best:.1f} %, is not twice as good as chance"
+                f"{array.name}: its best cell, {100 * best:.1f} %, is hardly better than chance"
             )
         return array
 

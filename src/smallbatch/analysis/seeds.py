@@ -1,19 +1,19 @@
-"""One study's accuracies as an array with an axis for seeds, and the bootstrap over seeds.
+"""One study's accuracies as an array with an axis for seeds.
 
-Cells of one seed share initial weights and stream (docs/decisions.md). So whole seeds are
-resampled, the same ones in every cell and every study of a comparison, and differences are paired
-by seed. Whatever is chosen from the data, such as the best η̃, is chosen anew in each resample.
+Cells of one seed share initial weights and stream (docs/decisions.md). So differences are paired by
+seed, and only seeds that every cell has are compared.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from smallbatch.analysis import inference
 from smallbatch.analysis.cells import MAIN_FRACTION, ranked
 from smallbatch.errors import UserError
 
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Picks: TypeAlias = npt.NDArray[np.intp]
-
-# With at most so many seeds all nⁿ resamples with replacement are used; all are equally likely.
-ENUMERATED_SEEDS = 4
-RANDOM_RESAMPLES = 2000
-CONFIDENCE = 0.95
+Masks: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,11 @@ class SeedArray:
     values: Floats
     chance: float
 
+    @property
+    def n(self) -> int:
+        """The number of seeds."""
+        return len(self.seeds)
+
     def of_seeds(self, seeds: Collection[int]) -> SeedArray:
         """Keep some of the seeds."""
         kept = np.isin(self.seeds, list(seeds))
@@ -63,51 +63,79 @@ class SeedArray:
             self.chance,
         )
 
-    def medians(self, picks: Picks) -> Floats:
-        """Median over the picked seeds of every cell: (B, C, R) for picks (R, n)."""
-        return np.median(self.values[:, :, picks], axis=-1)
+    @cached_property
+    def usable(self) -> Masks:
+        """Whether each cell was run and every seed of it finished, (B, C)."""
+        found: Masks = np.all(np.isfinite(self.values), axis=-1)
+        return found
 
-    def best(self, picks: Picks) -> Floats:
-        """Accuracy at the best η̃ of each m, (B, R); chance if no η̃ finishes."""
-        return np.fmax(_fmax(self.medians(picks), 1), self.chance)
+    @cached_property
+    def ran(self) -> Masks:
+        """Whether each cell was run, (B, C)."""
+        found: Masks = ~np.any(np.isnan(self.values), axis=-1)
+        return found
+
+    @cached_property
+    def scored(self) -> Floats:
+        """Accuracies (B, C, S), those of a cell with a diverged seed chance at every seed.
+
+        Nobody can use such a cell. NaN if not run.
+        """
+        scored: Floats = np.where(self.usable[..., np.newaxis], self.values, self.chance)
+        scored[~self.ran] = np.nan
+        return scored
+
+    def cells(self, among: Masks) -> Floats:
+        """The accuracies (K, S) of all cells that were run at some m, given as a mask (B,)."""
+        return self.scored[among][self.ran[among]]
+
+    def cells_at(self, index: int) -> Floats:
+        """The accuracies (K, S) of the cells that were run at one m."""
+        return self.scored[index][self.ran[index]]
+
+    def noise(self) -> inference.Noise:
+        """The noise of one run, from the best usable cell of each m that has one."""
+        some = np.flatnonzero(self.usable.any(axis=1))
+        rows = [self.values[index][self.usable[index]] for index in some]
+        return inference.noise(rows) if rows else inference.noise_of_tables([])
 
     def sample(self) -> Floats:
-        """Accuracy at the best η̃ of each m over all seeds, (B,)."""
-        return self.best(all_once(len(self.seeds)))[:, 0]
+        """The mean over seeds at the best η̃ of each m, (B,)."""
+        means = self.scored.mean(axis=-1)
+        return np.fmax.reduce(means, axis=1)
 
-    def worst(self, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """The worst of some m, as a mask (B,); all of them if several are equal."""
-        best = self.sample()
-        return among & (best == best[among].min())
-
-    def leader(self, among: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_]:
+    def leader(self, among: Masks | None = None) -> Masks:
         """The best m (of ``among``, if given), as a mask (B,); of equals the smallest."""
         best = self.sample() if among is None else np.where(among, self.sample(), -1.0)
         return np.arange(len(best)) == best.argmax()
 
-    def at_the_edge(self) -> npt.NDArray[np.bool_]:
-        """Whether at each m the best η̃ is the lowest or highest tried, or none finished, (B,)."""
-        medians = self.medians(all_once(len(self.seeds)))[..., 0]
-        found = np.zeros(len(medians), dtype=np.bool_)
-        for row, values in enumerate(medians):
-            tried = np.flatnonzero(~np.isnan(values))
-            finite = tried[np.isfinite(values[tried])]
-            best = finite[values[finite].argmax()] if len(finite) else tried[0]
+    def at_the_edge(self) -> Masks:
+        """Whether at each m the best η̃ is the lowest or highest tried, or none is usable, (B,)."""
+        means = self.scored.mean(axis=-1)
+        found = np.zeros(len(means), dtype=np.bool_)
+        for row, values in enumerate(means):
+            tried = np.flatnonzero(self.ran[row])
+            usable = np.flatnonzero(self.usable[row])
+            best = usable[values[usable].argmax()] if len(usable) else tried[0]
             found[row] = best in (tried[0], tried[-1])
         return found
 
-    def reach(self, medians: Floats) -> Floats:
-        """How far accuracies (B, …, R) get from chance (0) to the study's best cell (1)."""
-        top = _fmax(medians.reshape(-1, medians.shape[-1]), 0)
-        floored = np.fmax(medians, self.chance) - self.chance
-        return floored / np.maximum(top - self.chance, 1e-9)
+    def threshold(self, fraction: float = MAIN_FRACTION) -> float:
+        """The accuracy a fraction of the way from chance to the best mean of any cell."""
+        return self.chance + fraction * (float(np.fmax.reduce(self.sample())) - self.chance)
 
-    def reliable(self, picks: Picks, fraction: float = MAIN_FRACTION) -> npt.NDArray[np.bool_]:
-        """Whether each cell converges reliably, (B, C, R); see `analysis.cells`."""
-        best = _fmax(self.medians(picks).reshape(-1, len(picks)), 0)
-        threshold = self.chance + fraction * (best - self.chance)
+    def reliable(self, picks: npt.NDArray[np.intp]) -> Masks:
+        """Whether each cell converges reliably on some seeds, (B, C, R) for picks (R, n).
+
+        By the definition of `analysis.cells`: every seed at least half-way from chance to the
+        highest median of any cell.
+        """
+        medians = np.median(self.values[:, :, picks], axis=-1)
+        best = np.fmax.reduce(medians.reshape(-1, len(picks)), axis=0)
+        threshold = self.chance + MAIN_FRACTION * (best - self.chance)
         lowest = self.values[:, :, picks].min(axis=-1)
-        return (lowest >= threshold - 1e-9) & (best > self.chance)
+        found: Masks = (lowest >= threshold - 1e-9) & (best > self.chance)
+        return found
 
 
 def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
@@ -156,29 +184,3 @@ def seed_array(runs: pd.DataFrame, column: str = "base_lr") -> SeedArray:
         values=values,
         chance=1.0 / float(runs["classes"].iloc[0]),
     )
-
-
-def all_once(n: int) -> Picks:
-    """The pick that takes every seed once, (1, n): the sample itself."""
-    return np.arange(n)[np.newaxis]
-
-
-def resamples(n: int) -> Picks:
-    """Picks of n seeds with replacement, (R, n): all of them, or many at random."""
-    if n <= ENUMERATED_SEEDS:
-        return np.array(list(itertools.product(range(n), repeat=n)), dtype=np.intp)
-    generator = np.random.Generator(np.random.PCG64(0))
-    return generator.integers(0, n, size=(RANDOM_RESAMPLES, n))
-
-
-def interval(effects: Floats) -> tuple[float, float]:
-    """The percentile confidence interval of resampled effects."""
-    tail = (1 - CONFIDENCE) / 2
-    low = np.quantile(effects, tail, method="lower")
-    high = np.quantile(effects, 1 - tail, method="higher")
-    return float(low), float(high)
-
-
-def _fmax(values: Floats, axis: int) -> Floats:
-    """Maximum that ignores NaN, which stands for cells that were not run."""
-    return np.fmax.reduce(values, axis=axis)

@@ -82,7 +82,8 @@ def measure_updates(params: Params) -> Path:
     """Measure the variance of updates for those models of the studies that have no batch norm.
 
     Returns:
-        The path of the table, with a row per model, seed and batch size; without rows if there is
+        The path of the table, with a row per model, seed, batch size and point of training; without
+        rows if there is
         no such study.
 
     Raises:
@@ -100,7 +101,7 @@ def measure_updates(params: Params) -> Path:
         for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
     ]
     columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
-               "variance"]  # fmt: skip
+               "seen", "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
     private.refuse_links_of_others(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smallbatch.analysis.claim import POINTS
 from smallbatch.analysis.claims import Verdict
 from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.markdown import table
@@ -21,7 +22,7 @@ _HEADERS = (
     "the paper's statement",
     "Fig.",
     "verdict",
-    "effect [95 % interval]",
+    "effect [bounds]",
     "n",
     "data",
     "remarks",
@@ -41,6 +42,8 @@ class FindingRecord(BaseModel):
     low: float | None
     high: float | None
     n: Annotated[int, Field(ge=0, le=MOST)] | None
+    decided_from: float | None = None
+    seeds: Annotated[int, Field(ge=0, le=MOST)] | None = None
     reason: str
 
 
@@ -134,17 +137,32 @@ def _rows(record: ClaimsRecord) -> list[list[str]]:
             _effect(finding, claim.unit),
             DASH if finding.n is None else str(finding.n),
             ", ".join(text for text in (finding.dataset, finding.scale) if text) or DASH,
-            finding.reason,
+            "; ".join(filter(None, (finding.reason, _power(finding, claim.unit)))),
         ]
         for claim in record.claims
         for finding in claim.findings
     ]
 
 
+def _power(finding: FindingRecord, unit: str) -> str:
+    """What an undecided claim's experiment could have decided, in words."""
+    if finding.verdict != "undecided" or finding.decided_from is None:
+        return ""
+    factor, name = _shown(unit)
+    text = f"could have been decided from {factor * finding.decided_from:.2g} {name}"
+    if finding.seeds is not None and finding.n is not None and finding.seeds > finding.n:
+        text += f"; {finding.seeds} seeds would decide 2 points"
+    return text
+
+
 def _effect(finding: FindingRecord, unit: str) -> str:
     numbers = [finding.effect, finding.low, finding.high]
-    factor, name = (100, "points") if unit == "accuracy" else (1, unit)
+    factor, name = _shown(unit)
     shown = [f"{factor * number:+.3g}" for number in numbers if number is not None]
     if len(shown) < len(numbers):
         return DASH
     return f"{shown[0]} [{shown[1]}, {shown[2]}] {name}"
+
+
+def _shown(unit: str) -> tuple[int, str]:
+    return (100, "points") if unit == POINTS else (1, unit)

@@ -1,0 +1,62 @@
+"""What a comparison could have decided, and how many seeds would decide a given difference.
+
+Both are of its own noise, so that they say something of the experiment and nothing of the result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from scipy.special import nctdtr, stdtrit
+
+from smallbatch.analysis.inference import ALPHA
+
+if TYPE_CHECKING:
+    from smallbatch.analysis.comparisons import Comparison
+
+POWER = 0.8
+"""How often `seeds_needed` seeds decide a true difference."""
+
+MOST_SEEDS = 100
+"""Of more seeds nothing is said."""
+
+
+def smallest_decided(found: Comparison, n: int) -> float:
+    """The smallest effect, to either side of 0, that n seeds of this noise decide half the time.
+
+    Returns:
+        The effect, in the comparison's unit; NaN if the comparison has no noise of this kind.
+    """
+    one = float(found.spread)
+    if n < 2 or math.isnan(one):
+        return math.nan
+    return float(stdtrit(n - 1 + found.prior, 1 - ALPHA)) * one / math.sqrt(n)
+
+
+def seeds_needed(found: Comparison, effect: float, parts: int = 1) -> int | None:
+    """How many seeds support a statement that is true by ``effect`` in four of five cases.
+
+    From the non-central t distribution. Where several comparisons must all succeed, each may fail
+    in its share of the fifth.
+
+    Args:
+        found: A comparison of the same noise.
+        effect: The true effect, in its unit.
+        parts: The number of parts of the claim.
+
+    Returns:
+        The number of seeds; None if it is above `MOST_SEEDS`, or if the comparison has no noise.
+    """
+    one = float(found.spread)
+    if math.isnan(one):
+        return None
+    power = 1 - (1 - POWER) / (parts * found.rivals)
+    for n in range(3, MOST_SEEDS + 1):
+        freedom = n - 1 + found.prior
+        if one == 0:
+            return n
+        centre = (effect + found.margin) * math.sqrt(n) / one
+        if 1 - nctdtr(freedom, centre, stdtrit(freedom, 1 - ALPHA)) >= power:
+            return n
+    return None
