@@ -1,4 +1,7 @@
-"""A second implementation of the protocol in plain NumPy, written from the paper's equations."""
+"""A second implementation of the protocol in plain NumPy, written from the paper's equations.
+
+It imports nothing of the product; `tests/protocol/test_stream_twin.py` holds it to that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallbatch.protocol.stream import epoch_examples
+from tests.protocol.twin_stream import epoch_of
 
 Array = NDArray[np.float64]
 
@@ -72,10 +75,8 @@ def stream(seed: int, n: int, epochs: int) -> list[tuple[int, int, int, bool]]:
     """Every position of the joined epochs: (image, top, left, flip)."""
     positions: list[tuple[int, int, int, bool]] = []
     for epoch in range(epochs):
-        e = epoch_examples(seed, epoch, n)
-        positions += [
-            (int(e.index[i]), int(e.top[i]), int(e.left[i]), bool(e.flip[i])) for i in range(n)
-        ]
+        e = epoch_of(seed, epoch, n)
+        positions += zip(e.index, e.top, e.left, e.flip, strict=True)
     return positions
 
 
