@@ -115,8 +115,8 @@ def verdict(rows):
     (finding,) = judge(claim, [Evidence("made-up", pd.DataFrame(rows), nothing, nothing)])
     return finding.verdict
 
-holds, fails = (0.1, 0.08, 0.12), (-0.1, -0.08, -0.12)
-assert verdict(runs_of("2", raised(holds, lambda m: m == 2))) == "supported"
+holds, fails = (0.1, 0.095, 0.105), (-0.1, -0.095, -0.105)
+assert verdict(runs_of("2", raised(holds, lambda m: m == 2))) == "strictly supported"
 assert verdict(runs_of("2", raised(fails, lambda m: m == 2))) == "contradicted"
 assert verdict(runs_of("2", level())) == "undecided"
 assert verdict(runs_of("2", raised(holds, lambda m: m == 2), ms=(2, 4))) == "undecided"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from smallbatch.cli import door
 from smallbatch.cli.options import MODELS
+from smallbatch.pipeline.experiments import MEASUREMENTS
 
 
 @click.command()
@@ -47,26 +49,45 @@ def report(models: Path) -> None:
 
 
 @click.command()
-@click.argument(
-    "file", type=click.Path(path_type=Path), default=Path("reports/claims.json"), required=False
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--models", type=click.Path(path_type=Path), help="Judge the result files in this folder."
 )
-def claims(file: Path) -> None:
+@click.option(
+    "--measurements",
+    type=click.Path(path_type=Path),
+    default=MEASUREMENTS,
+    show_default=True,
+    help="Folder of what `smallbatch measure` wrote; with --models.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as in claims.json.")
+def claims(file: Path | None, models: Path | None, measurements: Path, as_json: bool) -> None:
     """Print the verdicts on the paper's claims as a Markdown table.
 
     FILE defaults to reports/claims.json, which `smallbatch report` writes. A line on stderr says if
-    the evaluation beside it is of other runs by now.
+    the evaluation beside it is of other runs by now. With --models the result files themselves are
+    judged, in seconds, and nothing is written.
 
     \b
     Examples:
       smallbatch claims
       smallbatch claims results/paper-cifar10-small/claims.json
+      smallbatch claims --models models --json
     """
-    from smallbatch.report.claims import markdown, read_claims, stale
+    from smallbatch.report.claims import as_text, judge_models, markdown, read_claims, stale
 
-    record = read_claims(file)
-    if (line := stale(file, record)) is not None:
+    if models is None:
+        file = file or Path("reports/claims.json")
+        record = read_claims(file)
+        line = stale(file, record)
+        content = json.loads(file.read_text()) if as_json else {}
+    else:
+        if file is not None:
+            raise click.UsageError("FILE and --models: allowed is one of them")
+        content, record, line = judge_models(models, measurements)
+    if line is not None:
         click.echo(f"warning: {door.shown(line)}", err=True)
-    click.echo(markdown(record))
+    click.echo(as_text(content) if as_json else markdown(record))
 
 
 @click.command()

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, get_args
+import json
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from smallbatch.analysis.claim import POINTS
-from smallbatch.analysis.claims import Verdict
+from smallbatch.analysis.claims import Verdict, claims_record, judge_all, read_variances
 from smallbatch.analysis.evaluation import read_runs, runs_digest
+from smallbatch.analysis.frames import load_results
 from smallbatch.markdown import table
 from smallbatch.records.reading import read_json
 from smallbatch.records.schema import MOST
+from smallbatch.report.environment import read_timings
 from smallbatch.report.labels import DASH
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pandas as pd
 
 _HEADERS = (
     "the paper's statement",
@@ -107,6 +112,42 @@ def read_claims(path: Path) -> ClaimsRecord:
         UserError: The file is missing, or it is not such a file.
     """
     return read_json(ClaimsRecord, path, "`smallbatch report` writes it")
+
+
+def judge_models(
+    models: Path, measurements: Path
+) -> tuple[dict[str, Any], ClaimsRecord, str | None]:
+    """Judge the result files of a folder, without tables and figures.
+
+    Args:
+        models: The folder of the columns.
+        measurements: The folder of what `smallbatch measure` wrote; it need not exist.
+
+    Returns:
+        The content of a ``claims.json``; the same, typed; a line if columns are unfinished.
+
+    Raises:
+        UserError: There is no complete column, or a file is damaged.
+    """
+    results = load_results(models)
+    timings, variances = read_timings(models), read_variances(measurements)
+    content = judged_record(results.runs, results.history, timings, variances)
+    skipped = ", ".join(results.skipped)
+    line = f"skipped {len(results.skipped)} unfinished: {skipped}" if skipped else None
+    return content, ClaimsRecord.model_validate(content), line
+
+
+def judged_record(
+    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
+) -> dict[str, Any]:
+    """The content of ``claims.json`` for some runs, as `judge_all` takes them."""
+    judged = judge_all(runs, history, timings, variances)
+    return {"runs_sha256": runs_digest(runs), **claims_record(judged)}
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """The content of ``claims.json`` as it is written."""
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 def markdown(record: ClaimsRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import pandas as pd
 
 from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
-from smallbatch.analysis.claims import claims_record, judge_all, read_variances
+from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import (
     read_evaluation,
     refuse_stale,
-    runs_digest,
     write_table,
     write_text,
 )
@@ -30,7 +28,13 @@ from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
 from smallbatch.report import paper, second_opinions, tables, wording
-from smallbatch.report.claims import ClaimsRecord, claims_tables, counts_sentence
+from smallbatch.report.claims import (
+    ClaimsRecord,
+    as_text,
+    claims_tables,
+    counts_sentence,
+    judged_record,
+)
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
@@ -109,9 +113,8 @@ def build_report(
     across = _across(gallery, frames) if frames.cells["dataset"].nunique() > 1 else []
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
-    judged = judge_all(_all_runs(frames), frames.history, timings, variances)
-    claims = {"runs_sha256": runs_digest(_all_runs(frames)), **claims_record(judged)}
-    write_text(out / "claims.json", json.dumps(claims, indent=1, ensure_ascii=False) + "\n")
+    claims = judged_record(_all_runs(frames), frames.history, timings, variances)
+    write_text(out / "claims.json", as_text(claims) + "\n")
     verdicts = ClaimsRecord.model_validate(claims)
     page = _template().render(
         claims=claims_tables(verdicts),

@@ -78,7 +78,7 @@ def study_pictures(
         ranges: As `stable_ranges` makes them.
         curves: Convergence at one η̃; empty if no run has a finite accuracy.
         fit: The fit of the upper ends at the main fraction, if there are enough.
-        band: Its confidence band, if there are enough seeds.
+        band: How it varies between resamples, if there are enough seeds.
     """
     study = str(cells["study"].iloc[0])
     with figure_style():
@@ -112,7 +112,7 @@ def study_pictures(
                     f"{', '.join(f'{fraction:g}' for fraction in FRACTIONS)}; dots are reliable "
                     "cells, an arrow means that the grid ends there"
                     + (", dashed the fitted upper end" if fit else "")
-                    + (" with its 95 % band (bootstrap over seeds)." if band else "."),
+                    + (" with the middle 95 % of resamples of the seeds." if band else "."),
                 )
             )
         if len(curves):

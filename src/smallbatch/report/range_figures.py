@@ -43,7 +43,7 @@ def study_ranges(
         ranges: The ranges of the study, at all fractions.
         cells: The cells of the study.
         fit: The fit of the upper ends at the main fraction; drawn as a dashed line.
-        band: Its confidence band; drawn as a shade.
+        band: How it varies between resamples of the seeds; drawn as a shade.
         unit: "base_lr" draws η̃, "lr" draws η = m·η̃.
     """
     figure, axes = new_figure()
