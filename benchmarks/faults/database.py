@@ -83,7 +83,8 @@ def _expected(
             last = own["epoch"].iloc[-1]
             found += [(name, f"final_{key}", last, run["final"][key]) for key in FINAL]
             if run["outcome"] == "finished":
-                found += [(name, "reported_accuracy", last, own["test_accuracy"].tail(5).median())]
+                reported = own["test_accuracy"].tail(min(max(len(own) // 8, 1), 5))
+                found += [(name, "reported_accuracy", last, reported.median())]
         points.update(
             (study, name, key, int(epoch), float(value))
             for name, key, epoch, value in found

@@ -66,18 +66,34 @@ def test_known_answers_come_back(tmp_path: Path) -> None:
     assert runs.loc[runs["outcome"] == "diverged", "diverged_at"].notna().all()
 
 
-def test_reported_accuracy_is_the_median_of_the_last_five_epochs(models: Path) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "ends", "reported"),
+    [
+        (7, [0.9, 0.9, 0.9, 0.9], [None]),  # the last epoch alone
+        (24, [0.9, 0.9, 0.1, 0.6], [0.1, 0.6, None]),
+        (41, [0.9, 0.2, 0.1, 0.6, 0.5], [0.2, 0.1, 0.6, 0.5, None]),  # the paper's, in Fig. 17
+    ],
+)
+def test_reported_accuracy_is_the_median_of_the_last_epochs(
+    tmp_path: Path, epochs: int, ends: list[float], reported: list[float | None]
+) -> None:
+    """Of the run's last eighth; those before it have other accuracies, which do not count."""
+    study = synthetic.Study("tiny", batch_sizes=(2,), base_lrs=(2**-6,), seeds=1, epochs=epochs)
+    models = synthetic.write_models(tmp_path / "models", (study,))
     path = models / "synthetic/tiny/m2/history.parquet"
     history = pd.read_parquet(path)
-    run = history.loc[history["outcome"] == "finished", "run"].iloc[0]
-    last = history.loc[history["run"] == run, "test_accuracy"].iloc[-1]  # runs.json has it too
-    assert last > 0.5
-    values = [0.9, 0.99, 0.1, 0.5, 0.4, 0.3, last]
-    history.loc[history["run"] == run, "test_accuracy"] = values
+    last = history["test_accuracy"].iloc[-1]  # runs.json has it too
+    history["test_accuracy"] = [*[0.01] * (epochs - 1 - len(ends)), *ends, last]
+    history["validation_accuracy"] = history["test_accuracy"] - 0.01
+    final = {"validation_accuracy": history["validation_accuracy"].iloc[-1]}
+    content = json.loads((path.parent / "runs.json").read_text())
+    content["runs"][0]["final"] |= final
+    (path.parent / "runs.json").write_text(json.dumps(content))
     history.sample(frac=1, random_state=0).to_parquet(path)  # the order of rows does not matter
-    runs = load_results(models).runs
-    (row,) = runs[runs["run"] == run].to_dict("records")
-    assert row["reported_accuracy"] == statistics.median(values[-5:]) == 0.4
+    (row,) = load_results(models).runs.to_dict("records")
+    expected = statistics.median(last if value is None else value for value in reported)
+    assert row["reported_accuracy"] == expected
+    assert row["reported_validation_accuracy"] == pytest.approx(expected - 0.01)
 
 
 def test_metrics_hold_no_clock_and_are_the_same_twice(models: Path, tmp_path: Path) -> None:
@@ -256,6 +272,34 @@ def test_a_history_without_some_epochs_is_refused(models: Path, outcome: str, lo
     history.to_parquet(path)
     with pytest.raises(UserError, match=r"history\.parquet: run .*allowed: all epochs to update"):
         load_results(models)
+
+
+def test_a_finished_run_has_all_planned_epochs(models: Path) -> None:
+    """Of a history that ends early and of a plan for more, how many epochs count would differ."""
+    path = models / "synthetic/tiny/m2/runs.json"
+    content = json.loads(path.read_text())
+    content["settings"]["epochs"] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"found 7 epochs.* of 8 epochs planned"):
+        load_results(models)
+
+
+def test_an_evaluation_with_accuracies_over_other_epochs_is_refused(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a version that took the last five of any run."""
+    path = models / "synthetic/tiny/m2/history.parquet"
+    history = pd.read_parquet(path)
+    history.loc[history["epoch"].between(3, 5), "test_accuracy"] = 0.0
+    history.to_parquet(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("smallbatch.records.columns.reported_epochs", lambda _: 5)
+        evaluate(models, tmp_path / "out")
+        read_evaluation(tmp_path / "out")
+    with pytest.raises(UserError, match=r"not of one evaluation .*run smallbatch evaluate"):
+        read_evaluation(tmp_path / "out")
+    evaluate(models, tmp_path / "out")
+    read_evaluation(tmp_path / "out")
 
 
 def test_timing_of_another_column_is_refused(models: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from smallbatch.errors import UserError
 from smallbatch.pipeline import experiments
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.outcome import RunResult
+from smallbatch.protocol.schedule import updates_after
 from smallbatch.records.files import write_column
 from smallbatch.records.schema import METRICS, Timing
 
@@ -76,8 +77,9 @@ def write_source(params: Params) -> None:
         updates=updates,
         results=[
             (run, RunResult("finished", None, [
-                {"epoch": 1, "updates": updates, "lr": run.lr,
-                 **dict.fromkeys(METRICS, 0.5 - run.base_lr)}
+                {"epoch": epoch, "updates": updates_after(epoch, dataset.meta.counts["train"], 4),
+                 "lr": run.lr, **dict.fromkeys(METRICS, 0.5 - run.base_lr)}
+                for epoch in range(1, run.settings.epochs + 1)
             ], {}, 7, {}))
             for run in column.runs
         ],

@@ -21,7 +21,7 @@ import pytest
 from smallbatch.errors import UserError
 from smallbatch.tracking import SyncReport, entries, sync
 from smallbatch.tracking.live_process import LiveColumn
-from smallbatch.tracking.records import read_column
+from smallbatch.tracking.records import TrackedRun, _digest, read_column
 from smallbatch.tracking.store import open_store
 from tests.tracking.conftest import Columns
 
@@ -214,6 +214,41 @@ def test_other_results_of_the_same_run_replace_it(
     before = tables.content()
     assert sync(columns.root).unchanged == 5
     assert tables.content() == before
+
+
+@pytest.mark.parametrize(
+    ("epochs", "created", "kept"),
+    [(24, 1 + 2, 0), (39, 1 + 2, 0), (40, 0, 1 + 4), (82, 0, 1 + 4)],
+)
+def test_accuracies_over_other_epochs_give_way(
+    columns: Any, tables: Any, expected_points: Any, monkeypatch: pytest.MonkeyPatch,
+    epochs: int, created: int, kept: int,
+) -> None:  # fmt: skip
+    """What a version logged that reported the last five epochs of every run, short ones too."""
+
+    def then(run: TrackedRun) -> str:
+        return _digest([run.record.model_dump(), run.rows])
+
+    directory = columns.write(8, epochs=epochs, diverged=(2.0**-3,))
+    with monkeypatch.context() as patch:
+        patch.setattr("smallbatch.records.columns.reported_epochs", lambda _: 5)
+        patch.setattr(TrackedRun, "digest", property(then))
+        old = {run.reported_accuracy for run in read_column(directory).runs}
+        sync(directory)
+    report = sync(directory)
+    assert (report.runs_created, report.runs_discarded, report.unchanged) == (
+        created, created, kept,
+    )  # fmt: skip
+    column = read_column(directory)
+    assert ({run.reported_accuracy for run in column.runs} == old) == (epochs >= 40)
+    assert sorted(tables.points()) == expected_points(directory)
+    assert column.best is not None
+    shown = tables.query(
+        "select m.value from latest_metrics m join runs r using (run_uuid) "
+        "where m.key = 'best_accuracy' and r.lifecycle_stage = 'active'"
+    )
+    assert shown == [(column.best.reported_accuracy,)]
+    assert sync(directory).unchanged == 5
 
 
 def test_a_replay_cut_short_is_taken_up_again(

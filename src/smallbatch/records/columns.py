@@ -1,4 +1,4 @@
-"""Reads the tables of a column's result files, and computes the paper's measure of a run.
+"""Reads the tables of a column's result files, and computes the reported accuracy of a run.
 
 Tracking and analysis read `runs.json`, `history.parquet` and `timing.json` through this module.
 """
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-REPORTED_EPOCHS = 5
-"""Epochs at the end of a run whose median accuracy is reported (Masters & Luschi 2018)."""
+MOST_REPORTED_EPOCHS = 5
+"""Epochs at the end of a run whose median accuracy the paper reports (Masters & Luschi 2018)."""
 
 RUN_KEYS = ["dataset", "study", "run"]
 """What tells one run from all others; its hash alone leaves out the names."""
@@ -209,8 +209,23 @@ def read_timing(directory: Path, record: ColumnRecord) -> Timing:
     return timing
 
 
+def reported_epochs(epochs: int) -> int:
+    """How many epochs at the end of a run the reported accuracy is the median over.
+
+    The last eighth of the run, rounded down, but at least 1 and at most 5. The paper takes 5, of 41
+    epochs or more. Of a short training 5 are much, or all, of it, with the learning rate not yet
+    lowered for the last time (docs/decisions.md).
+
+    Args:
+        epochs: The planned epochs of the run, 1 or more.
+    """
+    return min(max(epochs // 8, 1), MOST_REPORTED_EPOCHS)
+
+
 def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
-    """The paper's measure of each run: its median accuracy over the last 5 epochs.
+    """The measure of each run: the median of its accuracy over its last `reported_epochs`.
+
+    The rows of a finished run are its planned epochs, each once: `read_column` sees to that.
 
     Args:
         history: rows of `ColumnFiles.history`, of one column or of many, in any order.
@@ -219,8 +234,8 @@ def reported_accuracies(history: pd.DataFrame) -> pd.DataFrame:
         A row per run, indexed by RUN_KEYS: ``reported_accuracy`` of the test split and
         ``reported_validation_accuracy``; NaN for a diverged run and for an absent split.
     """
-    last = history.sort_values([*RUN_KEYS, "epoch"]).groupby(RUN_KEYS).tail(REPORTED_EPOCHS)
-    by_run = last.groupby(RUN_KEYS)
+    epochs = history.groupby(RUN_KEYS)["epoch"].transform("max")
+    by_run = history[history["epoch"] > epochs - epochs.map(reported_epochs)].groupby(RUN_KEYS)
     medians = by_run[["test_accuracy", "validation_accuracy"]].median()
     medians.columns = ["reported_accuracy", "reported_validation_accuracy"]
     medians.loc[by_run["outcome"].first() == "diverged"] = math.nan
@@ -231,8 +246,10 @@ def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None
     """Refuse a history that lacks epochs, or is of another training than `runs.json`.
 
     Each run's epochs follow each other from 1 to its last update: the last planned one, or that at
-    which the run diverged. A finished run's last epoch has the final values, to the bit.
+    which the run diverged. A finished run has as many as planned, and its last one has the final
+    values, to the bit.
     """
+    planned = record.settings["epochs"]
     finals = {run.run: run.final for run in record.runs if run.outcome == "finished"}
     ends = {
         run.run: run.updates if run.outcome == "finished" else run.diverged_at
@@ -240,10 +257,12 @@ def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None
     }
     for name, own in history.sort_values("epoch").groupby("run"):
         epochs, last = own["epoch"].tolist(), own["updates"].iloc[-1]
-        if epochs != [*range(1, len(epochs) + 1)] or last != ends[str(name)]:
+        gaps = epochs != [*range(1, len(epochs) + 1)] or last != ends[str(name)]
+        if gaps or (str(name) in finals and len(epochs) != planned):
             raise UserError(
                 f"{path}: run {name}: found {len(epochs)} epochs, the last to update {last}, "
-                f"allowed: all epochs to update {ends[str(name)]}, as runs.json says; {_ADVICE}"
+                f"allowed: all epochs to update {ends[str(name)]}, of {planned} epochs planned, as "
+                f"runs.json says; {_ADVICE}"
             )
         for metric, final in finals.get(str(name), {}).items():
             found = own[metric].iloc[-1] if metric in _LAST else None

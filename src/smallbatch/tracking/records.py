@@ -98,7 +98,7 @@ class TrackedRun:
         info: The run.
         record: Its entry in `runs.json`.
         rows: The numeric columns of `history.parquet`, one mapping per epoch, in order.
-        reported_accuracy: The paper's measure; None for a diverged run.
+        reported_accuracy: As `reported_accuracies` has it; None for a diverged run.
         started_ms: The start, in milliseconds since 1970; 1 if `timing.json` does not have it.
         ended_ms: The end, likewise.
         environment: What of its environment is not that of all runs of the column.
@@ -114,8 +114,13 @@ class TrackedRun:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the run's result."""
-        return _digest([self.record.model_dump(), self.rows])
+        """SHA-256 of the run's result, and of what is reported of it."""
+        content: list[Any] = [self.record.model_dump(), self.rows]
+        # Older versions reported the last five epochs of every run. Where those are still the ones,
+        # the digest is theirs, and what they logged stays; elsewhere it must give way.
+        if results.reported_epochs(len(self.rows)) < results.MOST_REPORTED_EPOCHS:
+            content += [] if self.reported_accuracy is None else [self.reported_accuracy]
+        return _digest(content)
 
     def timestamps_ms(self, known: Mapping[int, int]) -> dict[int, int]:
         """When each epoch (1-based) ended, in milliseconds since 1970; never decreases.
