@@ -9,11 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGNS = {
-    "faults": "src/smallbatch",
-    "fuzz": "src/smallbatch",
-    "verdicts": "src/smallbatch/analysis",
+    "faults": ("src/smallbatch",),
+    "fuzz": ("src/smallbatch",),
+    "verdicts": (
+        "src/smallbatch/analysis/comparisons.py",
+        "src/smallbatch/analysis/inference.py",
+    ),
 }
-"""Campaign → the folder of the product's code that it tries."""
+"""Campaign → the product's code that it tries."""
 _KINDS = {".py", ".cpp", ".h"}
 
 
@@ -21,8 +24,8 @@ def digest(campaign: str, root: Path = ROOT) -> str:
     """Hash of the code that a campaign tries, and of its own but for the table's."""
     own = root / "benchmarks" / campaign
     total = hashlib.sha256()
-    for folder in (root / CAMPAIGNS[campaign], own):
-        for path in sorted(it for it in folder.rglob("*") if it.suffix in _KINDS):
+    for place in (*(root / tried for tried in CAMPAIGNS[campaign]), own):
+        for path in sorted(it for it in (place, *place.rglob("*")) if it.suffix in _KINDS):
             if path != own / "table.py":
                 total.update(path.read_bytes())
     return total.hexdigest()[:16]

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from smallbatch.cli.main import main
+from tests.analysis.synthetic import write_models
 
 ROOT = Path(__file__).parents[1]
 
@@ -263,6 +264,24 @@ def test_an_unknown_scale_is_one_line(folder: Path) -> None:
     assert "did you mean 'small'?" in wrong.output
     none = call("profile", "use", "quick", "--scale", "small")
     assert "allowed with quick: none" in none.output
+
+
+def test_claims_judge_result_files_without_a_report(folder: Path) -> None:
+    write_models(Path("models"))
+    printed = call("claims", "--models", "models", "--json")
+    assert printed.exit_code == 0, printed.output
+    judged = json.loads(printed.stdout)
+    assert call("evaluate").exit_code == call("report").exit_code == 0
+    assert judged == json.loads(Path("reports/claims.json").read_text())
+    verdicts = {it["claim"]: it["findings"][0]["verdict"] for it in judged["claims"]}
+    assert verdicts["best-batch-size-fig-1"] == "not run"
+    assert verdicts["best-batch-size-fig-8"] != "not run"
+    assert call("claims", "--models", "models").stdout == call("claims").stdout
+    assert json.loads(call("claims", "--json").stdout) == judged
+    both = call("claims", "reports/claims.json", "--models", "models")
+    assert both.exit_code == 2
+    assert "FILE and --models: allowed is one of them" in both.output
+    assert call("claims", "--models", "nothing").exit_code == 2
 
 
 def test_claims_are_printed_as_markdown(folder: Path) -> None:

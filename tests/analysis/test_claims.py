@@ -806,3 +806,16 @@ def test_a_finding_says_what_it_could_have_decided() -> None:
     assert finding.seeds is not None
     assert 5 < finding.seeds < 30
     assert finding_of("range-shrinks", MAKERS["range-shrinks"](WAVERS)).seeds is None
+
+
+def test_a_run_that_diverged_while_it_was_measured_leaves_the_other_studies() -> None:
+    runs = pd.DataFrame(MAKERS["update-variance-linear"](HOLDS))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
+    gone = variances(HOLDS).assign(study="study-3")
+    gone.loc[gone["batch_size"] == 32, "variance"] = math.nan
+    for d, verdict in ((HOLDS, "undecided"), (FAILS, "contradicted")):
+        table = pd.concat([variances(d), gone])
+        evidence = Evidence("made-up", runs, histories(runs), timings(d), table)
+        (finding,) = judge(claim, [evidence])
+        assert finding.verdict == verdict
+        assert "study-3: a run diverged while it was measured" in finding.reason

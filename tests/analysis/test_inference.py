@@ -10,6 +10,7 @@ from smallbatch.analysis.inference import (
     ALPHA,
     Noise,
     cross_fitted,
+    dependence,
     hindsight,
     lower,
     noise,
@@ -108,3 +109,23 @@ def test_data_sets_are_judged_at_once_as_one_by_one() -> None:
         assert together.variance[index] == pytest.approx(float(alone.variance))
         assert bounds[index] == pytest.approx(lower(d[index], alone, 2))
         assert cross_fitted(many)[index] == pytest.approx(cross_fitted(many[index]))
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(2, 8), (6, 8), (13, 8), (13, 16), (48, 16)])
+def test_cross_fitted_values_depend_on_each_other(cells: int, seeds: int) -> None:
+    """The mean's variance over that of as many independent values, relative to three seeds."""
+    rng = np.random.default_rng(7)
+
+    def inflation(n: int) -> float:
+        values = cross_fitted(rng.normal(size=(10_000, cells, n)))
+        return float(values.mean(axis=-1).var() / (values.var(axis=-1, ddof=1).mean() / n))
+
+    found = inflation(seeds) / inflation(3)
+    assert dependence(seeds, cells) == pytest.approx(found, rel=0.12)
+    assert dependence(3, cells) == dependence(2, cells) == dependence(seeds, 1) == 1
+
+
+def test_more_cells_to_choose_from_widen_the_bound() -> None:
+    d = np.random.default_rng(8).normal(0.3, 1, 8)
+    wider = d.mean() - lower(d, chosen=6)
+    assert wider == pytest.approx((d.mean() - lower(d)) * np.sqrt(dependence(8, 6)))

@@ -17,31 +17,35 @@ SLOPE_WITHIN = 0.1  # largest distance from 1 of the slope of log variance again
 def _linear(evidence: Evidence) -> list[Part]:
     parts: list[Part] = []
     for study, rows in evidence.variances.groupby("study"):
-        _refuse_other(evidence, str(study), rows)
-        along = rows[rows["seen"].fillna(0) > 0]
-        if along.empty:
-            raise UndecidableError(
-                f"{study}: measured at the first weights alone, where it is an identity; run "
-                "smallbatch measure"
-            )
-        table = along.assign(log=np.log2(along["variance"])).pivot_table(
-            index=["seed", "seen"], columns="batch_size", values="log", dropna=False
-        )
-        if table.shape[1] < 3 or not np.isfinite(table.to_numpy(dtype=float)).all():
-            raise UndecidableError(f"{study}: fewer than three batch sizes with a variance")
-        # Of each seed the mean over the points of training.
-        means = table.groupby("seed").mean()
-        log_m = np.log2(means.columns.to_numpy(dtype=float))
-        centred = log_m - log_m.mean()
-        slopes = means.to_numpy(dtype=float) @ centred / (centred**2).sum()
-        parts.append(
-            Part(
-                f"{study}: slope {slopes.mean():.3f}",
-                len(slopes),
-                partial(mean_within, slopes, 1.0, SLOPE_WITHIN),
-            )
-        )
+        try:
+            parts.append(_slope(evidence, str(study), rows))
+        except UndecidableError as error:
+            parts.append(Part(str(study), 0, None, limit=str(error)))
     return parts
+
+
+def _slope(evidence: Evidence, study: str, rows: pd.DataFrame) -> Part:
+    _refuse_other(evidence, study, rows)
+    along = rows[rows["seen"].fillna(0) > 0]
+    if along.empty:
+        raise UndecidableError(
+            f"{study}: measured at the first weights alone, where it is an identity; run "
+            "smallbatch measure"
+        )
+    table = along.assign(log=np.log2(along["variance"])).pivot_table(
+        index=["seed", "seen"], columns="batch_size", values="log", dropna=False
+    )
+    if table.shape[1] < 3:
+        raise UndecidableError(f"{study}: fewer than three batch sizes with a variance")
+    if not np.isfinite(table.to_numpy(dtype=float)).all():
+        raise UndecidableError(f"{study}: a run diverged while it was measured")
+    # Of each seed the mean over the points of training.
+    means = table.groupby("seed").mean()
+    log_m = np.log2(means.columns.to_numpy(dtype=float))
+    centred = log_m - log_m.mean()
+    slopes = means.to_numpy(dtype=float) @ centred / (centred**2).sum()
+    name = f"{study}: slope {slopes.mean():.3f}"
+    return Part(name, len(slopes), partial(mean_within, slopes, 1.0, SLOPE_WITHIN))
 
 
 def _refuse_other(evidence: Evidence, study: str, rows: pd.DataFrame) -> None:

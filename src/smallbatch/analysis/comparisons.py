@@ -43,6 +43,7 @@ class Comparison:
         margin: How far the statement may fail and still count as supported.
         spread: The standard deviation of one seed's difference; NaN where there is none.
         prior: Degrees of freedom that the study's noise added.
+        chosen: Among how many cells the side that support speaks for was chosen.
         rivals: How many comparisons must all succeed for support.
     """
 
@@ -52,6 +53,7 @@ class Comparison:
     margin: float = 0.0
     spread: Floats | float = np.nan
     prior: float = 0.0
+    chosen: int = 1
     rivals: int = 1
 
 
@@ -68,11 +70,12 @@ def best_is_in(
     best = hindsight(inside) - hindsight(outside)
     return Comparison(
         effect=best.mean(axis=-1),
-        low=lower(ahead, of, 2).min(axis=-1),
-        high=-lower(behind, of, 2, k).min(axis=-1),
+        low=lower(ahead, of, 2, chosen=inside.shape[-2]).min(axis=-1),
+        high=-lower(behind, of, 2, k, outside.shape[-2]).min(axis=-1),
         margin=margin,
         spread=_one(best, of, 2),
         prior=of.prior,
+        chosen=inside.shape[-2],
         rivals=rivals,
     )
 
@@ -92,6 +95,8 @@ def weighted(
         _sum(plus, hindsight) - _sum(minus, cross_fitted),
         _sum(plus, hindsight) - _sum(minus, hindsight),
         k,
+        _most(plus),
+        _most(minus),
     )
 
 
@@ -109,14 +114,14 @@ def within(
 ) -> Comparison:
     """Whether two best accuracies differ by less than ``width``: equivalence by two bounds."""
     gap = hindsight(first) - hindsight(second)
-    support = [
-        lower(cross_fitted(first) - hindsight(second), of, 2),
-        lower(cross_fitted(second) - hindsight(first), of, 2),
-    ]
-    against = [
-        lower(cross_fitted(first) - hindsight(second), of, 2, k),
-        lower(cross_fitted(second) - hindsight(first), of, 2, k),
-    ]
+    sides = [(first, second), (second, first)]
+    support, against = (
+        [
+            lower(cross_fitted(one) - hindsight(other), of, 2, share, one.shape[-2])
+            for one, other in sides
+        ]
+        for share in (1, k)
+    )
     return Comparison(
         effect=width - np.abs(gap.mean(axis=-1)),
         low=width + np.minimum(*support),
@@ -150,6 +155,8 @@ def of_the_way(
         ahead(hindsight(cells), cross_fitted(everything)),
         ahead(hindsight(cells), hindsight(everything)),
         k,
+        cells.shape[-2],
+        everything.shape[-2],
     )
 
 
@@ -166,6 +173,8 @@ def short_of_the_way(
         behind(cross_fitted(cells), hindsight(everything)),
         behind(hindsight(cells), hindsight(everything)),
         k,
+        everything.shape[-2],
+        cells.shape[-2],
     )
 
 
@@ -193,7 +202,7 @@ def short_at_the_best_column(
         chance + fraction * (choose(everything) - chance) - there
         for choose in (cross_fitted, hindsight)
     )
-    return _between(low, high, high, k)
+    return _between(low, high, high, k, everything.shape[-2], everything.shape[-2])
 
 
 def falls(widths: Floats, log_m: Floats, step: float, k: int = 1) -> Comparison:
@@ -253,11 +262,28 @@ def near(rows: Sequence[tuple[Floats, Floats]], distance: float, of: Noise) -> C
     )
 
 
-def _between(low: Floats, high: Floats, both: Floats, k: int) -> Comparison:
-    """Bounds from the difference in either direction, and the effect from one without either."""
+def _between(low: Floats, high: Floats, both: Floats, k: int, above: int, below: int) -> Comparison:
+    """Bounds from the difference in either direction, and the effect from one without either.
+
+    Args:
+        low: Differences whose winning side is cross-fitted.
+        high: Differences whose losing side is.
+        both: Differences of what is best in hindsight.
+        k: The number of parts of the claim.
+        above: Among how many cells the winning side was chosen.
+        below: Among how many the losing one.
+    """
     return Comparison(
-        effect=both.mean(axis=-1), low=lower(low), high=-lower(-high, k=k), spread=_one(both)
+        effect=both.mean(axis=-1),
+        low=lower(low, chosen=above),
+        high=-lower(-high, k=k, chosen=below),
+        spread=_one(both),
+        chosen=above,
     )
+
+
+def _most(terms: Sequence[tuple[float, Floats]]) -> int:
+    return max(cells.shape[-2] for _, cells in terms)
 
 
 def _one(d: Floats, of: Noise | None = None, factor: float = 0.0) -> Floats:

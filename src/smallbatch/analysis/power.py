@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scipy.special import nctdtr, stdtrit
 
-from smallbatch.analysis.inference import ALPHA
+from smallbatch.analysis.inference import ALPHA, dependence
 
 if TYPE_CHECKING:
     from smallbatch.analysis.comparisons import Comparison
@@ -31,7 +31,8 @@ def smallest_decided(found: Comparison, n: int) -> float:
     one = float(found.spread)
     if n < 2 or math.isnan(one):
         return math.nan
-    return float(stdtrit(n - 1 + found.prior, 1 - ALPHA)) * one / math.sqrt(n)
+    error = one * math.sqrt(dependence(n, found.chosen) / n)
+    return float(stdtrit(n - 1 + found.prior, 1 - ALPHA)) * error
 
 
 def seeds_needed(found: Comparison, effect: float, parts: int = 1) -> int | None:
@@ -57,6 +58,7 @@ def seeds_needed(found: Comparison, effect: float, parts: int = 1) -> int | None
         if one == 0:
             return n
         centre = (effect + found.margin) * math.sqrt(n) / one
-        if 1 - nctdtr(freedom, centre, stdtrit(freedom, 1 - ALPHA)) >= power:
+        needed = stdtrit(freedom, 1 - ALPHA) * math.sqrt(dependence(n, found.chosen))
+        if 1 - nctdtr(freedom, centre, needed) >= power:
             return n
     return None

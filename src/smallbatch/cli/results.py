@@ -9,7 +9,6 @@ import click
 
 from smallbatch.cli import door
 from smallbatch.cli.options import MODELS
-from smallbatch.pipeline.experiments import MEASUREMENTS
 
 
 @click.command()
@@ -56,7 +55,7 @@ def report(models: Path) -> None:
 @click.option(
     "--measurements",
     type=click.Path(path_type=Path),
-    default=MEASUREMENTS,
+    default=Path("reports/measurements"),
     show_default=True,
     help="Folder of what `smallbatch measure` wrote; with --models.",
 )
