@@ -58,7 +58,7 @@ def noise(m: int, *pixels: int, last: bool = True) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if last and pixels else x
 
 
-def results(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+def results(layer: Any, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     """Statistics and gradients of one pass."""
     x = x.detach().requires_grad_()
     layer(x).backward(g)
