@@ -68,7 +68,7 @@ def _restored_from_the_cache(project: Project) -> None:
     before = project.outputs()
     shutil.rmtree(project.root / "models")
     shutil.rmtree(project.root / ".smallbatch")  # nothing to resume from
-    project.call("dvc", "checkout", "models")
+    project.call("dvc", "checkout")
     assert project.repro() == []
     assert project.outputs() == before
 
