@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.project import Project
+from smallbatch.protocol.run import PROTOCOL
+from tests.project import Project, stages_run
 
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 60, test_subset: 40}
@@ -66,6 +68,7 @@ def _restored_from_the_cache(project: Project) -> None:
     before = project.outputs()
     shutil.rmtree(project.root / "models")
     shutil.rmtree(project.root / ".smallbatch")  # nothing to resume from
+    project.call("dvc", "checkout")
     assert project.repro() == []
     assert project.outputs() == before
 
@@ -85,3 +88,29 @@ def _one_study_changed(project: Project) -> None:
     text = params.read_text()
     params.write_text(text.replace("norm: batch, epochs: 2", "norm: batch, epochs: 3"))
     assert sorted(project.repro()) == ["evaluate", "measure", "report", "train@bn-8"]
+
+
+def test_a_column_stays_until_it_is_trained_again(tmp_path: Path) -> None:
+    """As after PROTOCOL was raised: DVC would remove the old one before the new one is begun."""
+    text = PARAMS.replace("[plain, bn]", "[plain]")
+    project = Project(tmp_path / "project", text)
+    stage, params = "train@plain-8", project.root / "params.yaml"
+    project.call("dvc", "repro", stage)
+    before = project.outputs()
+    protocol = project.root / "src/smallbatch/protocol/run.py"
+    protocol.write_text(protocol.read_text().replace(f"PROTOCOL = {PROTOCOL}", "PROTOCOL = 99"))
+
+    params.write_text(text + "compute: {device: nowhere}\n")  # so that the training fails
+    with project.start("dvc", "repro", stage) as process:
+        assert "nowhere" in process.communicate()[0]
+    assert process.returncode != 0
+    assert project.outputs() == before
+
+    params.write_text(text)
+    assert stages_run(project.call("dvc", "repro", stage)) == [stage]
+    after = project.outputs()
+    assert after.keys() == before.keys()
+    told = [json.loads(files[name]) for files in (before, after) for name in files
+            if name.endswith("runs.json")]  # fmt: skip
+    assert [record["protocol"] for record in told] == [PROTOCOL, 99]
+    assert not list(project.root.rglob("*.part"))

@@ -49,6 +49,31 @@ def test_studies_of_different_images_are_pointed_out(tmp_path: Path) -> None:
     )
 
 
+def of_protocol(number: int, folder: Path) -> None:
+    for path in folder.rglob("runs.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": number}))
+
+
+def test_columns_and_studies_of_different_protocols_are_pointed_out(tmp_path: Path) -> None:
+    """As while the columns are trained again one after another after PROTOCOL was raised."""
+    for name in "ab":
+        written(tmp_path, name, 2, 4)
+    models = tmp_path / "models/synthetic"
+    of_protocol(7, models / "b/m4")
+    across, within = warnings(tmp_path)
+    assert across.startswith(
+        "synthetic: its studies were trained with different protocol (a | b) and cannot be"
+    )
+    assert within.startswith(
+        "synthetic/b: its columns were trained with different protocol (m2 | m4); train the"
+    )
+    of_protocol(7, models / "b")
+    (line,) = warnings(tmp_path)
+    assert line == across
+    of_protocol(7, models)
+    assert warnings(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("base_lr", "said"),
     [

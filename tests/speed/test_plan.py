@@ -16,11 +16,13 @@ from smallbatch.pipeline.experiments import plan_columns
 from smallbatch.placement import known as store
 from smallbatch.placement.known import Known
 from smallbatch.placement.workload import Method, Workload
+from smallbatch.protocol.run import PROTOCOL
 from smallbatch.speed import calibration
 from smallbatch.speed.plan import Plan, interpolate, plan
 from smallbatch.speed.plan import _startup as startup
 from smallbatch.speed.plan_table import clock, lines, scaled
 from smallbatch.speed.rate import Rate
+from tests.analysis import synthetic
 from tests.columns import place_and_train
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +171,17 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     assert (unrecorded.columns[1].kept, unrecorded.columns[1].recorded) == (4, False)
     assert lines(unrecorded)[2].split()[:4] == ["bn", "m=128", "4", "*4"]
     assert "not known what code made them" in lines(unrecorded)[-1]
+
+
+def test_columns_that_a_raised_protocol_trains_again_are_named(tmp_path: Path) -> None:
+    """Also where the data are not prepared, so that nothing else is known of the runs."""
+    study = synthetic.Study("bn", batch_sizes=(8, 32), base_lrs=(2.0**-8,), seeds=1)
+    synthetic.write_models(tmp_path / "models", (study,), dataset="d")
+    small, large = make(tmp_path).columns
+    assert (small.older_protocol, large.older_protocol) == (1, None)
+    assert lines(make(tmp_path))[-1].startswith(
+        f"Trained again, under protocol {PROTOCOL} instead of an older one: bn m=8. Until"
+    )
 
 
 def test_rates_between_and_beyond_what_was_measured() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from smallbatch.config.model_names import registered_name, validate_model
 from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
-from smallbatch.models.norms import GhostBatchNorm, bn_momentum, group_norm
+from smallbatch.models.norms import BatchNorm, GhostBatchNorm, bn_momentum, group_norm, sum_exactly
 from smallbatch.models.paper import PAPER_MODELS
 from smallbatch.models.population import batch_norms, has_batch_norm
 
@@ -65,6 +65,8 @@ def build_model(
     _apply_norm(built, name, norm, bn_batch_size)
     for layer in batch_norms(built):
         layer.momentum = momentum
+        if not isinstance(layer, BatchNorm):
+            layer.register_forward_pre_hook(sum_exactly)
     return built
 
 

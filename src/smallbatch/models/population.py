@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smallbatch.models.norms import summed_exactly
+
 BatchNormLayer = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
@@ -61,7 +63,7 @@ def _adopt_statistics(layer: BatchNormLayer, inputs: tuple[Any, ...]) -> None:
     """Set the running statistics of a batch norm to those of its input."""
     if layer.running_mean is None or layer.running_var is None:
         return
-    x: Tensor = inputs[0]
+    x = summed_exactly(inputs[0])
     # Set to 0 first, because a NaN of the old average would remain: 0 · NaN is NaN.
     mean, var = layer.running_mean.zero_(), layer.running_var.zero_()
     F.batch_norm(x, mean, var, training=True, momentum=1.0, eps=layer.eps)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from smallbatch.config.params import StudyConfig
 
 # To be increased when changed code changes results, so that old and new runs have other hashes.
-PROTOCOL = 1
+# What each version changed, and which results are of which: docs/decisions.md.
+PROTOCOL = 2
 
 
 # Settings that only choose or label runs; what they choose is in the run itself.

@@ -27,6 +27,7 @@ from smallbatch.placement.placement import (
 )
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.protocol.column import Column, plan_column
+from smallbatch.protocol.run import PROTOCOL
 from smallbatch.records import files
 from smallbatch.records.columns import read_record
 from smallbatch.speed import calibration
@@ -34,6 +35,7 @@ from smallbatch.speed import calibration
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
     from smallbatch.data.prepared import Meta
+    from smallbatch.records.schema import ColumnRecord
 
 # Most seconds for measuring one batch size; if it would take longer, its rate is interpolated.
 MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
@@ -50,6 +52,8 @@ class ColumnPlan:
         runs: The number of all runs.
         kept: The number of runs that are trained already; the following is about the others.
         recorded: Whether it is known what code made the kept runs: they have records.
+        older_protocol: The protocol of its results under ``models/``, if that is an older one than
+            that of the runs left to train.
         updates: Updates, in sum over the runs.
         images: Training images, in sum over the runs.
         flops: FLOPs of training and evaluation.
@@ -65,6 +69,7 @@ class ColumnPlan:
     runs: int
     kept: int
     recorded: bool
+    older_protocol: int | None
     updates: int
     images: int
     flops: int
@@ -134,7 +139,9 @@ def plan(
         }
         to_train = [column for column in columns if kept[column.batch_size][0] < len(column.runs)]
         _measure(to_train, params)
-        plans += [_plan(column, columns, params, *kept[column.batch_size]) for column in columns]
+        plans += [
+            _plan(column, columns, params, models, *kept[column.batch_size]) for column in columns
+        ]
     return Plan(params.dataset.name, device, is_prepared, tuple(plans))
 
 
@@ -165,12 +172,17 @@ def _kept(column: Column, params: Params, models: Path, work: Path) -> tuple[int
     records = sum(files.load_record(work / name, made_by) is not None for name in names)
     if records or any((work / name).exists() for name in names):
         return records, True
-    try:  # a column from DVC's cache has result files but no records
-        directory = models / params.dataset.name / column.study / f"m{column.batch_size}"
-        whole = names == {run.run for run in read_record(directory).runs}
-        return (len(names), False) if whole else (0, True)
+    # A column from DVC's cache has result files but no records.
+    result = _result(column, params, models)
+    whole = result is not None and names == {run.run for run in result.runs}
+    return (len(names), False) if whole else (0, True)
+
+
+def _result(column: Column, params: Params, models: Path) -> ColumnRecord | None:
+    try:
+        return read_record(models / params.dataset.name / column.study / f"m{column.batch_size}")
     except UserError:
-        return 0, True
+        return None
 
 
 def _measure(columns: Sequence[Column], params: Params) -> None:
@@ -203,11 +215,16 @@ def _candidates(column: Column, params: Params) -> list[Method]:
 
 
 def _plan(
-    column: Column, columns: Sequence[Column], params: Params, kept: int, recorded: bool
+    column: Column,
+    columns: Sequence[Column],
+    params: Params,
+    models: Path,
+    kept: int,
+    recorded: bool,
 ) -> ColumnPlan:
     workload = workload_of(column, params.compute)
     placement = place(column, params.compute, keep=False)
-    left = len(column.runs) - kept
+    left, old = len(column.runs) - kept, _result(column, params, models)
     updates = left * column.updates(column.runs[0])
     images = updates * workload.batch_size
     forward_images = left * _evaluation_images(column)
@@ -225,6 +242,7 @@ def _plan(
         runs=len(column.runs),
         kept=kept,
         recorded=recorded,
+        older_protocol=old.protocol if left and old and old.protocol < PROTOCOL else None,
         updates=updates,
         images=images,
         flops=images * flops + forward_images * flops // 3,

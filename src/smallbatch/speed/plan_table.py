@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smallbatch.protocol.run import PROTOCOL
+
 if TYPE_CHECKING:
     from smallbatch.speed.plan import Plan
 
@@ -63,7 +65,21 @@ def lines(plan: Plan) -> list[str]:
             "them: `dvc repro` keeps them unless their sources have changed, `smallbatch train` "
             "trains them again."
         )
+    if again := _trained_again(plan):
+        notes.append(
+            f"Trained again, under protocol {PROTOCOL} instead of an older one: {again}. Until a "
+            "column is complete its old results stay."
+        )
     return [*table, "", *notes]
+
+
+def _trained_again(plan: Plan) -> str:
+    """Columns with results of an older protocol, by study."""
+    sizes: dict[str, list[str]] = {}
+    for column in plan.columns:
+        if column.older_protocol is not None:
+            sizes.setdefault(column.study, []).append(str(column.batch_size))
+    return "; ".join(f"{study} m={', '.join(own)}" for study, own in sizes.items())
 
 
 def scaled(value: float, unit: str) -> str:

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "vectors.h"
 
@@ -25,8 +26,39 @@ inline void each_band(const Shape &s, int n0, int n1, Body body) {
         for (int y = 0; y < s.height; y += rows) body(n, y, std::min(y + rows, s.height));
 }
 
-// The sum over a band. Each row is summed first; adding up to 4,096 such bands then rounds no worse
-// than pairwise summation.
+constexpr int TERMS = 64;
+
+// A sum of many terms. They are first added by 64, so that its rounding does not grow with the batch:
+// of 4,096 terms each goes through 128 additions at most.
+struct Sum {
+    vec total{}, part{};
+    int terms = 0;
+    void operator+=(const vec &term) {
+        part += term;
+        if (++terms < TERMS) return;
+        total += part;
+        part = vec{};
+        terms = 0;
+    }
+    vec value() const { return total + part; }
+};
+
+// Mean of a number of values, and the sum of squared differences from it.
+struct Moments {
+    vec mean{}, squares{};
+    REAL values = 0;
+    // Combines those of two sets of values (Chan et al., 1979).
+    void operator+=(const Moments &other) {
+        const REAL share = other.values / (values + other.values);
+        const vec step = other.mean - mean;
+        squares += other.squares;
+        squares += step * step * (values * share);
+        mean += step * share;
+        values += other.values;
+    }
+};
+
+// The sum over a band. Each row is summed first.
 template <class Term>
 inline vec sum_band(const Shape &s, int c, int n, int y0, int y1, Term term) {
     vec band{};
@@ -62,28 +94,29 @@ inline REAL values(const Shape &s, const Groups &g) {
     return REAL(g.c1 - g.c0) * (g.n1 - g.n0) * s.height * s.width;
 }
 
-// Mean and inverse deviation of a group. Sums of squares are taken by band and then combined (Chan
-// et al., 1979): a band is read twice, but the second time from the first-level cache.
+// Mean and inverse deviation of a group. Sums of squares are taken by band and then combined, first
+// 64 bands, as in `Sum`. A band is read twice, but the second time from the first-level cache.
 void norm_moments(const Layer &l, const Groups &g) {
     const Shape &s = l.out;
-    vec mean{}, squares{};
-    REAL before = 0;
+    Moments all, some;
+    int bands = 0;
     for (int c = g.c0; c < g.c1; c++)
         each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
-            const REAL pixels = REAL(y1 - y0) * s.width, share = pixels / (before + pixels);
+            const REAL pixels = REAL(y1 - y0) * s.width;
             const vec own = sum_band(s, c, n, y0, y1, [&](count i) { return l.z[i]; }) / pixels;
-            const vec step = own - mean;
-            squares += sum_band(s, c, n, y0, y1, [&](count i) {
+            const vec squares = sum_band(s, c, n, y0, y1, [&](count i) {
                 const vec d = l.z[i] - own;
                 return d * d;
             });
-            squares += step * step * (before * share);
-            mean += step * share;
-            before += pixels;
+            some += Moments{own, squares, pixels};
+            if (++bands < TERMS) return;
+            all += some;
+            some = Moments{};
+            bands = 0;
         });
-    const vec own = mean;
-    mean = across(own, l.parts_per_group) / REAL(l.parts_per_group);
-    squares += (own - mean) * (own - mean) * before;
+    if (bands) all += some;
+    const vec mean = across(all.mean, l.parts_per_group) / REAL(l.parts_per_group);
+    vec squares = all.squares + (all.mean - mean) * (all.mean - mean) * all.values;
     squares = across(squares, l.parts_per_group);
     const REAL n = values(s, g) * l.parts_per_group;
     l.mean[g.number] = mean;
@@ -93,15 +126,15 @@ void norm_moments(const Layer &l, const Groups &g) {
 
 // Moves the running statistics of a channel towards the mean over its groups.
 void update_statistics(const Layer &l, vec *statistics, int parts) {
-    vec mean{}, variance{};
+    Sum means, variances;
     each_group(l, [&](const Groups &g) {
         const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
-        if (g.n0 == 0) mean = variance = vec{};
-        mean += share * l.mean[g.number];
-        variance += share * l.variance[g.number];
+        if (g.n0 == 0) means = variances = Sum{};
+        means += share * l.mean[g.number];
+        variances += share * l.variance[g.number];
         if (g.n1 < l.out.examples) return;
-        mean = across(mean, parts) / REAL(parts);
-        variance = across(variance, parts) / REAL(parts);
+        const vec mean = across(means.value(), parts) / REAL(parts);
+        const vec variance = across(variances.value(), parts) / REAL(parts);
         vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
         const REAL momentum = REAL(l.momentum);
         m = (1 - momentum) * m + momentum * mean;
@@ -170,7 +203,7 @@ void relu_gradient(const Layer &l, int c, int n, int y0, int y1) {
 // Adds Σ g and Σ g·(z − mean) of a band. If dz is not dy, dy is replaced by g, which the shortcut
 // needs. Otherwise the ReLU's mask is computed from z, so that y need not be read nor dy written.
 void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const Norming &norming,
-                   vec &sum, vec &dot) {
+                   Sum &sum, Sum &dot) {
     const bool apart = l.dz != l.dy;
     vec sums{}, dots{};
     for (int y = y0; y < y1; y++) {
@@ -198,20 +231,24 @@ void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const
 void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
     const Shape &s = l.out;
     const bool mask = l.relu && l.dz == l.dy;
-    for (int c = 0; c < s.channels; c++) gradient[l.scale + c] = gradient[l.shift + c] = vec{};
+    std::vector<Sum> shifts(l.channels_per_group), scales(l.channels_per_group);
     each_group(l, [&](const Groups &g) {
         const vec mean = l.mean[g.number], invstd = l.invstd[g.number];
         vec first{}, second{};  // Σ scale·g and Σ scale·g·x̂ over the group
         for (int c = g.c0; c < g.c1; c++) {
             const Norming norming(l, theta, c, g.number);
             const vec scale = theta[l.scale + c];
-            vec sum{}, dot{};
+            Sum sums, dots;
             each_band(s, g.n0, g.n1, [&](int n, int y0, int y1) {
-                gradient_sums(l, c, n, y0, y1, mean, norming, sum, dot);
+                gradient_sums(l, c, n, y0, y1, mean, norming, sums, dots);
             });
-            dot *= invstd;
-            gradient[l.shift + c] += sum;
-            gradient[l.scale + c] += dot;
+            const vec sum = sums.value(), dot = dots.value() * invstd;
+            Sum &of_shift = shifts[c - g.c0], &of_scale = scales[c - g.c0];
+            if (g.n0 == 0) of_shift = of_scale = Sum{};
+            of_shift += sum;
+            of_scale += dot;
+            gradient[l.shift + c] = of_shift.value();
+            gradient[l.scale + c] = of_scale.value();
             first += scale * sum;
             second += scale * dot;
         }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from smallbatch.engines.lanes.layers import Shortcut
 from smallbatch.engines.lanes.torch.convs import finish
 from smallbatch.engines.lanes.weights import LaneWeights
-from smallbatch.models.norms import GhostBatchNorm
+from smallbatch.models.norms import GhostBatchNorm, summed_exactly
 
 _BACKWARD = torch.ops.aten.native_batch_norm_backward
 
@@ -56,6 +56,7 @@ class BatchNorm(_Norm):
 
     def normalise(self, x: Tensor, training: bool) -> Tensor:
         """Normalise by the batch and update the running statistics, or in evaluation by these."""
+        x = summed_exactly(x) if training else x
         y, self.mean, self.invstd = torch.native_batch_norm(
             x, *self.affine(), *self.running(), training, self.momentum, self.eps
         )
@@ -91,7 +92,7 @@ class GhostNorm(BatchNorm):
         running, outputs = self.running(), list[Tensor]()
         sums = [torch.zeros_like(value) for value in running]
         for part, groups in self._split(x):
-            folded = _fold(part, groups)
+            folded = summed_exactly(_fold(part, groups))
             own = [running[0].new_zeros(folded.shape[1]) for _ in running]
             scale, shift = self._affine(groups)
             # Momentum 1 turns the running statistics into these sub-batches' own.
