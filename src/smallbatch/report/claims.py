@@ -189,6 +189,9 @@ def _power(finding: FindingRecord, unit: str) -> str:
     """What an undecided claim's experiment could have decided, in words."""
     if finding.verdict != "undecided" or finding.decided_from is None:
         return ""
+    # Where a doubt leaves it open, more seeds would not decide it.
+    if (finding.low or 0) > 0 or (finding.high or 0) < 0:
+        return ""
     factor, name = _shown(unit)
     text = f"could have been decided from {factor * finding.decided_from:.2g} {name}"
     if finding.seeds is not None and finding.n is not None and finding.seeds > finding.n:
