@@ -20,6 +20,7 @@ from smallbatch.analysis.comparisons import Comparison
 from smallbatch.analysis.inference import noise, noise_of_tables
 
 FAR = 12.0
+DEAD = 30.0
 MARGIN = 1.0
 GRIDS = ((8, 6), (11, 13), (2, 6), (3, 1), (4, 3), (2, 13))
 
@@ -102,6 +103,28 @@ def best_in(parts: int = 1) -> Iterator[World]:
                     behind = safe.copy()
                     behind[inside] -= MARGIN
                     yield World(name, behind, judge, SUPPORTED)
+
+
+def dead() -> Iterator[World]:
+    """The best m is among some, and other m learn nothing, with hardly any noise."""
+    for sizes, cells in ((11, 1), (8, 6), (5, 4)):
+        for live in (2, 3, 4):
+            truth = np.full((sizes, cells), -DEAD)
+            truth[:live] = 0.0
+            judge = partial(_dead, live)
+            name = f"{live} of {sizes} × {cells} learn"
+            yield World(name, truth, judge, CONTRADICTED)
+            yield World(name, truth, judge, STRICTLY)
+            behind = truth.copy()
+            behind[0] -= MARGIN
+            yield World(name, behind, judge, SUPPORTED)
+
+
+def _dead(live: int, values: Floats) -> list[Comparison]:
+    cells = _flat(values[:, :1]), _flat(values[:, 1:])
+    # As `SeedArray.noise` does: from the m that learn.
+    known = noise([values[:, index] for index in range(live)])
+    return [comparisons.best_is_in(*cells, known, margin=MARGIN)]
 
 
 def _best_in(sizes: int, inside: list[int], outside: list[int], values: Floats) -> list[Comparison]:
@@ -269,6 +292,19 @@ def _curves_alike(width: float, values: Floats) -> list[Comparison]:
     ]
 
 
+def curves_low() -> Iterator[World]:
+    """The same, and the curves of other m stay low, with hardly any noise."""
+    for low in (4, 9):
+        truth = np.concatenate([[0.0, 3.0], np.full(low, -DEAD)])[:, np.newaxis]
+        for false in (CONTRADICTED, SUPPORTED):
+            yield World(f"two curves, {low} low", truth, _curves_low, false)
+
+
+def _curves_low(values: Floats) -> list[Comparison]:
+    known = noise_of_tables([values[:, :2, 0]])
+    return [comparisons.within(values[:, 0], values[:, 1], 3.0, known)]
+
+
 def curves_worse() -> Iterator[World]:
     """Mean heights of curves at some m exceed those at every other."""
     for alike, beyond in ((2, 1), (5, 1), (5, 5)):
@@ -309,11 +345,11 @@ def _of_the_way(judged: int, fraction: float, short: bool, values: Floats) -> li
 
 
 def optimum() -> Iterator[World]:
-    """At the η̃ of the best cell other m fail."""
-    for sizes, cells in ((2, 6), (8, 6), (11, 13)):
+    """At the η̃ of the best cell other m fail; where another η̃ is nearly the best, they may not."""
+    for sizes, cells in ((2, 6), (8, 6), (5, 4), (11, 13)):
         for judged in {1, sizes // 2}:
+            # The best cell is in the last row; rival columns are as good there.
             for rivals in (0, 1, 2):
-                # The best cell is in the last row; rival columns are as good there.
                 truth = np.zeros((sizes, cells))
                 best = list(range(1 + rivals))
                 truth[-1, best] = 40.0
@@ -325,29 +361,42 @@ def optimum() -> Iterator[World]:
                 safe = truth.copy()
                 safe[1:judged, best] = 0.0
                 yield World(name, safe, judge, SUPPORTED)
+            # The judged rows work at the best column and fail at its rival, or the other way round.
+            for gap in (0.1, 0.3, 0.5, 1.0, 2.0):
+                for here, there, false in ((30.0, 5.0, SUPPORTED), (5.0, 30.0, CONTRADICTED)):
+                    truth = np.zeros((sizes, cells))
+                    truth[-1, :2] = 40.0, 40.0 - gap
+                    truth[:judged, :2] = here, there
+                    name = f"{judged} of {sizes} × {cells}, a rival behind by {gap:g}"
+                    yield World(name, truth, partial(_optimum, judged), false)
 
 
 def _optimum(judged: int, values: Floats) -> list[Comparison]:
+    # Of the rows in between none may be called learning.
+    known = noise([values[:, -1]])
     return [
-        comparisons.short_at_the_best_column(values, row, 0.5, 0.0, judged) for row in range(judged)
+        comparisons.short_at_the_best_column(values, row, 0.5, 0.0, known, judged)
+        for row in range(judged)
     ]
 
 
 def shrinks() -> Iterator[World]:
     """The range of η̃ at which a run learns does not change with m; noise moves its ends."""
-    for sizes, cells in ((3, 5), (5, 6), (8, 6), (11, 13)):
+    for sizes, cells in ((3, 5), (4, 6), (5, 6), (8, 6), (11, 13)):
         for width in (1.0, 1.5, 2.3):
-            for moved in (0.1, 0.5, 1.0):
-                # An end moves by `moved` steps when the noise is one.
-                truth = np.tile(np.arange(float(cells)), (sizes, 1))
-                judge = partial(_shrinks, width, moved)
-                name = f"{sizes} × {cells}, {width:g} wide, ends move by {moved:g}"
-                for false in (CONTRADICTED, SUPPORTED):
-                    yield World(name, truth, judge, false)
+            for moved in (0.0, 0.1, 0.5, 1.0):
+                for parts in (1, 5, 13):
+                    # An end moves by `moved` steps when the noise is one.
+                    truth = np.tile(np.arange(float(cells)), (parts * sizes, 1))
+                    judge = partial(_shrinks, parts, width, moved)
+                    name = f"{parts} of {sizes} × {cells}, {width:g} wide, ends move by {moved:g}"
+                    yield World(name, truth, judge, CONTRADICTED)
+                    if parts == 1:
+                        yield World(name, truth, judge, SUPPORTED)
 
 
-def _shrinks(width: float, moved: float, values: Floats) -> list[Comparison]:
-    _, sizes, cells, _ = values.shape
+def _shrinks(parts: int, width: float, moved: float, values: Floats) -> list[Comparison]:
+    cells = values.shape[2]
     steps = np.arange(float(cells))[:, np.newaxis]
     noises = values - steps
     # Where a range lies on the grid is chance, at each m: a number that no end depends on.
@@ -355,7 +404,8 @@ def _shrinks(width: float, moved: float, values: Floats) -> list[Comparison]:
     low = 0.5 + phase
     ends = low + moved * noises[:, :, 0], low + width + moved * noises[:, :, -1]
     inside = (steps >= ends[0][:, :, np.newaxis]) & (steps <= ends[1][:, :, np.newaxis])
-    return [comparisons.falls(inside.sum(axis=2).astype(float), np.arange(float(sizes)), 1.0)]
+    widths = np.split(inside.sum(axis=2).astype(float), parts, axis=1)
+    return [comparisons.falls(own, np.arange(float(own.shape[1])), 1.0, parts) for own in widths]
 
 
 def measured() -> Iterator[World]:
@@ -381,6 +431,7 @@ def _flat(values: Floats) -> Floats:
 
 KINDS: dict[str, Callable[[], Iterator[World]]] = {
     "the best m is among some (Figs. 1-3, 5-11, 18)": best_in,
+    "so, and some m learn nothing": dead,
     "so in three studies (Fig. 15)": partial(best_in, 3),
     "so in nine studies (Fig. 15)": partial(best_in, 9),
     "better on average (Figs. 10, 11, 13, 17/18)": mean_above,
@@ -394,6 +445,7 @@ KINDS: dict[str, Callable[[], Iterator[World]]] = {
     "a BN batch of 4 or 8 is best (Fig. 13)": bn_best,
     "the best BN batch is the same (Fig. 13)": bn_near,
     "curves alike (Fig. 4)": curves_alike,
+    "so, and other curves stay low": curves_low,
     "curves worse (Fig. 4)": curves_worse,
     "memory, variance of updates (text)": measured,
 }

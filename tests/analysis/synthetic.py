@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from smallbatch.protocol.run import PROTOCOL
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -109,7 +111,7 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
         **study.settings,
     }
     content = {
-        "protocol": 1,
+        "protocol": PROTOCOL,
         "dataset": {
             "name": dataset,
             "source": "digits",

@@ -91,16 +91,27 @@ def test_a_fraction_of_the_way() -> None:
 def test_short_at_the_column_of_the_best_cell() -> None:
     """The best cell is in column 1 of row 0; row 1 has 0.3 there and 0.8 elsewhere."""
     values = np.repeat(np.array([[0.5, 0.9], [0.8, 0.3]])[..., None], 3, axis=-1)
-    found = comparisons.short_at_the_best_column(values, 1, 0.5, 0.1)
+    found = comparisons.short_at_the_best_column(values, 1, 0.5, 0.1, NONE)
     assert found.effect == pytest.approx(0.2)
-    assert comparisons.short_at_the_best_column(values, 0, 0.5, 0.1).high < 0
+    assert comparisons.short_at_the_best_column(values, 0, 0.5, 0.1, NONE).high < 0
+
+
+def test_a_column_that_cannot_be_told_from_the_best_is_judged_as_well() -> None:
+    """Two columns as good in row 0; row 1 fails in one of them and works in the other."""
+    values = np.repeat(np.array([[0.9, 0.89, 0.2], [0.2, 0.8, 0.2]])[..., None], 3, axis=-1)
+    values[0, :2] += np.array([[0.02, -0.02, 0.0], [-0.02, 0.02, 0.0]])
+    found = comparisons.short_at_the_best_column(values, 1, 0.5, 0.1, NONE)
+    assert found.effect == pytest.approx(0.3)
+    assert found.low < 0 < found.high
+    values[0, 1] = 0.3  # now there is no doubt which is best
+    assert comparisons.short_at_the_best_column(values, 1, 0.5, 0.1, NONE).low > 0
 
 
 def test_a_fall_counts_the_step_of_the_grid() -> None:
     """Ranges of 6, 4, 2 octaves at m = 2, 4, 8: a fall of 2, alike at every seed."""
     widths = np.repeat(np.array([[6.0], [4.0], [2.0]]), 3, axis=1)
     found = comparisons.falls(widths, np.array([1.0, 2.0, 3.0]), 2.0)
-    rounding = math.sqrt(4 / (12 * 2))
+    rounding = math.sqrt(4 / (4 * 2))
     assert found.effect == pytest.approx(2)
     assert found.low == pytest.approx(2 - t(3) * rounding)
     assert found.high == pytest.approx(2 + t(3) * rounding)
@@ -142,7 +153,7 @@ def test_power_is_what_simulation_shows() -> None:
         return comparisons.best_is_in(*cells, noise, margin=1.0, rivals=3)
 
     found = compare(np.random.default_rng(2).normal(size=(4, 300)))  # the noise, well known
-    named = seeds_needed(found, 2.0)
+    named = seeds_needed(found, 300, 2.0)
     assert named is not None
     assert simulated(compare, truth, named) >= 0.78
     assert simulated(compare, truth, named - 2) < 0.78
@@ -156,9 +167,9 @@ def test_power_is_what_simulation_shows() -> None:
 def test_where_there_is_no_noise_nothing_is_said_of_power() -> None:
     found = Comparison(np.array(1.0), np.array(1.0), np.array(1.0))
     assert math.isnan(smallest_decided(found, 3))
-    assert seeds_needed(found, 0.02) is None
+    assert seeds_needed(found, 3, 0.02) is None
     zero = np.array(0.0)
     noisy = Comparison(zero, zero, zero, spread=100.0)
-    assert seeds_needed(noisy, 0.02) is None
+    assert seeds_needed(noisy, 3, 0.02) is None
     exact = Comparison(zero, zero, zero, spread=0.0)
-    assert seeds_needed(exact, 0.02) == 3
+    assert seeds_needed(exact, 3, 0.02) == 3

@@ -71,10 +71,10 @@ class Claim:
     any_study: bool = False
     measurement: str = ""
 
-    def has_its_studies(self, evidence: Evidence) -> bool:
-        """Whether the studies that the claim needs were run on a data set."""
+    def has_its_studies(self, evidence: Evidence, *, measured: bool = True) -> bool:
+        """Whether a data set has the studies that the claim needs, and what must be measured."""
         found = [figure in evidence.studies for figure in self.studies]
-        if self.measurement and getattr(evidence, self.measurement).empty:
+        if measured and self.measurement and getattr(evidence, self.measurement).empty:
             return False
         return any(found) if self.any_study else all(found)
 

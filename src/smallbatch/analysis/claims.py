@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from smallbatch.analysis import (
     claims_accuracy,
@@ -92,6 +92,12 @@ class Finding:
     parts: tuple[dict[str, Any], ...] = ()
 
 
+def _variance(value: float) -> float:
+    if value < 0 or math.isinf(value):
+        raise ValueError("a variance is a number from 0 on")
+    return value
+
+
 class Variance(BaseModel):
     """A row of the table that `smallbatch measure` writes; older ones lack what is None here."""
 
@@ -104,7 +110,9 @@ class Variance(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=MOST)]
     base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     seen: Annotated[int, Field(ge=0, le=MOST)] | None = None
-    variance: Annotated[float, BeforeValidator(lambda text: text or "nan")]
+    variance: Annotated[
+        float, BeforeValidator(lambda text: text or "nan"), AfterValidator(_variance)
+    ]
 
 
 def judge_all(
@@ -157,7 +165,10 @@ def judge(claim: Claim, evidence: list[Evidence]) -> list[Finding]:
     findings = [_judge_on(claim, each) for each in evidence if claim.has_its_studies(each)]
     if findings:
         return findings
-    return [Finding(None, None, "not run", reason=f"no data set has {claim.needed_text}")]
+    reason = f"no data set has {claim.needed_text}"
+    if claim.measurement and any(claim.has_its_studies(each, measured=False) for each in evidence):
+        reason = "nothing was measured: run smallbatch measure"
+    return [Finding(None, None, "not run", reason=reason)]
 
 
 def claims_record(judged: list[tuple[Claim, list[Finding]]]) -> dict[str, Any]:
@@ -196,7 +207,10 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
     weakest = min(deciding or judged, key=lambda part: (math.isnan(part["effect"]), part["effect"]))
     reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
     power = [
-        (smallest_decided(each, part.n), seeds_needed(each, MATTERS, len(parts)))
+        (
+            smallest_decided(each, part.n, len(parts)),
+            seeds_needed(each, part.n, MATTERS, len(parts)),
+        )
         for part, each in zip(parts, found, strict=True)
         if each is not None and not math.isnan(smallest_decided(each, part.n))
     ]

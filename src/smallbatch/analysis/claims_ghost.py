@@ -29,7 +29,8 @@ NEAR = 1.5  # most octaves between the best BN batches if they are nearly the sa
 
 def _noise(array: SeedArray) -> Noise:
     """Of one run, from the BN batches of each SGD batch: nothing is chosen among these."""
-    rows = (array.values[row][array.usable[row]] for row in range(len(array.batch_sizes)))
+    learning = array.usable & (array.scored.mean(axis=-1) >= array.threshold())
+    rows = (array.values[row][learning[row]] for row in range(len(array.batch_sizes)))
     return noise_of_tables(list(rows))
 
 

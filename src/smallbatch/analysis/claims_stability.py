@@ -72,8 +72,10 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
     doubt = edge_doubt((array, array.leader()))
     missing = missing_inside(2, 2 * limit, array.batch_sizes.tolist(), f"{array.name} at m =")
 
+    noise = array.noise()
+
     def compare(row: int, k: int) -> Comparison:
-        return short_at_the_best_column(array.scored, row, MAIN_FRACTION, array.chance, k)
+        return short_at_the_best_column(array.scored, row, MAIN_FRACTION, array.chance, noise, k)
 
     return [
         Part(
@@ -130,11 +132,11 @@ def _optimum(figure: str, limit: int) -> Claim:
         name=f"optimum-base-lr-unusable-fig-{figure}",
         figure=figure,
         statement=f"The optimum η̃ is usable only for m ≤ {limit}",
-        criterion=f"With the η̃ of the best cell of any m, at every m > {limit} run the accuracy "
-        f"is less than {MAIN_FRACTION:g} of the way from chance to the best cell; the effect is by "
-        "how much it falls short. A cell of which a seed diverged counts as chance. Undecided if "
-        "the best cell is on the edge of the grid; "
-        f"for support, if one of 2 … {2 * limit} was not run.",
+        criterion="With the η̃ of the best cell of any m, and with every η̃ that cannot be told from "
+        f"it, at every m > {limit} run the accuracy is less than {MAIN_FRACTION:g} of the way from "
+        "chance to the best cell; the effect is by how much it falls short. A cell of which a seed "
+        "diverged counts as chance. Undecided if the best cell is on the edge of the grid; for "
+        f"support, if one of 2 … {2 * limit} was not run.",
         unit=POINTS,
         studies=(figure,),
         parts=partial(_optimum_unusable_beyond, limit, figure),

@@ -26,21 +26,30 @@ def _linear(evidence: Evidence) -> list[Part]:
 
 def _slope(evidence: Evidence, study: str, rows: pd.DataFrame) -> Part:
     _refuse_other(evidence, study, rows)
+    if rows["base_lr"].nunique() > 1:
+        raise UndecidableError(f"{study}: measured at several η̃; run smallbatch measure")
+    if "norm" in rows and set(rows["norm"].dropna()) - {"none"}:
+        raise UndecidableError(f"{study}: measured with a norm")
     along = rows[rows["seen"].fillna(0) > 0]
     if along.empty:
         raise UndecidableError(
             f"{study}: measured at the first weights alone, where it is an identity; run "
             "smallbatch measure"
         )
-    table = along.assign(log=np.log2(along["variance"])).pivot_table(
-        index=["seed", "seen"], columns="batch_size", values="log", dropna=False
+    table = along.pivot_table(
+        index=["seed", "seen"], columns="batch_size", values="variance", dropna=False
     )
+    found = table.to_numpy(dtype=float)
     if table.shape[1] < 3:
         raise UndecidableError(f"{study}: fewer than three batch sizes with a variance")
-    if not np.isfinite(table.to_numpy(dtype=float)).all():
+    if along["variance"].isna().any():
         raise UndecidableError(f"{study}: a run diverged while it was measured")
+    if np.isnan(found).any():
+        raise UndecidableError(f"{study}: not every m was measured at every point of training")
+    if not (found > 0).all():
+        raise UndecidableError(f"{study}: a variance is 0")
     # Of each seed the mean over the points of training.
-    means = table.groupby("seed").mean()
+    means = table.apply(np.log2).groupby("seed").mean()
     log_m = np.log2(means.columns.to_numpy(dtype=float))
     centred = log_m - log_m.mean()
     slopes = means.to_numpy(dtype=float) @ centred / (centred**2).sum()

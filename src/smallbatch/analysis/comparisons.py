@@ -20,7 +20,6 @@ from smallbatch.analysis.inference import (
     hindsight,
     lower,
     spread,
-    without_each_seed,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +40,13 @@ class Comparison:
         low: The statement is supported if this is above -margin, strictly if above 0.
         high: The statement is contradicted if this is below 0.
         margin: How far the statement may fail and still count as supported.
-        spread: The standard deviation of one seed's difference; NaN where there is none.
+        spread: The standard deviation of one seed's difference, of the bound that supports; NaN
+            where there is none.
         prior: Degrees of freedom that the study's noise added.
         chosen: Among how many cells the side that support speaks for was chosen.
         rivals: How many comparisons must all succeed for support.
+        loss: By how much the supporting side's cross-fitted best is below that in hindsight.
+        most: The largest effect there can be.
     """
 
     effect: Floats
@@ -55,6 +57,8 @@ class Comparison:
     prior: float = 0.0
     chosen: int = 1
     rivals: int = 1
+    loss: Floats | float = 0.0
+    most: float = np.inf
 
 
 def best_is_in(
@@ -73,10 +77,11 @@ def best_is_in(
         low=lower(ahead, of, 2, chosen=inside.shape[-2]).min(axis=-1),
         high=-lower(behind, of, 2, k, outside.shape[-2]).min(axis=-1),
         margin=margin,
-        spread=_one(best, of, 2),
+        spread=_one(cross_fitted(inside) - hindsight(outside), of, 2),
         prior=of.prior,
         chosen=inside.shape[-2],
         rivals=rivals,
+        loss=_loss(inside),
     )
 
 
@@ -126,9 +131,12 @@ def within(
         effect=width - np.abs(gap.mean(axis=-1)),
         low=width + np.minimum(*support),
         high=width - np.maximum(*against),
-        spread=_one(gap, of, 2),
+        spread=np.maximum(*(_one(cross_fitted(a) - hindsight(b), of, 2) for a, b in sides)),
         prior=of.prior if of is not None else 0.0,
+        chosen=max(first.shape[-2], second.shape[-2]),
         rivals=2,
+        loss=np.maximum(_loss(first), _loss(second)),
+        most=width,
     )
 
 
@@ -179,36 +187,53 @@ def short_of_the_way(
 
 
 def short_at_the_best_column(
-    values: Floats, row: int, fraction: float, chance: float, k: int = 1
+    values: Floats, row: int, fraction: float, chance: float, of: Noise, k: int = 1
 ) -> Comparison:
     """Whether one row fails at the column of the best cell of all, such as its learning rate.
 
-    The column is chosen at each seed by the other seeds. The effect is chance + fraction·(top -
-    chance) less the row's accuracy there.
+    Which column that is, noise decides as well. Columns are left out that the others' cross-fitted
+    best exceeds; at all that are left the row must fail for support, and work for contradiction.
+    The effect is chance + fraction·(top - chance) less the row's accuracy at the best column.
 
     Args:
         values: Accuracies (..., B, C, S) of all cells; none is missing.
         row: The row that is judged.
         fraction: Of the way from chance to the best cell.
         chance: The accuracy of guessing.
+        of: The study's noise.
         k: The number of parts of the claim.
     """
-    columns, seeds = values.shape[-2:]
-    everything = values.reshape(*values.shape[:-3], -1, seeds)
-    others = without_each_seed(everything) if seeds > 1 else everything
-    column = (others.argmax(axis=-2) % columns)[..., np.newaxis, :]
-    there = np.take_along_axis(values[..., row, :, :], column, axis=-2)[..., 0, :]
-    low, high = (
-        chance + fraction * (choose(everything) - chance) - there
-        for choose in (cross_fitted, hindsight)
+    everything = _merged(values)
+    chosen = everything.shape[-2]
+    best = hindsight(everything)
+    low, high = [], []
+    for column in range(values.shape[-2]):
+        own = values[..., column, :]
+        others = _merged(np.delete(values, column, axis=-2))
+        left = np.ones(values.shape[:-3], dtype=bool)
+        if others.shape[-2]:
+            lead = cross_fitted(others)[..., np.newaxis, :] - own
+            left = lower(lead, of, 2, chosen=others.shape[-2]).min(axis=-1) <= 0
+        there = values[..., row, column, :]
+        tops = (chance + fraction * (top - chance) for top in (cross_fitted(everything), best))
+        below, above = (top - there for top in tops)
+        low.append(np.where(left, lower(below, chosen=chosen), np.inf))
+        high.append(np.where(left, -lower(-above, k=k), -np.inf))
+    place = everything.mean(axis=-1).argmax(axis=-1) % values.shape[-2]
+    at = values[..., row, :, :].mean(axis=-1)
+    effect = chance + fraction * (best.mean(axis=-1) - chance)
+    return Comparison(
+        effect=effect - np.take_along_axis(at, place[..., np.newaxis], axis=-1)[..., 0],
+        low=np.min(low, axis=0),
+        high=np.max(high, axis=0),
     )
-    return _between(low, high, high, k, everything.shape[-2], everything.shape[-2])
 
 
 def falls(widths: Floats, log_m: Floats, step: float, k: int = 1) -> Comparison:
     """Whether widths fall with log₂ m; the effect is the fall per doubling, by least squares.
 
-    The grid rounds every width, which counts as an error of its own: step²/12 of each.
+    The grid rounds every width, which counts as an error of its own: at most step²/4 of each, the
+    variance of the number of points that a range of fixed width covers.
 
     Args:
         widths: In octaves, by batch size and seed (..., B, S).
@@ -222,7 +247,7 @@ def falls(widths: Floats, log_m: Floats, step: float, k: int = 1) -> Comparison:
     mean = slopes.mean(axis=-1)
     if n == 1:
         return Comparison(mean, np.full_like(mean, -np.inf), np.full_like(mean, np.inf))
-    rounding = step**2 / (12 * (centred**2).sum())
+    rounding = step**2 / (4 * (centred**2).sum())
     error = np.sqrt(slopes.var(axis=-1, ddof=1) / n + rounding)
     return Comparison(
         effect=mean,
@@ -277,9 +302,19 @@ def _between(low: Floats, high: Floats, both: Floats, k: int, above: int, below:
         effect=both.mean(axis=-1),
         low=lower(low, chosen=above),
         high=-lower(-high, k=k, chosen=below),
-        spread=_one(both),
+        spread=_one(low),
         chosen=above,
+        loss=(both - low).mean(axis=-1),
     )
+
+
+def _loss(cells: Floats) -> Floats:
+    return (hindsight(cells) - cross_fitted(cells)).mean(axis=-1)
+
+
+def _merged(values: Floats) -> Floats:
+    """Cells (..., B·C, S) of values (..., B, C, S)."""
+    return values.reshape(*values.shape[:-3], -1, values.shape[-1])
 
 
 def _most(terms: Sequence[tuple[float, Floats]]) -> int:

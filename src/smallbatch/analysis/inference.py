@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smallbatch.analysis.seeds import Floats
 
 ALPHA = 0.015
-"""The error allowed to one bound: with it a verdict errs in fewer than 5 % of cases."""
+"""The nominal error of one bound; `results/verdicts` has that of verdicts, in the worst cases."""
 
 PRIOR = 4.0
 """Most degrees of freedom that the study's noise adds to a difference's own n - 1."""

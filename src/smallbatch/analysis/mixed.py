@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.analysis.cells import STUDY_KEYS
 from smallbatch.analysis.frames import on_bn_axis, settings_of
 from smallbatch.analysis.generalisation import best_cells
+from smallbatch.protocol.run import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -29,6 +30,7 @@ def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         cells: As `summarise_cells` makes them of these runs.
     """
     return [
+        *_of_an_older_protocol(runs),
         *_of_other_images(runs),
         *_of_other_settings(runs),
         *_at_an_old_choice(runs, cells),
@@ -57,6 +59,17 @@ def _written_epochs(runs: pd.DataFrame) -> list[float]:
         for epochs, m, budget in zip(
             runs["epochs"].tolist(), runs["batch_size"].tolist(), runs["budget"], strict=True
         )
+    ]
+
+
+def _of_an_older_protocol(runs: pd.DataFrame) -> list[str]:
+    """Data sets whose newest runs are of rules of training that this version no longer follows."""
+    newest = runs.groupby("dataset")["protocol"].max()
+    return [
+        f"{dataset}: trained under protocol {protocol}, which is {PROTOCOL} now "
+        "(docs/decisions.md, Versions of the protocol); `smallbatch plan` names what would be "
+        "trained again"
+        for dataset, protocol in newest[newest < PROTOCOL].items()
     ]
 
 

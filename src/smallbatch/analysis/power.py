@@ -22,8 +22,13 @@ MOST_SEEDS = 100
 """Of more seeds nothing is said."""
 
 
-def smallest_decided(found: Comparison, n: int) -> float:
-    """The smallest effect, to either side of 0, that n seeds of this noise decide half the time.
+def smallest_decided(found: Comparison, n: int, parts: int = 1) -> float:
+    """The effect, to either side of 0, from which on n seeds of this noise decide half the time.
+
+    Args:
+        found: The comparison.
+        n: Its number of seeds.
+        parts: The number of parts of the claim, any one of which contradicts it.
 
     Returns:
         The effect, in the comparison's unit; NaN if the comparison has no noise of this kind.
@@ -32,18 +37,21 @@ def smallest_decided(found: Comparison, n: int) -> float:
     if n < 2 or math.isnan(one):
         return math.nan
     error = one * math.sqrt(dependence(n, found.chosen) / n)
-    return float(stdtrit(n - 1 + found.prior, 1 - ALPHA)) * error
+    quantile = float(stdtrit(n - 1 + found.prior, 1 - ALPHA / parts))
+    return quantile * error + float(found.loss)
 
 
-def seeds_needed(found: Comparison, effect: float, parts: int = 1) -> int | None:
+def seeds_needed(found: Comparison, n: int, effect: float, parts: int = 1) -> int | None:
     """How many seeds support a statement that is true by ``effect`` in four of five cases.
 
     From the non-central t distribution. Where several comparisons must all succeed, each may fail
-    in its share of the fifth.
+    in its share of the fifth. What a cross-fitted choice loses falls with the root of the number of
+    seeds. Noise and loss are known from n seeds only, so this is a rough number.
 
     Args:
         found: A comparison of the same noise.
-        effect: The true effect, in its unit.
+        n: Its number of seeds.
+        effect: The true effect, in its unit, as far as the comparison can have it.
         parts: The number of parts of the claim.
 
     Returns:
@@ -53,12 +61,15 @@ def seeds_needed(found: Comparison, effect: float, parts: int = 1) -> int | None
     if math.isnan(one):
         return None
     power = 1 - (1 - POWER) / (parts * found.rivals)
-    for n in range(3, MOST_SEEDS + 1):
-        freedom = n - 1 + found.prior
+    for count in range(3, MOST_SEEDS + 1):
+        freedom = count - 1 + found.prior
+        ahead = min(effect, found.most) + found.margin - float(found.loss) * math.sqrt(n / count)
         if one == 0:
-            return n
-        centre = (effect + found.margin) * math.sqrt(n) / one
-        needed = stdtrit(freedom, 1 - ALPHA) * math.sqrt(dependence(n, found.chosen))
+            if ahead > 0:
+                return count
+            continue
+        centre = ahead * math.sqrt(count) / one
+        needed = stdtrit(freedom, 1 - ALPHA) * math.sqrt(dependence(count, found.chosen))
         if 1 - nctdtr(freedom, centre, needed) >= power:
-            return n
+            return count
     return None

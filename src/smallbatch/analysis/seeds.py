@@ -94,8 +94,12 @@ class SeedArray:
         return self.scored[index][self.ran[index]]
 
     def noise(self) -> inference.Noise:
-        """The noise of one run, from the best usable cell of each m that has one."""
-        some = np.flatnonzero(self.usable.any(axis=1))
+        """The noise of one run, from the best usable cell of each m that learns.
+
+        An m that stays at chance has hardly any noise, which says nothing of the others. It learns
+        if its best cell gets half-way from chance to the best of all.
+        """
+        some = np.flatnonzero(self.usable.any(axis=1) & (self.sample() >= self.threshold()))
         rows = [self.values[index][self.usable[index]] for index in some]
         return inference.noise(rows) if rows else inference.noise_of_tables([])
 

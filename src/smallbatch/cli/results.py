@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from smallbatch.cli import door
 from smallbatch.cli.options import MODELS
+from smallbatch.errors import UserError
 
 
 @click.command()
@@ -79,14 +79,14 @@ def claims(file: Path | None, models: Path | None, measurements: Path, as_json: 
         file = file or Path("reports/claims.json")
         record = read_claims(file)
         line = stale(file, record)
-        content = json.loads(file.read_text()) if as_json else {}
+        lines = [line] if line is not None else []
     else:
         if file is not None:
-            raise click.UsageError("FILE and --models: allowed is one of them")
-        content, record, line = judge_models(models, measurements)
-    if line is not None:
+            raise UserError("FILE and --models: found both, allowed: one of them")
+        record, lines = judge_models(models, measurements)
+    for line in lines:
         click.echo(f"warning: {door.shown(line)}", err=True)
-    click.echo(as_text(content) if as_json else markdown(record))
+    click.echo(as_text(record) if as_json else markdown(record))
 
 
 @click.command()

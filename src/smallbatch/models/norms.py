@@ -27,8 +27,8 @@ def summed_exactly(x: Tensor) -> Tensor:
 
     Where the channels of a pixel are neighbours in memory, torch adds the values of a channel one
     after another in float32, forward and backward, and the error grows with their number: 2e-3 of
-    a variance over 2,048 images of 32×32. Other layouts it sums in float64. An input without
-    pixels always counts as the former, unless it is transposed in memory.
+    a variance over 2,048 images of 32×32. Other layouts it sums in float64 (bfloat16 in float32).
+    An input without pixels always counts as the former, unless it is transposed in memory.
 
     Args:
         x: (N, C) or (N, C, …), the input of a batch norm that takes its statistics from it.

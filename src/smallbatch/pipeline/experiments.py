@@ -83,8 +83,7 @@ def measure_updates(params: Params) -> Path:
 
     Returns:
         The path of the table, with a row per model, seed, batch size and point of training; without
-        rows if there is
-        no such study.
+        rows if there is no such study.
 
     Raises:
         UserError: The data is not prepared with these settings.

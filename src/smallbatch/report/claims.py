@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smallbatch.analysis.cells import summarise_cells
 from smallbatch.analysis.claim import POINTS
 from smallbatch.analysis.claims import Verdict, claims_record, judge_all, read_variances
 from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.analysis.frames import load_results
+from smallbatch.analysis.mixed import mixed_results
 from smallbatch.markdown import table
 from smallbatch.records.reading import read_json
 from smallbatch.records.schema import MOST
@@ -35,6 +36,20 @@ _HEADERS = (
 _NOT_RUN = "not run"
 
 
+class PartRecord(BaseModel):
+    """A comparison of a verdict in ``claims.json``; see `analysis.claim.Part`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    name: str
+    effect: float | None
+    low: float | None
+    high: float | None
+    n: Annotated[int, Field(ge=0, le=MOST)]
+    verdict: Verdict
+    reason: str
+
+
 class FindingRecord(BaseModel):
     """A verdict in ``claims.json``; see `analysis.claims.Finding`."""
 
@@ -50,6 +65,7 @@ class FindingRecord(BaseModel):
     decided_from: float | None = None
     seeds: Annotated[int, Field(ge=0, le=MOST)] | None = None
     reason: str
+    parts: list[PartRecord] = []
 
 
 class ClaimRecord(BaseModel):
@@ -76,8 +92,8 @@ class ClaimsRecord(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    claims: list[ClaimRecord]
     runs_sha256: str | None = None
+    claims: list[ClaimRecord]
 
 
 def claims_tables(record: ClaimsRecord) -> list[Table]:
@@ -114,9 +130,7 @@ def read_claims(path: Path) -> ClaimsRecord:
     return read_json(ClaimsRecord, path, "`smallbatch report` writes it")
 
 
-def judge_models(
-    models: Path, measurements: Path
-) -> tuple[dict[str, Any], ClaimsRecord, str | None]:
+def judge_models(models: Path, measurements: Path) -> tuple[ClaimsRecord, list[str]]:
     """Judge the result files of a folder, without tables and figures.
 
     Args:
@@ -124,30 +138,32 @@ def judge_models(
         measurements: The folder of what `smallbatch measure` wrote; it need not exist.
 
     Returns:
-        The content of a ``claims.json``; the same, typed; a line if columns are unfinished.
+        The content of a ``claims.json``, and lines on what to bear in mind.
 
     Raises:
         UserError: There is no complete column, or a file is damaged.
     """
     results = load_results(models)
     timings, variances = read_timings(models), read_variances(measurements)
-    content = judged_record(results.runs, results.history, timings, variances)
-    skipped = ", ".join(results.skipped)
-    line = f"skipped {len(results.skipped)} unfinished: {skipped}" if skipped else None
-    return content, ClaimsRecord.model_validate(content), line
+    lines = mixed_results(results.runs, summarise_cells(results.runs))
+    if results.skipped:
+        lines.append(f"skipped {len(results.skipped)} unfinished: {', '.join(results.skipped)}")
+    if not measurements.is_dir():
+        lines.append(f"{measurements}: no such folder, so no measurement is judged")
+    return judged_record(results.runs, results.history, timings, variances), lines
 
 
 def judged_record(
     runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
-) -> dict[str, Any]:
+) -> ClaimsRecord:
     """The content of ``claims.json`` for some runs, as `judge_all` takes them."""
-    judged = judge_all(runs, history, timings, variances)
-    return {"runs_sha256": runs_digest(runs), **claims_record(judged)}
+    judged = claims_record(judge_all(runs, history, timings, variances))
+    return ClaimsRecord.model_validate({"runs_sha256": runs_digest(runs), **judged})
 
 
-def as_text(content: dict[str, Any]) -> str:
+def as_text(record: ClaimsRecord) -> str:
     """The content of ``claims.json`` as it is written."""
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    return record.model_dump_json(indent=1)
 
 
 def markdown(record: ClaimsRecord) -> str:
@@ -187,13 +203,11 @@ def _rows(record: ClaimsRecord) -> list[list[str]]:
 
 def _power(finding: FindingRecord, unit: str) -> str:
     """What an undecided claim's experiment could have decided, in words."""
-    if finding.verdict != "undecided" or finding.decided_from is None:
-        return ""
     # Where a doubt leaves it open, more seeds would not decide it.
-    if (finding.low or 0) > 0 or (finding.high or 0) < 0:
+    if finding.verdict != "undecided" or finding.reason or finding.decided_from is None:
         return ""
     factor, name = _shown(unit)
-    text = f"could have been decided from {factor * finding.decided_from:.2g} {name}"
+    text = f"decides {factor * finding.decided_from:.2g} {name} half the time"
     if finding.seeds is not None and finding.n is not None and finding.seeds > finding.n:
         text += f"; {finding.seeds} seeds would decide 2 points"
     return text

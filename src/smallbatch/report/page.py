@@ -29,7 +29,6 @@ from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
 from smallbatch.report import paper, second_opinions, tables, wording
 from smallbatch.report.claims import (
-    ClaimsRecord,
     as_text,
     claims_tables,
     counts_sentence,
@@ -113,9 +112,8 @@ def build_report(
     across = _across(gallery, frames) if frames.cells["dataset"].nunique() > 1 else []
     _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
     _write_tables(out / "tables", frames, pd.concat(curves), timings)
-    claims = judged_record(_all_runs(frames), frames.history, timings, variances)
-    write_text(out / "claims.json", as_text(claims) + "\n")
-    verdicts = ClaimsRecord.model_validate(claims)
+    verdicts = judged_record(_all_runs(frames), frames.history, timings, variances)
+    write_text(out / "claims.json", as_text(verdicts) + "\n")
     page = _template().render(
         claims=claims_tables(verdicts),
         claim_counts=counts_sentence(verdicts),

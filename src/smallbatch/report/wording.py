@@ -127,7 +127,8 @@ def _interval(band: LimitBand | None) -> str:
     if band is None:
         return ""
     return (
-        f" 95 % interval of m* over the seeds: {band.m_star_low:.3g} … {band.m_star_high:.3g} "
+        " Middle 95 % of m* over resamples of the seeds: "
+        f"{band.m_star_low:.3g} … {band.m_star_high:.3g} "
         "(what the grid's step hides is not in it)."
     )
 

@@ -49,6 +49,11 @@ struct Moments {
     REAL values = 0;
     // Combines those of two sets of values (Chan et al., 1979).
     void operator+=(const Moments &other) {
+        // With none the difference of the means is no difference: its square may overflow.
+        if (values == 0) {
+            *this = other;
+            return;
+        }
         const REAL share = other.values / (values + other.values);
         const vec step = other.mean - mean;
         squares += other.squares;
