@@ -280,7 +280,7 @@ def test_claims_judge_result_files_without_a_report(folder: Path) -> None:
     assert json.loads(call("claims", "--json").stdout) == judged
     both = call("claims", "reports/claims.json", "--models", "models")
     assert both.exit_code == 2
-    assert "FILE and --models: allowed is one of them" in both.output
+    assert "FILE and --models: found both, allowed: one of them" in both.output
     assert call("claims", "--models", "nothing").exit_code == 2
 
 

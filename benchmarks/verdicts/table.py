@@ -109,5 +109,5 @@ In %, contradicted though true / supported though false, by the number of seeds:
 
 
 def _rate(each: dict[str, Any]) -> str:
-    share, bound = each["false"] / each["draws"], upper(each["false"], each["draws"])
-    return f"{100 * share:.1f} % (95 % upper bound {100 * bound:.1f} %)"
+    share, bound = 100 * each["false"] / each["draws"], upper(each["false"], each["draws"])
+    return f"{share:.1f} % (95 % upper bound {100 * bound:.1f} %)"

@@ -835,3 +835,34 @@ def test_batch_sizes_that_stay_at_chance_say_nothing_of_the_noise_of_others() ->
     )
     assert whole.variance == live.variance
     assert whole.freedom == live.freedom == 4
+
+
+@pytest.mark.parametrize(
+    ("where", "changed", "said"),
+    [
+        ({"batch_size": 32}, {"base_lr": 0.2}, "study-2: measured at several η̃"),
+        ({}, {"norm": "batch", "study": "gone"}, "gone: measured with a norm"),
+        ({"seed": 1}, {"variance": 0.0}, "study-2: a variance is 0"),
+        ({"seed": 1, "batch_size": 8}, None, "study-2: not every m was measured at every point"),
+    ],
+)
+def test_a_table_of_measurements_that_do_not_belong_together_decides_nothing(
+    where: dict[str, int], changed: dict[str, Any] | None, said: str
+) -> None:
+    runs = pd.DataFrame(MAKERS["update-variance-linear"](HOLDS))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
+    table = variances(HOLDS)
+    here = np.logical_and.reduce([table[key] == value for key, value in where.items()] or [True])
+    table = table[~here] if changed is None else table.assign(
+        **{key: np.where(here, value, table.get(key, "none")) for key, value in changed.items()}
+    )  # fmt: skip
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)])
+    assert finding.verdict == "undecided"
+    assert said in finding.reason
+
+
+def test_what_was_run_and_not_measured_says_so() -> None:
+    runs = pd.DataFrame(runs_of("2", level()))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS))])
+    assert finding.reason == "nothing was measured: run smallbatch measure"

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from smallbatch.analysis.evaluation import evaluate
+from smallbatch.protocol.run import PROTOCOL
+from smallbatch.report.claims import judge_models
 from tests.analysis import synthetic
 
 
@@ -146,3 +148,12 @@ def test_each_m_may_have_the_best_base_lr_for_it(tmp_path: Path) -> None:
     for m, best in ((2, 2.0**-5), (64, 2.0**-6)):
         written(tmp_path, "d", m, base_lrs=(best,), base_lr_from="a")
     assert warnings(tmp_path) == []
+
+
+def test_an_older_protocol_is_told_even_where_all_columns_have_it(tmp_path: Path) -> None:
+    models = written(tmp_path, "a")
+    of_protocol(1, models)
+    [line] = warnings(tmp_path)
+    assert line.startswith(f"synthetic: trained under protocol 1, which is {PROTOCOL} now")
+    _, lines = judge_models(models, tmp_path / "reports")
+    assert lines == [line]

@@ -114,12 +114,30 @@ def test_activations_that_overflow_in_evaluation_alone_show_in_the_test_loss(
     assert math.isnan(result.rows[-1]["test_loss"])
 
 
-def test_a_variance_that_overflows_ends_the_kernels_run_and_not_the_loops(noise: Dataset) -> None:
-    """For torch 1/√inf is 0: the layer gives its bias, and the training goes on."""
-    result = train("loop", noise, 2.0**9, norm="batch", epochs=1)
+@ENGINES
+def test_a_variance_that_overflows_does_not_end_a_run(noise: Dataset, engine: str) -> None:
+    """1/√inf is 0: the layer gives its bias, and the training goes on."""
+    result = train(engine, noise, 2.0**9, norm="batch", epochs=1)
     assert result.outcome == "finished"
     broken = [name for name, value in result.weights.items() if not value.isfinite().all()]
     assert broken
     assert all(name.endswith("running_var") for name in broken)
     assert math.isnan(result.rows[-1]["test_loss"])
-    assert train("stacked", noise, 2.0**9, norm="batch", epochs=1).outcome == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("m", "lr", "settings"),
+    [
+        (16, 2.0**6, {"norm": "batch"}),
+        (64, 2.0**4, {"norm": "batch"}),
+        (16, 2.0**6, {"norm": "ghost", "bn_batch_size": 8}),
+    ],
+)
+def test_a_mean_whose_square_overflows_is_no_divergence(
+    m: int, lr: float, settings: dict[str, Any]
+) -> None:
+    """Means above 1.8e19, of values that differ by less: their variance is a float32."""
+    data = make_dataset(n=4 * m, test=8)
+    found, expected = (train(engine, data, lr, m=m, **settings) for engine in ("stacked", "loop"))
+    assert expected.outcome == "finished"
+    assert found.outcome == "finished"

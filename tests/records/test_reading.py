@@ -183,7 +183,9 @@ def test_a_damaged_page_of_an_evaluation_is_noticed_by_its_checksum(project: Pat
 
 @pytest.mark.parametrize(
     "text", ["", "a,b\n1,2\n", "dataset,study,seed,batch_size,base_lr,variance\nd,s,x,2,1,1\n",
-             "\0", "dataset,study,seed,batch_size,base_lr,variance\nd,s,1,2,1\n"],
+             "\0", "dataset,study,seed,batch_size,base_lr,variance\nd,s,1,2,1\n",
+             *(f"dataset,study,seed,batch_size,base_lr,variance\nd,s,1,2,1,{value}\n"
+               for value in (-1, "-inf", "inf", "x"))],
 )  # fmt: skip
 def test_measurements(project: Path, text: str) -> None:
     path = project / "reports/measurements/d.csv"
