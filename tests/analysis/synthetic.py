@@ -42,6 +42,7 @@ class Study:
     peak: float = 0.9
     seeds: int = 3
     epochs: int = 12
+    protocol: int = PROTOCOL
     batch_sizes: tuple[int, ...] = BATCH_SIZES
     base_lrs: tuple[float, ...] = BASE_LRS
     settings: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +112,7 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
         **study.settings,
     }
     content = {
-        "protocol": PROTOCOL,
+        "protocol": study.protocol,
         "dataset": {
             "name": dataset,
             "source": "digits",

@@ -175,7 +175,7 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
 
 def test_columns_that_a_raised_protocol_trains_again_are_named(tmp_path: Path) -> None:
     """Also where the data are not prepared, so that nothing else is known of the runs."""
-    study = synthetic.Study("bn", batch_sizes=(8, 32), base_lrs=(2.0**-8,), seeds=1)
+    study = synthetic.Study("bn", batch_sizes=(8, 32), base_lrs=(2.0**-8,), seeds=1, protocol=1)
     synthetic.write_models(tmp_path / "models", (study,), dataset="d")
     small, large = make(tmp_path).columns
     assert (small.older_protocol, large.older_protocol) == (1, None)
