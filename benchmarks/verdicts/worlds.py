@@ -369,6 +369,18 @@ def optimum() -> Iterator[World]:
                     truth[:judged, :2] = here, there
                     name = f"{judged} of {sizes} × {cells}, a rival behind by {gap:g}"
                     yield World(name, truth, partial(_optimum, judged), false)
+    # The best cell and, at another m, rivals in all other columns; the judged row is exactly at the
+    # threshold at the optimum and clear elsewhere. Of the noises with two wild m, these are they.
+    for sizes, cells in ((6, 5), (11, 3), (11, 6), (13, 9)):
+        for gap in (0.05, 0.3, 1.0):
+            for clear, false in ((0.0, SUPPORTED), (30.0, CONTRADICTED)):
+                truth = np.full((sizes, cells), 20.0)
+                truth[0, 0], truth[sizes // 2, 1:] = 40.0, 40.0 - gap
+                truth[1:, 0] = np.where(np.arange(1, sizes) == sizes // 2, 20.0, 30.0)
+                truth[-1] = clear
+                truth[-1, 0] = 20.0
+                name = f"{sizes} × {cells}, rivals at another m behind by {gap:g}"
+                yield World(name, truth, _optimum_of_last, false)
 
 
 def _optimum(judged: int, values: Floats) -> list[Comparison]:
@@ -378,6 +390,12 @@ def _optimum(judged: int, values: Floats) -> list[Comparison]:
         comparisons.short_at_the_best_column(values, row, 0.5, 0.0, known, judged)
         for row in range(judged)
     ]
+
+
+def _optimum_of_last(values: Floats) -> list[Comparison]:
+    # All but the judged row learn.
+    known = noise([values[:, index] for index in range(values.shape[1] - 1)])
+    return [comparisons.short_at_the_best_column(values, values.shape[1] - 1, 0.5, 0.0, known)]
 
 
 def shrinks() -> Iterator[World]:

@@ -866,3 +866,32 @@ def test_what_was_run_and_not_measured_says_so() -> None:
     (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
     (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS))])
     assert finding.reason == "nothing was measured: run smallbatch measure"
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_range_that_lies_wholly_outside_the_grid_is_not_known_to_be_empty(falls: bool) -> None:
+    """Ranges as wide at every m, which move along the grid and at one end of m out of it."""
+    lrs, ms = tuple(2.0**k for k in range(-14, -2, 2)), (2, 16, 128)
+
+    def accuracy(m: int, lr: float, seed: int) -> float:
+        place = ms.index(m) if falls else len(ms) - 1 - ms.index(m)
+        far = max(0.0, abs(math.log2(lr) + 6 + 5 * place) - 1)
+        return 0.6 - 0.1 * far + 0.001 * seed
+
+    finding = finding_of("range-shrinks", runs_of("2", accuracy, ms=ms, lrs=lrs, seeds=8))
+    assert finding.verdict == "undecided"
+    assert "edge of the grid" in finding.reason
+
+
+def test_curves_at_chance_say_nothing_of_the_noise_of_others() -> None:
+    """Two classes: chance is half of what there is, and above half of the best."""
+    values = np.random.default_rng(1).normal(0.85, 0.02, (2, 3))
+
+    def accuracy(m: int, _lr: float, seed: int) -> float:
+        return values[0 if m == 4 else 1, seed] if m in (4, 8) else 0.5
+
+    few, many = (
+        finding_of("curves-alike-4-to-64", runs_of("7", accuracy, ms=ms, chance_of=2))
+        for ms in ((4, 8), (4, 8, 128, 256, 512, 1024))
+    )
+    assert (few.low, few.high) == (many.low, many.high)

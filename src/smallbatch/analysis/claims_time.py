@@ -37,7 +37,8 @@ def _curves_alike(evidence: Evidence) -> list[Part]:
     m, heights, alike = _heights(evidence)
     # As in `SeedArray.noise`: a curve that stays low has less noise than the others.
     means = heights.mean(axis=1)
-    noise = noise_of_tables([heights[means >= means.max() / 2]])
+    chance = 1 / float(evidence.runs["classes"].iloc[0])
+    noise = noise_of_tables([heights[means - chance >= (means.max() - chance) / 2]])
     missing = missing_inside(4, 64, m.tolist(), "m =")
     return [
         Part(

@@ -213,7 +213,8 @@ def short_at_the_best_column(
         left = np.ones(values.shape[:-3], dtype=bool)
         if others.shape[-2]:
             lead = cross_fitted(others)[..., np.newaxis, :] - own
-            left = lower(lead, of, 2, chosen=others.shape[-2]).min(axis=-1) <= 0
+            # At a quarter of the level: the noise of one or two m may be far above the study's.
+            left = lower(lead, of, 2, 4, others.shape[-2]).min(axis=-1) <= 0
         there = values[..., row, column, :]
         tops = (chance + fraction * (top - chance) for top in (cross_fitted(everything), best))
         below, above = (top - there for top in tops)
