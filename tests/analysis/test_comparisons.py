@@ -103,7 +103,7 @@ def test_a_column_that_cannot_be_told_from_the_best_is_judged_as_well() -> None:
     found = comparisons.short_at_the_best_column(values, 1, 0.5, 0.1, NONE)
     assert found.effect == pytest.approx(0.3)
     assert found.low < 0 < found.high
-    values[0, 1] = 0.3  # now there is no doubt which is best
+    values[0] = np.array([0.9, 0.3, 0.2])[:, None]  # now there is no doubt which is best
     assert comparisons.short_at_the_best_column(values, 1, 0.5, 0.1, NONE).low > 0
 
 
