@@ -117,9 +117,9 @@ def _shrinking(array: SeedArray) -> Part:
     if len(some):
         largest = text.format(array.batch_sizes[some[-1]]) if cut[-1] else ""
         smallest = text.format(array.batch_sizes[some[0]]) if cut[0] else ""
-        # Beyond these nothing is reliable, or only outside the grid.
+        # Where nothing is reliable a range may lie outside the grid.
         at = np.arange(len(array.batch_sizes))
-        largest = joined(largest, edge_doubt((array, (at > some[-1]) & array.usable.any(axis=1))))
+        largest = joined(largest, edge_doubt((array, at > some[-1])))
         smallest = joined(smallest, edge_doubt((array, at < some[0])))
     return Part(
         array.name,
