@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
+import vl_convert
 
 from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
-from smallbatch.analysis.evaluation import (
-    read_evaluation,
-    refuse_stale,
-    write_table,
-    write_text,
-)
+from smallbatch.analysis.evaluation import read_evaluation, refuse_stale, write_text
 from smallbatch.analysis.frames import on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
@@ -27,20 +24,29 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import paper, second_opinions, tables, wording
-from smallbatch.report.claims import (
-    as_text,
-    claims_tables,
-    counts_sentence,
-    judged_record,
-)
+from smallbatch.report import answer, paper, second_opinions, tables, wording
+from smallbatch.report.charts import kinds
+from smallbatch.report.claim_rows import claim_rows, verdict_counts
+from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
 from smallbatch.report.environment import environment_table, read_timings
+from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
+from smallbatch.report.files import write_tables
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
-from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
+from smallbatch.report.rows import (
+    Row,
+    cell_rows,
+    columnar,
+    curve_rows,
+    fit_rows,
+    range_rows,
+    run_rows,
+)
 
-# Figures of an earlier report, of studies that no longer exist, are deleted.
-_FIGURE_SUFFIXES = (".svg", ".png")
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,11 @@ class Frames:
             kept[name] = frame
         return Frames(**kept)
 
+    @property
+    def all_runs(self) -> pd.DataFrame:
+        """The runs of studies of either kind."""
+        return pd.concat([self.runs, self.bn_runs])
+
 
 def build_report(
     evaluation_dir: Path = Path("reports/evaluation"),
@@ -78,8 +89,8 @@ def build_report(
         evaluation_dir: The folder that `evaluate` wrote.
         models_dir: The folder of the columns, for timing files and the names of unfinished columns;
             the evaluation must be of them, unless there is no such folder.
-        out: The folder for ``report.html``, ``claims.json``, ``figures/`` (SVG, PNG) and
-            ``tables/`` (CSV).
+        out: The folder for ``report.html``, ``claims.json``, ``answers.json``, ``figures/`` (SVG,
+            PNG) and ``tables/`` (CSV).
 
     Returns:
         The path of the page.
@@ -93,42 +104,81 @@ def build_report(
     private.refuse_links_of_others(out / "figures", out / "tables")
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    gallery = Gallery(out / "figures")
+    runs = frames.all_runs
+    drawn: dict[str, list[Row]] = {
+        "cells": cell_rows(frames.cells, frames.best),
+        "bn_cells": cell_rows(frames.bn_cells, frames.best.iloc[:0]),
+        "ranges": range_rows(frames.ranges, frames.cells),
+        "runs": run_rows(frames.runs, frames.history),
+        "fit": [],
+        "curves": [],
+    }
+    specifications = kinds()
+    gallery = Gallery(out / "figures", specifications, drawn)
     studies: list[dict[str, Any]] = []
-    curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])] if frames.cells.empty else []
+    curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])]
     for dataset, study in _study_keys(frames.cells):
         own = frames.only(dataset=dataset, study=study)
-        own_curves = _curves(own)
-        curves.append(own_curves)
-        studies.append(_study_section(gallery, f"{dataset}.{study}", own, own_curves))
+        curves.append(_curves(own))
+        studies.append(_study_section(gallery, drawn, own, curves[-1]))
     for dataset, study in _study_keys(frames.bn_cells):
         own = frames.only(dataset=dataset, study=study)
-        name = f"{dataset}.{study}"
-        studies.append(ghost_section(gallery, name, own.bn_cells, own.bn_runs))
+        section = ghost_section(own.bn_cells, own.bn_runs)
+        section["figures"] = [gallery.add(figure) for figure in section["figures"]]
+        studies.append(section)
     datasets = [
         _dataset_section(gallery, str(dataset), frames.only(dataset=dataset), studies)
-        for dataset in sorted(_all_runs(frames)["dataset"].unique())
+        for dataset in sorted(runs["dataset"].unique())
     ]
-    across = _across(gallery, frames) if frames.cells["dataset"].nunique() > 1 else []
-    _remove_other_figures(gallery.directory, [*datasets, *studies, {"pictures": across}])
-    _write_tables(out / "tables", frames, pd.concat(curves), timings)
-    verdicts = judged_record(_all_runs(frames), frames.history, timings, variances)
+    across: list[Figure] = []
+    if frames.cells["dataset"].nunique() > 1:
+        found = summary_figures("all data sets", {}, frames.cells, frames.best)
+        across = [gallery.add(figure) for figure in found]
+    remove_others(gallery.directory, gallery.names)
+    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
+    verdicts = judged_record(runs, frames.history, timings, variances)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
+    answered = [study for study in studies if "card" in study]
+    write_text(out / "answers.json", answer.as_json(study["card"] for study in answered))
+    of_paper = runs["figure"].notna().any()
+    judged = claim_rows(verdicts) if of_paper else []
+    figures = [
+        *(study["heat_map"] for study in answered),
+        *(figure for section in [*studies, *datasets] for figure in section["figures"]),
+        *across,
+    ]
     page = _template().render(
-        claims=claims_tables(verdicts),
-        claim_counts=counts_sentence(verdicts),
+        answered=answered,
+        one_dataset=len(datasets) == 1,
         datasets=datasets,
         across=across,
-        objection=second_opinions.objection(frames.best, frames.runs),
+        wide={name for name, kind in specifications.items() if kind.facet},
+        timed=any(row["seconds"] is not None for row in drawn["curves"]),
+        claims=judged,
+        verdicts=verdict_counts(judged),
+        claim_tables=claims_tables(verdicts)[1:] if of_paper else [],
+        claim_counts=counts_sentence(verdicts),
+        objection=second_opinions.objection(frames.best, frames.runs)
+        if of_paper
+        else [second_opinions.DECIDED],
         environment=environment_table(timings),
-        notices=[
-            *mixed_results(_all_runs(frames), frames.cells),
-            *_unfinished(models_dir),
-        ],
+        notices=[*mixed_results(runs, frames.cells), *_unfinished(models_dir)],
         counts=_counts(frames),
+        what_runs_share="",
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
+        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        data={
+            "kinds": _embedded({name: vars(kind) for name, kind in specifications.items()}),
+            "figures": _embedded(
+                {each.name: {"kind": each.kind, "tables": each.tables} for each in figures}
+            ),
+            "tables": _embedded({name: columnar(rows) for name, rows in drawn.items()}),
+            "mlflow": _embedded({}),
+        },
     )
     path = out / "report.html"
     write_text(path, page)
@@ -167,14 +217,13 @@ def _curves(own: Frames) -> pd.DataFrame:
 
 
 def _study_section(
-    gallery: Gallery, name: str, own: Frames, curves: pd.DataFrame
+    gallery: Gallery, drawn: dict[str, list[Row]], own: Frames, curves: pd.DataFrame
 ) -> dict[str, Any]:
+    dataset, study = (str(own.cells[key].iloc[0]) for key in STUDY_KEYS)
     fit = fit_upper_limit(own.ranges[own.ranges["fraction"] == MAIN_FRACTION])
     band = fit_band(seed_array(own.runs)) if fit else None
-    best_sentence = "Every run diverged, or none has an accuracy."
-    if len(own.winners):
-        winner: dict[Any, Any] = own.winners.iloc[0].to_dict()
-        best_sentence = wording.best_sentence(winner, len(own.best))
+    drawn["fit"] += fit_rows(dataset, study, own.ranges, fit, band)
+    drawn["curves"] += curve_rows(curves, own.runs)
     shown = [tables.settings_table(own.runs)]
     if len(own.best):
         shown.append(tables.best_table(own.best, "test"))
@@ -184,91 +233,49 @@ def _study_section(
     shown += [tables.range_table(own.ranges), tables.fraction_table(own.ranges)]
     shown += [tables.fit_table(own.ranges)]
     figure = own.runs["figure"].iloc[0]
+    found = study_figures(dataset, own.cells, own.ranges, curves, fits=fit is not None)
+    heat_map, *others = [gallery.add(each) for each in found]
     return {
-        "dataset": str(own.cells["dataset"].iloc[0]),
-        "name": str(own.cells["study"].iloc[0]),
+        "dataset": dataset,
+        "name": study,
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
-        "best": best_sentence,
-        "range": wording.range_sentence(own.ranges),
-        "fit": wording.fit_sentence(fit, band),
+        "card": answer.answer_card(own.runs, beyond_chance=True),
+        "heat_map": heat_map,
+        "sentences": [wording.range_sentence(own.ranges), wording.fit_sentence(fit, band)],
         "warnings": wording.warnings(own.best, own.ranges),
-        "pictures": study_pictures(
-            gallery, name, own.cells, own.best, own.ranges, curves, fit, band
-        ),
+        "figures": others,
         "tables": shown,
     }
 
 
 def _dataset_section(
-    gallery: Gallery, dataset: str, own: Frames, studies: list[dict[str, Any]]
+    gallery: Gallery, dataset: str, own: Frames, studies: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    pictures: list[Picture] = []
+    figures: list[Figure] = []
     shown: list[tables.Table] = []
     if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
-        pictures = summary_pictures(gallery, dataset, own.cells, own.best, own.ranges)
+        found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
+        figures = [gallery.add(figure) for figure in found]
         shown = [
             tables.study_table(own.winners, own.runs),
             *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
         ]
     return {
         "name": dataset,
-        "pictures": pictures,
+        "of_paper": own.all_runs["figure"].notna().any(),
+        "figures": figures,
         "tables": shown,
         "studies": [study for study in studies if study["dataset"] == dataset],
     }
 
 
-def _across(gallery: Gallery, frames: Frames) -> list[Picture]:
-    """The summary figures over the studies of each data set."""
-
-    def renamed(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame.assign(study=frame["dataset"] + " " + frame["study"])
-
-    shown = (renamed(frame) for frame in (frames.cells, frames.best, frames.ranges))
-    return summary_pictures(gallery, "all data sets", *shown)
-
-
-def _write_tables(
-    directory: Path, frames: Frames, curves: pd.DataFrame, timings: pd.DataFrame
-) -> None:
-    ranges = frames.ranges.assign(
-        holes=[" ".join(f"{value:g}" for value in holes) for holes in frames.ranges["holes"]]
-    )
-    winners = frames.winners.assign(
-        overlapping=[" ".join(map(str, values)) for values in frames.winners["overlapping"]]
-    )
-    write_table(frames.best, directory / "best_accuracy.csv")
-    write_table(frames.best_on_validation, directory / "best_accuracy_on_validation.csv")
-    write_table(ranges, directory / "stable_range.csv")
-    write_table(curves, directory / "convergence.csv")
-    write_table(winners, directory / "studies.csv")
-    write_table(frames.cells, directory / "cells.csv")
-    write_table(frames.bn_cells, directory / "bn_batch.csv")
-    write_table(_fits(frames.ranges), directory / "limit_fit.csv")
-    write_table(timings, directory / "timing.csv")
-
-
-def _fits(ranges: pd.DataFrame) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for (dataset, study, fraction), group in ranges.groupby([*STUDY_KEYS, "fraction"]):
-        fit = fit_upper_limit(group)
-        if fit is not None:
-            rows.append({"dataset": dataset, "study": study, "fraction": fraction, **vars(fit)})
-    names = ["base_lr_0", "m_star", "rms_octaves", "n_points", "m_star_bound"]
-    return pd.DataFrame(rows, columns=[*STUDY_KEYS, "fraction", *names])
-
-
-def _all_runs(frames: Frames) -> pd.DataFrame:
-    return pd.concat([frames.runs, frames.bn_runs])
-
-
 def _counts(frames: Frames) -> str:
-    runs = _all_runs(frames)
+    runs = frames.all_runs
     cells = len(frames.cells) + len(frames.bn_cells)
     diverged = int(runs["outcome"].eq("diverged").sum())
     return (
         f"{count(len(runs), 'run')} in {count(cells, 'cell')} of "
-        f"{count(len(_study_keys(runs)), 'study', 'studies')}; {diverged} runs diverged"
+        f"{count(len(_study_keys(runs)), 'study', 'studies')}; {count(diverged, 'run')} diverged"
     )
 
 
@@ -279,19 +286,15 @@ def _unfinished(models_dir: Path) -> list[str]:
     return [f"Not trained to the end and left out: {', '.join(names)}."] if names else []
 
 
-def _remove_other_figures(directory: Path, sections: list[dict[str, Any]]) -> None:
-    drawn: set[str] = set()
-    for section in sections:
-        pictures: list[Picture] = section["pictures"]
-        drawn |= {picture.name for picture in pictures}
-    for path in directory.iterdir():
-        if path.suffix in _FIGURE_SUFFIXES and path.stem not in drawn:
-            path.unlink(missing_ok=True)  # another report may be at it
+def _embedded(content: object) -> str:
+    """JSON that can stand inside a script element, whatever its texts are."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

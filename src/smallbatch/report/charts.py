@@ -1,0 +1,310 @@
+"""Every kind of figure as a Vega-Lite specification, without data.
+
+A specification names the tables it draws, and how their rows come from is the business of `figures`
+(files) and `page.js` (the page). So one specification serves all studies. The columns of the tables
+are described in `rows`.
+
+Figures of several curves are small multiples: one small frame per curve, with all others in grey.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from smallbatch.analysis.cells import FRACTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart.
+INK = "#0072b2"
+BEST = "#d62728"
+GREY = "#9aa0a6"
+_DIVERGED = "#b8bcc2"
+_SOME_DIVERGED = "#dfe1e5"
+_WIDTH, _HEIGHT = 400, 300  # pixels, where the page does not fit a figure to its column
+_SMALL = 130  # of one frame of several
+
+RATES = {"base_lr": "base learning rate η̃", "lr": "learning rate η = m·η̃"}
+TIMES = {"epoch": "epoch", "updates": "updates (log scale)", "seconds": "seconds of training (log)"}
+MEASURES = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (log scale)"}
+
+# 2ᵏ of the powers of two on an axis. Vega has no superscripts, so its digits are looked up.
+_K = "round(log(datum.value)/LN2)"
+_DIGIT = "substring('⁰¹²³⁴⁵⁶⁷⁸⁹',{0},{0}+1)"
+_POWER = (
+    f"'2'+({_K}<0?'⁻':'')+(abs({_K})>9?{_DIGIT.format(f'floor(abs({_K})/10)')}:'')"
+    f"+{_DIGIT.format(f'abs({_K})%10')}"
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure.
+
+    Attributes:
+        variants: Specifications by what is on an axis, such as ``base_lr`` and ``lr``; the first is
+            shown until the reader chooses another.
+        facet: The column of which each value has a frame of its own; empty if there is one frame.
+    """
+
+    variants: dict[str, dict[str, Any]]
+    facet: str = ""
+
+
+def kinds() -> dict[str, Kind]:
+    """All kinds of figures by name."""
+    found = {
+        "heat-map": _kind(RATES, heat_map),
+        "accuracy": _kind(("m",), accuracy_curves, "base_lr_label"),
+        "stable-range": _kind(RATES, study_ranges),
+        "best-accuracy": _kind(("m",), best_accuracy, "study"),
+        "all-ranges": _kind(RATES, all_ranges, "study"),
+        "bn-batch": _kind(("bn",), bn_batch_curves, "m"),
+        "cell": _kind(("epoch",), cell_curves),
+    }
+    for measure in MEASURES:
+        name = f"convergence-{measure.replace('_', '-')}"
+        found[name] = Kind({time: convergence(measure, time) for time in TIMES}, facet="m")
+    return found
+
+
+def _kind(
+    variants: tuple[str, ...] | dict[str, str],
+    draw: Callable[..., dict[str, Any]],
+    facet: str = "",
+) -> Kind:
+    if len(variants) == 1:
+        return Kind({name: draw() for name in variants}, facet)
+    return Kind({name: draw(name) for name in variants}, facet)
+
+
+def heat_map(rate: str) -> dict[str, Any]:
+    """Accuracy over the (m, η̃) grid of one study; the cell named by ``picked`` has a dark frame."""
+    base = alt.Chart(alt.NamedData("cells"))
+    place = {
+        "x": alt.X("m:O", title="batch size m", axis=alt.Axis(labelAngle=0, grid=False)),
+        "y": alt.Y(
+            f"{rate}_label:O",
+            sort=alt.EncodingSortField(field=rate, order="descending"),
+            title=RATES[rate],
+            axis=alt.Axis(grid=False),
+        ),
+    }
+    scale = alt.Color(
+        "accuracy:Q",
+        scale=alt.Scale(scheme="viridis"),
+        legend=None,  # every cell says its number
+    )
+    grey = f"datum.all_diverged ? '{_DIVERGED}' : '{_SOME_DIVERGED}'"
+    finished = base.transform_filter("isValid(datum.accuracy)")
+    lost = base.transform_filter("!isValid(datum.accuracy)")
+    layers = [
+        lost.mark_rect(fill=alt.ExprRef(grey)).encode(**place, tooltip=_CELL_TIPS),
+        finished.mark_rect().encode(**place, color=scale, tooltip=_CELL_TIPS),
+        base.transform_filter("datum.best")
+        .mark_rect(filled=False, stroke=BEST, strokeWidth=2.5)
+        .encode(**place, tooltip=_CELL_TIPS),
+        base.transform_filter("datum.key === picked")
+        .mark_rect(filled=False, stroke=alt.ExprRef("frame"), strokeWidth=3)
+        .encode(**place, tooltip=_CELL_TIPS),
+        base.mark_text(fontSize=11, color=alt.ExprRef(_TEXT)).encode(
+            **place, text="text:N", tooltip=_CELL_TIPS
+        ),
+    ]
+    whole = alt.layer(*layers).add_params(
+        alt.param(name="picked", value=""), alt.param(name="frame", value="#1a1a1a")
+    )
+    return _done(whole.properties(width="container", height=alt.Step(24)))
+
+
+def accuracy_curves() -> dict[str, Any]:
+    """Reported accuracy against m, a frame per η̃ (paper, Figs. 1-11)."""
+    m, y = _m_axis(), _accuracy_axis()
+    chance = alt.Chart().mark_rule(strokeDash=[2, 2], color=GREY)
+    floor = chance.encode(y=alt.Y("chance:Q", aggregate="min", title="test accuracy (%)"))
+    layers = [_others("base_lr_label", m, y), *_curve(m, y), floor]
+    return _frames("cells", layers, "base_lr_label", "base_lr", "η̃ = ")
+
+
+def best_accuracy() -> dict[str, Any]:
+    """Best accuracy against m, a frame per study (paper, Fig. 15), with bars over the seeds."""
+    m, y = _m_axis(), _accuracy_axis()
+    layers = [_others("study", m, y), *_seed_bars(m), *_curve(m, y)]
+    return _frames("cells", layers, "study", "study")
+
+
+def bn_batch_curves() -> dict[str, Any]:
+    """Accuracy against the BN batch size, a frame per SGD batch size (paper, Figs. 13 and 14)."""
+    x = alt.X("bn:O", title="BN batch size", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    y = _accuracy_axis()
+    return _frames("cells", [_others("m", x, y), *_seed_bars(x), *_curve(x, y)], "m", "m", "m = ")
+
+
+def study_ranges(rate: str) -> dict[str, Any]:
+    """One study's reliable range against m, at every fraction of the way to its best cell."""
+    suffix = "_lr" if rate == "lr" else ""
+    fit = alt.Chart(alt.NamedData("fit"))
+    legend = alt.Legend(title="fraction of the way from chance to the best cell", orient="bottom")
+    colours = alt.Scale(scheme="viridis", reverse=True, domain=list(FRACTIONS))
+    look = {
+        "color": alt.Color("fraction:O", scale=colours, legend=legend),
+        "xOffset": alt.XOffset("fraction:O", sort=list(FRACTIONS)),
+    }
+    layers = [
+        fit.mark_area(opacity=0.2, color=GREY).encode(
+            _m_axis(), _rate_axis(f"low{suffix}", rate), alt.Y2(f"high{suffix}:Q")
+        ),
+        fit.mark_line(strokeDash=[5, 3], color=GREY).encode(
+            _m_axis(), _rate_axis(f"limit{suffix}", rate)
+        ),
+        *_range_marks(alt.Chart(alt.NamedData("ranges")), rate, look),
+    ]
+    return _done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+
+
+def all_ranges(rate: str) -> dict[str, Any]:
+    """All studies' ranges of one data set at the main fraction, a frame per study (Fig. 16)."""
+    return _frames("ranges", _range_marks(alt.Chart(), rate, {}), "study", "study")
+
+
+def convergence(measure: str, time: str) -> dict[str, Any]:
+    """Test accuracy or training loss of all m at one η̃, a frame per m (paper, Fig. 4).
+
+    A cross: from there on the median of the seeds falls on a diverged run.
+    """
+    field = "accuracy" if measure == "test_accuracy" else "loss"
+    kind = alt.Scale(type="linear" if time == "epoch" else "log", zero=False)
+    x = alt.X(f"{time}:Q", title=TIMES[time], scale=kind, axis=alt.Axis(tickCount=4, format="~s"))
+    heights = alt.Scale(type="linear" if field == "accuracy" else "log", zero=False)
+    y = alt.Y(f"{field}:Q", title=MEASURES[measure], scale=heights, axis=alt.Axis(tickCount=5))
+    tips = [
+        alt.Tooltip("m:O", title="m"),
+        alt.Tooltip("epoch:Q"),
+        alt.Tooltip("updates:Q"),
+        alt.Tooltip(f"{field}:Q", format=".3~f"),
+    ]
+    own = alt.Chart().transform_filter(f"isValid(datum.{field}) && isValid(datum.{time})")
+    ended = own.transform_filter("datum.diverged").mark_point(**_CROSS).encode(x, y, tooltip=tips)
+    layers = [_others("m", x, y), own.mark_line(color=INK).encode(x, y, tooltip=tips), ended]
+    return _frames("curves", layers, "m", "m", "m = ")
+
+
+def cell_curves() -> dict[str, Any]:
+    """Test accuracy of the runs of one cell by epoch, a line per seed."""
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
+    tips = [alt.Tooltip("seed:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("accuracy:Q")]
+    own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
+    chart = own.encode(
+        x, _accuracy_axis(), color=alt.Color("seed:N", legend=None), tooltip=tips
+    )
+    return _done(chart.properties(width="container", height=110))
+
+
+_DOT: dict[str, Any] = {"filled": True, "size": 30, "opacity": 1}
+_CROSS: dict[str, Any] = {
+    "shape": "cross", "angle": 45, "size": 70, "color": BEST, "filled": True, "opacity": 1
+}  # fmt: skip
+# Of a cell: readable on its colour, and on the grey of what diverged in light and dark pages.
+_TEXT = "datum.dark ? 'white' : isValid(datum.accuracy) ? '#1a1a1a' : frame"
+_CELL_TIPS = [
+    alt.Tooltip("study:N"),
+    alt.Tooltip("m:O", title="m"),
+    alt.Tooltip("base_lr_label:N", title="η̃"),
+    alt.Tooltip("lr_label:N", title="η"),
+    alt.Tooltip("accuracy:Q", title="accuracy (%)"),
+    alt.Tooltip("seeds:N", title="worst … best seed"),
+    alt.Tooltip("outcome:N"),
+]
+_RANGE_TIPS = [
+    alt.Tooltip("study:N"),
+    alt.Tooltip("m:O", title="m"),
+    alt.Tooltip("fraction:N"),
+    alt.Tooltip("range:N", title="reliable η̃"),
+    alt.Tooltip("range_lr:N", title="reliable η"),
+]
+
+
+def _m_axis() -> alt.X:
+    return alt.X("m:O", title="batch size m", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+
+
+def _accuracy_axis() -> alt.Y:
+    return alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
+
+
+def _log2() -> alt.Scale:
+    return alt.Scale(type="log", base=2, nice=False, padding=12)
+
+
+def _rate_axis(field: str, rate: str) -> alt.Y:
+    axis = alt.Axis(labelExpr=_POWER, labelOverlap=True)
+    return alt.Y(f"{field}:Q", title=RATES[rate], scale=_log2(), axis=axis)
+
+
+def _others(each: str, x: alt.X, y: alt.Y) -> alt.Chart:
+    """The curves of all frames in grey.
+
+    The table `all` has the rows of the frames' own table; under their own name the facet would deal
+    them out to the frames.
+    """
+    chart = alt.Chart(alt.NamedData("all")).mark_line(color=GREY, opacity=0.4, strokeWidth=1)
+    return chart.encode(x, y, detail=f"{each}:N")
+
+
+# The layers below have no data of their own, so that the facet deals its rows out to them.
+
+
+def _curve(x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    points = alt.Chart().transform_filter("isValid(datum.accuracy)").mark_point(**_DOT, color=INK)
+    line = alt.Chart().mark_line(color=INK)
+    return [line.encode(x, y), points.encode(x, y, tooltip=_CELL_TIPS)]
+
+
+def _seed_bars(x: alt.X) -> list[alt.Chart]:
+    """Bars from the worst seed to the best; a cross at the bottom where a seed diverged."""
+    low = alt.Y("low:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
+    bars = alt.Chart().transform_filter("isValid(datum.low)").mark_rule(color=INK)
+    lost = alt.Chart().transform_filter("datum.lost").mark_point(**_CROSS)
+    return [
+        bars.encode(x, low, alt.Y2("high:Q"), tooltip=_CELL_TIPS),
+        lost.encode(x, y=alt.value("height"), tooltip=_CELL_TIPS),
+    ]
+
+
+def _range_marks(ranges: alt.Chart, rate: str, look: dict[str, Any]) -> list[alt.Chart]:
+    """A bar per m, a dot at each reliable rate, open triangles where a range ends with the grid."""
+    suffix = "_lr" if rate == "lr" else ""
+    m = _m_axis()
+    low, high = _rate_axis(f"lower{suffix}", rate), alt.Y2(f"upper{suffix}:Q")
+    bars, dots = (ranges.transform_filter(f"datum.part === '{part}'") for part in ("bar", "dot"))
+    marks = [
+        bars.mark_rule(strokeWidth=4, opacity=0.6, color=INK).encode(m, low, high),
+        dots.mark_point(**_DOT, color=INK).encode(m, _rate_axis(f"at{suffix}", rate)),
+    ]
+    for end, shape, shift in (("upper", "triangle-up", -9), ("lower", "triangle-down", 9)):
+        ended = bars.transform_filter(f"datum.{end}_edge")
+        mark = ended.mark_point(shape=shape, size=40, yOffset=shift, color=INK, strokeWidth=1.2)
+        marks.append(mark.encode(m, _rate_axis(f"{end}{suffix}", rate)))
+    return [mark.encode(**look, tooltip=_RANGE_TIPS) for mark in marks]
+
+
+def _frames(
+    table: str, layers: list[alt.Chart], each: str, order: str, prefix: str = ""
+) -> dict[str, Any]:
+    """A frame for each value of a column of a table, in the order of another."""
+    frame = alt.layer(*layers).properties(width=_SMALL, height=_SMALL)
+    label = f"'{prefix}' + datum.label" if prefix else "datum.label"
+    header = alt.Header(title=None, labelFontWeight="bold", labelExpr=label, labelLimit=180)
+    facet = alt.Facet(f"{each}:N", sort=alt.EncodingSortField(field=order), header=header)
+    return _done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
+
+
+def _done(chart: Any) -> dict[str, Any]:
+    spec = chart.to_dict()
+    for key in ("config", "$schema"):
+        spec.pop(key, None)
+    return spec

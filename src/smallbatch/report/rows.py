@@ -1,0 +1,253 @@
+"""The tables that figures are drawn from: one copy for all figures of the page, as plain rows.
+
+Accuracies are in percent and rounded to what a figure can show; what does not exist is None. Curves
+are thinned, as a page holds those of every run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, is_reliable
+from smallbatch.analysis.stability import EDGE
+from smallbatch.report.labels import power_of_two, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smallbatch.analysis.limit_band import LimitBand
+    from smallbatch.analysis.seeds import Floats
+    from smallbatch.analysis.stability import LimitFit
+
+Row = dict[str, Any]
+
+MOST_POINTS = 40
+"""Of a curve; of longer ones evenly spaced points are kept, and the last."""
+
+_KEY = [*STUDY_KEYS, "batch_size", "bn_batch_size", "base_lr"]
+
+
+def cell_rows(cells: pd.DataFrame, best: pd.DataFrame) -> list[Row]:
+    """A row per cell.
+
+    Args:
+        cells: As `summarise_cells` or `bn_cells` makes them.
+        best: The best cell of each m, as `best_cells` makes them; empty for `bn_cells`.
+    """
+    keys = set(map(_key, best.to_dict("records")))
+    extent = cells.groupby(STUDY_KEYS)["accuracy"].agg(["min", "max"])
+    rows: list[Row] = []
+    for cell in cells.to_dict("records"):
+        low, high = extent.loc[(cell["dataset"], cell["study"])]
+        accuracy, bottom = cell["accuracy"], cell["min_accuracy"]
+        n, lost = int(cell["n_seeds"]), int(cell["n_diverged"])
+        some = not math.isnan(accuracy)
+        row: Row = {
+            "key": _key(cell),
+            "dataset": cell["dataset"],
+            "study": cell["study"],
+            "m": int(cell["batch_size"]),
+            "base_lr": cell["base_lr"],
+            "lr": cell["base_lr"] * cell["batch_size"],
+            "accuracy": _percent(accuracy),
+            "low": _percent(bottom),
+            "high": _percent(cell["max_accuracy"]),
+            "chance": _percent(cell["chance"]),
+            "n_seeds": n,
+            "n_diverged": lost,
+            "reliable": bool(cell.get("reliable", False)),
+            "best": _key(cell) in keys,
+            "all_diverged": lost == n,
+            # A seed diverged, so that the bar from the worst seed to the best has no lower end.
+            "lost": some and math.isnan(bottom),
+            "text": _cell_text(accuracy, n, lost),
+            # Whether viridis is dark there: up to about 0.55 of its way white is easier to read.
+            "dark": some and accuracy - low <= 0.55 * (high - low) and high > low,
+            "seeds": spread(bottom, cell["max_accuracy"]),
+            "outcome": _outcome(n, lost),
+        }
+        if "bn_batch_size" in cell:
+            row["bn"] = int(cell["bn_batch_size"])
+        rows.append(_labelled(row))
+    return rows
+
+
+def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
+    """Rows of the reliable ranges: a bar per study, m and fraction, a dot for each reliable cell.
+
+    Args:
+        ranges: As `stable_ranges` makes them.
+        cells: The cells of the same studies.
+    """
+    groups = {
+        (dataset, study, m): group
+        for (dataset, study, m), group in cells.groupby([*STUDY_KEYS, "batch_size"])
+    }
+    rows: list[Row] = []
+    for each in ranges[ranges["n_reliable"] > 0].to_dict("records"):
+        m, own = int(each["batch_size"]), groups[each["dataset"], each["study"], each["batch_size"]]
+        place: Row = {
+            "dataset": each["dataset"],
+            "study": each["study"],
+            "m": m,
+            "fraction": each["fraction"],
+            "main": each["fraction"] == MAIN_FRACTION,
+            "range": _ends(each["lower"], each["upper"]),
+            "range_lr": _ends(each["lower_lr"], each["upper_lr"]),
+        }
+        rows.append(
+            {
+                **place,
+                "part": "bar",
+                **{name: each[name] for name in ("lower", "upper", "lower_lr", "upper_lr")},
+                "lower_edge": each["lower_limit"] == EDGE,
+                "upper_edge": each["upper_limit"] == EDGE,
+            }
+        )
+        for base_lr in own.loc[is_reliable(own["reach"], each["fraction"]), "base_lr"]:
+            rows.append({**place, "part": "dot", "at": base_lr, "at_lr": m * base_lr})
+    return rows
+
+
+def fit_rows(
+    dataset: str, study: str, ranges: pd.DataFrame, fit: LimitFit | None, band: LimitBand | None
+) -> list[Row]:
+    """The fitted upper end of one study at each m, with the band of its resamples if there is one."""
+    if fit is None:
+        return []
+    batch_sizes: list[int] = sorted(ranges["batch_size"].unique())
+    rows: list[Row] = []
+    for m in batch_sizes:
+        limit, low, high = float(fit(m)), _at(band, m, "low"), _at(band, m, "high")
+        row: Row = {"dataset": dataset, "study": study, "m": int(m)}
+        for name, value in (("limit", limit), ("low", low), ("high", high)):
+            row[name] = value
+            row[f"{name}_lr"] = None if value is None else m * value
+        rows.append(row)
+    return rows
+
+
+def curve_rows(curves: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
+    """A row per m and epoch of one study's curves; a lost median has no value.
+
+    Args:
+        curves: Of one study, as `median_curves` makes them.
+        runs: Its runs, of which the time of training is taken.
+    """
+    highest = _highest(curves)
+    rows: list[Row] = []
+    for m, own in curves.groupby("batch_size"):
+        taken = runs[(runs["batch_size"] == m) & (runs["base_lr"] == own["base_lr"].iloc[0])]
+        seconds = taken["seconds"].median() / own["epoch"].max()
+        for index in _thinned(len(own), own["diverged"].to_numpy()):
+            each = own.iloc[index]
+            rows.append(
+                {
+                    "dataset": each["dataset"],
+                    "study": each["study"],
+                    "m": int(str(m)),
+                    "epoch": int(each["epoch"]),
+                    "updates": _rounded(each["updates"], 9),
+                    "seconds": _rounded(seconds * each["epoch"]),
+                    "accuracy": _percent(each["test_accuracy"]),
+                    "loss": _rounded(min(each["train_loss"], highest)),
+                    "diverged": bool(each["diverged"]),
+                }
+            )
+    return rows
+
+
+def run_rows(runs: pd.DataFrame, history: pd.DataFrame) -> list[Row]:
+    """A row per run, with its outcome and its curve of test accuracy."""
+    curves = {run: group for run, group in history.groupby("run")}
+    rows: list[Row] = []
+    for run in runs.sort_values([*_KEY, "seed"]).to_dict("records"):
+        curve = curves[run["run"]].sort_values("epoch")
+        kept = _thinned(len(curve))
+        rows.append(
+            {
+                "key": _key(run),
+                "seed": int(run["seed"]),
+                "said": _run_text(run),
+                "epochs": curve["epoch"].iloc[kept].tolist(),
+                "accuracies": [_percent(value) for value in curve["test_accuracy"].iloc[kept]],
+            }
+        )
+    return rows
+
+
+def columnar(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Rows as a list per column, which takes a third of the space."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _key(cell: dict[Any, Any]) -> str:
+    parts = [cell["dataset"], cell["study"], f"m{cell['batch_size']}", f"{cell['base_lr']:.9g}"]
+    # Only studies with several BN batch sizes have cells that differ in them alone.
+    several = cell.get("bn_batch_sizes", cell.get("bn_batch_size"))
+    if not pd.isna(several):
+        parts.append(f"b{cell['bn_batch_size']:.0f}")
+    return " ".join(parts)
+
+
+def _cell_text(accuracy: float, n: int, lost: int) -> str:
+    if math.isnan(accuracy):
+        return "×" if lost == n else f"×{lost}"
+    return f"{100 * accuracy:.0f}" + (f" ×{lost}" if lost else "")
+
+
+def _outcome(n: int, lost: int) -> str:
+    if lost == n:
+        return "diverged" if n == 1 else f"all {n} seeds diverged"
+    return f"{n - lost} of {n} seeds finished"
+
+
+def _run_text(run: dict[Any, Any]) -> str:
+    if run["outcome"] == "diverged":
+        return f"diverged at update {run['diverged_at']:.0f} of {run['updates']}"
+    accuracy = run["reported_accuracy"]
+    return "finished, no accuracy" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"
+
+
+def _labelled(row: Row) -> Row:
+    return {**row, **{f"{name}_label": power_of_two(row[name]) for name in ("base_lr", "lr")}}
+
+
+def _ends(low: float, high: float) -> str:
+    return power_of_two(low) if low == high else f"{power_of_two(low)} … {power_of_two(high)}"
+
+
+def _at(band: LimitBand | None, m: int, end: str) -> float | None:
+    if band is None:
+        return None
+    values: Floats = getattr(band, end)
+    found = np.flatnonzero(band.batch_sizes == m)
+    return float(values[found[0]]) if len(found) else None
+
+
+def _highest(curves: pd.DataFrame) -> float:
+    """The largest loss to draw, so that one about to diverge does not flatten the others."""
+    values = curves.dropna(subset=["train_loss"])
+    last = curves.groupby("batch_size")["epoch"].transform("max").loc[values.index]
+    whole = values.loc[values["epoch"] == last, "batch_size"]
+    finished = values.loc[values["batch_size"].isin(whole), "train_loss"]
+    return 1.5 * float(finished.max()) if len(finished) else math.inf
+
+
+def _thinned(n: int, marked: Any = ()) -> list[int]:
+    """The positions to keep: evenly spaced ones, the last, and those that are marked."""
+    even = np.linspace(0, n - 1, min(n, MOST_POINTS)).round().astype(int)
+    return sorted({*even.tolist(), *np.flatnonzero(marked).tolist()})
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else round(100 * value, 2)
+
+
+def _rounded(value: float, digits: int = 4) -> float | None:
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
