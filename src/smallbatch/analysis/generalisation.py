@@ -6,6 +6,8 @@ import pandas as pd
 
 from smallbatch.analysis.cells import STUDY_KEYS
 
+_VALIDATION = "validation_accuracy"
+
 BEST_COLUMNS = [
     *STUDY_KEYS,
     "chosen_on",
@@ -18,7 +20,7 @@ BEST_COLUMNS = [
     "sd_accuracy",
     "n_seeds",
     "n_diverged",
-    "validation_accuracy",
+    _VALIDATION,
     "train_accuracy",
     "generalisation_gap",
     "population_test_accuracy",
@@ -40,7 +42,7 @@ def best_cells(cells: pd.DataFrame, chosen_on: str = "test") -> pd.DataFrame:
         "upper" if the chosen η̃ is the lowest or highest tried at that m (the optimum may lie
         outside), "only" if one alone was tried, else "".
     """
-    key = {"test": "accuracy", "validation": "validation_accuracy"}[chosen_on]
+    key = {"test": "accuracy", "validation": _VALIDATION}[chosen_on]
     by_m = cells.groupby([*STUDY_KEYS, "batch_size"])["base_lr"]
     marked = cells.assign(
         chosen_on=chosen_on,
@@ -59,13 +61,17 @@ def best_cells(cells: pd.DataFrame, chosen_on: str = "test") -> pd.DataFrame:
 def best_by_study(best: pd.DataFrame) -> pd.DataFrame:
     """Pick each study's best batch size from the rows of `best_cells`; of equals the smaller m.
 
+    They are ranked by the split that their η̃ were chosen on.
+
     Returns:
         One row per study. ``overlapping`` lists the other batch sizes at whose best cell some seed
         reaches the winner's lowest seed, so that these seeds do not settle the order. If a seed of
         the winner diverged, the winner's median takes the place of its lowest seed.
     """
     ordered = best.sort_values([*STUDY_KEYS, "batch_size"], ignore_index=True)
-    winners = ordered.loc[ordered.groupby(STUDY_KEYS)["accuracy"].idxmax()].reset_index(drop=True)
+    ranked = ordered["accuracy"].where(ordered["chosen_on"] == "test", ordered[_VALIDATION])
+    groups = ranked.groupby([ordered[key] for key in STUDY_KEYS])
+    winners = ordered.loc[groups.idxmax()].reset_index(drop=True)
     floors = winners.assign(
         _floor=winners["min_accuracy"].fillna(winners["accuracy"]), _best=winners["batch_size"]
     )

@@ -41,7 +41,9 @@ def smallest_decided(found: Comparison, n: int, parts: int = 1) -> float:
     return quantile * error + float(found.loss)
 
 
-def seeds_needed(found: Comparison, n: int, effect: float, parts: int = 1) -> int | None:
+def seeds_needed(
+    found: Comparison, n: int, effect: float, parts: int = 1, k: float = 1
+) -> int | None:
     """How many seeds support a statement that is true by ``effect`` in four of five cases.
 
     From the non-central t distribution. Where several comparisons must all succeed, each may fail
@@ -53,6 +55,7 @@ def seeds_needed(found: Comparison, n: int, effect: float, parts: int = 1) -> in
         n: Its number of seeds.
         effect: The true effect, in its unit, as far as the comparison can have it.
         parts: The number of parts of the claim.
+        k: The bound that supports is one at the level / k.
 
     Returns:
         The number of seeds; None if it is above `MOST_SEEDS`, or if the comparison has no noise.
@@ -69,7 +72,7 @@ def seeds_needed(found: Comparison, n: int, effect: float, parts: int = 1) -> in
                 return count
             continue
         centre = ahead * math.sqrt(count) / one
-        needed = stdtrit(freedom, 1 - ALPHA) * math.sqrt(dependence(count, found.chosen))
+        needed = stdtrit(freedom, 1 - ALPHA / k) * math.sqrt(dependence(count, found.chosen))
         if 1 - nctdtr(freedom, centre, needed) >= power:
             return count
     return None
