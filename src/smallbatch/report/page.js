@@ -5,7 +5,7 @@ const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const KINDS = read("kinds"); // kind → {variants: {name: Vega-Lite specification}, facet}
 const FIGURES = read("figures"); // name → {kind, tables: {table of the specification: [table, where]}}
 const COLUMNS = read("tables"); // table → {column: values}
-const MLFLOW = read("mlflow"); // data set → the address of its experiment; empty if no server is known
+const MLFLOW = read("mlflow"); // data set/study → the address of its experiment, where a server is known
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 // What the specifications have as colours for light pages, and its counterpart for dark ones.
@@ -142,10 +142,10 @@ function show(panel, cell, view) {
     make("ul", "", runs.map((run) => make("li", `seed ${run.seed}: ${run.said}`))),
     make("div"),
   ];
-  const known = MLFLOW[cell.dataset];
+  const known = MLFLOW[`${cell.dataset}/${cell.study}`];
   if (known) {
     const link = make("a", "Its runs in MLflow");
-    const filter = `params.study = '${cell.study}' and params.batch_size = '${cell.m}' and params.base_lr = '${cell.base_lr}'`;
+    const filter = `params.study = '${cell.study}' and params.batch_size = '${cell.m}' and params.base_lr = '${cell.base_lr_text}'`;
     link.href = `${known}?searchFilter=${encodeURIComponent(filter)}`;
     link.target = "_blank";
     link.rel = "noopener noreferrer";

@@ -44,7 +44,7 @@ from smallbatch.report.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _FOLDER = Path(__file__).parent
 
@@ -82,6 +82,7 @@ def build_report(
     evaluation_dir: Path = Path("reports/evaluation"),
     models_dir: Path = Path("models"),
     out: Path = Path("reports"),
+    links: Callable[[list[str]], Mapping[str, str]] = lambda _: {},
 ) -> Path:
     """Draw all figures, write all tables and the page.
 
@@ -91,6 +92,7 @@ def build_report(
             the evaluation must be of them, unless there is no such folder.
         out: The folder for ``report.html``, ``claims.json``, ``answers.json``, ``figures/`` (SVG,
             PNG) and ``tables/`` (CSV).
+        links: Gives the addresses of the runs of some ``<dataset>/<study>``, where there are any.
 
     Returns:
         The path of the page.
@@ -177,7 +179,7 @@ def build_report(
                 {each.name: {"kind": each.kind, "tables": each.tables} for each in figures}
             ),
             "tables": _embedded({name: columnar(rows) for name, rows in drawn.items()}),
-            "mlflow": _embedded({}),
+            "mlflow": _embedded(links([f"{dataset}/{study}" for dataset, study in _study_keys(runs)])),
         },
     )
     path = out / "report.html"

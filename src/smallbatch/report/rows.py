@@ -52,6 +52,7 @@ def cell_rows(cells: pd.DataFrame, best: pd.DataFrame) -> list[Row]:
             "study": cell["study"],
             "m": int(cell["batch_size"]),
             "base_lr": cell["base_lr"],
+            "base_lr_text": repr(float(cell["base_lr"])),  # as MLflow has it
             "lr": cell["base_lr"] * cell["batch_size"],
             "accuracy": _percent(accuracy),
             "low": _percent(bottom),

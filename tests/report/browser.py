@@ -1,0 +1,81 @@
+"""A real browser for the tests, and what it says of a page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+# Charts are drawn when they come into sight.
+SCROLL = """async () => {
+  for (let y = 0; y < document.body.scrollHeight; y += 400) {
+    scrollTo(0, y);
+    await new Promise(requestAnimationFrame);
+  }
+  scrollTo(0, 0);
+}"""
+
+
+@dataclass
+class Opened:
+    """A page, with what it wrote to the console and asked of anybody else."""
+
+    page: Page
+    console: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def draw_all(self) -> None:
+        """Scroll through the page until every chart is drawn."""
+        self.page.evaluate(SCROLL)
+        self.page.wait_for_function(
+            "document.querySelectorAll('.chart:not(.drawn)').length === 0", timeout=60_000
+        )
+
+    def box(self, selector: str) -> dict[str, float]:
+        """Where an element is, in pixels from the top left of the window."""
+        found: Any = self.page.locator(selector).first.bounding_box()
+        assert found is not None
+        return found
+
+    def beyond(self) -> list[str]:
+        """What reaches beyond the window to the right, outside of boxes that scroll."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll("main *")].filter((e) =>
+              e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".scroll, .chart")
+            ).map((e) => e.outerHTML.slice(0, 80))"""
+        )
+
+
+@contextmanager
+def browser() -> Generator[Browser]:
+    """Start Chromium."""
+    assert CHROMIUM is not None
+    with sync_playwright() as play:
+        yield play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@contextmanager
+def opened(
+    browser: Browser, path: Path, width: int = 1280, height: int = 800, **options: Any
+) -> Generator[Opened]:
+    """Open a page and wait for its first chart; options are those of a browser context."""
+    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    page = context.new_page()
+    found = Opened(page)
+    page.on("console", lambda message: found.console.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: found.console.append(f"error: {error}"))
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.goto(path.as_uri())
+    if page.locator(".chart").count():
+        page.wait_for_selector(".chart.drawn svg")
+    yield found
+    context.close()
