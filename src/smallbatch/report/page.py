@@ -19,7 +19,7 @@ from smallbatch.analysis.evaluation import (
     write_table,
     write_text,
 )
-from smallbatch.analysis.frames import on_bn_axis
+from smallbatch.analysis.frames import GRID_KEYS, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
@@ -27,7 +27,7 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import paper, second_opinions, tables, wording
+from smallbatch.report import paper, second_opinions, tables
 from smallbatch.report.claims import (
     as_text,
     claims_tables,
@@ -38,6 +38,7 @@ from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.ghost import ghost_section
 from smallbatch.report.labels import count
 from smallbatch.report.pictures import Gallery, Picture, study_pictures, summary_pictures
+from smallbatch.report.study_words import study_words
 
 # Figures of an earlier report, of studies that no longer exist, are deleted.
 _FIGURE_SUFFIXES = (".svg", ".png")
@@ -171,31 +172,22 @@ def _study_section(
 ) -> dict[str, Any]:
     fit = fit_upper_limit(own.ranges[own.ranges["fraction"] == MAIN_FRACTION])
     band = fit_band(seed_array(own.runs)) if fit else None
-    best_sentence = "Every run diverged, or none has an accuracy."
-    if len(own.winners):
-        winner: dict[Any, Any] = own.winners.iloc[0].to_dict()
-        best_sentence = wording.best_sentence(winner, len(own.best))
-    shown = [tables.settings_table(own.runs)]
-    if len(own.best):
-        shown.append(tables.best_table(own.best, "test"))
-    if len(own.best_on_validation):
-        shown.append(tables.best_table(own.best_on_validation, "validation"))
-        shown.append(second_opinions.choice_table(own.best, own.best_on_validation))
-    shown += [tables.range_table(own.ranges), tables.fraction_table(own.ranges)]
-    shown += [tables.fit_table(own.ranges)]
+    said = study_words(
+        own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
+    )
     figure = own.runs["figure"].iloc[0]
     return {
         "dataset": str(own.cells["dataset"].iloc[0]),
         "name": str(own.cells["study"].iloc[0]),
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
-        "best": best_sentence,
-        "range": wording.range_sentence(own.ranges),
-        "fit": wording.fit_sentence(fit, band),
-        "warnings": wording.warnings(own.best, own.ranges),
+        "best": said.best,
+        "range": said.range,
+        "fit": said.fit,
+        "warnings": said.warnings,
         "pictures": study_pictures(
             gallery, name, own.cells, own.best, own.ranges, curves, fit, band
         ),
-        "tables": shown,
+        "tables": said.tables,
     }
 
 
@@ -264,11 +256,11 @@ def _all_runs(frames: Frames) -> pd.DataFrame:
 
 def _counts(frames: Frames) -> str:
     runs = _all_runs(frames)
-    cells = len(frames.cells) + len(frames.bn_cells)
+    cells = runs.groupby([*GRID_KEYS, "bn_batch_size"], dropna=False).ngroups
     diverged = int(runs["outcome"].eq("diverged").sum())
     return (
         f"{count(len(runs), 'run')} in {count(cells, 'cell')} of "
-        f"{count(len(_study_keys(runs)), 'study', 'studies')}; {diverged} runs diverged"
+        f"{count(len(_study_keys(runs)), 'study', 'studies')}; {count(diverged, 'run')} diverged"
     )
 
 
