@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.report import paper
+from smallbatch.report import ghost_words, paper
 from smallbatch.report.figures import Figure, plain_name
-from smallbatch.report.labels import count, listed, percent, power_of_two, spread
-from smallbatch.report.tables import Table, settings_table
+from smallbatch.report.labels import count
+from smallbatch.report.settings import settings_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,7 @@ def ghost_section(cells: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
         cells: The cells of the study, as `analysis.ghost.bn_cells` makes them.
         runs: The runs of the study.
     """
-    study, source = str(cells["study"].iloc[0]), runs["base_lr_from"].iloc[0]
-    best = _best_by_sgd_batch(cells)
+    study = str(cells["study"].iloc[0])
     figure = runs["figure"].iloc[0]
     dataset = str(cells["dataset"].iloc[0])
     rows = ("bn_cells", {"dataset": dataset, "study": study})
@@ -35,59 +34,12 @@ def ghost_section(cells: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any]:
         "a seed diverged there.",
         {"cells": rows, "all": rows},
     )
-    chosen = [f"{row['bn_batch_size']} at m = {row['batch_size']}" for row in best]
     return {
         "dataset": dataset,
         "name": study,
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
-        "sentences": [
-            f"Best BN batch size: {listed(chosen)}." if chosen else "Every run diverged.",
-            f"Each m was trained at the η̃ that was best for it in {source} (chosen on the test "
-            "set)."
-            if isinstance(source, str)
-            else "Each m was trained at the η̃ of the study's own grid; of several, the best one is "
-            "shown (chosen on the test set).",
-        ],
-        "warnings": _warnings(cells),
+        "sentences": [ghost_words.best_sentence(cells, runs), ghost_words.base_lr_sentence(runs)],
+        "warnings": ghost_words.warnings(cells),
         "figures": [curves],
-        "tables": [settings_table(runs), _table(cells)],
+        "tables": [settings_table(runs), ghost_words.cells_table(cells)],
     }
-
-
-def _best_by_sgd_batch(cells: pd.DataFrame) -> list[dict[Any, Any]]:
-    some = cells.dropna(subset=["accuracy"]).sort_values(["batch_size", "bn_batch_size"])
-    chosen = some.loc[some.groupby("batch_size")["accuracy"].idxmax()]
-    return chosen.to_dict("records")
-
-
-def _warnings(cells: pd.DataFrame) -> list[str]:
-    lines: list[str] = []
-    lost = int(cells["n_diverged"].sum())
-    if lost:
-        lines.append(f"{count(lost, 'run')} diverged: the η̃ of its m was at the limit there.")
-    if int(cells["n_seeds"].min()) == 1:
-        lines.append("Some cells have one seed only: differences may be chance.")
-    return lines
-
-
-def _table(cells: pd.DataFrame) -> Table:
-    rows = [
-        [
-            str(row["batch_size"]),
-            str(row["bn_batch_size"]),
-            power_of_two(row["base_lr"]),
-            percent(row["accuracy"]),
-            spread(row["min_accuracy"], row["max_accuracy"]),
-            f"{row['n_seeds'] - row['n_diverged']} of {row['n_seeds']}",
-        ]
-        for row in cells.sort_values(["batch_size", "bn_batch_size"]).to_dict("records")
-    ]
-    headers = (
-        "SGD batch m",
-        "BN batch",
-        "η̃",
-        "accuracy (median)",
-        "worst … best seed",
-        "seeds finished",
-    )
-    return Table("Every SGD batch size with every BN batch size.", headers, rows)

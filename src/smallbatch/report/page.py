@@ -24,7 +24,7 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import answer, paper, second_opinions, tables, wording
+from smallbatch.report import answer, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
@@ -42,6 +42,7 @@ from smallbatch.report.rows import (
     range_rows,
     run_rows,
 )
+from smallbatch.report.study_words import study_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -226,14 +227,9 @@ def _study_section(
     band = fit_band(seed_array(own.runs)) if fit else None
     drawn["fit"] += fit_rows(dataset, study, own.ranges, fit, band)
     drawn["curves"] += curve_rows(curves, own.runs)
-    shown = [tables.settings_table(own.runs)]
-    if len(own.best):
-        shown.append(tables.best_table(own.best, "test"))
-    if len(own.best_on_validation):
-        shown.append(tables.best_table(own.best_on_validation, "validation"))
-        shown.append(second_opinions.choice_table(own.best, own.best_on_validation))
-    shown += [tables.range_table(own.ranges), tables.fraction_table(own.ranges)]
-    shown += [tables.fit_table(own.ranges)]
+    said = study_words(
+        own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
+    )
     figure = own.runs["figure"].iloc[0]
     found = study_figures(dataset, own.cells, own.ranges, curves, fits=fit is not None)
     heat_map, *others = [gallery.add(each) for each in found]
@@ -241,12 +237,12 @@ def _study_section(
         "dataset": dataset,
         "name": study,
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
-        "card": answer.answer_card(own.runs, beyond_chance=True),
+        "card": answer.answer_card(own.runs, beyond_chance=said.learned),
         "heat_map": heat_map,
-        "sentences": [wording.range_sentence(own.ranges), wording.fit_sentence(fit, band)],
-        "warnings": wording.warnings(own.best, own.ranges),
+        "sentences": [said.best, said.range, said.fit],
+        "warnings": said.warnings,
         "figures": others,
-        "tables": shown,
+        "tables": said.tables,
     }
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from smallbatch.report.labels import listed, percent, points, power_of_two
+from smallbatch.analysis.cells import STUDY_KEYS
+from smallbatch.analysis.generalisation import best_by_study
+from smallbatch.analysis.sampling import learned
+from smallbatch.report.labels import count, listed, percent, points, power_of_two
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
@@ -38,6 +41,47 @@ DECIDED = (
     "is tuned, on this grid. What it cannot: whether a large m with momentum, another schedule, "
     "another weight decay or more epochs would catch up."
 )
+
+
+UNDECIDED = (
+    "No study here learned and has several batch sizes to compare: which m is best, these data "
+    "cannot say."
+)
+
+
+def validation_sentence(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> str | None:
+    """What changes in one study when η̃ and m are chosen on the validation split.
+
+    Args:
+        on_test: The study's rows of `best_cells`, chosen on the test set; not empty.
+        on_validation: The same, chosen on the validation split.
+
+    Returns:
+        The sentences; None where there is no validation split.
+    """
+    chosen = on_validation.dropna(subset=["accuracy"]).sort_values("batch_size", ignore_index=True)
+    if chosen.empty:
+        return None
+    ordered = on_test.sort_values("batch_size", ignore_index=True)  # of equals the smaller m
+    first = max(ordered.to_dict("records"), key=lambda row: row["accuracy"])
+    second = max(chosen.to_dict("records"), key=lambda row: row["validation_accuracy"])
+    start = "Chosen on the validation split instead of the test set"
+    sizes = chosen["batch_size"].tolist()
+    has = "has" if len(sizes) == 1 else "have"
+    if set(sizes) != set(ordered["batch_size"]):
+        start += f" (which m = {listed([str(m) for m in sizes])} alone {has})"
+    if all(first[key] == second[key] for key in ("batch_size", "base_lr")):
+        said = f"{start}, the best cell is the same."
+    else:
+        said = (
+            f"{start}, the best cell is m = {second['batch_size']} with "
+            f"η̃ = {power_of_two(second['base_lr'])}, {percent(second['accuracy'])} on the test set."
+        )
+    both = ordered.merge(chosen, on="batch_size", suffixes=("", "_validation"))
+    moved = both.loc[both["base_lr"] != both["base_lr_validation"], "batch_size"]
+    if len(moved) and len(both) > 1:
+        said += f" The best η̃ is another one at m = {listed([str(m) for m in moved])}."
+    return said
 
 
 def choice_table(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> Table:
@@ -89,34 +133,32 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
 
     Args:
         best: The best cell of each (data set, study, m), chosen on the test set.
-        runs: The runs of all data sets.
+        runs: The runs of all data sets, without studies of several BN batch sizes.
     """
-    if best.empty:
-        return [PAPER, SHALLUE, DECIDED, _budgets_sentence(best, runs)]
-    edges = best[best["grid_edge"] != ""]
-    edge = (
-        f"In {len(edges)} of {len(best)} columns the best η̃ is on the edge of its grid: tuning "
-        "did not end there, and the accuracy is a lower bound."
+    compares = any(
+        own["batch_size"].nunique() > 1
+        and learned(own, runs[(runs["dataset"] == dataset) & (runs["study"] == study)])
+        for (dataset, study), own in best.groupby(STUDY_KEYS)
     )
+    said = [PAPER, SHALLUE, DECIDED if compares else UNDECIDED, _budgets_sentence(best, runs)]
+    if best.empty:
+        return said
+    edges = best[best["grid_edge"] != ""]
     if edges.empty:
-        edge = "In no column is the best η̃ on the edge of its grid."
-    return [PAPER, SHALLUE, DECIDED, _budgets_sentence(best, runs), edge]
+        return [*said, "In no column is the best η̃ on the edge of its grid."]
+    edge = (
+        f"In {len(edges)} of {count(len(best), 'column')} the best η̃ is on the edge of its grid: "
+        "tuning did not end there, and the accuracy is a lower bound."
+    )
+    return [*said, edge]
 
 
 def _budgets_sentence(best: pd.DataFrame, runs: pd.DataFrame) -> str:
-    found: list[str] = []
-    for group in _under_both_budgets(runs):
-        own = best[best["dataset"] == group["dataset"].iloc[0]]
-        for budget, part in group.groupby(group["budget"].eq("epochs"), sort=False):
-            names = sorted(part["study"].unique())
-            cells = own[own["study"].isin(names)].sort_values(["batch_size"])
-            if len(cells):
-                top = cells.loc[cells["accuracy"].idxmax()]
-                word = "equal epochs" if budget else "equal updates"
-                found.append(
-                    f"{top['study']} on {top['dataset']} is best at m = {top['batch_size']} "
-                    f"({percent(float(top['accuracy']))}) with {word}"
-                )
+    found = [
+        _under(str(study), best, own)
+        for group in _under_both_budgets(runs)
+        for study, own in group.groupby("study")
+    ]
     if not found:
         return f"{_budgets_apart(runs)}, so the objection is not put to the test."
     return (
@@ -125,19 +167,42 @@ def _budgets_sentence(best: pd.DataFrame, runs: pd.DataFrame) -> str:
     )
 
 
+def _under(study: str, best: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """What came out best of one study, with its budget."""
+    dataset = runs["dataset"].iloc[0]
+    budget = "equal epochs" if runs["budget"].iloc[0] == "epochs" else "equal updates"
+    own = best[(best["dataset"] == dataset) & (best["study"] == study)]
+    if not learned(own, runs):
+        return f"{study} on {dataset} did not learn with {budget}"
+    top: dict[Any, Any] = best_by_study(own).iloc[0].to_dict()
+    rivals = [str(m) for m in top["overlapping"]]
+    near = f"; seeds of m = {listed(rivals)} reach it too" if rivals else ""
+    verb = "is best" if len(own) > 1 else "was run"
+    return (
+        f"{study} on {dataset} {verb} at m = {top['batch_size']} "
+        f"({percent(float(top['accuracy']))}{near}) with {budget}"
+    )
+
+
 def _budgets_apart(runs: pd.DataFrame) -> str:
     """Which budgets studies had of which none can be compared under both."""
+    if runs.empty:
+        return "No study here has m and η̃ as its grid"
+    several = runs["dataset"].nunique() > 1
+    names = runs["study"] + (" on " + runs["dataset"] if several else "")
     in_epochs = runs["budget"].eq("epochs")
-    epochs, updates = (sorted(set(runs.loc[it, "study"])) for it in (in_epochs, ~in_epochs))
+    epochs, updates = (sorted(set(names[it])) for it in (in_epochs, ~in_epochs))
     if epochs and updates:
         return (
             f"{listed(epochs)} had equal epochs at every batch size, {listed(updates)} equal "
             "updates; no study can be compared under both"
         )
+    if epochs and runs.groupby(STUDY_KEYS)["epochs"].nunique().gt(1).any():
+        return "Some studies had other epochs at other batch sizes, none equal updates"
     one, other = ("epochs", "updates") if epochs else ("updates", "epochs")
     return (
-        f"Every batch size had the same number of {one}; no study was run with equal {other} as "
-        "well"
+        f"In each study every batch size had the same number of {one}; no study was run with "
+        f"equal {other} as well"
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
+from smallbatch.analysis.sampling import beyond_chance, interval, leaves_open
 from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE, fit_upper_limit
 from smallbatch.report.labels import DASH, listed, percent, points, power_of_two, spread
 
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 
 _LIMITS = {EDGE: "edge of the grid", DIVERGED: "diverges", BELOW: "accuracy below τ", "": DASH}
 _EDGES = {"lower": "lowest tried", "upper": "highest tried", "only": "only one tried", "": ""}
-_NORMS = {
-    "none": "none",
-    "batch": "batch norm",
-    "batch_conv": "batch norm after convolutions",
-    "ghost": "ghost batch norm",
-    "group": "group norm",
-}
 
 
 @dataclass(frozen=True)
@@ -40,15 +34,25 @@ class Table:
     folded: bool = False
 
 
-def best_table(best: pd.DataFrame, chosen_on: str) -> Table:
-    """One study's best cell at each batch size."""
+def best_table(best: pd.DataFrame, chosen_on: str, n_test: int | None) -> Table:
+    """One study's best cell at each batch size.
+
+    Args:
+        best: The study's rows of `best_cells`.
+        chosen_on: What they were chosen on, "test" or "validation".
+        n_test: The number of test images, None if not recorded. If they leave any of the accuracies
+            open by more than a percentage point, all have their interval beside them.
+    """
+    known = [value for value in best["accuracy"] if not math.isnan(value)]
+    small = n_test is not None and any(leaves_open(value, n_test) for value in known)
     rows = [
         [
             str(row["batch_size"]),
             power_of_two(row["base_lr"]),
             power_of_two(row["lr"]),
             percent(row["accuracy"]),
-            spread(row["min_accuracy"], row["max_accuracy"]),
+            _interval(row["accuracy"], n_test) if small else "",
+            seeds_of(row),
             f"{row['n_seeds'] - row['n_diverged']} of {row['n_seeds']}",
             percent(row["train_accuracy"]),
             points(row["generalisation_gap"]),
@@ -62,6 +66,7 @@ def best_table(best: pd.DataFrame, chosen_on: str) -> Table:
         "best η̃",
         "η = m·η̃",
         "accuracy (median)",
+        "95 % interval",
         "worst … best seed",
         "seeds finished",
         "final training accuracy",
@@ -74,7 +79,13 @@ def best_table(best: pd.DataFrame, chosen_on: str) -> Table:
         if chosen_on == "test"
         else "the best η̃ chosen on the validation split; accuracies are the test set's"
     )
-    return _without_empty(Table(f"Best cell at each batch size, {how}.", headers, rows))
+    caption = f"Best cell at each batch size, {how}."
+    if small:
+        caption += (
+            f" The interval is for further images of the same kind, as there are {n_test:,} test "
+            "images only. All rows share these: their order is surer than the intervals suggest."
+        )
+    return _without_empty(Table(caption, headers, rows))
 
 
 def range_table(ranges: pd.DataFrame) -> Table:
@@ -150,22 +161,23 @@ def fit_table(ranges: pd.DataFrame) -> Table:
 
 def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
     """All studies of one data set: what was run, and the best results."""
-    rows = [
-        [
-            row["study"],
-            percent(row["accuracy"]),
-            spread(row["min_accuracy"], row["max_accuracy"]),
-            str(row["batch_size"]),
-            power_of_two(row["base_lr"]),
-            power_of_two(row["lr"]),
-            listed([str(value) for value in row["overlapping"]]) or "none",
-            _run_counts(runs[runs["study"] == row["study"]]),
-        ]
-        for row in winners.to_dict("records")
-    ]
+    rows: list[list[str]] = []
+    for row in winners.to_dict("records"):
+        own = runs[runs["study"] == row["study"]]
+        found = [f"none: {percent(row['accuracy'])} is not beyond chance", *[DASH] * 5]
+        if beyond_chance(row["accuracy"], own):
+            found = [
+                percent(row["accuracy"]),
+                seeds_of(row),
+                str(row["batch_size"]),
+                power_of_two(row["base_lr"]),
+                power_of_two(row["lr"]),
+                listed([str(value) for value in row["overlapping"]]) or "none",
+            ]
+        rows.append([row["study"], *found, run_counts(own)])
     for study in sorted(set(runs["study"]) - set(winners["study"])):
-        counts = _run_counts(runs[runs["study"] == study])
-        rows.append([study, "no finished run", DASH, DASH, DASH, DASH, DASH, counts])
+        own = runs[runs["study"] == study]
+        rows.append([study, f"none: {why_none(own)}", *[DASH] * 5, run_counts(own)])
     headers = (
         "study",
         "best accuracy",
@@ -179,45 +191,27 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
     return Table("Best cell of each study, chosen on the test set.", headers, rows)
 
 
-def settings_table(runs: pd.DataFrame) -> Table:
-    """The settings of one study: data, model, schedule, grid."""
-    first: dict[Any, Any] = runs.iloc[0].to_dict()
-    norm = _NORMS.get(str(first["norm"]), str(first["norm"]))
-    if pd.notna(first["bn_batch_sizes"]):
-        sizes = sorted(runs["bn_batch_size"].astype(int).unique())
-        norm += f" over {', '.join(map(str, sizes))} examples"
-    elif pd.notna(first["bn_batch_size"]):
-        norm += f" over {first['bn_batch_size']:.0f} examples"
-    decays = listed([f"{100 * float(share):g} %" for share in json.loads(first["milestones"])])
-    schedule = f"η × {first['lr_decay']:g} at {decays} of the updates" if decays else "constant η"
-    if first["warmup"]:
-        schedule += f", warm-up over the first {100 * first['warmup']:g} %"
-    batch_sizes = sorted(runs["batch_size"].unique())
-    base_lrs = sorted(runs["base_lr"].unique())
-    examples = [
-        f"{first[key]} {name}"
-        for key, name in (
-            ("n_train", "training"),
-            ("n_validation", "validation"),
-            ("n_test", "test"),
-        )
-        if pd.notna(first[key]) and first[key] > 0
-    ]
-    rows = [
-        ["Data", f"{first['dataset']}, {first['classes']} classes{_scale(first['scale'])}"],
-        ["Examples", listed(examples) or "not recorded"],
-        ["Model", f"{first['model']}, {first['parameters']:,} parameters"],
-        ["Normalisation", norm],
-        ["Augmentation", "padding, random crop, random flip" if first["augment"] else "none"],
-        ["Budget", _budget(runs)],
-        ["Optimiser", f"plain SGD, weight decay {first['weight_decay']:g}, {schedule}"],
-        ["Precision", str(first["precision"])],
-        ["Batch sizes", ", ".join(str(value) for value in batch_sizes)],
-        ["Base learning rates", ", ".join(power_of_two(value) for value in base_lrs)],
-        ["Seeds per cell", _seed_counts(runs)],
-        ["Runs (diverged)", _run_counts(runs)],
-    ]
-    return Table("What was run.", ("item", "value"), rows, prose=True)
+def why_none(runs: pd.DataFrame) -> str:
+    """Why a study has no best cell, as the end of a sentence."""
+    diverged = runs["outcome"].eq("diverged")
+    if diverged.all():
+        return "every run diverged"
+    if runs.loc[~diverged, "reported_accuracy"].notna().any():
+        return "in every cell at least half of the seeds diverged"
+    return "no finished run has an accuracy"
+
+
+def seeds_of(row: dict[Any, Any]) -> str:
+    """Write the worst and the best seed of a cell; a dash if no finished one has an accuracy."""
+    if math.isnan(row["max_accuracy"]) and row["n_diverged"] < row["n_seeds"]:
+        return DASH
+    return spread(row["min_accuracy"], row["max_accuracy"])
+
+
+def _interval(accuracy: float, n_test: int | None) -> str:
+    if n_test is None or math.isnan(accuracy):
+        return DASH
+    return spread(*interval(accuracy, n_test))
 
 
 def _range_text(group: pd.DataFrame, fraction: float) -> str:
@@ -229,29 +223,9 @@ def _range_text(group: pd.DataFrame, fraction: float) -> str:
     return text + (f" ({len(row['holes'])} missing)" if len(row["holes"]) else "")
 
 
-def _budget(runs: pd.DataFrame) -> str:
-    """The epochs of every run, or the updates if these are what all runs have in common."""
-    epochs = runs["epochs"]
-    if runs["budget"].iloc[0] == "epochs":
-        return f"{epochs.iloc[0]} epochs for every run"
-    updates = f"{runs['updates'].min()}"
-    if runs["updates"].nunique() > 1:
-        updates += f" to {runs['updates'].max()}"
-    return f"{updates} updates for every run ({epochs.min()} to {epochs.max()} epochs)"
-
-
-def _scale(scale: object) -> str:
-    return f", scale {scale}" if isinstance(scale, str) else ""
-
-
-def _run_counts(runs: pd.DataFrame) -> str:
+def run_counts(runs: pd.DataFrame) -> str:
+    """Write the number of runs, and in brackets how many of them diverged."""
     return f"{len(runs)} ({runs['outcome'].eq('diverged').sum()})"
-
-
-def _seed_counts(runs: pd.DataFrame) -> str:
-    cells = runs.groupby(["batch_size", "bn_batch_size", "base_lr"], dropna=False)
-    counts = sorted(cells.size().unique())
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _without_empty(table: Table) -> Table:

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import MAIN_FRACTION
 from smallbatch.analysis.convergence import common_base_lr
+from smallbatch.analysis.sampling import (
+    beyond_chance,
+    chance,
+    images_tested,
+    interval,
+    leaves_open,
+)
 from smallbatch.analysis.stability import EDGE
 from smallbatch.report.labels import count, listed, percent, power_of_two, spread
 
@@ -16,13 +23,17 @@ if TYPE_CHECKING:
     from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.stability import LimitFit
 
+STALE = 0.05
+"""Population accuracy above the reported one that running statistics which lag may explain."""
 
-def best_sentence(winner: dict[Any, Any], n_batch_sizes: int) -> str:
+
+def best_sentence(winner: dict[Any, Any], n_batch_sizes: int, n_test: int | None) -> str:
     """Which batch size came out best in one study, and how sure that is.
 
     Args:
         winner: The study's row of `best_by_study`.
         n_batch_sizes: The number of batch sizes that have a best cell; of one there is no order.
+        n_test: The number of test images, None if not recorded.
     """
     n_seeds = int(winner["n_seeds"])
     seeds = (
@@ -35,14 +46,51 @@ def best_sentence(winner: dict[Any, Any], n_batch_sizes: int) -> str:
         f"m = {winner['batch_size']} with η̃ = {power_of_two(winner['base_lr'])} "
         f"(η = {power_of_two(winner['lr'])})."
     )
-    if n_seeds == 1 or n_batch_sizes == 1:
-        return text
+    if n_test is not None and leaves_open(winner["accuracy"], n_test):
+        open_ = spread(*interval(winner["accuracy"], n_test))
+        text += (
+            f" The test set has {n_test:,} images only: for further images of the same kind this "
+            f"leaves {open_} (95 % interval), however many seeds there are."
+        )
+    return text + _order(winner, n_batch_sizes)
+
+
+def _order(winner: dict[Any, Any], n_batch_sizes: int) -> str:
     if winner["overlapping"]:
         others = listed([str(value) for value in winner["overlapping"]])
-        return f"{text} Seeds of m = {others} overlap with it: these runs do not settle the order."
+        return f" Seeds of m = {others} reach it too: these runs do not settle the order."
+    if int(winner["n_seeds"]) == 1 or n_batch_sizes == 1:
+        return ""
     lost = math.isnan(winner["min_accuracy"])  # a seed diverged, which is worse than any other
     reached = "its median; some of its own seeds diverged" if lost else "its worst seed"
-    return f"{text} No seed of another batch size's best cell reaches {reached}."
+    return f" No seed of another batch size's best cell reaches {reached}."
+
+
+def nothing_learned(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """What to say of a study whose best cell is not beyond chance, see `sampling.beyond_chance`.
+
+    Args:
+        cells: The cells of the study; at least one has an accuracy.
+        runs: All runs of the study.
+    """
+    classes, n_test = int(runs["classes"].min()), images_tested(runs)
+    images = f" of {n_test:,} test images" if n_test else ""
+    best = float(cells["accuracy"].max())
+    found = (
+        f"the best of {count(len(cells), 'cell')} is right on {percent(best)}{images}, and "
+        f"guessing one of {classes} classes on {percent(chance(runs))}."
+    )
+    population = float(cells["population_test_accuracy"].max())
+    if beyond_chance(population, runs):
+        return (
+            f"No reported accuracy is beyond chance: {found} But batch norm's running statistics "
+            "are at fault: with statistics recomputed over the training set, the final weights of "
+            f"one cell are right on {percent(population)}. Train longer, or take a smaller m."
+        )
+    return (
+        "Nothing here learned beyond chance: train longer, or try other learning rates. "
+        f"{found[0].upper()}{found[1:]}"
+    )
 
 
 def range_sentence(ranges: pd.DataFrame) -> str:
@@ -62,8 +110,14 @@ def range_sentence(ranges: pd.DataFrame) -> str:
     return text + (f" No η̃ is reliable at m = {listed(none)}." if none else "")
 
 
-def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
-    """What limits the reading of one study: edges of the grid, holes, single seeds."""
+def warnings(best: pd.DataFrame, ranges: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """What limits the reading of one study that learned: edges of the grid, holes, single seeds.
+
+    Args:
+        best: The study's rows of `best_cells`.
+        ranges: Its rows of `stable_ranges`.
+        cells: Its rows of `summarise_cells`.
+    """
     lines: list[str] = []
     for edge, word, side in (
         ("lower", "lowest", "below"),
@@ -93,9 +147,41 @@ def warnings(best: pd.DataFrame, ranges: pd.DataFrame) -> list[str]:
     holed = [str(row["batch_size"]) for row in main.to_dict("records") if len(row["holes"])]
     if holed:
         lines.append(f"The range at m = {listed(holed)} has unreliable η̃ inside (see the table).")
-    if len(best) and int(best["n_seeds"].min()) == 1:
-        lines.append("Some cells have one seed only: differences may be chance.")
-    return lines
+    return lines + stale_statistics(best) + single_seeds(cells)
+
+
+def stale_statistics(best: pd.DataFrame) -> list[str]:
+    """A line where batch norm's running statistics hide what the weights have learned.
+
+    Args:
+        best: One study's rows of `best_cells`. A cell counts if its population accuracy is above
+            the reported one by more than 5 points, and by more than its seeds are apart.
+    """
+    lowest = best["min_accuracy"].fillna(best["accuracy"])  # NaN where a seed diverged
+    gained = best["population_test_accuracy"] - best["accuracy"]
+    lagging = best[(gained > STALE) & (gained > best["max_accuracy"] - lowest)]
+    if lagging.empty:
+        return []
+    found = [
+        f"{percent(row['population_test_accuracy'])} instead of {percent(row['accuracy'])} at "
+        f"m = {row['batch_size']}"
+        for row in lagging.to_dict("records")
+    ]
+    line = (
+        "Batch norm's running statistics lag behind the weights, as they do with few updates: "
+        "with statistics recomputed over the training set, the best cell's final weights reach "
+        f"{listed(found)}. Train longer, or take a smaller m."
+    )
+    return [line]
+
+
+def single_seeds(cells: pd.DataFrame) -> list[str]:
+    """A line where cells have one seed."""
+    single = cells["n_seeds"].eq(1)
+    if not single.any():
+        return []
+    which = "Every cell has" if single.all() else "Some cells have"
+    return [f"{which} one seed only: differences may be chance."]
 
 
 def fit_sentence(fit: LimitFit | None, band: LimitBand | None) -> str:
@@ -135,15 +221,18 @@ def _interval(band: LimitBand | None) -> str:
 
 def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
     """Why the convergence curves are shown at this η̃."""
-    reliable = int(cells.loc[cells["base_lr"] == base_lr, "reliable"].sum())
+    own = cells[cells["base_lr"] == base_lr]
+    reliable = f"{int(own['reliable'].sum())} of {count(len(own), 'batch size')}"
+    if len(own) < cells["batch_size"].nunique():
+        reliable += " that it was tried at"
     if base_lr != common_base_lr(cells):
-        return (
-            f"η̃ = {power_of_two(base_lr)}, as in the paper's Fig. 4 (reliable at {reliable} of "
-            f"{cells['batch_size'].nunique()} batch sizes)"
-        )
+        return f"η̃ = {power_of_two(base_lr)}, as in the paper's Fig. 4 (reliable at {reliable})"
+    if not cells["reliable"].any():
+        why = "that of the best cell" if cells["accuracy"].notna().any() else "the lowest tried"
+        return f"η̃ = {power_of_two(base_lr)}, {why}, as no η̃ is reliable at any batch size"
     return (
         f"η̃ = {power_of_two(base_lr)}, the η̃ that is reliable at the most batch sizes "
-        f"({reliable} of {cells['batch_size'].nunique()}; of several such, the largest)"
+        f"({reliable}; of several such, the largest)"
     )
 
 

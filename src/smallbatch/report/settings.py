@@ -1,0 +1,169 @@
+"""What was run: the settings of one study, read off all of its runs.
+
+Columns that were trained at different times may differ in any of them. A row then says so, with the
+batch sizes of each value; it never gives the first run's value for all.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from smallbatch.analysis.sampling import CELL
+from smallbatch.records.columns import reported_epochs
+from smallbatch.report.labels import count, listed, power_of_two
+from smallbatch.report.tables import Table, run_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NORMS = {
+    "none": "none",
+    "batch": "batch norm",
+    "batch_conv": "batch norm after convolutions",
+    "ghost": "ghost batch norm",
+    "group": "group norm",
+}
+_SPLITS = {"n_train": "training", "n_validation": "validation", "n_test": "test"}
+
+
+def settings_table(runs: pd.DataFrame) -> Table:
+    """The settings of one study: data, model, schedule, grid.
+
+    Args:
+        runs: All runs of the study, as `load_results` makes them.
+    """
+    optimiser = ("weight_decay", "milestones", "lr_decay", "warmup")
+    batch_sizes = sorted(runs["batch_size"].unique())
+    rows = [
+        ["Data", _of_all(runs, ("dataset", "classes", "scale"), _data)],
+        ["Examples", _of_all(runs, tuple(_SPLITS), _examples)],
+        ["Model", _of_all(runs, ("model", "parameters"), _model)],
+        ["Normalisation", _normalisation(runs)],
+        ["Augmentation", _of_all(runs, ("augment",), _augmentation)],
+        ["Budget", _budget(runs)],
+        ["Reported accuracy", reported_rule(runs)],
+        ["Optimiser", _of_all(runs, optimiser, _optimiser)],
+        ["Precision", _of_all(runs, ("precision",), lambda row: str(row["precision"]))],
+        ["Batch sizes", ", ".join(str(value) for value in batch_sizes)],
+        ["Base learning rates", _base_lrs(runs)],
+        ["Seeds per cell", _seed_counts(runs)],
+        ["Runs (diverged)", run_counts(runs)],
+    ]
+    return Table("What was run.", ("item", "value"), rows, prose=True)
+
+
+def reported_rule(runs: pd.DataFrame) -> str:
+    """How the reported accuracy of these runs was read: over which of their planned epochs.
+
+    Where runs have different numbers of epochs, as with equal updates, each comes with its batch
+    sizes: "after the last of 2 epochs (m = 2); median of the last 2 of 16 epochs (m = 16)".
+    """
+    return _by_value(runs, ("epochs",), lambda row: _last_epochs(row["epochs"]))
+
+
+def _last_epochs(epochs: int) -> str:
+    last = reported_epochs(epochs)
+    if epochs == 1:
+        return "after the only epoch"
+    if last == 1:
+        return f"after the last of {epochs} epochs"
+    return f"median of the last {last} of {epochs} epochs"
+
+
+def _of_all(
+    runs: pd.DataFrame, columns: tuple[str, ...], text: Callable[[dict[Any, Any]], str]
+) -> str:
+    """What holds for all runs; where they differ, each value with its batch sizes."""
+    found = _by_value(runs, columns, text)
+    return found if found == text(runs.iloc[0].to_dict()) else f"differs: {found}"
+
+
+def _by_value(
+    runs: pd.DataFrame, columns: tuple[str, ...], text: Callable[[dict[Any, Any]], str]
+) -> str:
+    sizes: dict[str, set[int]] = {}
+    for row in runs[["batch_size", *columns]].drop_duplicates().to_dict("records"):
+        sizes.setdefault(text(row), set()).add(int(row["batch_size"]))
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    ordered = sorted(sizes.items(), key=lambda item: sorted(item[1]))
+    return "; ".join(
+        f"{value} (m = {', '.join(map(str, sorted(those)))})" for value, those in ordered
+    )
+
+
+def _data(row: dict[Any, Any]) -> str:
+    scale = f", scale {row['scale']}" if isinstance(row["scale"], str) else ""
+    return f"{row['dataset']}, {row['classes']} classes{scale}"
+
+
+def _examples(row: dict[Any, Any]) -> str:
+    known = [
+        f"{row[key]} {name}" for key, name in _SPLITS.items() if pd.notna(row[key]) and row[key] > 0
+    ]
+    return listed(known) or "not recorded"
+
+
+def _model(row: dict[Any, Any]) -> str:
+    number = row["parameters"]
+    return f"{row['model']}, {number:,} parameters" if pd.notna(number) else str(row["model"])
+
+
+def _normalisation(runs: pd.DataFrame) -> str:
+    """The norm; a study's several BN batch sizes are its grid, and no difference."""
+    on_axis = runs["bn_batch_sizes"].notna()
+    if not on_axis.all():
+        return _of_all(runs, ("norm", "bn_batch_size"), _norm)
+    sizes = sorted(runs["bn_batch_size"].dropna().astype(int).unique())
+    norms = _of_all(runs, ("norm",), lambda row: _NORMS.get(str(row["norm"]), str(row["norm"])))
+    return f"{norms} over {', '.join(map(str, sizes))} examples"
+
+
+def _norm(row: dict[Any, Any]) -> str:
+    name = _NORMS.get(str(row["norm"]), str(row["norm"]))
+    size = row["bn_batch_size"]
+    return f"{name} over {size:.0f} examples" if pd.notna(size) else name
+
+
+def _augmentation(row: dict[Any, Any]) -> str:
+    return "padding, random crop, random flip" if row["augment"] else "none"
+
+
+def _optimiser(row: dict[Any, Any]) -> str:
+    decays = listed([f"{100 * float(share):g} %" for share in json.loads(row["milestones"])])
+    schedule = f"η × {row['lr_decay']:g} at {decays} of the updates" if decays else "constant η"
+    if row["warmup"]:
+        schedule += f", warm-up over the first {100 * row['warmup']:g} %"
+    return f"plain SGD, weight decay {row['weight_decay']:g}, {schedule}"
+
+
+def _budget(runs: pd.DataFrame) -> str:
+    """The epochs of every run, or the updates if these are what all runs were to have in common."""
+    by_epochs = runs["budget"].eq("epochs")
+    epochs = _from_to(runs["epochs"], "epoch")
+    if by_epochs.all():
+        one = runs["epochs"].nunique() == 1
+        return f"{epochs} for every run" if one else f"differs: {epochs}"
+    updates = _from_to(runs["updates"], "update")
+    if by_epochs.any():
+        return f"differs: equal epochs and equal updates ({epochs}, {updates})"
+    return f"{updates} for every run ({epochs})"
+
+
+def _from_to(values: pd.Series[int], thing: str) -> str:
+    least, most = int(values.min()), int(values.max())
+    return count(least, thing) if least == most else f"{least} to {count(most, thing)}"
+
+
+def _base_lrs(runs: pd.DataFrame) -> str:
+    tried = ", ".join(power_of_two(value) for value in sorted(runs["base_lr"].unique()))
+    grids = {frozenset(column) for _, column in runs.groupby("batch_size")["base_lr"]}
+    return tried if len(grids) == 1 else f"{tried}; not each at every m"
+
+
+def _seed_counts(runs: pd.DataFrame) -> str:
+    counts = sorted(runs.groupby(CELL, dropna=False).size().unique())
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
