@@ -7,14 +7,20 @@ from pathlib import Path
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import MODELS
+from smallbatch.cli.options import MODELS, PARAMS, load
 from smallbatch.errors import UserError
 
 
 @click.command()
 @MODELS
-def evaluate(models: Path) -> None:
-    """Turn all runs under models/ into tables and metrics.
+@click.option("--all", "everything", is_flag=True, help="Columns that are set aside, too.")
+@PARAMS
+def evaluate(models: Path, everything: bool, params_file: Path) -> None:
+    """Turn the runs under models/ into tables and metrics.
+
+    Of the data set that params.yaml names, columns are set aside whose study or batch size it no
+    longer names. Those of other data sets stay in, and so do all of another folder than models/,
+    unless --params names a file for it.
 
     \b
     Examples:
@@ -22,10 +28,13 @@ def evaluate(models: Path) -> None:
       dvc metrics show
     """
     from smallbatch.analysis.evaluation import evaluate as evaluate_runs
+    from smallbatch.pipeline.experiments import is_named, naming_file
     from smallbatch.pipeline.held import evaluate_inputs, held
 
-    with held(evaluate_inputs(models), lambda: evaluate_inputs(models)):
-        found = evaluate_runs(models)
+    file = None if everything else naming_file(params_file, models)
+    with held(evaluate_inputs(models, file), lambda: evaluate_inputs(models, file)):
+        wanted = is_named(load(file)) if file is not None else lambda _: True
+        found = evaluate_runs(models, wanted=wanted)
     for line in found.lines():
         door.say(line)
 

@@ -156,7 +156,13 @@ def judge_models(models: Path, measurements: Path) -> tuple[ClaimsRecord, list[s
 def judged_record(
     runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
 ) -> ClaimsRecord:
-    """The content of ``claims.json`` for some runs, as `judge_all` takes them."""
+    """The content of ``claims.json`` for some runs, as `judge_all` takes them.
+
+    Timings of columns without runs, those that an evaluation set aside, do not count.
+    """
+    place = ["dataset", "study", "batch_size"]
+    if not timings.empty:
+        timings = timings.merge(runs[place].drop_duplicates(), on=place)
     judged = claims_record(judge_all(runs, history, timings, variances))
     return ClaimsRecord.model_validate({"runs_sha256": runs_digest(runs), **judged})
 
