@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -68,9 +69,20 @@ def report(models: Path) -> None:
     show_default=True,
     help="Folder of what `smallbatch measure` wrote; with --models.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as in claims.json.")
-def claims(file: Path | None, models: Path | None, measurements: Path, as_json: bool) -> None:
-    """Print the verdicts on the paper's claims as a Markdown table.
+@click.option("--all", "everything", is_flag=True, help="What was not run, too.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Markdown on a terminal, too.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON, as in claims.json.")
+def claims(
+    file: Path | None,
+    models: Path | None,
+    measurements: Path,
+    everything: bool,
+    as_markdown: bool,
+    as_json: bool,
+) -> None:
+    """Print the verdicts on those of the paper's claims that were run.
+
+    A table on a terminal, elsewhere one in Markdown.
 
     FILE defaults to reports/claims.json, which `smallbatch report` writes. A line on stderr says if
     the evaluation beside it is of other runs by now. With --models the result files themselves are
@@ -82,8 +94,11 @@ def claims(file: Path | None, models: Path | None, measurements: Path, as_json: 
       smallbatch claims results/paper-cifar10-small/claims.json
       smallbatch claims --models models --json
     """
-    from smallbatch.report.claims import as_text, judge_models, markdown, read_claims, stale
+    from smallbatch.report.claims import as_text, judge_models, read_claims, stale
+    from smallbatch.report.claims_text import markdown, print_tables
 
+    if as_json and as_markdown:
+        raise UserError("--json and --markdown: found both, allowed: one of them")
     if models is None:
         file = file or Path("reports/claims.json")
         record = read_claims(file)
@@ -95,7 +110,12 @@ def claims(file: Path | None, models: Path | None, measurements: Path, as_json: 
         record, lines = judge_models(models, measurements)
     for line in lines:
         click.echo(f"warning: {door.shown(line)}", err=True)
-    click.echo(as_text(record) if as_json else markdown(record))
+    if as_json:
+        click.echo(as_text(record))
+    elif as_markdown or not sys.stdout.isatty():
+        click.echo(markdown(record, everything))
+    else:
+        print_tables(record, everything)
 
 
 @click.command()
