@@ -104,10 +104,11 @@ find_pip() {
 
 # Everything comes from the lock, checked against its hashes, the build tools included.
 install_locked() {
-    local options=(--disable-pip-version-check --no-input) hashed=(--require-hashes --no-deps)
+    # Twice quiet: errors are shown, and no warnings, which are of this machine's other packages, of
+    # root, or of newer versions of pip.
+    local options=(--disable-pip-version-check --no-input --quiet --quiet) hashed=(--require-hashes --no-deps)
     # Packages half-written by an interrupted install look installed: write them all again.
     [[ -e "$UNFINISHED" && ! -e "$MADE" ]] && hashed+=(--force-reinstall)
-    [[ -t 2 ]] || options+=(--quiet)
     touch -- "$UNFINISHED"
 
     # Several gigabytes pass through it, more than a /tmp in memory may hold.

@@ -217,7 +217,8 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
     (record,) = (folder / ".smallbatch/runs").rglob("runs.json")
     run = json.loads(record.read_text())["runs"][0]
     assert f"test accuracy {run['final']['test_accuracy']:.4f}" in done.stdout
-    assert "1/1 runs" in done.stderr  # piped: plain lines
+    assert "epoch 1/1, training loss " in done.stderr  # piped: plain lines
+    assert "nothing was trained" not in done.stderr
     assert "\x1b" not in done.stderr
     assert not (folder / "models").exists()
 
@@ -231,6 +232,10 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
     assert child.data.tags["smallbatch.run"] == run["run"]
     assert child.data.metrics["test_accuracy"] == pytest.approx(run["final"]["test_accuracy"])
 
+    kept = process(*words, cwd=folder, MLFLOW_TRACKING_URI=uri)
+    assert kept.stdout == done.stdout
+    assert "found the kept result of this run; nothing was trained" in kept.stderr
+    assert "training loss" not in kept.stderr
     other = process(*words, "--weight-decay", "0", cwd=folder, MLFLOW_TRACKING_URI=uri)
     assert other.returncode == 0, other.stderr
     assert len(list((folder / ".smallbatch/runs").rglob("runs.json"))) == 2

@@ -46,7 +46,10 @@ case "$*" in
         chmod +x "$target/bin/pytest"
         ;;
     *"pip"*" --version" | "-m ensurepip") [[ "$FAIL" != pip ]] ;;
-    *"pip install"*) [[ "$FAIL" != install ]] ;;
+    *"pip install"*)
+        [[ "$*" == *" --quiet --quiet "* ]] || echo "WARNING: a newer pip is available" >&2
+        [[ "$FAIL" != install ]] || { echo "ERROR: hashes differ" >&2; exit 1; }
+        ;;
     --version) echo "Python 3.9.2" ;;
 esac
 """
@@ -129,6 +132,7 @@ def test_an_interrupted_install_is_made_anew(clone: Clone) -> None:
     clone.add_python()
     failed = clone.call(FAIL="install")
     assert failed.returncode != 0
+    assert "ERROR: hashes differ" in failed.stderr
     assert "did not finish" in failed.stderr
     (clone.venv / "half-written").touch()
 
@@ -271,13 +275,45 @@ def test_without_a_git_repository_the_pipeline_says_what_to_do(clone: Clone) -> 
         )
 
     done = repro()
+    # Nothing but the first line and the last: what pip warns of is not shown.
+    installing, installed, refused = done.stderr.splitlines()
+    assert installing.startswith("smallbatch: installing into ")
+    assert installed == "smallbatch: installed"
+    assert refused.startswith("smallbatch: ")
     assert done.returncode == 2
     assert "in no git repository, which DVC needs; run git init" in done.stderr.splitlines()[-1]
     (clone.root / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
     assert "dvc runs" in repro().stdout
     (clone.root / ".dvc/config.local").unlink()
     (clone.root / ".git").mkdir()
-    assert "dvc runs" in repro().stdout
+    assert repro().stdout == "dvc runs\n"  # there is no report
+
+
+def test_the_pipeline_ends_with_where_report_and_runs_are(clone: Clone) -> None:
+    clone.add_python()
+    (clone.path / "dvc").write_text('#!/usr/bin/env bash\necho "dvc runs"; exit "${STATUS:-0}"\n')
+    (clone.path / "dvc").chmod(0o755)
+    for name in (".git", "reports", ".dvc"):
+        (clone.root / name).mkdir()
+    (clone.root / "reports/report.html").touch()
+
+    def repro(**variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [clone.root / "bin/repro"],
+            env=clone.environment() | variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert repro().stdout.splitlines()[-3:] == [
+        "",
+        f"Report: {clone.root}/reports/report.html",
+        "Runs:   source bin/env.sh && smallbatch ui",
+    ]
+    failed = repro(STATUS="76")
+    assert (failed.returncode, failed.stdout) == (76, "dvc runs\n")
 
 
 def test_an_interpreter_with_pip_is_preferred(clone: Clone) -> None:

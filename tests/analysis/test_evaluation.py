@@ -108,6 +108,7 @@ def test_metrics_hold_no_clock_and_are_the_same_twice(models: Path, tmp_path: Pa
     assert set(metrics["stable_octaves"]) == {"m2", "m32"}
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "cells.csv", "cells.parquet", "history.parquet", "metrics.json", "runs.csv", "runs.parquet",
+        "set_aside.json",
     ]  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def test_two_evaluations_at_once_both_succeed(models: Path, tmp_path: Path) -> N
             done.result()
     for path in (tmp_path / "alone").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert len(list((tmp_path / "out").iterdir())) == 7
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])

@@ -42,7 +42,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("src/used/a.py", "src/one.py", "src/unused.py", META, SOURCE):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("as it was")
-    synthetic.write_models(tmp_path / "models", (synthetic.Study("tiny", batch_sizes=(2,)),))
+    for name in ("models", "elsewhere"):
+        synthetic.write_models(tmp_path / name, (synthetic.Study("tiny", batch_sizes=(2,)),))
     for name in ("reports/evaluation/runs.parquet", "reports/measurements/digits.csv"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("as it was")
@@ -108,6 +109,15 @@ COLUMN = "models/synthetic/tiny/m2"
         ("evaluate", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
         ("evaluate", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),
         ("evaluate", lambda: Path(f"{COLUMN}/runs.json").unlink(), f"{COLUMN}/runs.json"),
+        ("evaluate", edited("sizes: [8]", "sizes: [8, 16]"), "params.yaml: grid.batch_sizes"),
+        ("evaluate", edited("studies: [plain, bn]", "studies: [bn]"), "params.yaml: grid.studies"),
+        (
+            "evaluate",
+            edited("dependent: [{name: after, after: bn}]", "dependent: []"),
+            "params.yaml: grid.dependent",
+        ),
+        ("evaluate", edited("name: digits", "name: other"), "params.yaml: dataset.name"),
+        ("report", overwritten("reports/evaluation/set_aside.json"), "reports/evaluation/set_"),
         ("report", overwritten("reports/evaluation/runs.parquet"), "reports/evaluation/runs."),
         ("report", overwritten("reports/measurements/digits.csv"), "reports/measurements/digits"),
         ("report", overwritten("reports/measurements/new.csv"), "reports/measurements/new.csv"),
@@ -143,7 +153,9 @@ def test_a_stage_fails_if_what_it_depends_on_changed_meanwhile(
         ("measure", edited("[2^-8]", "[2^-9]")),
         ("measure", edited("other: {model: resnet8, norm: none, epochs: 6",
                            "other: {model: resnet8, norm: none, epochs: 9")),
-        ("evaluate", overwritten("params.yaml")),
+        ("evaluate", edited(*EPOCHS)),
+        ("evaluate --all", overwritten("params.yaml")),
+        ("evaluate --models models/../elsewhere", overwritten("params.yaml")),
         ("evaluate", overwritten(f"{COLUMN}/other.json")),
         ("report", overwritten(f"{COLUMN}/other.json")),
     ],

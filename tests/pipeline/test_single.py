@@ -202,3 +202,25 @@ def test_it_says_where_a_built_in_data_set_is_that_of_the_params(run: Run) -> No
     assert said == [
         "--dataset digits: that of params.yaml, {source: digits, subset: 200, test_subset: 50}"
     ]
+
+
+NOTHING = "ended at chance (10 %): nothing learned; try another learning rate or longer training"
+
+
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [
+        (0, NOTHING),
+        (50, NOTHING),
+        (51, ""),  # a guess gets as many right in 0.7 % of all tries
+        (360, ""),
+    ],
+)
+def test_a_run_that_learned_nothing_says_so(right: int, said: str) -> None:
+    assert single.learned_nothing(right / 360, np.arange(360) % 10) == said
+
+
+def test_naming_the_most_frequent_class_is_no_learning() -> None:
+    labels = np.array([0] * 80 + [1] * 20)
+    assert single.learned_nothing(0.8, labels).startswith("ended at chance (80 %)")
+    assert single.learned_nothing(0.95, labels) == ""

@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
 
 from smallbatch import durable, private
 from smallbatch.analysis.cells import CELLS, MAIN_FRACTION, STUDY_KEYS, summarise_cells
@@ -23,16 +23,26 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
 from smallbatch.records.columns import RUN_KEYS, reported_accuracies
-from smallbatch.records.reading import Kind, read_table
+from smallbatch.records.reading import Kind, read_json, read_table
 from smallbatch.records.schema import HISTORY
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 _ADVICE = "run smallbatch evaluate"
+_SET_ASIDE = "set_aside.json"
 
 # Spreadsheets skip blanks and characters without width, and take full-width signs for the others.
 _FORMULA = re.compile(
     r"[\t\r\n]|[\s\x00-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]*"
     r"[=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b]"
 )
+
+
+class _SetAside(RootModel[tuple[str, ...]]):
+    """The content of ``set_aside.json``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,7 @@ class Evaluation:
         out: The folder of the written files.
         n_studies, n_runs, n_diverged: The numbers of studies, runs and diverged runs.
         skipped: Unfinished columns, relative to the models directory.
+        set_aside: Columns that were left out, as ``<dataset>/<study>/m<m>``, sorted.
         warnings: A line for each data set and study whose results do not belong together.
     """
 
@@ -51,6 +62,7 @@ class Evaluation:
     n_runs: int
     n_diverged: int
     skipped: tuple[str, ...]
+    set_aside: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -59,20 +71,45 @@ class Evaluation:
         lines = [f"{self.out}: {counts}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unfinished: {', '.join(self.skipped)}")
+        if self.set_aside:
+            lines.append(
+                f"set aside, not named by params.yaml: {by_study(self.set_aside)}; "
+                "`smallbatch evaluate --all` brings them in"
+            )
         return [*lines, *(f"warning: {warning}" for warning in self.warnings)]
 
 
-def evaluate(
-    models_dir: Path = Path("models"), out: Path = Path("reports/evaluation")
-) -> Evaluation:
-    """Evaluate every complete column and write the tables.
+def by_study(names: Sequence[str]) -> str:
+    """Write names of columns for reading: ``digits/a m8, m16; digits/b m8``."""
+    sizes: dict[str, list[int]] = {}
+    for name in names:
+        study, _, batch_size = name.rpartition("/m")
+        sizes.setdefault(study, []).append(int(batch_size))
+    return "; ".join(
+        f"{study} {', '.join(f'm{size}' for size in sorted(own))}" for study, own in sizes.items()
+    )
 
-    Writes ``runs`` and ``cells`` as Parquet and CSV, ``history.parquet`` and ``metrics.json``.
+
+def evaluate(
+    models_dir: Path = Path("models"),
+    out: Path = Path("reports/evaluation"),
+    wanted: Callable[[str], bool] = lambda _: True,
+) -> Evaluation:
+    """Evaluate the complete columns and write the tables.
+
+    Writes ``runs`` and ``cells`` as Parquet and CSV, ``history.parquet``, ``metrics.json``, and
+    ``set_aside.json`` with the names of the columns that were left out.
+
+    Args:
+        models_dir: The folder of the columns.
+        out: The folder for the tables.
+        wanted: Whether a column, given as ``<dataset>/<study>/m<m>``, is evaluated; all are, by
+            default.
 
     Raises:
         UserError: There is nothing to evaluate, or a file is damaged.
     """
-    results = load_results(models_dir)
+    results = load_results(models_dir, wanted)
     cells = summarise_cells(results.runs)
     private.refuse_links_of_others(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -83,12 +120,14 @@ def evaluate(
     write_table(results.history, out / "history.parquet")
     metrics = json.dumps(study_metrics(results.runs, cells), indent=2, allow_nan=False)
     write_text(out / "metrics.json", metrics + "\n")
+    write_text(out / _SET_ASIDE, json.dumps(results.set_aside, indent=1) + "\n")
     return Evaluation(
         out=out,
         n_studies=results.runs.groupby(STUDY_KEYS).ngroups,
         n_runs=len(results.runs),
         n_diverged=int(results.runs["outcome"].eq("diverged").sum()),
         skipped=results.skipped,
+        set_aside=results.set_aside,
         warnings=tuple(mixed_results(results.runs, cells)),
     )
 
@@ -192,10 +231,24 @@ def refuse_stale(runs: pd.DataFrame, directory: Path, models_dir: Path) -> None:
     Raises:
         UserError: It is not of them, or a file of a column is damaged.
     """
-    if runs_digest(load_results(models_dir).runs) != runs_digest(runs):
+    set_aside = read_set_aside(directory)
+    present = load_results(models_dir, lambda name: name not in set_aside)
+    if present.set_aside != set_aside or runs_digest(present.runs) != runs_digest(runs):
         raise UserError(
             f"{directory}: not of the columns that are in {models_dir} now; run smallbatch evaluate"
         )
+
+
+def read_set_aside(directory: Path) -> tuple[str, ...]:
+    """The columns that an evaluation left out, as ``<dataset>/<study>/m<m>``, sorted.
+
+    Evaluations of earlier versions left none out, and have no such file.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = directory / _SET_ASIDE
+    return read_json(_SetAside, path, _ADVICE).root if path.exists() else ()
 
 
 def runs_digest(runs: pd.DataFrame) -> str:

@@ -14,17 +14,19 @@ from smallbatch.records.columns import (
     RUN_KEYS,
     find_columns,
     read_column,
+    read_record,
     reported_accuracies,
     told_copy,
 )
 from smallbatch.records.schema import METRICS, POPULATION_METRICS, StudySettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from smallbatch.records.columns import ColumnFiles
     from smallbatch.records.reading import Kind
-    from smallbatch.records.schema import RunRecord
+    from smallbatch.records.schema import ColumnRecord, RunRecord
 
 # Settings that older result files do not have, with the values that were then used.
 _SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
@@ -62,18 +64,27 @@ class Results:
         runs: One row per run: grid position, settings, outcome, accuracies in 0..1, losses.
         history: One row per run and epoch, with the data set's name as a further column.
         skipped: Directories of incomplete columns, relative to the models directory.
+        set_aside: The names of the complete columns that were left out, see :func:`column_name`,
+            sorted.
     """
 
     runs: pd.DataFrame
     history: pd.DataFrame
     skipped: tuple[str, ...]
+    set_aside: tuple[str, ...] = ()
 
 
-def load_results(models_dir: Path) -> Results:
+def column_name(record: ColumnRecord) -> str:
+    """A column as ``<dataset>/<study>/m<m>``, wherever its files lie."""
+    return f"{record.dataset.name}/{record.study}/m{record.batch_size}"
+
+
+def load_results(models_dir: Path, wanted: Callable[[str], bool] = lambda _: True) -> Results:
     """Read every complete column.
 
     Args:
         models_dir: The directory of the columns, ``<dataset>/<study>/m<m>/``.
+        wanted: Whether the column of a name, see :func:`column_name`, is to be read.
 
     Raises:
         UserError: There is nothing to read, or the file named in the message is damaged.
@@ -85,7 +96,14 @@ def load_results(models_dir: Path) -> Results:
         raise UserError(
             f"{models_dir}: no complete column{unfinished_text}; train first (dvc repro)"
         )
-    columns = [read_column(path) for path in complete]
+    names = {path: column_name(read_record(path)) for path in complete}
+    columns = [read_column(path) for path, name in names.items() if wanted(name)]
+    set_aside = tuple(sorted({name for name in names.values() if not wanted(name)}))
+    if not columns:
+        raise UserError(
+            f"{models_dir}: no complete column that params.yaml names, and "
+            f"{len(set_aside)} others; train first (dvc repro), or `smallbatch evaluate --all`"
+        )
     _refuse_copies(columns)
     history = pd.concat([column.history for column in columns], ignore_index=True)
     runs = pd.DataFrame([_run_row(column, run) for column in columns for run in column.record.runs])
@@ -94,7 +112,7 @@ def load_results(models_dir: Path) -> Results:
     runs = runs.merge(reported_accuracies(history), on=RUN_KEYS, validate="one_to_one")
     runs["generalisation_gap"] = runs["final_train_accuracy"] - runs["final_test_accuracy"]
     runs = runs.sort_values([*GRID_KEYS, "seed"], ignore_index=True)
-    return Results(runs, history, skipped)
+    return Results(runs, history, skipped, set_aside)
 
 
 def settings_of(runs: pd.DataFrame) -> list[str]:

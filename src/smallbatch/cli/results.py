@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import MODELS
+from smallbatch.cli.options import MODELS, PARAMS, load
 from smallbatch.errors import UserError
 
 
 @click.command()
 @MODELS
-def evaluate(models: Path) -> None:
-    """Turn all runs under models/ into tables and metrics.
+@click.option("--all", "everything", is_flag=True, help="Columns that are set aside, too.")
+@PARAMS
+def evaluate(models: Path, everything: bool, params_file: Path) -> None:
+    """Turn the runs under models/ into tables and metrics.
+
+    Of the data set that params.yaml names, columns are set aside whose study or batch size it no
+    longer names. Those of other data sets stay in, and so do all of another folder than models/,
+    unless --params names a file for it.
 
     \b
     Examples:
@@ -22,10 +29,13 @@ def evaluate(models: Path) -> None:
       dvc metrics show
     """
     from smallbatch.analysis.evaluation import evaluate as evaluate_runs
+    from smallbatch.pipeline.experiments import is_named, naming_file
     from smallbatch.pipeline.held import evaluate_inputs, held
 
-    with held(evaluate_inputs(models), lambda: evaluate_inputs(models)):
-        found = evaluate_runs(models)
+    file = None if everything else naming_file(params_file, models)
+    with held(evaluate_inputs(models, file), lambda: evaluate_inputs(models, file)):
+        wanted = is_named(load(file)) if file is not None else lambda _: True
+        found = evaluate_runs(models, wanted=wanted)
     for line in found.lines():
         door.say(line)
 
@@ -59,9 +69,20 @@ def report(models: Path) -> None:
     show_default=True,
     help="Folder of what `smallbatch measure` wrote; with --models.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as in claims.json.")
-def claims(file: Path | None, models: Path | None, measurements: Path, as_json: bool) -> None:
-    """Print the verdicts on the paper's claims as a Markdown table.
+@click.option("--all", "everything", is_flag=True, help="What was not run, too.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Markdown on a terminal, too.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON, as in claims.json.")
+def claims(
+    file: Path | None,
+    models: Path | None,
+    measurements: Path,
+    everything: bool,
+    as_markdown: bool,
+    as_json: bool,
+) -> None:
+    """Print the verdicts on those of the paper's claims that were run.
+
+    A table on a terminal, elsewhere one in Markdown.
 
     FILE defaults to reports/claims.json, which `smallbatch report` writes. A line on stderr says if
     the evaluation beside it is of other runs by now. With --models the result files themselves are
@@ -73,8 +94,11 @@ def claims(file: Path | None, models: Path | None, measurements: Path, as_json: 
       smallbatch claims results/paper-cifar10-small/claims.json
       smallbatch claims --models models --json
     """
-    from smallbatch.report.claims import as_text, judge_models, markdown, read_claims, stale
+    from smallbatch.report.claims import as_text, judge_models, read_claims, stale
+    from smallbatch.report.claims_text import markdown, print_tables
 
+    if as_json and as_markdown:
+        raise UserError("--json and --markdown: found both, allowed: one of them")
     if models is None:
         file = file or Path("reports/claims.json")
         record = read_claims(file)
@@ -86,7 +110,12 @@ def claims(file: Path | None, models: Path | None, measurements: Path, as_json: 
         record, lines = judge_models(models, measurements)
     for line in lines:
         click.echo(f"warning: {door.shown(line)}", err=True)
-    click.echo(as_text(record) if as_json else markdown(record))
+    if as_json:
+        click.echo(as_text(record))
+    elif as_markdown or not sys.stdout.isatty():
+        click.echo(markdown(record, everything))
+    else:
+        print_tables(record, everything)
 
 
 @click.command()

@@ -214,6 +214,11 @@ class Params(Strict):
         """The names of all studies that are run."""
         return (*self.grid.studies, *(study.name for study in self.grid.dependent))
 
+    @property
+    def columns(self) -> tuple[tuple[str, int], ...]:
+        """The study and batch size of every column that is trained."""
+        return tuple((study, m) for study in self.running for m in self.grid.batch_sizes)
+
     def base_lrs(self, study: str) -> tuple[float, ...]:
         """The base learning rates of an independent study: its own, or else the grid's."""
         return self.studies[study].base_lrs or self.grid.base_lrs

@@ -12,7 +12,7 @@ from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from smallbatch.data.prepared import Dataset
     from smallbatch.protocol.column import Column
@@ -134,6 +134,30 @@ def best_base_lr(column: Path) -> float:
 def column_folder(params: Params, study: str, batch_size: int) -> Path:
     """The folder of a column's files."""
     return MODELS / params.dataset.name / study / f"m{batch_size}"
+
+
+def naming_file(file: Path, models: Path) -> Path | None:
+    """The params file that says which columns of a folder are evaluated; None: all of them.
+
+    Args:
+        file: The params file, as an option gave it.
+        models: The folder of the columns. If it is not the pipeline's, the default params file says
+            nothing about it.
+    """
+    if file != DEFAULT_PARAMS:
+        return file
+    own = models.resolve().is_relative_to(MODELS.resolve())
+    return file if own and file.exists() else None
+
+
+def is_named(params: Params) -> Callable[[str], bool]:
+    """Whether a params file names a column, given as ``<dataset>/<study>/m<m>``.
+
+    Of other data sets than its own it says nothing: their columns count as named.
+    """
+    own = f"{params.dataset.name}/"
+    named = {f"{own}{study}/m{batch_size}" for study, batch_size in params.columns}
+    return lambda name: name in named or not name.startswith(own)
 
 
 def _stage(params: Params, study: str, batch_size: int) -> str:

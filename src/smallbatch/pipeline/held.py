@@ -109,15 +109,26 @@ def measure_inputs(params: Params) -> dict[str, object]:
     return {"grid.seeds": params.grid.seeds} | used | _prepared(params)
 
 
-def evaluate_inputs(models: Path) -> dict[str, object]:
-    """What `evaluate` depends on: the complete columns and what it reads of them.
+def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:
+    """What `evaluate` depends on: the complete columns, what it reads of them, which are named.
+
+    Args:
+        models: The folder of the columns.
+        file: The params file that names columns; None: all are evaluated.
 
     Raises:
-        UserError: There is no such folder.
+        UserError: There is no such folder, or the params file is wrong.
     """
     from smallbatch.records.columns import find_columns
 
-    return _digests(column / name for column in find_columns(models)[0] for name in _TABLES)
+    named: dict[str, object] = {}
+    if file is not None:
+        params = load_params(file)
+        grid = {key: getattr(params.grid, key) for key in ("studies", "dependent", "batch_sizes")}
+        named = {f"{file}: dataset.name": params.dataset.name}
+        named |= {f"{file}: grid.{key}": value for key, value in grid.items()}
+    files = (column / name for column in find_columns(models)[0] for name in _TABLES)
+    return {**named, **_digests(files)}
 
 
 def report_inputs(models: Path) -> dict[str, object]:
@@ -126,7 +137,8 @@ def report_inputs(models: Path) -> dict[str, object]:
 
     complete, unfinished = find_columns(models) if models.is_dir() else ([], [])
     columns = (column / name for column in complete for name in _TABLES)
-    paths = [*EVALUATION.glob("*.parquet"), *MEASUREMENTS.glob("*.csv"), *columns]
+    evaluation = [*EVALUATION.glob("*.parquet"), EVALUATION / "set_aside.json"]
+    paths = [*evaluation, *MEASUREMENTS.glob("*.csv"), *columns]
     return {**_digests(paths), **{f"{column}/": "unfinished" for column in unfinished}}
 
 

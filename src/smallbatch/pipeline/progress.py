@@ -42,7 +42,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.terminal:
-            self._rich = _display()
+            self._rich = display("runs", "loss")
             self._rich.start()
             self._rich.add_task(self.title, total=self.runs * self.epochs, runs="", loss="")
         else:
@@ -59,7 +59,7 @@ class Progress:
             self._rich.stop()
         if kind is None:
             seconds = time.monotonic() - self._started
-            self._say(f"{self._counts()} in {_clock(seconds)}")
+            self._say(f"{self._counts()} in {clock(seconds)}")
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
         """See :class:`~execution.column.Observer`."""
@@ -85,7 +85,7 @@ class Progress:
             self._spoken = time.monotonic()
             left = self.runs * self.epochs - epochs
             speed = self._trained / (self._spoken - self._started)
-            eta = f", about {_clock(left / speed)} left" if speed > 0 else ""
+            eta = f", about {clock(left / speed)} left" if speed > 0 else ""
             self._say(f"{self._counts()}, {loss}{eta}")
 
     def _counts(self) -> str:
@@ -93,25 +93,31 @@ class Progress:
         return f"{self.done}/{self.runs} runs{diverged}"
 
     def _say(self, text: str) -> None:
-        print(shown(f"{self.title}: {text}"), file=sys.stderr, flush=True)
+        say(self.title, text)
 
 
-def _display() -> RichProgress:
+def say(title: str, text: str) -> None:
+    """Print a line on stderr about what trains."""
+    print(shown(f"{title}: {text}"), file=sys.stderr, flush=True)
+
+
+def display(*fields: str, bar: bool = True) -> RichProgress:
+    """A live line on stderr: a task's description, a bar, fields of it, and the time left."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[runs]}"),
-        TextColumn("{task.fields[loss]}"),
+        *([BarColumn()] if bar else []),
+        *(TextColumn(f"{{task.fields[{field}]}}") for field in fields),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"

@@ -22,6 +22,7 @@ from smallbatch.pipeline.tracked import train_and_track
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smallbatch.data.prepared import Labels
     from smallbatch.protocol.column import Column
 
 DEFAULT_PARAMS = Path("params.yaml")
@@ -42,7 +43,7 @@ def single_run(
     time_limit: float | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> str:
-    """Train one run outside the pipeline and return its results as a line of text.
+    """Train one run outside the pipeline and return its results as text.
 
     Args:
         params_file: The params file; read only if it has the data set.
@@ -54,6 +55,9 @@ def single_run(
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds after which to stop, with all progress kept.
         say: Takes a line for the user: which images are used, where that is not plain.
+
+    Returns:
+        A line with the accuracies, or that it diverged; and one more if it learned nothing.
 
     Raises:
         UserError: A setting is wrong, or the data set is unknown.
@@ -69,9 +73,12 @@ def single_run(
     )
     name = f"{study.model}-{study.norm}".lower()
 
+    labels: list[Labels] = []  # of the test set
+
     def plan() -> Column:
         config = _dataset_config(params_file, dataset, say)
         data = load_prepared(_prepared_for_itself(config, say))
+        labels.append(data.test_labels)
         return plan_column(
             name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
         )
@@ -87,9 +94,30 @@ def single_run(
     if run["outcome"] == "diverged":
         return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
     final = run["final"]
-    return (
+    line = (
         f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
         f"after {run['updates']} updates: {column_dir}"
+    )
+    return "\n".join(filter(None, [line, learned_nothing(final["test_accuracy"], labels[0])]))
+
+
+def learned_nothing(accuracy: float, labels: Labels) -> str:
+    """A line, if the test accuracy (0 … 1) is what naming the most frequent class gives.
+
+    Args:
+        accuracy: That of the whole test set.
+        labels: Of the test set (N,).
+    """
+    import numpy as np
+
+    from smallbatch.analysis.inference import is_at_chance
+
+    chance = float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
+    if not is_at_chance(accuracy, len(labels), chance):
+        return ""
+    return (
+        f"ended at chance ({100 * chance:.2g} %): nothing learned; try another learning rate or "
+        "longer training"
     )
 
 

@@ -11,6 +11,8 @@ from smallbatch.config.params import ComputeConfig
 
 if TYPE_CHECKING:
     from smallbatch.execution.watch import Watch
+    from smallbatch.pipeline.progress import Progress
+    from smallbatch.pipeline.run_progress import RunProgress
     from smallbatch.placement.placement import Placement
     from smallbatch.protocol.column import Column
     from smallbatch.protocol.run import Run
@@ -55,7 +57,6 @@ def _watched(
     stage: str | None,
     watch: Watch,
 ) -> Path:
-    from smallbatch.pipeline.progress import Progress
     from smallbatch.tracking import LiveMirror
     from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
@@ -74,9 +75,7 @@ def _watched(
         placement = place(column, compute)
         environment = machine.describe(placement.device)
         mirror.start(_column_info(column, directory, placement, environment, stage))
-        title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
-        epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
-        with Progress(title, len(column.runs), epochs, images) as progress:
+        with _progress(column, single=stage is None) as progress:
             observers = [progress, _Tracked(mirror, column)]
             train_column(
                 column,
@@ -94,6 +93,17 @@ def _watched(
     mirror.finish(directory, timeout_s=min(60.0, watch.left))
     watch.check()
     return directory
+
+
+def _progress(column: Column, single: bool) -> Progress | RunProgress:
+    from smallbatch.pipeline.progress import Progress
+    from smallbatch.pipeline.run_progress import RunProgress
+
+    title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
+    epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
+    if single:
+        return RunProgress(title, epochs, images)
+    return Progress(title, len(column.runs), epochs, images)
 
 
 def _column_info(

@@ -1,4 +1,4 @@
-"""The claims as tables of the page, and as a Markdown table made from `claims.json`."""
+"""The verdicts on the paper's claims: `claims.json`, written and read, and tables of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from smallbatch.analysis.claims import Verdict, claims_record, judge_all, read_v
 from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.mixed import mixed_results
-from smallbatch.markdown import table
 from smallbatch.records.reading import read_json
 from smallbatch.records.schema import MOST
 from smallbatch.report.environment import read_timings
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-_HEADERS = (
+HEADERS = (
     "the paper's statement",
     "Fig.",
     "verdict",
@@ -33,7 +32,7 @@ _HEADERS = (
     "data",
     "remarks",
 )
-_NOT_RUN = "not run"
+NOT_RUN = "not run"
 
 
 class PartRecord(BaseModel):
@@ -99,12 +98,12 @@ class ClaimsRecord(BaseModel):
 def claims_tables(record: ClaimsRecord) -> list[Table]:
     """A table of verdicts, and two folded ones, of the criteria and of what was not run."""
     criteria = [[claim.statement, claim.figure, claim.criterion] for claim in record.claims]
-    rows = _rows(record)
-    judged = [row for row in rows if row[2] != _NOT_RUN]
-    not_run = [row[:2] for row in rows if row[2] == _NOT_RUN]
+    verdicts = rows(record)
+    judged = [row for row in verdicts if row[2] != NOT_RUN]
+    not_run = [row[:2] for row in verdicts if row[2] == NOT_RUN]
     return [
-        Table("The paper's claims, judged.", _HEADERS, judged, prose=True),
-        Table("Not run.", _HEADERS[:2], not_run, prose=True, folded=True),
+        Table("The paper's claims, judged.", HEADERS, judged, prose=True),
+        Table("Not run.", HEADERS[:2], not_run, prose=True, folded=True),
         Table(
             "When a claim counts as true.",
             ("the paper's statement", "Fig.", "criterion"),
@@ -156,7 +155,13 @@ def judge_models(models: Path, measurements: Path) -> tuple[ClaimsRecord, list[s
 def judged_record(
     runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
 ) -> ClaimsRecord:
-    """The content of ``claims.json`` for some runs, as `judge_all` takes them."""
+    """The content of ``claims.json`` for some runs, as `judge_all` takes them.
+
+    Timings of columns without runs, those that an evaluation set aside, do not count.
+    """
+    place = ["dataset", "study", "batch_size"]
+    if not timings.empty:
+        timings = timings.merge(runs[place].drop_duplicates(), on=place)
     judged = claims_record(judge_all(runs, history, timings, variances))
     return ClaimsRecord.model_validate({"runs_sha256": runs_digest(runs), **judged})
 
@@ -164,11 +169,6 @@ def judged_record(
 def as_text(record: ClaimsRecord) -> str:
     """The content of ``claims.json`` as it is written."""
     return record.model_dump_json(indent=1)
-
-
-def markdown(record: ClaimsRecord) -> str:
-    """The table of verdicts in Markdown."""
-    return table(_HEADERS, _rows(record))
 
 
 def stale(path: Path, record: ClaimsRecord) -> str | None:
@@ -185,7 +185,8 @@ def stale(path: Path, record: ClaimsRecord) -> str | None:
     return f"{path}: not of the runs in {evaluation}; run smallbatch report"
 
 
-def _rows(record: ClaimsRecord) -> list[list[str]]:
+def rows(record: ClaimsRecord) -> list[list[str]]:
+    """The verdicts as text, a row for each, under `HEADERS`."""
     return [
         [
             claim.statement,
@@ -214,12 +215,20 @@ def _power(finding: FindingRecord, unit: str) -> str:
 
 
 def _effect(finding: FindingRecord, unit: str) -> str:
-    numbers = [finding.effect, finding.low, finding.high]
+    """An effect with its bounds, which are missing where there is none: too few runs to know."""
     factor, name = _shown(unit)
-    shown = [f"{factor * number:+.3g}" for number in numbers if number is not None]
-    if len(shown) < len(numbers):
+
+    def signed(number: float) -> str:
+        return f"{factor * number:+.3g}".replace("-", "−")
+
+    effect, low, high = finding.effect, finding.low, finding.high
+    if effect is None:
         return DASH
-    return f"{shown[0]} [{shown[1]}, {shown[2]}] {name}"
+    if low is not None and high is not None and low <= high:
+        return f"{signed(effect)} [{signed(low)}, {signed(high)}] {name}"
+    bounds = [f"at least {signed(low)}"] if low is not None else []
+    bounds += [f"at most {signed(high)}"] if high is not None else []
+    return f"{signed(effect)} {name}, {' and '.join(bounds) or 'without bounds'}"
 
 
 def _shown(unit: str) -> tuple[int, str]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from smallbatch.analysis.frames import column_name
 from smallbatch.records.columns import find_columns, read_record, read_timing
 from smallbatch.report.labels import DASH, duration
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 _LABELS = {
@@ -33,8 +35,12 @@ _LABELS = {
 _SEVERAL = "several: not that of all runs"
 
 
-def read_timings(models_dir: Path) -> pd.DataFrame:
+def read_timings(models_dir: Path, set_aside: Collection[str] = ()) -> pd.DataFrame:
     """Read the timing file of every complete column.
+
+    Args:
+        models_dir: The folder of the columns.
+        set_aside: Columns to leave out, as ``<dataset>/<study>/m<m>``.
 
     Returns:
         One row per column: dataset, study, batch_size, started (ISO 8601), seconds,
@@ -48,6 +54,8 @@ def read_timings(models_dir: Path) -> pd.DataFrame:
     complete = find_columns(models_dir)[0] if models_dir.is_dir() else []
     for directory in complete:
         record = read_record(directory)
+        if column_name(record) in set_aside:
+            continue
         whole = read_timing(directory, record)
         timing, environment = whole.column, dict(whole.environment)
         if not timing:
