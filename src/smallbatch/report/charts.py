@@ -85,7 +85,7 @@ def _kind(
 def heat_map(rate: str) -> dict[str, Any]:
     """Accuracy over the (m, η̃) grid of one study; the cell named by ``picked`` has a dark frame."""
     base = alt.Chart(alt.NamedData("cells"))
-    place = {
+    place: dict[str, Any] = {
         "x": alt.X("m:O", title="batch size m", axis=alt.Axis(labelAngle=0, grid=False)),
         "y": alt.Y(
             f"{rate}_label:O",
@@ -150,7 +150,7 @@ def study_ranges(rate: str) -> dict[str, Any]:
     fit = alt.Chart(alt.NamedData("fit"))
     legend = alt.Legend(title="fraction of the way from chance to the best cell", orient="bottom")
     colours = alt.Scale(scheme="viridis", reverse=True, domain=list(FRACTIONS))
-    look = {
+    look: dict[str, Any] = {
         "color": alt.Color("fraction:O", scale=colours, legend=legend),
         "xOffset": alt.XOffset("fraction:O", sort=list(FRACTIONS)),
     }
@@ -198,9 +198,7 @@ def cell_curves() -> dict[str, Any]:
     x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
     tips = [alt.Tooltip("seed:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("accuracy:Q")]
     own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
-    chart = own.encode(
-        x, _accuracy_axis(), color=alt.Color("seed:N", legend=None), tooltip=tips
-    )
+    chart = own.encode(x, _accuracy_axis(), color=alt.Color("seed:N", legend=None), tooltip=tips)
     return _done(chart.properties(width="container", height=110))
 
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from smallbatch.analysis.claims import CLAIMS, Verdict
-from smallbatch.report.claims import effect_text, remarks
+from smallbatch.report.claims import NOT_RUN, effect_text, remarks
 from smallbatch.report.labels import DASH, listed
 from smallbatch.report.paper import FIGURES
 
 if TYPE_CHECKING:
     from smallbatch.report.claims import ClaimRecord, ClaimsRecord
 
-NOT_RUN = "not run"
 _FEW = 3  # networks in a row; more are "every network"
 
 

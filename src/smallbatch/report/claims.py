@@ -192,14 +192,19 @@ def rows(record: ClaimsRecord) -> list[list[str]]:
             claim.statement,
             claim.figure,
             finding.verdict,
-            _effect(finding, claim.unit),
+            effect_text(finding, claim.unit),
             DASH if finding.n is None else str(finding.n),
             ", ".join(text for text in (finding.dataset, finding.scale) if text) or DASH,
-            "; ".join(filter(None, (finding.reason, _power(finding, claim.unit)))),
+            remarks(finding, claim.unit),
         ]
         for claim in record.claims
         for finding in claim.findings
     ]
+
+
+def remarks(finding: FindingRecord, unit: str) -> str:
+    """What limits a verdict, and what its experiment could have decided."""
+    return "; ".join(filter(None, (finding.reason, _power(finding, unit))))
 
 
 def _power(finding: FindingRecord, unit: str) -> str:
@@ -214,7 +219,7 @@ def _power(finding: FindingRecord, unit: str) -> str:
     return text
 
 
-def _effect(finding: FindingRecord, unit: str) -> str:
+def effect_text(finding: FindingRecord | PartRecord, unit: str) -> str:
     """An effect with its bounds, which are missing where there is none: too few runs to know."""
     factor, name = _shown(unit)
 

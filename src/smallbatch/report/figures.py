@@ -166,7 +166,10 @@ def study_figures(
             if not curves[measure].notna().any():
                 continue
             kind = f"convergence-{measure.replace('_', '-')}"
-            tables = {name: ("curves", where) for name in ("curves", "all")}
+            tables: dict[str, tuple[str, dict[str, Any]]] = {
+                name: ("curves", where)
+                for name in ("curves", "all")  # noqa: C420 - its type
+            }
             found.append(
                 Figure(
                     plain_name(dataset, study, kind),
@@ -190,7 +193,8 @@ def summary_figures(
     Args:
         name: Of what the studies are, such as a data set.
         where: The values that rows must have.
-        cells, best: Of these studies.
+        cells: Of these studies.
+        best: Their best cells.
     """
     n_studies = count(cells["study"].nunique(), "study", "studies")
     found: list[Figure] = []
@@ -214,7 +218,8 @@ def summary_figures(
         Figure(
             plain_name(name, "stable-range"),
             "all-ranges",
-            f"Bar charts: reliable learning rates against the batch size for {n_studies} on {name}.",
+            f"Bar charts: reliable learning rates against the batch size for {n_studies} on "
+            f"{name}.",
             "Learning rates that converge reliably, a frame per study; dots are reliable cells, a "
             "triangle means that the grid ends there.",
             {"ranges": ("ranges", {**where, "main": True})},

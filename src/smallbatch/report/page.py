@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import pandas as pd
-import vl_convert
 
 from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
 from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
-from smallbatch.analysis.evaluation import read_evaluation, refuse_stale, write_text
-from smallbatch.analysis.frames import on_bn_axis
+from smallbatch.analysis.evaluation import (
+    by_study,
+    read_evaluation,
+    read_set_aside,
+    refuse_stale,
+    write_text,
+)
+from smallbatch.analysis.frames import GRID_KEYS, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
@@ -28,6 +31,7 @@ from smallbatch.report import answer, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
+from smallbatch.report.document import render
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
@@ -42,12 +46,11 @@ from smallbatch.report.rows import (
     range_rows,
     run_rows,
 )
+from smallbatch.report.settings import reported_rule
 from smallbatch.report.study_words import study_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def build_report(
         UserError: The evaluation is missing, or of other columns, or a file is damaged.
     """
     frames = _load(evaluation_dir, models_dir)
-    timings = read_timings(models_dir)
+    set_aside = read_set_aside(evaluation_dir)
+    timings = read_timings(models_dir, set_aside)
     variances = read_variances(out / "measurements")
     private.refuse_links_of_others(out / "figures", out / "tables")
     for name in ("figures", "tables"):
@@ -150,7 +154,7 @@ def build_report(
         *(figure for section in [*studies, *datasets] for figure in section["figures"]),
         *across,
     ]
-    page = _template().render(
+    page = render(
         answered=answered,
         one_dataset=len(datasets) == 1,
         datasets=datasets,
@@ -165,22 +169,17 @@ def build_report(
         if of_paper
         else [second_opinions.DECIDED],
         environment=environment_table(timings),
-        notices=[*mixed_results(runs, frames.cells), *_unfinished(models_dir)],
+        notices=[*mixed_results(runs, frames.cells), *_left_out(models_dir, set_aside)],
         counts=_counts(frames),
-        what_runs_share="",
+        what_runs_share=f"Accuracies are the {reported_rule(runs)}.",
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
-        css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
-        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         data={
-            "kinds": _embedded({name: vars(kind) for name, kind in specifications.items()}),
-            "figures": _embedded(
-                {each.name: {"kind": each.kind, "tables": each.tables} for each in figures}
-            ),
-            "tables": _embedded({name: columnar(rows) for name, rows in drawn.items()}),
-            "mlflow": _embedded(links([f"{dataset}/{study}" for dataset, study in _study_keys(runs)])),
+            "kinds": {name: vars(kind) for name, kind in specifications.items()},
+            "figures": {each.name: {"kind": each.kind, "tables": each.tables} for each in figures},
+            "tables": {name: columnar(rows) for name, rows in drawn.items()},
+            "mlflow": links([f"{dataset}/{study}" for dataset, study in _study_keys(runs)]),
         },
     )
     path = out / "report.html"
@@ -269,7 +268,7 @@ def _dataset_section(
 
 def _counts(frames: Frames) -> str:
     runs = frames.all_runs
-    cells = len(frames.cells) + len(frames.bn_cells)
+    cells = runs.groupby([*GRID_KEYS, "bn_batch_size"], dropna=False).ngroups
     diverged = int(runs["outcome"].eq("diverged").sum())
     return (
         f"{count(len(runs), 'run')} in {count(cells, 'cell')} of "
@@ -277,25 +276,15 @@ def _counts(frames: Frames) -> str:
     )
 
 
-def _unfinished(models_dir: Path) -> list[str]:
-    if not models_dir.is_dir():
-        return []
-    names = [path.relative_to(models_dir).as_posix() for path in find_columns(models_dir)[1]]
-    return [f"Not trained to the end and left out: {', '.join(names)}."] if names else []
-
-
-def _embedded(content: object) -> str:
-    """JSON that can stand inside a script element, whatever its texts are."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")
+def _left_out(models_dir: Path, set_aside: Sequence[str]) -> list[str]:
+    lines: list[str] = []
+    if set_aside:
+        lines.append(
+            f"Set aside, as params.yaml no longer names them: {by_study(set_aside)}. "
+            "`smallbatch evaluate --all` and then `smallbatch report` bring them in."
+        )
+    if models_dir.is_dir():
+        names = [path.relative_to(models_dir).as_posix() for path in find_columns(models_dir)[1]]
+        if names:
+            lines.append(f"Not trained to the end and left out: {', '.join(names)}.")
+    return lines

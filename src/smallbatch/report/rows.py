@@ -109,15 +109,15 @@ def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
                 "upper_edge": each["upper_limit"] == EDGE,
             }
         )
-        for base_lr in own.loc[is_reliable(own["reach"], each["fraction"]), "base_lr"]:
-            rows.append({**place, "part": "dot", "at": base_lr, "at_lr": m * base_lr})
+        found = own.loc[is_reliable(own["reach"], each["fraction"]), "base_lr"]
+        rows += [{**place, "part": "dot", "at": each, "at_lr": m * each} for each in found]
     return rows
 
 
 def fit_rows(
     dataset: str, study: str, ranges: pd.DataFrame, fit: LimitFit | None, band: LimitBand | None
 ) -> list[Row]:
-    """The fitted upper end of one study at each m, with the band of its resamples if there is one."""
+    """The fitted upper end of one study at each m, with the band of its resamples if known."""
     if fit is None:
         return []
     batch_sizes: list[int] = sorted(ranges["batch_size"].unique())
@@ -164,7 +164,7 @@ def curve_rows(curves: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
 
 def run_rows(runs: pd.DataFrame, history: pd.DataFrame) -> list[Row]:
     """A row per run, with its outcome and its curve of test accuracy."""
-    curves = {run: group for run, group in history.groupby("run")}
+    curves = dict(iter(history.groupby("run")))
     rows: list[Row] = []
     for run in runs.sort_values([*_KEY, "seed"]).to_dict("records"):
         curve = curves[run["run"]].sort_values("epoch")
