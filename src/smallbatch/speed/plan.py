@@ -26,9 +26,9 @@ from smallbatch.records.columns import read_record
 from smallbatch.speed.plan_rates import interpolate, known_rates, measure, startup
 
 if TYPE_CHECKING:
-    from smallbatch.engines.kinds import Engine
     from smallbatch.config.params import Params
     from smallbatch.data.prepared import Meta
+    from smallbatch.engines.kinds import Engine
     from smallbatch.records.schema import ColumnRecord
 
 

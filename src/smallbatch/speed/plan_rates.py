@@ -63,7 +63,7 @@ def measure(columns: Sequence[Column], params: Params) -> None:
         sizes = ", ".join(str(workload.batch_size) for workload, _ in wanted)
         _say(
             f"measuring this machine's speed, once: {columns[0].study} at m = {sizes} "
-            f"(at most about {math.ceil(seconds)} s)"
+            f"(about {math.ceil(seconds)} s)"
         )
     for workload, candidates in wanted:
         calibration.calibrate(workload, candidates, memory_of(params.compute))
