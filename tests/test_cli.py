@@ -85,6 +85,17 @@ def test_a_study_that_the_grid_does_not_run_is_not_trained(folder: Path) -> None
     assert "study: found 'resnet8', allowed: resnet8-bn, as grid.studies says" in done.output
 
 
+def test_a_batch_size_that_the_grid_does_not_have_is_not_trained(folder: Path) -> None:
+    done = call("train", "resnet8", "5")
+    assert done.exit_code == 2
+    assert done.output == (
+        "Error: batch_size: found 5, allowed: 2, 8, 32, 128, 512, as grid.batch_sizes says; add it "
+        "there, or `smallbatch run` trains it outside the grid\n"
+    )
+    assert not (folder / "models").exists()
+    assert not (folder / ".smallbatch").exists()
+
+
 @pytest.mark.parametrize("command", ["prepare", "plan"])
 def test_a_key_that_dvc_needs_is_named_where_dvc_reads_the_params(
     folder: Path, command: str

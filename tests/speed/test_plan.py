@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from smallbatch.placement.known import Known
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.protocol.run import PROTOCOL
 from smallbatch.speed import calibration
-from smallbatch.speed.plan import Plan, interpolate, plan
-from smallbatch.speed.plan import _startup as startup
+from smallbatch.speed.plan import Plan, plan
+from smallbatch.speed.plan_rates import interpolate, startup
 from smallbatch.speed.plan_table import clock, lines, scaled
 from smallbatch.speed.rate import Rate
 from tests.analysis import synthetic
@@ -173,6 +174,40 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     assert "not known what code made them" in lines(unrecorded)[-1]
 
 
+def test_a_measurement_is_announced_once(
+    tmp_path: Path, speeds: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(
+        r"measuring this machine's speed, once: bn at m = 8, 128 \(about (\d+) s\)", line
+    )
+    assert found
+    assert 1 <= int(found.group(1)) <= 2 * 5  # two batch sizes
+    assert {text.split()[0] for text in speeds} == {"8", "128"}
+    make(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_where_all_is_trained_a_line_says_so(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    made = make(tmp_path)
+    kept = [replace(column, kept=column.runs) for column in made.columns]
+    assert lines(replace(made, columns=tuple(kept))) == [
+        "nothing left to do: all 8 runs are trained"
+    ]
+    one = replace(kept[0], runs=1, kept=1)
+    assert lines(replace(made, columns=(one,))) == ["nothing left to do: the only run is trained"]
+    # The table says of which it is not known what code made them.
+    unknown = lines(
+        replace(made, prepared=True, columns=(kept[0], replace(kept[1], recorded=False)))
+    )
+    assert unknown[2].split()[:4] == ["bn", "m=128", "4", "*4"]
+    assert unknown[-2] == "Nothing left to do: all runs are trained."
+    assert "nothing left to do" not in "\n".join(lines(made)).lower()
+
+
 def test_columns_that_a_raised_protocol_trains_again_are_named(tmp_path: Path) -> None:
     """Also where the data are not prepared, so that nothing else is known of the runs."""
     study = synthetic.Study("bn", batch_sizes=(8, 32), base_lrs=(2.0**-8,), seeds=1, protocol=1)
@@ -240,6 +275,8 @@ def test_the_command_measures_this_machine(tmp_path: Path) -> None:
         check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("measuring this machine's speed, once: bn at m = ") == 1
+    assert done.stderr.count("measuring how long a training takes to start, once") == 1
     made = json.loads(done.stdout)
     assert [column["updates"] for column in made["columns"]] == [4 * 67, 4 * 4]
     assert all(column["measured"] for column in made["columns"])

@@ -58,7 +58,10 @@ def train_study_column(
 def _of_grid(names: Sequence[object], key: str) -> str:
     shown = ", ".join(map(str, names[:_NAMED]))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"allowed: {shown}{more}, as grid.{key} says; `smallbatch run` trains anything else"
+    return (
+        f"allowed: {shown}{more}, as grid.{key} says; add it there, or `smallbatch run` trains it "
+        "outside the grid"
+    )
 
 
 def refuse_for_dvc(params: Params, file: Path) -> None:

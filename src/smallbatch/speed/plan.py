@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smallbatch.engines.kinds import Engine
 from smallbatch.errors import UserError
-from smallbatch.placement.known import fastest, known, learn, workload_key
-from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.placement import (
     Placement,
-    can_stack,
     memory_of,
     place,
     resolve_device,
     workload_of,
 )
-from smallbatch.placement.workload import Method, Workload, training_flops_of
+from smallbatch.placement.workload import Workload, training_flops_of
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.run import PROTOCOL
 from smallbatch.records import files
 from smallbatch.records.columns import read_record
-from smallbatch.speed import calibration
+from smallbatch.speed.plan_rates import interpolate, known_rates, measure, startup
 
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
     from smallbatch.data.prepared import Meta
+    from smallbatch.engines.kinds import Engine
     from smallbatch.records.schema import ColumnRecord
-
-# Most seconds for measuring one batch size; if it would take longer, its rate is interpolated.
-MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
-SPACING = 4  # least ratio of one measured batch size to the one before
 
 
 @dataclass(frozen=True)
@@ -138,7 +128,7 @@ def plan(
             for column in columns
         }
         to_train = [column for column in columns if kept[column.batch_size][0] < len(column.runs)]
-        _measure(to_train, params)
+        measure(to_train, params)
         plans += [
             _plan(column, columns, params, models, *kept[column.batch_size]) for column in columns
         ]
@@ -185,35 +175,6 @@ def _result(column: Column, params: Params, models: Path) -> ColumnRecord | None
         return None
 
 
-def _measure(columns: Sequence[Column], params: Params) -> None:
-    """Measure the speed of some batch sizes of one study."""
-    last, measured = 0.0, False
-    for column in sorted(columns, key=lambda column: column.batch_size):
-        workload = workload_of(column, params.compute)
-        candidates = _candidates(column, params)
-        if fastest(workload, candidates):
-            last, measured = workload.batch_size, True
-            continue
-        cost = calibration.cost(workload, candidates, training_flops_of(workload))
-        too_much = workload.batch_size < SPACING * last or cost > MOST_SECONDS[workload.device]
-        if not measured or not too_much:
-            calibration.calibrate(workload, candidates, memory_of(params.compute))
-            last, measured = workload.batch_size, True
-
-
-def _candidates(column: Column, params: Params) -> list[Method]:
-    workload, asked = workload_of(column, params.compute), params.compute.engine
-    device = resolve_device(params.compute.device)
-    engines: list[Engine] = ["loop"]
-    if asked != "loop" and workload.lanes > 1 and can_stack(column, device):
-        engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
-    methods = methods_of(workload, engines)
-    if asked != "stacked":
-        return methods
-    kernels = place(column, params.compute, keep=False).method.kernels
-    return [method for method in methods if method.kernels == kernels]
-
-
 def _plan(
     column: Column,
     columns: Sequence[Column],
@@ -231,11 +192,11 @@ def _plan(
     flops = training_flops_of(workload)
     rate, measured, seconds = None, False, 0.0
     if left:
-        rates = _known_rates(column, columns, params, placement)
+        rates = known_rates(column, columns, params, placement)
         rate, measured = interpolate(rates, workload.batch_size), workload.batch_size in rates
         # An evaluation has large batches at any m and no backward pass, so it is about three times
         # as fast as the fastest training.
-        seconds = images / rate + forward_images / (3 * max(rates.values())) + _startup()
+        seconds = images / rate + forward_images / (3 * max(rates.values())) + startup()
     return ColumnPlan(
         study=column.study,
         batch_size=workload.batch_size,
@@ -267,47 +228,6 @@ def _evaluation_images(column: Column) -> int:
     return settings.epochs * each + final
 
 
-def _known_rates(
-    column: Column, columns: Sequence[Column], params: Params, placement: Placement
-) -> dict[int, float]:
-    """Images per second by batch size: by the column's method, or at other m by the fastest."""
-    workload = workload_of(column, params.compute)
-    rated = known().rates
-    rates: dict[int, float] = {}
-    # With ghost norm other columns have other numbers of lanes. Rates for this column's lanes, if
-    # there are any, come last and so replace theirs.
-    workloads = [
-        (workload_of(other, params.compute), _candidates(other, params)) for other in columns
-    ]
-    candidates = _candidates(column, params)
-    workloads += [
-        (workload.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)
-    ]
-    for other, methods in workloads:
-        best = fastest(other, methods)
-        if best is not None:
-            rates[other.batch_size] = best[1]
-    method = Method(placement.engine, placement.method.lanes, placement.method.kernels)
-    if (own := rated.get(workload_key(workload), {}).get(method.key)) is not None:
-        rates[workload.batch_size] = own
-    return rates
-
-
-def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
-    """Images per second at a batch size, from those at others.
-
-    Between two batch sizes, linear in the logarithms. Below the smallest, proportional to m, as
-    the time of an update is constant there; above the largest, constant.
-    """
-    sizes = sorted(rates)
-    if batch_size in rates:
-        return rates[batch_size]
-    if batch_size < sizes[0]:
-        return rates[sizes[0]] * batch_size / sizes[0]
-    logs = np.interp(math.log(batch_size), np.log(sizes), [math.log(rates[m]) for m in sizes])
-    return math.exp(float(logs))
-
-
 def _memory(column: Column, workload: Workload, params: Params, placement: Placement) -> int:
     import torch
 
@@ -326,25 +246,3 @@ def _memory(column: Column, workload: Workload, params: Params, placement: Place
         live = min(live, (placement.method.lanes or live) * workload.workers)
     image = 4 * math.prod(workload.image)
     return live * lane + sum(column.dataset.meta.counts.values()) * image
-
-
-def _startup() -> float:
-    """Seconds until a column's processes are ready to train; measured once per machine."""
-    if (startup := known().startup) is not None:
-        return startup
-    start = time.perf_counter()
-    # The process of the tracking imports its libraries at the same time as the training does.
-    imports = ("smallbatch.execution.workers, pandas", "mlflow")
-    processes = [
-        subprocess.Popen(
-            (sys.executable, "-P", "-c", f"import {names}"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for names in imports
-    ]
-    for process in processes:
-        process.wait()
-    seconds = time.perf_counter() - start
-    learn(startup=seconds)
-    return seconds

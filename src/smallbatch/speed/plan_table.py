@@ -24,7 +24,15 @@ _HEADS = (
 
 
 def lines(plan: Plan) -> list[str]:
-    """A table with a line for each column and for the total, followed by remarks."""
+    """A table with a line for each column and for the total, followed by remarks.
+
+    Where all is trained, and it is known by what code, a line says that instead.
+    """
+    total = plan.total()
+    recorded = all(column.recorded for column in plan.columns)
+    if total["kept"] == total["runs"] and recorded:
+        runs = "the only run is" if total["runs"] == 1 else f"all {total['runs']} runs are"
+        return [f"nothing left to do: {runs} trained"]
     rows: list[tuple[str, ...]] = [_HEADS]
     for column in plan.columns:
         speed = column.images_per_second
@@ -38,7 +46,6 @@ def lines(plan: Plan) -> list[str]:
                 rate, clock(column.seconds),
             )
         )  # fmt: skip
-    total = plan.total()
     rows.append(
         (
             "total", str(total["runs"]), str(total["kept"]), f"{total['updates']:,}",
@@ -54,12 +61,15 @@ def lines(plan: Plan) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-    notes = ["Updates to time: of the runs left to train, if none diverges; ~ is interpolated."]
+    left = "Updates, images, FLOPs, time: those of the runs left to train, if none diverges."
+    if any(column.images_per_second and not column.measured for column in plan.columns):
+        left += " ~ is interpolated."
+    notes = [left if total["kept"] < total["runs"] else "Nothing left to do: all runs are trained."]
     if not plan.prepared:
         notes.append(
             f"data/prepared/{plan.dataset} does not hold this data set yet: kept runs are unknown."
         )
-    if not all(column.recorded for column in plan.columns):
+    if not recorded:
         notes.append(
             "* Results without records in .smallbatch/work, so that it is not known what code made "
             "them: `dvc repro` keeps them unless their sources have changed, `smallbatch train` "
