@@ -182,7 +182,7 @@ def _study_section(
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
         "best": said.best,
         "range": said.range,
-        "fit": said.fit,
+        "fit": f"{said.validation} {said.fit}".strip(),
         "warnings": said.warnings,
         "pictures": study_pictures(
             gallery, name, own.cells, own.best, own.ranges, curves, fit, band
