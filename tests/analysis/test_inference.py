@@ -12,7 +12,6 @@ from smallbatch.analysis.inference import (
     cross_fitted,
     dependence,
     hindsight,
-    is_at_chance,
     lower,
     noise,
     noise_of_tables,
@@ -130,14 +129,3 @@ def test_more_cells_to_choose_from_widen_the_bound() -> None:
     d = np.random.default_rng(8).normal(0.3, 1, 8)
     wider = d.mean() - lower(d, chosen=6)
     assert wider == pytest.approx((d.mean() - lower(d)) * np.sqrt(dependence(8, 6)))
-
-
-@pytest.mark.parametrize("images", [7, 360, 10_000])
-def test_chance_is_what_a_guess_reaches_by_luck(images: int) -> None:
-    """Against SciPy's test of a proportion, at each accuracy that there can be around the bound."""
-    shown = {True: 0, False: 0}
-    for right in range(min(images, 1200) + 1):
-        tested = stats.binomtest(right, images, 0.1, alternative="greater").pvalue
-        assert is_at_chance(right / images, images, 0.1) == (tested > 0.01)
-        shown[tested > 0.01] += 1
-    assert min(shown.values()) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,34 @@ def test_an_older_protocol_is_told_even_where_all_columns_have_it(tmp_path: Path
     assert line.startswith(f"synthetic: trained under protocol 1, which is {PROTOCOL} now")
     _, lines = judge_models(models, tmp_path / "reports")
     assert lines == [line]
+
+
+def of_dataset(root: Path, dataset: str, *studies: synthetic.Study) -> None:
+    synthetic.write_models(root / "models", studies, dataset)
+
+
+SMALL = synthetic.Study("a", batch_sizes=(2, 4), base_lrs=(2.0**-6, 2.0**-5), seeds=2, epochs=6)
+
+
+def test_data_sets_may_differ_in_all_that_columns_of_one_may_not(tmp_path: Path) -> None:
+    of_dataset(tmp_path, "d", SMALL)
+    other = replace(SMALL, epochs=8, base_lrs=(2.0**-7,), seeds=3, settings={"norm": "batch"})
+    of_dataset(tmp_path, "e", other)
+    assert warnings(tmp_path) == []
+
+
+def test_an_older_protocol_is_said_of_the_data_set_that_has_it(tmp_path: Path) -> None:
+    of_dataset(tmp_path, "d", SMALL)
+    of_dataset(tmp_path, "e", replace(SMALL, protocol=1))
+    (line,) = warnings(tmp_path)
+    assert line.startswith("e: trained under protocol 1")
+
+
+def test_the_best_base_lr_is_that_of_the_same_data_set(tmp_path: Path) -> None:
+    """On d it is 2^-5 and on e 2^-6, as nothing else was tried there."""
+    at = {"base_lr_from": "a"}
+    for dataset, best in (("d", 2.0**-5), ("e", 2.0**-6)):
+        grid = SMALL.base_lrs if dataset == "d" else (best,)
+        dependent = replace(SMALL, name="b", base_lrs=(best,), settings=at)
+        of_dataset(tmp_path, dataset, replace(SMALL, base_lrs=grid), dependent)
+    assert warnings(tmp_path) == []

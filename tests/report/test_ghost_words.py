@@ -33,14 +33,14 @@ def runs(cells: dict[tuple[int, int], list[float]], **more: Any) -> pd.DataFrame
          "Best BN batch size: 4 at m = 4 and 2 at m = 8."),
         # seeds overlap, a tie, and one BN batch size alone
         ({(8, 2): [0.8, 0.9], (8, 4): [0.7, 0.8]},
-         "Best BN batch size: 2 at m = 8 (seeds of 4 reach it too)."),
-        ({(8, 4): [0.8], (8, 2): [0.8]}, ("Best BN batch size: 2 at m = 8 (seeds of 4 reach it "
-                                         "too).")),
+         "Best BN batch size: 2 at m = 8 (seeds of 4 overlap)."),
+        ({(8, 4): [0.8], (8, 2): [0.8]}, ("Best BN batch size: 2 at m = 8 (seeds of 4 "
+                                         "overlap).")),
         ({(8, 2): [0.8]}, "Best BN batch size: 2 at m = 8 (the only one tried)."),
         # a seed of the best cell diverged: its median takes the place of its worst seed
         ({(8, 2): [0.8, 0.9, LOST], (8, 4): [0.7, 0.7, 0.79]}, "Best BN batch size: 2 at m = 8."),
         ({(8, 2): [0.8, 0.9, LOST], (8, 4): [0.7, 0.7, 0.8]},
-         "Best BN batch size: 2 at m = 8 (seeds of 4 reach it too)."),
+         "Best BN batch size: 2 at m = 8 (seeds of 4 overlap)."),
         # nothing at one m
         ({(8, 2): [0.8], (8, 4): [0.7], (16, 2): [0.8, LOST]},
          ("Best BN batch size: 2 at m = 8. At m = 16 no cell has a median accuracy, as too many "

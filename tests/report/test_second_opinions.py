@@ -97,11 +97,11 @@ def test_the_objection_is_answered_from_both_budgets() -> None:
     [
         # Seeds of the other m reach the best one's worst: the order is not settled.
         ({("a", 2): 0.8, ("a", 8): 0.795, ("b", 2): 0.5, ("b", 8): 0.9},
-         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 reach it too) with equal epochs",
+         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 overlap) with equal epochs",
           "b on d is best at m = 8 (90.0 %) with equal updates"]),
         # Of equals the smaller m is named.
         ({("a", 8): 0.8, ("a", 2): 0.8, ("b", 2): 0.5, ("b", 8): 0.9},
-         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 reach it too)"]),
+         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 overlap)"]),
         # One m has no best cell: of one there is no best.
         ({("a", 8): 0.8, ("b", 2): 0.5, ("b", 8): 0.9}, ["a on d was run at m = 8 (80.0 %) with"]),
         # One study at chance, one without any accuracy.

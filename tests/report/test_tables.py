@@ -8,8 +8,18 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from smallbatch.analysis.cells import MAIN_FRACTION
-from smallbatch.report.tables import Table, best_table, range_table, seeds_of, study_table, why_none
+from smallbatch.analysis.cells import MAIN_FRACTION, add_reliability
+from smallbatch.analysis.stability import stable_ranges
+from smallbatch.report.tables import (
+    Table,
+    best_table,
+    fit_table,
+    fraction_table,
+    range_table,
+    seeds_of,
+    study_table,
+    why_none,
+)
 
 
 def column(table: Table, name: str) -> list[str]:
@@ -28,6 +38,76 @@ def test_a_range_has_its_width_whatever_the_step_of_the_grid() -> None:
     none = row | {"batch_size": 32, "octaves": math.nan, "n_reliable": 0, "lower": math.nan}
     table = range_table(pd.DataFrame([row, one, none]))
     assert column(table, "width (octaves)") == ["1.63", "0", "none reliable"]
+
+
+def made(rows: list[tuple[int, float, float, float]]) -> pd.DataFrame:
+    """Ranges of one study from its cells: m, η̃, the worst and best seed; NaN: one diverged."""
+    table = [
+        {"dataset": "d", "study": "a", "batch_size": m, "base_lr": base_lr, "chance": 0.1,
+         "n_diverged": int(math.isnan(low)), "accuracy": high, "min_accuracy": low}
+        for m, base_lr, low, high in rows
+    ]  # fmt: skip
+    return stable_ranges(add_reliability(pd.DataFrame(table)))
+
+
+GOOD, BAD, LOST = (0.8, 0.9), (0.1, 0.2), (math.nan, 0.9)
+
+
+def test_what_is_next_to_a_range_is_said_of_seeds_and_not_of_cells() -> None:
+    """The cell above the range has the best median and a seed that diverged."""
+    found = made(
+        [(2, 0.125, *BAD), (2, 0.25, *GOOD), (2, 0.5, *LOST), (4, 0.25, *GOOD), (8, 0.25, *BAD)]
+    )
+    table = range_table(found)
+    assert table.caption.endswith("(every seed at least 50.0 %).")  # 0.1 + ½·(0.9 − 0.1)
+    assert column(table, "next below") == ["a seed below τ", "edge of the grid", "–"]
+    assert column(table, "next above") == ["a seed diverged", "edge of the grid", "–"]
+    assert column(table, "η̃ reliable") == ["1 of 3", "1 of 1", "0 of 1"]
+    assert column(table, "highest η") == ["2⁻¹", "2⁰", "–"]
+
+
+def test_holes_are_counted_and_listed() -> None:
+    found = made([(2, 0.1, *GOOD), (2, 0.2, *BAD), (2, 0.25, *LOST), (2, 0.3, *GOOD)])
+    assert column(range_table(found), "holes") == ["0.2, 2⁻²"]
+    assert column(range_table(found), "η̃ reliable") == ["2 of 4"]
+    assert fraction_table(found).rows[0][2] == "0.1 … 0.3 (2 missing)"
+
+
+def test_each_fraction_has_its_own_range_and_threshold() -> None:
+    """τ lies at 30, 50, 70 and 82 % of a best cell of 90 %."""
+    found = made([(2, 0.25, 0.6, 0.7), (2, 0.5, 0.9, 0.9), (4, 0.25, 0.3, 0.4), (4, 0.5, *BAD)])
+    table = fraction_table(found)
+    assert [header.partition("τ = ")[2] for header in table.headers[1:]] == [
+        "30.0 %)", "50.0 %)", "70.0 %)", "82.0 %)",
+    ]  # fmt: skip
+    assert [list(row) for row in table.rows] == [
+        ["2", "2⁻² … 2⁻¹", "2⁻² … 2⁻¹", "2⁻¹", "2⁻¹"],
+        ["4", "2⁻²", "none", "none", "none"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uppers", "base_lr_0", "m_star"),
+    [
+        ({2: 0.5, 4: 0.25, 8: 0.125, 16: 0.0625}, "at least 4.23", "at most 0.25"),
+        ({2: 0.5, 4: 0.5, 8: 0.5}, "0.536", "at least 64"),
+        ({2: 0.5, 4: 0.5}, "–", "–"),
+    ],
+)
+def test_a_fit_that_is_only_bounded_says_so(
+    uppers: dict[int, float], base_lr_0: str, m_star: str
+) -> None:
+    """Upper ends that fall as 1/m from the start, that do not fall at all, and too few of them."""
+    grid = [2.0**-k for k in range(6)]
+    found = made(
+        [(m, lr, *(GOOD if lr <= upper else LOST)) for m, upper in uppers.items() for lr in grid]
+    )
+    table = fit_table(found)
+    assert column(table, "η̃₀")[1] == base_lr_0
+    assert column(table, "m*")[1] == m_star
+    assert column(table, "batch sizes")[1] == (
+        str(len(uppers)) if len(uppers) > 2 else "fewer than 3"
+    )
 
 
 def best(*accuracies: float, **more: Any) -> pd.DataFrame:

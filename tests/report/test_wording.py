@@ -35,13 +35,15 @@ WINNER: dict[str, Any] = {
     [
         ({}, 2, "best cell reaches its worst seed."),
         ({"min_accuracy": math.nan}, 2, "reaches its median; some of its own seeds diverged."),
-        ({"overlapping": (4,)}, 2, "m = 4 reach it too: these runs do not settle the order."),
-        ({"overlapping": (2, 4, 8)}, 4, (" Seeds of m = 2, 4 and 8 reach it too: these runs do not "
-         "settle the order.")),
+        ({"overlapping": (4,)}, 2,
+         "m = 4 reach its worst seed: these runs do not settle the order."),
+        ({"overlapping": (2, 4, 8), "min_accuracy": math.nan}, 4,
+         " Seeds of m = 2, 4 and 8 reach its median: these runs do not settle the order."),
         ({}, 1, "(η = 2³)."),
         ({"n_seeds": 1}, 2, "(η = 2³)."),
         # One seed each and the same accuracy: the smaller m is named, but is not better.
-        ({"n_seeds": 1, "overlapping": (32,)}, 2, "do not settle the order."),
+        ({"n_seeds": 1, "overlapping": (32,)}, 2,
+         "m = 32 reach it too: these runs do not settle the order."),
     ],
 )  # fmt: skip
 def test_the_order_of_batch_sizes_is_as_sure_as_the_seeds_make_it(
@@ -116,7 +118,7 @@ def test_a_seed_at_tau_is_reliable_and_one_below_is_not() -> None:
 
 
 def all_warnings(cells: pd.DataFrame) -> list[str]:
-    return warnings(best_cells(cells), stable_ranges(cells), cells)
+    return warnings(best_cells(cells), stable_ranges(cells), cells, runs())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,9 @@ def all_warnings(cells: pd.DataFrame) -> list[str]:
          ["reaches the lower edge of the grid at m = 2", "The range at m = 2 has unreliable η̃"]),
         ([(2, 0.125, *BAD), (2, 0.25, math.nan, 0.9), (2, 0.5, *BAD)],
          ["Some seeds of the best cell diverged at m = 2"]),
+        ([(2, 0.125, *BAD), (2, 0.25, *GOOD), (2, 0.5, *BAD),
+          (4, 0.125, 0.1, 0.1), (4, 0.25, 0.1, 0.12), (4, 0.5, 0.1, 0.1)],
+         ["At m = 4 not even the best cell is beyond chance"]),
     ],
 )  # fmt: skip
 def test_what_limits_the_reading_is_said_of_the_batch_sizes_it_is_true_of(
@@ -221,7 +226,8 @@ def fitted(bound: str = "", points: int = 3) -> LimitFit:
         (None, None, ["not fitted: fewer than three batch sizes"]),
         (fitted("upper"), None, ["No fall of the upper end with m can be told", "3 batch sizes"]),
         (fitted("lower"), None, ["falls as 1/m over all", "constant highest η of about 8."]),
-        (fitted(), None, ["highest η̃ at m = 0.25 / (1 + m/32)", "constant η of about 8."]),
+        (fitted(), None,
+         ["highest η̃ at m = 0.25 / (1 + m/32)", "By this fit", "a constant η of about 8 well"]),
         (fitted(), LimitBand(ONE, ONE, ONE, 16.0, 64.0),
          ["Middle 95 % of m* over resamples of the seeds: 16 … 64"]),
     ],
@@ -262,7 +268,7 @@ def test_the_sentence_of_a_tie_and_of_a_lost_seed_from_the_cells_themselves() ->
     winner = best_by_study(best).iloc[0].to_dict()
     said = best_sentence(winner, len(best), None)
     assert "at m = 2 with" in said
-    assert said.endswith("Seeds of m = 8 reach it too: these runs do not settle the order.")
+    assert said.endswith("Seeds of m = 8 reach its worst seed: these runs do not settle the order.")
     lost = best_cells(made([(2, 0.5, math.nan, 0.9), (8, 0.5, 0.6, 0.7)]))
     said = best_sentence(best_by_study(lost).iloc[0].to_dict(), len(lost), None)
     assert "diverged … 90.0 %" in said

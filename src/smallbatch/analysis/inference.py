@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import bdtrc, stdtrit
+from scipy.special import stdtrit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +27,6 @@ ALPHA = 0.015
 
 PRIOR = 4.0
 """Most degrees of freedom that the study's noise adds to a difference's own n - 1."""
-
-
-def is_at_chance(accuracy: float, images: int, chance: float) -> bool:
-    """Whether a guess gets as much right, by luck, in one of a hundred tries or more often.
-
-    Args:
-        accuracy: The share that was right, 0 … 1.
-        images: How many were looked at.
-        chance: The probability that a guess of one image is right.
-    """
-    right = round(accuracy * images)
-    # Of a binomial distribution: the probability of as many as these.
-    return right == 0 or float(bdtrc(right - 1, images, chance)) > 0.01
 
 
 @dataclass(frozen=True)

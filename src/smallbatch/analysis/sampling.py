@@ -63,12 +63,22 @@ def beyond_chance(accuracy: float, runs: pd.DataFrame) -> bool:
     if not accuracy > guessing:
         return False
     n_test = images_tested(runs)
-    if n_test is None:
-        return True
+    return n_test is None or not is_guess(accuracy, n_test, guessing, n_cells(runs))
+
+
+def is_guess(accuracy: float, n_test: int, guessing: float, cells: int = 1) -> bool:
+    """Whether guesses reach an accuracy by luck, at the level `BY_CHANCE`.
+
+    Args:
+        accuracy: On the test set, 0..1; the highest of several cells.
+        n_test: The number of test images.
+        guessing: The probability that a guess of one image is right.
+        cells: The number of cells.
+    """
     from scipy.stats import binomtest
 
     found = binomtest(round(accuracy * n_test), n_test, guessing, alternative="greater")
-    return float(found.pvalue) <= BY_CHANCE / n_cells(runs)
+    return float(found.pvalue) > BY_CHANCE / cells
 
 
 def learned(best: pd.DataFrame, runs: pd.DataFrame) -> bool:

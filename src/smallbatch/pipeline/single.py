@@ -110,10 +110,10 @@ def learned_nothing(accuracy: float, labels: Labels) -> str:
     """
     import numpy as np
 
-    from smallbatch.analysis.inference import is_at_chance
+    from smallbatch.analysis.sampling import is_guess
 
     chance = float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
-    if not is_at_chance(accuracy, len(labels), chance):
+    if not is_guess(accuracy, len(labels), chance):
         return ""
     return (
         f"ended at chance ({100 * chance:.2g} %): nothing learned; try another learning rate or "

@@ -93,7 +93,7 @@ def environment_table(timings: pd.DataFrame) -> Table | None:
         for key in [*known, *others]
     ]
     rows += [
-        ["Columns trained", *(str(len(group)) for group in groups)],
+        ["Columns with a timing file", *(str(len(group)) for group in groups)],
         ["First started (UTC)", *(_text(group["started"].min()) for group in groups)],
         ["Last started (UTC)", *(_text(group["started"].max()) for group in groups)],
         ["Time in training, summed", *(_summed(group["seconds"]) for group in groups)],

@@ -74,7 +74,7 @@ def _best_of(batch_size: int, own: pd.DataFrame) -> str:
     floor = top["accuracy"] if lost else top["min_accuracy"]
     rivals = some[(some["max_accuracy"] >= floor) & (some["bn_batch_size"] != top["bn_batch_size"])]
     near = [str(value) for value in rivals["bn_batch_size"]]
-    return f"{said} (seeds of {listed(near)} reach it too)" if near else said
+    return f"{said} (seeds of {listed(near)} overlap)" if near else said
 
 
 def warnings(cells: pd.DataFrame) -> list[str]:

@@ -238,7 +238,7 @@ def _study_section(
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
         "card": answer.answer_card(own.runs, beyond_chance=said.learned),
         "heat_map": heat_map,
-        "sentences": [said.best, said.range, said.fit],
+        "sentences": [said.best, said.validation, said.range, said.fit],
         "warnings": said.warnings,
         "figures": others,
         "tables": said.tables,

@@ -176,7 +176,7 @@ def _under(study: str, best: pd.DataFrame, runs: pd.DataFrame) -> str:
         return f"{study} on {dataset} did not learn with {budget}"
     top: dict[Any, Any] = best_by_study(own).iloc[0].to_dict()
     rivals = [str(m) for m in top["overlapping"]]
-    near = f"; seeds of m = {listed(rivals)} reach it too" if rivals else ""
+    near = f"; seeds of m = {listed(rivals)} overlap" if rivals else ""
     verb = "is best" if len(own) > 1 else "was run"
     return (
         f"{study} on {dataset} {verb} at m = {top['batch_size']} "

@@ -29,6 +29,8 @@ class StudyWords:
         learned: Whether the best cell is beyond chance. Otherwise figures of ranges and of the best
             accuracy mean nothing either.
         best: What came out best and how sure that is, or that there is no best.
+        validation: What changes when η̃ and m are chosen on the validation split; empty where there
+            is none.
         range: How the reliable range changes with m; empty where nothing learned.
         fit: What the fit of the upper ends says; empty where nothing learned.
         warnings: What limits the reading.
@@ -37,6 +39,7 @@ class StudyWords:
 
     learned: bool
     best: str
+    validation: str
     range: str
     fit: str
     warnings: list[str]
@@ -68,18 +71,14 @@ def study_words(
     settings = settings_table(runs)
     if winners.empty:
         why = tables.why_none(runs)
-        return StudyWords(False, f"{why[0].upper()}{why[1:]}.", "", "", [], [settings])
+        return StudyWords(False, f"{why[0].upper()}{why[1:]}.", "", "", "", [], [settings])
     n_test = images_tested(runs)
     if not learned(best, runs):
         said = wording.nothing_learned(cells, runs)
         doubts = wording.stale_statistics(best) + wording.single_seeds(cells)
         shown = [settings, tables.best_table(best, "test", n_test)]
-        return StudyWords(False, said, "", "", doubts, shown)
+        return StudyWords(False, said, "", "", "", doubts, shown)
     winner: dict[Any, Any] = winners.iloc[0].to_dict()
-    sentences = [
-        wording.best_sentence(winner, len(best), n_test),
-        second_opinions.validation_sentence(best, best_on_validation),
-    ]
     shown = [settings, tables.best_table(best, "test", n_test)]
     if len(best_on_validation):
         shown.append(tables.best_table(best_on_validation, "validation", n_test))
@@ -87,9 +86,10 @@ def study_words(
     shown += [tables.range_table(ranges), tables.fraction_table(ranges), tables.fit_table(ranges)]
     return StudyWords(
         learned=True,
-        best=" ".join(filter(None, sentences)),
+        best=wording.best_sentence(winner, len(best), n_test),
+        validation=second_opinions.validation_sentence(best, best_on_validation) or "",
         range=wording.range_sentence(ranges),
         fit=wording.fit_sentence(fit, band),
-        warnings=wording.warnings(best, ranges, cells),
+        warnings=wording.warnings(best, ranges, cells, runs),
         tables=shown,
     )

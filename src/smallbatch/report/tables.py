@@ -16,7 +16,7 @@ from smallbatch.report.labels import DASH, listed, percent, points, power_of_two
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LIMITS = {EDGE: "edge of the grid", DIVERGED: "diverges", BELOW: "accuracy below τ", "": DASH}
+_LIMITS = {EDGE: "edge of the grid", DIVERGED: "a seed diverged", BELOW: "a seed below τ", "": DASH}
 _EDGES = {"lower": "lowest tried", "upper": "highest tried", "only": "only one tried", "": ""}
 
 
@@ -145,10 +145,12 @@ def fit_table(ranges: pd.DataFrame) -> Table:
     for fraction, group in ranges.groupby("fraction"):
         fit = fit_upper_limit(group)
         bounds = {"": "", "lower": "at most ", "upper": "at least "}
+        # Where all ends fall as 1/m, only the product of η̃₀ and m* is known.
+        least = "at least " if fit and fit.m_star_bound == "lower" else ""
         rows.append(
             [
                 f"{fraction:g}",
-                f"{fit.base_lr_0:.3g}" if fit else DASH,
+                f"{least}{fit.base_lr_0:.3g}" if fit else DASH,
                 f"{bounds[fit.m_star_bound]}{fit.m_star:.3g}" if fit else DASH,
                 f"{fit.rms_octaves:.2f}" if fit else DASH,
                 str(fit.n_points) if fit else "fewer than 3",

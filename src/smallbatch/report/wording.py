@@ -56,12 +56,14 @@ def best_sentence(winner: dict[Any, Any], n_batch_sizes: int, n_test: int | None
 
 
 def _order(winner: dict[Any, Any], n_batch_sizes: int) -> str:
+    lost = math.isnan(winner["min_accuracy"])  # a seed diverged, which is worse than any other
     if winner["overlapping"]:
+        reached = "its median" if lost else "its worst seed"
+        reached = "it too" if int(winner["n_seeds"]) == 1 else reached
         others = listed([str(value) for value in winner["overlapping"]])
-        return f" Seeds of m = {others} reach it too: these runs do not settle the order."
+        return f" Seeds of m = {others} reach {reached}: these runs do not settle the order."
     if int(winner["n_seeds"]) == 1 or n_batch_sizes == 1:
         return ""
-    lost = math.isnan(winner["min_accuracy"])  # a seed diverged, which is worse than any other
     reached = "its median; some of its own seeds diverged" if lost else "its worst seed"
     return f" No seed of another batch size's best cell reaches {reached}."
 
@@ -110,15 +112,25 @@ def range_sentence(ranges: pd.DataFrame) -> str:
     return text + (f" No η̃ is reliable at m = {listed(none)}." if none else "")
 
 
-def warnings(best: pd.DataFrame, ranges: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+def warnings(
+    best: pd.DataFrame, ranges: pd.DataFrame, cells: pd.DataFrame, runs: pd.DataFrame
+) -> list[str]:
     """What limits the reading of one study that learned: edges of the grid, holes, single seeds.
 
     Args:
         best: The study's rows of `best_cells`.
         ranges: Its rows of `stable_ranges`.
         cells: Its rows of `summarise_cells`.
+        runs: Its runs.
     """
     lines: list[str] = []
+    chosen = zip(best["batch_size"], best["accuracy"], strict=True)
+    at_chance = [str(m) for m, accuracy in chosen if not beyond_chance(accuracy, runs)]
+    if at_chance:
+        lines.append(
+            f"At m = {listed(at_chance)} not even the best cell is beyond chance: nothing was "
+            "learned there, and which η̃ is best means nothing."
+        )
     for edge, word, side in (
         ("lower", "lowest", "below"),
         ("upper", "highest", "above"),
@@ -204,8 +216,8 @@ def fit_sentence(fit: LimitFit | None, band: LimitBand | None) -> str:
     return (
         f"Fitted upper end: highest η̃ at m = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) "
         f"{quality}. "
-        f"Well below m* = {fit.m_star:.3g} the limit is a constant η̃, well above it a constant η "
-        f"of about {fit.base_lr_0 * fit.m_star:.2g}.{_interval(band)}"
+        f"By this fit the limit is a constant η̃ well below m* = {fit.m_star:.3g}, and a constant η "
+        f"of about {fit.base_lr_0 * fit.m_star:.2g} well above it.{_interval(band)}"
     )
 
 
