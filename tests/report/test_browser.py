@@ -53,8 +53,9 @@ def test_the_page_is_whole_and_silent(
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width
         assert found.beyond() == []
         cut = found.page.evaluate(
-            """[...document.querySelectorAll(".chart")].filter((c) => c.scrollWidth > c.clientWidth + 1)
-               .map((c) => `${c.dataset.figure} ${c.scrollWidth} > ${c.clientWidth}`)"""
+            """[...document.querySelectorAll(".chart")]
+               .filter((chart) => chart.scrollWidth > chart.clientWidth + 1)
+               .map((chart) => chart.dataset.figure)"""
         )
         assert cut == []
         words = " ".join(found.page.locator(".chart svg text").all_text_contents())
@@ -158,7 +159,7 @@ def test_learning_rates_are_shown_as_either(seen: Opened) -> None:
     seen.page.get_by_label("η = m·η̃").check()
     chart.get_by_text("learning rate η = m·η̃").first.wait_for()
     # 2⁻¹⁰ at m = 2 is the lowest of all: η = 2⁻⁹
-    labels = chart.locator(".role-axis-label text").all_inner_texts()
+    labels = chart.locator(".role-axis-label text").all_text_contents()
     assert "2⁻⁹" in labels
     assert "2⁻¹⁰" not in labels
 
@@ -296,9 +297,9 @@ def test_a_cell_leads_to_its_runs_where_a_server_is_known(
         link = found.page.get_by_role("link", name="Its runs in MLflow")
         address, _, query = str(link.get_attribute("href")).partition("?")
         assert address == "http://127.0.0.1:9/#/experiments/7/runs"
-        assert urllib.parse.parse_qs(query) == {
-            "searchFilter": [
-                "params.study = 'resnet8' and params.batch_size = '8' "
-                "and params.base_lr = '0.015625'"
-            ]
-        }
+        (asked,) = urllib.parse.parse_qs(query)["searchFilter"]
+        assert asked.split(" and ") == [
+            "params.study = 'resnet8'",
+            "params.batch_size = '8'",
+            "params.base_lr = '0.015625'",
+        ]

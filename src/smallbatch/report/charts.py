@@ -177,9 +177,9 @@ def convergence(measure: str, time: str) -> dict[str, Any]:
     A cross: from there on the median of the seeds falls on a diverged run.
     """
     field = "accuracy" if measure == "test_accuracy" else "loss"
-    kind = alt.Scale(type="linear" if time == "epoch" else "log", zero=False)
+    kind = alt.Scale(zero=False) if time == "epoch" else alt.Scale(type="log")
     x = alt.X(f"{time}:Q", title=TIMES[time], scale=kind, axis=alt.Axis(tickCount=4, format="~s"))
-    heights = alt.Scale(type="linear" if field == "accuracy" else "log", zero=False)
+    heights = alt.Scale(zero=False) if field == "accuracy" else alt.Scale(type="log")
     y = alt.Y(f"{field}:Q", title=MEASURES[measure], scale=heights, axis=alt.Axis(tickCount=5))
     tips = [
         alt.Tooltip("m:O", title="m"),

@@ -166,10 +166,7 @@ def study_figures(
             if not curves[measure].notna().any():
                 continue
             kind = f"convergence-{measure.replace('_', '-')}"
-            tables: dict[str, tuple[str, dict[str, Any]]] = {
-                name: ("curves", where)
-                for name in ("curves", "all")  # noqa: C420 - its type
-            }
+            rows: tuple[str, dict[str, Any]] = ("curves", where)
             found.append(
                 Figure(
                     plain_name(dataset, study, kind),
@@ -179,7 +176,7 @@ def study_figures(
                     f"Convergence: {words} (median over seeds) at "
                     f"{convergence_sentence(base_lr, cells)}; the other m in grey. A cross: from "
                     "there on the median falls on a diverged run.",
-                    tables,
+                    {"curves": rows, "all": rows},
                 )
             )
     return found

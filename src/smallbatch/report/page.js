@@ -74,9 +74,20 @@ function specOf(name, width) {
     spec.spec.width = Math.max(80, Math.min(room, 320));
     spec.spec.height = Math.min(150, spec.spec.width);
   } else {
-    spec.autosize = { type: typeof spec.height === "number" ? "fit" : "fit-x", contains: "padding" };
+    if (spec.height.step) {
+      const rows = new Set(spec.datasets.cells.map((row) => row[`${variant}_label`])).size;
+      spec.height = rows * spec.height.step + 45; // with the axis below
+    }
+    spec.autosize = { type: "fit", contains: "padding" };
   }
   return spec;
+}
+
+const ERRORS = 1; // of Vega's log levels: it would warn of every layer that has no rows
+
+function options() {
+  const tooltip = { theme: DARK.matches ? "dark" : "light" };
+  return { actions: false, renderer: "svg", config: look(), logLevel: ERRORS, tooltip };
 }
 
 const views = new Map(); // element → {view, width}
@@ -85,8 +96,7 @@ async function draw(element) {
   const name = element.dataset.figure;
   views.get(element)?.view.finalize();
   views.set(element, { view: { finalize() {} }, width });
-  const options = { actions: false, renderer: "svg", config: look(), tooltip: { theme: DARK.matches ? "dark" : "light" } };
-  const { view } = await vegaEmbed(element, specOf(name, width), options);
+  const { view } = await vegaEmbed(element, specOf(name, width), options());
   views.set(element, { view, width });
   element.classList.add("drawn");
   if (FIGURES[name].kind === "heat-map") listen(view, element);
@@ -162,7 +172,7 @@ function curves(place, runs) {
   if (!points.some((point) => point.accuracy !== null)) return;
   spec.datasets = { runs: points };
   spec.autosize = { type: "fit", contains: "padding" };
-  vegaEmbed(place, spec, { actions: false, renderer: "svg", config: look() });
+  vegaEmbed(place, spec, options());
 }
 
 function make(tag, text = "", children = []) {

@@ -146,6 +146,7 @@ def build_report(
     verdicts = judged_record(runs, frames.history, timings, variances)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
+    answered.sort(key=lambda study: study["card"].sure == "undecided")  # others stay in order
     write_text(out / "answers.json", answer.as_json(study["card"] for study in answered))
     of_paper = runs["figure"].notna().any()
     judged = claim_rows(verdicts) if of_paper else []
