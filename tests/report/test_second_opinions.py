@@ -53,7 +53,7 @@ def test_without_a_second_budget_there_is_no_table_and_the_text_says_so() -> Non
     assert budget_table(best({("a", 2): 0.8}), one) is None
     said = " ".join(objection(best({("a", 2): 0.8}, edge="upper"), one))
     assert "no study was run with equal updates" in said
-    assert "In 1 of 1 columns the best η̃ is on the edge" in said
+    assert "In 1 of 1 column the best η̃ is on the edge" in said
 
 
 @pytest.mark.parametrize(

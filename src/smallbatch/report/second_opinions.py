@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch.report.labels import listed, percent, points, power_of_two
 from smallbatch.report.tables import Table
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,8 +96,8 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
         return [PAPER, SHALLUE, DECIDED, _budgets_sentence(best, runs)]
     edges = best[best["grid_edge"] != ""]
     edge = (
-        f"In {len(edges)} of {len(best)} columns the best η̃ is on the edge of its grid: tuning "
-        "did not end there, and the accuracy is a lower bound."
+        f"In {len(edges)} of {count(len(best), 'column')} the best η̃ is on the edge of its grid: "
+        "tuning did not end there, and the accuracy is a lower bound."
     )
     if edges.empty:
         edge = "In no column is the best η̃ on the edge of its grid."
