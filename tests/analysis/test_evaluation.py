@@ -281,7 +281,7 @@ def test_a_finished_run_has_all_planned_epochs(models: Path) -> None:
     content = json.loads(path.read_text())
     content["settings"]["epochs"] += 1
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"found 7 epochs.* of 8 epochs planned"):
+    with pytest.raises(UserError, match=r"epochs: found 7.* of 8 planned"):
         load_results(models)
 
 

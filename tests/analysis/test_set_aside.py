@@ -122,7 +122,7 @@ def test_nothing_that_is_named_is_no_evaluation() -> None:
     Path("params.yaml").write_text(PARAMS.replace("[2, 8]", "[64]"))
     result = CliRunner().invoke(main, ["evaluate"])
     assert result.exit_code == 2
-    assert "no complete column that params.yaml names, and 7 others" in result.output
+    assert "no complete column that params.yaml names, and 7 more" in result.output
 
 
 def test_an_evaluation_is_of_the_present_columns_with_those_set_aside_known() -> None:

@@ -421,7 +421,7 @@ def test_images_that_are_in_both_splits_are_told(tmp_path: Path) -> None:
     assert said == []
     shutil.copy(tmp_path / "img/train/ant/2.png", tmp_path / "img/test/bee/1.png")
     prepare(config, tmp_path / "data", say=said.append)
-    assert said == ["warning: 1 of 6 test images are training images too, pixel by pixel"]
+    assert said == ["warning: 1 of 6 test images found among the training images, pixel by pixel"]
 
 
 def test_images_held_out_that_are_test_images_are_told(tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_images_held_out_that_are_test_images_are_told(tmp_path: Path) -> None:
     assert said == [
         f"warning: {told}, pixel by pixel"
         for told in (
-            "2 of 8 test images are validation images too",
-            "6 of 8 test images are training images too",
+            "2 of 8 test images found among the validation images",
+            "6 of 8 test images found among the training images",
         )
     ]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from smallbatch.report.labels import count, duration, listed, percent, points, power_of_two, spread
+from smallbatch.report.labels import duration, listed, percent, points, power_of_two, spread
 
 
 @pytest.mark.parametrize(
@@ -29,5 +29,4 @@ def test_prose() -> None:
     assert listed(["2"]) == "2"
     assert listed(["2", "4"]) == "2 and 4"
     assert listed(["2", "4", "8"]) == "2, 4 and 8"
-    assert (count(1, "run"), count(2, "study", "studies")) == ("1 run", "2 studies")
     assert (duration(5), duration(300), duration(9000)) == ("5.0 s", "5.0 min", "2.5 h")

@@ -25,6 +25,7 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import RUN_KEYS, reported_accuracies
 from smallbatch.records.reading import Kind, read_json, read_table
 from smallbatch.records.schema import HISTORY
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +68,10 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The result as a few lines of text."""
-        counts = f"{self.n_runs} runs, {self.n_diverged} diverged; studies: {self.n_studies}"
+        counts = (
+            f"{count(self.n_runs, 'run')} of {count(self.n_studies, 'study', 'studies')}, "
+            f"{self.n_diverged} diverged"
+        )
         lines = [f"{self.out}: {counts}"]
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)} unfinished: {', '.join(self.skipped)}")

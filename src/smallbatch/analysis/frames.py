@@ -102,7 +102,7 @@ def load_results(models_dir: Path, wanted: Callable[[str], bool] = lambda _: Tru
     if not columns:
         raise UserError(
             f"{models_dir}: no complete column that params.yaml names, and "
-            f"{len(set_aside)} others; train first (dvc repro), or `smallbatch evaluate --all`"
+            f"{len(set_aside)} more; train first (dvc repro), or `smallbatch evaluate --all`"
         )
     _refuse_copies(columns)
     history = pd.concat([column.history for column in columns], ignore_index=True)

@@ -132,14 +132,16 @@ def sync(folders: tuple[Path, ...]) -> None:
       MLFLOW_TRACKING_URI=http://localhost:5000 smallbatch sync models/digits
     """
     from smallbatch.pipeline.experiments import result_folders
+    from smallbatch.text import count
     from smallbatch.tracking import sync as sync_files
 
     done = sync_files(folders or result_folders())
     discarded = f"; {done.runs_discarded} of other results moved to MLflow's trash"
     click.echo(
-        f"{done.columns} columns: {done.runs_created} MLflow runs created, "
+        f"{count(done.columns, 'column')}: {count(done.runs_created, 'MLflow run')} created, "
         f"{done.runs_updated} completed, {done.unchanged} unchanged; "
-        f"{done.points_logged} metric points logged" + (discarded if done.runs_discarded else "")
+        f"{count(done.points_logged, 'metric point')} logged"
+        + (discarded if done.runs_discarded else "")
     )
 
 

@@ -110,7 +110,7 @@ class StudyConfig(Strict):
         if rest or not 1 <= epochs <= MOST:
             found = self.epochs * batch_size / int(match.group(1))
             raise ValueError(
-                f"budget: {self.epochs} epochs and {self.budget!r} give {found:g} epochs at batch "
+                f"budget: epochs {self.epochs} and {self.budget!r} give {found:g} epochs at batch "
                 f"size {batch_size}, allowed: a whole number up to {MOST}"
             )
         return epochs

@@ -137,7 +137,7 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
         classes = _stated_classes(path, schema.metadata or {}, label_column)
         labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
         if len(labels) != rows:
-            raise UserError(f"{path}: found {len(labels)} labels; its own index says {rows}")
+            raise UserError(f"{path}: labels: found {len(labels)}, its own index says {rows}")
         return _Shard(path, labels, classes)
 
 
@@ -269,7 +269,7 @@ def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Enc
                     break
             start = end
         if rows[-1] >= start:
-            raise UserError(f"{path}: found {start} rows of images; allowed: one for each label")
+            raise UserError(f"{path}: rows of images: found {start}; allowed: one for each label")
 
 
 def _uncompressed(group: pq.RowGroupMetaData, name: str) -> int:

@@ -100,8 +100,8 @@ def _tell_of_shared_images(dataset: Dataset, say: Callable[[str], object]) -> No
         count = sum(image in others for image in seen[split])
         if count:
             say(
-                f"warning: {count} of {len(seen[split])} {split} images are {other} images too, "
-                "pixel by pixel"
+                f"warning: {count} of {len(seen[split])} {split} images found among the "
+                f"{other} images, pixel by pixel"
             )
 
 
@@ -143,7 +143,7 @@ def _select_train(config: DatasetConfig, source: Source) -> tuple[Rows, Rows]:
         if name is not None:
             raise UserError(
                 f"dataset.validation_fraction: found {config.validation_fraction:g}, which leaves "
-                f"class {name!r} out of the {split} split of {len(rows)} images; allowed: a "
+                f"class {name!r} out of the {split} split of {len(rows)}; allowed: a "
                 "fraction that leaves every class in both, or 0"
             )
     return rows[kept], rows[held_out]

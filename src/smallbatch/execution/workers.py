@@ -180,9 +180,11 @@ def _tell_resumed(job: Job, chunks: Sequence[Chunk]) -> None:
         return
     updates = [chunk.checkpoints.saved.update for chunk in resumed if chunk.checkpoints.saved]
     runs = sum(len(chunk.runs) for chunk in resumed)
+    span = sorted({min(updates), max(updates)})
+    at = f"update{'s' if len(span) > 1 else ''} {' to '.join(map(str, span))}"
+    on = "run goes on from its checkpoint" if runs == 1 else "runs go on from their checkpoints"
     print(
-        f"m={job.column[0].batch_size}: {runs} runs go on from their checkpoints, "
-        f"at updates {min(updates)} to {max(updates)}",
+        f"m={job.column[0].batch_size}: {runs} {on}, at {at}",
         file=sys.stderr,
         flush=True,
     )

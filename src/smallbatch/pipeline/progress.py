@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.errors import shown
 from smallbatch.protocol.run import Run
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -46,7 +47,8 @@ class Progress:
             self._rich.start()
             self._rich.add_task(self.title, total=self.runs * self.epochs, runs="", loss="")
         else:
-            self._say(f"{self.runs} runs × {self.epochs} epochs × {self.images} images")
+            epochs, images = count(self.epochs, "epoch"), count(self.images, "image")
+            self._say(f"{count(self.runs, 'run')} × {epochs} × {images}")
         return self
 
     def __exit__(
@@ -79,7 +81,7 @@ class Progress:
         epochs = sum(self._epochs_of.values())
         loss = f"loss {self.loss:.3f}"
         if self._rich is not None:
-            runs = f"{self.done}/{self.runs} runs"
+            runs = f"{self.done}/{count(self.runs, 'run')}"
             self._rich.update(self._rich.task_ids[0], completed=epochs, runs=runs, loss=loss)
         elif time.monotonic() - self._spoken >= QUIET_INTERVAL and self.done < self.runs:
             self._spoken = time.monotonic()
@@ -90,7 +92,7 @@ class Progress:
 
     def _counts(self) -> str:
         diverged = f" ({self.diverged} diverged)" if self.diverged else ""
-        return f"{self.done}/{self.runs} runs{diverged}"
+        return f"{self.done}/{count(self.runs, 'run')}{diverged}"
 
     def _say(self, text: str) -> None:
         say(self.title, text)

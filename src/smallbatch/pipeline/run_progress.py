@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.pipeline.progress import clock, display, say
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -44,7 +45,7 @@ class RunProgress:
             self._rich.start()
             self._rich.add_task(f"epoch 1/{self.epochs}", total=self.epochs)
         else:
-            say(self.title, f"{self.epochs} epochs × {self.images} images")
+            say(self.title, f"{count(self.epochs, 'epoch')} × {count(self.images, 'image')}")
         return self
 
     def __exit__(
@@ -61,7 +62,7 @@ class RunProgress:
             say(self.title, "found the kept result of this run; nothing was trained")
         else:
             took = clock(time.monotonic() - self._started)
-            say(self.title, f"{self._epoch} of {self.epochs} epochs in {took}")
+            say(self.title, f"{self._epoch} of {count(self.epochs, 'epoch')} in {took}")
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:  # noqa: ARG002
         """See :class:`~execution.column.Observer`."""

@@ -18,6 +18,7 @@ from smallbatch.config.params import (
 from smallbatch.durable import read, write
 from smallbatch.errors import UserError
 from smallbatch.pipeline.tracked import train_and_track
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ def single_run(
     final = run["final"]
     line = (
         f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
-        f"after {run['updates']} updates: {column_dir}"
+        f"after {count(run['updates'], 'update')}: {column_dir}"
     )
     return "\n".join(filter(None, [line, learned_nothing(final["test_accuracy"], labels[0])]))
 

@@ -260,8 +260,8 @@ def _check_ends(path: Path, record: ColumnRecord, history: pd.DataFrame) -> None
         gaps = epochs != [*range(1, len(epochs) + 1)] or last != ends[str(name)]
         if gaps or (str(name) in finals and len(epochs) != planned):
             raise UserError(
-                f"{path}: run {name}: found {len(epochs)} epochs, the last to update {last}, "
-                f"allowed: all epochs to update {ends[str(name)]}, of {planned} epochs planned, as "
+                f"{path}: run {name}: epochs: found {len(epochs)}, the last to update {last}, "
+                f"allowed: all epochs to update {ends[str(name)]}, of {planned} planned, as "
                 f"runs.json says; {_ADVICE}"
             )
         for metric, final in finals.get(str(name), {}).items():

@@ -81,7 +81,7 @@ def read_table(path: Path, kinds: Mapping[str, Kind], advice: str) -> pd.DataFra
             raise UserError(f"{path}: damaged, column {name!r}: missing; {advice}")
         column = table.column(name)
         if not _is(kind.rstrip("?"), column.type) or (column.null_count and kind[-1] != "?"):
-            found = f"found {column.type} with {column.null_count} values missing"
+            found = f"found {column.type}, values missing: {column.null_count}"
             raise UserError(f"{path}: damaged, column {name!r}: {found}, allowed: {kind}; {advice}")
     for name in table.column_names:
         kind = table.column(name).type

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from smallbatch.errors import shown
 from smallbatch.markdown import table
 from smallbatch.report.claims import HEADERS, NOT_RUN, rows
-from smallbatch.report.labels import DASH, count
+from smallbatch.report.labels import DASH
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,8 +12,9 @@ import vl_convert
 from smallbatch import durable
 from smallbatch.analysis.cells import FRACTIONS
 from smallbatch.report.charts import RATES, Kind
-from smallbatch.report.labels import count, percent, power_of_two
+from smallbatch.report.labels import percent, power_of_two
 from smallbatch.report.wording import convergence_sentence, range_sentence
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.report import ghost_words, paper
 from smallbatch.report.figures import Figure, plain_name
-from smallbatch.report.labels import count
 from smallbatch.report.settings import settings_table
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.sampling import chance, learned
-from smallbatch.report.labels import count, listed, percent, power_of_two
+from smallbatch.report.labels import listed, percent, power_of_two
 from smallbatch.report.tables import Table, seeds_of, why_none
 from smallbatch.report.wording import single_seeds
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

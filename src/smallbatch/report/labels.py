@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from smallbatch.config.base_lr import format_base_lr
+from smallbatch.text import count as count  # written beside the others, on the page
 
 SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
@@ -52,8 +53,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
-
-
-def count(number: int, thing: str, plural: str = "") -> str:
-    """Write "1 run", "2 runs"."""
-    return f"{number} {thing if number == 1 else plural or thing + 's'}"

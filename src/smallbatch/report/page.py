@@ -36,7 +36,6 @@ from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
 from smallbatch.report.ghost import ghost_section
-from smallbatch.report.labels import count
 from smallbatch.report.rows import (
     Row,
     cell_rows,
@@ -48,6 +47,7 @@ from smallbatch.report.rows import (
 )
 from smallbatch.report.settings import reported_rule
 from smallbatch.report.study_words import study_words
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.analysis.cells import STUDY_KEYS
 from smallbatch.analysis.generalisation import best_by_study
 from smallbatch.analysis.sampling import learned
-from smallbatch.report.labels import count, listed, percent, points, power_of_two
+from smallbatch.report.labels import listed, percent, points, power_of_two
 from smallbatch.report.tables import Table
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

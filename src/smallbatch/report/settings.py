@@ -13,8 +13,9 @@ import pandas as pd
 
 from smallbatch.analysis.sampling import CELL
 from smallbatch.records.columns import reported_epochs
-from smallbatch.report.labels import count, listed, power_of_two
+from smallbatch.report.labels import listed, power_of_two
 from smallbatch.report.tables import Table, run_counts
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ from smallbatch.analysis.sampling import (
     leaves_open,
 )
 from smallbatch.analysis.stability import EDGE
-from smallbatch.report.labels import count, listed, percent, power_of_two, spread
+from smallbatch.report.labels import listed, percent, power_of_two, spread
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,6 +12,7 @@ from smallbatch.markdown import table
 from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
 from smallbatch.speed.bench.session import LOADER_WORKERS, Bench, Series, Session
 from smallbatch.speed.rate import BASE_LR
+from smallbatch.text import count
 
 NOTES = {
     "images_per_second": (
@@ -127,10 +128,10 @@ def as_markdown(record: dict[str, Any]) -> str:
 def _about(record: dict[str, Any]) -> str:
     settings, machine = record["settings"], record["environment"]
     limits = {name: limit["median"] for name, limit in record["limits"].items()}
-    hardware = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    hardware = machine["gpu"] or f"{count(machine['cores'], 'core')} of {machine['cpu']}"
     return (
-        f"{settings['model']}, norm {settings['norm']}, {settings['lanes']} lanes; medians of "
-        f"{settings['repeats_done']}. {hardware}: sgemm "
+        f"{settings['model']}, norm {settings['norm']}, {count(settings['lanes'], 'lane')}; "
+        f"medians of {settings['repeats_done']}. {hardware}: sgemm "
         f"{limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s. "
         f"torch {machine['torch']}, {record['date'][:10]}."
