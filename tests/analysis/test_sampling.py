@@ -47,10 +47,10 @@ def tail(right: int, n: int, p: float) -> float:
     return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(right, n + 1))
 
 
-@pytest.mark.parametrize("cells", [1, 20])
-def test_the_more_cells_the_higher_the_best_must_be(cells: int) -> None:
-    found = runs(cells, seeds=3)
-    enough = next(k for k in range(101) if tail(k, 100, 0.1) <= 0.01 / cells)
+@pytest.mark.parametrize(("cells", "classes"), [(1, 10), (20, 10), (1, 2), (20, 2)])
+def test_the_more_cells_the_higher_the_best_must_be(cells: int, classes: int) -> None:
+    found = runs(cells, seeds=3, classes=classes)
+    enough = next(k for k in range(101) if tail(k, 100, 1 / classes) <= 0.01 / cells)
     assert beyond_chance(enough / 100, found)
     assert not beyond_chance((enough - 1) / 100, found)
 

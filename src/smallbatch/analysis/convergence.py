@@ -85,4 +85,4 @@ def _fallen(
     lost = pd.Series([int((diverged_in <= epoch).sum()) for epoch in epochs], index=epochs)
     going = pd.Series([int((finished >= epoch).sum()) for epoch in epochs], index=epochs)
     going += len(diverged_in) - lost
-    return lost.ge(going) & lost.gt(0)
+    return lost.ge(going)
