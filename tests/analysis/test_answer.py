@@ -134,7 +134,7 @@ def test_more_noise_needs_more_seeds() -> None:
 
 
 def test_as_many_seeds_as_are_said_to_be_needed_find_two_points_in_most_cases() -> None:
-    tops = dict.fromkeys((2, 4, 8, 16), 0.8)
+    tops: dict[int, float] = dict.fromkeys((2, 4, 8, 16), 0.8)
     said = [answer(runs_of(grid(tops, n=8, seed=seed))).seeds_needed or 101 for seed in range(5)]
     needed = median_low(said)  # a single one is rough
     truth = np.tile([-6.0, -3.0, 0.0, -3.0, -6.0], (4, 1))
