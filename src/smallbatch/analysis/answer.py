@@ -40,7 +40,8 @@ TOLD = 0.02
 SHARE = 4
 """A batch size is called worse at the level of `inference.ALPHA` divided by this.
 
-The noise of one or two batch sizes may be far above the study's, as for the optimum of a claim.
+The noise of one or two batch sizes may be far above the study's, which the bound knows in part
+(docs/decisions.md, Answers, has how often it errs).
 """
 
 Split = Literal["test", "validation"]

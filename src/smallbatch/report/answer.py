@@ -244,8 +244,7 @@ def _doubts_of_others(standings: Sequence[Standing], m: int) -> list[str]:
     lines: list[str] = []
     if edge:
         lines.append(
-            f"At m = {listed(edge)} the best η̃ is on the edge of the grid: outside it may do "
-            "better."
+            f"At m = {listed(edge)} the best η̃ is at the end of those tried: another may do better."
         )
     if lost:
         lines.append(f"At m = {listed(lost)} a seed diverged at every η̃: try smaller ones.")

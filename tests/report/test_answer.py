@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from smallbatch.errors import UserError
+from smallbatch.report.answer import (
+    NAME,
+    Card,
+    answer_card,
+    answer_lines,
+    as_json,
+    read_answers,
+)
+from tests.analysis.accuracies import LOST, Accuracies, grid, runs_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLEAR = grid({2: 0.80, 8: 0.90, 32: 0.70}, sd=0.005)
+TIED = grid({2: 0.90, 8: 0.90, 32: 0.70}, sd=0.005)
+
+
+def card(accuracies: Accuracies, *, beyond_chance: bool = True, **settings: Any) -> Card:
+    return answer_card(runs_of(accuracies, **settings), beyond_chance=beyond_chance)
+
+
+def text(accuracies: Accuracies, **settings: Any) -> str:
+    return " ".join(card(accuracies, **settings).lines)
+
+
+def changed(accuracies: Accuracies, new: Accuracies) -> Accuracies:
+    return {key: list(values) for key, values in {**accuracies, **new}.items()}
+
+
+def test_a_clear_answer() -> None:
+    found = card(CLEAR)
+    assert found.title == "Batch size 8, learning rate 0.0312 (η̃ = 2⁻⁸)"
+    assert found.sure == "clear"
+    assert found.main == "With the η̃ tried, every other batch size is worse."
+    accuracy, main, worse, span = found.lines
+    values = CLEAR[8, 2**-8]
+    assert accuracy == (
+        f"Accuracy {100 * np.median(values):.1f} % (median of 3 seeds, {100 * min(values):.1f} … "
+        f"{100 * max(values):.1f} %). Chosen on the test set itself, so it may be a little high."
+    )
+    assert main == found.main
+    assert worse.startswith("Worse: m = 2 (by ")
+    assert worse.count("points or more") == 1
+    assert span == (
+        "At m = 8 reliable from η̃ = 2⁻¹⁰ (η = 2⁻⁷, the lowest tried) to 2⁻⁶ (η = 2⁻³, the highest "
+        "tried)."
+    )
+
+
+def test_the_bounds_that_are_written_are_below_what_was_seen() -> None:
+    worse = card(CLEAR).lines[2]
+    least = float(worse.split("(by ")[1].split(" ")[0])
+    assert 0 < least < 10
+    assert float(worse.rsplit("(", 1)[1].rstrip(").")) < 20
+
+
+def test_an_open_answer() -> None:
+    found = card(TIED)
+    m, other = ("2", "8") if found.title.startswith("Batch size 2,") else ("8", "2")
+    assert found.sure == "open"
+    assert found.main == f"Not distinguishable from it: m = {other}."
+    words = " ".join(found.lines)
+    assert "Worse: m = 32 (by 1" in words
+    assert f"no other is better than m = {m} by more than " in words
+    assert "seeds would tell differences of 2 points apart." in text(
+        grid({2: 0.9, 8: 0.9, 32: 0.9}, sd=0.02)
+    )
+    assert "every other batch size is worse" not in words
+    assert "More than 100 seeds would" in text(grid({2: 0.6, 8: 0.6}, sd=0.15))
+
+
+def test_seeds_that_are_enough_for_two_points_are_not_asked_for() -> None:
+    assert "seeds would tell" not in text(grid({2: 0.9, 8: 0.9}, n=12, sd=0.003))
+
+
+@pytest.mark.parametrize(
+    ("n", "line"),
+    [
+        (1, "One seed decides nothing: set `seeds: 3` or more."),
+        (2, "Two seeds decide nothing: set `seeds: 3` or more."),
+    ],
+)
+def test_too_few_seeds(n: int, line: str) -> None:
+    found = card(grid({2: 0.9, 8: 0.5}, n=n))
+    assert (found.sure, found.main) == ("undecided", line)
+    assert ("(one seed)" in found.lines[0]) == (n == 1)
+    assert "decide" not in text(grid({2: 0.9, 8: 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("moved", "number"), [(4, "No seed is"), (3, "One seed is"), (2, "Two seeds are")]
+)
+def test_too_few_seeds_in_common(moved: int, number: str) -> None:
+    runs = runs_of(grid({2: 0.9, 8: 0.5}, n=4))
+    runs.loc[runs["batch_size"] == 8, "seed"] += moved
+    found = answer_card(runs, beyond_chance=True)
+    assert found.sure == "undecided"
+    assert found.main == f"{number} common to all cells, and three are needed to compare them."
+
+
+def test_nothing_to_compare() -> None:
+    one = card({(4, 0.003): [0.5, 0.6, 0.7]})
+    assert one.title == "Batch size 4, learning rate 0.012 (η̃ = 0.003)"
+    assert one.sure == "undecided"
+    assert one.lines == (
+        "Accuracy 60.0 % (median of 3 seeds, 50.0 … 70.0 %).",
+        "Only one batch size and learning rate was run: there is nothing to compare.",
+        "Only one η̃ was tried at m = 4.",
+    )
+    assert card(grid({8: 0.9})).main == "Only m = 8 was run: no batch sizes are compared."
+    lonely = card({(2, 0.1): [0.9] * 3, (4, 0.1): [LOST] * 3})
+    assert lonely.sure == "undecided"
+    assert lonely.main.endswith("at fewer than two batch sizes: none are compared.")
+
+
+def test_columns_of_different_experiments_are_not_compared() -> None:
+    runs = runs_of(CLEAR)
+    runs.loc[runs["batch_size"] == 2, "epochs"] = 7
+    found = answer_card(runs, beyond_chance=True)
+    assert found.sure == "undecided"
+    assert found.main == "Its columns were trained with different epochs: they are not compared."
+
+
+@pytest.mark.parametrize(
+    ("base_lr", "line"),
+    [
+        (2**-10, "The best η̃ at m = 8 is the lowest tried: extend the grid."),
+        (2**-6, "The best η̃ at m = 8 is the highest tried: extend the grid."),
+    ],
+)
+def test_the_best_eta_on_the_edge(base_lr: float, line: str) -> None:
+    found = card(changed(CLEAR, {(8, base_lr): [0.95, 0.951, 0.952]}))
+    assert line in found.lines
+    assert found.sure == "open"
+    assert "extend the grid" not in text(CLEAR)
+
+
+def test_a_loser_on_the_edge_may_not_be_one() -> None:
+    found = card(changed(CLEAR, {(32, 2**-6): [0.75, 0.751, 0.752]}))
+    assert found.sure == "open"
+    line = "At m = 32 the best η̃ is at the end of those tried: another may do better."
+    assert line in found.lines
+    assert line not in card(CLEAR).lines
+
+
+def test_a_diverged_seed_of_the_best_cell() -> None:
+    found = card(changed(CLEAR, {(8, 2**-8): [0.95, 0.96, LOST]}))
+    assert "1 of its 3 seeds diverged: try a smaller η̃." in found.lines
+    assert found.sure == "open"
+    assert "diverged … 96.0 %" in found.lines[0]
+    assert "but not at" not in text(CLEAR)
+    assert ", but not at 2⁻⁸." in " ".join(found.lines)
+
+
+def test_a_batch_size_at_which_a_seed_of_every_cell_diverged() -> None:
+    lost = {(32, 2.0**k): [LOST, 0.7, 0.7] for k in range(-10, -5)}
+    found = card(changed(CLEAR, lost))
+    assert "At m = 32 a seed diverged at every η̃: try smaller ones." in found.lines
+    assert found.sure == "open"
+    assert "every other batch size is worse" not in " ".join(found.lines)
+    own = card(changed(CLEAR, {(8, 2.0**k): [LOST, 0.9, 0.9] for k in range(-10, -5)}))
+    assert own.main.startswith("At m = 8 a seed diverged in every cell")
+    assert "Not distinguishable from the best: m = 2." in own.lines
+    assert "At m = 8 no η̃ is reliable." in own.lines
+
+
+def test_the_highest_median_may_not_be_the_best_mean() -> None:
+    found = card({(2, 0.1): [0.90] * 13 + [0.84] * 12, (4, 0.1): [0.89] * 13 + [0.892] * 12})
+    assert found.sure == "open"
+    assert found.main == (
+        "By the mean over seeds another batch size is better, though m = 2 has the highest median."
+    )
+    assert "Not distinguishable from the best: m = 4." in found.lines
+    assert "By the mean" not in text(CLEAR)
+
+
+def test_a_choice_on_the_validation_split_says_so() -> None:
+    validation = {key: [value - 0.05 for value in values] for key, values in CLEAR.items()}
+    words = text(CLEAR, validation=validation)
+    assert words.startswith("Chosen on the validation split; test accuracy ")
+    assert "Chosen on the test set" not in words
+
+
+def test_no_answer() -> None:
+    lost = card({(2, 0.1): [LOST] * 3, (4, 0.1): [LOST, LOST, 0.9]})
+    assert (lost.title, lost.sure) == ("No answer", "undecided")
+    assert lost.lines == (
+        "In no cell did more than half of the seeds train to the end: try smaller learning rates.",
+    )
+    chance = card(CLEAR, beyond_chance=False)
+    assert (chance.title, chance.sure, len(chance.lines)) == ("No answer", "undecided", 1)
+    assert chance.main == (
+        "Nothing here learned beyond chance: train longer, or try other learning rates."
+    )
+
+
+def test_a_line_for_each_study(tmp_path: Path) -> None:
+    cards = [card(CLEAR), card({(2, 0.1): [LOST]})]
+    (tmp_path / NAME).write_text(as_json(cards))
+    assert read_answers(tmp_path / NAME).answers == tuple(cards)
+    first, second = answer_lines(tmp_path)
+    assert first == (
+        "digits/mine: Batch size 8, learning rate 0.0312 (η̃ = 2⁻⁸). With the η̃ tried, every other "
+        "batch size is worse."
+    )
+    assert second.startswith("digits/mine: No answer. In no cell")
+    (tmp_path / NAME).write_text(as_json([]))
+    assert answer_lines(tmp_path) == []
+
+
+def _other(content: dict[str, Any], **new: Any) -> str:
+    return json.dumps({"answers": [{**content["answers"][0], **new}]})
+
+
+@pytest.mark.parametrize("new", [{"sure": "certain"}, {"title": 3}, {"more": ""}])
+def test_a_damaged_file_is_refused(tmp_path: Path, new: dict[str, Any]) -> None:
+    content = json.loads(as_json([card(CLEAR)]))
+    (tmp_path / NAME).write_text(_other(content, **new))
+    with pytest.raises(UserError, match=r"answers\.json: damaged.*`smallbatch report` writes it"):
+        answer_lines(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="`smallbatch report` writes it"):
+        answer_lines(tmp_path)
