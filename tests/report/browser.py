@@ -17,6 +17,7 @@ CHROMIUM = next(
 
 # Charts are drawn when they come into sight.
 SCROLL = """async () => {
+  document.querySelectorAll("details.study").forEach((details) => { details.open = true; });
   for (let y = 0; y < document.body.scrollHeight; y += 400) {
     scrollTo(0, y);
     await new Promise(requestAnimationFrame);

@@ -18,7 +18,7 @@ _FEW = 3  # networks in a row; more are "every network"
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """A verdict as text; ``parts`` are its comparisons where it has several."""
+    """A verdict as text; ``remarks`` one by one, ``parts`` its comparisons where it has several."""
 
     statement: str
     figure: str
@@ -27,7 +27,7 @@ class ClaimRow:
     effect: str
     n: str
     data: str
-    remarks: str
+    remarks: tuple[str, ...]
     parts: tuple[str, ...]
 
 
@@ -42,7 +42,7 @@ def claim_rows(record: ClaimsRecord) -> list[ClaimRow]:
             effect_text(finding, claim.unit),
             DASH if finding.n is None else str(finding.n),
             ", ".join(text for text in (finding.dataset, finding.scale) if text) or DASH,
-            remarks(finding, claim.unit),
+            tuple(filter(None, remarks(finding, claim.unit).split("; "))),
             _parts(claim, index),
         )
         for claim in record.claims

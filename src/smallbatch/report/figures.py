@@ -111,9 +111,15 @@ def plain_name(*parts: str) -> str:
 
 
 def study_figures(
-    dataset: str, cells: pd.DataFrame, ranges: pd.DataFrame, curves: pd.DataFrame, fits: bool
+    dataset: str,
+    cells: pd.DataFrame,
+    ranges: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    fits: bool,
+    learned: bool,
 ) -> list[Figure]:
-    """The figures of one study; all data frames are of that study alone.
+    """The figures of one study, the heat map first; all data frames are of that study alone.
 
     Args:
         dataset: The name of its data set.
@@ -121,6 +127,7 @@ def study_figures(
         ranges: As `stable_ranges` makes them.
         curves: Convergence at one η̃; empty if no run has a finite accuracy.
         fits: Whether the upper ends were fitted.
+        learned: Whether anything is beyond chance; otherwise ranges mean nothing.
     """
     study = str(cells["study"].iloc[0])
     where = {"dataset": dataset, "study": study}
@@ -135,8 +142,9 @@ def study_figures(
             "heat-map",
             f"Heat map: reported test accuracy of {study} for every batch size and base learning "
             f"rate; {_diverged_text(cells)}.",
-            "Reported accuracy (%, median over seeds) of every cell; framed: the best η̃ of each m. "
-            "Grey: the median falls on a diverged run (×: all seeds diverged, ×k: k of them).",
+            "Reported accuracy (%, median over seeds) of every cell. ★: the answer; framed: the "
+            "best η̃ of each m on the test set; grey: the median falls on a diverged run (×: all "
+            "seeds diverged, ×k: k of them).",
             "cells",
         ),
         figure(
@@ -160,6 +168,8 @@ def study_figures(
             "cells", "all",
         ),
     ]  # fmt: skip
+    if not learned:
+        found = [each for each in found if each.kind != "stable-range"]
     if len(curves):
         base_lr = float(curves["base_lr"].iloc[0])
         sizes = count(curves["batch_size"].nunique(), "batch size")
