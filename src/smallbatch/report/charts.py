@@ -241,7 +241,7 @@ def _log2() -> alt.Scale:
 
 
 def _rate_axis(field: str, rate: str) -> alt.Y:
-    axis = alt.Axis(labelExpr=_POWER, labelOverlap=True)
+    axis = alt.Axis(labelExpr=_POWER, labelOverlap=True, tickCount=6)
     return alt.Y(f"{field}:Q", title=RATES[rate], scale=_log2(), axis=axis)
 
 

@@ -178,6 +178,7 @@ function show(panel, cell, view) {
     lines.push(make("p", "", [link]));
   }
   lines.push(make("p", pinned.get(panel) === cell.key ? "Click the cell again to let go of it." : "Click a cell to keep it here."));
+  lines[3].className = "curves";
   panel.replaceChildren(...lines);
   curves(lines[3], runs);
 }
