@@ -132,10 +132,12 @@ def answer_lines(reports: Path) -> list[str]:
     Raises:
         UserError: The file is missing, or it is not such a file.
     """
-    return [
-        f"{card.dataset}/{card.study}: {card.title}. {card.main}"
-        for card in read_answers(reports / NAME).answers
-    ]
+    return [told(card) for card in read_answers(reports / NAME).answers]
+
+
+def told(card: Card) -> str:
+    """One study's answer as a line."""
+    return f"{card.dataset}/{card.study}: {card.title}. {card.main}"
 
 
 def _none(found: Answer, why: str) -> Card:

@@ -148,7 +148,7 @@ def build_report(
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
     answered.sort(key=lambda study: study["card"].sure == "undecided")  # others stay in order
-    write_text(out / "answers.json", answer.as_json(study["card"] for study in answered))
+    write_text(out / answer.NAME, answer.as_json(study["card"] for study in answered))
     of_paper = runs["figure"].notna().any()
     judged = claim_rows(verdicts) if of_paper else []
     figures = [
