@@ -10,14 +10,11 @@ Figures of several curves are small multiples: one small frame per curve, with a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from smallbatch.analysis.cells import FRACTIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart.
 INK = "#0072b2"
@@ -49,37 +46,33 @@ class Kind:
         variants: Specifications by what is on an axis, such as ``base_lr`` and ``lr``; the first is
             shown until the reader chooses another.
         facet: The column of which each value has a frame of its own; empty if there is one frame.
+        saved: The variants that are saved as files; no time of training, which is another on each
+            machine.
     """
 
     variants: dict[str, dict[str, Any]]
     facet: str = ""
+    saved: tuple[str, ...] = ()
 
 
 def kinds() -> dict[str, Kind]:
     """All kinds of figures by name."""
+    heat_maps, ranges, all_of_them = (
+        {rate: draw(rate) for rate in RATES} for draw in (heat_map, study_ranges, all_ranges)
+    )
     found = {
-        "heat-map": _kind(RATES, heat_map),
-        "accuracy": _kind(("m",), accuracy_curves, "frame"),
-        "stable-range": _kind(RATES, study_ranges),
-        "best-accuracy": _kind(("m",), best_accuracy, "study"),
-        "all-ranges": _kind(RATES, all_ranges, "study"),
-        "bn-batch": _kind(("bn",), bn_batch_curves, "frame"),
-        "cell": _kind(("epoch",), cell_curves),
+        "heat-map": Kind(heat_maps, saved=("base_lr",)),
+        "stable-range": Kind(ranges, saved=tuple(RATES)),
+        "all-ranges": Kind(all_of_them, "study", saved=tuple(RATES)),
+        "accuracy": Kind({"m": accuracy_curves()}, "frame", saved=("m",)),
+        "best-accuracy": Kind({"m": best_accuracy()}, "study", saved=("m",)),
+        "bn-batch": Kind({"bn": bn_batch_curves()}, "frame", saved=("bn",)),
+        "cell": Kind({"epoch": cell_curves()}),
     }
     for measure in MEASURES:
-        name = f"convergence-{measure.replace('_', '-')}"
-        found[name] = Kind({time: convergence(measure, time) for time in TIMES}, facet="frame")
+        times = {time: convergence(measure, time) for time in TIMES}
+        found[f"convergence-{measure.replace('_', '-')}"] = Kind(times, "frame", ("epoch",))
     return found
-
-
-def _kind(
-    variants: tuple[str, ...] | dict[str, str],
-    draw: Callable[..., dict[str, Any]],
-    facet: str = "",
-) -> Kind:
-    if len(variants) == 1:
-        return Kind({name: draw() for name in variants}, facet)
-    return Kind({name: draw(name) for name in variants}, facet)
 
 
 def heat_map(rate: str) -> dict[str, Any]:

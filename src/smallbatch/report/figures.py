@@ -11,7 +11,6 @@ import vl_convert
 
 from smallbatch import durable
 from smallbatch.analysis.cells import FRACTIONS
-from smallbatch.report.charts import RATES, Kind
 from smallbatch.report.labels import percent, power_of_two
 from smallbatch.report.wording import convergence_sentence, range_sentence
 from smallbatch.text import count
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from smallbatch.report.charts import Kind
     from smallbatch.report.rows import Row
 
 # The version of Vega-Lite for the files; the page has the one that comes with the library.
@@ -36,9 +36,6 @@ _LOOK: dict[str, Any] = {
     "header": {"labelFont": _FONT},
     "view": {"stroke": "#d5d5d5"},
 }
-
-# Symbols of the variants in captions.
-_SYMBOLS = {"base_lr": "η̃", "lr": "η = m·η̃"}
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,14 @@ class Gallery:
         self._kinds, self._tables = kinds, tables
 
     def add(self, figure: Figure) -> Figure:
-        """Write the files of a figure, one pair for each learning rate that it can show."""
+        """Write the files of a figure, a pair for each of its variants that are saved."""
         kind = self._kinds[figure.kind]
-        # A time of training on an axis differs from machine to machine, and files must not.
-        variants = [name for name in kind.variants if name in RATES] or [next(iter(kind.variants))]
-        for variant in variants:
-            suffix = f"-{variant.replace('_', '-')}" if variant in RATES else ""
-            name = f"{figure.name}{suffix}" if len(variants) > 1 else figure.name
+        for variant in kind.saved:
+            suffix = f"-{variant.replace('_', '-')}" if len(kind.saved) > 1 else ""
             spec = copy.deepcopy(kind.variants[variant])
-            spec["datasets"] = {name: self._rows(*of) for name, of in figure.tables.items()}
+            spec["datasets"] = {table: self._rows(*of) for table, of in figure.tables.items()}
             _widen(spec)
-            self._save(name, spec)
+            self._save(f"{figure.name}{suffix}", spec)
         return figure
 
     def _rows(self, table: str, where: dict[str, Any]) -> list[Row]:
@@ -234,11 +228,6 @@ def summary_figures(
         )
     )
     return found
-
-
-def symbol(variant: str) -> str:
-    """The symbol of a variant's learning rate."""
-    return _SYMBOLS[variant]
 
 
 def _widen(spec: Any) -> None:
