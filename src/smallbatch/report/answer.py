@@ -94,7 +94,7 @@ def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
     doubts = [*_doubts_of_cell(cell, m)]
     verdict = _verdict(found, m) if found.standings else _nothing_compared(found)
     worse_grids = _doubts_of_others(found.standings, m)
-    lines = [_accuracy(found, cell), *verdict, *worse_grids, *doubts, *_range(found, m)]
+    lines = [_accuracy(found, cell), *_range(found, m), *verdict, *worse_grids, *doubts]
     return Card(
         dataset=found.dataset,
         study=found.study,

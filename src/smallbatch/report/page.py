@@ -173,7 +173,7 @@ def build_report(
         environment=environment_table(timings),
         notices=[*mixed_results(runs, frames.cells), *_left_out(models_dir, set_aside)],
         counts=_counts(frames),
-        what_runs_share=f"Accuracies are the {reported_rule(runs)}.",
+        what_runs_share=f"Reported accuracy: {reported_rule(runs)}.",
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
