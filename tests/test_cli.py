@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pwd
@@ -75,6 +76,31 @@ def test_every_command_shows_examples(command: str) -> None:
     assert done.exit_code == 0
     assert "Examples:" in done.output
     assert f"  smallbatch {command}" in done.output
+
+
+def test_the_list_of_profiles_says_what_each_scale_costs(folder: Path) -> None:
+    (folder / "profiles/mine.yaml").write_text(
+        "# A study of mine\n"
+        "#\n"
+        "# Cost:   full   1,200 runs of 9 epochs of 500 images; a night on four cores\n"
+        "#                2.2e6 updates\n"
+        "#         tiny   12 runs of one epoch\n"
+        "grid: {}\n"
+    )
+    done = call("profile", "list")
+    assert done.exit_code == 0
+    lines = done.output.splitlines()
+    at = lines.index("mine             A study of mine")
+    assert [" ".join(line.split()) for line in lines[at + 1 : at + 3]] == [
+        "full 1,200 runs of 9 epochs of 500 images; a night on four cores",
+        "tiny 12 runs of one epoch",
+    ]
+    # Every scale of the paper's profiles, and of the others, which have none, their line alone.
+    for name, scales in {"paper-cifar10": 3, "paper-cifar100": 3, "quick": 0}.items():
+        (at,) = (i for i, line in enumerate(lines) if line.startswith(f"{name} "))
+        below = list(itertools.takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
+        assert [line.split()[0] for line in below] == ["full", "small", "smoke"][:scales]
+        assert len(below) == 0 or "about 6 hours" in below[1] or "at most 9 hours" in below[1]
 
 
 def test_a_study_that_the_grid_does_not_run_is_not_trained(folder: Path) -> None:

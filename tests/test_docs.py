@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import textwrap
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -84,10 +86,16 @@ def test_the_params_of_the_how_to_are_valid() -> None:
     assert parse_params(raw, "docs/own-images.md").dataset.source == "image_folder"
 
 
-def test_every_smallbatch_command_of_the_readme_parses() -> None:
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"smallbatch ((?:run|ui|sync|profile|plan|bench)\b[^#&\n`]*)", text)
-    assert len(lines) >= 5
+@pytest.mark.parametrize(
+    ("page", "least"), [("README.md", 9), ("docs/own-images.md", 3), ("docs/command-line.md", 3)]
+)
+def test_every_smallbatch_command_in_a_block_parses(page: str, least: int) -> None:
+    blocks = re.findall(
+        r"^ *```sh\n(.*?)^ *```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    starts = r"^ *(?:MLFLOW_TRACKING_URI=\S+ )?smallbatch (?!--help)([^#&\n]*)"
+    lines = re.findall(starts, "".join(blocks), re.MULTILINE)
+    assert len(lines) >= least
     for line in lines:
         name, *words = shlex.split(line)
         command = cast("click.Group", main).commands[name]
@@ -107,6 +115,21 @@ def test_the_architecture_shows_the_rooms_in_their_layers() -> None:
     for room in (ROOT / "src/smallbatch").iterdir():
         name = f"{room.name}/" if room.is_dir() else room.name
         assert name.startswith("_") or name == "py.typed" or f"\n| `{name}` |" in text, name
+
+
+def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
+    claims = json.loads((ROOT / "results/paper-cifar10-small/claims.json").read_text())["claims"]
+    found = Counter(
+        claim["findings"][0]["verdict"] if claim["findings"] else "not run" for claim in claims
+    )
+    said = (
+        f"of {len(claims)} statements, {found['strictly supported']} are strictly supported at a "
+        f"small scale, {found['undecided']} are undecided and {found['not run']} were not run"
+    )
+    assert said in " ".join((ROOT / "README.md").read_text().split())
+    assert found.total() == sum(
+        found[verdict] for verdict in ("strictly supported", "undecided", "not run")
+    )
 
 
 @pytest.mark.parametrize("scale", ["full", "small", "smoke"])

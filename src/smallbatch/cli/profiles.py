@@ -21,7 +21,7 @@ def profile() -> None:
 
 @profile.command("list")
 def list_profiles() -> None:
-    """List the profiles, a line each.
+    """List the profiles: what each is, and what each of its scales costs.
 
     \b
     Examples:
@@ -29,8 +29,11 @@ def list_profiles() -> None:
     """
     from smallbatch.config import profiles
 
+    costs = profiles.costs()
     for name, summary in profiles.summaries().items():
         door.say(f"{name:16} {summary}")
+        for line in costs[name]:
+            door.say(f"{'':18} {line}")
 
 
 @profile.command("show")

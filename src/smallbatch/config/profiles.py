@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from smallbatch.errors import UserError
 
 FOLDER = Path("profiles")
 
+_COST = re.compile(r"^#(?: Cost:)? +(\w+ +[\d,]+ runs of .*\S)", re.MULTILINE)
+
 
 def summaries() -> dict[str, str]:
     """The first comment line of every profile, by name.
@@ -32,6 +35,20 @@ def summaries() -> dict[str, str]:
     return {
         path.stem: yaml_file.text_of(path).partition("\n")[0].lstrip("# ").rstrip()
         for path in sorted(FOLDER.glob("*.yaml"))
+    }
+
+
+def costs() -> dict[str, list[str]]:
+    """What each scale of a profile costs, by the profile's name: lines of its head.
+
+    They are such as ``small  1,836 runs of 10 epochs``, after ``Cost:`` or below it. A profile
+    without scales has none; its summary says what it costs.
+
+    Raises:
+        UserError: A profile cannot be read.
+    """
+    return {
+        path.stem: _COST.findall(yaml_file.text_of(path)) for path in sorted(FOLDER.glob("*.yaml"))
     }
 
 

@@ -36,8 +36,8 @@ def expected_meta(config: DatasetConfig, directory: Path) -> tuple[Meta, bool]:
             meta = load_meta(directory)
         except UserError as error:
             raise UserError(
-                f"{directory}: not prepared, and a {config.source} source tells its shape only "
-                f"then; run `smallbatch prepare` first ({error})"
+                f"{directory}: not prepared, and the source {config.source} tells its shape "
+                f"only then; run `smallbatch prepare` first ({error})"
             ) from error
         check_prepared(config, directory)
         return meta, True
