@@ -37,7 +37,7 @@ def test_a_study_that_learned_has_all_of_it(tmp_path: Path) -> None:
     words = said(tmp_path, STUDY)
     assert words.learned
     assert words.best.startswith("The highest reported accuracy is ")
-    assert "The test set has 256 images only" in words.best
+    assert "The test set has only 256 images" in words.best
     assert words.validation == (
         "Chosen on the validation split instead of the test set, the best cell is the same."
     )

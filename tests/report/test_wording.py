@@ -46,7 +46,7 @@ def test_the_best_cell_and_its_seeds(changed: dict[str, Any], said: str) -> None
 def test_a_small_test_set_leaves_an_interval_and_a_large_one_none() -> None:
     small = best_sentence(WINNER, 200)
     # 134 of 200; Wilson: (134 + z²/2 ± z·√(134·66/200 + z²/4)) / (200 + z²), z = 1.96
-    assert "The test set has 200 images only" in small
+    assert "The test set has only 200 images" in small
     assert "this leaves 60.2 … 73.1 % (95 % interval), however many seeds there are." in small
     assert "interval" not in best_sentence(WINNER, 10_000)
     assert "interval" not in best_sentence(WINNER, None)

@@ -76,7 +76,10 @@ def kinds() -> dict[str, Kind]:
 
 
 def heat_map(rate: str) -> dict[str, Any]:
-    """Accuracy over the (m, η̃) grid of one study; the cell named by ``picked`` has a dark frame."""
+    """Accuracy over the (m, η̃) grid of one study; the cell named by ``picked`` has a dark frame.
+
+    No tooltips: the page shows the cell that is pointed at beside the map.
+    """
     base = alt.Chart(alt.NamedData("cells"))
     place: dict[str, Any] = {
         "x": alt.X("m:O", title="batch size m", axis=alt.Axis(labelAngle=0, grid=False)),
@@ -96,17 +99,15 @@ def heat_map(rate: str) -> dict[str, Any]:
     finished = base.transform_filter("isValid(datum.accuracy)")
     lost = base.transform_filter("!isValid(datum.accuracy)")
     layers = [
-        lost.mark_rect(fill=alt.ExprRef(grey)).encode(**place, tooltip=_CELL_TIPS),
-        finished.mark_rect().encode(**place, color=scale, tooltip=_CELL_TIPS),
+        lost.mark_rect(fill=alt.ExprRef(grey)).encode(**place),
+        finished.mark_rect().encode(**place, color=scale),
         base.transform_filter("datum.best")
         .mark_rect(filled=False, stroke=BEST, strokeWidth=2.5)
-        .encode(**place, tooltip=_CELL_TIPS),
+        .encode(**place),
         base.transform_filter("datum.key === picked")
         .mark_rect(filled=False, stroke=alt.ExprRef("frame"), strokeWidth=3)
-        .encode(**place, tooltip=_CELL_TIPS),
-        base.mark_text(fontSize=11, color=alt.ExprRef(_TEXT)).encode(
-            **place, text="text:N", tooltip=_CELL_TIPS
-        ),
+        .encode(**place),
+        base.mark_text(fontSize=11, color=alt.ExprRef(_TEXT)).encode(**place, text="text:N"),
     ]
     whole = alt.layer(*layers).add_params(
         alt.param(name="picked", value=""), alt.param(name="frame", value="#1a1a1a")
@@ -193,8 +194,9 @@ def cell_curves() -> dict[str, Any]:
     x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
     tips = [alt.Tooltip("seed:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("accuracy:Q")]
     own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
-    chart = own.encode(x, _accuracy_axis(), color=alt.Color("seed:N", legend=None), tooltip=tips)
-    return _done(chart.properties(width="container", height=110))
+    y = alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
+    chart = own.encode(x, y, color=alt.Color("seed:N", legend=None), tooltip=tips)
+    return _done(chart.properties(width="container", height=130))
 
 
 _DOT: dict[str, Any] = {"filled": True, "size": 30, "opacity": 1}

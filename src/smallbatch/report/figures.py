@@ -242,7 +242,7 @@ def _widen(spec: Any) -> None:
 def _diverged_text(cells: pd.DataFrame) -> str:
     diverged = int((cells["n_diverged"] == cells["n_seeds"]).sum())
     partly = int((cells["n_diverged"] > 0).sum()) - diverged
-    return f"all seeds diverged in {diverged} of {len(cells)} cells, some in {partly}"
+    return f"all seeds diverged in {diverged} of {count(len(cells), 'cell')}, some in {partly}"
 
 
 def remove_others(directory: Path, names: Iterable[str]) -> None:

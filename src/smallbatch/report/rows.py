@@ -15,6 +15,7 @@ import pandas as pd
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, is_reliable
 from smallbatch.analysis.stability import EDGE
 from smallbatch.report.labels import power_of_two, spread
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -218,7 +219,7 @@ def _cell_text(accuracy: float, n: int, lost: int) -> str:
 def _outcome(n: int, lost: int) -> str:
     if lost == n:
         return "diverged" if n == 1 else f"all {n} seeds diverged"
-    return f"{n - lost} of {n} seeds finished"
+    return f"{n - lost} of {count(n, 'seed')} finished"
 
 
 def _run_text(run: dict[Any, Any]) -> str:

@@ -70,7 +70,7 @@ def _last_epochs(epochs: int) -> str:
     if epochs == 1:
         return "after the only epoch"
     if last == 1:
-        return f"after the last of {epochs} epochs"
+        return f"after the last of {epochs} epochs" if epochs > 1 else "after its only epoch"
     return f"median of the last {last} of {epochs} epochs"
 
 

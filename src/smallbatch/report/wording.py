@@ -48,8 +48,8 @@ def best_sentence(winner: dict[Any, Any], n_test: int | None) -> str:
     if n_test is not None and leaves_open(winner["accuracy"], n_test):
         open_ = spread(*interval(winner["accuracy"], n_test))
         text += (
-            f" The test set has {n_test:,} images only: for further images of the same kind this "
-            f"leaves {open_} (95 % interval), however many seeds there are."
+            f" The test set has only {count(n_test, 'image')}: for further images of the same kind "
+            f"this leaves {open_} (95 % interval), however many seeds there are."
         )
     return text
 
