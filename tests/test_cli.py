@@ -67,8 +67,8 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "claims", "measure",
-     "bench", "profile",
+    ["prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "answer", "claims",
+     "measure", "bench", "profile",
      "profile list", "profile show", "profile use"],
 )  # fmt: skip
 def test_every_command_shows_examples(command: str) -> None:
@@ -324,6 +324,39 @@ def test_claims_judge_result_files_without_a_report(folder: Path) -> None:
     assert both.exit_code == 2
     assert "FILE and --models: found both, allowed: one of them" in both.output
     assert call("claims", "--models", "nothing").exit_code == 2
+
+
+def test_a_report_ends_with_the_answers_and_its_path(folder: Path) -> None:
+    write_models(Path("models"))
+    assert call("evaluate").exit_code == 0
+    missing = call("answer")
+    assert missing.exit_code == 2
+    assert "reports/answers.json: no such file; `smallbatch report` writes it" in missing.output
+    done = call("report")
+    assert done.stdout == "reports/report.html\n"
+    lines = done.stderr.splitlines()
+    assert [line.partition(". ")[0] for line in lines] == [
+        "synthetic/resnet8: Batch size 8, learning rate 0.125 (η̃ = 2⁻⁶)",
+        "synthetic/resnet8-bn: Batch size 8, learning rate 0.5 (η̃ = 2⁻⁴)",
+    ]
+    assert call("answer").stdout.splitlines() == lines
+    content = json.loads(call("answer", "--json").stdout)
+    assert content == json.loads(Path("reports/answers.json").read_text())
+    assert [(it["batch_size"], it["base_lr"]) for it in content["answers"]] == [
+        (8, 2**-6), (8, 2**-4)
+    ]  # fmt: skip
+
+
+def test_a_report_without_its_server_says_that_links_are_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_models(Path("models"))
+    assert call("evaluate").exit_code == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:S3cretPw@127.0.0.1:1")
+    done = call("report")
+    assert done.exit_code == 0
+    assert "warning: the report has no links to MLflow: MLFLOW_TRACKING_URI" in done.stderr
+    assert "S3cretPw" not in done.output + Path("reports/report.html").read_text()
 
 
 def test_claims_are_printed_as_markdown(folder: Path) -> None:

@@ -97,7 +97,7 @@ def call(*words: str) -> Result:
 def one_line(result: Result, *parts: str) -> None:
     assert result.exit_code == 2, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
-    (line,) = [line for line in result.output.splitlines() if " runs × " not in line]  # progress
+    (line,) = [line for line in result.output.splitlines() if " run × " not in line]  # progress
     for part in parts:
         assert part in line
 

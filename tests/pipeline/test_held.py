@@ -182,7 +182,7 @@ def test_params_edited_while_dvc_trains_are_trained_by_the_next_repro(tmp_path: 
         output = ""
         for line in process.stdout:
             output += line
-            if "runs ×" in line:  # it has begun to train
+            if "1 run ×" in line:  # it has begun to train
                 params.write_text(text.replace("epochs: 20", "epochs: 2"))
     assert process.returncode == 255, output
     assert "Error: params.yaml: studies.plain: changed while this command ran" in output

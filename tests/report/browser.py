@@ -33,8 +33,15 @@ class Opened:
     console: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
+    def unfold(self) -> None:
+        """Show every study in full."""
+        self.page.evaluate(
+            "document.querySelectorAll('details.study').forEach((it) => { it.open = true; })"
+        )
+
     def draw_all(self) -> None:
         """Scroll through the page until every chart is drawn."""
+        self.unfold()
         self.page.evaluate(SCROLL)
         self.page.wait_for_function(
             "document.querySelectorAll('.chart:not(.drawn)').length === 0", timeout=60_000

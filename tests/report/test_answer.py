@@ -41,7 +41,7 @@ def test_a_clear_answer() -> None:
     assert found.title == "Batch size 8, learning rate 0.0312 (η̃ = 2⁻⁸)"
     assert found.sure == "clear"
     assert found.main == "With the η̃ tried, every other batch size is worse."
-    accuracy, main, worse, span = found.lines
+    accuracy, span, main, worse = found.lines
     values = CLEAR[8, 2**-8]
     assert accuracy == (
         f"Accuracy {100 * np.median(values):.1f} % (median of 3 seeds, {100 * min(values):.1f} … "
@@ -57,7 +57,7 @@ def test_a_clear_answer() -> None:
 
 
 def test_the_bounds_that_are_written_are_below_what_was_seen() -> None:
-    worse = card(CLEAR).lines[2]
+    worse = card(CLEAR).lines[3]
     least = float(worse.split("(by ")[1].split(" ")[0])
     assert 0 < least < 10
     assert float(worse.rsplit("(", 1)[1].rstrip(").")) < 20

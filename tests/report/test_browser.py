@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.parse
 from collections.abc import Generator
@@ -93,8 +94,9 @@ def test_the_first_screen_answers(
 
 
 def _cell(found: Opened, text: str) -> tuple[float, float]:
-    """The middle of the first cell of the first map that says this."""
-    label = found.page.locator(f"{FIRST} .chart svg text", has_text=text).first.bounding_box()
+    """The middle of the first cell of the first map that says this and no more."""
+    exact = re.compile(rf"^(★ )?{text}$")
+    label = found.page.locator(f"{FIRST} .chart svg text", has_text=exact).first.bounding_box()
     assert label is not None
     return label["x"] + label["width"] / 2, label["y"] + label["height"] / 2
 
@@ -165,6 +167,7 @@ def test_learning_rates_are_shown_as_either(seen: Opened) -> None:
 
 
 def test_convergence_is_shown_against_epochs_updates_and_time(seen: Opened) -> None:
+    seen.unfold()
     chart = seen.page.locator("[data-figure$='convergence-test-accuracy']").first
     chart.scroll_into_view_if_needed()
     for label, title in (
@@ -174,6 +177,22 @@ def test_convergence_is_shown_against_epochs_updates_and_time(seen: Opened) -> N
     ):
         seen.page.get_by_label(label, exact=True).check()
         chart.get_by_text(title).first.wait_for()
+
+
+def test_a_study_is_unfolded_by_its_heading_and_by_a_link_to_it(seen: Opened) -> None:
+    page = seen.page
+    folded = page.locator("details.study")
+    assert [folded.nth(i).get_attribute("open") for i in range(folded.count())] == [None] * 4
+    heading = page.locator("details.study > summary", has_text="resnet8-bn in full")
+    heading.click()
+    inside = page.locator("[data-figure='synthetic.resnet8-bn.stable-range']")
+    inside.scroll_into_view_if_needed()
+    inside.locator("svg").wait_for()
+    page.evaluate("scrollTo(0, 0)")
+    page.locator(f"{FIRST} .card h3 a").click()
+    page.locator("[id='study-synthetic.resnet8']").wait_for()
+    page.locator("details.study[open] [data-figure='synthetic.resnet8.accuracy'] svg").wait_for()
+    assert 0 <= seen.box("[id='study-synthetic.resnet8']")["y"] < 200
 
 
 def test_a_study_can_be_left_out(seen: Opened) -> None:
@@ -190,6 +209,7 @@ def test_a_study_can_be_left_out(seen: Opened) -> None:
 
 
 def test_tables_are_sorted_by_a_header(seen: Opened) -> None:
+    seen.unfold()
     table = seen.page.locator("table[aria-label^='Best cell at each batch size']").first
     head = table.locator("th", has_text="accuracy (median)")
 

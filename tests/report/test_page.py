@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
@@ -16,10 +15,11 @@ from click.testing import CliRunner
 from smallbatch.analysis.evaluation import evaluate, read_evaluation, refuse_stale
 from smallbatch.cli.main import main
 from smallbatch.errors import UserError
+from smallbatch.report.document import embedded
 from smallbatch.report.page import build_report
 from tests.analysis import synthetic
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -28,7 +28,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.images: list[dict[str, str | None]] = []
+        self.figures: dict[str, str] = {}
         self.loaded: list[str] = []
         self.ids: list[str] = []
         self.links: list[str] = []
@@ -40,10 +40,11 @@ class Page(HTMLParser):
         attributes = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "img":
-            self.images.append(attributes)
-        if tag in ("img", "script", "iframe", "link", "source"):
-            self.loaded.append(str(attributes.get("src") or attributes.get("href")))
+        if attributes.get("data-figure"):
+            self.figures[str(attributes["data-figure"])] = str(attributes["aria-label"])
+        self.loaded += [str(attributes[key]) for key in ("src", "srcset") if key in attributes]
+        if tag == "link":
+            self.loaded.append(str(attributes["href"]))
         if tag == "a":
             self.links.append(str(attributes["href"]))
         if attributes.get("id"):
@@ -53,7 +54,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
 
@@ -68,26 +69,30 @@ def test_the_page_is_well_formed_and_loads_nothing(page: Page, reports: Path) ->
     assert len(page.ids) == len(set(page.ids))
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     text = (reports / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in text
-    assert not re.search(r"(src|href)=\"https?:", text)
-    assert "@import" not in text
-    assert "url(" not in text
+    assert "default-src 'none'" in text  # so no script can fetch anything either
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "@import" not in style
+    assert "url(" not in style
 
 
-def test_every_figure_is_embedded_described_and_saved_twice(page: Page, reports: Path) -> None:
+def test_every_figure_is_described_and_saved_twice(page: Page, reports: Path) -> None:
     figures = reports / "figures"
-    assert len(page.images) == 3 + 2 * 6 + 4 + 6
+    # Two studies with all figures, one that has nothing to show, one cell, and the comparison.
+    assert len(page.figures) == 2 * 5 + 3 + 4 + 2
+    assert all(page.figures.values())
     stems = {path.stem for path in figures.glob("*.svg")}
-    assert len(stems) == len(page.images)
     assert stems == {path.stem for path in figures.glob("*.png")}
-    for image in page.images:
-        source = image["src"] or ""
-        assert image["alt"]
-        kind, data = source.split(",", 1)
-        assert kind == "data:image/svg+xml;base64"
-        root = ElementTree.fromstring(base64.b64decode(data))
-        assert root.tag.endswith("svg")
-        assert "nan" not in "".join(root.itertext()).lower()
+    for name in page.figures:
+        files = {stem for stem in stems if stem.removesuffix("-lr").removesuffix("-base") == name}
+        assert files, name
+        stems -= files
+    assert stems == set()
+    for path in figures.glob("*.svg"):
+        root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        words = " ".join(root.itertext())
+        assert "NaN" not in words
+        assert "undefined" not in words
+        assert "2026" not in words
 
 
 def test_no_missing_number_shows_through(page: Page) -> None:
@@ -244,4 +249,14 @@ def test_names_are_escaped(reports: Path, tmp_path: Path) -> None:
     synthetic.write_models(tmp_path / "models", (odd,))
     evaluate(tmp_path / "models", tmp_path / "evaluation")
     path = build_report(tmp_path / "evaluation", tmp_path / "models", tmp_path)
-    assert "<script" not in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<script>alert" not in text
+
+
+def test_data_cannot_leave_their_script_element() -> None:
+    content = {"</script><script>alert(1)</script>": "<!-- \u2028 ü"}
+    text = embedded(content)
+    assert "<" not in text
+    assert "\u2028" not in text
+    assert json.loads(text) == content

@@ -33,7 +33,8 @@ def runs(*budgets: tuple[str, str]) -> pd.DataFrame:
 def best(accuracies: dict[tuple[str, int], float], edge: str = "") -> pd.DataFrame:
     rows = [
         {"dataset": "d", "study": study, "batch_size": m, "base_lr": 0.25, "accuracy": value,
-         "min_accuracy": value - 0.01, "max_accuracy": value + 0.01, "grid_edge": edge}
+         "min_accuracy": value - 0.01, "max_accuracy": value + 0.01, "grid_edge": edge,
+         "chosen_on": "test", "validation_accuracy": value}
         for (study, m), value in accuracies.items()
     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -43,18 +43,54 @@ def evaluate(models: Path, everything: bool, params_file: Path) -> None:
 @click.command()
 @MODELS
 def report(models: Path) -> None:
-    """Write reports/report.html with its figures and tables.
+    """Write reports/report.html with its figures and tables, and say the answer of each study.
+
+    Where MLFLOW_TRACKING_URI names a server, the page's cells have links to their runs there.
 
     \b
     Examples:
       smallbatch report
     """
     from smallbatch.pipeline.held import held, report_inputs
+    from smallbatch.report.answer import answer_lines
     from smallbatch.report.page import build_report
+    from smallbatch.tracking.links import experiment_links
+
+    def links(names: list[str]) -> dict[str, str]:
+        try:
+            return experiment_links(names)
+        except UserError as error:
+            shown = door.shown(str(error))
+            click.echo(f"warning: the report has no links to MLflow: {shown}", err=True)
+            return {}
 
     with held(report_inputs(models), lambda: report_inputs(models)):
-        page = build_report(models_dir=models)
+        page = build_report(models_dir=models, links=links)
+    for line in answer_lines(page.parent):
+        click.echo(door.shown(line), err=True)
     click.echo(page)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as in answers.json.")
+@click.argument(
+    "file", type=click.Path(path_type=Path), default=Path("reports/answers.json"), required=False
+)
+def answer(as_json: bool, file: Path) -> None:
+    """Print which batch size and learning rate each study speaks for, and how sure that is.
+
+    FILE defaults to reports/answers.json, which `smallbatch report` writes.
+
+    \b
+    Examples:
+      smallbatch answer
+      smallbatch answer results/paper-cifar10-small/answers.json
+    """
+    from smallbatch.report.answer import as_json as as_text
+    from smallbatch.report.answer import read_answers, told
+
+    cards = read_answers(file).answers
+    click.echo(as_text(cards).rstrip() if as_json else "\n".join(map(told, cards)))
 
 
 @click.command()

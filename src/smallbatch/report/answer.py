@@ -35,6 +35,9 @@ class Card:
     Attributes:
         dataset, study: Their names.
         title: Batch size and learning rate, or that there is no answer.
+        batch_size, base_lr: The same as numbers, m and η̃; None if there is no answer.
+        not_distinguishable: The other m that may be the best; none if they were not compared.
+        worse: The m than which another is better.
         sure: "clear" if every other batch size is worse, whatever η̃ of the grid it is given, and
             nothing else is in doubt; "open" if other batch sizes or η̃ may be as good; "undecided"
             if there are fewer than three seeds or nothing is compared.
@@ -47,6 +50,10 @@ class Card:
     dataset: str
     study: str
     title: str
+    batch_size: int | None
+    base_lr: float | None
+    not_distinguishable: tuple[int, ...]
+    worse: tuple[int, ...]
     sure: Sure
     lines: tuple[str, ...]
     main: str
@@ -87,11 +94,15 @@ def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
     doubts = [*_doubts_of_cell(cell, m)]
     verdict = _verdict(found, m) if found.standings else _nothing_compared(found)
     worse_grids = _doubts_of_others(found.standings, m)
-    lines = [_accuracy(found, cell), *verdict, *worse_grids, *doubts, *_range(found, m)]
+    lines = [_accuracy(found, cell), *_range(found, m), *verdict, *worse_grids, *doubts]
     return Card(
         dataset=found.dataset,
         study=found.study,
         title=_title(cell, m),
+        batch_size=m,
+        base_lr=float(cell["base_lr"]),
+        not_distinguishable=_others(found, m, "open"),
+        worse=_others(found, m, "worse"),
         sure=_sure(found, m, in_doubt=bool(doubts or worse_grids)),
         lines=tuple(lines),
         main=[*verdict, *doubts, *lines][0],
@@ -121,14 +132,26 @@ def answer_lines(reports: Path) -> list[str]:
     Raises:
         UserError: The file is missing, or it is not such a file.
     """
-    return [
-        f"{card.dataset}/{card.study}: {card.title}. {card.main}"
-        for card in read_answers(reports / NAME).answers
-    ]
+    return [told(card) for card in read_answers(reports / NAME).answers]
+
+
+def told(card: Card) -> str:
+    """One study's answer as a line."""
+    return f"{card.dataset}/{card.study}: {card.title}. {card.main}"
 
 
 def _none(found: Answer, why: str) -> Card:
-    return Card(found.dataset, found.study, "No answer", "undecided", (why,), why)
+    return Card(
+        found.dataset, found.study, "No answer", None, None, (), (), "undecided", (why,), why
+    )
+
+
+def _others(found: Answer, m: int, verdict: str) -> tuple[int, ...]:
+    return tuple(
+        standing.batch_size
+        for standing in found.standings
+        if standing.verdict == verdict and standing.batch_size != m
+    )
 
 
 def _title(cell: dict[Any, Any], m: int) -> str:

@@ -10,14 +10,11 @@ Figures of several curves are small multiples: one small frame per curve, with a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
 from smallbatch.analysis.cells import FRACTIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Okabe and Ito's blue and vermilion, which colour-blind readers can tell apart.
 INK = "#0072b2"
@@ -49,37 +46,33 @@ class Kind:
         variants: Specifications by what is on an axis, such as ``base_lr`` and ``lr``; the first is
             shown until the reader chooses another.
         facet: The column of which each value has a frame of its own; empty if there is one frame.
+        saved: The variants that are saved as files; no time of training, which is another on each
+            machine.
     """
 
     variants: dict[str, dict[str, Any]]
     facet: str = ""
+    saved: tuple[str, ...] = ()
 
 
 def kinds() -> dict[str, Kind]:
     """All kinds of figures by name."""
+    heat_maps, ranges, all_of_them = (
+        {rate: draw(rate) for rate in RATES} for draw in (heat_map, study_ranges, all_ranges)
+    )
     found = {
-        "heat-map": _kind(RATES, heat_map),
-        "accuracy": _kind(("m",), accuracy_curves, "base_lr_label"),
-        "stable-range": _kind(RATES, study_ranges),
-        "best-accuracy": _kind(("m",), best_accuracy, "study"),
-        "all-ranges": _kind(RATES, all_ranges, "study"),
-        "bn-batch": _kind(("bn",), bn_batch_curves, "m"),
-        "cell": _kind(("epoch",), cell_curves),
+        "heat-map": Kind(heat_maps, saved=("base_lr",)),
+        "stable-range": Kind(ranges, saved=tuple(RATES)),
+        "all-ranges": Kind(all_of_them, "study", saved=tuple(RATES)),
+        "accuracy": Kind({"m": accuracy_curves()}, "frame", saved=("m",)),
+        "best-accuracy": Kind({"m": best_accuracy()}, "study", saved=("m",)),
+        "bn-batch": Kind({"bn": bn_batch_curves()}, "frame", saved=("bn",)),
+        "cell": Kind({"epoch": cell_curves()}),
     }
     for measure in MEASURES:
-        name = f"convergence-{measure.replace('_', '-')}"
-        found[name] = Kind({time: convergence(measure, time) for time in TIMES}, facet="m")
+        times = {time: convergence(measure, time) for time in TIMES}
+        found[f"convergence-{measure.replace('_', '-')}"] = Kind(times, "frame", ("epoch",))
     return found
-
-
-def _kind(
-    variants: tuple[str, ...] | dict[str, str],
-    draw: Callable[..., dict[str, Any]],
-    facet: str = "",
-) -> Kind:
-    if len(variants) == 1:
-        return Kind({name: draw() for name in variants}, facet)
-    return Kind({name: draw(name) for name in variants}, facet)
 
 
 def heat_map(rate: str) -> dict[str, Any]:
@@ -126,8 +119,8 @@ def accuracy_curves() -> dict[str, Any]:
     m, y = _m_axis(), _accuracy_axis()
     chance = alt.Chart().mark_rule(strokeDash=[2, 2], color=GREY)
     floor = chance.encode(y=alt.Y("chance:Q", aggregate="min", title="test accuracy (%)"))
-    layers = [_others("base_lr_label", m, y), *_curve(m, y), floor]
-    return _frames("cells", layers, "base_lr_label", "base_lr", "η̃ = ")
+    layers = [_others("frame", m, y), *_curve(m, y), floor]
+    return _frames("cells", layers, "frame", "base_lr")
 
 
 def best_accuracy() -> dict[str, Any]:
@@ -141,14 +134,16 @@ def bn_batch_curves() -> dict[str, Any]:
     """Accuracy against the BN batch size, a frame per SGD batch size (paper, Figs. 13 and 14)."""
     x = alt.X("bn:O", title="BN batch size", axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = _accuracy_axis()
-    return _frames("cells", [_others("m", x, y), *_seed_bars(x), *_curve(x, y)], "m", "m", "m = ")
+    return _frames("cells", [_others("frame", x, y), *_seed_bars(x), *_curve(x, y)], "frame", "m")
 
 
 def study_ranges(rate: str) -> dict[str, Any]:
     """One study's reliable range against m, at every fraction of the way to its best cell."""
     suffix = "_lr" if rate == "lr" else ""
     fit = alt.Chart(alt.NamedData("fit"))
-    legend = alt.Legend(title="fraction of the way from chance to the best cell", orient="bottom")
+    legend = alt.Legend(
+        title="fraction of the way from chance to the best cell", orient="bottom", titleLimit=0
+    )
     colours = alt.Scale(scheme="viridis", reverse=True, domain=list(FRACTIONS))
     look: dict[str, Any] = {
         "color": alt.Color("fraction:O", scale=colours, legend=legend),
@@ -188,9 +183,9 @@ def convergence(measure: str, time: str) -> dict[str, Any]:
         alt.Tooltip(f"{field}:Q", format=".3~f"),
     ]
     own = alt.Chart().transform_filter(f"isValid(datum.{field}) && isValid(datum.{time})")
-    ended = own.transform_filter("datum.diverged").mark_point(**_CROSS).encode(x, y, tooltip=tips)
-    layers = [_others("m", x, y), own.mark_line(color=INK).encode(x, y, tooltip=tips), ended]
-    return _frames("curves", layers, "m", "m", "m = ")
+    ended = own.transform_filter("datum.diverges").mark_point(**_CROSS).encode(x, y, tooltip=tips)
+    layers = [_others("frame", x, y), own.mark_line(color=INK).encode(x, y, tooltip=tips), ended]
+    return _frames("curves", layers, "frame", "m")
 
 
 def cell_curves() -> dict[str, Any]:
@@ -239,7 +234,7 @@ def _log2() -> alt.Scale:
 
 
 def _rate_axis(field: str, rate: str) -> alt.Y:
-    axis = alt.Axis(labelExpr=_POWER, labelOverlap=True)
+    axis = alt.Axis(labelExpr=_POWER, labelOverlap=True, tickCount=6)
     return alt.Y(f"{field}:Q", title=RATES[rate], scale=_log2(), axis=axis)
 
 
@@ -290,13 +285,10 @@ def _range_marks(ranges: alt.Chart, rate: str, look: dict[str, Any]) -> list[alt
     return [mark.encode(**look, tooltip=_RANGE_TIPS) for mark in marks]
 
 
-def _frames(
-    table: str, layers: list[alt.Chart], each: str, order: str, prefix: str = ""
-) -> dict[str, Any]:
+def _frames(table: str, layers: list[alt.Chart], each: str, order: str) -> dict[str, Any]:
     """A frame for each value of a column of a table, in the order of another."""
     frame = alt.layer(*layers).properties(width=_SMALL, height=_SMALL)
-    label = f"'{prefix}' + datum.label" if prefix else "datum.label"
-    header = alt.Header(title=None, labelFontWeight="bold", labelExpr=label, labelLimit=180)
+    header = alt.Header(title=None, labelFontWeight="bold", labelLimit=180)
     facet = alt.Facet(f"{each}:N", sort=alt.EncodingSortField(field=order), header=header)
     return _done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
 

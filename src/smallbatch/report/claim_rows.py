@@ -13,12 +13,16 @@ from smallbatch.report.paper import FIGURES
 if TYPE_CHECKING:
     from smallbatch.report.claims import ClaimRecord, ClaimsRecord
 
+_SHOWN = 110  # letters of remarks that are shown at once
 _FEW = 3  # networks in a row; more are "every network"
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """A verdict as text; ``parts`` are its comparisons where it has several."""
+    """A verdict as text.
+
+    The first of ``remarks`` is shown at once; ``parts`` are its comparisons where it has several.
+    """
 
     statement: str
     figure: str
@@ -27,7 +31,7 @@ class ClaimRow:
     effect: str
     n: str
     data: str
-    remarks: str
+    remarks: tuple[str, ...]
     parts: tuple[str, ...]
 
 
@@ -42,13 +46,21 @@ def claim_rows(record: ClaimsRecord) -> list[ClaimRow]:
             effect_text(finding, claim.unit),
             DASH if finding.n is None else str(finding.n),
             ", ".join(text for text in (finding.dataset, finding.scale) if text) or DASH,
-            remarks(finding, claim.unit),
+            _shortened(remarks(finding, claim.unit)),
             _parts(claim, index),
         )
         for claim in record.claims
         for index, finding in enumerate(claim.findings)
         if finding.verdict != NOT_RUN
     ]
+
+
+def _shortened(text: str) -> tuple[str, ...]:
+    """Remarks as what is shown at once, and what is shown on demand."""
+    first, *others = text.split("; ")
+    while others and len(first) + len(others[0]) < _SHOWN:
+        first = f"{first}; {others.pop(0)}"
+    return (first, *others) if first else ()
 
 
 def verdict_counts(rows: list[ClaimRow]) -> list[tuple[str, int]]:

@@ -11,7 +11,6 @@ import vl_convert
 
 from smallbatch import durable
 from smallbatch.analysis.cells import FRACTIONS
-from smallbatch.report.charts import RATES, Kind
 from smallbatch.report.labels import percent, power_of_two
 from smallbatch.report.wording import convergence_sentence, range_sentence
 from smallbatch.text import count
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from smallbatch.report.charts import Kind
     from smallbatch.report.rows import Row
 
 # The version of Vega-Lite for the files; the page has the one that comes with the library.
@@ -36,9 +36,6 @@ _LOOK: dict[str, Any] = {
     "header": {"labelFont": _FONT},
     "view": {"stroke": "#d5d5d5"},
 }
-
-# Symbols of the variants in captions.
-_SYMBOLS = {"base_lr": "η̃", "lr": "η = m·η̃"}
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,14 @@ class Gallery:
         self._kinds, self._tables = kinds, tables
 
     def add(self, figure: Figure) -> Figure:
-        """Write the files of a figure, one pair for each learning rate that it can show."""
+        """Write the files of a figure, a pair for each of its variants that are saved."""
         kind = self._kinds[figure.kind]
-        # A time of training on an axis differs from machine to machine, and files must not.
-        variants = [name for name in kind.variants if name in RATES] or [next(iter(kind.variants))]
-        for variant in variants:
-            suffix = f"-{variant.replace('_', '-')}" if variant in RATES else ""
-            name = f"{figure.name}{suffix}" if len(variants) > 1 else figure.name
+        for variant in kind.saved:
+            suffix = f"-{variant.replace('_', '-')}" if len(kind.saved) > 1 else ""
             spec = copy.deepcopy(kind.variants[variant])
-            spec["datasets"] = {name: self._rows(*of) for name, of in figure.tables.items()}
+            spec["datasets"] = {table: self._rows(*of) for table, of in figure.tables.items()}
             _widen(spec)
-            self._save(name, spec)
+            self._save(f"{figure.name}{suffix}", spec)
         return figure
 
     def _rows(self, table: str, where: dict[str, Any]) -> list[Row]:
@@ -111,9 +105,15 @@ def plain_name(*parts: str) -> str:
 
 
 def study_figures(
-    dataset: str, cells: pd.DataFrame, ranges: pd.DataFrame, curves: pd.DataFrame, fits: bool
+    dataset: str,
+    cells: pd.DataFrame,
+    ranges: pd.DataFrame,
+    curves: pd.DataFrame,
+    *,
+    fits: bool,
+    learned: bool,
 ) -> list[Figure]:
-    """The figures of one study; all data frames are of that study alone.
+    """The figures of one study, the heat map first; all data frames are of that study alone.
 
     Args:
         dataset: The name of its data set.
@@ -121,6 +121,7 @@ def study_figures(
         ranges: As `stable_ranges` makes them.
         curves: Convergence at one η̃; empty if no run has a finite accuracy.
         fits: Whether the upper ends were fitted.
+        learned: Whether anything is beyond chance; otherwise ranges mean nothing.
     """
     study = str(cells["study"].iloc[0])
     where = {"dataset": dataset, "study": study}
@@ -135,8 +136,9 @@ def study_figures(
             "heat-map",
             f"Heat map: reported test accuracy of {study} for every batch size and base learning "
             f"rate; {_diverged_text(cells)}.",
-            "Reported accuracy (%, median over seeds) of every cell; framed: the best η̃ of each m. "
-            "Grey: the median falls on a diverged run (×: all seeds diverged, ×k: k of them).",
+            "Reported accuracy (%, median over seeds) of every cell. ★: the answer; framed: the "
+            "best η̃ of each m on the test set; grey: the median falls on a diverged run (×: all "
+            "seeds diverged, ×k: k of them).",
             "cells",
         ),
         figure(
@@ -160,6 +162,8 @@ def study_figures(
             "cells", "all",
         ),
     ]  # fmt: skip
+    if not learned:
+        found = [each for each in found if each.kind != "stable-range"]
     if len(curves):
         base_lr = float(curves["base_lr"].iloc[0])
         sizes = count(curves["batch_size"].nunique(), "batch size")
@@ -224,11 +228,6 @@ def summary_figures(
         )
     )
     return found
-
-
-def symbol(variant: str) -> str:
-    """The symbol of a variant's learning rate."""
-    return _SYMBOLS[variant]
 
 
 def _widen(spec: Any) -> None:

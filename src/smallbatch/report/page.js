@@ -69,7 +69,8 @@ function specOf(name, width) {
   if (kind.facet) {
     const table = Object.keys(figure.tables)[0];
     const frames = new Set(spec.datasets[table].map((row) => row[kind.facet])).size || 1;
-    spec.columns = Math.max(1, Math.min(frames, 6, Math.floor((width - 60) / SMALLEST_FRAME)));
+    const most = Math.max(1, Math.min(frames, 6, Math.floor((width - 60) / SMALLEST_FRAME)));
+    spec.columns = Math.ceil(frames / Math.ceil(frames / most)); // rows of equal length, if it can be
     const room = Math.floor((width - 70) / spec.columns) - 22;
     spec.spec.width = Math.max(80, Math.min(room, 320));
     spec.spec.height = Math.min(150, spec.spec.width);
@@ -110,6 +111,21 @@ const sight = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 const charts = () => document.querySelectorAll(".chart[data-figure]");
 charts().forEach((element) => sight.observe(element));
+
+// What is folded is part of the print, and shown when a link leads into it.
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details.study").forEach((details) => { details.open = true; });
+});
+function unfold() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const details = target?.closest("details.study");
+  if (details && !details.open) {
+    details.open = true;
+    target.scrollIntoView();
+  }
+}
+addEventListener("hashchange", unfold);
+unfold();
 
 addEventListener("beforeprint", () => charts().forEach((element) => views.has(element) || draw(element)));
 DARK.addEventListener("change", redraw);
@@ -162,6 +178,7 @@ function show(panel, cell, view) {
     lines.push(make("p", "", [link]));
   }
   lines.push(make("p", pinned.get(panel) === cell.key ? "Click the cell again to let go of it." : "Click a cell to keep it here."));
+  lines[3].className = "curves";
   panel.replaceChildren(...lines);
   curves(lines[3], runs);
 }

@@ -42,6 +42,7 @@ from smallbatch.report.rows import (
     columnar,
     curve_rows,
     fit_rows,
+    mark_answer,
     range_rows,
     run_rows,
 )
@@ -51,6 +52,10 @@ from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+FEW = 2
+"""Of so many studies all is unfolded on the page."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def build_report(
     drawn: dict[str, list[Row]] = {
         "cells": cell_rows(frames.cells, frames.best),
         "bn_cells": cell_rows(frames.bn_cells, frames.best.iloc[:0]),
-        "ranges": range_rows(frames.ranges, frames.cells),
+        "ranges": [],
         "runs": run_rows(frames.runs, frames.history),
         "fit": [],
         "curves": [],
@@ -137,32 +142,28 @@ def build_report(
         _dataset_section(gallery, str(dataset), frames.only(dataset=dataset), studies)
         for dataset in sorted(runs["dataset"].unique())
     ]
-    across: list[Figure] = []
-    if frames.cells["dataset"].nunique() > 1:
-        found = summary_figures("all data sets", {}, frames.cells, frames.best)
-        across = [gallery.add(figure) for figure in found]
     remove_others(gallery.directory, gallery.names)
     write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
     verdicts = judged_record(runs, frames.history, timings, variances)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
     answered.sort(key=lambda study: study["card"].sure == "undecided")  # others stay in order
-    write_text(out / "answers.json", answer.as_json(study["card"] for study in answered))
+    write_text(out / answer.NAME, answer.as_json(study["card"] for study in answered))
     of_paper = runs["figure"].notna().any()
     judged = claim_rows(verdicts) if of_paper else []
     figures = [
         *(study["heat_map"] for study in answered),
         *(figure for section in [*studies, *datasets] for figure in section["figures"]),
-        *across,
     ]
     page = render(
         answered=answered,
         one_dataset=len(datasets) == 1,
         datasets=datasets,
-        across=across,
         wide={name for name, kind in specifications.items() if kind.facet},
         timed=any(row["seconds"] is not None for row in drawn["curves"]),
         claims=judged,
+        claim_data=sorted({row.data for row in judged}),
+        few=len(studies) <= FEW,
         verdicts=verdict_counts(judged),
         claim_tables=claims_tables(verdicts)[1:] if of_paper else [],
         claim_counts=counts_sentence(verdicts),
@@ -172,7 +173,7 @@ def build_report(
         environment=environment_table(timings),
         notices=[*mixed_results(runs, frames.cells), *_left_out(models_dir, set_aside)],
         counts=_counts(frames),
-        what_runs_share=f"Accuracies are the {reported_rule(runs)}.",
+        what_runs_share=f"Reported accuracy: {reported_rule(runs)}.",
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
@@ -231,13 +232,19 @@ def _study_section(
         own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
     )
     figure = own.runs["figure"].iloc[0]
-    found = study_figures(dataset, own.cells, own.ranges, curves, fits=fit is not None)
+    card = answer.answer_card(own.runs, beyond_chance=said.learned)
+    mark_answer(drawn["cells"], card)
+    if said.learned:
+        drawn["ranges"] += range_rows(own.ranges, own.cells)
+    found = study_figures(
+        dataset, own.cells, own.ranges, curves, fits=fit is not None, learned=said.learned
+    )
     heat_map, *others = [gallery.add(each) for each in found]
     return {
         "dataset": dataset,
         "name": study,
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
-        "card": answer.answer_card(own.runs, beyond_chance=said.learned),
+        "card": card,
         "heat_map": heat_map,
         "sentences": [said.best, said.validation, said.range, said.fit],
         "warnings": said.warnings,

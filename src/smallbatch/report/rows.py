@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.seeds import Floats
     from smallbatch.analysis.stability import LimitFit
+    from smallbatch.report.answer import Card
 
 Row = dict[str, Any]
 
@@ -75,6 +76,14 @@ def cell_rows(cells: pd.DataFrame, best: pd.DataFrame) -> list[Row]:
             row["bn"] = int(cell["bn_batch_size"])
         rows.append(_labelled(row))
     return rows
+
+
+def mark_answer(rows: list[Row], card: Card) -> None:
+    """Put a star into the cell that a study's answer names, if it names one."""
+    for row in rows:
+        place = (row["dataset"], row["study"], row["m"], row["base_lr"])
+        if place == (card.dataset, card.study, card.batch_size, card.base_lr):
+            row["text"] = f"★ {row['text']}"
 
 
 def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
@@ -144,21 +153,25 @@ def curve_rows(curves: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
     for m, own in curves.groupby("batch_size"):
         taken = runs[(runs["batch_size"] == m) & (runs["base_lr"] == own["base_lr"].iloc[0])]
         seconds = taken["seconds"].median() / own["epoch"].max()
-        for index in _thinned(len(own), own["diverged"].to_numpy()):
-            each = own.iloc[index]
-            rows.append(
-                {
-                    "dataset": each["dataset"],
-                    "study": each["study"],
-                    "m": int(str(m)),
-                    "epoch": int(each["epoch"]),
-                    "updates": _rounded(each["updates"], 9),
-                    "seconds": _rounded(seconds * each["epoch"]),
-                    "accuracy": _percent(each["test_accuracy"]),
-                    "loss": _rounded(min(each["train_loss"], highest)),
-                    "diverged": bool(each["diverged"]),
-                }
-            )
+        whole = own[own["test_accuracy"].notna() | own["train_loss"].notna()]
+        kept = whole.iloc[_thinned(len(whole))]
+        last = whole["epoch"].max() if own["diverged"].any() else None
+        rows += [
+            {
+                "dataset": each["dataset"],
+                "study": each["study"],
+                "m": int(str(m)),
+                "frame": f"m = {m}",
+                "epoch": int(each["epoch"]),
+                "updates": int(each["updates"]),
+                "seconds": _rounded(seconds * each["epoch"]),
+                "accuracy": _percent(each["test_accuracy"]),
+                "loss": _rounded(min(each["train_loss"], highest)),
+                # From here on the median falls on a diverged run.
+                "diverges": bool(each["epoch"] == last),
+            }
+            for each in kept.to_dict("records")
+        ]
     return rows
 
 
@@ -216,7 +229,9 @@ def _run_text(run: dict[Any, Any]) -> str:
 
 
 def _labelled(row: Row) -> Row:
-    return {**row, **{f"{name}_label": power_of_two(row[name]) for name in ("base_lr", "lr")}}
+    labels = {f"{name}_label": power_of_two(row[name]) for name in ("base_lr", "lr")}
+    frame = f"m = {row['m']}" if "bn" in row else f"η̃ = {labels['base_lr_label']}"
+    return {**row, **labels, "frame": frame}
 
 
 def _ends(low: float, high: float) -> str:
@@ -240,10 +255,9 @@ def _highest(curves: pd.DataFrame) -> float:
     return 1.5 * float(finished.max()) if len(finished) else math.inf
 
 
-def _thinned(n: int, marked: Any = ()) -> list[int]:
-    """The positions to keep: evenly spaced ones, the last, and those that are marked."""
-    even = np.linspace(0, n - 1, min(n, MOST_POINTS)).round().astype(int)
-    return sorted({*even.tolist(), *np.flatnonzero(marked).tolist()})
+def _thinned(n: int) -> list[int]:
+    """The positions to keep: evenly spaced ones, with the first and the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).round().astype(int)).tolist()
 
 
 def _percent(value: float) -> float | None:

@@ -86,7 +86,7 @@ def study_words(
     shown += [tables.range_table(ranges), tables.fraction_table(ranges), tables.fit_table(ranges)]
     return StudyWords(
         learned=True,
-        best=wording.best_sentence(winner, len(best), n_test),
+        best=wording.best_sentence(winner, n_test),
         validation=second_opinions.validation_sentence(best, best_on_validation) or "",
         range=wording.range_sentence(ranges),
         fit=wording.fit_sentence(fit, band),

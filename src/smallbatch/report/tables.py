@@ -11,7 +11,7 @@ import pandas as pd
 from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
 from smallbatch.analysis.sampling import beyond_chance, interval, leaves_open
 from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE, fit_upper_limit
-from smallbatch.report.labels import DASH, listed, percent, points, power_of_two, spread
+from smallbatch.report.labels import DASH, percent, points, power_of_two, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,7 +166,7 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
     rows: list[list[str]] = []
     for row in winners.to_dict("records"):
         own = runs[runs["study"] == row["study"]]
-        found = [f"none: {percent(row['accuracy'])} is not beyond chance", *[DASH] * 5]
+        found = [f"none: {percent(row['accuracy'])} is not beyond chance", *[DASH] * 4]
         if beyond_chance(row["accuracy"], own):
             found = [
                 percent(row["accuracy"]),
@@ -174,12 +174,11 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
                 str(row["batch_size"]),
                 power_of_two(row["base_lr"]),
                 power_of_two(row["lr"]),
-                listed([str(value) for value in row["overlapping"]]) or "none",
             ]
         rows.append([row["study"], *found, run_counts(own)])
     for study in sorted(set(runs["study"]) - set(winners["study"])):
         own = runs[runs["study"] == study]
-        rows.append([study, f"none: {why_none(own)}", *[DASH] * 5, run_counts(own)])
+        rows.append([study, f"none: {why_none(own)}", *[DASH] * 4, run_counts(own)])
     headers = (
         "study",
         "best accuracy",
@@ -187,7 +186,6 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
         "at m",
         "η̃",
         "η",
-        "m whose seeds overlap",
         "runs (diverged)",
     )
     return Table("Best cell of each study, chosen on the test set.", headers, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import MAIN_FRACTION
@@ -28,12 +27,11 @@ STALE = 0.05
 """Population accuracy above the reported one that running statistics which lag may explain."""
 
 
-def best_sentence(winner: dict[Any, Any], n_batch_sizes: int, n_test: int | None) -> str:
-    """Which batch size came out best in one study, and how sure that is.
+def best_sentence(winner: dict[Any, Any], n_test: int | None) -> str:
+    """The best cell of one study, and what its test set leaves open.
 
     Args:
         winner: The study's row of `best_by_study`.
-        n_batch_sizes: The number of batch sizes that have a best cell; of one there is no order.
         n_test: The number of test images, None if not recorded.
     """
     n_seeds = int(winner["n_seeds"])
@@ -53,20 +51,7 @@ def best_sentence(winner: dict[Any, Any], n_batch_sizes: int, n_test: int | None
             f" The test set has {n_test:,} images only: for further images of the same kind this "
             f"leaves {open_} (95 % interval), however many seeds there are."
         )
-    return text + _order(winner, n_batch_sizes)
-
-
-def _order(winner: dict[Any, Any], n_batch_sizes: int) -> str:
-    lost = math.isnan(winner["min_accuracy"])  # a seed diverged, which is worse than any other
-    if winner["overlapping"]:
-        reached = "its median" if lost else "its worst seed"
-        reached = "it too" if int(winner["n_seeds"]) == 1 else reached
-        others = listed([str(value) for value in winner["overlapping"]])
-        return f" Seeds of m = {others} reach {reached}: these runs do not settle the order."
-    if int(winner["n_seeds"]) == 1 or n_batch_sizes == 1:
-        return ""
-    reached = "its median; some of its own seeds diverged" if lost else "its worst seed"
-    return f" No seed of another batch size's best cell reaches {reached}."
+    return text
 
 
 def nothing_learned(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
