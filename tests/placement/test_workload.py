@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 from smallbatch.config.params import ComputeConfig
 from smallbatch.placement.placement import _vmap_works, place, workload_of
@@ -34,3 +36,18 @@ def test_their_noise_and_operations_have_their_shape() -> None:
 
 def test_other_models_are_tried_on_such_images() -> None:
     assert _vmap_works("test_resnet", "batch", 3, (3, 24, 40), 4, None)
+
+
+def test_a_large_model_is_tried_beside_a_pool_of_threads() -> None:
+    """The first weights of more than 2¹⁵ numbers that a forked process filled made it hang."""
+    code = (
+        "import torch\n"
+        "from smallbatch.placement import placement\n"
+        "torch.set_num_threads(2)\n"
+        "torch.zeros(2**20)\n"  # starts the pool
+        "placement.CHILD_S = 60\n"
+        "print(placement._vmap_works('resnet18', 'batch', 3, (3, 32, 32), 2, None))\n"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "True\n"

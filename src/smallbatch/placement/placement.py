@@ -216,11 +216,17 @@ def _vmap_works(
     from smallbatch.engines.lanes.torch.vmap import vmap_works
     from smallbatch.models import build_model
 
-    built = build_model(
-        model, norm, num_classes=classes, in_chans=image[0], image_size=image[1:], seed=0,
-        batch_size=batch_size, bn_batch_size=bn_batch_size,
-    )  # fmt: skip
-    return _in_a_child(lambda: vmap_works(built, image, batch_size))
+    def works() -> bool:
+        import torch
+
+        torch.set_num_threads(1)  # an OpenMP pool of the parent does not live on in a fork
+        built = build_model(
+            model, norm, num_classes=classes, in_chans=image[0], image_size=image[1:], seed=0,
+            batch_size=batch_size, bn_batch_size=bn_batch_size,
+        )  # fmt: skip
+        return vmap_works(built, image, batch_size)
+
+    return _in_a_child(works)
 
 
 def _in_a_child(call: Callable[[], bool]) -> bool:
