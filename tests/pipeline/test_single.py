@@ -217,10 +217,28 @@ NOTHING = "ended at chance (10 %): nothing learned; try another learning rate or
     ],
 )
 def test_a_run_that_learned_nothing_says_so(right: int, said: str) -> None:
-    assert single.learned_nothing(right / 360, np.arange(360) % 10) == said
+    assert single.learned_nothing({"test_accuracy": right / 360}, np.arange(360) % 10) == said
 
 
 def test_naming_the_most_frequent_class_is_no_learning() -> None:
     labels = np.array([0] * 80 + [1] * 20)
-    assert single.learned_nothing(0.8, labels).startswith("ended at chance (80 %)")
-    assert single.learned_nothing(0.95, labels) == ""
+    at_chance = single.learned_nothing({"test_accuracy": 0.8}, labels)
+    assert at_chance.startswith("ended at chance (80 %): nothing learned")
+    assert single.learned_nothing({"test_accuracy": 0.95}, labels) == ""
+
+
+@pytest.mark.parametrize(
+    ("population", "said"),
+    [
+        (None, "nothing learned"),
+        (0.12, "nothing learned"),
+        (0.97, "with statistics recomputed over the training set it reaches 97 %"),
+    ],
+)
+def test_stale_statistics_are_not_taken_for_having_learned_nothing(
+    population: float | None, said: str
+) -> None:
+    final = {"test_accuracy": 0.1, "population_test_accuracy": population}
+    line = single.learned_nothing(final, np.arange(360) % 10)
+    assert line.startswith("ended at chance (10 %)")
+    assert said in line

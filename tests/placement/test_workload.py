@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
+import time
+
+import psutil
+import pytest
 
 from smallbatch.config.params import ComputeConfig
 from smallbatch.placement.placement import _vmap_works, place, workload_of
@@ -51,3 +56,25 @@ def test_a_large_model_is_tried_beside_a_pool_of_threads() -> None:
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_trial_ends_with_the_command_that_made_it(end: signal.Signals) -> None:
+    code = (
+        "import os, time\n"
+        "from smallbatch.placement import placement\n"
+        "def hang():\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(300)\n"
+        "placement._in_a_child(hang)\n"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(end)
+        parent.wait(timeout=20)
+        deadline = time.monotonic() + 10
+        while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

@@ -26,11 +26,11 @@ from smallbatch.engines.lanes import lane_bytes, train_lanes
 from smallbatch.engines.loop import initial_model, train
 from smallbatch.engines.resident import load_resident
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
-from smallbatch.execution.processes import keep_freed_memory, live_and_die_with
 from smallbatch.execution.watch import GRACE_S, HINT
 from smallbatch.machine import free_memory
 from smallbatch.placement.placement import Placement
 from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
+from smallbatch.processes import keep_freed_memory, live_and_die_with
 from smallbatch.records import files
 from smallbatch.records.checkpoints import Checkpoints, ChunkPlan
 from smallbatch.records.schema import Clock, Environment

@@ -99,14 +99,14 @@ def single_run(
         f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
         f"after {count(run['updates'], 'update')}: {column_dir}"
     )
-    return "\n".join(filter(None, [line, learned_nothing(final["test_accuracy"], labels[0])]))
+    return "\n".join(filter(None, [line, learned_nothing(final, labels[0])]))
 
 
-def learned_nothing(accuracy: float, labels: Labels) -> str:
-    """A line, if the test accuracy (0 … 1) is what naming the most frequent class gives.
+def learned_nothing(final: dict[str, Any], labels: Labels) -> str:
+    """A line, if the test accuracy is what naming the most frequent class gives.
 
     Args:
-        accuracy: That of the whole test set.
+        final: The run's final measures; accuracies in 0..1.
         labels: Of the test set (N,).
     """
     import numpy as np
@@ -114,8 +114,15 @@ def learned_nothing(accuracy: float, labels: Labels) -> str:
     from smallbatch.analysis.sampling import is_guess
 
     chance = float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
-    if not is_guess(accuracy, len(labels), chance):
+    if not is_guess(final["test_accuracy"], len(labels), chance):
         return ""
+    population = final.get("population_test_accuracy")
+    if population is not None and not is_guess(population, len(labels), chance):
+        return (
+            f"ended at chance ({100 * chance:.2g} %), but by batch norm's running statistics "
+            "alone: with statistics recomputed over the training set it reaches "
+            f"{100 * population:.3g} %; train longer or take a smaller batch size"
+        )
     return (
         f"ended at chance ({100 * chance:.2g} %): nothing learned; try another learning rate or "
         "longer training"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,6 +16,7 @@ from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
 from smallbatch.placement.workload import Method, Workload, noise
+from smallbatch.processes import live_and_die_with
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig, EngineSetting
@@ -238,12 +239,11 @@ def _in_a_child(call: Callable[[], bool]) -> bool:
     Raises:
         UserError: The function raised it, or a kind of it.
     """
-    context = multiprocessing.get_context("fork")
+    context, parent = multiprocessing.get_context("fork"), os.getpid()
     receive, send = context.Pipe(duplex=False)
 
     def answer() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # what they do, the parent decides
-            signal.signal(number, signal.SIG_IGN)
+        live_and_die_with(parent)
         try:
             send.send(call())
         except UserError as error:

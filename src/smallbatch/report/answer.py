@@ -67,13 +67,13 @@ class AnswersRecord(BaseModel):
     answers: tuple[Card, ...]
 
 
-def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
+def answer_card(runs: pd.DataFrame, *, nothing: str = "") -> Card:
     """The answer of one study.
 
     Args:
         runs: The runs of one study, as `load_results` makes them, not one of several BN batch
             sizes.
-        beyond_chance: Whether anything in it learnt more than guessing.
+        nothing: What to say instead of an answer, where nothing in it learned more than guessing.
 
     Raises:
         UserError: Two runs have the same place in the grid.
@@ -85,11 +85,8 @@ def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
             "In no cell did more than half of the seeds train to the end: try smaller learning "
             "rates.",
         )
-    if not beyond_chance:
-        return _none(
-            found,
-            "Nothing here learned beyond chance: train longer, or try other learning rates.",
-        )
+    if nothing:
+        return _none(found, nothing)
     cell, m = found.cell, int(found.cell["batch_size"])
     doubts = [*_doubts_of_cell(cell, m)]
     verdict = _verdict(found, m) if found.standings else _nothing_compared(found)

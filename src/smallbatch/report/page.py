@@ -232,7 +232,7 @@ def _study_section(
         own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
     )
     figure = own.runs["figure"].iloc[0]
-    card = answer.answer_card(own.runs, beyond_chance=said.learned)
+    card = answer.answer_card(own.runs, nothing="" if said.learned else said.best)
     mark_answer(drawn["cells"], card)
     if said.learned:
         drawn["ranges"] += range_rows(own.ranges, own.cells)
