@@ -136,9 +136,8 @@ def study_figures(
             "heat-map",
             f"Heat map: reported test accuracy of {study} for every batch size and base learning "
             f"rate; {_diverged_text(cells)}.",
-            "Reported accuracy (%, median over seeds) of every cell. ★: the answer; framed: the "
-            "best η̃ of each m on the test set; grey: the median falls on a diverged run (×: all "
-            "seeds diverged, ×k: k of them).",
+            "Reported accuracy (%, median over seeds). ★: the answer; framed: the best η̃ of each m "
+            "on the test set; ×: all seeds diverged, ×k: k of them.",
             "cells",
         ),
         figure(

@@ -10,7 +10,7 @@ const MLFLOW = read("mlflow"); // data set/study → the address of its experime
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 // What the specifications have as colours for light pages, and its counterpart for dark ones.
 const DARK_COLOURS = { "#0072b2": "#56b4e9", "#d62728": "#ff8a80", "#b8bcc2": "#5a6068", "#dfe1e5": "#3d4248" };
-const SMALLEST_FRAME = 150; // pixels, of one frame of several
+const SMALLEST_FRAME = 140; // pixels, of one frame of several
 const SHOWN_COLUMNS = {
   cells: { m: "m", bn: "BN batch", base_lr_label: "η̃", lr_label: "η", accuracy: "accuracy (%)",
            seeds: "worst … best seed", outcome: "outcome", reliable: "reliable" },
