@@ -135,11 +135,9 @@ def _wanted(name: str, arguments: argparse.Namespace, full: dict[str, int]) -> i
 
 def _import_all() -> None:
     """Import once what the forks need."""
-    import matplotlib as mpl
     import torch
 
     torch.set_num_threads(1)  # no pool of threads may exist when it forks
-    mpl.use("agg")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in ("mlflow.tracking", "sklearn.datasets", "smallbatch.analysis.evaluation",
