@@ -17,6 +17,7 @@ LOST = math.nan
 
 _ALIKE = {
     "dataset": "digits", "study": "mine", "fingerprint": "f", "protocol": 1, "classes": 10,
+    "n_test": 10_000, "n_validation": 5_000,
     "updates": 100, "epochs": 5, "budget": "epochs", "base_lr_from": None, "bn_batch_sizes": None,
     "parameters": 10,
 }  # fmt: skip

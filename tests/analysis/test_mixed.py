@@ -155,7 +155,9 @@ def test_an_older_protocol_is_told_even_where_all_columns_have_it(tmp_path: Path
     models = written(tmp_path, "a")
     of_protocol(1, models)
     [line] = warnings(tmp_path)
-    assert line.startswith(f"synthetic: trained under protocol 1, which is {PROTOCOL} now")
+    assert line.startswith(
+        f"synthetic: trained under protocol 1, and the present one is {PROTOCOL}"
+    )
     _, lines = judge_models(models, tmp_path / "reports")
     assert lines == [line]
 

@@ -71,7 +71,7 @@ def test_an_open_answer() -> None:
     words = " ".join(found.lines)
     assert "Worse: m = 32 (by 1" in words
     assert f"no other is better than m = {m} by more than " in words
-    assert "seeds would tell differences of 2 points apart." in text(
+    assert "seeds would be needed to see a difference of 2 points." in text(
         grid({2: 0.9, 8: 0.9, 32: 0.9}, sd=0.02)
     )
     assert "every other batch size is worse" not in words
@@ -230,3 +230,52 @@ def test_a_damaged_file_is_refused(tmp_path: Path, new: dict[str, Any]) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="`smallbatch report` writes it"):
         answer_lines(tmp_path)
+
+
+def test_no_bound_is_given_beyond_a_whole_accuracy() -> None:
+    """Nothing is better than 99 % by 5 points, whatever the noise of other batch sizes leaves."""
+    near = {(2, 0.1): [0.99, 0.99, 0.99], (8, 0.1): [0.9, 0.99, 0.7], (32, 0.1): [0.98, 0.9, 0.8]}
+    words = text(near)
+    assert "Not distinguishable from it: m = 8" in words
+    assert "by more than" not in words
+    assert "seeds would be needed" not in words
+
+
+def test_other_learning_rates_that_may_be_as_good_are_named() -> None:
+    flat = {(m, 2.0**-k): [0.8 - 0.1 * (m == 8) + 0.001 * seed for seed in range(3)]
+            for m in (2, 8) for k in (4, 6)}  # fmt: skip
+    flat |= {(m, 2.0**-8): [0.5, 0.501, 0.502] for m in (2, 8)}
+    words = text(flat)
+    assert words.startswith("Accuracy 80.1 %")
+    other = "2⁻⁴" if "η̃ = 2⁻⁶)" in card(flat).title else "2⁻⁶"
+    assert f"At m = 2 η̃ = {other} may be as good." in words
+
+
+@pytest.mark.parametrize(
+    ("above", "said"),
+    [
+        ([LOST, 0.8, 0.8], "at the next a seed diverges: a lower one is safer."),
+        ([0.2, 0.8, 0.8], "at the next a seed falls behind: a lower one is safer."),
+        ([0.8, 0.81, 0.8], None),
+    ],
+)
+def test_the_last_reliable_learning_rate_is_said_to_be_the_last(
+    above: list[float], said: str | None
+) -> None:
+    found = card({(2, 0.1): [0.7] * 3, (2, 0.2): [0.9] * 3, (2, 0.4): above, (8, 0.1): [0.5] * 3})
+    assert "η̃ = 0.2" in found.title
+    warned = [line for line in found.lines if "highest that is reliable" in line]
+    assert warned == ([f"This η̃ is the highest that is reliable; {said}"] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (100, "Chosen on the validation split of 100 images, too few to know an accuracy"),
+        (20_000, "Chosen on the validation split; test accuracy"),
+    ],
+)  # fmt: skip
+def test_a_small_validation_split_is_told(images: int, said: str) -> None:
+    accuracies = {(2, 0.1): [0.7] * 3, (8, 0.1): [0.6] * 3}
+    runs = runs_of(accuracies, accuracies, n_validation=images)
+    assert answer_card(runs).lines[0].startswith(said)

@@ -107,6 +107,9 @@ class Answer:
         seeds_needed: How many seeds would tell a difference of `TOLD`: the median over the other
             batch sizes that are open, a rough number. None if there is no such batch size, or above
             `MOST_SEEDS`.
+        near_base_lrs: The other η̃ at the cell's m that may be as good as its own, ascending, by the
+            same comparison; none if nothing is compared.
+        n_chosen_on: The number of images that the choice was made on; None if not recorded.
     """
 
     dataset: str
@@ -120,6 +123,8 @@ class Answer:
     differing: tuple[str, ...]
     standings: tuple[Standing, ...]
     seeds_needed: int | None
+    near_base_lrs: tuple[float, ...]
+    n_chosen_on: int | None
 
 
 def answer(runs: pd.DataFrame) -> Answer:
@@ -154,6 +159,8 @@ def answer(runs: pd.DataFrame) -> Answer:
         differing=differing,
         standings=standings,
         seeds_needed=_seeds_needed(rivals, standings, cell, array.n),
+        near_base_lrs=_near_base_lrs(array, cell) if rivals and cell is not None else (),
+        n_chosen_on=_images(runs, split),
     )
 
 
@@ -194,6 +201,26 @@ def compared(array: SeedArray) -> dict[int, Rivalry]:
         return {}
     found = against_others([array.cells_at(int(index)) for index in kept], array.noise())
     return dict(zip(kept.tolist(), found, strict=True))
+
+
+def _near_base_lrs(array: SeedArray, cell: dict[Any, Any]) -> tuple[float, ...]:
+    """The other η̃ at one m that are not worse than another there; see `against_others`."""
+    (row,) = np.flatnonzero(array.batch_sizes == cell["batch_size"])
+    usable = np.flatnonzero(array.usable[row])
+    if len(usable) < 2:
+        return ()
+    cells = [array.values[row, index][np.newaxis] for index in usable]
+    found = against_others(cells, array.noise())
+    return tuple(
+        float(array.columns[index])
+        for index, rivalry in zip(usable, found, strict=True)
+        if rivalry.at_least <= 0 and array.columns[index] != cell["base_lr"]
+    )
+
+
+def _images(runs: pd.DataFrame, split: Split) -> int | None:
+    sizes = runs[f"n_{split}"].dropna()
+    return int(sizes.min()) if len(sizes) and sizes.min() > 0 else None
 
 
 def _as_reported(runs: pd.DataFrame, split: Split) -> pd.DataFrame:

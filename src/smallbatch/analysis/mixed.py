@@ -66,9 +66,9 @@ def _of_an_older_protocol(runs: pd.DataFrame) -> list[str]:
     """Data sets whose newest runs are of rules of training that this version no longer follows."""
     newest = runs.groupby("dataset")["protocol"].max()
     return [
-        f"{dataset}: trained under protocol {protocol}, which is {PROTOCOL} now "
-        "(docs/decisions.md, Versions of the protocol); `smallbatch plan` names what would be "
-        "trained again"
+        f"{dataset}: trained under protocol {protocol}, and the present one is {PROTOCOL}. What "
+        "differs is in docs/decisions.md (Versions of the protocol); the results stand, and "
+        "smallbatch plan names the columns that it concerns"
         for dataset, protocol in newest[newest < PROTOCOL].items()
     ]
 

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict
 
 from smallbatch.analysis.answer import LEAST_SEEDS, TOLD, Answer, Standing, answer
 from smallbatch.analysis.power import MOST_SEEDS
-from smallbatch.analysis.stability import EDGE
+from smallbatch.analysis.sampling import interval, leaves_open
+from smallbatch.analysis.stability import DIVERGED, EDGE
 from smallbatch.records.reading import read_json
 from smallbatch.report.labels import listed, percent, power_of_two, spread
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,9 +91,10 @@ def answer_card(runs: pd.DataFrame, *, nothing: str = "") -> Card:
         return _none(found, nothing)
     cell, m = found.cell, int(found.cell["batch_size"])
     doubts = [*_doubts_of_cell(cell, m)]
-    verdict = _verdict(found, m) if found.standings else _nothing_compared(found)
+    verdict = _verdict(found, cell, m) if found.standings else _nothing_compared(found)
     worse_grids = _doubts_of_others(found.standings, m)
-    lines = [_accuracy(found, cell), *_range(found, m), *verdict, *worse_grids, *doubts]
+    lines = [_accuracy(found, cell), *_range(found, m), *_base_lrs(found, m)]
+    lines += [*verdict, *worse_grids, *doubts]
     return Card(
         dataset=found.dataset,
         study=found.study,
@@ -165,7 +168,15 @@ def _accuracy(found: Answer, cell: dict[Any, Any]) -> str:
     )
     accuracy = f"accuracy {percent(cell['accuracy'])} ({seeds})."
     if found.chosen_on == "validation":
-        return f"Chosen on the validation split; test {accuracy}"
+        images = found.n_chosen_on
+        small = ""
+        if images and leaves_open(cell["validation_accuracy"], images):
+            low, high = interval(cell["validation_accuracy"], images)
+            small = (
+                f" of {count(images, 'image')}, too few to know an accuracy better than to "
+                f"{math.ceil(50 * (high - low))} points either way"
+            )
+        return f"Chosen on the validation split{small}; test {accuracy}"
     # The best of several on the same images is in part luck.
     luck = " Chosen on the test set itself, so it may be a little high." if found.cells > 1 else ""
     return f"A{accuracy[1:]}{luck}"
@@ -199,7 +210,7 @@ def _too_few(found: Answer) -> str:
     return f"{number} decide{'' if found.seeds == 2 else 's'} nothing: set `seeds: 3` or more."
 
 
-def _verdict(found: Answer, m: int) -> list[str]:
+def _verdict(found: Answer, cell: dict[Any, Any], m: int) -> list[str]:
     (own,) = (standing for standing in found.standings if standing.batch_size == m)
     others = [standing for standing in found.standings if standing is not own]
     near = [str(standing.batch_size) for standing in others if standing.verdict == "open"]
@@ -221,15 +232,17 @@ def _verdict(found: Answer, m: int) -> list[str]:
         lines.append("With the η̃ tried, every other batch size is worse.")
     if worse:
         lines.append(f"Worse: {_listed_worse(worse)}.")
-    if near and own.verdict == "open" and own.at_most > 0:
+    # No accuracy is above 1, so a bound beyond that says nothing.
+    room = 1.0 - float(cell["accuracy"])
+    if near and own.verdict == "open" and 0 < own.at_most < room:
         lines.append(
             f"With the η̃ tried, no other is better than m = {m} by more than "
             f"{_up(own.at_most)} points."
         )
-    if near and (found.seeds_needed is None or found.seeds_needed > found.seeds):
-        needed = found.seeds_needed
-        count = f"About {needed}" if needed is not None else f"More than {MOST_SEEDS}"
-        lines.append(f"{count} seeds would tell differences of {100 * TOLD:g} points apart.")
+    needed = found.seeds_needed
+    if near and room > TOLD and (needed is None or needed > found.seeds):
+        about = f"About {needed}" if needed is not None else f"More than {MOST_SEEDS}"
+        lines.append(f"{about} seeds would be needed to see a difference of {100 * TOLD:g} points.")
     return lines
 
 
@@ -279,6 +292,22 @@ def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
         lines.append(f"Only one η̃ was tried at m = {m}.")
     if lost := int(cell["n_diverged"]):
         lines.append(f"{lost} of its {int(cell['n_seeds'])} seeds diverged: try a smaller η̃.")
+    return lines
+
+
+def _base_lrs(found: Answer, m: int) -> list[str]:
+    """How sure the η̃ is: others that may be as good, and whether it is the last reliable one."""
+    lines: list[str] = []
+    if found.near_base_lrs:
+        near = listed([power_of_two(base_lr) for base_lr in found.near_base_lrs])
+        lines.append(f"At m = {m} η̃ = {near} may be as good.")
+    own, cell = found.reliable, found.cell
+    if own is None or cell is None or not own["n_reliable"]:
+        return lines
+    if cell["base_lr"] == own["upper"] and own["upper_limit"] not in (EDGE, ""):
+        why = "a seed diverges" if own["upper_limit"] == DIVERGED else "a seed falls behind"
+        safer = ": a lower one is safer" if own["n_reliable"] > 1 else ""
+        lines.append(f"This η̃ is the highest that is reliable; at the next {why}{safer}.")
     return lines
 
 

@@ -202,6 +202,9 @@ def rows(record: ClaimsRecord) -> list[list[str]]:
     ]
 
 
+_ROUNDING = 1e-9
+
+
 def remarks(finding: FindingRecord, unit: str) -> str:
     """What limits a verdict, and what its experiment could have decided."""
     return "; ".join(filter(None, (finding.reason, _power(finding, unit))))
@@ -213,9 +216,9 @@ def _power(finding: FindingRecord, unit: str) -> str:
     if finding.verdict != "undecided" or finding.reason or finding.decided_from is None:
         return ""
     factor, name = _shown(unit)
-    text = f"decides {factor * finding.decided_from:.2g} {name} half the time"
+    text = f"could tell {factor * finding.decided_from:.2g} {name} half the time"
     if finding.seeds is not None and finding.n is not None and finding.seeds > finding.n:
-        text += f"; {finding.seeds} seeds would decide 2 points"
+        text += f"; {finding.seeds} seeds would tell 2 points"
     return text
 
 
@@ -224,7 +227,9 @@ def effect_text(finding: FindingRecord | PartRecord, unit: str) -> str:
     factor, name = _shown(unit)
 
     def signed(number: float) -> str:
-        return f"{factor * number:+.3g}".replace("-", "−")
+        shown = factor * number
+        # Sums of seeds leave a rounding error where there is no difference.
+        return f"{0.0 if abs(shown) < _ROUNDING else shown:+.3g}".replace("-", "−")
 
     effect, low, high = finding.effect, finding.low, finding.high
     if effect is None:

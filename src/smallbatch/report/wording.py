@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.stability import LimitFit
 
+POOR = 1.0
+"""Octaves of the residual from which on a fit is called poor: a factor of two either way."""
+
 STALE = 0.05
 """Population accuracy above the reported one that running statistics which lag may explain."""
 
@@ -110,7 +113,9 @@ def warnings(
         runs: Its runs.
     """
     lines: list[str] = []
-    chosen = zip(best["batch_size"], best["accuracy"], strict=True)
+    # What weights learned may show only with recomputed statistics; see `stale_statistics`.
+    reached = best[["accuracy", "population_test_accuracy"]].max(axis=1)
+    chosen = zip(best["batch_size"], reached, strict=True)
     at_chance = [str(m) for m, accuracy in chosen if not beyond_chance(accuracy, runs)]
     if at_chance:
         lines.append(
@@ -188,22 +193,23 @@ def fit_sentence(fit: LimitFit | None, band: LimitBand | None) -> str:
         return (
             "The upper ends are not fitted: fewer than three batch sizes have one inside the grid."
         )
+    poor = "" if fit.rms_octaves <= POOR else " The fit is poor: trust the single ends more."
     quality = (
         f"({count(fit.n_points, 'batch size')}, root mean square residual "
         f"{fit.rms_octaves:.2f} octaves; an end is known to one step of the grid)"
     )
     if fit.m_star_bound == "upper":
-        return f"No fall of the upper end with m can be told from these ends {quality}."
+        return f"No fall of the upper end with m can be told from these ends {quality}.{poor}"
     if fit.m_star_bound == "lower":
         return (
             f"The upper end falls as 1/m over all of these batch sizes {quality}: it is a "
-            f"constant highest η of about {fit.base_lr_0 * fit.m_star:.2g}."
+            f"constant highest η of about {fit.base_lr_0 * fit.m_star:.2g}.{poor}"
         )
     return (
         f"Fitted upper end: highest η̃ at m = {fit.base_lr_0:.3g} / (1 + m/{fit.m_star:.3g}) "
         f"{quality}. "
         f"By this fit the limit is a constant η̃ well below m* = {fit.m_star:.3g}, and a constant η "
-        f"of about {fit.base_lr_0 * fit.m_star:.2g} well above it.{_interval(band)}"
+        f"of about {fit.base_lr_0 * fit.m_star:.2g} well above it.{poor}{_interval(band)}"
     )
 
 
