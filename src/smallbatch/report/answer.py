@@ -80,6 +80,9 @@ def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
     """
     found = answer(runs)
     if found.cell is None:
+        finished = runs.loc[runs["outcome"].ne("diverged"), "reported_accuracy"]
+        if len(finished) and finished.isna().all():
+            return _none(found, "No finished run has an accuracy.")
         return _none(
             found,
             "In no cell did more than half of the seeds train to the end: try smaller learning "
@@ -88,7 +91,7 @@ def answer_card(runs: pd.DataFrame, *, beyond_chance: bool) -> Card:
     if not beyond_chance:
         return _none(
             found,
-            "Nothing here learned beyond chance: train longer, or try other learning rates.",
+            "No reported accuracy is beyond chance: train longer, or try other learning rates.",
         )
     cell, m = found.cell, int(found.cell["batch_size"])
     doubts = [*_doubts_of_cell(cell, m)]
@@ -276,11 +279,12 @@ def _doubts_of_others(standings: Sequence[Standing], m: int) -> list[str]:
 
 def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
     lines: list[str] = []
-    if edge := _ENDS.get(cell["grid_edge"]):
+    lost = int(cell["n_diverged"])
+    if (edge := _ENDS.get(cell["grid_edge"])) and not (lost and edge == "highest"):
         lines.append(f"The best η̃ at m = {m} is the {edge} tried: extend the grid.")
     elif cell["grid_edge"] == "only":
         lines.append(f"Only one η̃ was tried at m = {m}.")
-    if lost := int(cell["n_diverged"]):
+    if lost:
         lines.append(f"{lost} of its {int(cell['n_seeds'])} seeds diverged: try a smaller η̃.")
     return lines
 
