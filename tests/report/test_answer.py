@@ -201,6 +201,33 @@ def test_no_answer() -> None:
     assert chance.main == "Nothing here."
 
 
+def test_no_finished_run_has_an_accuracy() -> None:
+    runs = runs_of(CLEAR).assign(reported_accuracy=np.nan)
+    found = answer_card(runs, nothing="No finished run has an accuracy.")
+    assert (found.title, found.lines) == ("No answer", ("No finished run has an accuracy.",))
+
+
+def test_where_a_seed_diverged_at_the_highest_rate_no_higher_one_is_advised() -> None:
+    best = {(8, 2**-6): [0.99, 0.99, LOST]}
+    found = card(changed(CLEAR, best))
+    assert "η̃ = 2⁻⁶" in found.title
+    assert found.lines[-1] == "1 of its 3 seeds diverged: try a smaller η̃."
+    assert "extend the grid" not in " ".join(found.lines)
+
+
+def test_the_choice_is_on_the_test_set_where_a_cell_has_an_accuracy_on_validation_alone() -> None:
+    runs = runs_of(CLEAR, validation=CLEAR)
+    runs.loc[runs["batch_size"] == 8, "reported_accuracy"] = np.nan
+    found = answer_card(runs)
+    assert found.batch_size == 2
+    assert "Chosen on the test set itself" in found.lines[0]
+    assert (found.worse, found.not_distinguishable) == ((32,), ())
+    assert "diverged" not in " ".join(found.lines)
+    runs = runs_of(grid({2: 0.5, 8: 0.9, 32: 0.9}, sd=0.02))
+    runs.loc[runs["batch_size"] == 2, "reported_accuracy"] = np.nan
+    assert "seeds would be needed" in " ".join(answer_card(runs).lines)
+
+
 def test_a_line_for_each_study(tmp_path: Path) -> None:
     cards = [card(CLEAR), card({(2, 0.1): [LOST]})]
     (tmp_path / NAME).write_text(as_json(cards))

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.report.browser import CHROMIUM, Opened, browser, opened
 
@@ -153,6 +153,35 @@ def test_every_figure_has_a_table_and_the_keyboard_reaches_each_cell(seen: Opene
     assert panel.get_attribute("aria-live") == "polite"
     unnamed = page.locator(".chart:not([aria-label]), .chart[aria-label='']").count()
     assert unnamed == 0
+
+
+def test_a_cell_can_be_chosen_while_its_map_is_drawn_again(seen: Opened) -> None:
+    seen.page.locator(f"{FIRST} details[data-rows] summary").click()
+    seen.page.locator(f"{FIRST} tbody th button").first.wait_for()
+    seen.page.evaluate(
+        f"""document.querySelector("input[value=lr]").click();
+        document.querySelector("{FIRST} tbody th button").click()"""
+    )
+    seen.page.locator(f"{FIRST} .cell h4").wait_for(timeout=5000)
+
+
+def test_curves_of_a_cell_follow_the_colour_scheme(seen: Opened) -> None:
+    label = seen.page.locator(f"{FIRST} .cell svg text[fill]").first
+    seen.page.mouse.move(*_cell(seen, "84"))
+    label.wait_for()
+    light = label.get_attribute("fill")
+    seen.page.emulate_media(color_scheme="dark")
+    expect(label).not_to_have_attribute("fill", str(light))
+
+
+def test_the_table_of_a_figure_over_studies_names_them(seen: Opened) -> None:
+    seen.page.locator('details[data-rows="synthetic.best-accuracy"] summary').click()
+    box = seen.page.locator('details[data-rows="synthetic.best-accuracy"]')
+    box.locator("tbody th", has_text="resnet8-bn").first.wait_for(timeout=5000)
+    one = seen.page.locator(f"{FIRST} details[data-rows]")
+    one.locator("summary").click()
+    expect(one.locator("thead th").first).to_contain_text("m")
+    expect(one.locator("thead th")).not_to_contain_text(["study"])
 
 
 def test_learning_rates_are_shown_as_either(seen: Opened) -> None:

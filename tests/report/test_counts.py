@@ -11,7 +11,7 @@ import pytest
 
 from smallbatch.analysis.claims import Verdict
 from smallbatch.report.claims import ClaimRecord, ClaimsRecord, FindingRecord, counts_sentence
-from smallbatch.report.page import Frames, _counts, _shared_rule
+from smallbatch.report.page import Frames, _counts
 
 
 def runs(outcomes: list[str], sizes: list[float], study: str = "a") -> pd.DataFrame:
@@ -61,9 +61,3 @@ def test_every_verdict_of_every_data_set_is_counted_once() -> None:
     assert said == "2 strictly supported, 4 supported, 0 contradicted, 2 undecided, 0 not run"
     numbers = [int(part.split()[0]) for part in said.split(", ")]
     assert (sum(numbers), len(numbers)) == (8, len(get_args(Verdict)))
-
-
-def test_how_accuracies_were_read_is_said_only_where_it_is_the_same_for_all() -> None:
-    both = pd.DataFrame({"study": ["a", "b"], "batch_size": 8, "epochs": [16, 16]})
-    assert _shared_rule(both) == "Reported accuracy: median of the last 2 of 16 epochs."
-    assert _shared_rule(both.assign(epochs=[16, 8])) == ""

@@ -151,6 +151,19 @@ def test_studies_of_several_bn_batch_sizes_alone_make_a_report(
         assert header == (reports / "tables" / path.name).read_text().partition("\n")[0]
 
 
+def test_what_differs_or_is_missing_is_not_said_of_all(tmp_path: Path) -> None:
+    long = synthetic.Study("long", epochs=16, batch_sizes=(8,), log_base_lr_0=-30.0)
+    short = synthetic.Study("short", epochs=3, batch_sizes=(8,), log_base_lr_0=-30.0)
+    synthetic.write_models(tmp_path / "models", (long, short))
+    evaluate(tmp_path / "models", tmp_path / "evaluation")
+    page = Page(build_report(tmp_path / "evaluation", tmp_path / "models", tmp_path).read_text())
+    text = re.sub(r"\s+", " ", " ".join(page.words))
+    assert "Reported accuracy: see “What was run” of each study, as they differ." in text
+    assert "which m is best, these data cannot say" in text  # all diverged, at one m
+    assert "What this data can decide" not in text
+    assert "synthetic.stable-range" not in page.figures  # it would be empty
+
+
 def test_the_same_data_gives_the_same_bytes(reports: Path, tmp_path: Path) -> None:
     build_report(reports / "evaluation", reports.parent / "models", tmp_path)
     for path in sorted(tmp_path.rglob("*.*")):

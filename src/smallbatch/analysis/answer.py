@@ -103,7 +103,7 @@ class Answer:
         cells: The number of cells that were run.
         seeds: The number of seeds that every cell has.
         differing: Settings in which the study's columns differ; they are then not compared.
-        standings: Every m, ascending; empty if nothing is compared.
+        standings: Every m with an accuracy, ascending; empty if nothing is compared.
         seeds_needed: How many seeds would tell a difference of `TOLD`: the median over the other
             batch sizes that are open, a rough number. None if there is no such batch size, or above
             `MOST_SEEDS`.
@@ -158,20 +158,21 @@ def answer(runs: pd.DataFrame) -> Answer:
         seeds=array.n,
         differing=differing,
         standings=standings,
-        seeds_needed=_seeds_needed(rivals, standings, cell, array.n),
+        seeds_needed=_seeds_needed(array, rivals, standings, cell),
         near_base_lrs=_near_base_lrs(array, cell) if rivals and cell is not None else (),
         n_chosen_on=_images(runs, split),
     )
 
 
 def choosing_split(cells: pd.DataFrame) -> Split:
-    """The split that the choice is made on: validation if every cell with a median has one there.
+    """The split that the choice is made on: validation if there, too, every cell has a median.
 
     Args:
         cells: As `summarise_cells` makes them.
     """
-    shown = cells[cells["accuracy"].notna()]
-    return "validation" if len(shown) and shown["validation_accuracy"].notna().all() else "test"
+    known = cells[["accuracy", "validation_accuracy"]].notna().to_numpy()
+    both, some = known.all(axis=1), known.any(axis=1)
+    return "validation" if some.any() and (both == some).all() else "test"
 
 
 def against_others(rows: Sequence[Floats], of: Noise) -> list[Rivalry]:
@@ -245,18 +246,20 @@ def _standings(array: SeedArray, rivals: dict[int, Rivalry]) -> tuple[Standing, 
             on_edge=bool(edges[index]),
         )
         for index, m in enumerate(array.batch_sizes)
+        if array.ran[index].any()  # not where no run has an accuracy
     )
 
 
 def _seeds_needed(
+    array: SeedArray,
     rivals: dict[int, Rivalry],
     standings: Sequence[Standing],
     cell: dict[Any, Any] | None,
-    n: int,
 ) -> int | None:
     needed = [
-        seeds_needed(rivals[index].support, n, TOLD, k=SHARE) or MOST_SEEDS + 1
-        for index, standing in enumerate(standings)
+        seeds_needed(rivals[index].support, array.n, TOLD, k=SHARE) or MOST_SEEDS + 1
+        for standing in standings
+        for index in np.flatnonzero(array.batch_sizes == standing.batch_size).tolist()
         if standing.verdict == "open" and cell and standing.batch_size != cell["batch_size"]
     ]
     middle = median_low(needed) if needed else MOST_SEEDS + 1

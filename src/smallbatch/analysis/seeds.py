@@ -120,8 +120,8 @@ class SeedArray:
         for row, values in enumerate(means):
             tried = np.flatnonzero(self.ran[row])
             usable = np.flatnonzero(self.usable[row])
-            best = usable[values[usable].argmax()] if len(usable) else tried[0]
-            found[row] = best in (tried[0], tried[-1])
+            best = usable[values[usable].argmax()] if len(usable) else None
+            found[row] = best is None or best in (tried[0], tried[-1])
         return found
 
     def threshold(self, fraction: float = MAIN_FRACTION) -> float:

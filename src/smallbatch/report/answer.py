@@ -82,6 +82,9 @@ def answer_card(runs: pd.DataFrame, *, nothing: str = "") -> Card:
     """
     found = answer(runs)
     if found.cell is None:
+        finished = runs.loc[runs["outcome"].ne("diverged"), "reported_accuracy"]
+        if len(finished) and finished.isna().all():
+            return _none(found, "No finished run has an accuracy.")
         return _none(
             found,
             "In no cell did more than half of the seeds train to the end: try smaller learning "
@@ -286,11 +289,12 @@ def _doubts_of_others(standings: Sequence[Standing], m: int) -> list[str]:
 
 def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
     lines: list[str] = []
-    if edge := _ENDS.get(cell["grid_edge"]):
+    lost = int(cell["n_diverged"])
+    if (edge := _ENDS.get(cell["grid_edge"])) and not (lost and edge == "highest"):
         lines.append(f"The best η̃ at m = {m} is the {edge} tried: extend the grid.")
     elif cell["grid_edge"] == "only":
         lines.append(f"Only one η̃ was tried at m = {m}.")
-    if lost := int(cell["n_diverged"]):
+    if lost:
         lines.append(f"{lost} of its {int(cell['n_seeds'])} seeds diverged: try a smaller η̃.")
     return lines
 

@@ -12,7 +12,7 @@ const DARK = matchMedia("(prefers-color-scheme: dark)");
 const DARK_COLOURS = { "#0072b2": "#56b4e9", "#d62728": "#ff8a80", "#b8bcc2": "#5a6068", "#dfe1e5": "#3d4248" };
 const SMALLEST_FRAME = 140; // pixels, of one frame of several
 const SHOWN_COLUMNS = {
-  cells: { m: "m", bn: "BN batch", base_lr_label: "η̃", lr_label: "η", accuracy: "accuracy (%)",
+  cells: { study: "study", m: "m", bn: "BN batch", base_lr_label: "η̃", lr_label: "η", accuracy: "accuracy (%)",
            seeds: "worst … best seed", outcome: "outcome", reliable: "reliable" },
   ranges: { study: "study", m: "m", fraction: "fraction", range: "reliable η̃", range_lr: "reliable η" },
   curves: { m: "m", epoch: "epoch", updates: "updates", accuracy: "accuracy (%)", loss: "loss" },
@@ -95,8 +95,8 @@ const views = new Map(); // element → {view, width}
 async function draw(element) {
   const width = element.clientWidth;
   const name = element.dataset.figure;
-  views.get(element)?.view.finalize();
-  views.set(element, { view: { finalize() {} }, width });
+  views.get(element)?.view?.finalize();
+  views.set(element, { width }); // until it is drawn
   const { view } = await vegaEmbed(element, specOf(name, width), options());
   views.set(element, { view, width });
   element.classList.add("drawn");
@@ -140,6 +140,8 @@ addEventListener("resize", () => {
 // One cell of a study: hover or tap its place in the heat map, or press its button in the table.
 
 const pinned = new Map(); // panel → key of the cell that stays
+const shown = new Map(); // panel → draws its curves again
+DARK.addEventListener("change", () => shown.forEach((again) => again()));
 
 function listen(view, element) {
   const panel = element.closest(".answer").querySelector(".cell");
@@ -181,6 +183,7 @@ function show(panel, cell, view) {
   lines[3].className = "curves";
   panel.replaceChildren(...lines);
   curves(lines[3], runs);
+  shown.set(panel, () => lines[3].isConnected && curves(lines[3], runs));
 }
 
 function curves(place, runs) {
@@ -206,7 +209,8 @@ for (const details of document.querySelectorAll("details[data-rows]")) {
     if (!details.open || details.querySelector("table")) return;
     const [table, of] = Object.entries(FIGURES[details.dataset.rows].tables)[0];
     const rows = rowsFor(of).filter((row) => row.part !== "dot"); // its range has a row
-    const columns = Object.entries(SHOWN_COLUMNS[table]).filter(([name]) => rows.some((row) => row[name] !== undefined));
+    const columns = Object.entries(SHOWN_COLUMNS[table]).filter(([name]) =>
+      rows.some((row) => row[name] !== undefined) && (name !== "study" || table === "ranges" || new Set(rows.map((row) => row.study)).size > 1));
     const head = make("tr", "", columns.map(([, title]) => Object.assign(make("th", title), { scope: "col" })));
     const body = rows.map((row) => make("tr", "", columns.map(([name], i) => bodyCell(row, name, i, details))));
     const made = make("table", "", [make("thead", "", [head]), make("tbody", "", body)]);

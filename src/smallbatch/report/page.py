@@ -139,7 +139,9 @@ def build_report(
         section["figures"] = [gallery.add(figure) for figure in section["figures"]]
         studies.append(section)
     datasets = [
-        _dataset_section(gallery, str(dataset), frames.only(dataset=dataset), studies)
+        _dataset_section(
+            gallery, str(dataset), frames.only(dataset=dataset), studies, drawn["ranges"]
+        )
         for dataset in sorted(runs["dataset"].unique())
     ]
     remove_others(gallery.directory, gallery.names)
@@ -169,11 +171,11 @@ def build_report(
         claim_counts=counts_sentence(verdicts),
         objection=second_opinions.objection(frames.best, frames.runs)
         if of_paper
-        else [second_opinions.DECIDED],
+        else [second_opinions.decided(frames.best, frames.runs)],
         environment=environment_table(timings),
         notices=[*mixed_results(runs, frames.cells), *_left_out(models_dir, set_aside)],
         counts=_counts(frames),
-        what_runs_share=_shared_rule(runs),
+        what_runs_share=_reported(runs),
         fraction=MAIN_FRACTION,
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
@@ -254,12 +256,18 @@ def _study_section(
 
 
 def _dataset_section(
-    gallery: Gallery, dataset: str, own: Frames, studies: Sequence[Mapping[str, Any]]
+    gallery: Gallery,
+    dataset: str,
+    own: Frames,
+    studies: Sequence[Mapping[str, Any]],
+    ranges: Sequence[Row],
 ) -> dict[str, Any]:
     figures: list[Figure] = []
     shown: list[tables.Table] = []
     if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
         found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
+        if not any(row["dataset"] == dataset for row in ranges):
+            found = [figure for figure in found if figure.kind != "all-ranges"]
         figures = [gallery.add(figure) for figure in found]
         shown = [
             tables.study_table(own.winners, own.runs),
@@ -274,6 +282,12 @@ def _dataset_section(
     }
 
 
+def _reported(runs: pd.DataFrame) -> str:
+    rules = {reported_rule(own) for _, own in runs.groupby(STUDY_KEYS)}
+    rule = rules.pop() if len(rules) == 1 else "see “What was run” of each study, as they differ"
+    return f"Reported accuracy: {rule}."
+
+
 def _counts(frames: Frames) -> str:
     runs = frames.all_runs
     cells = runs.groupby([*GRID_KEYS, "bn_batch_size"], dropna=False).ngroups
@@ -282,12 +296,6 @@ def _counts(frames: Frames) -> str:
         f"{count(len(runs), 'run')} in {count(cells, 'cell')} of "
         f"{count(len(_study_keys(runs)), 'study', 'studies')}; {count(diverged, 'run')} diverged"
     )
-
-
-def _shared_rule(runs: pd.DataFrame) -> str:
-    """How accuracies were read, if for all studies alike; else each study says it."""
-    alike = runs["epochs"].nunique() == 1
-    return f"Reported accuracy: {reported_rule(runs)}." if alike else ""
 
 
 def _left_out(models_dir: Path, set_aside: Sequence[str]) -> list[str]:

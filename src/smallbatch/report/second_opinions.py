@@ -129,6 +129,16 @@ def budget_table(best: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
     return Table(caption, headers, rows)
 
 
+def decided(best: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """What these data can decide, see `objection`."""
+    compares = any(
+        own["batch_size"].nunique() > 1
+        and learned(own, runs[(runs["dataset"] == dataset) & (runs["study"] == study)])
+        for (dataset, study), own in best.groupby(STUDY_KEYS)
+    )
+    return DECIDED if compares else UNDECIDED
+
+
 def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     """Shallue et al.'s objection to the paper's claim, and what these data say about it.
 
@@ -136,12 +146,7 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
         best: The best cell of each (data set, study, m), chosen on the test set.
         runs: The runs of all data sets, without studies of several BN batch sizes.
     """
-    compares = any(
-        own["batch_size"].nunique() > 1
-        and learned(own, runs[(runs["dataset"] == dataset) & (runs["study"] == study)])
-        for (dataset, study), own in best.groupby(STUDY_KEYS)
-    )
-    said = [PAPER, SHALLUE, DECIDED if compares else UNDECIDED, _budgets_sentence(best, runs)]
+    said = [PAPER, SHALLUE, decided(best, runs), _budgets_sentence(best, runs)]
     if best.empty:
         return said
     edges = best[best["grid_edge"] != ""]
