@@ -294,6 +294,19 @@ def test_print_has_every_figure(seen: Opened) -> None:
     assert not page.locator("nav.contents").is_visible()
 
 
+def test_figures_of_a_dark_page_are_readable_in_print(reports: Path, chromium: Browser) -> None:
+    with opened(chromium, reports / "report.html", color_scheme="dark") as found:
+        found.draw_all()
+        found.page.emulate_media(media="print")
+        light = found.page.evaluate(
+            """[...document.querySelectorAll(".chart svg text")]
+               .filter((text) => !text.closest(".role-mark"))
+               .filter((text) => getComputedStyle(text).fill !== "rgb(0, 0, 0)")
+               .map((text) => text.parentElement.getAttribute("class"))"""
+        )
+        assert light == []
+
+
 def test_without_javascript_the_answers_and_tables_are_there(
     reports: Path, chromium: Browser
 ) -> None:
