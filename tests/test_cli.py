@@ -347,6 +347,22 @@ def test_a_report_ends_with_the_answers_and_its_path(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_data_set_at_hand_comes_first(folder: Path) -> None:
+    write_models(Path("models"))
+    write_models(Path("models"), dataset="zebra")
+    assert call("evaluate", "--all").exit_code == 0
+
+    def names() -> list[str]:
+        assert call("report").exit_code == 0
+        content = json.loads(Path("reports/answers.json").read_text())
+        return list(dict.fromkeys(it["dataset"] for it in content["answers"]))
+
+    assert names() == ["synthetic", "zebra"]
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("name: digits", "name: zebra"))
+    assert names() == ["zebra", "synthetic"]
+
+
 def test_a_report_without_its_server_says_that_links_are_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -306,3 +306,9 @@ def test_a_small_validation_split_is_told(images: int, said: str) -> None:
     accuracies = {(2, 0.1): [0.7] * 3, (8, 0.1): [0.6] * 3}
     runs = runs_of(accuracies, accuracies, n_validation=images)
     assert answer_card(runs).lines[0].startswith(said)
+
+
+def test_what_puts_the_accuracies_in_doubt_is_on_the_card() -> None:
+    found = answer_card(runs_of(CLEAR), doubts=["Running statistics lag."])
+    assert "Running statistics lag." in found.lines
+    assert found.sure == "open"

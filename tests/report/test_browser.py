@@ -151,6 +151,8 @@ def test_every_figure_has_a_table_and_the_keyboard_reaches_each_cell(seen: Opene
     panel.locator("h4").wait_for()
     assert panel.locator("h4").inner_text().startswith("m = 2, η̃ = 2⁻¹⁰, η = 2⁻⁹")
     assert panel.get_attribute("aria-live") == "polite"
+    place = seen.box(f"{FIRST} .cell h4")  # in sight, though the table is long
+    assert 0 <= place["y"] < 800
     unnamed = page.locator(".chart:not([aria-label]), .chart[aria-label='']").count()
     assert unnamed == 0
 
@@ -235,6 +237,11 @@ def test_a_study_can_be_left_out(seen: Opened) -> None:
     assert page.locator("article.answer:visible").count() == 3
     page.get_by_label("resnet8-bn", exact=True).check()
     chart.get_by_text("resnet8-bn").first.wait_for()
+    assert not page.locator("#none").is_visible()
+    for box in page.locator("input[name=study]").all():
+        box.uncheck()
+    page.locator("#none").wait_for()
+    assert page.locator("article.answer:visible").count() == 0
 
 
 def test_tables_are_sorted_by_a_header(seen: Opened) -> None:
@@ -305,6 +312,23 @@ def test_figures_of_a_dark_page_are_readable_in_print(reports: Path, chromium: B
                .map((text) => text.parentElement.getAttribute("class"))"""
         )
         assert light == []
+
+
+def test_everything_is_drawn_before_it_is_printed(seen: Opened) -> None:
+    page = seen.page
+    left = "document.querySelectorAll('.chart:not(.drawn)').length"
+    page.evaluate(f"window.print = () => {{ window.left = {left}; }}")
+    page.get_by_role("button", name="Print").click()
+    page.wait_for_function("window.left !== undefined", timeout=60_000)
+    assert page.evaluate("window.left") == 0
+    assert page.locator("details.study:not([open])").count() == 0
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.emulate_media(media="print")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.chart svg')].filter((it) => "
+        "it.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    assert wide == 0
 
 
 def test_without_javascript_the_answers_and_tables_are_there(

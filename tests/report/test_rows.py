@@ -62,6 +62,15 @@ def test_a_cell_says_what_became_of_its_seeds(
     json.dumps(list(rows.values()), allow_nan=False)
 
 
+def test_learning_rates_that_differ_in_the_fourth_digit_have_labels_of_their_own() -> None:
+    one = {"dataset": "d", "study": "s", "batch_size": 4, "n_seeds": 1, "n_diverged": 0,
+           "accuracy": 0.5, "min_accuracy": 0.5, "max_accuracy": 0.5, "chance": 0.1}  # fmt: skip
+    cells = pd.DataFrame([{**one, "base_lr": base_lr} for base_lr in (0.01001, 0.01002, 0.25)])
+    rows = cell_rows(cells, pd.DataFrame(columns=["batch_size"]))
+    assert [row["base_lr_label"] for row in rows] == ["0.01001", "0.01002", "2⁻²"]
+    assert len({row["frame"] for row in rows}) == 3
+
+
 def test_a_median_on_a_diverged_run_is_no_accuracy() -> None:
     cell = {"dataset": "d", "study": "s", "batch_size": 4, "base_lr": 0.5, "n_seeds": 3,
             "n_diverged": 2, "accuracy": math.nan, "min_accuracy": math.nan, "max_accuracy": 0.5,

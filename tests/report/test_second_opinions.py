@@ -88,8 +88,8 @@ def test_without_a_best_cell_nothing_is_said_of_edges() -> None:
 def test_the_objection_is_answered_from_both_budgets() -> None:
     said = " ".join(objection(best(ACCURACIES), BOTH))
     assert "Shallue et al. (2018) found no evidence" in said
-    assert "a on d is best at m = 2 (80.0 %) with equal epochs" in said
-    assert "b on d is best at m = 8 (90.0 %) with equal updates" in said
+    assert "a on d is best on the test set at m = 2 (80.0 %) with equal epochs" in said
+    assert "b on d is best on the test set at m = 8 (90.0 %) with equal updates" in said
     assert "In no column is the best η̃ on the edge" in said
 
 
@@ -98,16 +98,16 @@ def test_the_objection_is_answered_from_both_budgets() -> None:
     [
         # Seeds of the other m reach the best one's worst: the order is not settled.
         ({("a", 2): 0.8, ("a", 8): 0.795, ("b", 2): 0.5, ("b", 8): 0.9},
-         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 overlap) with equal epochs",
-          "b on d is best at m = 8 (90.0 %) with equal updates"]),
+         ["a on d is best on the test set at m = 2 (80.0 %; seeds of m = 8 overlap) with equal",
+          "b on d is best on the test set at m = 8 (90.0 %) with equal updates"]),
         # Of equals the smaller m is named.
         ({("a", 8): 0.8, ("a", 2): 0.8, ("b", 2): 0.5, ("b", 8): 0.9},
-         ["a on d is best at m = 2 (80.0 %; seeds of m = 8 overlap)"]),
+         ["a on d is best on the test set at m = 2 (80.0 %; seeds of m = 8 overlap)"]),
         # One m has no best cell: of one there is no best.
         ({("a", 8): 0.8, ("b", 2): 0.5, ("b", 8): 0.9}, ["a on d was run at m = 8 (80.0 %) with"]),
         # One study at chance, one without any accuracy.
         ({("a", 2): 0.11, ("a", 8): 0.1, ("b", 2): 0.5, ("b", 8): 0.9},
-         ["a on d did not learn with equal epochs and b on d is best at m = 8"]),
+         ["a on d did not learn with equal epochs and b on d is best on the test set at m = 8"]),
         ({("b", 2): 0.5, ("b", 8): 0.9}, ["a on d did not learn with equal epochs"]),
     ],
 )  # fmt: skip

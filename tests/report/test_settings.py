@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from smallbatch.report.settings import reported_rule, settings_table
+from smallbatch.report.settings import reported_rule, setting, settings_table
 
 RUN: dict[str, Any] = {
     "dataset": "d", "study": "a", "classes": 10, "scale": None, "n_train": 1000,
@@ -135,3 +135,18 @@ def test_the_reported_accuracy_says_over_which_epochs_it_is(
 ) -> None:
     runs = pd.DataFrame([{"batch_size": m, "epochs": n} for m, n in epochs.items()])
     assert reported_rule(runs) == text
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, "resnet8, no norm, 10 epochs"),
+        ({"norm": "batch", "epochs": 1}, "resnet8, batch norm, 1 epoch"),
+        (
+            {"norm": "ghost", "bn_batch_size": 4},
+            "resnet8, ghost batch norm over 4 examples, 10 epochs",
+        ),
+    ],
+)
+def test_a_study_in_a_line(changed: dict[str, Any], line: str) -> None:
+    assert setting(pd.DataFrame([RUN | changed] * 2)) == line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -51,7 +52,9 @@ def report(models: Path) -> None:
     Examples:
       smallbatch report
     """
+    from smallbatch.pipeline.experiments import naming_file
     from smallbatch.pipeline.held import held, report_inputs
+    from smallbatch.pipeline.single import DEFAULT_PARAMS
     from smallbatch.report.answer import answer_lines
     from smallbatch.report.page import build_report
     from smallbatch.tracking.links import experiment_links
@@ -64,8 +67,12 @@ def report(models: Path) -> None:
             click.echo(f"warning: the report has no links to MLflow: {shown}", err=True)
             return {}
 
+    first = ""
+    with suppress(UserError):  # params.yaml only says which data set is at hand
+        file = naming_file(DEFAULT_PARAMS, models)
+        first = load(file).dataset.name if file is not None else ""
     with held(report_inputs(models), lambda: report_inputs(models)):
-        page = build_report(models_dir=models, links=links)
+        page = build_report(models_dir=models, links=links, first=first)
     for line in answer_lines(page.parent):
         click.echo(door.shown(line), err=True)
     click.echo(page)
@@ -90,7 +97,9 @@ def answer(as_json: bool, file: Path) -> None:
     from smallbatch.report.answer import read_answers, told
 
     cards = read_answers(file).answers
-    click.echo(as_text(cards).rstrip() if as_json else "\n".join(map(told, cards)))
+    lines = [told(card) for card in cards]
+    lines = lines or ["no study has batch sizes and learning rates as its grid"]
+    click.echo(as_text(cards).rstrip() if as_json else "\n".join(lines))
 
 
 @click.command()

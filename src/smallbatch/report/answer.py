@@ -69,13 +69,14 @@ class AnswersRecord(BaseModel):
     answers: tuple[Card, ...]
 
 
-def answer_card(runs: pd.DataFrame, *, nothing: str = "") -> Card:
+def answer_card(runs: pd.DataFrame, *, nothing: str = "", doubts: Sequence[str] = ()) -> Card:
     """The answer of one study.
 
     Args:
         runs: The runs of one study, as `load_results` makes them, not one of several BN batch
             sizes.
         nothing: What to say instead of an answer, where nothing in it learned more than guessing.
+        doubts: Sentences that put the accuracies themselves in doubt.
 
     Raises:
         UserError: Two runs have the same place in the grid.
@@ -93,7 +94,7 @@ def answer_card(runs: pd.DataFrame, *, nothing: str = "") -> Card:
     if nothing:
         return _none(found, nothing)
     cell, m = found.cell, int(found.cell["batch_size"])
-    doubts = [*_doubts_of_cell(cell, m)]
+    doubts = [*_doubts_of_cell(cell, m), *doubts]
     verdict = _verdict(found, cell, m) if found.standings else _nothing_compared(found)
     worse_grids = _doubts_of_others(found.standings, m)
     lines = [_accuracy(found, cell), *_range(found, m), *_base_lrs(found, m)]

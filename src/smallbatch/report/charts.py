@@ -191,11 +191,11 @@ def convergence(measure: str, time: str) -> dict[str, Any]:
 
 def cell_curves() -> dict[str, Any]:
     """Test accuracy of the runs of one cell by epoch, a line per seed."""
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"))
+    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d"))
     tips = [alt.Tooltip("seed:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("accuracy:Q")]
     own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
     y = alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
-    chart = own.encode(x, y, color=alt.Color("seed:N", legend=None), tooltip=tips)
+    chart = own.encode(x, y, color=alt.Color("seed:N", title="seed"), tooltip=tips)
     return _done(chart.properties(width="container", height=130))
 
 

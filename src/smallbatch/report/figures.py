@@ -111,6 +111,7 @@ def study_figures(
     curves: pd.DataFrame,
     *,
     fits: bool,
+    band: bool,
     learned: bool,
 ) -> list[Figure]:
     """The figures of one study, the heat map first; all data frames are of that study alone.
@@ -121,6 +122,7 @@ def study_figures(
         ranges: As `stable_ranges` makes them.
         curves: Convergence at one η̃; empty if no run has a finite accuracy.
         fits: Whether the upper ends were fitted.
+        band: Whether it is known how much the fit varies over resamples.
         learned: Whether anything is beyond chance; otherwise ranges mean nothing.
     """
     study = str(cells["study"].iloc[0])
@@ -147,8 +149,8 @@ def study_figures(
             "Learning rates that converge reliably, for the thresholds "
             f"{', '.join(f'{fraction:g}' for fraction in FRACTIONS)}; dots are reliable cells, a "
             "triangle means that the grid ends there"
-            + (", dashed the fitted upper end, shaded the middle 95 % of its resamples." if fits
-               else "."),
+            + (", dashed the fitted upper end" if fits else "")
+            + (", shaded the middle 95 % of its resamples." if band else "."),
             "ranges", "fit",
         ),
         figure(

@@ -12,12 +12,12 @@ _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
 DASH = "–"
 
 
-def power_of_two(value: float) -> str:
-    """Write a learning rate as 2ᵏ if it is a power of two, else in plain digits; NaN as a dash."""
+def power_of_two(value: float, digits: int = 3) -> str:
+    """Write a learning rate as 2ᵏ if it is a power of two, else in digits; NaN as a dash."""
     if math.isnan(value):
         return DASH
     base, power, exponent = format_base_lr(value).partition("^")
-    return base + exponent.translate(_RAISED) if power else f"{value:.3g}"
+    return base + exponent.translate(_RAISED) if power else f"{value:.{digits}g}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -77,7 +77,7 @@ function specOf(name, width) {
   } else {
     if (spec.height.step) {
       const rows = new Set(spec.datasets.cells.map((row) => row[`${variant}_label`])).size;
-      spec.height = rows * spec.height.step + 45; // with the axis below
+      spec.height = Math.max(rows * spec.height.step, 110) + 45; // room for the title, and the axis below
     }
     spec.autosize = { type: "fit", contains: "padding" };
   }
@@ -137,6 +137,13 @@ addEventListener("resize", () => {
   }, 150);
 });
 
+// Printing takes what is out of sight as it is. So all is drawn before.
+document.getElementById("print").addEventListener("click", async () => {
+  document.querySelectorAll("details.study").forEach((details) => { details.open = true; });
+  await Promise.all([...charts()].filter((element) => !views.has(element)).map(draw));
+  print();
+});
+
 // One cell of a study: hover or tap its place in the heat map, or press its button in the table.
 
 const pinned = new Map(); // panel → key of the cell that stays
@@ -191,6 +198,10 @@ function curves(place, runs) {
   const points = runs.flatMap((run) => run.epochs.map((epoch, i) => ({ seed: run.seed, epoch, accuracy: run.accuracies[i] })));
   if (!points.some((point) => point.accuracy !== null)) return;
   spec.datasets = { runs: points };
+  // Whole epochs, also where a run had only one or two.
+  const last = Math.max(...points.map((point) => point.epoch));
+  const step = Math.ceil(last / 10);
+  spec.encoding.x.axis.values = Array.from({ length: Math.floor(last / step) }, (_, i) => (i + 1) * step);
   spec.autosize = { type: "fit", contains: "padding" };
   vegaEmbed(place, spec, options());
 }
@@ -224,7 +235,8 @@ for (const details of document.querySelectorAll("details[data-rows]")) {
 
 function bodyCell(row, name, index, details) {
   const value = row[name];
-  const text = value === null || value === undefined ? "–" : value === true ? "yes" : value === false ? "no" : String(value);
+  const text = value === null || value === undefined ? "–" : value === true ? "yes" : value === false ? "no"
+    : name === "accuracy" ? value.toFixed(1) : String(value);
   const element = make(index ? "td" : "th", text);
   if (index) return element;
   element.scope = "row";
@@ -232,7 +244,11 @@ function bodyCell(row, name, index, details) {
   if (!answer || !row.key) return element;
   const button = make("button", text);
   button.setAttribute("aria-label", `Show the cell m = ${row.m}, η̃ = ${row.base_lr_label}`);
-  button.addEventListener("click", () => pin(answer.querySelector(".cell"), row, views.get(answer.querySelector(".chart"))?.view));
+  button.addEventListener("click", () => {
+    const panel = answer.querySelector(".cell");
+    pin(panel, row, views.get(answer.querySelector(".chart"))?.view);
+    panel.scrollIntoView({ block: "nearest" }); // it may be far below a long table
+  });
   element.replaceChildren(button);
   return element;
 }
@@ -291,6 +307,7 @@ document.querySelectorAll(".view input").forEach((input) =>
     if (input.name === "study") {
       const own = document.querySelectorAll(`[data-study="${CSS.escape(input.value)}"]`);
       own.forEach((element) => { element.hidden = !input.checked; });
+      document.getElementById("none").hidden = document.querySelector("input[name=study]:checked") !== null;
     }
     redraw();
   }));

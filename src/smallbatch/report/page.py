@@ -27,7 +27,7 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import answer, paper, second_opinions, tables
+from smallbatch.report import answer, paper, second_opinions, tables, wording
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
@@ -46,7 +46,7 @@ from smallbatch.report.rows import (
     range_rows,
     run_rows,
 )
-from smallbatch.report.settings import reported_rule
+from smallbatch.report.settings import reported_rule, setting
 from smallbatch.report.study_words import study_words
 from smallbatch.text import count
 
@@ -92,6 +92,7 @@ def build_report(
     models_dir: Path = Path("models"),
     out: Path = Path("reports"),
     links: Callable[[list[str]], Mapping[str, str]] = lambda _: {},
+    first: str = "",
 ) -> Path:
     """Draw all figures, write all tables and the page.
 
@@ -101,6 +102,7 @@ def build_report(
             the evaluation must be of them, unless there is no such folder.
         out: The folder for ``report.html``, ``claims.json``, ``answers.json``, ``figures/`` (SVG,
             PNG) and ``tables/`` (CSV).
+        first: The data set that comes first, such as that of ``params.yaml``.
         links: Gives the addresses of the runs of some ``<dataset>/<study>``, where there are any.
 
     Returns:
@@ -142,14 +144,15 @@ def build_report(
         _dataset_section(
             gallery, str(dataset), frames.only(dataset=dataset), studies, drawn["ranges"]
         )
-        for dataset in sorted(runs["dataset"].unique())
+        for dataset in sorted(runs["dataset"].unique(), key=lambda name: (name != first, name))
     ]
     remove_others(gallery.directory, gallery.names)
     write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
     verdicts = judged_record(runs, frames.history, timings, variances)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
-    answered.sort(key=lambda study: study["card"].sure == "undecided")  # others stay in order
+    # What says most comes first; others stay in order.
+    answered.sort(key=lambda study: (study["dataset"] != first, study["card"].sure == "undecided"))
     write_text(out / answer.NAME, answer.as_json(study["card"] for study in answered))
     of_paper = runs["figure"].notna().any()
     judged = claim_rows(verdicts) if of_paper else []
@@ -234,12 +237,22 @@ def _study_section(
         own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
     )
     figure = own.runs["figure"].iloc[0]
-    card = answer.answer_card(own.runs, nothing="" if said.learned else said.best)
+    card = answer.answer_card(
+        own.runs,
+        nothing="" if said.learned else said.best,
+        doubts=wording.stale_statistics(own.best) if said.learned else (),
+    )
     mark_answer(drawn["cells"], card)
     if said.learned:
         drawn["ranges"] += range_rows(own.ranges, own.cells)
     found = study_figures(
-        dataset, own.cells, own.ranges, curves, fits=fit is not None, learned=said.learned
+        dataset,
+        own.cells,
+        own.ranges,
+        curves,
+        fits=fit is not None,
+        band=band is not None,
+        learned=said.learned,
     )
     heat_map, *others = [gallery.add(each) for each in found]
     return {
@@ -247,6 +260,7 @@ def _study_section(
         "name": study,
         "paper": paper.paper_figure(figure if isinstance(figure, str) else None),
         "card": card,
+        "setting": setting(own.runs),
         "heat_map": heat_map,
         "sentences": [said.best, said.validation, said.range, said.fit],
         "warnings": said.warnings,

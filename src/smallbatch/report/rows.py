@@ -30,6 +30,7 @@ Row = dict[str, Any]
 MOST_POINTS = 40
 """Of a curve; of longer ones evenly spaced points are kept, and the last."""
 
+_DIGITS = 6
 _KEY = [*STUDY_KEYS, "batch_size", "bn_batch_size", "base_lr"]
 
 
@@ -230,7 +231,8 @@ def _run_text(run: dict[Any, Any]) -> str:
 
 
 def _labelled(row: Row) -> Row:
-    labels = {f"{name}_label": power_of_two(row[name]) for name in ("base_lr", "lr")}
+    # A row of the heat map for each label: learning rates that differ must not share one.
+    labels = {f"{name}_label": power_of_two(row[name], _DIGITS) for name in ("base_lr", "lr")}
     frame = f"m = {row['m']}" if "bn" in row else f"η̃ = {labels['base_lr_label']}"
     return {**row, **labels, "frame": frame}
 

@@ -183,7 +183,7 @@ def _under(study: str, best: pd.DataFrame, runs: pd.DataFrame) -> str:
     top: dict[Any, Any] = best_by_study(own).iloc[0].to_dict()
     rivals = [str(m) for m in top["overlapping"]]
     near = f"; seeds of m = {listed(rivals)} overlap" if rivals else ""
-    verb = "is best" if len(own) > 1 else "was run"
+    verb = "is best on the test set" if len(own) > 1 else "was run"
     return (
         f"{study} on {dataset} {verb} at m = {top['batch_size']} "
         f"({percent(float(top['accuracy']))}{near}) with {budget}"

@@ -56,6 +56,14 @@ def settings_table(runs: pd.DataFrame) -> Table:
     return Table("What was run.", ("item", "value"), rows, prose=True)
 
 
+def setting(runs: pd.DataFrame) -> str:
+    """What one study is, in a line: model, normalisation, budget."""
+    model = _of_all(runs, ("model",), lambda row: str(row["model"]))
+    norm = _normalisation(runs)
+    budget = _budget(runs).replace(" for every run", "")
+    return f"{model}, {'no norm' if norm == _NORMS['none'] else norm}, {budget}"
+
+
 def reported_rule(runs: pd.DataFrame) -> str:
     """How the reported accuracy of these runs was read: over which of their planned epochs.
 
