@@ -301,6 +301,16 @@ def test_print_has_every_figure(seen: Opened) -> None:
     assert not page.locator("nav.contents").is_visible()
 
 
+def test_a_long_name_fits_the_switches(seen: Opened) -> None:
+    assert seen.page.evaluate(
+        """() => {
+          document.querySelector(".view input[name=study]").nextSibling.data = "a".repeat(64);
+          const contents = document.querySelector(".contents");
+          return contents.scrollWidth <= contents.clientWidth;
+        }"""
+    )
+
+
 def test_figures_of_a_dark_page_are_readable_in_print(reports: Path, chromium: Browser) -> None:
     with opened(chromium, reports / "report.html", color_scheme="dark") as found:
         found.draw_all()
