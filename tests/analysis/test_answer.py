@@ -190,3 +190,27 @@ def test_a_batch_size_far_behind_is_found() -> None:
         values = truth[..., np.newaxis] + np.random.default_rng(n).normal(size=(400, 6, 5, n))
         rows = [values[:, index] for index in range(6)]
         assert (against_others(rows, noise(rows))[2].at_least > 0).mean() > least
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("kind", NOISES)
+def test_the_best_learning_rate_of_a_batch_size_is_seldom_left_out(kind: str, n: int) -> None:
+    for name, truth in (("equal", [0.0] * 6), ("tied", [0.0, 0.0, -5.0, -8.0, -10.0, -10.0])):
+        rng = np.random.default_rng(zlib.crc32(f"{kind} {n} {name} rates".encode()))
+        values = np.array(truth)[:, np.newaxis] + NOISES[kind](rng, (600, 6, 6, n))
+        of = noise([values[:, index] for index in range(6)])
+        found = against_others([values[:, 0, index : index + 1] for index in range(6)], of)
+        assert int((found[0].at_least > 0).sum()) <= 36, name  # 6 %
+        if name == "tied" and kind != WILD:
+            assert (found[3].at_least > 0).mean() > 0.5
+
+
+def test_learning_rates_that_may_be_as_good_are_those_that_no_bound_rules_out() -> None:
+    alike = {(8, 2.0**-k): [0.8, 0.81, 0.805] for k in (3, 5)}
+    behind = {(8, 2.0**-7): [0.6, 0.61, 0.605], (8, 2.0**-9): [0.8, LOST, 0.8]}
+    others = {(2, 2.0**-k): [0.7, 0.71, 0.705] for k in (3, 5)}
+    found = answer(runs_of({**others, **alike, **behind}))
+    assert found.cell is not None
+    chosen = found.cell["base_lr"]
+    assert {chosen, *found.near_base_lrs} == {2.0**-5, 2.0**-3}
+    assert answer(runs_of({(8, 0.1): [0.8, 0.81, 0.8]})).near_base_lrs == ()
