@@ -66,6 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, meanwhile: Callable[[], N
 
     class Done:
         counts, name, classes, channels, height, width = ({"train": 60}, "digits", "01", 1, 8, 8)
+        parent = Path("reports")
 
         def lines(self) -> list[str]:
             return ["done"]
@@ -74,6 +75,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, meanwhile: Callable[[], N
         meanwhile()
         return Done()
 
+    monkeypatch.setattr("smallbatch.report.answer.answer_lines", lambda _: [])
     for name in (
         "smallbatch.data.prepare.prepare",
         "smallbatch.pipeline.experiments.train_study_column",

@@ -177,6 +177,9 @@ def test_curves_of_a_cell_follow_the_colour_scheme(seen: Opened) -> None:
 
 
 def test_the_table_of_a_figure_over_studies_names_them(seen: Opened) -> None:
+    chart = seen.page.locator("[data-figure='synthetic.best-accuracy']")
+    chart.scroll_into_view_if_needed()
+    chart.locator("svg").wait_for()  # what is below it moves when it is drawn
     seen.page.locator('details[data-rows="synthetic.best-accuracy"] summary').click()
     box = seen.page.locator('details[data-rows="synthetic.best-accuracy"]')
     box.locator("tbody th", has_text="resnet8-bn").first.wait_for(timeout=5000)
