@@ -79,6 +79,15 @@ def test_files_and_names_that_a_page_mentions_exist(page: Path) -> None:
                 assert re.search(rf"\b{part}\b", source), f"{name} in {path}"
 
 
+def test_the_readme_quotes_the_answer_as_the_report_gives_it() -> None:
+    quoted = re.findall(r"^> (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    said = " ".join(quoted).removesuffix(" …")
+    answers = json.loads((ROOT / "results/paper-cifar10-small/answers.json").read_text())["answers"]
+    (card,) = (it for it in answers if it["study"] == "resnet8")
+    assert len(said) > 200
+    assert " ".join([f"**{card['title']}.**", *card["lines"]]).startswith(said)
+
+
 def test_the_params_of_the_how_to_are_valid() -> None:
     text = (ROOT / "docs/own-images.md").read_text()
     (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)

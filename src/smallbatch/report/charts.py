@@ -1,8 +1,8 @@
 """Every kind of figure as a Vega-Lite specification, without data.
 
-A specification names the tables it draws, and how their rows come from is the business of `figures`
-(files) and `page.js` (the page). So one specification serves all studies. The columns of the tables
-are described in `rows`.
+A specification names the tables it draws. Their rows, which `rows` makes, are put in when a figure
+is drawn: by `figures` for the files, by `page.js` on the page. So one specification serves all
+studies.
 
 Figures of several curves are small multiples: one small frame per curve, with all others in grey.
 """
@@ -22,7 +22,7 @@ BEST = "#d62728"
 GREY = "#9aa0a6"
 _DIVERGED = "#b8bcc2"
 _SOME_DIVERGED = "#dfe1e5"
-_WIDTH, _HEIGHT = 400, 300  # pixels, where the page does not fit a figure to its column
+_HEIGHT = 300  # pixels
 _SMALL = 130  # of one frame of several
 
 RATES = {"base_lr": "base learning rate η̃", "lr": "learning rate η = m·η̃"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from smallbatch.config.base_lr import format_base_lr
-from smallbatch.text import count as count  # written beside the others, on the page
 
 SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
