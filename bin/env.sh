@@ -121,6 +121,8 @@ install_locked() {
     PIP=("$VENV/bin/python" -m pip)
     "${PIP[@]}" install "${options[@]}" "${hashed[@]}" --no-build-isolation \
         -r "$ROOT/requirements.lock"
+    # What this project was called before, and another project is.
+    "${PIP[@]}" uninstall --disable-pip-version-check --yes --quiet --quiet smallbatch 2>/dev/null
     "${PIP[@]}" install "${options[@]}" --no-deps --no-build-isolation -e "$ROOT"
     "${PIP[@]}" check --disable-pip-version-check >/dev/null ||
         say "warning: 'pip check' finds requirements that the lock does not meet"

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from smallbatch import DISTRIBUTION
+
 _ROOT = Path("/")
 _MOST_COMPARED = 2**28  # bytes of tracked files
 # The files of a control group, of versions 1 and 2: a limit's quota and period; a limit, what is
@@ -119,7 +121,8 @@ def describe(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "git_commit": commit,
         "git_dirty": dirty,
-        **{name: _version(name) for name in ("torch", "torchvision", "timm", "smallbatch")},
+        **{name: _version(name) for name in ("torch", "torchvision", "timm")},
+        "smallbatch": _version(DISTRIBUTION),
     }
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from smallbatch import private
+from smallbatch import DISTRIBUTION, private
 from smallbatch.errors import first_line
 from smallbatch.redact import redact
 
@@ -32,7 +32,7 @@ def keep(error: BaseException) -> str:
 
 def _report(error: BaseException) -> str:
     with suppress(Exception):  # odd attributes must not hide the error itself
-        version = metadata.version("smallbatch")
+        version = metadata.version(DISTRIBUTION)
         head = f"smallbatch {version}, Python {platform.python_version()}, {platform.platform()}\n"
         words = " ".join(sys.argv)
         return redact(f"{head}{words}\n\n{''.join(traceback.format_exception(error))}")

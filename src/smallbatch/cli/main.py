@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from smallbatch import DISTRIBUTION
 from smallbatch.cli import door, pipeline, results
 from smallbatch.cli.bench import bench
 from smallbatch.cli.profiles import profile
@@ -55,7 +56,7 @@ def _find_a_home() -> None:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="smallbatch")
+@click.version_option(package_name=DISTRIBUTION)
 def main() -> None:
     """Which batch sizes train stably, and which generalise?
 
