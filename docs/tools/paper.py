@@ -1,0 +1,98 @@
+"""Writes docs/paper.md: the paper's claims from the code, their verdicts from the committed results.
+
+Run it after a change of either: ``python docs/tools/paper.py``. A test compares the page with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from smallbatch.analysis.claims import CLAIMS, Verdict
+from smallbatch.report.claims import (
+    ClaimRecord,
+    FindingRecord,
+    effect_text,
+    read_claims,
+    remarks,
+)
+from smallbatch.report.paper import FIGURES, paper_figure
+from smallbatch.text import count
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/paper.md"
+
+HEAD = """\
+# The paper, claim by claim
+
+<!-- Written by docs/tools/paper.py from the code and the results: change those, then run it. -->
+
+What Masters & Luschi's [*Revisiting Small Batch Training for Deep Neural
+Networks*](https://arxiv.org/abs/1804.07612) (2018) says, statement by statement, in our words; when each counts as
+true; and what the [committed runs](../results/README.md) say so far.
+
+- A verdict takes three seeds. It is *strictly supported* if the statement holds beyond the noise of the seeds,
+  *supported* if nothing outside is better by a point, *contradicted* if it fails beyond the noise, else *undecided*.
+- The rule in full, and what was changed in it after results were seen, is in
+  [decisions](decisions.md#claims).
+- The scale `small` shrinks images, epochs and grid. A verdict at that scale is one about that scale.
+- Your own runs are judged in the same way: `smallbatch claims`.
+- Effects are above 0 where the statement holds. The two numbers in brackets are the bounds that decide. n is the
+  number of seeds, where the claim does not say otherwise.
+- The other words are in [concepts](concepts.md).
+"""
+
+
+def page() -> str:
+    """The page's Markdown."""
+    records = {
+        path.parent.name: {claim.claim: claim for claim in read_claims(path).claims}
+        for path in sorted(ROOT.glob("results/*/claims.json"))
+    }
+    texts = [HEAD, "So far:\n", *(_counts(*each) for each in records.items()), ""]
+    for label, figure in FIGURES.items():
+        own = [claim for claim in CLAIMS if paper_figure(claim.figure.split("/")[0]) is figure]
+        title = "In the text" if label == "text" else f"Fig. {label}: {figure.study}"
+        texts.append(f"## {title}\n")
+        if not own:
+            texts.append(f"The paper concludes: {figure.conclusion}.\n")
+            where = [claim for claim in CLAIMS if label in claim.figure.split("/")]
+            if where:
+                first = where[0].figure.split("/")[0]
+                texts.append(f"It is judged together with Fig. {first}, above.\n")
+            else:
+                texts.append("Not judged: there is no profile for ImageNet.\n")
+        for claim in own:
+            texts.append(f"**{claim.statement}.**\n")
+            texts.append(f"- *Judged:* {claim.criterion}")
+            found = [
+                _verdict(name, record, finding)
+                for name, claims in records.items()
+                if (record := claims.get(claim.name))
+                for finding in record.findings
+                if finding.verdict != "not run"
+            ]
+            texts += [*(found or ["- **Not run** so far."]), ""]
+    return "\n".join(texts).rstrip() + "\n"
+
+
+def _verdict(results: str, claim: ClaimRecord, finding: FindingRecord) -> str:
+    """One verdict, as an item of a list."""
+    amount = f"n = {finding.n}, " if finding.n else ""
+    head = f"- [{results}](../results/{results}/): **{finding.verdict}**, {amount}{finding.scale}."
+    effect = effect_text(finding, claim.unit)
+    more = [f"effect {effect}" if finding.effect is not None else "", remarks(finding, claim.unit)]
+    return " ".join([head, *(f"*{text}.*" for text in more if text)])
+
+
+def _counts(results: str, claims: dict[str, ClaimRecord]) -> str:
+    """How many statements have which verdict, as an item of a list."""
+    verdicts = [finding.verdict for claim in claims.values() for finding in claim.findings]
+    counts = ", ".join(
+        f"{verdicts.count(kind)} {kind}" for kind in get_args(Verdict) if kind in verdicts
+    )
+    return f"- [{results}](../results/{results}/): of {count(len(claims), 'statement')} {counts}."
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
