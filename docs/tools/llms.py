@@ -38,11 +38,11 @@ def listing() -> str:
     site = loader.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     lines = [f"# {site['site_name']}", "", f"> {site['site_description']}", ""]
     for entry in site["nav"]:
-        if isinstance(entry, str):
-            lines += [_line(entry), ""]
-            continue
         for title, pages in entry.items():
-            lines += [f"## {title}", "", *map(_line, pages), ""]
+            if isinstance(pages, str):
+                lines += [_line(pages), ""]
+            else:
+                lines += [f"## {title}", "", *map(_line, pages), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
