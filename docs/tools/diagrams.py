@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 BLOCK = re.compile(r"^```mermaid\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -29,7 +30,8 @@ def drawn(text: str) -> str:
     """A flowchart as an SVG element."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     chart = _read(lines)
-    assert not lines, lines[0]
+    if lines:
+        raise ValueError(f"after the end: {lines[0]}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {chart.width:.0f} '
         f'{chart.height:.0f}" width="{chart.width:.0f}" font-size="13" font-family="inherit">'
@@ -97,7 +99,8 @@ def _read_chain(line: str, nodes: dict[str, _Node], arrows: list[_Arrow]) -> Non
     before, arrow, rest = None, None, line
     while True:
         found = NODE.match(rest)
-        assert found, line
+        if found is None:
+            raise ValueError(f"no box: {line}")
         node = nodes.setdefault(found[1], _box(found[1], False))
         if found[3] is not None:
             box = _box(found[3], found[2] is not None)
@@ -107,7 +110,8 @@ def _read_chain(line: str, nodes: dict[str, _Node], arrows: list[_Arrow]) -> Non
         rest = rest[found.end() :]
         arrow, before = ARROW.match(rest), node
         if not arrow:
-            assert not rest, line
+            if rest:
+                raise ValueError(f"no arrow: {line}")
             return
         rest = rest[arrow.end() :]
 
@@ -118,8 +122,8 @@ def _framed(inner: _Node, title: str) -> _Node:
     height = inner.height + LINE + 2 * PAD
     svg = (
         f'<rect width="{width:.0f}" height="{height:.0f}" rx="3" fill="none" '
-        f'stroke="currentColor" stroke-opacity="0.3"/><text x="{PAD}" y="{LINE}" fill="currentColor" '
-        f'opacity="0.7">{html.escape(title)}</text>'
+        f'stroke="currentColor" stroke-opacity="0.3"/><text x="{PAD}" y="{LINE}" '
+        f'fill="currentColor" opacity="0.7">{html.escape(title)}</text>'
         f'<g transform="translate({(width - inner.width) / 2:.0f} {LINE + PAD})">{inner.svg}</g>'
     )
     return _Node(svg, width, height)
@@ -140,7 +144,7 @@ def _laid_out(nodes: list[_Node], arrows: list[_Arrow], across: bool) -> _Node:
         first, last = arrow.path
         bends = [_Node(layer=layer) for layer in range(first.layer + 1, last.layer)]
         arrow.path = [first, *bends, last]
-        for upper, lower in zip(arrow.path, arrow.path[1:], strict=False):
+        for upper, lower in pairwise(arrow.path):
             upper.below.append(lower)
             lower.above.append(upper)
         for bend in bends:
@@ -176,8 +180,10 @@ def _place(layers: list[list[_Node]]) -> None:
     for sweep in range(24):
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
             for node in layer:
-                joined = [*node.above, *node.below] if sweep > 11 else (
-                    node.above if sweep % 2 == 0 else node.below
+                joined = (
+                    [*node.above, *node.below]
+                    if sweep > 11
+                    else (node.above if sweep % 2 == 0 else node.below)
                 )
                 if joined:
                     node.x = sum(other.x for other in joined) / len(joined)
@@ -192,7 +198,7 @@ def _place(layers: list[list[_Node]]) -> None:
 def _spread(layer: list[_Node]) -> None:
     """Pushes neighbours apart, and the layer back to where its middle was."""
     wanted = sum(node.x for node in layer)
-    for one, two in zip(layer, layer[1:], strict=False):
+    for one, two in pairwise(layer):
         two.x = max(two.x, one.x + (one.width + two.width) / 2 + GAP)
     shift = (wanted - sum(node.x for node in layer)) / len(layer)
     for node in layer:
@@ -209,9 +215,11 @@ def _arrow(arrow: _Arrow, across: bool) -> str:
     points += [(node.x, node.y) for node in arrow.path[1:-1]]
     points.append(end(arrow.path[-1], -1))
     d = f"M{points[0][0]:.0f} {points[0][1]:.0f}"
-    for (x, y), (u, v) in zip(points, points[1:], strict=False):
+    for (x, y), (u, v) in pairwise(points):
         h, k = (x + u) / 2, (y + v) / 2
-        bend = f"C{h:.0f} {y:.0f} {h:.0f} {v:.0f}" if across else f"C{x:.0f} {k:.0f} {u:.0f} {k:.0f}"
+        bend = (
+            f"C{h:.0f} {y:.0f} {h:.0f} {v:.0f}" if across else f"C{x:.0f} {k:.0f} {u:.0f} {k:.0f}"
+        )
         d += f"{bend} {u:.0f} {v:.0f}"
     style = ' stroke-dasharray="4 4"' if arrow.kind == "-.->" else ""
     back = ' marker-start="url(#arrow)"' if arrow.kind == "<-->" else ""

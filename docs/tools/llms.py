@@ -24,9 +24,9 @@ DOCS = ROOT / "docs"
 FILE = DOCS / "llms.txt"
 
 
-def on_page_content(html: str, page: Page, config: Any, **_: Any) -> None:
+def on_page_content(_html: str, page: Page, config: Any, **_: Any) -> None:
     """Called by mkdocs for each page."""
-    if page.file.src_uri.endswith(".md") and page.markdown is not None:
+    if page.file.src_uri.endswith(".md"):
         target = Path(config.site_dir, page.file.src_uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_source(page), encoding="utf-8")
@@ -74,9 +74,8 @@ def _prose(blocks: list[str]) -> Iterator[str]:
 
 def _source(page: Page) -> str:
     """A page as it is written, but what mkdocs puts in."""
-    assert page.markdown is not None
     if page.file.src_uri == "cli.md":  # its commands are in it by now
-        return page.markdown
+        return page.markdown or ""
     return (DOCS / page.file.src_uri).read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/paper.md: the paper's claims from the code, their verdicts from the committed results.
+"""Writes docs/paper.md: the paper's claims from the code, their verdicts from the results.
 
 Run it after a change of either: ``python docs/tools/paper.py``. A test compares the page with it.
 """
@@ -28,17 +28,20 @@ HEAD = """\
 <!-- Written by docs/tools/paper.py from the code and the results: change those, then run it. -->
 
 What Masters & Luschi's [*Revisiting Small Batch Training for Deep Neural
-Networks*](https://arxiv.org/abs/1804.07612) (2018) says, statement by statement, in our words; when each counts as
-true; and what the [committed runs](../results/README.md) say so far.
+Networks*](https://arxiv.org/abs/1804.07612) (2018) says, statement by statement, in our words. Each
+has the rule by which it counts as true, and what the [committed runs](../results/README.md) say so
+far.
 
-- A verdict takes three seeds. It is *strictly supported* if the statement holds beyond the noise of the seeds,
-  *supported* if nothing outside is better by a point, *contradicted* if it fails beyond the noise, else *undecided*.
+- A verdict takes three seeds. It is *strictly supported* if the statement holds beyond the noise of
+  the seeds, *supported* if nothing outside is better by a point, *contradicted* if it fails beyond
+  the noise, else *undecided*.
 - The rule in full, and what was changed in it after results were seen, is in
   [decisions](decisions.md#claims).
-- The scale `small` shrinks images, epochs and grid. A verdict at that scale is one about that scale.
+- The scale `small` shrinks images, epochs and grid. A verdict at that scale is one about that
+  scale.
 - Your own runs are judged in the same way: `smallbatch claims`.
-- Effects are above 0 where the statement holds. The two numbers in brackets are the bounds that decide. n is the
-  number of seeds, where the claim does not say otherwise.
+- Effects are above 0 where the statement holds. The two numbers in brackets are the bounds that
+  decide. n is the number of seeds, where the claim does not say otherwise.
 - The other words are in [concepts](concepts.md).
 """
 

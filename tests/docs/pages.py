@@ -43,8 +43,8 @@ def sources(folder: Path) -> Path:
     shutil.copy(ROOT / "mkdocs.yml", folder / "mkdocs.yml")
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "src").symlink_to(ROOT / "src")
-    stub = '{"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["# To come\\n\\nText."]}], '
-    stub += '"metadata": {}, "nbformat": 4, "nbformat_minor": 4}'
+    cell = '{"cell_type": "markdown", "metadata": {}, "source": ["# To come\\n\\nText."]}'
+    stub = f'{{"cells": [{cell}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 4}}'
     for name in PENDING:
         path = folder / "docs" / name
         if not path.exists():

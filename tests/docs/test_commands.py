@@ -1,4 +1,4 @@
-"""Every `smallbatch` command in the pages is one that the program takes; every Python block runs."""
+"""Every `smallbatch` command in the pages is one that the program takes; Python blocks run."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
         """Says nothing."""
 
 
@@ -123,7 +123,9 @@ def test_the_diagrams_are_seen(reader: Reader) -> None:
     assert shown.count() == (DOCS / "architecture.md").read_text("utf-8").count("```mermaid") > 0
     for diagram in shown.all():
         box = diagram.bounding_box()
-        assert box is not None and box["width"] > 300 and box["height"] > 60
+        assert box is not None
+        assert box["width"] > 300
+        assert box["height"] > 60
     # Texts stay within their boxes, in this machine's font.
     assert (
         reader.page.evaluate(
@@ -136,8 +138,7 @@ def test_the_diagrams_are_seen(reader: Reader) -> None:
 
 
 def test_every_page_is_beside_its_html_as_markdown_and_listed(site: Path) -> None:
-    pages = [path for path in DOCS.glob("*.md")]
-    for path in pages:
+    for path in DOCS.glob("*.md"):
         assert (site / path.name).stat().st_size > 100
     assert "smallbatch train [OPTIONS] STUDY BATCH_SIZE" in (site / "cli.md").read_text("utf-8")
     listed = re.findall(r"^- \[.+\]\((.+)\):", (site / "llms.txt").read_text("utf-8"), re.MULTILINE)
@@ -146,7 +147,7 @@ def test_every_page_is_beside_its_html_as_markdown_and_listed(site: Path) -> Non
 
 def test_links_out_of_the_documentation_are_paths(site: Path) -> None:
     text = (site / "own-images.html").read_text("utf-8")
-    assert "../" not in re.findall(r'<article.*?</article>', text, re.DOTALL)[0]
+    assert "../" not in re.findall(r"<article.*?</article>", text, re.DOTALL)[0]
     paper = (site / "paper.html").read_text("utf-8")
     assert "<code>results/paper-cifar10-small</code>" in paper
 
