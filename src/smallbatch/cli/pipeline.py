@@ -19,7 +19,7 @@ def prepare(params_file: Path) -> None:
     \b
     Examples:
       smallbatch prepare
-      smallbatch prepare --params profiles/cifar10-cpu.yaml
+      smallbatch prepare --params other.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
     from smallbatch.pipeline.experiments import refuse_for_dvc
@@ -52,7 +52,8 @@ def plan(as_json: bool, params_file: Path) -> None:
     \b
     Examples:
       smallbatch plan
-      smallbatch plan --params profiles/cifar10-cpu.yaml --json
+      smallbatch plan --json
+      smallbatch profile show cifar10-cpu > other.yaml && smallbatch plan --params other.yaml
     """
     import json
 
