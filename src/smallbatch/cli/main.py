@@ -72,7 +72,7 @@ def main() -> None:
 
 
 for command in (
-    pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
+    pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
     results.evaluate, results.report, results.answer, results.claims, results.sync, results.ui,
     profile, bench,
 ):  # fmt: skip

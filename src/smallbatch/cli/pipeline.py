@@ -11,6 +11,20 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, load
 from smallbatch.errors import UserError
 
 
+@click.command(hidden=True)
+def code() -> None:
+    """List below .smallbatch/code/ which modules decide each stage's output: a stage of DVC.
+
+    \b
+    Examples:
+      smallbatch code
+    """
+    from smallbatch.pipeline.code import write
+
+    for path in write():
+        click.echo(path)
+
+
 @click.command()
 @PARAMS
 def prepare(params_file: Path) -> None:
