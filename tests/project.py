@@ -73,5 +73,6 @@ class Project:
 
 
 def stages_run(output: str) -> list[str]:
-    """The stages whose commands ran, from what `dvc repro` printed."""
-    return re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+    """The stages whose commands ran, from what `dvc repro` printed; `code` always does."""
+    found = re.findall(r"^Running stage '(.*)':$", output, re.MULTILINE)
+    return [stage for stage in found if stage != "code"]

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from smallbatch.cli.main import main
+from smallbatch.config import profiles
 from tests.analysis.synthetic import write_models
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +26,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with the profiles and the default params."""
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    """A working folder with the default params, and beside them a copy of the profiles."""
+    shutil.copytree(profiles.FOLDER, tmp_path / "profiles")
+    monkeypatch.setattr(profiles, "FOLDER", tmp_path / "profiles")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -67,7 +69,7 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "answer", "claims",
+    ["init", "prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "answer", "claims",
      "measure", "bench", "profile",
      "profile list", "profile show", "profile use"],
 )  # fmt: skip
@@ -226,7 +228,7 @@ def test_profiles_are_listed_shown_and_installed(folder: Path) -> None:
     for name in ("quick", "cifar10-cpu"):
         assert name in listed
     shown = call("profile", "show", "cifar10-cpu").output
-    assert shown == (ROOT / "profiles/cifar10-cpu.yaml").read_text()
+    assert shown == (folder / "profiles/cifar10-cpu.yaml").read_text()
     assert call("profile", "use", "cifar10-cpu").exit_code == 0
     assert (folder / "params.yaml").read_text() == shown
 

@@ -30,7 +30,7 @@ NOT_OURS = re.compile(
 
 
 def _files() -> list[str]:
-    folders = ("src", "tests", "benchmarks", "bin", "docs", "profiles", "results", ".ci", ".dvc")
+    folders = ("src", "tests", "benchmarks", "bin", "docs", "results", ".ci", ".dvc")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     top = [ROOT / folder for folder in folders]
     return [f"/{path.relative_to(ROOT)}" for path in (*top, *found, *ROOT.glob("*.*"))]
@@ -107,6 +107,22 @@ def test_the_architecture_shows_the_rooms_in_their_layers() -> None:
     for room in (ROOT / "src/smallbatch").iterdir():
         name = f"{room.name}/" if room.is_dir() else room.name
         assert name.startswith("_") or name == "py.typed" or f"\n| `{name}` |" in text, name
+
+
+def test_no_page_installs_the_project_of_another() -> None:
+    """What the public index has as `smallbatch` is not this."""
+    wrong = re.compile(
+        r"\b(pip|pipx|uv|conda|poetry)\b[^\n`]*\b(install|add|run|tool)\b[^\n`]*"
+        r"""[\s'"]smallbatch(?=[\s'"\[=<>~@]|$)(?! @ file)"""
+    )
+    assert wrong.search("pip install 'smallbatch[server]'")
+    assert not wrong.search("pip install 'smallbatch-study[server] @ file:///a/b.whl'")
+    own = "uninstall smallbatch smallbatch-study"  # the way out of a clash
+    assert wrong.search(own.replace("uninstall", "pip install"))
+    files = [*PAGES, *ROOT.glob("src/**/*.py"), *ROOT.glob("bin/*"), ROOT / "pyproject.toml"]
+    for file in files:
+        for line in file.read_text().splitlines():
+            assert "uninstall" in line or not wrong.search(line), f"{file}: {line}"
 
 
 def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:

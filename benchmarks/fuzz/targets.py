@@ -17,6 +17,7 @@ from unittest import mock
 from benchmarks.fuzz import damage
 from benchmarks.fuzz.damage import Edit
 from benchmarks.fuzz.runner import Target, call
+from smallbatch.config.profiles import FOLDER
 
 ROOT = Path(__file__).parents[2]
 PARAMS = """\
@@ -59,7 +60,7 @@ def params(folder: Path) -> None:
 
 def profiles(folder: Path) -> None:
     """The profiles, and the default params."""
-    shutil.copytree(ROOT / "profiles", folder / "profiles")
+    shutil.copytree(FOLDER, folder / "profiles")
     shutil.copy(ROOT / "params.yaml", folder)
 
 
@@ -443,6 +444,7 @@ _TRAINING = {
 _PLAN = {"smallbatch.pipeline.experiments.plan_columns": _stubbed_plan}
 _MEASURE = {"smallbatch.engines.update_variance.measure_study": _stubbed_measurement}
 _BENCH = {"smallbatch.speed.bench.command.bench": _stubbed_bench}
+_PROFILES = {"smallbatch.config.profiles.FOLDER": Path("profiles")}
 _UI = {"os.execv": _stubbed_exec}
 
 _SETTLE = {"smallbatch.records.lock.SETTLE_S": 0.0}
@@ -481,10 +483,11 @@ TARGETS = (
     Target("bench options", 6, ["bench"], params, in_words(_BENCH_OPTIONS), stubs=_BENCH),
     Target("profiles", 1, ["profile", "use", "quick", "--force"], profiles,
            in_file("profiles/quick.yaml", "profiles/paper-cifar10.yaml", "params.yaml"),
-           keeps_the_profile),
+           keeps_the_profile, _PROFILES),
     Target("profile options", 3, ["profile"], profiles,
            in_words({"--scale": ("small", "smoke")}, [("show", "use", "list"),
-                                                      ("quick", "paper-cifar10")])),
+                                                      ("quick", "paper-cifar10")]),
+           stubs=_PROFILES),
     Target("prepared data, measure", 6, ["measure"], prepared,
            in_file(*_ARRAYS), stubs=_MEASURE),
     Target("image folders, prepare", 7, ["prepare"], images, image_names, keeps_the_images),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.fig2 --data PARQUETS --out OUT --batch-sizes 1024 512 --minutes 4
 
-Run from the repository's root with PYTHONPATH=src. Reads `profiles/paper-cifar10.yaml`, prepares
+Run from the repository's root with PYTHONPATH=src. Takes the profile `paper-cifar10`, prepares
 its data from Parquet shards as `smallbatch prepare` would, and packs the result files of each
 finished column, without the weights, into OUT/STUDY-mM.tar. No column begins that would not end in
 time; what is under way at the end is kept in --work, and the same command goes on from there.
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks.gpu.fig2_columns import Teller, estimate, pack, summary
 from benchmarks.gpu.fig2_data import load_dataset
 from smallbatch.config.params import ComputeConfig, load_params
+from smallbatch.config.profiles import FOLDER
 from smallbatch.errors import Stopped
 from smallbatch.execution.column import train_column
 from smallbatch.execution.watch import Watch
@@ -30,7 +31,7 @@ from smallbatch.protocol.column import plan_column
 def main() -> int:
     """Train the columns asked for; 1 if some are not finished."""
     options, clock = _options(), time.monotonic()
-    params = load_params(Path("profiles/paper-cifar10.yaml"))
+    params = load_params(FOLDER / "paper-cifar10.yaml")
     study, base_lrs = params.studies[options.study], params.base_lrs(options.study)
     data = {"source": "parquet", "path": str(options.data)}
     if options.images or options.toy:

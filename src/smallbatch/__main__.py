@@ -1,10 +1,17 @@
 """The entry point of the `smallbatch` command, also as `python -m smallbatch`."""
 
-from smallbatch.cli import door
+import sys
 
 
 def main() -> None:
     """Run the command; see :mod:`smallbatch.cli.door` for how it ends."""
+    from smallbatch.namesake import clash
+
+    if (line := clash()) is not None:  # whatever else is imported may be of the other project
+        print(f"Error: {line}", file=sys.stderr)
+        sys.exit(2)
+    from smallbatch.cli import door
+
     door.install()
     code: object = 0
     try:

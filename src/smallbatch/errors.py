@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Missing(UserError):  # noqa: N818 - the state of a folder
+    """What a command reads is not there, as in a folder that holds no project."""
+
+
 class TakenOver(UserError):  # noqa: N818 - the state of a lock
     """Another process has taken over a lock that this process held."""
 

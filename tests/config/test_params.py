@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from smallbatch.config import yaml_file
 from smallbatch.config.base_lr import format_base_lr, parse_base_lr
 from smallbatch.config.params import load_params, parse_dataset, parse_params
+from smallbatch.config.profiles import FOLDER
 from smallbatch.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("profile", sorted(Path("profiles").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("profile", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_profile_is_valid_and_says_what_it_costs(profile: Path) -> None:
     load_params(profile)
     head = [line for line in profile.read_text().splitlines() if line.startswith("#")]
@@ -194,7 +195,7 @@ def test_every_profile_is_valid_and_says_what_it_costs(profile: Path) -> None:
 
 
 def test_the_default_params_are_the_quick_profile() -> None:
-    assert Path("params.yaml").read_text() == Path("profiles/quick.yaml").read_text()
+    assert Path("params.yaml").read_text() == (FOLDER / "quick.yaml").read_text()
 
 
 @given(st.integers(-40, 5))

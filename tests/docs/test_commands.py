@@ -18,7 +18,7 @@ from tests.docs.pages import GUIDES, ROOT, blocks
 # What stands for the reader's own values.
 PLACES = {"STUDY": "resnet8", "M": "8", "NAME": "quick", "DIR": "study", "FOLDER": "images"}
 SHELLS = ("sh", "bash")
-COMMAND = re.compile(r"(?:^|&&|;) *(?:[A-Z_]+=\S+ )*smallbatch ([^#&;|\n]+)", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|&&|;) *(?:[A-Z_]+=\S+ )*smallbatch ([^#&;|>\n]+)", re.MULTILINE)
 
 
 def _commands(page: Path) -> list[str]:

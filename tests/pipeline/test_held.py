@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from smallbatch import modules
 from smallbatch.cli.main import main
 from tests.analysis import synthetic
 from tests.project import Project, stages_run
@@ -27,21 +29,19 @@ studies:
 """
 META = "data/prepared/digits/meta.json"
 SOURCE = "models/digits/bn/m8/runs.json"
-DEPS = """
-stages:
-  train:
-    deps: [src/used, src/one.py]
-"""
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(PARAMS)
-    Path("dvc.yaml").write_text(DEPS)
-    for name in ("src/used/a.py", "src/one.py", "src/unused.py", META, SOURCE):
+    monkeypatch.setattr(modules, "PACKAGE", tmp_path / "package")
+    for name in ("package/used/a.py", "package/one.py", "package/unused.py", META, SOURCE):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("as it was")
+    Path(".smallbatch/code").mkdir(parents=True)
+    digest = hashlib.sha256(b"as it was").hexdigest()
+    Path(".smallbatch/code/train").write_text(f"{digest}  one.py\n{digest}  used/a.py\n")
     for name in ("models", "elsewhere"):
         synthetic.write_models(tmp_path / name, (synthetic.Study("tiny", batch_sizes=(2,)),))
     for name in ("reports/evaluation/runs.parquet", "reports/measurements/digits.csv"):
@@ -103,8 +103,8 @@ COLUMN = "models/synthetic/tiny/m2"
         ("train plain 8", edited("[2^-8]", "[2^-9]"), "params.yaml: grid.base_lrs"),
         ("train plain 8", edited("seeds: 1", "seeds: 2"), "params.yaml: grid.seeds"),
         ("train plain 8", overwritten(META), META),
-        ("train plain 8", overwritten("src/used/a.py"), "src/used/a.py"),
-        ("train plain 8", overwritten("src/one.py"), "src/one.py"),
+        ("train plain 8", overwritten("package/used/a.py"), "smallbatch/used/a.py"),
+        ("train plain 8", overwritten("package/one.py"), "smallbatch/one.py"),
         ("train after 8", overwritten(SOURCE), SOURCE),
         ("measure", edited(*EPOCHS), "params.yaml: studies.plain"),
         ("measure", overwritten(META), META),
@@ -150,8 +150,8 @@ def test_a_stage_fails_if_what_it_depends_on_changed_meanwhile(
         ("train plain 8", edited("bn: {model: resnet8, norm: batch, epochs: 6",
                                  "bn: {model: resnet8, norm: batch, epochs: 9")),
         ("train bn 8", edited("[2^-8]", "[2^-9]")),  # it has η̃ of its own
-        ("train plain 8", overwritten("src/unused.py")),
-        ("train plain 8", overwritten("src/used/a.pyc")),
+        ("train plain 8", overwritten("package/unused.py")),
+        ("measure", overwritten("package/one.py")),
         ("measure", edited("[2^-8]", "[2^-9]")),
         ("measure", edited("other: {model: resnet8, norm: none, epochs: 6",
                            "other: {model: resnet8, norm: none, epochs: 9")),

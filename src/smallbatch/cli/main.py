@@ -12,8 +12,9 @@ from smallbatch import DISTRIBUTION
 from smallbatch.cli import door, pipeline, results
 from smallbatch.cli.bench import bench
 from smallbatch.cli.profiles import profile
+from smallbatch.cli.projects import init
 from smallbatch.cli.single import run
-from smallbatch.errors import Stopped, UserError
+from smallbatch.errors import Missing, Stopped, UserError
 
 
 class _BadInput(click.ClickException):
@@ -35,7 +36,7 @@ class Group(click.Group):
             error.message = door.one_line(error.message)  # pyright: ignore[reportAttributeAccessIssue]
             raise
         except UserError as error:
-            raise _BadInput(door.one_line(str(error))) from None
+            raise _BadInput(door.one_line(f"{error}{_advice(error)}")) from None
         except OSError as error:  # a full disk, a read-only folder
             where = f"{error.filename}: " if error.filename else ""
             raise _BadInput(door.one_line(f"{where}{error.strerror or error}")) from None
@@ -45,6 +46,13 @@ class Group(click.Group):
             os._exit(stopped.exit_code)
         except BaseException as error:  # noqa: BLE001 - an interruption, or our own fault
             ctx.exit(door.leave_because_of(error))
+
+
+def _advice(error: UserError) -> str:
+    """What helps besides, where a project's file is missing since there is no project."""
+    if isinstance(error, Missing) and not Path("dvc.yaml").exists():
+        return "; this folder holds no project: `smallbatch init` lays one out"
+    return ""
 
 
 def _find_a_home() -> None:
@@ -65,6 +73,7 @@ def main() -> None:
 
     \b
     Examples:
+      smallbatch init study && cd study                # a project of your own
       dvc repro                                        # data → runs → report
       smallbatch run --model resnet8 --batch-size 4 --base-lr 2^-6 --epochs 20
       smallbatch ui                                    # browse the runs in MLflow
@@ -72,7 +81,7 @@ def main() -> None:
 
 
 for command in (
-    pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
+    init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
     results.evaluate, results.report, results.answer, results.claims, results.sync, results.ui,
     profile, bench,
 ):  # fmt: skip

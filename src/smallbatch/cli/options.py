@@ -75,6 +75,21 @@ class BaseLr(_FloatType):
             self.fail(f"found {str(value)[:80]!r}, {error}", param, ctx)
 
 
+class BatchSizes(click.ParamType):
+    """Batch sizes with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The value that was typed."""
+        words = [word.strip() for word in str(value).split(",")]
+        if not all(word.isdecimal() and 1 <= int(word) <= MOST for word in words):
+            self.fail(f"found {str(value)[:80]!r}, allowed: such as 4,16,64", param, ctx)
+        return tuple(map(int, words))
+
+
 PARAMS = click.option(
     "--params",
     "params_file",

@@ -11,6 +11,20 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, load
 from smallbatch.errors import UserError
 
 
+@click.command(hidden=True)
+def code() -> None:
+    """List below .smallbatch/code/ which modules decide each stage's output: a stage of DVC.
+
+    \b
+    Examples:
+      smallbatch code
+    """
+    from smallbatch.pipeline.code import write
+
+    for path in write():
+        click.echo(path)
+
+
 @click.command()
 @PARAMS
 def prepare(params_file: Path) -> None:
@@ -19,7 +33,7 @@ def prepare(params_file: Path) -> None:
     \b
     Examples:
       smallbatch prepare
-      smallbatch prepare --params profiles/cifar10-cpu.yaml
+      smallbatch prepare --params other.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
     from smallbatch.pipeline.experiments import refuse_for_dvc
@@ -52,7 +66,8 @@ def plan(as_json: bool, params_file: Path) -> None:
     \b
     Examples:
       smallbatch plan
-      smallbatch plan --params profiles/cifar10-cpu.yaml --json
+      smallbatch plan --json
+      smallbatch profile show cifar10-cpu > other.yaml && smallbatch plan --params other.yaml
     """
     import json
 

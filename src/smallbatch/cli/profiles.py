@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from smallbatch.cli import door
@@ -68,3 +70,5 @@ def use_profile(name: str, scale: str | None, force: bool) -> None:
     profiles.install(name, scale, force=force)
     at = f" at scale {scale}" if scale else ""
     click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")
+    if not Path("dvc.yaml").exists():
+        click.echo("warning: no dvc.yaml is here; `smallbatch init` lays out a project", err=True)

@@ -28,7 +28,7 @@ from smallbatch.config.values import (
     WorkerCount,
     refuse_repeats,
 )
-from smallbatch.errors import UserError
+from smallbatch.errors import Missing, UserError
 
 Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
 Precision = Literal["float32", "tf32", "bf16"]
@@ -234,9 +234,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         raw = yaml_file.read(path)
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; in the project's folder `smallbatch profile use` makes one"
-        ) from None
+        raise Missing(f"{path}: no such file; `smallbatch profile use` makes one") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected the keys {', '.join(Params.model_fields)}")
     return parse_params(raw, str(path))

@@ -1,4 +1,4 @@
-"""Profiles: complete params files in `profiles/`, some of which have several scales.
+"""Profiles: complete params files that come with the package, some of which have several scales.
 
 A profile's ``scales`` maps a name to the changes for a smaller copy: ``epochs`` multiplies the
 epochs of every study, and all else replaces the values of the same keys. A profile is installed as
@@ -21,7 +21,7 @@ from smallbatch.config import yaml_file
 from smallbatch.config.params import Params, load_params, parse_params
 from smallbatch.errors import UserError
 
-FOLDER = Path("profiles")
+FOLDER = Path(__file__).parents[1] / "profiles"
 
 _COST = re.compile(r"^#(?: Cost:)? +(\w+ +[\d,]+ runs of .*\S)", re.MULTILINE)
 
@@ -65,8 +65,7 @@ def read(name: str, scale: str | None = None) -> str:
     names = list(summaries())
     if name not in names:
         hint = _hint(name, names)
-        allowed = ", ".join(names) or f"none, as {FOLDER}/ is not in this folder"
-        raise UserError(f"profile: found {name!r}, allowed: {allowed}{hint}")
+        raise UserError(f"profile: found {name!r}, allowed: {', '.join(names)}{hint}")
     return _scaled(name, scale)
 
 

@@ -5,19 +5,16 @@ The modules of the code that matter are found from what the engines import.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from smallbatch import machine
+from smallbatch import machine, modules
 from smallbatch.config.params import StudyConfig
 from smallbatch.engines.kinds import Engine, Kernels, serves
 
-PACKAGE = Path(__file__).parents[1]
 ENTRY: dict[Engine, tuple[str, ...]] = {
     "loop": ("engines/loop.py",),
     "stacked": ("engines/loop.py", "engines/lanes/__init__.py"),
@@ -25,7 +22,6 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
 # The engines import these, but they do not change numbers: settings are part of a run's hash, and
 # the others only read and write.
 NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "private.py", "machine.py", "data")
-COMPILED = ("*.cpp", "*.h")
 # Variables by which torch and its libraries leave instruction sets out, choose between them, or
 # multiply in fewer bits.
 _DISPATCH = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
@@ -40,52 +36,9 @@ _OF_TIMM = "TIMM_"
 def sources(*entries: str) -> tuple[Path, ...]:
     """Files that determine the numbers of some modules, relative to the package.
 
-    These are the modules; all modules of the package that they import, directly or not, also
-    inside functions, but not for type checking only; and C++ sources in the same folders. Modules
-    in `NO_NUMBERS` are left out.
+    That is what :func:`smallbatch.modules.sources` finds, without what is in `NO_NUMBERS`.
     """
-    found, left = set[Path](), [Path(entry) for entry in entries]
-    while left:
-        path = left.pop()
-        if path in found or path.parts[0] in NO_NUMBERS:
-            continue
-        found.add(path)
-        left += _imported(ast.parse((PACKAGE / path).read_text()).body, path)
-        left += [parent / "__init__.py" for parent in path.parents if parent != Path()]
-    folders = {path.parent for path in found}
-    compiled = [file for folder in folders for kind in COMPILED
-                for file in (PACKAGE / folder).glob(kind)]  # fmt: skip
-    return tuple(sorted({*found, *(file.relative_to(PACKAGE) for file in compiled)}))
-
-
-def _imported(nodes: Iterable[ast.stmt], of: Path) -> Iterator[Path]:
-    """Modules of the package that these statements of a module (`of`) import when they run."""
-    package = [PACKAGE.name, *of.parent.parts]
-    for node in nodes:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        for inner in ast.walk(node):
-            names: list[str] = []
-            if isinstance(inner, ast.ImportFrom):
-                above = package[: len(package) - inner.level + 1] if inner.level else []
-                module = ".".join([*above, *([inner.module] if inner.module else [])])
-                names = [module, *(f"{module}.{name.name}" for name in inner.names)]
-            elif isinstance(inner, ast.Import):
-                names = [name.name for name in inner.names]
-            for name in names:
-                if (path := _file_of(name)) is not None:
-                    yield path
-
-
-def _file_of(module: str) -> Path | None:
-    first, *rest = module.split(".")
-    if first != PACKAGE.name or not rest:
-        return None
-    path = Path(*rest)
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if (PACKAGE / file).is_file():
-            return file
-    return None
+    return modules.sources(*entries, leave_out=NO_NUMBERS)
 
 
 @cache
@@ -93,7 +46,7 @@ def code_digest(engine: Engine) -> str:
     """Hash of the sources that determine a run's numbers under an engine."""
     digest = hashlib.sha256()
     for path in sources(*ENTRY[engine]):
-        digest.update(f"{path}\n".encode() + (PACKAGE / path).read_bytes())
+        digest.update(f"{path}\n".encode() + (modules.PACKAGE / path).read_bytes())
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch import private
 from smallbatch.config.params import Params, StudyConfig
-from smallbatch.errors import UserError
+from smallbatch.errors import Missing, UserError
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
 
@@ -204,7 +204,7 @@ def result_folders() -> list[Path]:
     """
     found = [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
     if not found:
-        raise UserError(f"nothing to sync: neither {MODELS}/ nor {SINGLE_RUNS}/ is in this folder")
+        raise Missing(f"nothing to sync: neither {MODELS}/ nor {SINGLE_RUNS}/ is in this folder")
     return found
 
 

@@ -11,11 +11,12 @@ import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smallbatch import durable
 from smallbatch.config.params import load_params
 from smallbatch.errors import UserError
+from smallbatch.pipeline import code
 from smallbatch.pipeline.experiments import (
     EVALUATION,
     MEASUREMENTS,
@@ -38,7 +39,7 @@ _NAMED = 3  # changed inputs in a message; there may be a thousand
 def held(
     before: Mapping[str, object], now: Callable[[], Mapping[str, object]]
 ) -> Generator[None, None, None]:
-    """Look at a stage's inputs again when it has ended, and under DVC also at its source files.
+    """Look at a stage's inputs again when it has ended, and under DVC also at its code.
 
     Args:
         before: The inputs by name, as the stage uses them.
@@ -47,10 +48,12 @@ def held(
     Raises:
         UserError: One of them has changed.
     """
-    sources = _sources_of_stage()
-    before = {**before, **_digests(sources)}
+    # Such as train@resnet8-8; with the path of its dvc.yaml before a colon where that is elsewhere.
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[0]
+    modules = code.listed(stage) if stage else {}
+    before = {**before, **modules}
     yield
-    after = {**now(), **_digests(sources)}
+    after = {**now(), **code.now(modules)}
     names = [*before, *(name for name in after if name not in before)]
     changed = [name for name in names if before.get(name, _ABSENT) != after.get(name, _ABSENT)]
     if changed:
@@ -156,19 +159,3 @@ def _digests(paths: Iterable[Path]) -> dict[str, object]:
         except (FileNotFoundError, NotADirectoryError):
             continue
     return found
-
-
-def _sources_of_stage() -> list[Path]:
-    """The files below `src/` that the running stage of DVC depends on; none without DVC."""
-    from ruamel.yaml import YAML
-
-    # Such as train@resnet8-8; with the path of its dvc.yaml before a colon where that is elsewhere.
-    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2].partition("@")[0]
-    file = Path("dvc.yaml")
-    if not name or not file.is_file():
-        return []
-    stages: dict[str, Any] = YAML(typ="safe").load(file.read_text())["stages"]
-    listed = stages.get(name, {}).get("deps", [])
-    deps = [Path(dep) for dep in listed if dep.startswith("src/")]
-    inside = (file for dep in deps for file in (dep.rglob("*") if dep.is_dir() else [dep]))
-    return sorted(file for file in inside if file.is_file() and file.suffix != ".pyc")

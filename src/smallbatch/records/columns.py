@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallbatch.errors import UserError
+from smallbatch.errors import Missing, UserError
 from smallbatch.protocol.run import run_hash
 from smallbatch.records.reading import read_json, read_table
 from smallbatch.records.schema import HISTORY, ColumnRecord, RunRecord, Timing
@@ -65,7 +65,7 @@ def find_columns(folder: Path) -> tuple[list[Path], list[Path]]:
         UserError: there is no such directory.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such directory; train first (dvc repro)")
+        raise Missing(f"{folder}: no such directory; train first (dvc repro)")
     complete, started = set[Path](), set[Path]()
     for path, names in _folders(folder):
         if path.suffix == ".part":

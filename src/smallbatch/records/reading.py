@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from smallbatch import durable
-from smallbatch.errors import UserError, first_line
+from smallbatch.errors import Missing, UserError, first_line
 from smallbatch.machine import free_memory
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _read(path: Path, advice: str) -> bytes:
     try:
         return durable.read(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {advice}") from None
+        raise Missing(f"{path}: no such file; {advice}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
