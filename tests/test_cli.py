@@ -97,7 +97,7 @@ def test_the_list_of_profiles_says_what_each_scale_costs(folder: Path) -> None:
         "full 1,200 runs of 9 epochs of 500 images; a night on four cores",
         "tiny 12 runs of one epoch",
     ]
-    # Every scale of the paper's profiles, and of the others, which have none, their line alone.
+    # Every scale of the paper's profiles, and of the others, whose heads list none, a line alone.
     for name, scales in {"paper-cifar10": 3, "paper-cifar100": 3, "quick": 0}.items():
         (at,) = (i for i, line in enumerate(lines) if line.startswith(f"{name} "))
         below = list(itertools.takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
@@ -306,8 +306,8 @@ def test_an_unknown_scale_is_one_line(folder: Path) -> None:
     assert wrong.exit_code == 2
     assert "scale: found 'smal', allowed with paper-cifar10: small, smoke" in wrong.output
     assert "did you mean 'small'?" in wrong.output
-    none = call("profile", "use", "quick", "--scale", "small")
-    assert "allowed with quick: none" in none.output
+    none = call("profile", "use", "cifar10-cpu", "--scale", "small")
+    assert "allowed with cifar10-cpu: none" in none.output
 
 
 def test_claims_judge_result_files_without_a_report(folder: Path) -> None:

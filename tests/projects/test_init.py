@@ -149,7 +149,7 @@ def test_a_profile_at_a_scale(folder: Path) -> None:
     ("words", "said"),
     [
         (["--profile", "quik"], "did you mean 'quick'?"),
-        (["--scale", "small"], "allowed with quick: none"),
+        (["--scale", "small"], "allowed with quick: smoke"),
         (["--data", "images", "--profile", "quick"], "found both"),
         (["--data", "images"], "--model: missing"),
         (["--model", "resnet8"], "allowed with --data"),
