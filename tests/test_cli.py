@@ -69,7 +69,8 @@ def test_help_answers_in_under_a_third_of_a_second() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "prepare", "plan", "train", "run", "evaluate", "report", "sync", "ui", "answer", "claims",
+    ["init", "code", "prepare", "plan", "train", "run", "evaluate", "report",
+     "sync", "ui", "answer", "claims",
      "measure", "bench", "profile",
      "profile list", "profile show", "profile use"],
 )  # fmt: skip

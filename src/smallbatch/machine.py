@@ -111,7 +111,11 @@ def cache_folder() -> Path:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Environment of a training on ``device``, as `timing.json` records it."""
+    """Environment of a training on ``device``, as `timing.json` records it.
+
+    The commit is that of the project, which holds settings and results. Of the code it is only
+    where the project is this package's own repository; an installed one has its version.
+    """
     commit, dirty = git_state()
     return {
         "cpu": cpu_model(),

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
+    _Sizes = click.ParamType[tuple[int, ...]]
 else:  # not generic before click 8.4
-    _FloatType = click.ParamType
+    _FloatType = _Sizes = click.ParamType
 
 
 MOST = 2**31 - 1  # of any count, as in params.yaml
@@ -75,7 +76,7 @@ class BaseLr(_FloatType):
             self.fail(f"found {str(value)[:80]!r}, {error}", param, ctx)
 
 
-class BatchSizes(click.ParamType):
+class BatchSizes(_Sizes):
     """Batch sizes with commas between them."""
 
     name = "numbers"

@@ -59,6 +59,7 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 @TIME_LIMIT
 @PARAMS
 def run(
@@ -68,6 +69,7 @@ def run(
     lr: float | None,
     seed: int,
     device: str,
+    as_json: bool,
     time_limit: float | None,
     params_file: Path,
     **settings: Any,
@@ -80,9 +82,13 @@ def run(
           --base-lr 2^-6 --epochs 20
       smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
     """
+    import json
+    from functools import partial
+
     from smallbatch.config.base_lr import format_base_lr, parse_base_lr, refuse_overflow
     from smallbatch.pipeline.single import single_run
 
+    say = partial(click.echo, err=True) if as_json else door.say
     if (lr is None) == (base_lr is None):
         raise click.UsageError("give one of --base-lr and --lr")
     option, value = ("--lr", lr) if base_lr is None else ("--base-lr", base_lr)
@@ -93,9 +99,10 @@ def run(
         found = f"found {value:g} at batch size {batch_size}, {error}"
         raise click.BadParameter(found, param_hint=option) from None
     if lr is not None:
-        click.echo(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
-    summary = single_run(
+        say(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
+    done = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-        device=device, time_limit=time_limit, say=door.say,
+        device=device, time_limit=time_limit, say=say,
     )  # fmt: skip
-    click.echo(summary)
+    found = {"folder": str(done.folder), "remark": done.remark, **done.record}
+    click.echo(json.dumps(found) if as_json else str(done))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,33 @@ SINGLE_RUNS_DATA = Path(".smallbatch/data")
 BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
+@dataclass(frozen=True)
+class SingleRun:
+    """A run that has ended.
+
+    Attributes:
+        folder: Its result files.
+        record: Its entry in ``runs.json``.
+        remark: What limits its accuracy; empty if nothing does.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    remark: str = ""
+
+    def __str__(self) -> str:
+        """A line with the accuracies, or that it diverged; and one more with the remark."""
+        run = self.record
+        if run["outcome"] == "diverged":
+            return f"diverged at update {run['diverged_at']} of {run['updates']}: {self.folder}"
+        final = run["final"]
+        line = (
+            f"test accuracy {final['test_accuracy']:.4f}, train accuracy "
+            f"{final['train_accuracy']:.4f} after {count(run['updates'], 'update')}: {self.folder}"
+        )
+        return "\n".join(filter(None, [line, self.remark]))
+
+
 def single_run(
     params_file: Path,
     dataset: str,
@@ -43,8 +71,8 @@ def single_run(
     device: str,
     time_limit: float | None = None,
     say: Callable[[str], object] = lambda _: None,
-) -> str:
-    """Train one run outside the pipeline and return its results as text.
+) -> SingleRun:
+    """Train one run outside the pipeline.
 
     Args:
         params_file: The params file; read only if it has the data set.
@@ -56,9 +84,6 @@ def single_run(
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds after which to stop, with all progress kept.
         say: Takes a line for the user: which images are used, where that is not plain.
-
-    Returns:
-        A line with the accuracies, or that it diverged; and one more if it learned nothing.
 
     Raises:
         UserError: A setting is wrong, or the data set is unknown.
@@ -92,14 +117,9 @@ def single_run(
         time_limit=time_limit,
     )
     run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
-    if run["outcome"] == "diverged":
-        return f"diverged at update {run['diverged_at']} of {run['updates']}: {column_dir}"
-    final = run["final"]
-    line = (
-        f"test accuracy {final['test_accuracy']:.4f}, train accuracy {final['train_accuracy']:.4f} "
-        f"after {count(run['updates'], 'update')}: {column_dir}"
-    )
-    return "\n".join(filter(None, [line, learned_nothing(final, labels[0])]))
+    diverged = run["outcome"] == "diverged"
+    remark = "" if diverged else learned_nothing(run["final"], labels[0])
+    return SingleRun(column_dir, run, remark)
 
 
 def learned_nothing(final: dict[str, Any], labels: Labels) -> str:

@@ -30,7 +30,7 @@ _LABELS = {
     "torchvision": "torchvision",
     "timm": "timm",
     "smallbatch": "smallbatch",
-    "git_commit": "Code (git commit)",
+    "git_commit": "Project (git commit)",
 }
 _SEVERAL = "several: not that of all runs"
 

@@ -27,7 +27,7 @@ from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import answer, paper, second_opinions, tables, wording
+from smallbatch.report import answer, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
@@ -47,7 +47,7 @@ from smallbatch.report.rows import (
     run_rows,
 )
 from smallbatch.report.settings import reported_rule, setting
-from smallbatch.report.study_words import study_words
+from smallbatch.report.study_words import study_card, study_words
 from smallbatch.text import count
 
 if TYPE_CHECKING:
@@ -237,11 +237,7 @@ def _study_section(
         own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
     )
     figure = own.runs["figure"].iloc[0]
-    card = answer.answer_card(
-        own.runs,
-        nothing="" if said.learned else said.best,
-        doubts=wording.stale_statistics(own.best) if said.learned else (),
-    )
+    card = study_card(own.runs, own.cells, own.best, own.winners)
     mark_answer(drawn["cells"], card)
     if said.learned:
         drawn["ranges"] += range_rows(own.ranges, own.cells)

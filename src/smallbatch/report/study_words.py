@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.sampling import images_tested, learned
 from smallbatch.report import second_opinions, tables, wording
+from smallbatch.report.answer import answer_card
 from smallbatch.report.settings import settings_table
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from smallbatch.analysis.limit_band import LimitBand
     from smallbatch.analysis.stability import LimitFit
+    from smallbatch.report.answer import Card
     from smallbatch.report.tables import Table
 
 
@@ -46,6 +48,22 @@ class StudyWords:
     tables: list[Table]
 
 
+def study_card(
+    runs: pd.DataFrame, cells: pd.DataFrame, best: pd.DataFrame, winners: pd.DataFrame
+) -> Card:
+    """The answer of one study, with what puts it in doubt; arguments as of `study_words`."""
+    if winners.empty:
+        return answer_card(runs, nothing=_no_winner(runs))
+    if not learned(best, runs):
+        return answer_card(runs, nothing=wording.nothing_learned(cells, runs))
+    return answer_card(runs, doubts=wording.stale_statistics(best))
+
+
+def _no_winner(runs: pd.DataFrame) -> str:
+    why = tables.why_none(runs)
+    return f"{why[0].upper()}{why[1:]}."
+
+
 def study_words(
     runs: pd.DataFrame,
     cells: pd.DataFrame,
@@ -70,8 +88,7 @@ def study_words(
     """
     settings = settings_table(runs)
     if winners.empty:
-        why = tables.why_none(runs)
-        return StudyWords(False, f"{why[0].upper()}{why[1:]}.", "", "", "", [], [settings])
+        return StudyWords(False, _no_winner(runs), "", "", "", [], [settings])
     n_test = images_tested(runs)
     if not learned(best, runs):
         said = wording.nothing_learned(cells, runs)

@@ -30,6 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Check what is given, then become the server."""
+    os.umask(0o077)
     asked = _asked()
     for name in _SECRETS:
         if not os.environ.get(name):

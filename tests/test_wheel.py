@@ -1,0 +1,185 @@
+"""The whole product from a wheel, in an environment and a folder that know no repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.project import stages_run
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", ".dvcignore", ".dvc/config",
+          ".dvc/.gitignore")  # fmt: skip
+DATA = (".cpp", ".h", ".j2", ".css", ".js", ".json", ".yaml")
+
+pytestmark = pytest.mark.slow
+
+
+class Installed:
+    """An environment with the wheel; the libraries are those of the environment of the tests."""
+
+    def __init__(self, root: Path) -> None:
+        self.venv, self.project = root / "venv", root / "project"
+        self.wheel = _build(root)
+        venv.create(self.venv, symlinks=True)
+        (self.site,) = self.venv.glob("lib/python*/site-packages")
+        # Of a folder that is named here, Python reads no .pth files: those of editable installs.
+        libraries = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+        (self.site / "libraries.pth").write_text("".join(f"{it}\n" for it in sorted(libraries)))
+        self.pip(self.wheel)
+        self.project.mkdir()
+
+    def pip(self, wheel: Path) -> None:
+        """Install a wheel, without what it requires."""
+        self.call(sys.executable, "-m", "pip", "--python", self.venv / "bin/python", "install",
+                  "--quiet", "--no-deps", "--no-index", wheel, cwd=self.venv)  # fmt: skip
+
+    def start(self, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value for name, value in os.environ.items()
+            if name not in ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
+        }  # fmt: skip
+        environment["PATH"] = f"{self.venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            words,
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def call(self, *words: str | Path, cwd: Path | None = None) -> str:
+        """Run a command that must succeed, by default in the project; returns its output."""
+        done = self.start(*words, cwd=cwd or self.project)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def python(self, program: str) -> str:
+        return self.call(self.venv / "bin/python", "-c", program).strip()
+
+    def repro(self) -> list[str]:
+        """The stages whose commands ran."""
+        return sorted(stages_run(self.call(self.venv / "bin/python", "-m", "dvc", "repro")))
+
+    def edit(self, name: str, comment: str) -> None:
+        """Add a comment to a file of the installed package, as an upgrade might."""
+        with (self.site / "smallbatch" / name).open("a") as file:
+            file.write(comment)
+
+
+def _build(root: Path) -> Path:
+    """A wheel, from a copy of what it is made of: building leaves files behind."""
+    source = root / "source"
+    shutil.copytree(
+        ROOT / "src", source / "src", symlinks=True,
+        ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+    )  # fmt: skip
+    shutil.copytree(ROOT / ".dvc/plots", source / ".dvc/plots")
+    for name in NEEDED:
+        shutil.copy(ROOT / name, source / name)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+         "--no-index", "--wheel-dir", root / "wheels", source],
+        check=True,
+    )  # fmt: skip
+    (wheel,) = (root / "wheels").glob("smallbatch_study-*.whl")
+    return wheel
+
+
+def test_a_wheel_gives_the_whole_product(tmp_path: Path) -> None:
+    installed = Installed(tmp_path)
+    where = Path(installed.python("import smallbatch; print(smallbatch.__file__)"))
+    assert where == installed.site / "smallbatch/__init__.py"
+    _all_files_are_there(installed)
+    _a_project_runs(installed)
+    _an_upgrade_runs_again_what_it_changed(installed)
+    _another_project_of_the_name_is_told(installed)
+
+
+def _all_files_are_there(installed: Installed) -> None:
+    package = ROOT / "src/smallbatch"
+    kept = {
+        str(path.relative_to(package)) for path in package.rglob("*")
+        if path.suffix in (*DATA, ".py") or path.name in ("py.typed", "dvcignore", "gitignore")
+    }  # fmt: skip
+    kept |= {f"projects/layout/plots/{path.name}" for path in (ROOT / ".dvc/plots").iterdir()}
+    packed = {
+        name.removeprefix("smallbatch/") for name in zipfile.ZipFile(installed.wheel).namelist()
+    }
+    assert len(kept) > 200
+    assert kept <= packed
+    assert (installed.venv / "bin/smallbatch-team-server").exists()
+    refused = installed.start(installed.venv / "bin/smallbatch-team-server", cwd=installed.project)
+    assert (refused.returncode, refused.stderr.partition(":")[0]) == (2, "team-server")
+
+
+def _a_project_runs(installed: Installed) -> None:
+    assert "quick" in installed.call("smallbatch", "profile", "list")
+    installed.call("smallbatch", "init")
+    assert (installed.project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    _shrink(installed.project / "params.yaml")
+    assert installed.repro() == ["evaluate", "measure", "prepare", "report", "train@resnet8-bn-8"]
+    assert (installed.project / "reports/report.html").stat().st_size > 10_000
+    assert "digits/resnet8-bn: " in installed.call("smallbatch", "answer")
+    untracked = installed.call("git", "status", "--porcelain", "--untracked-files=all")
+    names = {line.split()[-1] for line in untracked.splitlines()}
+    assert {"dvc.lock", "dvc.yaml", "params.yaml"} <= names
+    assert not any(name.startswith((".smallbatch", "models", "mlflow", "data")) for name in names)
+
+
+def _shrink(params: Path) -> None:
+    """One column of two runs of one epoch."""
+    yaml = YAML()
+    content: Any = yaml.load(params)
+    content["dataset"] |= {"subset": 60, "test_subset": 40}
+    content["grid"] |= {"studies": ["resnet8-bn"], "batch_sizes": [8], "seeds": 1,
+                        "base_lrs": ["2^-8", "2^-6"]}  # fmt: skip
+    content["studies"]["resnet8-bn"]["epochs"] = 1
+    content["compute"]["engine"] = "loop"  # which compiles nothing
+    yaml.dump(content, params)
+
+
+def _an_upgrade_runs_again_what_it_changed(installed: Installed) -> None:
+    installed.edit("cli/results.py", "# other words\n")
+    assert installed.repro() == []
+    installed.edit("report/page.css", "/* other colours */\n")
+    assert installed.repro() == ["report"]
+    runs = installed.project / "models/digits/resnet8-bn/m8/timing.json"
+    before = runs.read_bytes()
+    installed.edit("engines/loop.py", "# other numbers\n")
+    again = installed.repro()
+    assert {"measure", "train@resnet8-bn-8"} <= set(again)
+    assert "prepare" not in again
+    assert runs.read_bytes() != before
+
+
+def _another_project_of_the_name_is_told(installed: Installed) -> None:
+    wheel = installed.wheel.parent / "smallbatch-0.2.0-py3-none-any.whl"
+    info = "smallbatch-0.2.0.dist-info"
+    files = {
+        "smallbatch/candidates.py": "",
+        "smallbatch/__init__.py": installed.call("cat", installed.site / "smallbatch/__init__.py"),
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: smallbatch\nVersion: 0.2.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{name},,\n" for name in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(name, text)
+    installed.pip(wheel)
+    done = installed.start("smallbatch", "answer", cwd=installed.project)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "smallbatch 0.2.0" in line
