@@ -19,7 +19,7 @@ class Project:
     def __init__(self, root: Path, params: str) -> None:
         self.root = root
         (root / ".dvc").mkdir(parents=True)
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config"):
             shutil.copy(ROOT / name, root / name)
         shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
         skip = shutil.ignore_patterns("__pycache__", "*.egg-info")

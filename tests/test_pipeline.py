@@ -38,9 +38,6 @@ def test_the_pipeline_from_data_to_report(tmp_path: Path) -> None:
     runs = pd.read_parquet(project.root / "reports/evaluation/runs.parquet")
     assert len(runs) == 2 * 3
     assert set(runs.outcome) == {"finished", "diverged"}
-    metrics = project.call("dvc", "metrics", "show", "--json")
-    assert "best_accuracy" in metrics
-    assert "best accuracy against batch size" in project.call("dvc", "plots", "show", "--json")
 
     mirrored = project.runs_in_mlflow()
     assert len(mirrored) == len(set(mirrored)) == 6

@@ -103,9 +103,6 @@ def test_metrics_hold_no_clock_and_are_the_same_twice(models: Path, tmp_path: Pa
     evaluate(models, tmp_path / "two")
     text = (tmp_path / "one/metrics.json").read_text()
     assert text == (tmp_path / "two/metrics.json").read_text()
-    metrics = json.loads(text)["synthetic"]["tiny"]
-    assert metrics["runs"] == 18
-    assert set(metrics["stable_octaves"]) == {"m2", "m32"}
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "cells.csv", "cells.parquet", "history.parquet", "metrics.json", "runs.csv", "runs.parquet",
         "set_aside.json",

@@ -16,11 +16,10 @@ import pandas as pd
 from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
 
 from smallbatch import durable, private
-from smallbatch.analysis.cells import CELLS, MAIN_FRACTION, STUDY_KEYS, summarise_cells
+from smallbatch.analysis.cells import CELLS, STUDY_KEYS, summarise_cells
 from smallbatch.analysis.frames import GRID_KEYS, RUNS, load_results, on_bn_axis
-from smallbatch.analysis.generalisation import best_by_study, best_cells
+from smallbatch.analysis.metrics import study_metrics
 from smallbatch.analysis.mixed import mixed_results
-from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.errors import UserError
 from smallbatch.records.columns import RUN_KEYS, reported_accuracies
 from smallbatch.records.reading import Kind, read_json, read_table
@@ -98,6 +97,7 @@ def evaluate(
     models_dir: Path = Path("models"),
     out: Path = Path("reports/evaluation"),
     wanted: Callable[[str], bool] = lambda _: True,
+    dataset: str | None = None,
 ) -> Evaluation:
     """Evaluate the complete columns and write the tables.
 
@@ -109,6 +109,7 @@ def evaluate(
         out: The folder for the tables.
         wanted: Whether a column, given as ``<dataset>/<study>/m<m>``, is evaluated; all are, by
             default.
+        dataset: The data set that the metrics are of; of all, by default.
 
     Raises:
         UserError: There is nothing to evaluate, or a file is damaged.
@@ -122,7 +123,7 @@ def evaluate(
     write_table(cells, out / "cells.parquet")
     write_table(cells, out / "cells.csv")
     write_table(results.history, out / "history.parquet")
-    metrics = json.dumps(study_metrics(results.runs, cells), indent=2, allow_nan=False)
+    metrics = json.dumps(study_metrics(results.runs, dataset), indent=2, allow_nan=False)
     write_text(out / "metrics.json", metrics + "\n")
     write_text(out / _SET_ASIDE, json.dumps(results.set_aside, indent=1) + "\n")
     return Evaluation(
@@ -134,52 +135,6 @@ def evaluate(
         set_aside=results.set_aside,
         warnings=tuple(mixed_results(results.runs, cells)),
     )
-
-
-def study_metrics(runs: pd.DataFrame, cells: pd.DataFrame) -> dict[str, Any]:
-    """The numbers of ``dvc metrics show``: data set → study → name → value.
-
-    Nothing here depends on the clock or the machine. A number that does not exist is null, for
-    example if no run finished, a range is empty or a fit failed.
-    """
-    winners = {
-        (str(winner.dataset), str(winner.study)): winner
-        for winner in best_by_study(best_cells(cells)).itertuples()
-    }
-    ranges = stable_ranges(cells, [MAIN_FRACTION])
-    metrics: dict[str, Any] = {}
-    for (dataset, study), group in cells.groupby(STUDY_KEYS):
-        own_runs = runs[(runs["dataset"] == dataset) & (runs["study"] == study)]
-        own_ranges = ranges[(ranges["dataset"] == dataset) & (ranges["study"] == study)]
-        fit = fit_upper_limit(own_ranges)
-        best: dict[str, Any] = {
-            "best_accuracy": None,
-            "best_batch_size": None,
-            "best_base_lr": None,
-        }
-        winner: Any = winners.get((str(dataset), str(study)))
-        if winner is not None:
-            best = {
-                "best_accuracy": _rounded(winner.accuracy),
-                "best_batch_size": int(winner.batch_size),
-                "best_base_lr": float(winner.base_lr),
-            }
-        metrics.setdefault(str(dataset), {})[str(study)] = {
-            **best,
-            "runs": len(own_runs),
-            "diverged_runs": int(own_runs["outcome"].eq("diverged").sum()),
-            "cells": len(group),
-            "reliable_cells": int(group["reliable"].sum()),
-            "fit_base_lr_0": _rounded(fit.base_lr_0) if fit else None,
-            "fit_m_star": _rounded(fit.m_star) if fit and not fit.m_star_bound else None,
-            "stable_octaves": {
-                f"m{batch_size}": _rounded(octaves)
-                for batch_size, octaves in zip(
-                    own_ranges["batch_size"], own_ranges["octaves"], strict=True
-                )
-            },
-        }
-    return metrics
 
 
 def read_evaluation(directory: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -314,7 +269,3 @@ def _without_formulas(frame: pd.DataFrame) -> pd.DataFrame:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, complete or not at all."""
     durable.write(path, text.encode())
-
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else float(f"{value:.6g}")

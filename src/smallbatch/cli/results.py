@@ -35,8 +35,11 @@ def evaluate(models: Path, everything: bool, params_file: Path) -> None:
 
     file = None if everything else naming_file(params_file, models)
     with held(evaluate_inputs(models, file), lambda: evaluate_inputs(models, file)):
-        wanted = is_named(load(file)) if file is not None else lambda _: True
-        found = evaluate_runs(models, wanted=wanted)
+        if file is None:
+            found = evaluate_runs(models)
+        else:
+            params = load(file)
+            found = evaluate_runs(models, wanted=is_named(params), dataset=params.dataset.name)
     for line in found.lines():
         door.say(line)
 

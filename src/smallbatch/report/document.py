@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,15 @@ def render(data: Mapping[str, object], **content: Any) -> str:
         data={name: embedded(each) for name, each in data.items()},
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
-        # Vega, Vega-Lite and Vega-Embed, once for all figures.
-        library=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
+        # Once for all figures.
+        library=library(),
     )
+
+
+@functools.cache
+def library() -> str:
+    """The JavaScript of Vega, Vega-Lite and Vega-Embed, which sets ``window.vegaEmbed``."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def embedded(content: object) -> str:

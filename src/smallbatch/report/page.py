@@ -31,7 +31,7 @@ from smallbatch.report import answer, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
-from smallbatch.report.document import render
+from smallbatch.report.document import library, render
 from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
@@ -100,8 +100,8 @@ def build_report(
         evaluation_dir: The folder that `evaluate` wrote.
         models_dir: The folder of the columns, for timing files and the names of unfinished columns;
             the evaluation must be of them, unless there is no such folder.
-        out: The folder for ``report.html``, ``claims.json``, ``answers.json``, ``figures/`` (SVG,
-            PNG) and ``tables/`` (CSV).
+        out: The folder for ``report.html``, ``claims.json``, ``answers.json``, ``vega.js``,
+            ``figures/`` (SVG, PNG) and ``tables/`` (CSV).
         first: The data set that comes first, such as that of ``params.yaml``.
         links: Gives the addresses of the runs of some ``<dataset>/<study>``, where there are any.
 
@@ -189,6 +189,7 @@ def build_report(
             "mlflow": links([f"{dataset}/{study}" for dataset, study in _study_keys(runs)]),
         },
     )
+    write_text(out / "vega.js", library())  # for the page of `dvc plots`
     path = out / "report.html"
     write_text(path, page)
     return path
