@@ -62,6 +62,8 @@ class _Log:
         self.epochs: list[tuple[str, int]] = []
         self.done: dict[str, str] = {}
 
+    def run_begun(self, run: Run, started: object) -> None: ...
+
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
         self.epochs.append((run.hash, row["epoch"]))
 
@@ -243,6 +245,8 @@ def test_the_time_of_a_column_that_was_interrupted_is_not_known(
     noise: Dataset, tmp_path: Path
 ) -> None:
     class Break(_Log):
+        def run_begun(self, run: Run, started: object) -> None: ...
+
         def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
             raise KeyboardInterrupt
 

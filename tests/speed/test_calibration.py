@@ -254,6 +254,8 @@ def test_the_chunks_that_were_chosen_reach_the_workers(
     )
 
     class Observer:
+        def run_begun(self, run: Any, started: Any) -> None: ...
+
         def run_epoch(self, run: Any, row: Any) -> None: ...
 
         def run_done(self, run: Any, outcome: str) -> None:

@@ -269,17 +269,19 @@ def expected_points() -> Callable[[Path], list[tuple[str, str, int, float]]]:
     def expect(directory: Path) -> list[tuple[str, str, int, float]]:
         history = pd.read_parquet(directory / "history.parquet")
         names = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-        names += ["test_loss", "test_accuracy", "lr", "updates"]
+        names += ["test_loss", "test_accuracy", "lr"]
         long = history.melt(["run", "epoch"], names, "key", "value").astype({"value": float})
         long = long[np.isfinite(long["value"])]
         points = list(
             zip(long["run"], long["key"], long["epoch"].astype(int), long["value"], strict=True)
         )
         for run in json.loads((directory / "runs.json").read_text())["runs"]:
+            own = history[history["run"] == run["run"]].sort_values("epoch")
+            last = int(own["epoch"].max())
+            points.append((run["run"], "batch_size", 0, float(own["batch_size"].iloc[0])))
+            points.append((run["run"], "log2_base_lr", 0, float(np.log2(run["base_lr"]))))
+            points.append((run["run"], "diverged", last, float(run["outcome"] == "diverged")))
             if run["outcome"] == "finished":
-                own = history[history["run"] == run["run"]].sort_values("epoch")
-                last = int(own["epoch"].max())
-                points.append((run["run"], "final_train_loss", last, 0.5))
                 points.append((run["run"], "final_train_accuracy", last, 0.75))
                 kept = min(max(len(own) // 8, 1), 5)
                 median = float(np.median(own["test_accuracy"].to_numpy()[-kept:]))

@@ -39,7 +39,10 @@ def test_a_link_leads_to_the_runs_of_a_cell_and_tells_no_password(
     client = MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("digits/study")
     assert experiment is not None
-    assert links == {"digits/study": f"{server.uri}/#/experiments/{experiment.experiment_id}/runs"}
+    page = f"{server.uri}/#/experiments/{experiment.experiment_id}/runs"
+    view = "?workflowType=machine_learning&viewStateShareKey=smallbatch"
+    assert links == {"digits/study": page + view}
+    assert "mlflow.sharedViewState.smallbatch" in experiment.tags
     with urllib.request.urlopen(links["digits/study"], timeout=10) as answer:
         assert b"MLflow" in answer.read()
     # As the page asks for a cell.

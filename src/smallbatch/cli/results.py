@@ -195,17 +195,33 @@ def sync(folders: tuple[Path, ...]) -> None:
 
 @click.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-def ui(port: int) -> None:
-    """Start the MLflow UI on 127.0.0.1, and print a link to it.
+@click.option(
+    "--open/--no-open",
+    "open_browser",
+    default=None,
+    help="Open the link in a browser.  [default: on a terminal, if there is a browser]",
+)
+@click.option("--verbose", is_flag=True, help="What the server says, not its errors alone.")
+def ui(port: int, open_browser: bool | None, verbose: bool) -> None:
+    """Start the MLflow UI on 127.0.0.1, and print a link to the table of runs.
 
-    The link has a token, new at each start, without which nobody is answered. For
-    MLflow's clients put it into MLFLOW_TRACKING_TOKEN.
+    That is the table of the first study of params.yaml, or of the newest runs. The link has a
+    token, new at each start, without which nobody is answered. For MLflow's clients put it into
+    MLFLOW_TRACKING_TOKEN.
 
     \b
     Examples:
       smallbatch ui
       smallbatch ui --port 5001
     """
+    from smallbatch.pipeline.single import DEFAULT_PARAMS
     from smallbatch.tracking import ui as start_ui
+    from smallbatch.tracking.ui import has_browser
 
-    start_ui(port=port)
+    first = None
+    with suppress(UserError):  # params.yaml only says which study comes first
+        params = load(DEFAULT_PARAMS)
+        first = f"{params.dataset.name}/{params.running[0]}"
+    if open_browser is None:
+        open_browser = sys.stdout.isatty() and has_browser()
+    start_ui(port, first=first, open_browser=open_browser, verbose=verbose)

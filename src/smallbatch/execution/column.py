@@ -30,6 +30,10 @@ _PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 class Observer(Protocol):
     """Receives news of a column's training: a progress display or a tracking mirror."""
 
+    def run_begun(self, run: Run, started: datetime) -> None:
+        """``run`` is trained now; its training started then, perhaps in an earlier attempt."""
+        ...
+
     def run_epoch(self, run: Run, row: Row) -> None:
         """An epoch of ``run`` ended with the history values ``row``."""
         ...
@@ -169,6 +173,7 @@ def _train_missing(
             watch=watch,
             beat=lock.beat,
         ),
+        on_begin=lambda run, started: _begin(observers, run, started),
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
@@ -183,6 +188,11 @@ def _whole(directory: Path, made_by: str) -> tuple[RunResult, Clock]:
             "another engine or other code; run the same command again"
         )
     return record
+
+
+def _begin(observers: Sequence[Observer], run: Run, started: datetime) -> None:
+    for observer in observers:
+        observer.run_begun(run, started)
 
 
 def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -88,8 +88,19 @@ class Chunk:
     checkpoints: Checkpoints
 
 
+class _News(NamedTuple):
+    """What is told of a run: when it began, each epoch's values, its outcome."""
+
+    begun: Callable[[Run, datetime], None]
+    epoch: Callable[[Run, Row], None]
+    done: Callable[[Run, str], None]
+
+
 def train_all(
-    job: Job, on_epoch: Callable[[Run, Row], None], on_done: Callable[[Run, str], None]
+    job: Job,
+    on_epoch: Callable[[Run, Row], None],
+    on_done: Callable[[Run, str], None],
+    on_begin: Callable[[Run, datetime], None] = lambda _run, _started: None,
 ) -> None:
     """Train every missing run and write its record; calls the callbacks in this process.
 
@@ -115,13 +126,14 @@ def train_all(
         return bool(stop.value)
 
     chunks = _chunks(job, data, stopping)
+    news = _News(on_begin, on_epoch, on_done)
     if job.placement.device == "cpu":
-        _train_in_workers(job, data, chunks, stop, on_epoch, on_done)
+        _train_in_workers(job, data, chunks, stop, news)
         return
     torch.backends.cudnn.deterministic = True
     try:
         for chunk in chunks:
-            _train_chunk(job, data, chunk, on_epoch, on_done)
+            _train_chunk(job, data, chunk, news)
     except Stopping:
         job.watch.check()
         raise
@@ -191,12 +203,7 @@ def _tell_resumed(job: Job, chunks: Sequence[Chunk]) -> None:
 
 
 def _train_in_workers(
-    job: Job,
-    data: Resident,
-    chunks: Sequence[Chunk],
-    stop: Any,
-    on_epoch: Callable[[Run, Row], None],
-    on_done: Callable[[Run, str], None],
+    job: Job, data: Resident, chunks: Sequence[Chunk], stop: Any, news: _News
 ) -> None:
     # Forked workers share the data set's memory and need not import torch again.
     context = multiprocessing.get_context("fork")
@@ -210,10 +217,8 @@ def _train_in_workers(
     runs = {run.hash: run for run in job.missing}
     try:
         for kind, name, value in _events(job, events, workers, stop):
-            if kind == "epoch":
-                on_epoch(runs[name], value)
-            elif kind == "done":
-                on_done(runs[name], value)
+            if kind in _News._fields:
+                getattr(news, kind)(runs[name], value)
             elif kind == "refused":
                 raise UserError(value)
             elif kind == "lost":
@@ -275,6 +280,11 @@ def _work(
 ) -> None:
     live_and_die_with(parent)
     keep_freed_memory()
+
+    def put(kind: str) -> Callable[[Run, Any], None]:
+        return lambda run, value: events.put((kind, run.hash, value))
+
+    news = _News(*map(put, _News._fields))
     while True:
         with taken.get_lock():
             i, taken.value = taken.value, taken.value + 1
@@ -283,13 +293,7 @@ def _work(
         chunk = chunks[i]
         name = chunk.runs[0].hash
         try:
-            _train_chunk(
-                job,
-                data,
-                chunk,
-                on_epoch=lambda run, row: events.put(("epoch", run.hash, row)),
-                on_done=lambda run, outcome: events.put(("done", run.hash, outcome)),
-            )
+            _train_chunk(job, data, chunk, news)
         except Stopping:
             return
         except UserError as error:
@@ -303,13 +307,7 @@ def _work(
                 events.put(("failed", name, traceback.format_exc()))
 
 
-def _train_chunk(
-    job: Job,
-    data: Resident,
-    chunk: Chunk,
-    on_epoch: Callable[[Run, Row], None],
-    on_done: Callable[[Run, str], None],
-) -> None:
+def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
     """Train the runs of a chunk, and write each run's record when it ends."""
     # Some runs may have a record already, if they ended after the checkpoint that is resumed.
     missing = {run.hash for run in job.missing}
@@ -317,7 +315,7 @@ def _train_chunk(
 
     def tell(run: Run, row: Row) -> None:
         if run.hash in missing:
-            on_epoch(run, row)
+            news.epoch(run, row)
 
     def keep(run: Run, result: RunResult, seconds: float) -> None:
         if run.hash not in missing:
@@ -331,9 +329,12 @@ def _train_chunk(
             environment=job.environment,
         )
         files.save_record(job.work / run.hash, result, clock, job.placement.made_by)
-        on_done(run, result.outcome)
+        news.done(run, result.outcome)
 
     checkpoints.start_clock()
+    for run in chunk.runs:
+        if run.hash in missing:
+            news.begun(run, datetime.fromisoformat(checkpoints.started))
     if job.placement.engine == "stacked":
         recorded = {run for run in chunk.runs if run.hash not in missing}
         train_lanes(

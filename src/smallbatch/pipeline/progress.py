@@ -13,6 +13,8 @@ from smallbatch.protocol.run import Run
 from smallbatch.text import count
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.progress import Progress as RichProgress
 
 QUIET_INTERVAL = 30.0  # seconds between lines if the output is not a terminal
@@ -62,6 +64,9 @@ class Progress:
         if kind is None:
             seconds = time.monotonic() - self._started
             self._say(f"{self._counts()} in {clock(seconds)}")
+
+    def run_begun(self, run: Run, started: datetime) -> None:
+        """Do nothing: what is shown is epochs."""
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
         """See :class:`~execution.column.Observer`."""

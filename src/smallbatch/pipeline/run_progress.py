@@ -12,6 +12,8 @@ from smallbatch.pipeline.progress import clock, display, say
 from smallbatch.text import count
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.progress import Progress as RichProgress
 
     from smallbatch.protocol.run import Run
@@ -63,6 +65,9 @@ class RunProgress:
         else:
             took = clock(time.monotonic() - self._started)
             say(self.title, f"{self._epoch} of {count(self.epochs, 'epoch')} in {took}")
+
+    def run_begun(self, run: Run, started: datetime) -> None:
+        """Do nothing: what is shown is epochs."""
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:  # noqa: ARG002
         """See :class:`~execution.column.Observer`."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.config.params import ComputeConfig
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from smallbatch.execution.watch import Watch
     from smallbatch.pipeline.progress import Progress
     from smallbatch.pipeline.run_progress import RunProgress
@@ -151,6 +153,9 @@ class _Tracked:
             )
             for run in column.runs
         }
+
+    def run_begun(self, run: Run, started: datetime) -> None:
+        self._mirror.run_begun(run.hash, started)
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
         self._mirror.run_epoch(self._infos[run.hash], row)

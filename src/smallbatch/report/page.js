@@ -181,7 +181,7 @@ function show(panel, cell, view) {
   if (known) {
     const link = make("a", "Its runs in MLflow");
     const filter = `params.study = '${cell.study}' and params.batch_size = '${cell.m}' and params.base_lr = '${cell.base_lr_text}'`;
-    link.href = `${known}?searchFilter=${encodeURIComponent(filter)}`;
+    link.href = `${known}&searchFilter=${encodeURIComponent(filter)}`;
     link.target = "_blank";
     link.rel = "noopener noreferrer";
     lines.push(make("p", "", [link]));

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch import durable
+from smallbatch import DISTRIBUTION, durable
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries
@@ -23,14 +23,14 @@ from smallbatch.tracking.locks import own_folder
 from smallbatch.tracking.superseded import models
 
 if TYPE_CHECKING:
-    from smallbatch.tracking.records import ColumnInfo, TrackedColumn
+    from smallbatch.tracking.records import TrackedColumn
     from smallbatch.tracking.store import Store
 
 LOADER = "smallbatch.tracking.loadable"
 NO_MODEL = "none"
 """The tag's value for a column in which no run finished."""
 
-_REQUIREMENTS = ("torch", "torchvision", "timm", "numpy", "safetensors")
+_REQUIREMENTS = (DISTRIBUTION, "torch", "torchvision", "timm", "numpy", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def model_facts(column: TrackedColumn) -> ModelFacts:
 
 
 def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, parent_id: str) -> str:
-    """Log the model with the highest reported accuracy to the column's parent run.
+    """Log the model of the column's best cell to the column's parent run.
 
     Returns:
         Its URI, `models:/<id>`, or `none` if no run finished.
@@ -175,7 +175,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
         ),
         # By default MLflow would load the model in a new process and access the network.
         pip_requirements=_requirements(),
-        metadata=_model_metadata(column.info, best.reported_accuracy),
+        metadata=_model_metadata(column),
     )
 
 
@@ -189,11 +189,15 @@ def _requirements() -> list[str]:
     return pins
 
 
-def _model_metadata(info: ColumnInfo, accuracy: float | None) -> dict[str, Any]:
+def _model_metadata(column: TrackedColumn) -> dict[str, Any]:
+    info, cell, best = column.info, column.best_cell, column.best
     return {
         "dataset": info.dataset,
         "fingerprint": info.fingerprint,
         "study": info.study,
         "batch_size": info.batch_size,
-        "reported_accuracy": accuracy,
+        "base_lr": best.info.base_lr if best else None,
+        "seed": best.info.seed if best else None,
+        "reported_accuracy": best.reported_accuracy if best else None,
+        "best_accuracy": cell.accuracy if cell else None,
     }

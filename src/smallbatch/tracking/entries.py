@@ -1,9 +1,13 @@
 """Names, params, tags and metrics of columns and runs in MLflow.
 
 Params hold settings, metrics hold measurements by epoch. So there is a param `lr` (η = m·η̃ before
-the schedule) and a metric `lr` (η of an epoch's last update). Only finite values become metrics,
-because MLflow would store infinity as 1.8e308, which spoils charts. The tags of a run say whether
-it diverged.
+the schedule) and a metric `lr` (η of an epoch's last update). MLflow sorts params as text and
+metrics as numbers: what a table of runs is sorted by, m and log₂ η̃, is logged as a metric too.
+Only finite values become metrics, because MLflow would store infinity as 1.8e308, which spoils
+charts. A run that diverged has the metric `diverged` = 1 and the tag `outcome`; as a result it is
+FINISHED in MLflow, where FAILED means that nothing came of a run.
+
+The names are few, as MLflow draws a chart and offers a column for each.
 """
 
 from __future__ import annotations
@@ -21,14 +25,20 @@ if TYPE_CHECKING:
 
 RUN, COLUMN, SYNCED = "smallbatch.run", "smallbatch.column", "smallbatch.synced"
 MODEL = "smallbatch.model"
+OUTCOME = "outcome"
+LAYOUT = 2
+"""The version of these names; what an older one logged is logged anew, once."""
 PLACE, SUPERSEDED = "smallbatch.place", "smallbatch.superseded"
 DISCARDED = "other results"
 """The value of SUPERSEDED on a column that is about to go to the trash."""
 PARENT = "mlflow.parentRunId"
 
-EPOCH_METRICS = (*METRICS, "lr", "updates")
-FINAL_METRICS = ("train_loss", "train_accuracy", "population_test_accuracy")
-"""Values measured once after the last update; logged as `final_<name>`."""
+EPOCH_METRICS = (*METRICS, "lr")
+FINAL_METRICS = {
+    "train_accuracy": "final_train_accuracy",
+    "population_test_accuracy": "population_test_accuracy",
+}
+"""Values measured once after the last update, with the names that they are logged by."""
 
 _ENVIRONMENT_TAGS = ("device", "engine", "cpu", "gpu", "python", "torch", "smallbatch", "platform")
 _OPTIONAL_TAGS = (
@@ -120,7 +130,7 @@ def run_tags(column: ColumnInfo, run: RunInfo, parent_id: str) -> dict[str, str]
 
 def result_tags(run: TrackedRun) -> dict[str, str]:
     """Tags of a run that has ended."""
-    tags = {"smallbatch.outcome": run.record.outcome, SYNCED: run.digest}
+    tags = {OUTCOME: run.record.outcome, SYNCED: run.digest}
     tags["smallbatch.parameters"] = str(run.record.parameters)
     if run.record.diverged_at is not None:
         tags["smallbatch.diverged_at"] = str(run.record.diverged_at)
@@ -133,34 +143,34 @@ def epoch_points(row: Mapping[str, Any]) -> list[Point]:
     return _finite((key, step, row.get(key)) for key in EPOCH_METRICS)
 
 
-def result_points(run: TrackedRun) -> list[Point]:
+def setting_points(column: ColumnInfo, run: RunInfo) -> list[Point]:
+    """What a table of runs is sorted by, as numbers."""
+    return [
+        Point("batch_size", 0, float(column.batch_size)),
+        Point("log2_base_lr", 0, math.log2(run.base_lr)),
+    ]
+
+
+def result_points(column: ColumnInfo, run: TrackedRun) -> list[Point]:
     """All points of a run that has ended: every epoch, and final values at the last epoch."""
-    points = [point for row in run.rows for point in epoch_points(row)]
+    points = setting_points(column, run.info)
+    points += [point for row in run.rows for point in epoch_points(row)]
     last = int(run.rows[-1]["epoch"]) if run.rows else 0
-    final = [(f"final_{key}", last, run.record.final.get(key)) for key in FINAL_METRICS]
+    final = [(name, last, run.record.final.get(key)) for key, name in FINAL_METRICS.items()]
+    final.append(("diverged", last, float(run.record.outcome == "diverged")))
     return points + _finite([*final, ("reported_accuracy", last, run.reported_accuracy)])
 
 
-COLUMN_METRICS = (
-    "runs_finished",
-    "runs_diverged",
-    "best_accuracy",
-    "best_base_lr",
-    "seconds",
-    "images_per_second",
-)
+COLUMN_METRICS = ("runs_diverged", "best_accuracy", "best_base_lr", "images_per_second")
 
 
 def column_points(column: TrackedColumn) -> list[Point]:
-    """Metrics of a column that has ended."""
-    best = column.best
-    diverged = sum(run.record.outcome == "diverged" for run in column.runs)
+    """Metrics of a column that has ended; the best is its best cell, by the median over seeds."""
+    best = column.best_cell
     values = (
-        len(column.runs) - diverged,
-        diverged,
-        best.reported_accuracy if best else None,
-        best.info.base_lr if best else None,
-        column.timing.get("seconds"),
+        sum(run.record.outcome == "diverged" for run in column.runs),
+        best.accuracy if best else None,
+        best.base_lr if best else None,
         column.timing.get("images_per_second"),
     )
     return _finite((key, 0, it) for key, it in zip(COLUMN_METRICS, values, strict=True))

@@ -55,6 +55,12 @@ _ALLOWED = re.compile(
 _UPLOAD = re.compile(r"/(ajax-)?api/2\.0/mlflow-artifacts/artifacts/.*")
 _MOST_UNASKED = 2**18  # bytes of a body: more than 1000 metrics need, which clients send at a time
 _MOST = 2**25
+# A browser that another page led here would not send the cookie after a redirection. Of the
+# assistant, which does nothing here, MLflow opens a panel the first time.
+_GO_ON = (
+    "<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
+    "location.replace('/' + location.hash)</script>"
+)
 _NO_GATEWAY = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
 
 
@@ -158,10 +164,11 @@ def holders_alone(app: App, token: str) -> App:
         if origin and origin.partition("://")[2] != _header(scope, b"host"):
             await _answer(send, 403, "Another page may not ask here.")
         elif scope["path"] == "/" and _same(linked[0], token):
+            browser = _header(scope, b"sec-fetch-mode") == "navigate"
             await _answer(
                 send,
-                303,
-                "",
+                200 if browser else 303,
+                _GO_ON if browser else "",
                 (b"location", b"/"),
                 (b"cache-control", b"no-store"),
                 (
@@ -198,7 +205,8 @@ def _cookie(scope: Message, name: str) -> str:
 
 
 async def _answer(send: Send, status: int, line: str, *headers: tuple[bytes, bytes]) -> None:
-    kind = b"application/json" if line.startswith("{") else b"text/plain; charset=utf-8"
+    kinds = {"{": b"application/json", "<": b"text/html"}
+    kind = kinds.get(line[:1], b"text/plain; charset=utf-8")
     await send(
         {
             "type": "http.response.start",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smallbatch.tracking.experiment import runs_page
 from smallbatch.tracking.store import open_store, plain_errors
 from smallbatch.tracking.uri import TrackingUri
 
@@ -31,7 +32,7 @@ def experiment_links(names: Iterable[str]) -> dict[str, str]:
         client = open_store(uri).client
         found = {name: client.get_experiment_by_name(name) for name in names}
     return {
-        name: f"{uri.store}/#/experiments/{each.experiment_id}/runs"
+        name: f"{uri.store}/{runs_page(each)}"
         for name, each in found.items()
         if each is not None and each.lifecycle_stage == "active"
     }

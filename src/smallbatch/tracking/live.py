@@ -23,6 +23,7 @@ from smallbatch.redact import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from smallbatch.tracking.records import ColumnInfo, RunInfo
 
@@ -51,7 +52,11 @@ class LiveMirror:
         """A column begins."""
         if self._process is None:
             self._launch()
-        self._send("start", asdict(column))
+        self._send("start", {**asdict(column), "time": time.time()})
+
+    def run_begun(self, run: str, started: datetime) -> None:
+        """A run, given by its hash, began; perhaps in an earlier attempt."""
+        self._send("begin", {"run": run, "time": started.timestamp()})
 
     def run_epoch(self, run: RunInfo, row: Mapping[str, Any]) -> None:
         """An epoch ended; `row` holds its values as in `history.parquet`."""

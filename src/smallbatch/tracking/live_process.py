@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from smallbatch.errors import UserError
 from smallbatch.tracking import entries, mirror
 from smallbatch.tracking.existing import Existing, find_existing
+from smallbatch.tracking.experiment import describe_experiment
 from smallbatch.tracking.locks import Busy, exclusive
 from smallbatch.tracking.records import ColumnInfo, RunInfo
 from smallbatch.tracking.store import Store, may_be_new, open_store
@@ -48,14 +49,20 @@ Message = dict[str, Any]
 class LiveColumn:
     """A column that trains, with the epochs that are still to be logged."""
 
-    def __init__(self, column: ColumnInfo):
+    def __init__(self, column: ColumnInfo, started_ms: int):
         self.column = column
+        self._started_ms = started_ms
+        self._begun: dict[str, int] = {}
         self._parent_id: str | None = None
         self._experiment_id = ""
         self._existing = Existing()
         self._ids: dict[str, str] = {}
         self._seen: dict[str, set[tuple[str, int]]] = {}
         self._waiting: dict[RunInfo, list[tuple[Mapping[str, Any], int]]] = {}
+
+    def begin(self, message: Message) -> None:
+        """Note when a run began."""
+        self._begun[message["run"]] = round(message["time"] * 1000)
 
     def add(self, message: Message) -> None:
         """Add an epoch to those that are to be logged."""
@@ -90,13 +97,13 @@ class LiveColumn:
 
     def _open(self, store: Store) -> str:
         self._experiment_id = store.experiment_id(self.column.experiment)
+        describe_experiment(store, self._experiment_id, self.column)
         found = find_existing(store, self._experiment_id, self.column.key)
         self._existing = found.own(self.column)
         self._ids.clear()  # a replay may meanwhile have deleted one of two equal runs
         parent = self._existing.parent
         if parent is None:
-            now = round(time.time() * 1000)
-            parent_id = mirror.create(store, self._experiment_id, self.column, now)
+            parent_id = mirror.create(store, self._experiment_id, self.column, self._started_ms)
             mirror.log(store, parent_id, [], {}, params=entries.column_params(self.column))
             return parent_id
         parent_id = parent.info.run_id
@@ -114,12 +121,14 @@ class LiveColumn:
         params: dict[str, str] = {}
         run_id = self._ids.get(run.run)
         if run_id is None:
-            run_id = self._adopt(store, parent_id, run, rows[0][1])
+            run_id = self._adopt(store, parent_id, run, self._begun.get(run.run, rows[0][1]))
             params = entries.run_params(self.column, run)
         seen = self._seen[run.run]
-        points = [point for row, _ in rows for point in entries.epoch_points(row)]
+        points = entries.setting_points(self.column, run)
+        points += [point for row, _ in rows for point in entries.epoch_points(row)]
         points = [point for point in points if (point.key, point.step) not in seen]
         when = {int(row["epoch"]): moment for row, moment in rows}
+        when[0] = self._begun.get(run.run, rows[0][1])
         mirror.log(store, run_id, points, when, params=params)
         self._ids[run.run] = run_id
         seen.update((point.key, point.step) for point in points)
@@ -156,8 +165,11 @@ class Mirror:
         """Act on a message from the trainer."""
         kind = message.pop("kind")
         if kind == "start":
-            self._column = LiveColumn(ColumnInfo(**message))
+            started_ms = round(message.pop("time") * 1000)
+            self._column = LiveColumn(ColumnInfo(**message), started_ms)
             self._due = 0.0
+        elif kind == "begin" and self._column:
+            self._column.begin(message)
         elif kind == "epoch" and self._column:
             self._column.add(message)
         elif kind == "finish":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smallbatch.tracking import entries
-from smallbatch.tracking.best_model import log_best_model
+from smallbatch.tracking.best_model import NO_MODEL, log_best_model
 from smallbatch.tracking.superseded import discard, is_outdated, supersede
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def log(
     *,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    model_id: str | None = None,
 ) -> None:
     """Log in as few requests as possible; the tags come last, after all points.
 
@@ -83,10 +84,11 @@ def log(
         when_ms: The timestamps of the points, by step.
         params: Params.
         tags: Tags.
+        model_id: The id of a logged model that has these metrics as well.
     """
     from mlflow.entities import Metric, Param, RunTag
 
-    metrics = [Metric(key, value, when_ms[step], step) for key, step, value in points]
+    metrics = [Metric(key, value, when_ms[step], step, model_id) for key, step, value in points]
     chunks = [metrics[i : i + BATCH] for i in range(0, len(metrics), BATCH)] or [[]]
     for i, chunk in enumerate(chunks):
         first, last = i == 0, i == len(chunks) - 1
@@ -159,7 +161,8 @@ class ColumnWriter:
             self.report.unchanged += 1
             return
         supersede(self.store, self.experiment_id, info.place, info.key, self.present)
-        tags[entries.MODEL] = log_best_model(self.store, self.experiment_id, column, parent_id)
+        uri = log_best_model(self.store, self.experiment_id, column, parent_id)
+        tags[entries.MODEL] = uri
         shown = parent.data.metrics if parent else {}
         self._complete(
             info,
@@ -169,6 +172,7 @@ class ColumnWriter:
             {0: column.ended_ms},
             params=entries.column_params(info),
             tags=tags,
+            model_id=None if uri == NO_MODEL else uri.removeprefix("models:/"),
         )
 
     def _discard(self, run: Run) -> None:
@@ -194,7 +198,7 @@ class ColumnWriter:
                     self.report.runs_updated += 1
                 return
             logged = logged_metrics(self.store, run_id, existing.data.metrics)
-            if synced or _contradicts(logged, run):
+            if synced or _contradicts(logged, column, run):
                 # Trained again with other results: the files are right, the old run is deleted.
                 self._discard(existing)
                 existing, logged = None, []
@@ -211,14 +215,14 @@ class ColumnWriter:
             )
         )
         held = {(metric.key, metric.step) for metric in logged}
-        missing = [it for it in entries.result_points(run) if (it.key, it.step) not in held]
+        missing = [it for it in entries.result_points(column, run) if (it.key, it.step) not in held]
         when_ms = run.timestamps_ms({metric.step: metric.timestamp for metric in logged})
         if existing and any(point.key in entries.EPOCH_METRICS for point in missing):
             # Points that a live mirror sent and gave up may arrive only now, with other timestamps,
             # and are then doubled. So the run is checked again before it counts as complete.
             log(self.store, run_id, missing, when_ms)
             names = {*existing.data.metrics, *(point.key for point in missing)}
-            if _contradicts(logged_metrics(self.store, run_id, names), run):
+            if _contradicts(logged_metrics(self.store, run_id, names), column, run):
                 self._discard(existing)
                 del of_column.runs[run.info.run]
                 self._write_run(column, run, parent_id, of_column)
@@ -243,6 +247,7 @@ class ColumnWriter:
         *,
         params: Mapping[str, str],
         tags: Mapping[str, str],
+        model_id: str | None = None,
     ) -> None:
         """End a run. MLflow ignores a data set or a param that the run has already."""
         _log_dataset(self.store, run_id, column)
@@ -251,7 +256,7 @@ class ColumnWriter:
         self.store.client.set_terminated(run_id, "FINISHED", end_time=ended_ms)
         # The tag that marks a run as complete comes with the last points, so that an interrupted
         # replay is continued by the next one.
-        log(self.store, run_id, points, when_ms, params=params, tags=tags)
+        log(self.store, run_id, points, when_ms, params=params, tags=tags, model_id=model_id)
         self.report.points_logged += len(points)
         if existing:
             self._delete_stale_tags(existing, tags)
@@ -269,9 +274,9 @@ def _has_tags(run: Run, tags: Mapping[str, str]) -> bool:
     return tags.items() <= present.items() and not entries.stale_tags(present, tags)
 
 
-def _contradicts(logged: list[Metric], run: TrackedRun) -> bool:
+def _contradicts(logged: list[Metric], column: ColumnInfo, run: TrackedRun) -> bool:
     """Whether a store has a value that differs from the result files, or has one twice."""
-    true = {(it.key, it.step): it.value for it in entries.result_points(run)}
+    true = {(it.key, it.step): it.value for it in entries.result_points(column, run)}
     places = [(metric.key, metric.step) for metric in logged]
     return len(set(places)) < len(places) or any(
         place not in true or not math.isclose(metric.value, true[place], rel_tol=1e-9)

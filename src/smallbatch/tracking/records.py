@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from smallbatch.records import columns as results
 from smallbatch.records.schema import METRICS, ColumnRecord, RunRecord, Timing
+from smallbatch.tracking import entries
 from smallbatch.tracking.place import place_of
 
 if TYPE_CHECKING:
@@ -114,13 +116,9 @@ class TrackedRun:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the run's result, and of what is reported of it."""
-        content: list[Any] = [self.record.model_dump(), self.rows]
-        # Older versions reported the last five epochs of every run. Where those are still the ones,
-        # the digest is theirs, and what they logged stays; elsewhere it must give way.
-        if results.reported_epochs(len(self.rows)) < results.MOST_REPORTED_EPOCHS:
-            content += [] if self.reported_accuracy is None else [self.reported_accuracy]
-        return _digest(content)
+        """SHA-256 of the run's result, of what is reported of it, and of how it is logged."""
+        content: list[Any] = [entries.LAYOUT, self.record.model_dump(), self.rows]
+        return _digest([*content, self.reported_accuracy])
 
     def timestamps_ms(self, known: Mapping[int, int]) -> dict[int, int]:
         """When each epoch (1-based) ended, in milliseconds since 1970; never decreases.
@@ -137,6 +135,37 @@ class TrackedRun:
         moments = np.maximum.accumulate([fixed[step] for step in steps])
         found = np.interp(range(epochs + 1), steps, moments)
         return {step: round(moment) for step, moment in enumerate(found.tolist())}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one η̃ (and one BN batch size) of a column.
+
+    Attributes:
+        base_lr: η̃.
+        runs: One per seed.
+    """
+
+    base_lr: float
+    runs: tuple[TrackedRun, ...]
+
+    @cached_property
+    def _ranked(self) -> list[tuple[float, TrackedRun]]:
+        # A diverged run ranks below every finished one, as in the analysis.
+        scores = [-math.inf if run.reported_accuracy is None else run.reported_accuracy
+                  for run in self.runs]  # fmt: skip
+        return sorted(zip(scores, self.runs, strict=True), key=lambda it: (it[0], -it[1].info.seed))
+
+    @property
+    def accuracy(self) -> float | None:
+        """The median over seeds of the reported accuracy; None if it falls on a diverged run."""
+        found = median(score for score, _ in self._ranked)
+        return found if math.isfinite(found) else None
+
+    @property
+    def median_run(self) -> TrackedRun:
+        """The run with that accuracy; of an even number of seeds the better of the middle two."""
+        return self._ranked[len(self.runs) // 2][1]
 
 
 @dataclass(frozen=True)
@@ -171,21 +200,32 @@ class TrackedColumn:
 
     @property
     def ended_ms(self) -> int:
-        """End of the column in milliseconds since 1970; without its duration, of its last run."""
+        """End of the column in milliseconds since 1970, not before that of its last run."""
         seconds = self.timing.get("seconds")
-        if seconds is None:
-            return max(self.started_ms, *(run.ended_ms for run in self.runs))
-        return self.started_ms + round(1000 * float(seconds))
+        took_ms = 0 if seconds is None else round(1000 * float(seconds))
+        return max(self.started_ms + took_ms, *(run.ended_ms for run in self.runs))
+
+    @cached_property
+    def best_cell(self) -> Cell | None:
+        """The cell with the highest accuracy; of equals that with the smallest η̃.
+
+        It is the one that `best_cells` of the analysis picks, and `metrics.json` shows.
+        """
+        cells: dict[tuple[float, int], list[TrackedRun]] = {}
+        for run in self.runs:
+            at = (run.info.base_lr, run.info.bn_batch_size or 0)
+            cells.setdefault(at, []).append(run)
+        found = [Cell(at[0], tuple(runs)) for at, runs in sorted(cells.items())]
+        return max(
+            (cell for cell in found if cell.accuracy is not None),
+            key=lambda cell: cell.accuracy or 0.0,
+            default=None,
+        )
 
     @property
     def best(self) -> TrackedRun | None:
-        """The run with the highest reported accuracy; of equals the smallest base_lr, then seed."""
-        scored = [
-            (-run.reported_accuracy, run.info.base_lr, run.info.seed, run)
-            for run in self.runs
-            if run.reported_accuracy is not None
-        ]
-        return min(scored, key=lambda it: it[:3])[3] if scored else None
+        """The run that stands for the best cell."""
+        return self.best_cell.median_run if self.best_cell else None
 
 
 def read_column(directory: Path) -> TrackedColumn:

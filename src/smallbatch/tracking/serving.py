@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import click
+
 from smallbatch.errors import UserError
 from smallbatch.tracking.locks import own_folder
 
@@ -19,6 +21,7 @@ OWN_CODE_ALONE = {
     "UVICORN_APP_DIR": os.devnull,  # else uvicorn puts the folder on the path by itself
 }
 """Variables for the environment of the server; its first process needs `python -P` as well."""
+UI_QUIET = "SMALLBATCH_UI_QUIET"
 UI_TOKEN = "SMALLBATCH_UI_TOKEN"  # noqa: S105 - the name of a variable, which others cannot read
 _LAUNCHER = "SMALLBATCH_SERVER"
 
@@ -44,13 +47,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(factory: str, listener: int, words: list[str]) -> None:
+def serve(factory: str, listener: int, words: list[str], *, quiet: bool = False) -> None:
     """Become `mlflow server`, whose workers run another application.
 
     Args:
         factory: `module:function` that makes the application.
         listener: The descriptor of the socket of `listen`.
         words: Options of `mlflow server`.
+        quiet: Leave out what MLflow tells of its settings.
 
     Raises:
         UserError: This version of MLflow is not supported, or there is no private folder.
@@ -76,7 +80,12 @@ def serve(factory: str, listener: int, words: list[str]) -> None:
 
     server._build_uvicorn_command = build_ours  # pyright: ignore[reportPrivateUsage]
     server._exec_cmd = functools.partial(start, pass_fds=(listener,))  # pyright: ignore[reportPrivateUsage]
+    if quiet:
+        click.echo = _say_nothing  # which errors are not told by
     cli(["server", *words])
+
+
+def _say_nothing(*_: object, **__: object) -> None: ...
 
 
 def end_with_launcher() -> None:

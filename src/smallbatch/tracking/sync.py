@@ -9,9 +9,11 @@ from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns, told_copy
 from smallbatch.redact import redact
 from smallbatch.tracking.existing import find_existing
+from smallbatch.tracking.experiment import describe_experiment
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.mirror import ColumnWriter, SyncReport
 from smallbatch.tracking.records import TrackedColumn, read_column
+from smallbatch.tracking.registry import register_best
 from smallbatch.tracking.store import Store, open_store, plain_errors, unwarned
 from smallbatch.tracking.uri import TrackingUri
 
@@ -91,12 +93,15 @@ def _replay_experiment(
     refused: dict[Path, str],
 ) -> None:
     experiment_id = store.experiment_id(name)
+    describe_experiment(store, experiment_id, columns[-1].info)
     key = columns[0].info.key if len(columns) == 1 else None
     found = find_existing(store, experiment_id, key)
     present = [column.info.key for column in columns]
     writer = ColumnWriter(store, experiment_id, found, report, present)
     for column in columns:
         _try(column.directory, refused, lambda it=column: writer.write(it))
+    written = [column for column in columns if column.directory not in refused]
+    register_best(store, experiment_id, written)
 
 
 def _try(directory: Path, refused: dict[Path, str], action: Callable[[], None]) -> None:

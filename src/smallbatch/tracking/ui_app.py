@@ -10,7 +10,7 @@ import sys
 from typing import cast
 
 from smallbatch.tracking import gate, locations
-from smallbatch.tracking.serving import UI_TOKEN, end_with_launcher, serve
+from smallbatch.tracking.serving import UI_QUIET, UI_TOKEN, end_with_launcher, serve
 
 
 def create_app() -> gate.App:
@@ -26,4 +26,9 @@ def create_app() -> gate.App:
 
 
 if __name__ == "__main__":
-    serve("smallbatch.tracking.ui_app:create_app", int(sys.argv[1]), sys.argv[2:])
+    serve(
+        "smallbatch.tracking.ui_app:create_app",
+        int(sys.argv[1]),
+        sys.argv[2:],
+        quiet=UI_QUIET in os.environ,
+    )
