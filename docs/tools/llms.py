@@ -6,6 +6,7 @@ nav: ``python docs/tools/llms.py``. A test compares the file with them.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
+
+import smallbatch
 
 if TYPE_CHECKING:
     from typing import Any
@@ -42,7 +45,8 @@ def listing() -> str:
             if isinstance(pages, str):
                 lines += [_line(pages), ""]
             else:
-                lines += [f"## {title}", "", *map(_line, pages), ""]
+                there = (name for name in pages if (DOCS / name).exists())
+                lines += [f"## {title}", "", *map(_line, there), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -57,17 +61,18 @@ def described(path: Path) -> tuple[str, str]:
     if path.suffix == ".ipynb":
         cells = (cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
         text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     blocks = [block.strip() for block in re.split(r"\n\s*\n", text)]
     title = next(block for block in blocks if block.startswith("# ")).splitlines()[0][2:]
     first = next(_prose(blocks))
-    return title, re.split(r"(?<=[.?:])\s", first)[0].rstrip(":")
+    return title, re.split(r"(?<=[.?])\s", first)[0]
 
 
 def _prose(blocks: list[str]) -> Iterator[str]:
     """The paragraphs, each on a line and without links and marks."""
     for block in blocks:
         text = re.sub(r"^# .*\n?", "", block)
-        if text and not re.match(r"[#<`|>!:-]|\d+\.", text):
+        if text and not re.match(r"[#<|>!:-]|\d+\.", text):
             plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(text.split()))
             yield re.sub(r"[*`]", "", plain)
 
@@ -76,7 +81,19 @@ def _source(page: Page) -> str:
     """A page as it is written, but what mkdocs puts in."""
     if page.file.src_uri == "cli.md":  # its commands are in it by now
         return page.markdown or ""
-    return (DOCS / page.file.src_uri).read_text(encoding="utf-8")
+    text = (DOCS / page.file.src_uri).read_text(encoding="utf-8")
+    return text.partition("<!--")[0] + _docstrings() if page.file.src_uri == "api.md" else text
+
+
+def _docstrings() -> str:
+    """What the package offers: signatures and docstrings."""
+    parts: list[str] = []
+    for name in smallbatch.__all__:
+        found = getattr(smallbatch, name)
+        function = inspect.isfunction(found)
+        head = f"{name}{inspect.signature(found)}" if function else f"class {name}"
+        parts.append(f"## {name}\n\n```text\n{head}\n\n{inspect.getdoc(found)}\n```\n")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route
 
+import smallbatch
 from tests.docs.pages import DOCS, ROOT, sources
 from tests.report.browser import CHROMIUM, browser
 
@@ -95,13 +96,13 @@ def reader(site: Path) -> Generator[Reader]:
 def test_every_page_opens_without_a_request_to_anybody_else(site: Path, reader: Reader) -> None:
     names = sorted(path.name for path in site.glob("*.html") if path.name != "404.html")
     assert len(names) > 20
+    reader.page.set_viewport_size({"width": 390, "height": 800})
     for name in names:
         reader.open(name)
         assert reader.page.locator("h1").first.inner_text()
-        reader.page.set_viewport_size({"width": 390, "height": 800})
         width = reader.page.evaluate("document.documentElement.scrollWidth")
         assert width <= 390, f"{name} is wider than a phone"
-        reader.page.set_viewport_size({"width": 1280, "height": 800})
+    reader.page.set_viewport_size({"width": 1280, "height": 800})
     reader.page.wait_for_load_state("networkidle")
     assert reader.wrong == []
 
@@ -109,10 +110,9 @@ def test_every_page_opens_without_a_request_to_anybody_else(site: Path, reader: 
 @needs_chromium
 def test_the_search_finds_a_page(reader: Reader) -> None:
     reader.open("index.html")
-    reader.page.locator("input.md-search__input").fill("stable range")
-    found = reader.page.locator(".md-search-result__link", has_text="Concepts").first
-    found.click()
-    reader.page.wait_for_url("**/concepts.html*")
+    reader.page.locator("input.md-search__input").fill("Optuna")
+    reader.page.locator(".md-search-result__link", has_text="Coming from").first.click()
+    reader.page.wait_for_url("**/coming-from.html*")
     assert reader.wrong == []
 
 
@@ -141,6 +141,7 @@ def test_every_page_is_beside_its_html_as_markdown_and_listed(site: Path) -> Non
     for path in DOCS.glob("*.md"):
         assert (site / path.name).stat().st_size > 100
     assert "smallbatch train [OPTIONS] STUDY BATCH_SIZE" in (site / "cli.md").read_text("utf-8")
+    assert "train(*, batch_size" in (site / "api.md").read_text("utf-8")
     listed = re.findall(r"^- \[.+\]\((.+)\):", (site / "llms.txt").read_text("utf-8"), re.MULTILINE)
     assert len(listed) > 20
 
@@ -150,6 +151,11 @@ def test_links_out_of_the_documentation_are_paths(site: Path) -> None:
     assert "../" not in re.findall(r"<article.*?</article>", text, re.DOTALL)[0]
     paper = (site / "paper.html").read_text("utf-8")
     assert "<code>results/paper-cifar10-small</code>" in paper
+
+
+def test_the_reference_of_the_api_has_what_the_package_offers(site: Path) -> None:
+    shown = re.findall(r'<h2 id="smallbatch\.api\.(\w+)"', (site / "api.html").read_text("utf-8"))
+    assert sorted(shown) == sorted(smallbatch.__all__)
 
 
 def test_the_commands_reference_has_every_option(site: Path) -> None:
