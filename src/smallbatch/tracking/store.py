@@ -289,8 +289,11 @@ def _create_sqlite(database: Path, aside: Path) -> None:
     aside.parent.mkdir(parents=True, exist_ok=True)
     url = URL.create("sqlite", database=str(aside))
     try:
-        # MLflow makes an experiment that is not ours, and makes it again if there is none at all.
-        _client(url.render_as_string(hide_password=False)).delete_experiment("0")
+        client = _client(url.render_as_string(hide_password=False))
+        # MLflow makes it, for runs of nobody's, and makes it again where there is none at all.
+        default = client.get_experiment_by_name("Default")
+        if default is not None and default.lifecycle_stage == "active":
+            client.delete_experiment(default.experiment_id)
         # Whoever may read it may lock it, and its journal, which gets the same mode. By its path:
         # closing a file of a database gives up this process's locks on it.
         with suppress(OSError):  # a file system that has one mode for all
