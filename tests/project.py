@@ -59,7 +59,9 @@ class Project:
     def outputs(self) -> dict[str, bytes]:
         """What does not depend on the clock."""
         paths = [p for p in self.root.glob("models/**/*") if p.is_file()]
-        return {str(p): p.read_bytes() for p in paths if p.name != "timing.json"}
+        return {
+            str(p): p.read_bytes() for p in paths if p.name not in ("timing.json", "system.json")
+        }
 
     def runs_in_mlflow(self) -> list[tuple[str, str]]:
         """(experiment, run hash) of every child run, straight from the database."""

@@ -51,7 +51,7 @@ def train(data: Dataset, root: Path, seeds: int) -> Path:
 
 def files(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
-    kept = [path for path in paths if path.name not in ("filler", "timing.json")]
+    kept = [path for path in paths if path.name not in ("filler", "timing.json", "system.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 

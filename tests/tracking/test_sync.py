@@ -22,7 +22,7 @@ import pytest
 from smallbatch.errors import UserError
 from smallbatch.tracking import SyncReport, entries, sync
 from smallbatch.tracking.live_process import LiveColumn
-from smallbatch.tracking.records import TrackedRun, _digest, read_column
+from smallbatch.tracking.records import read_column
 from smallbatch.tracking.store import open_store
 from tests.tracking.conftest import Columns
 
@@ -40,7 +40,7 @@ def test_every_point_arrives_exactly_once(columns: Any, tables: Any, expected_po
     assert report.columns == 2
     assert report.runs_created == 2 + 8
     assert sorted(tables.points()) == sorted(expected_points(small) + expected_points(large))
-    summary = 2 * 6
+    summary = 2 * 4
     assert report.points_logged == len(tables.points()) + summary
 
 
@@ -157,11 +157,8 @@ def test_a_widened_column_keeps_its_runs(columns: Any, tables: Any) -> None:
     columns.write(8, seeds=3)
     report = sync(columns.root)
     assert (report.runs_created, report.runs_updated, report.runs_discarded) == (3, 4, 1)
-    finished = (
-        "select r.lifecycle_stage, m.value from latest_metrics m join runs r using (run_uuid) "
-        "where m.key = 'runs_diverged'"
-    )
-    assert sorted(tables.query(finished)) == [("active", 6.0), ("deleted", 4.0)]
+    stages = "select lifecycle_stage, count(*) from runs where name = 'm=8' group by 1 order by 1"
+    assert tables.query(stages) == [("active", 1), ("deleted", 1)]
     assert sync(columns.root).unchanged == 7
 
 
@@ -218,38 +215,17 @@ def test_other_results_of_the_same_run_replace_it(
     assert tables.content() == before
 
 
-@pytest.mark.parametrize(
-    ("epochs", "created", "kept"),
-    [(24, 1 + 2, 0), (39, 1 + 2, 0), (40, 0, 1 + 4), (82, 0, 1 + 4)],
-)
-def test_accuracies_over_other_epochs_give_way(
-    columns: Any, tables: Any, expected_points: Any, monkeypatch: pytest.MonkeyPatch,
-    epochs: int, created: int, kept: int,
-) -> None:  # fmt: skip
-    """What a version logged that reported the last five epochs of every run, short ones too."""
-
-    def then(run: TrackedRun) -> str:
-        return _digest([run.record.model_dump(), run.rows])
-
-    directory = columns.write(8, epochs=epochs, diverged=(2.0**-3,))
+def test_what_an_older_version_logged_by_other_names_gives_way(
+    columns: Any, tables: Any, expected_points: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = columns.write(8, diverged=(2.0**-3,))
     with monkeypatch.context() as patch:
-        patch.setattr("smallbatch.records.columns.reported_epochs", lambda _: 5)
-        patch.setattr(TrackedRun, "digest", property(then))
-        old = {run.reported_accuracy for run in read_column(directory).runs}
+        patch.setattr(entries, "LAYOUT", 1)
+        patch.setattr(entries, "FINAL_METRICS", {"train_loss": "final_train_loss"})
         sync(directory)
     report = sync(directory)
-    assert (report.runs_created, report.runs_discarded, report.unchanged) == (
-        created, created, kept,
-    )  # fmt: skip
-    column = read_column(directory)
-    assert ({run.reported_accuracy for run in column.runs} == old) == (epochs >= 40)
+    assert (report.runs_created, report.runs_discarded, report.unchanged) == (5, 5, 0)
     assert sorted(tables.points()) == expected_points(directory)
-    assert column.best is not None
-    shown = tables.query(
-        "select m.value from latest_metrics m join runs r using (run_uuid) "
-        "where m.key = 'best_accuracy' and r.lifecycle_stage = 'active'"
-    )
-    assert shown == [(column.best.reported_accuracy,)]
     assert sync(directory).unchanged == 5
 
 
@@ -600,7 +576,7 @@ def test_a_real_server_over_http(
     report = sync(columns.root, server.uri)
     assert (report.runs_created, report.runs_discarded) == (2, 4)
     left = store.client.search_runs([experiment.experiment_id])
-    assert [run.data.metrics["runs_diverged"] for run in left if run.info.run_name == "m=8"] == [2]
+    assert [run.data.metrics["runs_diverged"] for run in left if run.info.run_name == "m=8"] == [0]
     assert len(left) == 3
     assert len(store.client.search_logged_models([experiment.experiment_id])) == 1
     assert sync(columns.root, server.uri).unchanged == 3

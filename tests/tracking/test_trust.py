@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sqlite3
 import stat
 import struct
@@ -160,27 +159,6 @@ def test_a_model_that_is_completed_lies_in_the_folder_of_its_experiment(
     plant(tables.database, statement, place)
     sync(columns.root)
     assert [*workplace.glob("mlartifacts/digits/study/models/*/artifacts/MLmodel")]
-
-
-def test_a_project_that_was_moved_is_told_how_to_go_on(
-    columns: Any, workplace: Path, initialised_database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, after = workplace / "before", workplace / "after"
-    before.mkdir()
-    small(columns)
-    for name in ("mlflow.db", "models"):
-        (workplace / name).rename(before / name)
-    monkeypatch.chdir(before)
-    sync(Path("models"))
-    before.rename(after)
-    monkeypatch.chdir(after)
-    told = re.escape(f"moved or copied, remove {after}/mlflow.db* and sync all results again")
-    with pytest.raises(UserError, match=told):
-        sync(Path("models"))
-    assert not before.exists()
-    # As this process still has the one open, the new one has another name.
-    shutil.copy(initialised_database, "new.db")
-    assert sync(Path("models"), "sqlite:///new.db").runs_created == 2
 
 
 def test_a_link_of_the_user_to_a_database_leads_to_the_same_artifacts(

@@ -222,6 +222,5 @@ def ui(port: int, open_browser: bool | None, verbose: bool) -> None:
     with suppress(UserError):  # params.yaml only says which study comes first
         params = load(DEFAULT_PARAMS)
         first = f"{params.dataset.name}/{params.running[0]}"
-    if open_browser is None:
-        open_browser = sys.stdout.isatty() and has_browser()
-    start_ui(port, first=first, open_browser=open_browser, verbose=verbose)
+    opening = sys.stdout.isatty() and has_browser() if open_browser is None else open_browser
+    start_ui(port, first=first, open_browser=opening, verbose=verbose)

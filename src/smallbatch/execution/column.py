@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from smallbatch import durable, machine
 from smallbatch.errors import UserError
+from smallbatch.execution.sampler import Sampler
 from smallbatch.execution.watch import Watch
 from smallbatch.placement.placement import Placement
 from smallbatch.protocol.column import Column
@@ -82,6 +83,7 @@ def train_column(
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
+        sampler = Sampler(checkpoints.system_file(work, directory), placement.device)
         started, began = datetime.now(UTC), time.perf_counter()
         measured = _train_missing(
             column,
@@ -93,6 +95,7 @@ def train_column(
             observers,
             watch,
             lock,
+            sampler,
         )
         made_by = placement.made_by
         records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
@@ -125,6 +128,7 @@ def train_column(
             updates=column.updates(column.runs[0]),
             results=[(run, records[run.hash][0]) for run in column.runs],
             timing=timing,
+            system_use=sampler.finish() if measured or sampler.content() else None,
         )
         lock.beat(now=True)
         shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
@@ -140,6 +144,7 @@ def _train_missing(
     observers: Sequence[Observer],
     watch: Watch,
     lock: Lock,
+    sampler: Sampler,
 ) -> bool:
     """Train the runs that have no record.
 
@@ -152,11 +157,17 @@ def _train_missing(
         if kept := done[run.hash]:
             _end(observers, run, kept[0].outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
-    if not missing:
-        return False
     plan = checkpoints.plan(work, directory, placement.made_by)
     afresh = len(missing) == len(column.runs) and not plan.has_checkpoints()
+    if not afresh:
+        sampler.resume()
+    if not missing:
+        return False
     from smallbatch.execution.workers import Job, train_all
+
+    def beat() -> None:
+        lock.beat()
+        sampler.tick()
 
     if placement.remark:
         print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
@@ -171,7 +182,7 @@ def _train_missing(
             plan=plan,
             checkpoint_seconds=checkpoint_seconds,
             watch=watch,
-            beat=lock.beat,
+            beat=beat,
         ),
         on_begin=lambda run, started: _begin(observers, run, started),
         on_epoch=lambda run, row: _tell(observers, run, row),

@@ -268,6 +268,11 @@ def column_folder(work: Path, directory: Path) -> Path:
     return work / f"{column_key(work, directory)}.checkpoints"
 
 
+def system_file(work: Path, directory: Path) -> Path:
+    """Where the samples of a column's use of the machine are kept, likewise."""
+    return work / f"{column_key(work, directory)}.system"
+
+
 def timing_file(work: Path, directory: Path) -> Path:
     """Where a column's timing is kept, for when its results are made again from records."""
     return work / f"{column_key(work, directory)}.timing"

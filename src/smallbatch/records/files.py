@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable, private
 from smallbatch.protocol.run import PROTOCOL, Run
+from smallbatch.records import system
 from smallbatch.records.schema import (
     Clock,
     ColumnRecord,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from smallbatch.protocol.outcome import RunResult
 
 
-NAMES = ("history.parquet", "weights.safetensors", "runs.json", "timing.json")
+NAMES = ("history.parquet", "weights.safetensors", "runs.json", "timing.json", system.NAME)
 """Of a column's files."""
 
 
@@ -134,8 +135,9 @@ def write_column(
     updates: int,
     results: Iterable[tuple[Run, RunResult]],
     timing: Timing,
+    system_use: bytes | None = None,
 ) -> None:
-    """Write a column's four files as one directory, which is never there half-written.
+    """Write a column's files as one directory, which is never there half-written.
 
     Args:
         directory: `models/<dataset>/<study>/m<m>`; replaced where it exists.
@@ -144,7 +146,8 @@ def write_column(
         updates: planned for every run of the column.
         results: every run of the column; written in order of BN batch size, base learning rate
             and seed.
-        timing: content of `timing.json`, the only file in which the clock or machine shows.
+        timing: content of `timing.json`; in it and in the next alone the clock or machine shows.
+        system_use: content of `system.json`; None if there is none.
 
     Raises:
         OSError: they cannot be written; what was there before stays as it is.
@@ -175,10 +178,9 @@ def write_column(
         runs=tuple(_run_record(run, result, updates) for run, result in ordered),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    _replace_folder(
-        directory,
-        dict(zip(NAMES, (history.getvalue(), weights, _json(record), _json(timing)), strict=True)),
-    )
+    contents = (history.getvalue(), weights, _json(record), _json(timing), system_use)
+    named = zip(NAMES, contents, strict=True)
+    _replace_folder(directory, {name: data for name, data in named if data is not None})
 
 
 def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:

@@ -176,6 +176,16 @@ def column_points(column: TrackedColumn) -> list[Point]:
     return _finite((key, 0, it) for key, it in zip(COLUMN_METRICS, values, strict=True))
 
 
+def system_points(column: TrackedColumn) -> list[Point]:
+    """What a column's training took of the machine; MLflow shows these on a tab of their own."""
+    samples = column.system.samples if column.system else ()
+    return [
+        Point(f"system/{name}", step, value)
+        for step, sample in enumerate(samples)
+        for name, value in sample.values.items()
+    ]
+
+
 def _finite(values: Iterable[tuple[str, int, Any]]) -> list[Point]:
     return [
         Point(key, step, float(value))

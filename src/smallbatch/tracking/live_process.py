@@ -49,9 +49,9 @@ Message = dict[str, Any]
 class LiveColumn:
     """A column that trains, with the epochs that are still to be logged."""
 
-    def __init__(self, column: ColumnInfo, started_ms: int):
+    def __init__(self, column: ColumnInfo, started_ms: int | None = None):
         self.column = column
-        self._started_ms = started_ms
+        self._started_ms = started_ms or round(time.time() * 1000)
         self._begun: dict[str, int] = {}
         self._parent_id: str | None = None
         self._experiment_id = ""

@@ -161,6 +161,7 @@ class ColumnWriter:
             self.report.unchanged += 1
             return
         supersede(self.store, self.experiment_id, info.place, info.key, self.present)
+        self._log_system(column, parent_id, parent)
         uri = log_best_model(self.store, self.experiment_id, column, parent_id)
         tags[entries.MODEL] = uri
         shown = parent.data.metrics if parent else {}
@@ -174,6 +175,17 @@ class ColumnWriter:
             tags=tags,
             model_id=None if uri == NO_MODEL else uri.removeprefix("models:/"),
         )
+
+    def _log_system(self, column: TrackedColumn, parent_id: str, parent: Run | None) -> None:
+        """What the training took of the machine, by the names of MLflow's own such metrics."""
+        points = entries.system_points(column)
+        names = {point.key for point in points} & set(parent.data.metrics if parent else ())
+        held = {(it.key, it.step) for it in logged_metrics(self.store, parent_id, names)}
+        when_ms = dict(enumerate(it.time for it in column.system.samples)) if column.system else {}
+        missing = [point for point in points if (point.key, point.step) not in held]
+        if missing:
+            log(self.store, parent_id, missing, when_ms)
+            self.report.points_logged += len(missing)
 
     def _discard(self, run: Run) -> None:
         discard(self.store, run)

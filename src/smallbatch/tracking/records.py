@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from smallbatch.records import columns as results
 from smallbatch.records.schema import METRICS, ColumnRecord, RunRecord, Timing
+from smallbatch.records.system import SystemUse, read_system
 from smallbatch.tracking import entries
 from smallbatch.tracking.place import place_of
 
@@ -179,6 +180,7 @@ class TrackedColumn:
         runs: Its runs in the order of `runs.json`.
         timing: The `column` entry of `timing.json`; empty if missing.
         weights_sha256: SHA-256 of its weights file, as `runs.json` has it; None in older files.
+        system: Its `system.json`; None if missing.
     """
 
     info: ColumnInfo
@@ -187,6 +189,7 @@ class TrackedColumn:
     runs: tuple[TrackedRun, ...]
     timing: Mapping[str, Any]
     weights_sha256: str | None
+    system: SystemUse | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -262,8 +265,9 @@ def read_column(directory: Path) -> TrackedColumn:
         )
     info = _column_info(record, timing, directory)
     return TrackedColumn(
-        info, record.dataset, directory, tuple(runs), timing.column, record.weights_sha256
-    )
+        info, record.dataset, directory, tuple(runs), timing.column, record.weights_sha256,
+        read_system(directory),
+    )  # fmt: skip
 
 
 def _column_info(record: ColumnRecord, timing: Timing, directory: Path) -> ColumnInfo:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from smallbatch.errors import UserError
 from smallbatch.private import mode_for_writers
 from smallbatch.redact import redact
-from smallbatch.tracking import trust
+from smallbatch.tracking import anchor, trust
 from smallbatch.tracking.locks import exclusive
 from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
@@ -125,9 +125,8 @@ class Store:
         if not trust.is_inside(location, folder):
             raise UserError(
                 f"{VARIABLE}: {self.uri} has the artifacts of experiment {experiment} at "
-                f"{redact(location)[:200]!r}, and they are written to {folder} alone; if the "
-                f"project was moved or copied, remove {self.uri.database}* and sync all results "
-                "again, else rename that experiment"
+                f"{redact(location)[:200]!r}, and they are written to {folder} alone; rename "
+                "that experiment"
             )
         trust.check_folders(self.artifacts, trust.local_path(location))
 
@@ -146,7 +145,7 @@ def open_store(uri: TrackingUri | str | None = None) -> Store:
             artifacts = uri.database.parent / ARTIFACTS
             trust.check_database(uri.database)
             trust.check_folders(artifacts, artifacts)
-            return Store(uri, _open_sqlite(uri, uri.database), artifacts)
+            return Store(uri, _open_sqlite(uri, uri.database, artifacts), artifacts)
         _reach(uri)
         if uri.kind == "database":
             # Only one process can create the tables; others that try at the same time fail. The
@@ -256,12 +255,15 @@ def _connect(uri: TrackingUri, limit: float) -> None:
         socket.create_connection(address, limit).close()
 
 
-def _open_sqlite(uri: TrackingUri, database: Path) -> MlflowClient:
+def _open_sqlite(uri: TrackingUri, database: Path, artifacts: Path) -> MlflowClient:
     from mlflow.tracking import MlflowClient
 
     database = database.resolve()
     aside = trust.being_made(database)
     if _is_initialised(database) and not aside.exists():
+        if anchor.is_moved(database, artifacts):
+            with exclusive(uri, "initialise"):
+                anchor.anchor(database, artifacts)
         return MlflowClient(uri.text, registry_uri=uri.text)
     # Processes that open a new database at the same time fail with "table already exists".
     with exclusive(uri, "initialise"):
@@ -269,6 +271,8 @@ def _open_sqlite(uri: TrackingUri, database: Path) -> MlflowClient:
         if not database.exists():
             _create_sqlite(database, aside)
         client = _client(uri.text)
+        if anchor.is_moved(database, artifacts):
+            anchor.anchor(database, artifacts)
         connection = sqlite3.connect(database, timeout=5)
         # Halves the time of a write. The setting stays in the file and so marks it as initialised.
         # It fails while another program uses the database; writes are then slower.
@@ -285,8 +289,11 @@ def _create_sqlite(database: Path, aside: Path) -> None:
     aside.parent.mkdir(parents=True, exist_ok=True)
     url = URL.create("sqlite", database=str(aside))
     try:
-        # MLflow makes an experiment that is not ours, and makes it again if there is none at all.
-        _client(url.render_as_string(hide_password=False)).delete_experiment("0")
+        client = _client(url.render_as_string(hide_password=False))
+        # MLflow makes it, for runs of nobody's, and makes it again where there is none at all.
+        default = client.get_experiment_by_name("Default")
+        if default is not None and default.lifecycle_stage == "active":
+            client.delete_experiment(default.experiment_id)
         # Whoever may read it may lock it, and its journal, which gets the same mode. By its path:
         # closing a file of a database gives up this process's locks on it.
         with suppress(OSError):  # a file system that has one mode for all

@@ -30,7 +30,8 @@ def is_outdated(store: Store, parent: Run, column: TrackedColumn) -> bool:
     ):
         return True
     if entries.SYNCED in tags:
-        return tags[entries.SYNCED] != column.digest
+        ended_ms = max(column.ended_ms, parent.info.start_time)
+        return tags[entries.SYNCED] != column.digest or parent.info.end_time != ended_ms
     # A replay of other results, cut short, may have come as far as the model.
     digest = column.best.digest if column.best else None
     logged = models(store, parent.info.experiment_id, parent.info.run_id)

@@ -1,0 +1,143 @@
+"""A project that was moved or copied logs into its own folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.errors import UserError
+from smallbatch.tracking import sync
+from tests.tracking.conftest import Columns, Tables
+
+SOURCE = Path(__file__).parents[2] / "src"
+PLACES = """
+    select artifact_location from experiments where name != 'Default'
+    union all select artifact_uri from runs union all select artifact_location from logged_models
+    union all select storage_location from model_versions
+"""
+LOAD = """
+import mlflow, numpy
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+model = mlflow.pyfunc.load_model("models:/digits-study@best")
+print(model.predict(numpy.zeros((2, 1, 8, 8), numpy.uint8)).shape)
+"""
+
+
+def in_folder(folder: Path, *words: str) -> str:
+    """Run Python there, in a process of its own: MLflow keeps databases open by their names."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def make(folder: Path, database: Path) -> Columns:
+    """A project with a column in its database, whose model can be loaded."""
+    from smallbatch.models import build_model
+
+    folder.mkdir()
+    shutil.copy(database, folder / "mlflow.db")
+    network = build_model(
+        "resnet8", "none", num_classes=10, in_chans=1, image_size=8, seed=3, batch_size=8
+    )
+    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    columns = Columns(folder / "models")
+    columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2, weights=weights)
+    in_folder(folder, "-m", "smallbatch", "sync")
+    return columns
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "mlflow.db-" not in path.name]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("copied", [False, True])
+def test_it_logs_into_its_own_folder_and_its_model_loads(
+    tmp_path: Path, initialised_database: Path, copied: bool
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after é"
+    make(before, initialised_database)
+    if copied:
+        shutil.copytree(before, after)
+        original = contents(before)
+    else:
+        before.rename(after)
+    again = in_folder(after, "-m", "smallbatch", "sync")
+    assert "0 MLflow runs created, 0 completed, 2 unchanged" in again
+    places = {place for (place,) in Tables(after / "mlflow.db").query(PLACES)}
+    assert len(places) == 4  # the experiment, two runs, and the model, which has a version
+    assert {place for place in places if not place.startswith(after.as_uri())} == set()
+    Columns(after / "models").write(16, base_lrs=(0.5,), seeds=1, epochs=2)
+    assert "2 MLflow runs created" in in_folder(after, "-m", "smallbatch", "sync")
+    assert len([*after.glob("mlartifacts/digits/study/models/*/artifacts/MLmodel")]) == 2
+    if copied:
+        assert contents(before) == original
+        shutil.rmtree(before)
+    assert not before.exists()
+    # Of the two columns m = 8 or 16 is the best; only that of 8 has weights of a real model.
+    code = LOAD if best_is_8(after) else LOAD.replace("@best", "/1")
+    assert in_folder(after, "-c", code).strip() == "(2, 10)"
+
+
+def best_is_8(folder: Path) -> bool:
+    [(version,)] = Tables(folder / "mlflow.db").query(
+        "select version from registered_model_aliases"
+    )
+    return version == 1
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "file:///etc/mlartifacts/other/study",  # of another experiment
+        "file:///etc/elsewhere/digits/study",
+        "s3://bucket/mlartifacts/digits/study",
+    ],
+)
+def test_a_place_of_another_layout_stays_refused(columns: Any, tables: Any, place: str) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    directory = columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2)
+    sync(directory)
+    with closing(sqlite3.connect(tables.database)) as connection, connection:
+        connection.execute(
+            "update experiments set artifact_location = ? where name = 'digits/study'", (place,)
+        )
+    with pytest.raises(UserError, match="has the artifacts of experiment digits/study at"):
+        sync(directory)
+    assert (place,) in tables.query("select artifact_location from experiments")
+
+
+def test_only_this_folder_is_ever_named(columns: Any, tables: Any, workplace: Path) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    directory = columns.write(8, base_lrs=(0.5,), seeds=1, epochs=2)
+    sync(directory)
+    with closing(sqlite3.connect(tables.database)) as connection, connection:
+        connection.execute(
+            "update experiments set artifact_location = "
+            "'file:///etc/mlartifacts/digits/study' where name = 'digits/study'"
+        )
+        connection.execute(
+            "update runs set artifact_uri = "
+            "'file:///etc/mlartifacts/digits/study/../../../x' where name = 'm=8'"
+        )
+    assert sync(directory).unchanged == 2
+    own = (workplace / "mlartifacts/digits/study").as_uri()
+    assert tables.query(
+        "select artifact_location from experiments where name = 'digits/study'"
+    ) == [(own,)]
+    [(left,)] = tables.query("select artifact_uri from runs where name = 'm=8'")
+    assert left == "file:///etc/mlartifacts/digits/study/../../../x"

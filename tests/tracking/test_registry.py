@@ -1,0 +1,101 @@
+"""The best model of a study in the registry: once, under one alias, as `metrics.json` has it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.analysis.evaluation import evaluate
+from smallbatch.tracking import registry, sync
+
+VERSIONS = "select version, source, status from model_versions order by version"
+ALIASES = "select name, alias, version from registered_model_aliases"
+
+
+def best_in_metrics(root: Path) -> tuple[int, float, float]:
+    evaluate(root, root.parent / "evaluation")
+    content = (root.parent / "evaluation/metrics.json").read_text()
+    best = json.loads(content)["digits"]["study"]
+    return best["best_batch_size"], best["best_base_lr"], best["best_accuracy"]
+
+
+def best_in_registry(tables: Any) -> tuple[int, float, float]:
+    [(name, alias, version)] = tables.query(ALIASES)
+    assert (name, alias) == ("digits-study", "best")
+    tags = dict(
+        tables.query(f"select key, value from model_version_tags where version = {version}")
+    )
+    [(source,)] = tables.query(f"select source from model_versions where version = {version}")
+    model = source.removeprefix("models:/")
+    metrics = dict(
+        tables.query(
+            f"select metric_name, metric_value from logged_model_metrics where model_id = '{model}'"
+        )
+    )
+    assert metrics["best_base_lr"] == 2.0 ** float(tags["log2_base_lr"])
+    return int(tags["batch_size"]), metrics["best_base_lr"], metrics["best_accuracy"]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_it_is_the_one_of_metrics_json(columns: Any, tables: Any, seeds: int) -> None:
+    for m in (2, 8, 32):
+        columns.write(m, seeds=seeds, epochs=24)
+    sync(columns.root)
+    m, base_lr, accuracy = best_in_registry(tables)
+    assert (m, base_lr, accuracy) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
+
+
+def test_versions_do_not_pile_up_and_the_alias_moves_with_the_best(
+    columns: Any, tables: Any
+) -> None:
+    seen: list[int] = []
+    for salt in range(4):
+        directory = columns.write(8, salt=salt)
+        sync(directory)
+        before = tables.query(VERSIONS)
+        sync(columns.root)
+        sync(directory)
+        assert tables.query(VERSIONS) == before
+        assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
+        seen.append(len(before))
+    assert seen == [1, 2, 3, 4]  # each training gave another model
+
+
+def test_a_column_that_is_logged_alone_is_compared_with_those_beside_it(
+    columns: Any, tables: Any
+) -> None:
+    directories = [columns.write(m) for m in (2, 8, 32)]
+    for directory in directories:
+        sync(directory)
+    assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
+
+
+def test_a_server_without_a_registry_fails_nothing(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no registry here")
+
+    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
+    assert sync(columns.write(8)).runs_created == 5
+    assert tables.query(VERSIONS) == []
+
+
+def test_a_model_of_somebody_else_with_that_name_stays(columns: Any, tables: Any) -> None:
+    from smallbatch.tracking.store import open_store
+
+    open_store().client.create_registered_model("digits-study", description="mine")
+    sync(columns.write(8))
+    assert tables.query(VERSIONS) == tables.query(ALIASES) == []
+
+
+def test_names_have_no_slash(columns: Any) -> None:
+    from smallbatch.tracking.records import read_column
+
+    assert registry.model_name(read_column(columns.write(8)).info) == "digits-study"
