@@ -100,9 +100,9 @@ def test_two_experiments_are_compared_number_by_number(followed: Followed) -> No
         )
     # Of the workspace: what the runs themselves say.
     runs = pd.read_parquet(followed.project.root / "reports/evaluation/runs.parquet")
-    best = runs.loc[runs["reported_accuracy"].idxmax()]
+    best = runs["reported_accuracy"].max()  # of one seed
     (shown,) = followed.read("metrics", "show")[""]["data"].values()
-    assert shown["data"]["resnet8.accuracy"] == pytest.approx(best["reported_accuracy"], rel=1e-5)
+    assert shown["data"]["resnet8.accuracy"] == pytest.approx(best, rel=1e-5)
     assert shown["data"]["resnet8.diverged_share"] == (runs["outcome"] == "diverged").mean()
 
 
@@ -135,27 +135,22 @@ def test_an_experiment_in_a_copy_comes_back(followed: Followed) -> None:
     assert set(runs["batch_size"]) == {8, 32}
 
 
-@pytest.mark.parametrize(
-    ("override", "found"),
-    [
-        ("grid.base_lrs=[2**-6, 2**-4]", (2**-6, 2**-4)),
-        ('grid.base_lrs=["2^-6", "2^-4"]', (2**-6, 2**-4)),
-        ("grid.base_lrs=[0.015625]", (2**-6,)),
-    ],
-)
-def test_powers_of_two_on_the_command_line(
-    followed: Followed, override: str, found: tuple[float, ...]
-) -> None:
-    followed.project.call("dvc", "exp", "run", "--queue", "-n", "waiting", "-S", override)
+def test_powers_of_two_on_the_command_line(followed: Followed) -> None:
+    overrides = {
+        "grid.base_lrs=[2**-6, 2**-4]": (2**-6, 2**-4),
+        'grid.base_lrs=["2^-5", "2^-3"]': (2**-5, 2**-3),
+        "grid.base_lrs=[0.0078125]": (2**-7,),
+    }
+    for number, override in enumerate(overrides):
+        followed.project.call("dvc", "exp", "run", "--queue", "-n", f"q{number}", "-S", override)
     table = json.dumps(followed.read("exp", "show"))
     followed.project.call("dvc", "queue", "remove", "--all")
-    written = [json.loads(text) for text in re.findall(r'"base_lrs": (\[[^]]*\])', table)]
-    params = YAML(typ="safe").load(PARAMS)
-    read = []
-    for base_lrs in written:
-        params["grid"]["base_lrs"] = base_lrs
+    read: list[tuple[float, ...]] = []
+    for base_lrs in re.findall(r'"base_lrs": (\[[^]]*\])', table):
+        params = YAML(typ="safe").load(PARAMS)
+        params["grid"]["base_lrs"] = json.loads(base_lrs)
         read.append(parse_params(params, "params.yaml").grid.base_lrs)
-    assert found in read
+    assert set(overrides.values()) <= set(read)
 
 
 def test_a_power_sign_without_quotes_is_refused_by_dvc(followed: Followed) -> None:
