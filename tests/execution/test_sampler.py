@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_a_long_training_has_few_that_span_all_of_it(
     samples = sampled(tmp_path, monkeypatch, 20_000)
     assert MOST / 2 <= len(samples) <= MOST
     times = [sample["time"] / 1000 for sample in samples]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert times[0] < 1000 + 200
     assert times[-1] == 1000 + 20_000
     assert max(gaps) <= 2 * min(gaps[:-1])

@@ -74,13 +74,13 @@ def test_the_link_leads_to_the_runs(columns: Any, workplace: Path) -> None:
         )
         with browser() as chromium:
             page = chromium.new_page(viewport={"width": 1280, "height": 800})
-            page.goto(link)
+            page.goto(link, timeout=120_000)
             check_table(page)
             # As a file leads there that `--open` opens: from another page, and without a cookie.
             leading = workplace / "ui.html"
             leading.write_text(f'<meta http-equiv="refresh" content="0; url={link}">')
             other = chromium.new_context(viewport={"width": 1280, "height": 800}).new_page()
-            other.goto(leading.as_uri())
+            other.goto(leading.as_uri(), timeout=120_000)
             check_table(other)
         assert server.poll() is None
     finally:
