@@ -12,7 +12,7 @@ from tests.project import Project
 PARAMS = """\
 dataset: {name: digits, source: digits, subset: 60}
 grid: {studies: [study], dependent: [], batch_sizes: [30], base_lrs: [2^-6], seeds: 1}
-studies: {study: {model: resnet8, norm: none, epochs: 1}}
+studies: {study: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}}
 compute: {device: cpu, engine: loop, workers: 1}
 """
 
