@@ -54,7 +54,7 @@ def check_table(page: Page) -> None:
     ]  # and not the column's own run, below which MLflow would fold them away
     assert page.locator(".ag-cell").filter(has_text=re.compile("^diverged$")).count() == 2
     assert page.locator(".ag-cell").filter(has_text=re.compile("^finished$")).count() == 2
-    assert page.get_by_text("MLflow Assistant").count() == 0  # a panel over the table
+    assert page.get_by_text("Welcome to MLflow Assistant").count() == 0  # a panel over the table
 
 
 @pytest.mark.slow
