@@ -67,9 +67,9 @@ def test_it_logs_into_its_own_folder_and_its_model_loads(
 ) -> None:
     before, after = tmp_path / "before", tmp_path / "after é"
     make(before, initialised_database)
+    original = contents(before)
     if copied:
         shutil.copytree(before, after)
-        original = contents(before)
     else:
         before.rename(after)
     again = in_folder(after, "-m", "smallbatch", "sync")
