@@ -76,6 +76,13 @@ def test_a_project_has_the_repositorys_pipeline_and_settings(folder: Path) -> No
     assert (second.split()[0], third.split()[0]) == ("dvc", "smallbatch")
 
 
+def test_the_repository_has_one_pipeline_for_dvc() -> None:
+    """Most commands of DVC read every dvc.yaml that there is below."""
+    found = [path for path in (ROOT / "src").rglob("*") if path.suffix == ".dvc"]
+    assert found + list((ROOT / "src").rglob("dvc.yaml")) == []
+    assert (ROOT / "src/smallbatch/projects/layout/pipeline.yaml").resolve() == ROOT / "dvc.yaml"
+
+
 def test_dvc_reads_it_in_a_subfolder_of_a_git_repository_too(folder: Path) -> None:
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     assert call("init", "a/b", "--profile", "cifar10-cpu").exit_code == 0

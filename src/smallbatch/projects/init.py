@@ -54,7 +54,8 @@ def _files(params: str, *, with_dvc: bool) -> dict[str, bytes]:
         params: The text of its params.yaml.
         with_dvc: Also those that `dvc init` would make.
     """
-    places = {"dvc.yaml": "dvc.yaml", "gitignore": ".gitignore"}
+    # None has its own name here, as DVC would take it for a pipeline of the repository.
+    places = {"pipeline.yaml": "dvc.yaml", "gitignore": ".gitignore"}
     if with_dvc:
         places |= {"dvcignore": ".dvcignore", "dvc_config": ".dvc/config",
                    "dvc_gitignore": ".dvc/.gitignore"}  # fmt: skip
