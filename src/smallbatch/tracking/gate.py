@@ -56,9 +56,11 @@ _UPLOAD = re.compile(r"/(ajax-)?api/2\.0/mlflow-artifacts/artifacts/.*")
 _MOST_UNASKED = 2**18  # bytes of a body: more than 1000 metrics need, which clients send at a time
 _MOST = 2**25
 # A browser that another page led here would not send the cookie after a redirection. Of the
-# assistant, which does nothing here, MLflow opens a panel the first time.
+# assistant, which does nothing here, MLflow opens a panel the first time; and its pages are those
+# for language models until others are chosen.
 _GO_ON = (
     "<script>localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');"
+    "localStorage['mlflow.workflowType_v1'] ??= '\"machine_learning\"';"
     "location.replace('/' + location.hash)</script>"
 )
 _NO_GATEWAY = ("GET", "/ajax-api/2.0/mlflow/gateway-proxy")
