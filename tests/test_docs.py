@@ -14,7 +14,6 @@ from ruamel.yaml import YAML
 
 from smallbatch.config import profiles
 from smallbatch.config.params import parse_params
-from tests.docs.pages import PENDING
 
 ROOT = Path(__file__).parents[1]
 # Every page for readers; those of results speak of the code that made them.
@@ -51,8 +50,6 @@ def _headings(page: Path) -> set[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     for target, part in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
         if not re.match(r"https?:", target):
-            if target in PENDING:
-                continue
             file = page.parent / target if target else page
             assert file.exists(), target
             assert not part or part in _headings(file), f"{target}#{part}"

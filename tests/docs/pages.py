@@ -11,8 +11,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-# Pages in the nav that may not be there yet; a site is built with a stub in their place.
-PENDING = ("mlflow.md",)
 
 BLOCK = re.compile(
     r"(?P<mark><!-- not executed: .+? -->\n)?^(?P<indent> *)```(?P<language>\w*)[^\n]*\n"
@@ -39,14 +37,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def sources(folder: Path) -> Path:
-    """A copy of what the site is made from, with stubs for pages that are not there yet."""
+    """A copy of what the site is made from, in which mkdocs may write."""
     shutil.copy(ROOT / "mkdocs.yml", folder / "mkdocs.yml")
     shutil.copytree(DOCS, folder / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "src").symlink_to(ROOT / "src")
-    cell = '{"cell_type": "markdown", "metadata": {}, "source": ["# To come\\n\\nText."]}'
-    stub = f'{{"cells": [{cell}], "metadata": {{}}, "nbformat": 4, "nbformat_minor": 4}}'
-    for name in PENDING:
-        path = folder / "docs" / name
-        if not path.exists():
-            path.write_text(stub if path.suffix == ".ipynb" else "# To come\n\nText.\n")
     return folder

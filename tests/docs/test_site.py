@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route
+from playwright.sync_api import BrowserContext, Page, Request, Route
 
 import smallbatch
 from tests.docs.pages import DOCS, ROOT, sources
@@ -56,7 +56,7 @@ class Reader:
         self.base, self.wrong = base, list[str]()
         context.route("**/*", self._answer)
         self.page: Page = context.new_page()
-        self.page.on("requestfailed", lambda it: self.wrong.append(f"failed: {it.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("pageerror", lambda it: self.wrong.append(f"error: {it}"))
         self.page.on(
             "console",
@@ -66,6 +66,10 @@ class Reader:
             "response",
             lambda it: self.wrong.append(f"{it.status}: {it.url}") if it.status >= 400 else None,
         )
+
+    def _failed(self, request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the next page was opened meanwhile
+            self.wrong.append(f"{request.failure}: {request.url}")
 
     def _answer(self, route: Route) -> None:
         if route.request.url.startswith((self.base, "data:", "blob:")):
