@@ -19,7 +19,7 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())[
 
 def test_each_stage_depends_on_its_listing_and_no_other() -> None:
     listings = {f".smallbatch/code/{stage}": stage for stage in STAGES if stage != "code"}
-    assert {name for out in STAGES["code"]["outs"] for name in out} == listings.keys()
+    assert set(STAGES["code"]["outs"]) == listings.keys()
     assert {str(code.FOLDER / stage) for stage in code.of_stages()} == listings.keys()
     for stage, settings in STAGES.items():
         deps = [dep for dep in settings.get("deps", []) if dep in listings]
