@@ -60,7 +60,7 @@ def test_runs_show_while_they_train_and_are_complete_at_the_end(
     mirror = LiveMirror()
     replay(mirror, directory, epochs=2)
     running = "select count(*) from runs where status = 'RUNNING'"
-    wait_until(lambda: tables.query(running) == [(5,)] and len(tables.points()) == 4 * 2 * 6)
+    wait_until(lambda: tables.query(running) == [(5,)] and len(tables.points()) == 4 * (2 * 5 + 2))
     assert mirror.finish(directory)
     assert sorted(tables.points()) == expected_points(directory)
     assert tables.query("select status, count(*) from runs group by 1") == [("FINISHED", 5)]
@@ -76,7 +76,7 @@ def test_an_aborted_column_is_marked_and_taken_up_again(
     directory = columns.write(8)
     mirror = LiveMirror()
     replay(mirror, directory, epochs=3)
-    wait_until(lambda: len(tables.points()) == 4 * 3 * 6)
+    wait_until(lambda: len(tables.points()) == 4 * (3 * 5 + 2))
     started = time.perf_counter()
     mirror.abort()
     assert time.perf_counter() - started < 0.5
@@ -84,7 +84,7 @@ def test_an_aborted_column_is_marked_and_taken_up_again(
     wait_until(lambda: tables.query(killed) == [(5,)])
     again = LiveMirror()
     replay(again, directory)
-    wait_until(lambda: len(tables.points()) >= 4 * 6 * 6)
+    wait_until(lambda: len(tables.points()) >= 4 * (6 * 5 + 2))
     assert again.finish(directory)
     assert sorted(tables.points()) == expected_points(directory)
     assert tables.query("select count(*) from runs") == [(5,)]
@@ -197,7 +197,7 @@ def test_a_server_killed_while_training(
     mirror = LiveMirror(server.uri)
     replay(mirror, directory, epochs=3)
     logged = tables.of(workplace / "server.db")
-    wait_until(lambda: len(logged.points()) == 4 * 3 * 6)
+    wait_until(lambda: len(logged.points()) == 4 * (3 * 5 + 2))
     server.kill()
     assert replay(mirror, directory) < 0.5
     assert not mirror.finish(directory, timeout_s=4)
@@ -303,7 +303,7 @@ def test_a_store_that_another_process_writes_to_is_in_reach(
     column = read_column(columns.write(8))
     answers = io.StringIO()
     mirror = live_process.Mirror(answers)
-    mirror.handle({"kind": "start", **asdict(column.info)})
+    mirror.handle({"kind": "start", **asdict(column.info), "time": time.time()})
     row = {"epoch": 1, "train_loss": 0.5, "updates": 100}
     run = asdict(column.runs[0].info)
     mirror.handle({"kind": "epoch", "run": run, "row": row, "time": time.time()})

@@ -614,7 +614,7 @@ def test_what_the_creation_of_a_database_left_goes_with_the_next(
         from smallbatch.tracking import store
 
         shutil.move(database, aside)
-        monkeypatch.setattr(store, "_client", lambda _: shutil.copy(aside, database))
+        monkeypatch.setattr(store, "_make_tables", lambda _: shutil.copy(aside, database))
         monkeypatch.setattr(store, "_remove", Path.unlink)
         store._create_sqlite(database, aside)
     else:

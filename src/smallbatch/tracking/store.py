@@ -281,6 +281,17 @@ def _open_sqlite(uri: TrackingUri, database: Path, artifacts: Path) -> MlflowCli
     return client
 
 
+def _make_tables(text: str) -> None:
+    """Create a database's tables, without an experiment for runs of nobody's.
+
+    MLflow makes one where there is none at all, so it is left in the trash.
+    """
+    client = _client(text)
+    default = client.get_experiment_by_name("Default")
+    if default is not None and default.lifecycle_stage == "active":
+        client.delete_experiment(default.experiment_id)
+
+
 def _create_sqlite(database: Path, aside: Path) -> None:
     """Create the tables in a temporary file, as an incomplete database could not be opened."""
     from sqlalchemy.engine import URL
@@ -289,11 +300,7 @@ def _create_sqlite(database: Path, aside: Path) -> None:
     aside.parent.mkdir(parents=True, exist_ok=True)
     url = URL.create("sqlite", database=str(aside))
     try:
-        client = _client(url.render_as_string(hide_password=False))
-        # MLflow makes it, for runs of nobody's, and makes it again where there is none at all.
-        default = client.get_experiment_by_name("Default")
-        if default is not None and default.lifecycle_stage == "active":
-            client.delete_experiment(default.experiment_id)
+        _make_tables(url.render_as_string(hide_password=False))
         # Whoever may read it may lock it, and its journal, which gets the same mode. By its path:
         # closing a file of a database gives up this process's locks on it.
         with suppress(OSError):  # a file system that has one mode for all
