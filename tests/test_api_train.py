@@ -74,6 +74,9 @@ def test_what_goes_wrong_is_an_exception(folder: Path) -> None:
         smallbatch.train(batch_size=8, lr=0.1, norm="bath", progress=False)
     with pytest.raises(smallbatch.UserError, match="found neither, allowed: one of the two"):
         smallbatch.train(batch_size=8)
+    for odd in ("re\0s", "\ud800"):  # no program takes such a word
+        with pytest.raises(smallbatch.UserError, match=r"--model: found .*, no text"):
+            smallbatch.train(batch_size=8, lr=0.1, model=odd)
     with pytest.raises(smallbatch.Stopped, match="before the time limit of 5 s"):
         smallbatch.train(
             batch_size=2, lr=0.01, epochs=10**6, dataset="tiny", time_limit=5, progress=False

@@ -297,6 +297,8 @@ def train(
         "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    if odd := [word for word in words if "\0" in word or not _is_text(word)]:
+        raise UserError(f"{odd[0].partition('=')[0]}: found {odd[0].partition('=')[2]!r}, no text")
     words += ["--augment" if augment else "--no-augment", "--json"]
     result: dict[str, Any] = json.loads(run_in_child(["run", *words], progress=progress))
     final = cast("dict[str, float | None]", result["final"])
@@ -304,7 +306,7 @@ def train(
         outcome=result["outcome"],
         test_accuracy=final.get("test_accuracy"),
         train_accuracy=final.get("train_accuracy"),
-        batch_size=batch_size,
+        batch_size=int(batch_size),
         base_lr=result["base_lr"],
         lr=result["lr"],
         seed=result["seed"],
@@ -314,6 +316,15 @@ def train(
         run=result["run"],
         folder=Path(result["folder"]).absolute(),
     )
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word can be given to a program."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _models(folder: Path) -> Path:

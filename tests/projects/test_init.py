@@ -100,6 +100,16 @@ def test_dvc_reads_it_in_a_subfolder_of_a_git_repository_too(folder: Path) -> No
     assert log.returncode != 0  # nothing is committed
 
 
+def test_a_folder_that_git_ignores_is_refused_as_dvc_would(folder: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    (folder / ".gitignore").write_text("/data/\n")
+    done = call("init", "data/new")
+    assert done.exit_code == 2
+    (line,) = done.output.splitlines()
+    assert line.startswith("Error: data/new: a .gitignore of the git repository around it")
+    assert content(folder / "data") == {}
+
+
 def test_a_second_call_changes_nothing_and_completes_what_is_missing(folder: Path) -> None:
     assert call("init").exit_code == 0
     before = content(folder)
@@ -160,6 +170,7 @@ def test_a_profile_at_a_scale(folder: Path) -> None:
         (["--data", "images", "--profile", "quick"], "found both"),
         (["--data", "images"], "--model: missing"),
         (["--model", "resnet8"], "allowed with --data"),
+        (["--norm", "batch", "--epochs", "3"], "--norm, --epochs: allowed with --data"),
         (["--data", "none", "--model", "resnet8"], "dataset.path: found none"),
         (["--data", "images", "--model", "resnet88"], "unknown model 'resnet88'"),
         (["--data", "images", "--model", "resnet8", "--norm", "ghost"], "bn_batch_size"),

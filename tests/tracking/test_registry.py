@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ ALIASES = "select name, alias, version from registered_model_aliases"
 def best_in_metrics(root: Path) -> tuple[int, float, float]:
     evaluate(root, root.parent / "evaluation")
     content = (root.parent / "evaluation/metrics.json").read_text()
-    best = json.loads(content)["digits"]["study"]
-    return best["best_batch_size"], best["best_base_lr"], best["best_accuracy"]
+    best = json.loads(content)
+    return best["study.batch_size"], best["study.base_lr"], best["study.accuracy"]
 
 
 def best_in_registry(tables: Any) -> tuple[int, float, float]:
@@ -71,6 +72,39 @@ def test_a_column_that_is_logged_alone_is_compared_with_those_beside_it(
     for directory in directories:
         sync(directory)
     assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
+
+
+def test_in_a_copied_project_the_alias_follows_the_copys_columns(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for m in (2, 8, 32):
+        columns.write(m)
+    sync(columns.root)
+    best, *_ = best_in_registry(tables)
+    copy = columns.root.parent / "copy" / columns.root.name
+    shutil.copytree(columns.root, copy)
+    [gone] = [it.parent for it in copy.rglob("runs.json") if it.parent.name == f"m{best}"]
+    shutil.rmtree(gone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').absolute()}")
+    monkeypatch.chdir(copy.parent)
+    assert sync(copy).runs_created == 0
+    assert best_in_registry(tables) == pytest.approx(best_in_metrics(copy), abs=1e-6)
+
+
+def test_the_copy_of_an_experiment_moves_no_alias(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync(columns.write(8))
+    before = tables.query(VERSIONS), tables.query(ALIASES)
+    directory = columns.write(8, salt=1)
+    copy = Path(".dvc/tmp/exps/standalone/tmp1").absolute()
+    shutil.copytree(columns.root, copy / "models")
+    monkeypatch.chdir(copy)
+    assert sync(Path("models")).runs_created > 0
+    assert (tables.query(VERSIONS), tables.query(ALIASES)) == before
+    monkeypatch.chdir(columns.root.parent)
+    assert sync(directory).runs_discarded > 0
+    assert len(tables.query(VERSIONS)) == 2  # once its results are the project's own
 
 
 def test_a_server_without_a_registry_fails_nothing(

@@ -24,14 +24,12 @@ from smallbatch.errors import UserError
 @click.option(
     "--model", help="With --data: any timm model, or resnet8, resnet20, resnet32, alexnet."
 )
-@click.option("--norm", default="batch", show_default=True, help="With --data: the model's norm.")
+@click.option("--norm", help="With --data: the model's norm; by default batch.")
 @click.option("--batch-sizes", type=BatchSizes(), help="With --data: such as 4,16,64.")
 @click.option(
     "--epochs",
     type=click.IntRange(1, MOST),
-    default=30,
-    show_default=True,
-    help="With --data: of each run.",
+    help="With --data: of each run; by default 30.",
 )
 def init(
     folder: Path,
@@ -39,9 +37,9 @@ def init(
     scale: str | None,
     data: Path | None,
     model: str | None,
-    norm: str,
+    norm: str | None,
     batch_sizes: tuple[int, ...] | None,
-    epochs: int,
+    epochs: int | None,
 ) -> None:
     """Lay out a project in DIR, by default this folder.
 
@@ -59,8 +57,11 @@ def init(
     if data is None:
         from smallbatch.config import profiles
 
-        if model is not None or batch_sizes is not None:
-            raise UserError("--model and --batch-sizes: allowed with --data; a profile has its own")
+        own = {"--model": model, "--norm": norm, "--batch-sizes": batch_sizes, "--epochs": epochs}
+        if given := [name for name, value in own.items() if value is not None]:
+            raise UserError(
+                f"{', '.join(given)}: allowed with --data; a profile has its own settings"
+            )
         params = profiles.read(profile or "quick", scale)
     else:
         from smallbatch.projects.own_images import params_for
@@ -70,7 +71,12 @@ def init(
         if model is None:
             raise UserError("--model: missing, allowed: any timm model, such as resnet18")
         params = params_for(
-            data, model, norm=norm, batch_sizes=batch_sizes or (), epochs=epochs, project=folder
+            data,
+            model,
+            norm=norm or "batch",
+            batch_sizes=batch_sizes or (),
+            epochs=epochs or 30,
+            project=folder,
         )
     new = lay_out(folder, params)
     door.say(f"{folder.resolve()}: {', '.join(new) if new else 'was laid out so already'}")

@@ -26,8 +26,8 @@ def lay_out(folder: Path, params: str) -> list[str]:
         The names of the files that were written, relative to the folder.
 
     Raises:
-        UserError: Another file is there in place of one of them; nothing was written. Or git is
-            missing.
+        UserError: Another file is there in place of one of them, or git ignores the folder; nothing
+            was written. Or git is missing.
     """
     wanted = _files(params, with_dvc=not (folder / ".dvc").exists())
     found = {name: _content(folder / name) for name in wanted}
@@ -40,6 +40,7 @@ def lay_out(folder: Path, params: str) -> list[str]:
     private.refuse_links_of_others(*(folder / name for name in wanted))
     folder.mkdir(parents=True, exist_ok=True)
     _ensure_git(folder)
+    _refuse_ignored(folder)
     new = [name for name in wanted if found[name] is None]
     for name in new:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,3 +91,19 @@ def _ensure_git(folder: Path) -> None:
         raise UserError("git: found none on PATH, which DVC needs; install it") from None
     except subprocess.CalledProcessError as error:
         raise UserError(f"git init in {folder}: {error.stderr.strip()}") from None
+
+
+def _refuse_ignored(folder: Path) -> None:
+    """Refuse a folder that a repository around it ignores: DVC takes no pipeline there.
+
+    Raises:
+        UserError: It is one.
+    """
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--quiet", "dvc.yaml"], cwd=folder, capture_output=True, check=False
+    )
+    if ignored.returncode == 0:
+        raise UserError(
+            f"{folder}: a .gitignore of the git repository around it ignores dvc.yaml there, which "
+            "DVC then refuses; allowed: a folder that git does not ignore"
+        )

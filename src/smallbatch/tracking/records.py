@@ -212,7 +212,7 @@ class TrackedColumn:
     def best_cell(self) -> Cell | None:
         """The cell with the highest accuracy; of equals that with the smallest η̃.
 
-        It is the one that `best_cells` of the analysis picks, and `metrics.json` shows.
+        It is the one that `best_cells` of the analysis picks on the test set.
         """
         cells: dict[tuple[float, int], list[TrackedRun]] = {}
         for run in self.runs:

@@ -1,7 +1,8 @@
 """The best model of each study in MLflow's model registry, under the alias `best`.
 
-It is of the study's best cell as `metrics.json` has it: the highest median over seeds of the
-reported accuracy, of equals at the smaller m. Each model that has been the best has one version.
+It is of the study's best cell: the highest median over seeds of the reported test accuracy, of
+equals at the smaller m. Where there is no validation split, that is the answer in `metrics.json`.
+Each model that has been the best has one version.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from smallbatch.records.columns import find_columns, read_record
 from smallbatch.tracking import entries
 from smallbatch.tracking.best_model import NO_MODEL
 from smallbatch.tracking.existing import find_existing
+from smallbatch.tracking.project import project_folder
 from smallbatch.tracking.records import read_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
     from smallbatch.records.schema import ColumnRecord
@@ -49,16 +52,31 @@ def register_best(store: Store, experiment_id: str, columns: Sequence[TrackedCol
     """
     from mlflow.exceptions import MlflowException
 
+    if project_folder(Path.cwd()) != Path.cwd():
+        return  # in an experiment's copy: it is the study's once it is applied
     own = [column for column in columns if column.info.single is None]
     best = _best(_whole_study(own)) if own else None
     if best is None:
         return
-    parent = find_existing(store, experiment_id, best.info.key).own(best.info).parent
+    parent = _logged(store, experiment_id, best)
     uri = parent.data.tags.get(entries.MODEL, NO_MODEL) if parent else NO_MODEL
-    if parent is None or uri == NO_MODEL:  # it is not logged yet, or in another folder's name
+    if parent is None or uri == NO_MODEL:  # it is not logged yet
         return
     with suppress(MlflowException, NotImplementedError):
         _name_it(store, best, uri, parent.info.run_id)
+
+
+def _logged(store: Store, experiment_id: str, column: TrackedColumn) -> Run | None:
+    """The run of a column, or of an equal one of another folder, which is not logged again.
+
+    Such as that of the project that this one was copied from, or of an experiment's copy.
+    """
+    found = find_existing(store, experiment_id, column.info.key)
+    own = found.own(column.info)
+    if own.parent is not None:
+        return own.parent
+    equal = [it for it in found.elsewhere(column.info) if it.shows(column)]
+    return min(equal, key=lambda it: it.rank, default=own).parent
 
 
 def _whole_study(columns: Sequence[TrackedColumn]) -> list[TrackedColumn]:
@@ -118,8 +136,8 @@ def _name_it(store: Store, column: TrackedColumn, uri: str, run_id: str) -> None
             name,
             tags={_EXPERIMENT: info.experiment},
             description=(
-                f"The best model of the study {info.study} on {info.dataset}, as metrics.json "
-                f"chooses it: the alias `{ALIAS}` names it. Load it by "
+                f"The best model of the study {info.study} on {info.dataset}, by its test "
+                f"accuracy: the alias `{ALIAS}` names it. Load it by "
                 f'`mlflow.pyfunc.load_model("models:/{name}@{ALIAS}")`; it takes uint8 pixels '
                 "(N, C, H, W) and returns the probabilities of the classes."
             ),
