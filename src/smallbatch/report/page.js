@@ -181,7 +181,9 @@ function show(panel, cell, view) {
   if (known) {
     const link = make("a", "Its runs in MLflow");
     const filter = `params.study = '${cell.study}' and params.batch_size = '${cell.m}' and params.base_lr = '${cell.base_lr_text}'`;
-    link.href = `${known}&searchFilter=${encodeURIComponent(filter)}`;
+    // With an order MLflow lists the runs themselves, not their column's own run, which folds them away.
+    const order = "&orderByKey=metrics.%60reported_accuracy%60&orderByAsc=false";
+    link.href = `${known}&searchFilter=${encodeURIComponent(filter)}${order}`;
     link.target = "_blank";
     link.rel = "noopener noreferrer";
     lines.push(make("p", "", [link]));
