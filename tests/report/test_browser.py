@@ -388,7 +388,9 @@ def test_a_cell_leads_to_its_runs_where_a_server_is_known(
     text = (reports / "report.html").read_text(encoding="utf-8")
     none = '<script type="application/json" id="mlflow">{}</script>'
     assert none in text
-    known = none.replace("{}", '{"synthetic/resnet8":"http://127.0.0.1:9/#/experiments/7/runs?workflowType=x"}')
+    known = none.replace(
+        "{}", '{"synthetic/resnet8":"http://127.0.0.1:9/#/experiments/7/runs?workflowType=x"}'
+    )
     path.write_text(text.replace(none, known), encoding="utf-8")
     with opened(chromium, path) as found:
         cell = _cell(found, "84")
