@@ -76,9 +76,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
     project = Project(folder / "project", PARAMS)
     for key in ("name", "email"):
         project.call("git", "config", f"user.{key}", "tester")
-    project.call("git", "add", "--all")
-    project.call("git", "commit", "--quiet", "-m", "Sources")
-    project.repro()
+    project.repro()  # nothing is committed yet, as after `smallbatch init`
     found = Followed(project, {}, {})
     for line in commands():
         here = line.replace(STORAGE, str(folder / "storage")).replace("git push", "git status")
