@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.text import count
 from smallbatch.tracking import entries
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def description(column: ColumnInfo) -> str:
     settings = column.settings
     norm = {"none": "without batch norm"}.get(settings["norm"], f"norm: {settings['norm']}")
     facts = [
-        f"{settings['epochs']} epochs",
+        count(settings["epochs"], "epoch"),
         f"weight decay {settings.get('weight_decay', 0):g}",
         "with augmentation" if settings.get("augment") else "without augmentation",
     ]
@@ -108,7 +109,8 @@ def description(column: ColumnInfo) -> str:
         f"**{column.study}**: {settings['model']} on {column.dataset}, {norm}; "
         f"{', '.join(facts)}.\n\n"
         "A grid of batch sizes m (`batch_size`) and base learning rates η̃ (`base_lr`), with "
-        "several seeds. η̃ is the learning rate of one example: η = m·η̃ (`lr`).\n\n"
+        "several seeds. η̃ is the learning rate of one example: η = m·η̃ (the parameter `lr`; the "
+        "metric is η of the last epoch, lowered by the schedule).\n\n"
         "One run per m, η̃ and seed; a run `m=…` stands for all at one m. Diverged runs are "
         "results: `outcome` says which."
     )
