@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ class Teller:
 
     def __init__(self, clock: float) -> None:
         self.clock = clock
+
+    def run_begun(self, run: Run, started: datetime) -> None:
+        """Do nothing: what is told is epochs."""
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
         """See :class:`~execution.column.Observer`."""
