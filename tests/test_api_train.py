@@ -86,7 +86,9 @@ def test_what_goes_wrong_is_an_exception(folder: Path) -> None:
 def test_an_interruption_ends_the_training_and_the_program_goes_on(folder: Path) -> None:
     """As a notebook's kernel is interrupted: the signal comes to the program alone."""
     program = """
+        import signal
         import smallbatch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         try:
             smallbatch.train(batch_size=2, lr=0.01, epochs=10**6, dataset="tiny")
         except KeyboardInterrupt:

@@ -163,7 +163,7 @@ def test_under_dvc_a_time_limit_counts_from_its_start(
     started = time.monotonic()
     with project.start("dvc", "repro", "train") as dvc:
         said = dvc.communicate(timeout=60)[0]
-    assert time.monotonic() - started < 25  # dvc takes its time to end, on a busy machine seconds
+    assert time.monotonic() - started < 35  # dvc takes its time to end, on a busy machine seconds
     assert dvc.returncode == 255  # dvc's own, whatever a stage's is
     assert "stopped before the time limit of 15 s" in said
 

@@ -10,11 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "updates")
-FINAL = ("train_loss", "train_accuracy", "population_test_accuracy")
-SUMMARY = ("runs_finished", "runs_diverged")
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr")
+FINAL = {
+    "train_accuracy": "final_train_accuracy",
+    "population_test_accuracy": "population_test_accuracy",
+}
+SUMMARY = ("runs_diverged",)
 """Of every column; `best_accuracy` and `best_base_lr` are there if a run finished."""
-SPEED = ("seconds", "images_per_second")
+SPEED = ("images_per_second",)
 """Of every column that one attempt trained from its first update to its last."""
 
 
@@ -81,7 +84,7 @@ def _expected(
             runs.add((study, name))
             own = history[history["run"] == name].sort_values("epoch")
             last = own["epoch"].iloc[-1]
-            found += [(name, f"final_{key}", last, run["final"][key]) for key in FINAL]
+            found += [(name, shown, last, run["final"][key]) for key, shown in FINAL.items()]
             if run["outcome"] == "finished":
                 reported = own["test_accuracy"].tail(min(max(len(own) // 8, 1), 5))
                 found += [(name, "reported_accuracy", last, reported.median())]

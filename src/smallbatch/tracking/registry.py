@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from smallbatch.config.base_lr import format_base_lr
 from smallbatch.errors import UserError
 from smallbatch.records.columns import find_columns, read_record
+from smallbatch.text import count
 from smallbatch.tracking import entries
 from smallbatch.tracking.best_model import NO_MODEL
 from smallbatch.tracking.existing import find_existing
@@ -173,7 +174,7 @@ def _version(store: Store, name: str, column: TrackedColumn, uri: str, run_id: s
         },
         description=(
             f"m = {column.info.batch_size}, η̃ = {format_base_lr(cell.base_lr)}: accuracy "
-            f"{cell.accuracy:.4f} (median of {len(cell.runs)} seeds); these are the weights of "
-            f"seed {run.info.seed}, {middle}, with {run.reported_accuracy:.4f}."
+            f"{cell.accuracy:.4f} (median of {count(len(cell.runs), 'seed')}); these are the weights "
+            f"of seed {run.info.seed}, {middle}, with {run.reported_accuracy:.4f}."
         ),
     )
