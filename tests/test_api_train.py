@@ -88,7 +88,7 @@ def test_an_interruption_ends_the_training_and_the_program_goes_on(folder: Path)
     program = """
         import signal
         import smallbatch
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         try:
             smallbatch.train(batch_size=2, lr=0.01, epochs=10**6, dataset="tiny")
         except KeyboardInterrupt:

@@ -174,7 +174,7 @@ def _version(store: Store, name: str, column: TrackedColumn, uri: str, run_id: s
         },
         description=(
             f"m = {column.info.batch_size}, η̃ = {format_base_lr(cell.base_lr)}: accuracy "
-            f"{cell.accuracy:.4f} (median of {count(len(cell.runs), 'seed')}); these are the weights "
-            f"of seed {run.info.seed}, {middle}, with {run.reported_accuracy:.4f}."
+            f"{cell.accuracy:.4f} (median of {count(len(cell.runs), 'seed')}); these are the "
+            f"weights of seed {run.info.seed}, {middle}, with {run.reported_accuracy:.4f}."
         ),
     )
