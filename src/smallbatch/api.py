@@ -19,27 +19,14 @@ from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
 from smallbatch.analysis.frames import Results, load_results, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import stable_ranges
-from smallbatch.errors import Stopped, UserError
+from smallbatch.errors import Stopped as Stopped
+from smallbatch.errors import UserError as UserError
 from smallbatch.records.columns import read_column
 
 if TYPE_CHECKING:
     import os
 
     from smallbatch.report.answer import Sure
-
-__all__ = [
-    "Best",
-    "Stopped",
-    "TrainedRun",
-    "UserError",
-    "best",
-    "claims",
-    "load_cells",
-    "load_history",
-    "load_runs",
-    "stable_range",
-    "train",
-]
 
 MODELS, SINGLE_RUNS = "models", ".smallbatch/runs"
 

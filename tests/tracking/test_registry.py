@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from smallbatch.analysis.evaluation import evaluate
+from smallbatch.errors import UserError
 from smallbatch.tracking import registry, sync
 
 VERSIONS = "select version, source, status from model_versions order by version"
@@ -107,18 +108,27 @@ def test_the_copy_of_an_experiment_moves_no_alias(
     assert len(tables.query(VERSIONS)) == 2  # once its results are the project's own
 
 
-def test_a_server_without_a_registry_fails_nothing(
-    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", ["ENDPOINT_NOT_FOUND", "PERMISSION_DENIED", "INTERNAL_ERROR"])
+def test_a_server_without_a_registry_fails_nothing_and_a_fault_is_told(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ErrorCode
     from mlflow.tracking import MlflowClient
 
     def refuse(*_: object, **__: object) -> None:
-        raise MlflowException("no registry here")
+        raise MlflowException("not today", ErrorCode.Value(code))
 
-    monkeypatch.setattr(MlflowClient, "get_registered_model", refuse)
-    assert sync(columns.write(8)).runs_created == 5
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "get_registered_model", refuse)
+        if code == "INTERNAL_ERROR":
+            with pytest.raises(UserError, match="not today"):
+                sync(columns.write(8))
+        else:
+            assert sync(columns.write(8)).runs_created == 5
     assert tables.query(VERSIONS) == []
+    sync(columns.root)
+    assert len(tables.query(VERSIONS)) == 1
 
 
 def test_a_model_of_somebody_else_with_that_name_stays(columns: Any, tables: Any) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 ALIAS = "best"
 _EXPERIMENT, _MODEL = "smallbatch.experiment", "smallbatch.model"
+_NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_FOUND", "NOT_IMPLEMENTED",
+                "PERMISSION_DENIED", "RESOURCE_DOES_NOT_EXIST")  # fmt: skip
+"""What a server answers that has no registry, or none for this user. Other errors are told."""
 
 
 def model_name(column: ColumnInfo) -> str:
@@ -63,8 +66,13 @@ def register_best(store: Store, experiment_id: str, columns: Sequence[TrackedCol
     uri = parent.data.tags.get(entries.MODEL, NO_MODEL) if parent else NO_MODEL
     if parent is None or uri == NO_MODEL:  # it is not logged yet
         return
-    with suppress(MlflowException, NotImplementedError):
+    try:
         _name_it(store, best, uri, parent.info.run_id)
+    except NotImplementedError:
+        return
+    except MlflowException as error:
+        if error.error_code not in _NO_REGISTRY:
+            raise
 
 
 def _logged(store: Store, experiment_id: str, column: TrackedColumn) -> Run | None:
