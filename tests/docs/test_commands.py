@@ -76,12 +76,16 @@ def test_commands_are_found_and_wrong_ones_are_told() -> None:
     assert _complaint("train STUDY M") == ""
 
 
-@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def _python(page: Path) -> str:
+    return "\n".join(it.text for it in blocks(page) if it.language == "python" and it.executed)
+
+
+# The first has changes of the sources, which tests/test_extending.py makes; the second is followed
+# by tests/test_notebook.py.
+ELSEWHERE = ("extending.md", "python.md")
+PYTHON = [page for page in GUIDES if page.name not in ELSEWHERE and _python(page)]
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
 def test_every_python_block_runs(page: Path, tmp_path: Path) -> None:
-    if page.name == "extending.md":
-        return  # its blocks are changes of the sources: tests/test_extending.py makes them
-    if page.name == "python.md":
-        pytest.skip("run by a test of its own")
-    found = [it.text for it in blocks(page) if it.language == "python" and it.executed]
-    if found:
-        subprocess.run([sys.executable, "-c", "\n".join(found)], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", _python(page)], cwd=tmp_path, check=True)

@@ -24,10 +24,11 @@ def write() -> list[Path]:
     """Write the listing of every stage; returns their paths."""
     private.refuse_links_of_others(FOLDER)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for stage, files in of_stages().items():
+    stages = of_stages()
+    for stage, files in stages.items():
         lines = [f"{modules.digest(file)}  {file}\n" for file in files]
         durable.write(FOLDER / stage, "".join(lines).encode())
-    return [FOLDER / stage for stage in of_stages()]
+    return [FOLDER / stage for stage in stages]
 
 
 def of_stages() -> dict[str, list[Path]]:
