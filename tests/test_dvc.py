@@ -141,6 +141,17 @@ def test_an_experiment_in_a_copy_comes_back(followed: Followed) -> None:
     assert set(runs["batch_size"]) == {8, 32}
 
 
+def test_its_runs_are_in_mlflow_though_its_folder_is_gone(followed: Followed) -> None:
+    project = followed.project
+    runs = pd.read_parquet(project.root / "reports/evaluation/runs.parquet")
+    of_it = set(runs["run"][runs["batch_size"] == 32])
+    assert len(of_it) == 2
+    assert of_it <= {run for _, run in project.runs_in_mlflow()}
+    assert not [*project.root.glob(".dvc/tmp/exps/**/mlflow.db")]
+    # The models of m = 8 before and after, and that of m = 32.
+    assert len([*project.root.glob("mlartifacts/digits/resnet8/models/*/artifacts/MLmodel")]) == 3
+
+
 def test_powers_of_two_on_the_command_line(followed: Followed) -> None:
     overrides = {
         "grid.base_lrs=[2**-6, 2**-4]": (2**-6, 2**-4),

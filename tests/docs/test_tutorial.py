@@ -28,6 +28,8 @@ def test_a_newcomer_gets_from_nothing_to_a_comparison(tmp_path: Path) -> None:
         "LANG": "C.UTF-8",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "src"),
+        # The kernels of all tests: to compile them anew takes long.
+        "SMALLBATCH_CACHE": os.environ["SMALLBATCH_CACHE"],
         "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc"),
     }
     done = subprocess.run(
