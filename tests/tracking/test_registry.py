@@ -30,8 +30,12 @@ def best_in_registry(tables: Any) -> tuple[int, float, float]:
     tags = dict(
         tables.query(f"select key, value from model_version_tags where version = {version}")
     )
+    model = tags["smallbatch.model"].removeprefix("models:/")
     [(source,)] = tables.query(f"select source from model_versions where version = {version}")
-    model = source.removeprefix("models:/")
+    [(place,)] = tables.query(
+        f"select artifact_location from logged_models where model_id = '{model}'"
+    )
+    assert source == place
     metrics = dict(
         tables.query(
             f"select metric_name, metric_value from logged_model_metrics where model_id = '{model}'"
@@ -64,6 +68,16 @@ def test_versions_do_not_pile_up_and_the_alias_moves_with_the_best(
         assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
         seen.append(len(before))
     assert seen == [1, 2, 3, 4]  # each training gave another model
+
+
+def test_it_is_registered_in_another_database_than_that_of_the_environment(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns.write(8)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    sync(columns.root, "sqlite:///mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
 
 
 def test_a_column_that_is_logged_alone_is_compared_with_those_beside_it(

@@ -168,11 +168,17 @@ def _version(store: Store, name: str, column: TrackedColumn, uri: str, run_id: s
         raise ValueError(f"{column.directory}: no run finished")
     run = cell.median_run
     middle = "the one in the middle" if len(cell.runs) % 2 else "the better of the middle two"
+    model_id = uri.removeprefix("models:/")
+    source = uri
+    if store.uri.kind in ("sqlite", "database"):
+        # A client of a database looks `models:/` up where MLFLOW_TRACKING_URI points to, which
+        # need not be this database.
+        source = store.client.get_logged_model(model_id).artifact_location
     return store.client.create_model_version(
         name,
-        source=uri,
+        source=source,
         run_id=run_id,
-        model_id=uri.removeprefix("models:/"),
+        model_id=model_id,
         tags={
             _MODEL: uri,
             entries.RUN: run.info.run,
