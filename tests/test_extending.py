@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 import smallbatch
 assert Path(smallbatch.__file__).is_relative_to(Path.cwd()), smallbatch.__file__
-from smallbatch.config.params import ComputeConfig, StudyConfig, parse_dataset
+from smallbatch.config.params import ComputeConfig, parse_dataset
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes import train_lanes
 from smallbatch.engines.loop import initial_model, train
 from smallbatch.engines.resident import load_resident

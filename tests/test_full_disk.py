@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from smallbatch.cli.main import main
-from smallbatch.config.params import ComputeConfig, StudyConfig
+from smallbatch.config.params import ComputeConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
 from smallbatch.protocol.column import plan_column

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines import lanes as stacked
 from smallbatch.engines import loop
 from smallbatch.engines.lanes.native.compiler import compiler

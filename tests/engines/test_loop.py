@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import loop
 from smallbatch.engines import resident as on_device
+from smallbatch.engines.flat import FlatSGD
 from smallbatch.engines.resident import Resident, load_resident
 from smallbatch.errors import UserError
 from smallbatch.protocol.run import Run
@@ -162,7 +163,7 @@ def test_a_weight_that_is_not_finite_is_divergence_even_where_the_loss_is(
 
 def test_finite_weights_whose_sum_overflows_are_finite() -> None:
     model = nn.Linear(4, 1, bias=False)
-    sgd = loop.FlatSGD(model, 0.0)
+    sgd = FlatSGD(model, 0.0, 1)
     sgd.theta.fill_(3e38)
     assert not math.isfinite(sgd.theta.sum().item())
     assert sgd.finite()

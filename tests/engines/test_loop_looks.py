@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import loop
 from smallbatch.engines.resident import Resident, load_resident

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch import modules
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.made_by import ENTRY, code_digest, made_by_on, sources
 from smallbatch.modules import PACKAGE
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import lanes as stacked
 from smallbatch.engines import loop

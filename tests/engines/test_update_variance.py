@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines import update_variance as measured
 from smallbatch.engines.resident import load_resident
 from smallbatch.engines.update_variance import measure_study, update_variances

@@ -13,7 +13,8 @@ from smallbatch.analysis.cells import summarise_cells
 from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.mixed import mixed_results
-from smallbatch.config.params import ComputeConfig, StudyConfig
+from smallbatch.config.params import ComputeConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
 from smallbatch.pipeline.experiments import best_base_lr

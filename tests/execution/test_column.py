@@ -16,7 +16,8 @@ import torch
 from safetensors.numpy import load_file
 
 from smallbatch import machine as environment
-from smallbatch.config.params import ComputeConfig, StudyConfig
+from smallbatch.config.params import ComputeConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import made_by as sources
 from smallbatch.engines.kinds import Engine

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.pipeline import progress, run_progress
 from smallbatch.pipeline.progress import Progress
 from smallbatch.pipeline.run_progress import RunProgress

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes import native
 from smallbatch.engines.lanes.native import compiler as native_compiler
 from smallbatch.placement.rules import Choice, choose, deal

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
+from smallbatch.protocol.optimiser import betas_at
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
 
@@ -46,3 +48,48 @@ def test_identity_covers_what_determines_the_result_and_nothing_else() -> None:
     ]
     assert len({run.hash, *(other.hash for other in others)}) == 7
     assert run.lr == 8 * 2.0**-6
+
+
+def test_runs_of_before_there_were_optimisers_keep_their_identity() -> None:
+    assert Run(study(), "abc", 8, 2.0**-6, 0).hash == "75e8becc2ef39a11"
+    cosine = Run(study(schedule="cosine"), "abc", 8, 2.0**-6, 0)
+    assert cosine.hash != "75e8becc2ef39a11"
+
+
+def test_each_number_of_an_optimiser_is_in_the_identity() -> None:
+    settings: list[dict[str, Any]] = [
+        {"optimizer": "momentum"},
+        {"optimizer": "momentum", "momentum": 0.5},
+        {"optimizer": "nesterov"},
+        {"optimizer": "adamw"},
+        {"optimizer": "adamw", "betas": [0.9, 0.99]},
+        {"optimizer": "adamw", "beta2_examples": 1000.0},
+        {"optimizer": "adamw", "eps": 1e-6},
+        {"schedule": "cosine"},
+        {"schedule": "constant"},
+        {},
+    ]
+    hashes = {Run(study(**it), "abc", 8, 2.0**-6, 0).hash for it in settings}
+    assert len(hashes) == len(settings)
+    spelt = study(optimizer="momentum", momentum=0.9)
+    assert Run(spelt, "abc", 8, 2.0**-6, 0).hash in hashes
+
+
+def test_half_a_cosine_from_the_warm_up_to_the_end() -> None:
+    rates = [scheduled_lr(u, 40, 2.0, study(schedule="cosine", warmup=0.1)) for u in range(40)]
+    assert rates[:4] == [scheduled_lr(u, 40, 2.0, study(warmup=0.1)) for u in range(4)]
+    assert rates[4] == 2.0
+    assert rates[22] == pytest.approx(1.0)
+    assert rates[39] == pytest.approx(2.0 * (1 + math.cos(math.pi * 35 / 36)) / 2)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_under_adamw_the_grid_has_learning_rates_themselves() -> None:
+    assert Run(study(optimizer="adamw"), "abc", 8, 2.0**-6, 0).lr == 2.0**-6
+
+
+def test_a_squared_gradient_counts_half_after_as_many_examples_at_every_m() -> None:
+    for m in (1, 7, 32):
+        beta1, beta2 = betas_at(study(optimizer="adamw", beta2_examples=640.0), m)
+        assert beta1 == 0.9
+        assert beta2 ** (640 / m) == pytest.approx(0.5)

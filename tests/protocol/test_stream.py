@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.protocol import run as runs
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.stream import DIGEST, PAD, batches, epoch_examples, stream_digest

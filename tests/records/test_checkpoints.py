@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from smallbatch import durable, private
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import lanes as stacked
 from smallbatch.engines import loop

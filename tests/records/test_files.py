@@ -15,7 +15,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.outcome import RunResult

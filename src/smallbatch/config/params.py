@@ -12,17 +12,11 @@ from smallbatch.config.base_lr import refuse_overflow
 from smallbatch.config.dataset import DatasetConfig, Strict
 from smallbatch.config.messages import allowed, one_line
 from smallbatch.config.model_names import validate_model
+from smallbatch.config.study import StudyConfig
 from smallbatch.config.values import (
-    BEST_OF,
-    MOST,
     MOST_ITEMS,
-    UPDATES_OF,
     BaseLrs,
     BatchSizes,
-    BestOf,
-    BnBatchSizes,
-    Budget,
-    Fraction,
     Gibibytes,
     Name,
     WorkerCount,
@@ -30,90 +24,9 @@ from smallbatch.config.values import (
 )
 from smallbatch.errors import Missing, UserError
 
-Norm = Literal["none", "batch", "batch_conv", "ghost", "group"]
-Precision = Literal["float32", "tf32", "bf16"]
 EngineSetting = Literal["auto", "loop", "stacked"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class StudyConfig(Strict):
-    """A family of curves of the paper: all settings except the grid (paper, section 5).
-
-    ``epochs`` counts passes over the training set; ``milestones`` and ``warmup`` are fractions of
-    the updates; ``figure`` is the paper's figure that the study reproduces, which is only a label.
-
-    ``bn_batch_sizes`` makes the sub-batch of ghost batch norm an axis of the grid (Figs. 13, 14);
-    at SGD batch size m, those that are at most m are run. With ``base_lr: best of STUDY`` each m
-    is run at the best base learning rate of that study's column with the same m. With ``budget:
-    updates of B`` a run at m has epochs·m/B epochs, so that all make as many updates as one at B.
-    """
-
-    model: str
-    norm: Norm = "none"
-    bn_batch_size: Annotated[int, Field(ge=2, le=MOST)] | None = None
-    bn_batch_sizes: BnBatchSizes | None = None
-    augment: bool = False
-    epochs: Annotated[int, Field(ge=1, le=MOST)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    milestones: Annotated[tuple[Fraction, ...], Field(strict=False)] = (0.5, 0.75)
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Precision = "float32"
-    budget: Budget = "epochs"
-    base_lrs: BaseLrs | None = None
-    base_lr: BestOf | None = None
-    figure: str | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.milestones and self.warmup > min(self.milestones):
-            raise ValueError(
-                f"warmup: found {self.warmup:g}, allowed: at most the first of milestones, "
-                f"{min(self.milestones):g}"
-            )
-        refuse_repeats("base_lrs", self.base_lrs or ())
-        refuse_repeats("bn_batch_sizes", self.bn_batch_sizes or ())
-        if self.bn_batch_sizes and (self.norm != "ghost" or self.bn_batch_size is not None):
-            raise ValueError("bn_batch_sizes: allowed with norm ghost and without bn_batch_size")
-        if self.base_lr and self.base_lrs:
-            raise ValueError("base_lr: found beside base_lrs, allowed: one of the two")
-        return self
-
-    @property
-    def best_of(self) -> str | None:
-        """The study whose best base learning rates this study uses."""
-        match = BEST_OF.match(self.base_lr or "")
-        return match.group(1) if match else None
-
-    def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
-        """The settings of the runs at m: epochs by the budget, and one BN batch size each.
-
-        Raises:
-            ValueError: The budget gives no whole number of epochs, or no BN batch size fits.
-        """
-        settings = self.model_copy(update={"epochs": self._epochs_at(batch_size)})
-        if self.bn_batch_sizes is None:
-            return (settings,)
-        fitting = [size for size in self.bn_batch_sizes if size <= batch_size]
-        if not fitting:
-            raise ValueError(
-                f"bn_batch_sizes: found none up to batch size {batch_size}, allowed: at least one"
-            )
-        return tuple(settings.model_copy(update={"bn_batch_size": size}) for size in fitting)
-
-    def _epochs_at(self, batch_size: int) -> int:
-        match = UPDATES_OF.match(self.budget)
-        if match is None:
-            return self.epochs
-        epochs, rest = divmod(self.epochs * batch_size, int(match.group(1)))
-        if rest or not 1 <= epochs <= MOST:
-            found = self.epochs * batch_size / int(match.group(1))
-            raise ValueError(
-                f"budget: epochs {self.epochs} and {self.budget!r} give {found:g} epochs at batch "
-                f"size {batch_size}, allowed: a whole number up to {MOST}"
-            )
-        return epochs
 
 
 class DependentStudy(Strict):
@@ -209,6 +122,25 @@ class Params(Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _learning_rates_are_of_one_kind(self) -> Self:
+        for name in self.grid.studies:
+            study = self.studies[name]
+            if study.optimizer == "adamw" and study.lrs is None:
+                raise ValueError(
+                    f"studies.{name}.lrs: missing, allowed with adamw: a list of learning rates η, "
+                    "as the grid's base_lrs are η/m"
+                )
+        for dependent in self.grid.dependent:
+            one, other = self.studies[dependent.name], self.studies[dependent.after]
+            if (one.optimizer == "adamw") != (other.optimizer == "adamw"):
+                raise ValueError(
+                    f"studies.{dependent.name}.base_lr: found 'best of {dependent.after}' with the "
+                    f"optimisers {one.optimizer} and {other.optimizer}, allowed: both adamw, or "
+                    "neither, as AdamW's learning rate is η and that of the others η/m"
+                )
+        return self
+
     @property
     def running(self) -> tuple[str, ...]:
         """The names of all studies that are run."""
@@ -220,8 +152,11 @@ class Params(Strict):
         return tuple((study, m) for study in self.running for m in self.grid.batch_sizes)
 
     def base_lrs(self, study: str) -> tuple[float, ...]:
-        """The base learning rates of an independent study: its own, or else the grid's."""
-        return self.studies[study].base_lrs or self.grid.base_lrs
+        """The learning rates of an independent study: its own, or else the grid's.
+
+        They are base learning rates η̃, under AdamW learning rates η.
+        """
+        return self.studies[study].rates or self.grid.base_lrs
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -252,7 +187,7 @@ def parse_params(raw: object, origin: str) -> Params:
             for batch_size in sizes:
                 if study.best_of is None:
                     _refuse_two_axes(study, params.base_lrs(name))
-                    refuse_overflow(max(params.base_lrs(name)), batch_size)
+                    refuse_overflow(max(params.base_lrs(name)), study.examples_per_rate(batch_size))
                 for settings in study.at(batch_size):
                     validate_model(
                         settings.model,

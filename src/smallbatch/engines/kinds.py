@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from smallbatch.config.model_names import ALIASES
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import StudyConfig
+    from smallbatch.config.study import StudyConfig
 
 Engine = Literal["loop", "stacked"]
 
@@ -35,6 +35,8 @@ def serves(study: StudyConfig, device: str) -> Literal["native", "layers", "vmap
     """
     from smallbatch.engines.lanes import native
 
+    if study.optimizer != "sgd":
+        return None
     if native.takes(study, device):
         return "native"
     if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):

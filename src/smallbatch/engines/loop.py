@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from smallbatch.engines.flat import FlatWeights, flat_weights
 from smallbatch.engines.resident import Resident, Split
 from smallbatch.engines.tally import Tally
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
@@ -22,7 +23,7 @@ from smallbatch.protocol.stream import stretches
 from smallbatch.records.checkpoints import Keeper, KeepNothing, State
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import Precision
+    from smallbatch.config.study import Precision
 
 EVAL_BATCH = 256  # examples per forward pass of an evaluation; small enough for a CPU's cache
 # Most training pixels from which exact BN statistics are computed, in one pass: 4,096 images of
@@ -31,38 +32,6 @@ POPULATION_PIXELS = 2**22
 # Updates between two checks of whether the run has diverged. The check makes a GPU wait for the
 # host. Updates that were made after the divergence are not counted.
 LOOK_EVERY = {"cpu": 1, "cuda": 64}
-
-
-class FlatSGD:
-    """Plain SGD in the sum form on all parameters at once (eq. 5), with coupled weight decay.
-
-    One update is θ ← θ − η̃·Σ∇L_i(θ) − η·λ·θ with η = m·η̃. Parameters and gradients are views into
-    two flat vectors, so an update takes two vector operations, however many layers there are.
-    """
-
-    def __init__(self, model: nn.Module, weight_decay: float) -> None:
-        self.weight_decay = weight_decay
-        parameters = list(model.parameters())
-        self.theta = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.gradient = torch.zeros_like(self.theta)
-        sizes = [p.numel() for p in parameters]
-        pairs = zip(self.theta.split(sizes), self.gradient.split(sizes), strict=True)
-        for parameter, (weights, gradient) in zip(parameters, pairs, strict=True):
-            parameter.data = weights.view_as(parameter)
-            parameter.grad = gradient.view_as(parameter)
-
-    def update(self, base_lr: float, lr: float) -> None:
-        """Apply the accumulated gradient of the summed loss and clear it."""
-        # Torch refuses rates beyond the dtype's range; its largest number diverges just as well.
-        largest = torch.finfo(self.theta.dtype).max
-        decay = max(1 - lr * self.weight_decay, -largest)
-        self.theta.mul_(decay).sub_(self.gradient, alpha=min(base_lr, largest))
-        self.gradient.zero_()
-
-    def finite(self) -> Tensor:
-        """Whether every weight is finite, bool (); does not wait for the device."""
-        low, high = self.theta.aminmax()  # NaN if a weight is NaN, and then both comparisons fail
-        return (low > -math.inf) & (high < math.inf)
 
 
 def train(
@@ -87,17 +56,17 @@ def train(
     """
     device = data.train.images.device
     model = initial_model(run, data).to(device, dtype)
-    sgd = FlatSGD(model, run.settings.weight_decay)
+    weights = flat_weights(model, run.settings, run.batch_size)
     with arithmetic(run.settings.precision, device):
         keeper, tally = keeper or KeepNothing(), Tally(device)
-        trained = _Trainer(run, data, model, sgd, on_epoch, keeper, tally).run()
+        trained = _Trainer(run, data, model, weights, on_epoch, keeper, tally).run()
         final = _final_metrics(model, data, trained)
     return RunResult(
         outcome="finished" if trained.diverged_at is None else "diverged",
         diverged_at=trained.diverged_at,
         rows=trained.rows,
         final=final,
-        parameters=sgd.theta.numel(),
+        parameters=weights.theta.numel(),
         weights=_weights(model) if trained.diverged_at is None else {},
     )
 
@@ -107,7 +76,7 @@ class _Trainer:
     run_: Run
     data: Resident
     model: nn.Module
-    sgd: FlatSGD
+    weights: FlatWeights
     on_epoch: Callable[[Row], None]
     keeper: Keeper
     tally: Tally
@@ -118,7 +87,7 @@ class _Trainer:
     def run(self) -> _Trainer:
         self.keeper.begin(self)
         self._end_epoch()  # a checkpoint may be of the moment before an epoch's end is recorded
-        look_every = LOOK_EVERY[self.sgd.theta.device.type]
+        look_every = LOOK_EVERY[self.weights.theta.device.type]
         for images, labels in self._batches():
             self._step(images, labels)
             if self.update % look_every == 0:
@@ -144,10 +113,10 @@ class _Trainer:
         loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
                              reduction="sum")  # fmt: skip
         loss.backward()
-        self.sgd.update(lr / self.run_.batch_size, lr)
+        self.weights.update(lr, self.update)
         self.update += 1
         correct = (logits.argmax(1) == labels).sum()
-        self.tally.add(self.update, loss.detach(), correct, self.sgd.finite())
+        self.tally.add(self.update, loss.detach(), correct, self.weights.finite())
 
     def _look(self) -> None:
         """Wait for the device and see whether the run has diverged; if so, forget later updates."""
@@ -201,8 +170,9 @@ class _Trainer:
     def state(self) -> State:
         """See :class:`~records.checkpoints.Resumable`."""
         self._look()
-        tensors = {"theta": self.sgd.theta, **_generators(self.sgd.theta.device)}
+        tensors = {"theta": self.weights.theta, **_generators(self.weights.theta.device)}
         tensors |= {f"buffer.{name}": value for name, value in self.model.named_buffers()}
+        tensors |= {f"moment.{i}": value for i, value in enumerate(self.weights.moments)}
         content: dict[str, Any] = {"rows": self.rows, "running": self._running()}
         if self.diverged_at is not None:
             content["diverged_at"] = self.diverged_at
@@ -215,12 +185,14 @@ class _Trainer:
         running, diverged_at = state.content["running"], state.content.get("diverged_at", 0)
         self.tally.restore(running["loss"], int(running["correct"]), diverged_at)
         self._look()
-        self.sgd.theta.copy_(state.tensors["theta"])
+        self.weights.theta.copy_(state.tensors["theta"])
+        for i, value in enumerate(self.weights.moments):
+            value.copy_(state.tensors[f"moment.{i}"])
         for name, value in self.model.named_buffers():
             value.copy_(state.tensors[f"buffer.{name}"])
         torch.set_rng_state(state.tensors["generator.cpu"])
-        if self.sgd.theta.is_cuda:
-            torch.cuda.set_rng_state(state.tensors["generator.cuda"], self.sgd.theta.device)
+        if self.weights.theta.is_cuda:
+            torch.cuda.set_rng_state(state.tensors["generator.cuda"], self.weights.theta.device)
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from smallbatch import machine, modules
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.kinds import Engine, Kernels, serves
 
 ENTRY: dict[Engine, tuple[str, ...]] = {

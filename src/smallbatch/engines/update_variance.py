@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from smallbatch.engines.loop import FlatSGD, initial_model
+from smallbatch.engines.flat import FlatSGD
+from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import load_resident
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.stream import batches
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from smallbatch.config.params import StudyConfig
+    from smallbatch.config.study import StudyConfig
     from smallbatch.data.prepared import Dataset
     from smallbatch.engines.resident import Resident
 
@@ -97,12 +98,12 @@ def update_variances(run: Run, data: Resident, points: Sequence[int] = SEEN) -> 
         Examples seen → variance.
     """
     model = initial_model(run, data)
-    sgd = FlatSGD(model, weight_decay=0.0)
+    sgd = FlatSGD(model, weight_decay=0.0, batch_size=run.batch_size)
     found: dict[int, float] = {}
     seen = 0
     for point in points:
         for _ in _gradients(run, data, model, sgd, seen, (point - seen) // run.batch_size):
-            sgd.update(run.base_lr, run.lr)
+            sgd.update(run.lr)
         seen = point
         # The batches that would come next, which these weights have not seen in this epoch.
         updates: list[torch.Tensor] = []

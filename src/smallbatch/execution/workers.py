@@ -36,7 +36,7 @@ from smallbatch.records.checkpoints import Checkpoints, ChunkPlan
 from smallbatch.records.schema import Clock, Environment
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import StudyConfig
+    from smallbatch.config.study import StudyConfig
     from smallbatch.data.prepared import Dataset
     from smallbatch.engines.resident import Resident
     from smallbatch.execution.watch import Watch

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch import private
-from smallbatch.config.params import Params, StudyConfig
+from smallbatch.config.params import Params
+from smallbatch.config.study import StudyConfig
 from smallbatch.errors import Missing, UserError
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track

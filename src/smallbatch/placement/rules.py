@@ -10,7 +10,8 @@ from smallbatch.engines.kinds import serves
 from smallbatch.placement.workload import Method
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import EngineSetting, StudyConfig
+    from smallbatch.config.params import EngineSetting
+    from smallbatch.config.study import StudyConfig
 
 T = TypeVar("T")
 

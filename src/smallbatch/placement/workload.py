@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
 from smallbatch.engines.kinds import Engine, Kernels
 

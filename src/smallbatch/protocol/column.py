@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smallbatch.config.base_lr import refuse_overflow
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import updates_after
@@ -64,7 +64,7 @@ def plan_column(
         )
     try:
         variants = settings.at(batch_size)
-        refuse_overflow(max(base_lrs), batch_size)
+        refuse_overflow(max(base_lrs), settings.examples_per_rate(batch_size))
     except ValueError as error:
         raise UserError(f"studies.{study}.{error}") from None
     fingerprint = dataset.meta.fingerprint

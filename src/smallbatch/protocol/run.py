@@ -12,7 +12,7 @@ from smallbatch.protocol.stream import DIGEST, stream_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smallbatch.config.params import StudyConfig
+    from smallbatch.config.study import StudyConfig
 
 # To be increased when changed code changes results, so that old and new runs have other hashes.
 # What each version changed, and which results are of which: docs/decisions.md.
@@ -20,7 +20,17 @@ PROTOCOL = 2
 
 
 # Settings that only choose or label runs; what they choose is in the run itself.
-_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "budget", "bn_batch_sizes"}
+_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes"}
+# Settings that came later, with what they were before. That value is left out of a run's hash, so
+# that runs trained before keep theirs.
+_WAS_ALWAYS = {
+    "optimizer": "sgd",
+    "momentum": None,
+    "betas": None,
+    "beta2_examples": None,
+    "eps": None,
+    "schedule": "step",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Run:
         settings: The study's settings at this batch size, with at most one BN batch size.
         fingerprint: The hash of the prepared data set's content.
         batch_size: m, examples per update.
-        base_lr: η̃ = η / m.
+        base_lr: η̃ = η / m; under AdamW η.
         seed: The seed of weights, order, crops and flips.
     """
 
@@ -44,7 +54,7 @@ class Run:
     @property
     def lr(self) -> float:
         """Learning rate of the mean gradient before any schedule, η = m·η̃ (eq. 5)."""
-        return self.batch_size * self.base_lr
+        return self.settings.examples_per_rate(self.batch_size) * self.base_lr
 
     @property
     def hash(self) -> str:
@@ -72,7 +82,7 @@ def run_hash(
     identity: dict[str, Any] = {
         "protocol": protocol,
         "fingerprint": fingerprint,
-        "settings": {key: settings[key] for key in settings if key not in _NOT_IDENTITY},
+        "settings": {key: value for key, value in settings.items() if _decides(key, value)},
         "batch_size": batch_size,
         "base_lr": base_lr.hex(),
         "seed": seed,
@@ -81,3 +91,7 @@ def run_hash(
         identity["stream"] = stream_digest()
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _decides(key: str, value: object) -> bool:
+    return key not in _NOT_IDENTITY and (key not in _WAS_ALWAYS or value != _WAS_ALWAYS[key])

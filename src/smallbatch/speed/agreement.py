@@ -19,7 +19,7 @@ from smallbatch.speed.rate import job_of, runs_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from smallbatch.config.params import Precision
+    from smallbatch.config.study import Precision
 
     Weights = Mapping[str, Tensor]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.placement.rules import deal
 from smallbatch.placement.workload import Method, Workload, noise

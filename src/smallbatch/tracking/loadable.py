@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from smallbatch.config.params import Precision
+    from smallbatch.config.study import Precision
 
 BATCH = 256
 """Images in one forward pass; does not affect results, as the model is in evaluation mode."""

@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from smallbatch.config.params import DatasetConfig, StudyConfig
+from smallbatch.config.params import DatasetConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepare import prepare
 from smallbatch.data.prepared import load_prepared
 from smallbatch.engines import lanes as stacked

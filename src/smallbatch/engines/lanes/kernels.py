@@ -12,7 +12,7 @@ from smallbatch.engines.kinds import Kernels
 from smallbatch.errors import first_line
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import Precision
+    from smallbatch.config.study import Precision
 
 
 def default_kernels(device: torch.device, dtype: torch.dtype, precision: Precision) -> Kernels:

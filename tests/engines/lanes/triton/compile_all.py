@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes.torch.lanes import make_step
 from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, pool, tail
 from smallbatch.engines.resident import load_resident

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallbatch.config.params import StudyConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines import lanes as stacked
 from smallbatch.engines import loop
 from smallbatch.engines.lanes.torch.lanes import make_step

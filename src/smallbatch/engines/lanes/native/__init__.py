@@ -12,7 +12,7 @@ __all__ = ["left_out", "takes", "version"]
 if TYPE_CHECKING:
     import torch
 
-    from smallbatch.config.params import StudyConfig
+    from smallbatch.config.study import StudyConfig
 
 
 def takes(study: StudyConfig, device: torch.device | str) -> bool:

@@ -17,7 +17,7 @@ from smallbatch.engines.lanes.layers import Shortcut
 from smallbatch.engines.lanes.triton import conv_kernels, image_kernels
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import Precision
+    from smallbatch.config.study import Precision
 
 # Typed Any, because the kernels' constants are passed as plain numbers.
 _ROWS: Any = conv_kernels.rows
