@@ -35,8 +35,6 @@ def serves(study: StudyConfig, device: str) -> Literal["native", "layers", "vmap
     """
     from smallbatch.engines.lanes import native
 
-    if study.optimizer != "sgd":
-        return None
     if native.takes(study, device):
         return "native"
     if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):

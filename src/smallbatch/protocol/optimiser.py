@@ -16,9 +16,14 @@ not scale with the gradient: its learning rate is η at every m.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from smallbatch.config.study import Optimizer, StudyConfig
 
 MOMENTS: dict[Optimizer, int] = {"sgd": 0, "momentum": 1, "nesterov": 1, "adamw": 2}
@@ -26,6 +31,29 @@ MOMENTS: dict[Optimizer, int] = {"sgd": 0, "momentum": 1, "nesterov": 1, "adamw"
 
 LARGEST = math.ldexp(1 - 2.0**-24, 128)
 """The largest number of single precision: a rate beyond it diverges just as well."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """An optimiser, and its numbers that stay the same from update to update.
+
+    Attributes:
+        optimizer: Its name.
+        batch_size: m.
+        beta1: β₁ of AdamW, μ of momentum and nesterov.
+        beta2: β₂ of AdamW.
+        eps: ε of AdamW.
+    """
+
+    optimizer: Optimizer = "sgd"
+    batch_size: int = 1
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+
+
+PLAIN = Constants()
+"""Plain SGD."""
 
 
 def betas_at(study: StudyConfig, batch_size: int) -> tuple[float, float]:
@@ -40,25 +68,46 @@ def betas_at(study: StudyConfig, batch_size: int) -> tuple[float, float]:
     return beta1, beta2
 
 
-def coefficients(study: StudyConfig, batch_size: int, lr: float, update: int) -> tuple[float, ...]:
-    """The numbers of one update that change from update to update.
+def constants(study: StudyConfig, batch_size: int) -> Constants:
+    """What a study's optimiser keeps the same from update to update at m."""
+    if study.optimizer == "adamw":
+        beta1, beta2 = betas_at(study, batch_size)
+        return Constants(study.optimizer, batch_size, beta1, beta2, study.eps or 0.0)
+    return Constants(study.optimizer, batch_size, study.momentum or 0.0)
+
+
+def coefficients(
+    study: StudyConfig, batch_size: int, lrs: NDArray[np.float64], first: int
+) -> NDArray[np.float64]:
+    """The numbers that change from update to update and from run to run.
 
     Args:
         study: The settings.
         batch_size: m.
-        lr: η of this update, as `scheduled_lr` gives it.
-        update: The number of the update, from 0.
+        lrs: η as `scheduled_lr` gives it, (updates, K).
+        first: The number of the first of these updates, from 0.
 
     Returns:
+        (updates, 2, K) or, for AdamW, (updates, 3, K):
+
         - ``sgd``: 1 − η·λ and η̃;
         - ``momentum``, ``nesterov``: m·λ and η̃;
         - ``adamw``: 1 − η·λ, η/(1 − β₁ᵗ) and √(1 − β₂ᵗ).
     """
     decay = study.weight_decay
     if study.optimizer == "sgd":
-        return 1 - lr * decay, lr / batch_size
+        return np.stack([1 - lrs * decay, lrs / batch_size], 1)
     if study.optimizer != "adamw":
-        return batch_size * decay, lr / batch_size
+        return np.stack([np.full_like(lrs, batch_size * decay), lrs / batch_size], 1)
+    first_bias, second_bias = corrections(study, batch_size, first, len(lrs))
+    roots = np.broadcast_to(second_bias[:, None], lrs.shape)
+    return np.stack([1 - lrs * decay, lrs / first_bias[:, None], roots], 1)
+
+
+def corrections(
+    study: StudyConfig, batch_size: int, first: int, updates: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AdamW's 1 − β₁ᵗ and √(1 − β₂ᵗ) of updates ``first``, … from 0, (updates,) each."""
     beta1, beta2 = betas_at(study, batch_size)
-    step = lr / (1 - beta1 ** (update + 1))
-    return 1 - lr * decay, step, math.sqrt(1 - beta2 ** (update + 1))
+    t = np.arange(first + 1, first + updates + 1)
+    return 1 - beta1**t, np.sqrt(1 - beta2**t)

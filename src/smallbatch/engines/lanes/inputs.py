@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from smallbatch.engines.resident import Resident
+from smallbatch.protocol.optimiser import coefficients
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
 from smallbatch.protocol.stream import epoch_examples, join
@@ -73,7 +74,8 @@ class Tables:
         rows = self.n // self.m + 1
         self.counter = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.examples = self._empty(rows, 4, len(self.seeds), self.m, dtype=torch.int64)
-        self.rates = self._empty(rows, 2, len(runs), dtype=dtype)
+        per_update = 3 if self.study.optimizer == "adamw" else 2
+        self.rates = self._empty(rows, per_update, len(runs), dtype=dtype)
         self._place()
 
     def _empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
@@ -122,10 +124,10 @@ class Tables:
         return first, last
 
     def _schedule(self, first: int, last: int) -> np.ndarray:
-        """1 − η·λ and η̃ of every lane, (updates, 2, K), computed as in the loop engine."""
+        """The numbers of every update and lane, (updates, 2 or 3, K), as in the loop engine."""
         factors = [scheduled_lr(u, self.updates, 1.0, self.study) for u in range(first, last)]
         lrs = np.array(factors).reshape(-1, 1) * np.array([run.lr for run in self.runs])
-        return np.stack([1 - lrs * self.study.weight_decay, lrs / self.m], 1)
+        return coefficients(self.study, self.m, lrs, first)
 
     def lr(self, lane: int, update: int) -> float:
         """η of a lane at an update, counted from 0."""

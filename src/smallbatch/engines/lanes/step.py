@@ -70,7 +70,8 @@ class Tail(Protocol):
 
         Args:
             lanes: The weights and their gradients.
-            rates: 1 − η·λ and η̃ of each lane at each update of the epoch, (updates, 2, K).
+            rates: The numbers of each lane at each update of the epoch that
+                `protocol.optimiser.coefficients` gives, (updates, 2 or 3, K).
             metrics: The epoch's sums.
             counter: The number of the epoch's updates before this one, (1,); is increased by 1.
         """
@@ -133,7 +134,8 @@ class Step:
     def state(self) -> list[Tensor]:
         """All tensors that a step changes."""
         lanes = self.net.lanes
-        return [lanes.theta, *lanes.statistics.values(), self.tables.counter, *self.metrics]
+        weights = [lanes.theta, *lanes.moments, *lanes.statistics.values()]
+        return [*weights, self.tables.counter, *self.metrics]
 
     def alive(self) -> list[bool]:
         """Whether each lane is still training, that is, has not diverged; waits for the device."""

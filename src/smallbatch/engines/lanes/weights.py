@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from smallbatch.protocol.optimiser import MOMENTS, PLAIN, Constants
+
 ALIGNED = 16  # values; a multiple of four, as the widest load reads four values
 SPAN = 1024  # values of a row; the gradients of one span have equally many parts
 
@@ -26,6 +28,8 @@ class LaneWeights:
         packed: Whether memory is laid out for Triton's kernels: weights of convolutions are (size,
             size, C, O), and every parameter starts at a multiple of ALIGNED values, with zeros
             between.
+        optimiser: The optimiser of the lanes.
+        moments: What the optimiser keeps for each weight, (K, P) each.
         views: The parameters by name, each a view (K, …) into ``theta``.
         partial: The gradient of the summed loss in parts to be added, (parts, K, P), written by a
             backward pass. There is one part unless `split` asks for more.
@@ -38,6 +42,8 @@ class LaneWeights:
     statistics: dict[str, Tensor]
     template: dict[str, Tensor]
     packed: bool = False
+    optimiser: Constants = PLAIN
+    moments: list[Tensor] = field(init=False)
     views: dict[str, Tensor] = field(init=False)
     partial: Tensor = field(init=False)
     used: Tensor = field(init=False)
@@ -45,6 +51,8 @@ class LaneWeights:
 
     def __post_init__(self) -> None:
         self._counts: dict[str, int] = {}
+        count = MOMENTS[self.optimiser.optimizer]
+        self.moments = [torch.zeros_like(self.theta) for _ in range(count)]
         self.used = torch.ones(
             -(-self.theta.shape[1] // SPAN), dtype=torch.int32, device=self.theta.device
         )
@@ -110,17 +118,40 @@ class LaneWeights:
     def keep(self, index: Tensor) -> None:
         """Drop all lanes but those of ``index``, an int64 tensor."""
         self.theta = self.theta[index]
+        self.moments = [moment[index] for moment in self.moments]
         self.statistics = {name: value[index] for name, value in self.statistics.items()}
         self._bind()
 
-    def update(self, decay: Tensor, base_lr: Tensor) -> None:
-        """One update of every lane: θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay).
+    def update(self, *numbers: Tensor) -> None:
+        """One update of every lane by :mod:`smallbatch.protocol.optimiser`'s formulas.
 
         Args:
-            decay: 1 − η·λ of each lane, (K,).
-            base_lr: η̃ of each lane, (K,).
+            numbers: Two or three of each lane, (K,) each, as `coefficients` gives them.
         """
-        self.theta.mul_(decay[:, None]).addcmul_(self.gradient, base_lr[:, None], value=-1)
+        decay, rate, *more = (number[:, None] for number in numbers)
+        match self.optimiser.optimizer:
+            case "sgd":
+                self.theta.mul_(decay).addcmul_(self.gradient, rate, value=-1)
+            case "adamw":
+                self._adamw(decay, rate, *more)
+            case _:
+                self._momentum(decay, rate)
+
+    def _momentum(self, decay: Tensor, rate: Tensor) -> None:
+        [velocity], mu = self.moments, self.optimiser.beta1
+        step = torch.addcmul(self.gradient, self.theta, decay)
+        velocity.mul_(mu).add_(step)
+        if self.optimiser.optimizer == "nesterov":
+            velocity = step.add_(velocity, alpha=mu)
+        self.theta.addcmul_(velocity, rate, value=-1)
+
+    def _adamw(self, decay: Tensor, rate: Tensor, root: Tensor) -> None:
+        (first, second), numbers = self.moments, self.optimiser
+        gradient = self.gradient / numbers.batch_size
+        first.lerp_(gradient, 1 - numbers.beta1)
+        second.mul_(numbers.beta2).addcmul_(gradient, gradient, value=1 - numbers.beta2)
+        step = torch.sqrt(second, out=gradient).div_(root).add_(numbers.eps)
+        self.theta.mul_(decay).addcmul_(torch.div(first, step, out=step), rate, value=-1)
 
     def finite(self) -> Tensor:
         """Whether every weight of a lane is finite, bool (K,)."""
@@ -144,6 +175,7 @@ def stack_lanes(
     dtype: torch.dtype,
     all_buffers: bool = False,
     packed: bool = False,
+    optimiser: Constants = PLAIN,
 ) -> tuple[LaneWeights, nn.Module]:
     """Build K plain models one after another and stack their states.
 
@@ -153,6 +185,7 @@ def stack_lanes(
         dtype: The dtype of the lanes' parameters and statistics.
         all_buffers: Whether to stack every buffer, as vmap needs, and not only running statistics.
         packed: See `LaneWeights`.
+        optimiser: The optimiser of the lanes.
 
     Returns:
         The lanes, and the last of the models, which shows their structure.
@@ -164,7 +197,9 @@ def stack_lanes(
     for i, build in enumerate(builders):
         model = build()
         if lanes is None:
-            lanes = _empty_lanes(model, len(builders), device, dtype, all_buffers, packed)
+            lanes = _empty_lanes(
+                model, len(builders), device, dtype, all_buffers, packed, optimiser
+            )
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, value in {**lanes.views, **lanes.statistics}.items():
             value[i].copy_(state[name].detach())
@@ -180,6 +215,7 @@ def _empty_lanes(
     dtype: torch.dtype,
     all_buffers: bool,
     packed: bool,
+    optimiser: Constants,
 ) -> LaneWeights:
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     parameters = sum(padded(shape.numel(), packed) for shape in shapes.values())
@@ -197,6 +233,7 @@ def _empty_lanes(
         statistics=statistics,
         template={name: value.detach().clone() for name, value in model.state_dict().items()},
         packed=packed,
+        optimiser=optimiser,
     )
 
 

@@ -81,9 +81,10 @@ class Calls:
 @cache
 def kernels(real: str, folder: Path) -> ctypes.CDLL:
     source, path = folder / f"{real}.cpp", folder / f"{real}.so"
-    source.write_text(_SOURCE % native.SOURCE)
+    source.write_text(_SOURCE % native.SOURCES[0])
     command = [identity()[0], *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
-    subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
+    sources = [str(source), *map(str, native.SOURCES[1:])]
+    subprocess.run([*command, *sources, "-o", str(path)], check=True, capture_output=True)
     return ctypes.CDLL(str(path))
 
 

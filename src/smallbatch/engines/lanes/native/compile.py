@@ -16,8 +16,9 @@ from smallbatch import durable, private
 from smallbatch.engines.lanes.native.compiler import LIMIT_S, CompilerFailed, identity, run
 from smallbatch.machine import cache_folder, processor
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-_FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
+# Each is compiled by itself: what is added to one leaves the rounding of the others as it was.
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "optimisers.cpp")]
+_FILES = [*sorted(Path(__file__).parent.glob("*.h")), *SOURCES]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LANES = 8  # numbers in a vector, which may be several machine vectors or a part of one
 
@@ -144,7 +145,8 @@ def _compile(real: str, folder: Path) -> Path:
     """
     made = folder / "kernels.so"
     cxx, _ = identity()
-    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", str(SOURCE), "-o", str(made)], LIMIT_S)
+    sources = map(str, SOURCES)
+    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", *sources, "-o", str(made)], LIMIT_S)
     if not made.is_file():
         raise CompilerFailed(f"{cxx} ended without a file")
     return made

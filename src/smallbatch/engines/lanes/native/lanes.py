@@ -6,20 +6,22 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes.native.algorithms import parts_of_a_batch
 from smallbatch.engines.lanes.native.compile import LANES, library
-from smallbatch.engines.lanes.native.memory import aligned
+from smallbatch.engines.lanes.native.memory import from_blocks, in_blocks, repeated
 from smallbatch.engines.lanes.native.network import NativeNetwork
-from smallbatch.engines.lanes.native.structures import Images, group_of, stream_of
+from smallbatch.engines.lanes.native.structures import Images, Optimiser, group_of, stream_of
 from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import Resident, Split
+from smallbatch.protocol.optimiser import MOMENTS, constants, corrections
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
 from smallbatch.protocol.stream import PAD, epoch_examples
@@ -29,6 +31,14 @@ STRETCH = 0.3  # seconds of updates before control returns to the caller
 
 _Stream, _Group = stream_of(LANES), group_of(LANES)
 _NOBODY = 1  # `diverged_at` of a place without a run, so that it counts as diverged
+
+
+class _Rows(NamedTuple):
+    """Parameters, statistics and the optimiser's moments: rows of lanes, or a group's vectors."""
+
+    theta: NDArray[Any]
+    statistics: NDArray[Any]
+    moments: tuple[NDArray[Any], ...]
 
 
 class NativeLanes:
@@ -68,7 +78,8 @@ class NativeLanes:
         self._template = self.model.state_dict()
         self._study = runs[0].settings
         self._updates = updates_after(self._study.epochs, len(data.train), m)
-        self._set_rows(*self._initial_rows())
+        self._optimiser = _optimiser(self._study, m)
+        self._set_rows(self._initial_rows())
         self._diverged_at = np.zeros(len(self.runs), np.int64)
         self.clear()
         self._streams: dict[tuple[int, int], tuple[NDArray[Any], ...]] = {}
@@ -77,8 +88,8 @@ class NativeLanes:
     def __len__(self) -> int:
         return len(self.runs)
 
-    def _initial_rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Parameters and statistics of plain models initialised by the runs' seeds, (K, …)."""
+    def _initial_rows(self) -> _Rows:
+        """Parameters and statistics of plain models initialised by the runs' seeds; no moments."""
         theta, statistics = (
             np.empty((len(self.runs), count), self._real)
             for count in (self.parameters, self._network.statistic_count)
@@ -91,29 +102,33 @@ class NativeLanes:
             ):
                 for name, (start, shape) in places.items():
                     rows[lane, start : start + math.prod(shape)] = state[name].numpy().ravel()
-        return theta, statistics
+        moments = (np.zeros_like(theta) for _ in range(MOMENTS[self._study.optimizer]))
+        return _Rows(theta, statistics, tuple(moments))
 
-    def _set_rows(self, theta: NDArray[Any], statistics: NDArray[Any]) -> None:
-        """Copy rows (K, …) into the groups' vectors, each row into all places of its run."""
-        self._groups: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        for start in range(0, len(theta), self._size):
-            pair: list[NDArray[Any]] = []
-            for rows in (theta, statistics):
-                vectors = aligned(rows.shape[1] * LANES, self._real).reshape(-1, LANES)
-                own = rows[start : start + self._size].T.repeat(self._parts, axis=1)
-                vectors[:, : own.shape[1]] = own
-                vectors[:, own.shape[1] :] = own[:, :1]
-                pair.append(vectors)
-            self._groups.append((pair[0], pair[1]))
+    def _set_rows(self, rows: _Rows) -> None:
+        """Copy the lanes' rows, (K, …) each, into the groups' vectors."""
+        self._groups: list[_Rows] = []
+        for start in range(0, len(rows.theta), self._size):
+            own = slice(start, start + self._size)
+            self._groups.append(
+                _Rows(
+                    repeated(rows.theta[own], self._parts),
+                    repeated(rows.statistics[own], self._parts),
+                    tuple(in_blocks(moment[own], self._parts) for moment in rows.moments),
+                )
+            )
 
-    def _rows(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Parameters and statistics of all lanes, (K, …) each."""
-        k = len(self.runs)
+    def _rows(self) -> _Rows:
+        """Parameters, statistics and moments of all lanes, (K, …) each."""
+        k, parts = len(self.runs), self._parts
         theta, statistics = (
-            np.concatenate([group[i].T[:: self._parts] for group in self._groups])[:k]
-            for i in range(2)
+            np.concatenate([group[i].T[::parts] for group in self._groups])[:k] for i in range(2)
         )
-        return theta, statistics
+        moments = (
+            [from_blocks(group.moments[i], parts, self.parameters) for group in self._groups]
+            for i in range(MOMENTS[self._study.optimizer])
+        )
+        return _Rows(theta, statistics, tuple(np.concatenate(rows)[:k] for rows in moments))
 
     def advance(self, first: int, last: int) -> int:
         """Do as many updates as take about STRETCH seconds."""
@@ -140,7 +155,10 @@ class NativeLanes:
             for seed in {run.seed for run in self.runs}
         }
         stretch = range(first, first + updates)
-        factors = np.array([scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch])
+        schedule = np.ones((updates, 3))
+        schedule[:, 0] = [scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch]
+        if self._study.optimizer == "adamw":
+            schedule[:, 1:] = np.transpose(corrections(self._study, m, first, updates))
         for g in range(len(self._groups)):
             lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
             group = self._group(g)
@@ -156,8 +174,8 @@ class NativeLanes:
             self._library.train(
                 ctypes.byref(self._network.structure), ctypes.byref(group),
                 ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
-                ctypes.c_void_p(factors.ctypes.data), ctypes.c_int64(first),
-                ctypes.c_int64(updates),
+                ctypes.byref(self._optimiser), ctypes.c_void_p(schedule.ctypes.data),
+                ctypes.c_int64(first), ctypes.c_int64(updates),
             )  # fmt: skip
             for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):
                 self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
@@ -194,29 +212,39 @@ class NativeLanes:
         """Drop all lanes but these if fewer groups are then needed; else it saves nothing."""
         if -(-len(kept) // self._size) == len(self._groups):
             return False
-        rows = [part[list(kept)] for part in self._rows()]
+        theta, statistics, moments = self._rows()
         self.runs = [self.runs[i] for i in kept]
-        self._set_rows(rows[0], rows[1])
+        index = list(kept)
+        moments = tuple(moment[index] for moment in moments)
+        self._set_rows(_Rows(theta[index], statistics[index], moments))
         self._loss, self._correct = self._loss[list(kept)], self._correct[list(kept)]
         self._diverged_at = self._diverged_at[list(kept)]
         self._seconds = math.inf
         return True
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
-        """Weights, statistics and the epoch's sums of these lanes."""
-        theta, statistics = self._rows()
+        """Weights, statistics, the optimiser's moments and the epoch's sums of these lanes."""
+        theta, statistics, moments = self._rows()
         parts = {"theta": theta, "statistics": statistics}
+        parts |= {f"moment.{i}": moment for i, moment in enumerate(moments)}
         parts |= {"loss": self._loss, "correct": self._correct}
         return {name: torch.from_numpy(part[list(lanes)]) for name, part in parts.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """See :class:`~engines.lanes.trainer.Lanes`."""
-        self._set_rows(tensors["theta"].numpy(), tensors["statistics"].numpy())
+        moments = range(MOMENTS[self._study.optimizer])
+        self._set_rows(
+            _Rows(
+                tensors["theta"].numpy(),
+                tensors["statistics"].numpy(),
+                tuple(tensors[f"moment.{i}"].numpy() for i in moments),
+            )
+        )
         self._loss, self._correct = tensors["loss"].numpy(), tensors["correct"].numpy()
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict; each tensor owns its memory."""
-        theta, statistics = self._groups[lane // self._size]
+        theta, statistics, _ = self._groups[lane // self._size]
         place = lane % self._size * self._parts
         state = {name: value.clone() for name, value in self._template.items()}
         for values, places in (
@@ -233,8 +261,9 @@ class NativeLanes:
         return self.data.windows is not None
 
     def _group(self, g: int) -> Any:
-        theta, statistics = self._groups[g]
-        return _Group(theta=theta.ctypes.data, statistics=statistics.ctypes.data)
+        theta, statistics, moments = self._groups[g]
+        places = [theta.ctypes.data, statistics.ctypes.data, *(m.ctypes.data for m in moments)]
+        return _Group(*places)
 
     def _images(self, split: Split) -> Images:
         images = split.images
@@ -272,6 +301,13 @@ class NativeLanes:
             np.ascontiguousarray(np.concatenate(table)[begin : begin + stop - start])
             for table in zip(*parts, strict=True)
         )
+
+
+def _optimiser(study: StudyConfig, m: int) -> Optimiser:
+    numbers = constants(study, m)
+    kind = list(MOMENTS).index(numbers.optimizer)
+    decay = m * study.weight_decay
+    return Optimiser(kind, numbers.beta1, numbers.beta2, numbers.eps, decay, m)
 
 
 def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:

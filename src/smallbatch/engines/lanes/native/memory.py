@@ -1,4 +1,4 @@
-"""The memory that the kernels use: positions of parameters in a lane's row, aligned buffers."""
+"""The memory that the kernels use: positions of parameters in a lane's row, groups' vectors."""
 
 from __future__ import annotations
 
@@ -29,3 +29,31 @@ def aligned(size: int, dtype: type[np.floating[Any]]) -> NDArray[Any]:
     memory = np.zeros(size * np.dtype(dtype).itemsize + boundary, np.uint8)
     start = -memory.ctypes.data % boundary
     return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+def repeated(rows: NDArray[Any], parts: int) -> NDArray[Any]:
+    """A group's rows (lanes, P) as vectors (P, LANES), each row in all places of its run.
+
+    Places without a run are like those of the first.
+    """
+    return _filled(rows.T.repeat(parts, axis=1))
+
+
+def in_blocks(rows: NDArray[Any], parts: int) -> NDArray[Any]:
+    """A group's rows (lanes, P) as vectors (⌈P/parts⌉, LANES): the blocks of `optimisers.h`."""
+    lanes, values = rows.shape
+    filled = np.pad(rows, ((0, 0), (0, -values % parts)))
+    return _filled(filled.reshape(lanes, -1, parts).swapaxes(0, 1).reshape(-1, lanes * parts))
+
+
+def from_blocks(vectors: NDArray[Any], parts: int, values: int) -> NDArray[Any]:
+    """The rows (LANES/parts, P) of a group's blocks."""
+    blocks = vectors.reshape(len(vectors), -1, parts)
+    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)[:, :values]
+
+
+def _filled(own: NDArray[Any]) -> NDArray[Any]:
+    vectors = aligned(len(own) * LANES, own.dtype.type).reshape(-1, LANES)
+    vectors[:, : own.shape[1]] = own
+    vectors[:, own.shape[1] :] = own[:, :1]
+    return vectors

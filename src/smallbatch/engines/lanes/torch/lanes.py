@@ -21,6 +21,7 @@ from smallbatch.engines.lanes.torch.vmap import VmapNet
 from smallbatch.engines.lanes.weights import LaneWeights, stack_lanes
 from smallbatch.engines.loop import initial_model
 from smallbatch.engines.resident import Resident, Split
+from smallbatch.protocol.optimiser import constants
 from smallbatch.protocol.run import Run
 
 # Images in one forward pass of an evaluation, over all lanes.
@@ -53,7 +54,8 @@ def build_net(
     plain = not has_stacked_form(builders[0]())
     kernels = kernels or default_kernels(device, dtype, runs[0].settings.precision)
     packed = not plain and kernels == "triton"
-    lanes, model = stack_lanes(builders, device, dtype, plain, packed)
+    optimiser = constants(runs[0].settings, runs[0].batch_size)
+    lanes, model = stack_lanes(builders, device, dtype, plain, packed, optimiser)
     if plain:
         return VmapNet(lanes, model), model
     return StackedNet(lanes, model, _kit(lanes, runs[0], data, kernels)), model
@@ -190,7 +192,7 @@ class TorchLanes:
         return self.net.lanes.state_dict(lane)
 
     def tensors(self, lanes: Sequence[int]) -> dict[str, Tensor]:
-        """Weights, statistics and the epoch's sums of these lanes."""
+        """Weights, the optimiser's moments, statistics and the epoch's sums of these lanes."""
         index = torch.tensor(lanes, device=self.device)
         return {name: value[index].cpu() for name, value in self._tensors().items()}
 
@@ -203,4 +205,5 @@ class TorchLanes:
         lanes, metrics = self.net.lanes, self.step.metrics
         statistics = {f"statistic.{name}": value for name, value in lanes.statistics.items()}
         sums = {"loss": metrics.loss, "correct": metrics.correct, "seen": metrics.seen}
-        return {"theta": lanes.theta, **statistics, **sums}
+        moments = {f"moment.{i}": value for i, value in enumerate(lanes.moments)}
+        return {"theta": lanes.theta, **moments, **statistics, **sums}

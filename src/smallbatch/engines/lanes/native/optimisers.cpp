@@ -1,0 +1,135 @@
+// Updates of the weights; `protocol/optimiser.py` has the formulas.
+
+#include <algorithm>
+#include <utility>
+
+#include "vectors.h"
+
+namespace {
+
+// Where the places of a vector are parts of runs, all places of a run have the same weights and
+// moments. Then `parts` parameters are updated at a time: place p·parts + j of a `block` is for the
+// j-th of them, of run p. Moments lie in memory as such blocks, so they take no more of it than they
+// have different values.
+
+using Places = std::make_integer_sequence<int, V>;
+
+template <int bit, int... v>
+inline vec mixed(vec a, vec b, std::integer_sequence<int, v...>) {
+    return vec{(v & bit ? b : a)[v]...};
+}
+template <int bit, int... v>
+inline vec swapped(vec x, std::integer_sequence<int, v...>) {
+    return vec{x[v ^ bit]...};
+}
+template <int parts, int j, int... v>
+inline vec spread(vec block, std::integer_sequence<int, v...>) {
+    return vec{block[(v & -parts) | j]...};
+}
+
+// The block of `parts` vectors that are the same in all places of a run.
+template <int parts>
+inline vec block_of(const vec *x) {
+    if constexpr (parts == 1) {
+        return *x;
+    } else {
+        constexpr int half = parts / 2;
+        return mixed<half>(block_of<half>(x), block_of<half>(x + half), Places{});
+    }
+}
+
+// The block of the sums over each run's places, rounded as by `across`.
+template <int parts>
+inline vec sums_of(const vec *x) {
+    if constexpr (parts == 1) {
+        return *x;
+    } else {
+        constexpr int half = parts / 2;
+        const vec a = sums_of<half>(x), b = sums_of<half>(x + half);
+        return mixed<half>(a, b, Places{}) + swapped<half>(mixed<half>(b, a, Places{}), Places{});
+    }
+}
+
+template <int parts, int... j>
+inline void store(vec *to, vec block, std::integer_sequence<int, j...>) {
+    ((to[j] = spread<parts, j>(block, Places{})), ...);
+}
+
+// The numbers of one update: of each place, or the same for all.
+struct Numbers {
+    vec decay, rate;  // as `coefficients` in `protocol/optimiser.py` gives them
+    REAL root;        // 1/√(1 − β₂ᵗ)
+    REAL mean;        // 1/m
+    REAL beta1, new1, beta2, new2, eps;  // new: 1 − β
+};
+
+// The new weights from old ones and the gradient of the summed loss; changes the moments.
+template <int kind>
+inline vec moved(vec theta, vec gradient, vec &first, vec &second, const Numbers &n) {
+    if constexpr (kind == ADAMW) {
+        const vec g = gradient * n.mean;
+        first = n.beta1 * first + n.new1 * g;
+        second = n.beta2 * second + n.new2 * g * g;
+        return theta * n.decay - n.rate * first / (root(second) * n.root + n.eps);
+    } else {
+        const vec g = gradient + n.decay * theta;
+        first = n.beta1 * first + g;
+        return theta - n.rate * (kind == NESTEROV ? g + n.beta1 * first : first);
+    }
+}
+
+// Updates all weights. Returns 0 for a run whose weights are finite, otherwise NaN.
+template <int kind, int parts>
+vec descend(const Network &net, Group &group, const Numbers &numbers) {
+    vec check{}, *first = group.first, *second = group.second, none{};
+    const auto block = [&](vec *theta, const vec *gradient) {
+        vec &other = kind == ADAMW ? *second : none;
+        const vec value =
+            moved<kind>(block_of<parts>(theta), sums_of<parts>(gradient), *first, other, numbers);
+        store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
+        check += value * 0;
+        first++;
+        if (kind == ADAMW) second++;
+    };
+    const count rest = net.parameters % parts, whole = net.parameters - rest;
+    for (count i = 0; i < whole; i += parts) block(group.theta + i, net.gradient + i);
+    if (rest) {
+        vec theta[parts]{}, gradient[parts]{};
+        std::copy_n(group.theta + whole, rest, theta);
+        std::copy_n(net.gradient + whole, rest, gradient);
+        block(theta, gradient);
+        std::copy_n(theta, rest, group.theta + whole);
+    }
+    return across(check, parts);
+}
+
+template <int kind>
+vec descend(const Network &net, Group &group, const Numbers &numbers) {
+    switch (net.parts) {
+        case 1: return descend<kind, 1>(net, group, numbers);
+        case 2: return descend<kind, 2>(net, group, numbers);
+        case 4: return descend<kind, 4>(net, group, numbers);
+        default: return descend<kind, V>(net, group, numbers);
+    }
+}
+
+}  // namespace
+
+// One update by an optimiser with moments. `schedule` has the factor of η, and AdamW's 1 − β₁ᵗ and
+// √(1 − β₂ᵗ).
+vec descend(const Network &net, Group &group, const Optimiser &of, const double *schedule) {
+    const bool adamw = of.kind == ADAMW;
+    Numbers n{};
+    for (int v = 0; v < V; v++) {
+        n.rate[v] = REAL(schedule[0] * group.base_lr[v] / (adamw ? schedule[1] : 1));
+        n.decay[v] = REAL(adamw ? 1 - schedule[0] * group.lr_times_decay[v] : of.decay);
+    }
+    n.root = REAL(1 / schedule[2]), n.mean = REAL(1 / of.batch_size), n.eps = REAL(of.eps);
+    n.beta1 = REAL(of.beta1), n.new1 = REAL(1 - of.beta1);
+    n.beta2 = REAL(of.beta2), n.new2 = REAL(1 - of.beta2);
+    switch (of.kind) {
+        case MOMENTUM: return descend<MOMENTUM>(net, group, n);
+        case NESTEROV: return descend<NESTEROV>(net, group, n);
+        default: return descend<ADAMW>(net, group, n);
+    }
+}
