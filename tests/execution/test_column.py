@@ -425,15 +425,17 @@ def test_other_kernels_compilers_and_processors_train_again(
         return made_by_on(engine, "cpu", study)
 
     here, loop = made_by(), made_by("loop")
-    assert kernels.version() in here
+    assert kernels.version_of() in here
     assert made_by("loop") != here
-    assert kernels.version() not in made_by(precision="bf16") + made_by("loop")
+    assert kernels.version_of(moments=True) in made_by(optimizer="momentum")
+    assert kernels.version_of() not in made_by(precision="bf16") + made_by("loop")
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "identity", lambda: ("/usr/bin/c++", "another version"))
         assert made_by() != here
     with monkeypatch.context() as patch:
         patch.setattr(environment, "processor", lambda: "another")
         assert made_by("loop") != here
+    assert kernels.version_of(moments=True) in made_by(optimizer="momentum")
         others = {made_by(), made_by("loop"), made_by(precision="bf16")}
     assert not others & {here, made_by("loop"), made_by(precision="bf16")}
     with monkeypatch.context() as patch:

@@ -57,7 +57,7 @@ def native_version(
     from smallbatch.engines.lanes import native
 
     if engine == "stacked" and kernels is None and serves(study, device) == "native":
-        return native.version()
+        return native.version(study)
     return None
 
 

@@ -14,7 +14,6 @@ from smallbatch.engines.lanes.native import lanes as native_lanes
 from smallbatch.protocol.run import Run
 from tests.engines.lanes.test_trainer import (
     PRECISE,
-    assert_equal,
     assert_near,
     noise_data,
     one_thread,

@@ -81,10 +81,9 @@ class Calls:
 @cache
 def kernels(real: str, folder: Path) -> ctypes.CDLL:
     source, path = folder / f"{real}.cpp", folder / f"{real}.so"
-    source.write_text(_SOURCE % native.SOURCES[0])
+    source.write_text(_SOURCE % native.SOURCE)
     command = [identity()[0], *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
-    sources = [str(source), *map(str, native.SOURCES[1:])]
-    subprocess.run([*command, *sources, "-o", str(path)], check=True, capture_output=True)
+    subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
     return ctypes.CDLL(str(path))
 
 

@@ -16,50 +16,53 @@ from smallbatch import durable, private
 from smallbatch.engines.lanes.native.compiler import LIMIT_S, CompilerFailed, identity, run
 from smallbatch.machine import cache_folder, processor
 
-# Each is compiled by itself: what is added to one leaves the rounding of the others as it was.
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "optimisers.cpp")]
-_FILES = [*sorted(Path(__file__).parent.glob("*.h")), *SOURCES]
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# Includes that source, and adds the optimisers with moments. Plain SGD has its own library, so that
+# no change to the others can change how it rounds.
+WITH_MOMENTS = Path(__file__).with_name("optimisers.cpp")
+_FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LANES = 8  # numbers in a vector, which may be several machine vectors or a part of one
 
 
-def available() -> bool:
+def available(moments: bool = False) -> bool:
     """Whether the kernels are compiled already or can be compiled here."""
-    return failure() is None
+    return failure(moments) is None
 
 
-def failure() -> str | None:
+def failure(moments: bool = False) -> str | None:
     """Why there are no kernels, in one line; None where there are."""
-    found = _found("float")
+    found = _found("float", moments)
     return found if isinstance(found, str) else None
 
 
-def library(real: str, decided: str | None = None) -> ctypes.CDLL:
+def library(real: str, decided: str | None = None, moments: bool = False) -> ctypes.CDLL:
     """The kernels for ``float`` or ``double``, compiled if this machine has not done so yet.
 
     Args:
         real: The type of numbers.
         decided: The version that they must have, if that was decided before.
+        moments: Whether the optimiser has moments; without, it is plain SGD.
 
     Raises:
         OSError: There is no compiler, or it fails.
         RuntimeError: They have another version.
     """
-    found = _found(real)
-    if decided is not None and (isinstance(found, str) or version() != decided):
+    found = _found(real, moments)
+    if decided is not None and (isinstance(found, str) or version_of(moments) != decided):
         raise RuntimeError(f"the native kernels {decided} are not to be had any more")
     if isinstance(found, str):
         raise CompilerFailed(found)
     return found
 
 
-def version() -> str:
+def version_of(moments: bool = False) -> str:
     """16 hex digits that identify these kernels; others may round differently."""
-    return _key("float")
+    return _key("float", moments)
 
 
 @cache
-def _found(real: str) -> ctypes.CDLL | str:
+def _found(real: str, moments: bool) -> ctypes.CDLL | str:
     """The kernels, or why there are none.
 
     It is found out once, before workers are forked, as a compiler may fail now and not later:
@@ -69,28 +72,29 @@ def _found(real: str) -> ctypes.CDLL | str:
         folder = private.cache_folder(cache_folder)
         if folder is not None:
             try:
-                return _kept(real, folder)
+                return _kept(real, moments, folder)
             except CompilerFailed:
                 raise
             except OSError as error:  # full, read-only, or on a disk that runs no programs
                 why = error.strerror or error
                 private.say_once(f"{folder}: {why}; kernels are compiled at every start")
         with tempfile.TemporaryDirectory(prefix="smallbatch-") as scratch:
-            return ctypes.CDLL(str(_compile(real, Path(scratch))))
+            return ctypes.CDLL(str(_compile(real, moments, Path(scratch))))
     except OSError as error:
         return str(error)
 
 
-def _key(real: str) -> str:
+def _key(real: str, moments: bool = False) -> str:
     """A hash of everything that the binary depends on."""
     parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *identity()]
-    sources = [path.read_bytes() for path in _FILES]
+    files = [*_FILES, WITH_MOMENTS] if moments else _FILES
+    sources = [path.read_bytes() for path in files]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, parts)])).hexdigest()[:16]
 
 
-def _kept(real: str, folder: Path) -> ctypes.CDLL:
+def _kept(real: str, moments: bool, folder: Path) -> ctypes.CDLL:
     """The kernels from the cache folder, compiled into it where it has none that are whole."""
-    path = folder / f"kernels-{_key(real)}.so"
+    path = folder / f"kernels-{_key(real, moments)}.so"
     checked = _whole(path)
     if checked is None:
         with ExitStack() as stack:
@@ -99,7 +103,7 @@ def _kept(real: str, folder: Path) -> ctypes.CDLL:
                 stack.enter_context(lock)
             checked = _whole(path)
             if checked is None:
-                _compile_into(real, path)
+                _compile_into(real, moments, path)
                 checked = _whole(path)
     if checked is None:
         raise OSError(errno.EAGAIN, "another process changes it", str(path))
@@ -129,15 +133,15 @@ def _whole(path: Path) -> int | None:
     return None
 
 
-def _compile_into(real: str, path: Path) -> None:
+def _compile_into(real: str, moments: bool, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = _compile(real, Path(scratch))
+        made = _compile(real, moments, Path(scratch))
         made.chmod(0o700)  # whatever the umask is
         durable.write(_digest(path), _sha256(made.read_bytes()), mode=0o600)
         made.replace(path)
 
 
-def _compile(real: str, folder: Path) -> Path:
+def _compile(real: str, moments: bool, folder: Path) -> Path:
     """Compile the kernels into a folder.
 
     Raises:
@@ -145,8 +149,8 @@ def _compile(real: str, folder: Path) -> Path:
     """
     made = folder / "kernels.so"
     cxx, _ = identity()
-    sources = map(str, SOURCES)
-    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", *sources, "-o", str(made)], LIMIT_S)
+    source = str(WITH_MOMENTS if moments else SOURCE)
+    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", source, "-o", str(made)], LIMIT_S)
     if not made.is_file():
         raise CompilerFailed(f"{cxx} ended without a file")
     return made

@@ -16,9 +16,6 @@
 #include "products.h"
 #include "winograd.h"
 
-// In `optimisers.cpp`.
-vec descend(const Network &net, Group &group, const Optimiser &of, const double *schedule);
-
 namespace {
 
 // Computes a layer's convolution, or the gradient of its input, by the layer's algorithm.
@@ -186,10 +183,10 @@ extern "C" {
 
 int lanes_per_vector() { return V; }
 
-// Does `updates` updates of a group, beginning with number `first`. `schedule` has three numbers for
-// each of them, see `update`.
+// Does `updates` updates of a group, beginning with number `first`. `factor` has for each of them
+// the number by which the schedule multiplies η.
 void train(const Network *net, Group *group, const Images *images, const Stream *stream,
-           const Optimiser *optimiser, const double *schedule, int64_t first, int64_t updates) {
+           const double *factor, int64_t first, int64_t updates) {
     const FlushDenormals flush;
     double loss[V];
     int64_t hits[V];
@@ -198,9 +195,7 @@ void train(const Network *net, Group *group, const Images *images, const Stream 
         forward(*net, group->theta, group->statistics, true);
         loss_and_gradient(*net, loss, hits, true);
         backward(*net, group->theta);
-        const double *now = schedule + 3 * i;
-        const vec check = optimiser->kind == SGD ? update(*net, *group, now[0])
-                                                 : descend(*net, *group, *optimiser, now);
+        const vec check = update(*net, *group, factor[i]);
         bool alive = false;
         for (int v = 0; v < V; v++) {
             if (group->diverged_at[v]) continue;

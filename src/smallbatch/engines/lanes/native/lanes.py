@@ -58,7 +58,9 @@ class NativeLanes:
     ) -> None:
         self.runs, self.data = list(runs), data
         self._real: type[np.floating[Any]] = np.float64 if dtype == torch.float64 else np.float32
-        self._library = library("double" if dtype == torch.float64 else "float", version)
+        moments = MOMENTS[runs[0].settings.optimizer] > 0
+        real = "double" if dtype == torch.float64 else "float"
+        self._library = library(real, version, moments)
         self.model = initial_model(self.runs[0], data)
         _, channels, height, width = data.train.images.shape
         image = (channels, height, width)
@@ -78,7 +80,6 @@ class NativeLanes:
         self._template = self.model.state_dict()
         self._study = runs[0].settings
         self._updates = updates_after(self._study.epochs, len(data.train), m)
-        self._optimiser = _optimiser(self._study, m)
         self._set_rows(self._initial_rows())
         self._diverged_at = np.zeros(len(self.runs), np.int64)
         self.clear()
@@ -155,10 +156,8 @@ class NativeLanes:
             for seed in {run.seed for run in self.runs}
         }
         stretch = range(first, first + updates)
-        schedule = np.ones((updates, 3))
-        schedule[:, 0] = [scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch]
-        if self._study.optimizer == "adamw":
-            schedule[:, 1:] = np.transpose(corrections(self._study, m, first, updates))
+        factors = np.array([scheduled_lr(u, self._updates, 1.0, self._study) for u in stretch])
+        schedule = _schedule(self._study, m, factors, first)
         for g in range(len(self._groups)):
             lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
             group = self._group(g)
@@ -171,12 +170,13 @@ class NativeLanes:
                 group.diverged_at[place] = self._diverged_at[lane]
             places = [part for lane in lanes for part in tables[self.runs[lane].seed]]
             stream = _stream(places, self._augments)
-            self._library.train(
-                ctypes.byref(self._network.structure), ctypes.byref(group),
-                ctypes.byref(self._images(self.data.train)), ctypes.byref(stream),
-                ctypes.byref(self._optimiser), ctypes.c_void_p(schedule.ctypes.data),
-                ctypes.c_int64(first), ctypes.c_int64(updates),
-            )  # fmt: skip
+            shared = (self._network.structure, group, self._images(self.data.train), stream)
+            span = ctypes.c_int64(first), ctypes.c_int64(updates)
+            table = ctypes.c_void_p(schedule.ctypes.data)
+            if (optimiser := self._optimiser(g)) is None:
+                self._library.train(*map(ctypes.byref, shared), table, *span)
+            else:
+                self._library.train_with(*map(ctypes.byref, (*shared, optimiser)), table, *span)
             for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):
                 self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
                 self._diverged_at[lane] = group.diverged_at[place]
@@ -261,9 +261,18 @@ class NativeLanes:
         return self.data.windows is not None
 
     def _group(self, g: int) -> Any:
-        theta, statistics, moments = self._groups[g]
-        places = [theta.ctypes.data, statistics.ctypes.data, *(m.ctypes.data for m in moments)]
-        return _Group(*places)
+        theta, statistics, _ = self._groups[g]
+        return _Group(theta=theta.ctypes.data, statistics=statistics.ctypes.data)
+
+    def _optimiser(self, g: int) -> Optimiser | None:
+        """The optimiser of a group with its moments; None for plain SGD, which has none."""
+        moments = [moment.ctypes.data for moment in self._groups[g].moments]
+        if not moments:
+            return None
+        m = self._parts * self._network.batch_size
+        of, decay = constants(self._study, m), m * self._study.weight_decay
+        kind = list(MOMENTS).index(of.optimizer)
+        return Optimiser(kind, of.beta1, of.beta2, of.eps, decay, m, *moments)
 
     def _images(self, split: Split) -> Images:
         images = split.images
@@ -303,11 +312,16 @@ class NativeLanes:
         )
 
 
-def _optimiser(study: StudyConfig, m: int) -> Optimiser:
-    numbers = constants(study, m)
-    kind = list(MOMENTS).index(numbers.optimizer)
-    decay = m * study.weight_decay
-    return Optimiser(kind, numbers.beta1, numbers.beta2, numbers.eps, decay, m)
+def _schedule(
+    study: StudyConfig, m: int, factors: NDArray[np.float64], first: int
+) -> NDArray[np.float64]:
+    """For each update the factor of η; with moments also AdamW's corrections, (updates, 3)."""
+    if not MOMENTS[study.optimizer]:
+        return factors
+    corrected = np.ones((2, len(factors)))
+    if study.optimizer == "adamw":
+        corrected[:] = corrections(study, m, first, len(factors))
+    return np.stack([factors, *corrected], 1)
 
 
 def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:

@@ -40,7 +40,7 @@ def repeated(rows: NDArray[Any], parts: int) -> NDArray[Any]:
 
 
 def in_blocks(rows: NDArray[Any], parts: int) -> NDArray[Any]:
-    """A group's rows (lanes, P) as vectors (⌈P/parts⌉, LANES): the blocks of `optimisers.h`."""
+    """A group's rows (lanes, P) as vectors (⌈P/parts⌉, LANES): the blocks of `optimisers.cpp`."""
     lanes, values = rows.shape
     filled = np.pad(rows, ((0, 0), (0, -values % parts)))
     return _filled(filled.reshape(lanes, -1, parts).swapaxes(0, 1).reshape(-1, lanes * parts))

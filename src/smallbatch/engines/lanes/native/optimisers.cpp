@@ -1,9 +1,18 @@
-// Updates of the weights; `protocol/optimiser.py` has the formulas.
+// Trains by optimisers that keep moments of the gradient: momentum, nesterov and adamw, with the
+// formulas of `protocol/optimiser.py`. Plain SGD is trained by `kernels.cpp` alone, and stays the
+// same to the bit whatever is done here.
 
-#include <algorithm>
 #include <utility>
 
-#include "vectors.h"
+#include "kernels.cpp"
+
+enum Kind { MOMENTUM = 1, NESTEROV = 2, ADAMW = 3 };
+
+struct Optimiser {
+    int32_t kind;  // a `Kind`
+    double beta1, beta2, eps, decay, batch_size;  // beta1: also μ; decay: m·λ; batch_size: m
+    vec *first, *second;  // the moments of a group; null where there is none
+};
 
 namespace {
 
@@ -80,8 +89,8 @@ inline vec moved(vec theta, vec gradient, vec &first, vec &second, const Numbers
 
 // Updates all weights. Returns 0 for a run whose weights are finite, otherwise NaN.
 template <int kind, int parts>
-vec descend(const Network &net, Group &group, const Numbers &numbers) {
-    vec check{}, *first = group.first, *second = group.second, none{};
+vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
+    vec check{}, *first = of.first, *second = of.second, none{};
     const auto block = [&](vec *theta, const vec *gradient) {
         vec &other = kind == ADAMW ? *second : none;
         const vec value =
@@ -104,16 +113,14 @@ vec descend(const Network &net, Group &group, const Numbers &numbers) {
 }
 
 template <int kind>
-vec descend(const Network &net, Group &group, const Numbers &numbers) {
+vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
     switch (net.parts) {
-        case 1: return descend<kind, 1>(net, group, numbers);
-        case 2: return descend<kind, 2>(net, group, numbers);
-        case 4: return descend<kind, 4>(net, group, numbers);
-        default: return descend<kind, V>(net, group, numbers);
+        case 1: return descend<kind, 1>(net, group, of, numbers);
+        case 2: return descend<kind, 2>(net, group, of, numbers);
+        case 4: return descend<kind, 4>(net, group, of, numbers);
+        default: return descend<kind, V>(net, group, of, numbers);
     }
 }
-
-}  // namespace
 
 // One update by an optimiser with moments. `schedule` has the factor of η, and AdamW's 1 − β₁ᵗ and
 // √(1 − β₂ᵗ).
@@ -128,8 +135,40 @@ vec descend(const Network &net, Group &group, const Optimiser &of, const double 
     n.beta1 = REAL(of.beta1), n.new1 = REAL(1 - of.beta1);
     n.beta2 = REAL(of.beta2), n.new2 = REAL(1 - of.beta2);
     switch (of.kind) {
-        case MOMENTUM: return descend<MOMENTUM>(net, group, n);
-        case NESTEROV: return descend<NESTEROV>(net, group, n);
-        default: return descend<ADAMW>(net, group, n);
+        case MOMENTUM: return descend<MOMENTUM>(net, group, of, n);
+        case NESTEROV: return descend<NESTEROV>(net, group, of, n);
+        default: return descend<ADAMW>(net, group, of, n);
     }
+}
+
+}  // namespace
+
+extern "C" {
+
+// As `train` in `kernels.cpp`. `schedule` has three numbers for each update, see `descend`.
+void train_with(const Network *net, Group *group, const Images *images, const Stream *stream,
+                const Optimiser *optimiser, const double *schedule, int64_t first,
+                int64_t updates) {
+    const FlushDenormals flush;
+    double loss[V];
+    int64_t hits[V];
+    for (count i = 0; i < updates; i++) {
+        gather(*net, *images, *stream, i * net->batch_size);
+        forward(*net, group->theta, group->statistics, true);
+        loss_and_gradient(*net, loss, hits, true);
+        backward(*net, group->theta);
+        const vec check = descend(*net, *group, *optimiser, schedule + 3 * i);
+        bool alive = false;
+        for (int v = 0; v < V; v++) {
+            if (group->diverged_at[v]) continue;
+            group->loss[v] += loss[v];
+            group->correct[v] += hits[v];
+            if (!std::isfinite(loss[v]) || check[v] != 0)
+                group->diverged_at[v] = first + i + 1;
+            else
+                alive = true;
+        }
+        if (!alive) return;
+    }
+}
 }

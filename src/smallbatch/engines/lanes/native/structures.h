@@ -82,17 +82,9 @@ struct Network {
     int64_t *labels;  // [example][place]
 };
 
-enum Kind { SGD = 0, MOMENTUM = 1, NESTEROV = 2, ADAMW = 3 };
-
-struct Optimiser {
-    int32_t kind;  // a `Kind`
-    double beta1, beta2, eps, decay, batch_size;  // beta1: also μ; decay: m·λ; batch_size: m
-};
-
 struct Group {
     vec *theta, *statistics;
-    vec *first, *second;  // the optimiser's moments; null where it has none
-    double base_lr[V], lr_times_decay[V];  // η̃, under AdamW η; and η·λ
+    double base_lr[V], lr_times_decay[V];  // η̃, and η·λ
     double loss[V];
     int64_t correct[V];
     int64_t diverged_at[V];  // 0: not diverged

@@ -71,9 +71,16 @@ class Network(ctypes.Structure):
 
 
 class Optimiser(ctypes.Structure):
-    """An optimiser's numbers that stay the same; its kind is its place in MOMENTS."""
+    """An optimiser's numbers that stay the same, and a group's moments.
 
-    _fields_ = [("kind", c_int32), *_fields("beta1 beta2 eps decay batch_size", c_double)]
+    Its kind is its place in MOMENTS.
+    """
+
+    _fields_ = [
+        ("kind", c_int32),
+        *_fields("beta1 beta2 eps decay batch_size", c_double),
+        *_fields("first second", c_void_p),
+    ]
 
 
 def stream_of(lanes: int) -> type[ctypes.Structure]:
@@ -90,7 +97,7 @@ def group_of(lanes: int) -> type[ctypes.Structure]:
 
     class Group(ctypes.Structure):
         _fields_ = [
-            *_fields("theta statistics first second", c_void_p),
+            *_fields("theta statistics", c_void_p),
             *_fields("base_lr lr_times_decay loss", c_double * lanes),
             *_fields("correct diverged_at", c_int64 * lanes),
         ]
