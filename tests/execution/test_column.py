@@ -435,7 +435,6 @@ def test_other_kernels_compilers_and_processors_train_again(
     with monkeypatch.context() as patch:
         patch.setattr(environment, "processor", lambda: "another")
         assert made_by("loop") != here
-    assert kernels.version_of(moments=True) in made_by(optimizer="momentum")
         others = {made_by(), made_by("loop"), made_by(precision="bf16")}
     assert not others & {here, made_by("loop"), made_by(precision="bf16")}
     with monkeypatch.context() as patch:
