@@ -82,8 +82,8 @@ def test_the_engine_is_the_one_asked_for_or_a_line_says_why_not(
 def test_a_line_says_why_there_are_no_kernels_in_cpp(
     monkeypatch: pytest.MonkeyPatch, asked: Any, compiler: str | None, remark: str | None
 ) -> None:
-    monkeypatch.setattr(native, "failure", lambda: "it fails")
-    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "failure", lambda *_: "it fails")
+    monkeypatch.setattr(native, "available", lambda *_: False)
     monkeypatch.setattr(native_compiler, "compiler", lambda: compiler)
     assert pick(asked, study()).remark == remark
     assert pick(asked, study(model="resnet18"), vmap=lambda: False).remark != remark or not remark
