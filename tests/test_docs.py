@@ -139,14 +139,24 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
     )
 
 
-@pytest.mark.parametrize("scale", ["full", "small", "smoke"])
-@pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar100"])
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        *((name, scale) for name in ("paper-cifar10", "paper-cifar100", "momentum-cifar10")
+          for scale in ("full", "small", "smoke")),
+        ("finetune", "full"),
+        ("finetune", "smoke"),
+    ],
+)  # fmt: skip
 def test_a_profiles_head_says_how_many_runs_it_has(name: str, scale: str) -> None:
     text = profiles.read(name, None if scale == "full" else scale)
     (said,) = re.findall(rf"^#.* {scale} +([\d,]+) runs of", text, re.MULTILINE)
     raw = YAML(typ="safe").load(text)
     grid, studies = raw["grid"], raw["studies"]
-    cells = len(grid["studies"]) * len(grid["batch_sizes"]) * len(grid["base_lrs"])
+    cells = 0
+    for study in (studies[name] for name in grid["studies"]):
+        rates = study.get("lrs") or study.get("base_lrs") or grid["base_lrs"]
+        cells += len(rates) * len(grid["batch_sizes"])
     for dependent in grid["dependent"]:
         sizes = studies[dependent["name"]]["bn_batch_sizes"]
         cells += sum(b <= m for m in grid["batch_sizes"] for b in sizes)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,66 @@ def dependent_params() -> dict[str, Any]:
         "bn_batch_sizes": [2, 4, 8], "base_lr": "best of a",
     }  # fmt: skip
     return raw
+
+
+ADAMW = {"optimizer": "adamw", "lrs": [0.001]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"optimizer": "adam"},
+            "optimizer: found 'adam', allowed: sgd, momentum, nesterov, adamw (did",
+        ),
+        ({"schedule": "cosin"}, "schedule: found 'cosin', allowed: step, cosine, constant (did"),
+        ({"momentum": 0.9}, "momentum: found with optimizer sgd, allowed with momentum or nest"),
+        ({**ADAMW, "momentum": 0.9}, "momentum: found with optimizer adamw, allowed with moment"),
+        ({"optimizer": "momentum", "momentum": 1.0}, "momentum: found 1.0, allowed: "),
+        ({"optimizer": "momentum", "betas": [0.9, 0.99]}, "betas: found with optimizer momentum"),
+        ({**ADAMW, "betas": [0.9, 1.0]}, "betas.1: found 1.0, allowed: "),
+        ({**ADAMW, "betas": [-0.1, 0.9]}, "betas.0: found -0.1, allowed: "),
+        ({**ADAMW, "betas": [0.9]}, "betas"),
+        ({**ADAMW, "beta2_examples": 0}, "beta2_examples: found 0, allowed: "),
+        ({**ADAMW, "beta2_examples": 9.0, "betas": [0.9, 0.99]}, "beta2_examples: found beside"),
+        ({"beta2_examples": 9.0}, "beta2_examples: found with optimizer sgd, allowed with adamw"),
+        ({**ADAMW, "eps": 0.0}, "eps: found 0.0, allowed: "),
+        ({**ADAMW, "base_lrs": [0.1]}, "base_lrs: found with optimizer adamw, allowed with sgd"),
+        ({"optimizer": "adamw"}, "lrs: missing, allowed with adamw: a list of learning rates η"),
+        ({"lrs": [0.1]}, "lrs: found with optimizer sgd, allowed with adamw"),
+        ({"schedule": "cosine", "milestones": [0.3]}, "milestones: found with schedule cosine"),
+        ({"schedule": "constant", "lr_decay": 0.5}, "lr_decay: found with schedule constant"),
+    ],
+)
+def test_keys_of_another_optimiser_or_schedule_are_refused(
+    settings: dict[str, Any], said: str
+) -> None:
+    raw = changed("studies.a", {**GOOD["studies"]["a"], **settings})
+    with pytest.raises(UserError) as error:
+        parse_params(raw, "params.yaml")
+    assert re.match(rf"params.yaml: studies.a(\.|: ){re.escape(said)}", str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimisers_numbers_are_written_out() -> None:
+    def study(**settings: Any) -> Any:
+        raw = changed("studies.a", {**GOOD["studies"]["a"], **settings})
+        return parse_params(raw, "params.yaml").studies["a"]
+
+    assert study().momentum is study().betas is study().eps is None
+    assert study(optimizer="nesterov").momentum == 0.9
+    assert (study(**ADAMW).betas, study(**ADAMW).eps) == ((0.9, 0.999), 1e-8)
+    assert study(schedule="cosine", warmup=0.9).warmup == 0.9  # no milestone to come before
+
+
+def test_a_dependent_study_has_the_axis_of_the_one_it_follows() -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["studies"]["b"] = {**GOOD["studies"]["a"], "optimizer": "adamw", "base_lr": "best of a"}
+    raw["grid"]["dependent"] = [{"name": "b", "after": "a"}]
+    with pytest.raises(UserError, match="'best of a' with the optimisers adamw and sgd"):
+        parse_params(raw, "params.yaml")
+    raw["studies"]["a"] |= ADAMW
+    assert parse_params(raw, "params.yaml").base_lrs("a") == (0.001,)
 
 
 def test_a_dependent_study_names_the_one_it_follows() -> None:

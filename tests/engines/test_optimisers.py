@@ -180,3 +180,16 @@ def test_rates_beyond_single_precision_diverge(optimiser: str) -> None:
     settings = {"model": "resnet8", "epochs": 1, "weight_decay": 1e30, **OPTIMISERS[optimiser]}
     run = Run(StudyConfig.model_validate(settings), "abc", 4, 2.0**120, seed=0)
     assert loop.train(run, data).outcome == "diverged"
+
+
+def test_all_begin_with_the_same_weights_and_images() -> None:
+    data = load_resident(make_dataset(40, 9), augment=True, device=CPU, dtype=torch.float32)
+    settings = {"model": "resnet8", "epochs": 1, "weight_decay": 0.1, "augment": True}
+    first = {
+        # The loss before the only update, of all 40 images: as the seed alone decides it.
+        loop.train(
+            Run(StudyConfig.model_validate({**settings, **own}), "abc", 40, 2.0**-9, seed=5), data
+        ).rows[0]["train_loss"]
+        for own in OPTIMISERS.values()
+    }
+    assert len(first) == 1

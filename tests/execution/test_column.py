@@ -20,6 +20,7 @@ from smallbatch.config.params import ComputeConfig
 from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.engines import made_by as sources
+from smallbatch.engines import same_numbers
 from smallbatch.engines.kinds import Engine
 from smallbatch.engines.lanes import native, train_lanes
 from smallbatch.engines.lanes.native import compile as kernels
@@ -414,6 +415,38 @@ def test_runs_made_by_other_code_are_trained_again(
     log = _Log()
     run_column(column, tmp_path, observers=[log])
     assert len(log.epochs) == 3
+
+
+def test_runs_of_earlier_code_with_the_same_numbers_are_taken_over(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = plan(noise, base_lrs=LRS[:1], seeds=1)
+    run_column(column, tmp_path)
+    declared = tmp_path / "same_numbers.json"
+    entry = {"now": "other", "earlier": [sources.code_digest("loop")]}
+    declared.write_text(json.dumps(dict.fromkeys(("loop", "stacked"), entry)))
+    monkeypatch.setattr(same_numbers, "FILE", declared)
+
+    def trained(code: str) -> int:
+        for module in (sources, same_numbers):
+            monkeypatch.setattr(module, "code_digest", lambda _engine: code)
+        same_numbers._earlier.cache_clear()  # pyright: ignore[reportPrivateUsage]
+        log = _Log()
+        run_column(column, tmp_path, observers=[log])
+        return len(log.epochs)
+
+    assert trained("other") == 0
+    assert trained("a later change") == 3  # for which nobody has made sure
+    same_numbers._earlier.cache_clear()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_is_declared_to_give_the_same_numbers_is_the_present_code() -> None:
+    declared = json.loads(same_numbers.FILE.read_text())
+    for engine, entry in declared.items():
+        assert entry["now"] == sources.code_digest(engine), (
+            "the engine has changed: compare it anew with benchmarks.same_numbers, or empty "
+            "same_numbers.json if it gives other numbers"
+        )
 
 
 def test_other_kernels_compilers_and_processors_train_again(

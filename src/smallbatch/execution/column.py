@@ -97,8 +97,8 @@ def train_column(
             lock,
             sampler,
         )
-        made_by = placement.made_by
-        records = {run.hash: _whole(work / run.hash, made_by) for run in column.runs}
+        makers = placement.makers
+        records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
         shared, clocks = files.shared_environment({name: it[1] for name, it in records.items()})
         watch.check()
         kept = files.load_timing(checkpoints.timing_file(work, directory), clocks)
@@ -152,7 +152,7 @@ def _train_missing(
         Whether all of the column was trained now, from the first update on. Else what an earlier
         attempt took is not known.
     """
-    done = {run.hash: files.load_record(work / run.hash, placement.made_by) for run in column.runs}
+    done = {run.hash: files.load_record(work / run.hash, *placement.makers) for run in column.runs}
     for run in column.runs:
         if kept := done[run.hash]:
             _end(observers, run, kept[0].outcome)
@@ -191,8 +191,8 @@ def _train_missing(
     return afresh
 
 
-def _whole(directory: Path, made_by: str) -> tuple[RunResult, Clock]:
-    record = files.load_record(directory, made_by)
+def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
+    record = files.load_record(directory, *made_by)
     if record is None:
         raise UserError(
             f"{directory}: this run was replaced meanwhile, by a training of another column with "

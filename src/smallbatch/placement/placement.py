@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch import machine
 from smallbatch.engines.made_by import made_by_on, native_version
+from smallbatch.engines.same_numbers import earlier_makers
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn
@@ -36,6 +37,7 @@ class Placement:
         workers: The number of processes; one on a GPU.
         memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
         made_by: What the numbers depend on besides a run's hash.
+        earlier: What else makes the same numbers; see :mod:`~engines.same_numbers`.
         native: The version of the native kernels if they compute the lanes; None if others do.
         remark: One line if the engine is not the one asked for.
     """
@@ -47,6 +49,12 @@ class Placement:
     made_by: str
     native: str | None = None
     remark: str | None = None
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """All that makes these numbers; a run that one of them made need not be trained again."""
+        return (self.made_by, *self.earlier)
 
     @property
     def engine(self) -> Engine:
@@ -73,12 +81,14 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     device = resolve_device(compute.device)
     choice = _choose(column, compute, device, keep)
     method, study = choice.method, column.runs[0].settings
+    made_by = made_by_on(method.engine, device, study, method.kernels)
     return Placement(
         device=device,
         method=method,
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
-        made_by=made_by_on(method.engine, device, study, method.kernels),
+        made_by=made_by,
+        earlier=earlier_makers(made_by, method.engine, study, method.kernels),
         native=native_version(method.engine, device, study, method.kernels),
         remark=choice.remark,
     )

@@ -93,5 +93,22 @@ def run_hash(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file tells them: those that came later only where they say something new.
+
+    So a column of plain SGD has the same files as before there were others.
+    """
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in _WAS_ALWAYS or value != _WAS_ALWAYS[key]
+    }
+
+
+def is_as_ever(settings: Mapping[str, Any]) -> bool:
+    """Whether settings have nothing that came later than a run's first settings."""
+    return all(settings.get(key, value) == value for key, value in _WAS_ALWAYS.items())
+
+
 def _decides(key: str, value: object) -> bool:
     return key not in _NOT_IDENTITY and (key not in _WAS_ALWAYS or value != _WAS_ALWAYS[key])

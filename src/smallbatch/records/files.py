@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable, private
-from smallbatch.protocol.run import PROTOCOL, Run
+from smallbatch.protocol.run import PROTOCOL, Run, told
 from smallbatch.records import system
 from smallbatch.records.schema import (
     Clock,
@@ -55,8 +55,8 @@ def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) 
     durable.seal(directory / "record", result.weights, record, of=directory.name)
 
 
-def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None:
-    """A kept run, or None where there is none, it is damaged, or other code made it.
+def load_record(directory: Path, *made_by: str) -> tuple[RunResult, Clock] | None:
+    """A kept run, or None where there is none, it is damaged, or none of `made_by` made it.
 
     None as well, with a line, for another run's record, another user's, or a link.
 
@@ -68,7 +68,7 @@ def load_record(directory: Path, made_by: str) -> tuple[RunResult, Clock] | None
     path = directory / "record"
     try:
         weights, record = durable.unseal(private.read_shared(path), of=directory.name)
-        if record.pop("made_by") != made_by:
+        if record.pop("made_by") not in made_by:
             return None
         clock = Clock(**record.pop("timing"))
         record["weights"] = weights
@@ -219,7 +219,7 @@ def _remove(folder: Path) -> None:
 
 def recorded_settings(run: Run) -> StudySettings:
     """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
-    settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
+    settings = told(run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr", "lrs"}))
     settings["base_lr_from"] = run.settings.best_of
     if run.settings.bn_batch_sizes:
         settings["bn_batch_size"] = None

@@ -158,8 +158,8 @@ def _kept(column: Column, params: Params, models: Path, work: Path) -> tuple[int
     Their column is complete, or they have a record, which alone tells what code made it.
     """
     names = {run.hash for run in column.runs}
-    made_by = place(column, params.compute, keep=False).made_by
-    records = sum(files.load_record(work / name, made_by) is not None for name in names)
+    makers = place(column, params.compute, keep=False).makers
+    records = sum(files.load_record(work / name, *makers) is not None for name in names)
     if records or any((work / name).exists() for name in names):
         return records, True
     # A column from DVC's cache has result files but no records.
