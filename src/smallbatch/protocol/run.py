@@ -20,7 +20,8 @@ PROTOCOL = 2
 
 
 # Settings that only choose or label runs; what they choose is in the run itself.
-_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes"}
+# Of pretrained weights the content counts, which is in the run's ``model_digest``.
+_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes", "pretrained"}
 # Settings that came later, with what they were before. That value is left out of a run's hash, so
 # that runs trained before keep theirs.
 _WAS_ALWAYS = {
@@ -30,6 +31,7 @@ _WAS_ALWAYS = {
     "beta2_examples": None,
     "eps": None,
     "schedule": "step",
+    "freeze": None,
 }
 
 
@@ -43,6 +45,7 @@ class Run:
         batch_size: m, examples per update.
         base_lr: η̃ = η / m; under AdamW η.
         seed: The seed of weights, order, crops and flips.
+        model_digest: The digests of an own model's source and of pretrained weights; else empty.
     """
 
     settings: StudyConfig
@@ -50,6 +53,7 @@ class Run:
     batch_size: int
     base_lr: float
     seed: int
+    model_digest: str = ""
 
     @property
     def lr(self) -> float:
@@ -66,6 +70,7 @@ class Run:
             batch_size=self.batch_size,
             base_lr=self.base_lr,
             seed=self.seed,
+            model_digest=self.model_digest,
         )
 
 
@@ -77,6 +82,7 @@ def run_hash(
     batch_size: int,
     base_lr: float,
     seed: int,
+    model_digest: str = "",
 ) -> str:
     """A run's hash, of a run or of what a file says of one; ``settings`` as JSON holds them."""
     identity: dict[str, Any] = {
@@ -87,6 +93,8 @@ def run_hash(
         "base_lr": base_lr.hex(),
         "seed": seed,
     }
+    if model_digest:
+        identity["model"] = model_digest
     if stream_digest() != DIGEST:  # a NumPy that makes another stream makes other runs
         identity["stream"] = stream_digest()
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

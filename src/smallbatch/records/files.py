@@ -177,6 +177,7 @@ def write_column(
         settings=recorded_settings(first),
         runs=tuple(_run_record(run, result, updates) for run, result in ordered),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        model_digest=first.model_digest,
     )
     contents = (history.getvalue(), weights, _json(record), _json(timing), system_use)
     named = zip(NAMES, contents, strict=True)

@@ -130,8 +130,8 @@ class RunRecord(_Record):
 class ColumnRecord(_Record):
     """A whole `runs.json`.
 
-    ``settings`` are the study's, ``weights_sha256`` is that of `weights.safetensors`; older files
-    lack the latter.
+    ``settings`` are the study's, ``model_digest`` is the runs', ``weights_sha256`` is that of
+    `weights.safetensors`; older files lack the latter two.
     """
 
     protocol: _Count
@@ -141,6 +141,7 @@ class ColumnRecord(_Record):
     settings: StudySettings
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
     weights_sha256: str | None = None
+    model_digest: str = ""
 
     @model_validator(mode="after")
     def _runs_fit_the_settings(self) -> Self:

@@ -50,10 +50,11 @@ def build_net(
     """
     device = data.train.images.device
     builders = [partial(initial_model, run, data) for run in runs]
-    plain = not has_stacked_form(builders[0]())
+    frozen = runs[0].settings.freeze is not None
+    plain = frozen or not has_stacked_form(builders[0]())
     kernels = kernels or default_kernels(device, dtype, runs[0].settings.precision)
     packed = not plain and kernels == "triton"
-    lanes, model = stack_lanes(builders, device, dtype, plain, packed)
+    lanes, model = stack_lanes(builders, device, dtype, plain, packed, shared=frozen)
     if plain:
         return VmapNet(lanes, model), model
     return StackedNet(lanes, model, _kit(lanes, runs[0], data, kernels)), model
