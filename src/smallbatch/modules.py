@@ -86,6 +86,16 @@ def of_project(module: str, project: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def as_paths(files: dict[str, Path]) -> dict[str, Path]:
+    """The files of modules by the paths below a folder from which they can be imported."""
+    found: dict[str, Path] = {}
+    for name, file in files.items():
+        path = name.replace(".", "/")
+        package = file.name == "__init__.py"
+        found[f"{path}/__init__.py" if package else f"{path}.py"] = file
+    return found
+
+
 @contextmanager
 def in_front(folder: Path) -> Generator[None, None, None]:
     """Let `import` look into a folder before all others."""

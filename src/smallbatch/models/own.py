@@ -29,8 +29,9 @@ def build_own(
 ) -> nn.Module:
     """Build a model of the user's own and try it on a blank image.
 
-    The caller has seeded torch's generator. The factory is called with ``num_classes`` and ``in_chans``, and with ``img_size`` if its
-    signature names that: one number for squares, else (height, width).
+    The caller has seeded torch's generator. The factory is called with ``num_classes`` and
+    ``in_chans``, and with ``img_size`` if its signature names that: one number for squares, else
+    (height, width).
 
     Args:
         name: `package.module:factory`.
@@ -119,7 +120,9 @@ def _import(module: str, project: Path) -> ModuleType:
 @contextmanager
 def _only_from(files: Iterable[str]) -> Generator[None, None, None]:
     """Import these modules anew, not as they were, perhaps in another folder, and leave those."""
-    names = {".".join(name.split(".")[: i + 1]) for name in files for i in range(name.count(".") + 1)}
+    names = {
+        ".".join(name.split(".")[: i + 1]) for name in files for i in range(name.count(".") + 1)
+    }
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     try:
         yield
@@ -128,9 +131,9 @@ def _only_from(files: Iterable[str]) -> Generator[None, None, None]:
 
 
 def _close(module: str, project: Path) -> str:
-    files = [file.relative_to(project) for file in project.glob("**/*.py")
-             if not any(part.startswith(".") for part in file.relative_to(project).parts)]  # fmt: skip
-    return _hint(module, [".".join(file.with_suffix("").parts) for file in files])
+    beside = [file.stem for file in (project / module.replace(".", "/")).parent.glob("*.py")]
+    parent = module.rpartition(".")[0]
+    return _hint(module, [f"{parent}.{name}" if parent else name for name in beside])
 
 
 def _missing(name: str, part: str, where: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -117,10 +120,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"pretrained: {path}: no such file") from None
     except OSError as error:
         raise UserError(f"pretrained: {path}: cannot be read: {error.strerror}") from None
-    except Exception as error:
+    except Exception:  # noqa: BLE001 - whatever it is, it is no such file
         raise UserError(
-            f"pretrained: {path}: neither a safetensors file nor a torch state dict, which is read "
-            f"with weights_only=True: {first_line(error)}"
+            f"pretrained: {path}: neither a safetensors file nor a torch state dict that "
+            "torch.load reads with weights_only=True"
         ) from None
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(inner := content.get(key), Mapping):  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
@@ -146,6 +149,7 @@ def fetch(model: str) -> None:
     path = weights_file(model, FROM_TIMM)
     if path.exists():
         return
+    from huggingface_hub import constants
     from safetensors.torch import save
     from timm import create_model, is_model_pretrained
 
@@ -154,15 +158,29 @@ def fetch(model: str) -> None:
         raise UserError(
             f"pretrained: timm has no weights for {model!r}; allowed: a file of weights"
         )
+    if not _reachable(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True  # so that nothing is retried for a minute
     try:
         weights = create_model(name, pretrained=True).state_dict()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - of the network, of the hub, of the file
         raise UserError(
-            f"pretrained: timm's weights for {model!r} cannot be fetched ({first_line(error)}); "
-            f"where there is no network, put them into a safetensors file and give its path"
+            f"pretrained: timm's weights for {model!r} cannot be fetched "
+            f"({first_line(error).partition('. ')[0]}); where there is no network, give the path "
+            "of a safetensors file with them"
         ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write(path, save({key: value.contiguous() for key, value in weights.items()}))
+
+
+def _reachable(url: str) -> bool:
+    """Whether the name of a host is known here, or a proxy asked for it."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(url).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _within(key: str, head: tuple[str, ...]) -> bool:

@@ -42,6 +42,9 @@ HISTORY: dict[str, Kind] = {
 }
 """Columns of `history.parquet`, a row per run and epoch."""
 
+CODE = "code"
+"""In the metadata of `weights.safetensors`, the source of a model of the user's own by path."""
+
 MOST = 2**31 - 1  # of any count: what can be trained is far below, and tables can hold it
 _LONG = 2**63 - 1  # of updates and weights
 _Count = Annotated[int, Field(ge=0, le=MOST)]

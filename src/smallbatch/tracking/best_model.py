@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import DISTRIBUTION, durable
-from smallbatch.config.model_files import code_digest
-from smallbatch.config.model_names import own_model
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
-from smallbatch.modules import of_project
+from smallbatch.records.schema import CODE
 from smallbatch.tracking import entries
 from smallbatch.tracking.locks import own_folder
 from smallbatch.tracking.superseded import models
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from smallbatch.tracking.store import Store
 
 LOADER = "smallbatch.tracking.loadable"
-CODE = "code"
-"""The folder of a logged model that has the user's own modules."""
 NO_MODEL = "none"
 """The tag's value for a column in which no run finished."""
 
@@ -134,8 +130,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
 
     Raises:
         OSError: The weights file is missing.
-        UserError: The weights file is damaged, or of another training than `runs.json`; or the
-            user's own modules have changed since the training.
+        UserError: The weights file is damaged, or of another training than `runs.json`.
     """
     import mlflow.pyfunc
     import numpy as np
@@ -158,6 +153,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
         raise UserError(f"{path}: not of the training of runs.json; train the column again")
     try:
         with safe_open(path, "numpy") as file:
+            code = (file.metadata() or {}).get(CODE, "{}")
             weights = {
                 key.removeprefix(prefix): file.get_tensor(key)
                 for key in file.keys()  # noqa: SIM118 - not a mapping
@@ -168,7 +164,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     if not weights:
         raise UserError(f"{path}: has no run {best.info.run} of runs.json; train the column again")
     save_file(weights, data / "weights.safetensors")
-    _save_code(data / CODE, column)
+    _save_code(data / CODE, code)
     (data / "model.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
     image = (-1, facts.channels, facts.height, facts.width)
     mlflow.pyfunc.save_model(
@@ -186,25 +182,14 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     )
 
 
-def _save_code(target: Path, column: TrackedColumn) -> None:
-    """Write the project's modules that a model of the user's own needs.
-
-    Raises:
-        UserError: They are not those that it was trained with.
-    """
-    if (own := own_model(column.info.settings["model"])) is None:
-        return
-    now = f"code {code_digest(own[0])}"
-    if not column.model_digest.startswith(now):
-        raise UserError(
-            f"{own[0]}: not as it was when {column.directory} was trained, so its best model is "
-            "not logged; train the column again"
-        )
-    for name, file in of_project(own[0], Path.cwd()).items():
-        path = Path(*name.split("."))
-        path = path / file.name if file.name == "__init__.py" else path.with_suffix(".py")
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        (target / path).write_bytes(file.read_bytes())
+def _save_code(target: Path, code: str) -> None:
+    """Write the user's own modules as they were kept beside the weights."""
+    for name, text in json.loads(code).items():
+        path = target / name
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise UserError(f"code of the model: found {name!r}, allowed: paths below a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _requirements() -> list[str]:

@@ -181,7 +181,6 @@ class TrackedColumn:
         timing: The `column` entry of `timing.json`; empty if missing.
         weights_sha256: SHA-256 of its weights file, as `runs.json` has it; None in older files.
         system: Its `system.json`; None if missing.
-        model_digest: That of its runs; see :class:`~protocol.run.Run`.
     """
 
     info: ColumnInfo
@@ -191,7 +190,6 @@ class TrackedColumn:
     timing: Mapping[str, Any]
     weights_sha256: str | None
     system: SystemUse | None = None
-    model_digest: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -268,7 +266,7 @@ def read_column(directory: Path) -> TrackedColumn:
     info = _column_info(record, timing, directory)
     return TrackedColumn(
         info, record.dataset, directory, tuple(runs), timing.column, record.weights_sha256,
-        read_system(directory), record.model_digest,
+        read_system(directory),
     )  # fmt: skip
 
 
