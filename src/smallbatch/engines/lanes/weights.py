@@ -202,7 +202,10 @@ def _empty_lanes(
         theta=torch.zeros(k, parameters, device=device, dtype=dtype),
         shapes=shapes,
         statistics=statistics,
-        template={name: value.detach().clone() for name, value in model.state_dict().items()},
+        template={
+            name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
+            for name, value in model.state_dict().items()
+        },
         packed=packed,
     )
 
