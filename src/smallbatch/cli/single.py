@@ -22,7 +22,14 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     "--model",
     default="resnet8",
     show_default=True,
-    help="resnet8, resnet20, resnet32, alexnet, or any timm model.",
+    help="resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory of your own.",
+)
+@click.option(
+    "--pretrained",
+    help="File of weights to start from, all but the head; or timm, for those that it has.",
+)
+@click.option(
+    "--freeze", type=click.Choice(["head only"]), help="Train the head alone, with --pretrained."
 )
 @click.option(
     "--norm",

@@ -12,6 +12,8 @@ ALIASES = {
     "resnet32": "smallbatch_resnet32",
     "alexnet": "smallbatch_alexnet",
 }
+OWN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)", re.ASCII)
+"""The name of a model of the user's own: `package.module:factory`."""
 _LONGEST = 100  # characters of a name that are compared with known names
 NORMS = ("none", "batch", "batch_conv", "ghost", "group")
 
@@ -19,6 +21,12 @@ NORMS = ("none", "batch", "batch_conv", "ghost", "group")
 def registered_name(model: str) -> str:
     """The timm name of a model; only the paper's four have short names."""
     return ALIASES.get(model, model)
+
+
+def own_model(model: str) -> tuple[str, str] | None:
+    """Module and attribute that a model of the user's own is named by; None for other models."""
+    match = OWN.fullmatch(model)
+    return (match.group(1), match.group(2)) if match else None
 
 
 def validate_model(
@@ -31,7 +39,8 @@ def validate_model(
     """Check a model and its normalisation by their names and numbers.
 
     Args:
-        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
+        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, the name of a timm model, or
+            `module:factory` for one of the user's own, of which only the form is checked.
         norm: One of `NORMS`.
         batch_size: Examples per weight update (m); None skips the checks that need it.
         bn_batch_size: Examples per sub-batch of ghost batch norm.
@@ -70,8 +79,15 @@ def validate_norm(model: str, norm: str, bn_batch_size: int | None) -> None:
 
 
 def _check_name(model: str) -> None:
-    """Raise a UserError unless `model` is one of the paper's four or one of timm's."""
+    """Raise a UserError unless `model` is of the paper's four, of timm's, or of one's own."""
     if model in ALIASES or model in ALIASES.values():
+        return
+    if re.search(r"\.py:|^[./\\].*:", model):
+        raise UserError(
+            f"model: found {model!r}; allowed for a model of your own: module:factory, as `import` "
+            "names the module, such as 'nets.mine:Net' for the class Net in nets/mine.py"
+        )
+    if own_model(model):
         return
     import timm
 
@@ -79,7 +95,8 @@ def _check_name(model: str) -> None:
     if model not in known:
         raise UserError(
             f"model: unknown model {model!r}{_hint(_architecture(model), known)}; "
-            f"allowed: {_join(ALIASES)}, or any model of timm.list_models()"
+            f"allowed: {_join(ALIASES)}, any model of timm.list_models(), or "
+            "module:factory of your own"
         )
 
 

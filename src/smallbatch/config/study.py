@@ -44,6 +44,10 @@ class StudyConfig(Strict):
     a squared gradient counts half, the same at every m. Weight decay is coupled (added to the
     gradient), with adamw decoupled. AdamW's learning rates are η, under ``lrs``; the others' are η̃,
     under ``base_lrs``. ``milestones`` and ``lr_decay`` belong to the schedule step.
+
+    ``pretrained`` is a file of weights, relative to the project's folder, or ``timm`` for those
+    that timm has; the head is initialised anew. With ``freeze: head only`` only the head is
+    trained.
     """
 
     model: str
@@ -68,6 +72,8 @@ class StudyConfig(Strict):
     eps: Annotated[float, Field(gt=0, lt=1)] | None = None
     schedule: Schedule = "step"
     lrs: BaseLrs | None = None
+    pretrained: Annotated[str, Field(min_length=1)] | None = None
+    freeze: Literal["head only"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +96,8 @@ class StudyConfig(Strict):
         refuse_repeats("bn_batch_sizes", self.bn_batch_sizes or ())
         if self.bn_batch_sizes and (self.norm != "ghost" or self.bn_batch_size is not None):
             raise ValueError("bn_batch_sizes: allowed with norm ghost and without bn_batch_size")
+        if self.freeze and not self.pretrained:
+            raise ValueError("freeze: allowed with pretrained only, whose weights it keeps")
         if self.base_lr and self.rates:
             raise ValueError(f"base_lr: found beside {self.rates_key}, allowed: one of the two")
         return self

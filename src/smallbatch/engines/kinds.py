@@ -35,6 +35,8 @@ def serves(study: StudyConfig, device: str) -> Literal["native", "layers", "vmap
     """
     from smallbatch.engines.lanes import native
 
+    if study.freeze:  # the layers over lanes train all weights
+        return None if study.precision == "bf16" else "vmap"
     if native.takes(study, device):
         return "native"
     if study.precision == "bf16" and not (device == "cuda" and has_layers(study.model)):

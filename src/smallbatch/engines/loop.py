@@ -243,11 +243,16 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None, No
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def initial_model(run: Run, data: Resident) -> nn.Module:
+def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Module:
     """The run's model on the CPU, initialised from its seed, for the data's images and classes.
 
+    Args:
+        run: The run.
+        data: The resident data.
+        weights: Whether pretrained weights are read; its structure needs none.
+
     Raises:
-        UserError: The model cannot be built for them.
+        UserError: The model cannot be built for them, or pretrained weights do not fit it.
     """
     # Layers that draw random numbers, such as dropout in a timm model, also use the run's seed.
     torch.manual_seed(run.seed)
@@ -261,6 +266,8 @@ def initial_model(run: Run, data: Resident) -> nn.Module:
         seed=run.seed,
         batch_size=run.batch_size,
         bn_batch_size=run.settings.bn_batch_size,
+        pretrained=run.settings.pretrained if weights else None,
+        freeze=run.settings.freeze,
     ).train()
 
 

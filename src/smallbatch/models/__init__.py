@@ -1,4 +1,4 @@
-"""Models by name: the paper's CIFAR ResNets and reduced AlexNet, and any other timm model.
+"""Models by name: the paper's CIFAR ResNets and reduced AlexNet, other timm models, the user's own.
 
 `import smallbatch.models.registry` registers the paper's models with timm, so that
 `timm.create_model("smallbatch_resnet20", ...)` works.

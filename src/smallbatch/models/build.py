@@ -1,16 +1,19 @@
 """Builds the model of a run, initialised from its seed alone."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from smallbatch.config.model_names import registered_name, validate_model
+from smallbatch.config.model_names import own_model, registered_name, validate_model
 from smallbatch.errors import UserError
 from smallbatch.models.initialise import he_initialise
 from smallbatch.models.norms import BatchNorm, GhostBatchNorm, bn_momentum, group_norm, sum_exactly
+from smallbatch.models.own import build_own
 from smallbatch.models.paper import PAPER_MODELS
 from smallbatch.models.population import batch_norms, has_batch_norm
+from smallbatch.models.pretrained import freeze_all_but_head, load_pretrained
 
 
 def build_model(
@@ -23,18 +26,22 @@ def build_model(
     seed: int,
     batch_size: int,
     bn_batch_size: int | None = None,
+    pretrained: str | None = None,
+    freeze: str | None = None,
+    project: Path | None = None,
 ) -> nn.Module:
     """Build a model for one run, on the CPU, in float32 and training mode.
 
     The paper's models get He initialisation; their weights depend only on the seed, not on the
-    norm. Every other timm model keeps timm's own initialisation, drawn from the seed. For such a
-    model the norm `batch` means the model's own normalisation, whatever it is; `none` is allowed if
+    norm. Every other model keeps its own initialisation, drawn from the seed. For such a model the
+    norm `batch` means the model's own normalisation, whatever it is; `none` is allowed if
     it has no batch norm; `ghost` and `group` replace each plain batch norm.
 
     torch's global random state is left unchanged.
 
     Args:
-        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, or the name of a timm model.
+        model: `resnet8`, `resnet20`, `resnet32`, `alexnet`, the name of a timm model, or
+            `package.module:factory` for one of the user's own.
         norm: `none`, `batch`, `batch_conv` (alexnet only), `ghost` or `group`.
         num_classes: Outputs.
         in_chans: Channels of the images.
@@ -42,9 +49,13 @@ def build_model(
         seed: Seed of the initial weights.
         batch_size: Examples per weight update (m), which sets the running statistics' momentum.
         bn_batch_size: Examples per sub-batch of ghost batch norm, 2 to `batch_size`.
+        pretrained: Weights of all but the head; see `pretrained.load_pretrained`.
+        freeze: `head only`: only the head is trained; see `pretrained.freeze_all_but_head`.
+        project: The folder of own modules; by default the current one.
 
     Raises:
-        UserError: As `validate_model`; or timm cannot build the model for such images or norm.
+        UserError: As `validate_model`; or the model cannot be built for such images or norm, or the
+            weights do not fit it.
     """
     validate_model(model, norm, batch_size=batch_size, bn_batch_size=bn_batch_size)
     name = registered_name(model)
@@ -60,13 +71,20 @@ def build_model(
                 shape["img_size"] = side
             built = PAPER_MODELS[name](**shape)
             he_initialise(built, torch.Generator().manual_seed(seed))
-            return built
-        built = _build_timm(name, side, shape)
-    _apply_norm(built, name, norm, bn_batch_size)
-    for layer in batch_norms(built):
-        layer.momentum = momentum
-        if not isinstance(layer, BatchNorm):
-            layer.register_forward_pre_hook(sum_exactly)
+        elif own_model(name):
+            built = build_own(name, side, shape, project)
+        else:
+            built = _build_timm(name, side, shape)
+    if pretrained:
+        load_pretrained(built, model, pretrained)
+    if name not in PAPER_MODELS:
+        _apply_norm(built, name, norm, bn_batch_size)
+        for layer in batch_norms(built):
+            layer.momentum = momentum
+            if not isinstance(layer, BatchNorm):
+                layer.register_forward_pre_hook(sum_exactly)
+    if freeze:
+        freeze_all_but_head(built, model)
     return built
 
 
@@ -99,7 +117,7 @@ def _build_timm(name: str, side: tuple[int, int], shape: dict[str, Any]) -> nn.M
 
 
 def _apply_norm(model: nn.Module, name: str, norm: str, bn_batch_size: int | None) -> None:
-    """Give a timm model the requested norm.
+    """Give a model that is none of the paper's the requested norm.
 
     Raises:
         UserError: The model has batch norm but must have none; or its norm must be replaced, but it
@@ -110,17 +128,21 @@ def _apply_norm(model: nn.Module, name: str, norm: str, bn_batch_size: int | Non
     plain = {path: layer for path, layer in model.named_modules() if type(layer) is nn.BatchNorm2d}
     if norm == "none":
         raise UserError(
-            f"norm: 'none' is not possible for timm's {name!r}, which is defined with batch norm; "
+            f"norm: 'none' is not possible for {_named(name)}, which is defined with batch norm; "
             f"allowed: batch{', ghost, group' if plain else ''}"
         )
     if not plain or len(plain) != sum(1 for _ in batch_norms(model)):
         raise UserError(
-            f"norm: {norm!r} is not possible for timm's {name!r}, which has no plain batch norm "
+            f"norm: {norm!r} is not possible for {_named(name)}, which has no plain batch norm "
             f"to replace; allowed: {'batch' if has_batch_norm(model) else 'none, batch'}"
         )
     for path, layer in plain.items():
         parent, _, child = path.rpartition(".")
         model.get_submodule(parent).register_module(child, _replacement(layer, bn_batch_size))
+
+
+def _named(name: str) -> str:
+    return repr(name) if own_model(name) else f"timm's {name!r}"
 
 
 def _replacement(layer: nn.BatchNorm2d, bn_batch_size: int | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,23 @@ def batch_norms(model: nn.Module) -> Iterator[BatchNormLayer]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether any layer normalises by statistics of the batch."""
-    return any(True for _ in batch_norms(model))
+    """Whether any layer normalises by statistics of the batch in training."""
+    return any(layer not in _kept for layer in batch_norms(model))
+
+
+# Batch norms that stay in evaluation mode.
+_kept: WeakSet[nn.Module] = WeakSet()
+
+
+def keep_in_evaluation(layer: BatchNormLayer) -> None:
+    """Let a batch norm normalise by its present statistics, in training mode too."""
+
+    def stay(_mode: bool = True) -> nn.Module:
+        return layer
+
+    layer.eval()
+    layer.__dict__["train"] = stay
+    _kept.add(layer)
 
 
 @torch.no_grad()
@@ -32,7 +48,7 @@ def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
     earlier layers. Its mean and biased variance become the running statistics and normalise this
     same input. So in evaluation mode the model later treats `images` in exactly this way. Ghost
     batch norms also use the whole population, and dropout is off. The modes of the modules do not
-    change.
+    change. Batch norms that stay in evaluation mode keep their statistics.
 
     All images pass through each layer at once, which takes memory for a few of the largest
     activations (ResNet at 32×32: 64 KiB per image and activation). The caller limits the images.
@@ -44,7 +60,7 @@ def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
     Raises:
         ValueError: A layer sees a single value per channel, so that there is no variance.
     """
-    layers = list(batch_norms(model))
+    layers = [layer for layer in batch_norms(model) if layer not in _kept]
     if not layers:
         return
     modes = [(module, module.training) for module in model.modules()]

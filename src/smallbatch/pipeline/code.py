@@ -2,21 +2,32 @@
 
 An installed package is no file of the project, and most of its modules decide no number. So the
 stage `code` lists, for each other stage, the modules that do, with their digests: DVC runs a stage
-again when one of its own changed, by an edit or by another version of the package.
+again when one of its own changed, by an edit or by another version of the package. So do the
+project's own modules and pretrained weights, for the stages that build models.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smallbatch import durable, modules, private
+from smallbatch.config import yaml_file
+from smallbatch.config.model_files import file_digest, model_files
 from smallbatch.engines.made_by import ENTRY, NO_NUMBERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smallbatch.config.study import StudyConfig
 
 FOLDER = Path(".smallbatch/code")
 # They only say, read and write.
 _PLUMBING = ("errors.py", "durable.py", "machine.py", "private.py")
 _READING = (*_PLUMBING, "data/__init__.py", "data/scratch.py", "data/split.py")
 _ENGINES = tuple(sorted({entry for entries in ENTRY.values() for entry in entries}))
+_OF_MODELS = ("train", "train_dependent", "measure")
+_OWN = "./"  # before a file of the project, in a listing
 _BEST = ("analysis/cells.py", "analysis/frames.py", "analysis/generalisation.py")
 
 
@@ -24,9 +35,11 @@ def write() -> list[Path]:
     """Write the listing of every stage; returns their paths."""
     private.refuse_links_of_others(FOLDER)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    stages = of_stages()
+    stages, own = of_stages(), _own_files()
     for stage, files in stages.items():
         lines = [f"{modules.digest(file)}  {file}\n" for file in files]
+        if stage in _OF_MODELS:
+            lines += [f"{file_digest(file)}  {_OWN}{file}\n" for file in own]
         durable.write(FOLDER / stage, "".join(lines).encode())
     return [FOLDER / stage for stage in stages]
 
@@ -56,16 +69,33 @@ def listed(stage: str) -> dict[str, object]:
         lines = durable.read(FOLDER / stage).decode().splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    split = (line.partition("  ") for line in lines)
     return {
-        f"smallbatch/{name}": digest for digest, _, name in (it.partition("  ") for it in lines)
+        name if name.startswith(_OWN) else f"smallbatch/{name}": digest for digest, _, name in split
     }
 
 
 def now(names: dict[str, object]) -> dict[str, object]:
     """The present digests of such files; what is gone has none."""
-    files = {name: Path(name).relative_to("smallbatch") for name in names}
-    return {
-        name: modules.digest(file)
-        for name, file in files.items()
-        if (modules.PACKAGE / file).is_file()
-    }
+    found: dict[str, object] = {}
+    for name in names:
+        path = Path(name) if name.startswith(_OWN) else modules.PACKAGE.parent / name
+        if path.is_file():
+            found[name] = file_digest(path)
+    return found
+
+
+def of_models(studies: Iterable[StudyConfig]) -> dict[str, object]:
+    """The digests of the project's files that decide these studies' models, named as `listed`."""
+    files = model_files([it.model_dump(include={"model", "pretrained"}) for it in studies])
+    return {f"{_OWN}{file}": file_digest(file) for file in files}
+
+
+def _own_files() -> list[Path]:
+    """The files of this project that decide the models of its studies."""
+    try:
+        params = yaml_file.read(Path("params.yaml"))
+        studies = [dict(it) for it in params["studies"].values()]
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        return []  # whichever command reads the params says what is wrong with them
+    return model_files(studies)

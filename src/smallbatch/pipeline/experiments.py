@@ -210,9 +210,14 @@ def result_folders() -> list[Path]:
 
 
 def _plan(study: str, params: Params, batch_size: int) -> Column:
+    from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.protocol.column import plan_column
 
     dataset = _prepared(params)
+    if params.studies[study].pretrained == FROM_TIMM:
+        from smallbatch.models.pretrained import fetch
+
+        fetch(params.studies[study].model)
     return plan_column(
         study,
         params.studies[study],
@@ -247,11 +252,13 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
 
 def _is_as_planned(params: Params, study: str, batch_size: int, fingerprint: str) -> bool:
     """Whether the runs of an independent study's column are those that would now be trained."""
+    from smallbatch.config.model_files import model_digest
     from smallbatch.protocol.run import Run
     from smallbatch.records.columns import read_record
 
+    model = model_digest(params.studies[study])
     planned = {
-        Run(settings, fingerprint, batch_size, base_lr, seed).hash
+        Run(settings, fingerprint, batch_size, base_lr, seed, model).hash
         for settings in params.studies[study].at(batch_size)
         for base_lr in params.base_lrs(study)
         for seed in range(params.grid.seeds)

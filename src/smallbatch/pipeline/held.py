@@ -98,6 +98,7 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
     if study in params.studies:
         settings = params.studies[study]
         found[f"studies.{study}"] = settings
+        found |= code.of_models([settings])
         if settings.best_of is None:
             found["grid.base_lrs"] = params.base_lrs(study)
         else:
@@ -109,7 +110,8 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
 def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
     used = {f"studies.{name}": study for name, study in measured_studies(params).items()}
-    return {"grid.seeds": params.grid.seeds} | used | _prepared(params)
+    models = code.of_models(measured_studies(params).values())
+    return {"grid.seeds": params.grid.seeds} | used | models | _prepared(params)
 
 
 def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:

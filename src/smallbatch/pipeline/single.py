@@ -89,6 +89,7 @@ def single_run(
         UserError: A setting is wrong, or the data set is unknown.
         Stopped: By a signal or before the time limit.
     """
+    from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.config.model_names import validate_model
     from smallbatch.data.prepared import load_prepared
     from smallbatch.protocol.column import plan_column
@@ -97,7 +98,7 @@ def single_run(
     validate_model(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
     )
-    name = f"{study.model}-{study.norm}".lower()
+    name = f"{study.model}-{study.norm}".lower().replace(":", "-").lstrip("_")
 
     labels: list[Labels] = []  # of the test set
 
@@ -105,6 +106,10 @@ def single_run(
         config = _dataset_config(params_file, dataset, say)
         data = load_prepared(_prepared_for_itself(config, say))
         labels.append(data.test_labels)
+        if study.pretrained == FROM_TIMM:
+            from smallbatch.models.pretrained import fetch
+
+            fetch(study.model)
         return plan_column(
             name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
         )

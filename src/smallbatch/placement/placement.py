@@ -99,7 +99,8 @@ def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> 
         import torch
 
         torch.set_num_threads(1)  # no OpenMP pool may exist before workers are forked
-    if compute.engine != "auto" or len(column.runs) == 1:
+    frozen = column.runs[0].settings.freeze  # the speeds of whole models say nothing of it
+    if compute.engine != "auto" or len(column.runs) == 1 or frozen:
         return _by_rule(column, compute.engine, device)
     name, workload = name_of(column, device), workload_of(column, compute)
     method = decided(name, workload, lambda: can_stack(column, device))
@@ -158,7 +159,7 @@ def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
 
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
     run, image = column.runs[0], workload.image
-    lanes = lanes_of_a_vector(initial_model(run, data), workload.batch_size, image)
+    lanes = lanes_of_a_vector(initial_model(run, data, weights=False), workload.batch_size, image)
     needed = workload.workers * lanes * lane_bytes(run, data)
     return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smallbatch.config.base_lr import refuse_overflow
+from smallbatch.config.model_files import model_digest
 from smallbatch.config.study import StudyConfig
 from smallbatch.errors import UserError
 from smallbatch.protocol.run import Run
@@ -54,7 +55,7 @@ def plan_column(
 
     Raises:
         UserError: The batch size exceeds the training set, or does not suit the settings or
-            the learning rates.
+            the learning rates; or there are no such pretrained weights.
     """
     n = dataset.meta.counts["train"]
     if batch_size > n:
@@ -67,12 +68,12 @@ def plan_column(
         refuse_overflow(max(base_lrs), settings.examples_per_rate(batch_size))
     except ValueError as error:
         raise UserError(f"studies.{study}.{error}") from None
-    fingerprint = dataset.meta.fingerprint
+    fingerprint, model = dataset.meta.fingerprint, model_digest(settings)
     return Column(
         study,
         dataset,
         tuple(
-            Run(variant, fingerprint, batch_size, base_lr, seed)
+            Run(variant, fingerprint, batch_size, base_lr, seed, model)
             for variant in variants
             for base_lr in base_lrs
             for seed in seeds

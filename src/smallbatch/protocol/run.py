@@ -20,7 +20,8 @@ PROTOCOL = 2
 
 
 # Settings that only choose or label runs; what they choose is in the run itself.
-_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes"}
+# Of pretrained weights the content counts, which is in the run's ``model_digest``.
+_NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes", "pretrained"}
 # Settings that came later, with what they were before. That value is left out of a run's hash, so
 # that runs trained before keep theirs.
 _WAS_ALWAYS = {
@@ -30,7 +31,9 @@ _WAS_ALWAYS = {
     "beta2_examples": None,
     "eps": None,
     "schedule": "step",
+    "freeze": None,
 }
+_LATER = {**_WAS_ALWAYS, "pretrained": None}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Run:
         batch_size: m, examples per update.
         base_lr: η̃ = η / m; under AdamW η.
         seed: The seed of weights, order, crops and flips.
+        model_digest: The digests of an own model's source and of pretrained weights; else empty.
     """
 
     settings: StudyConfig
@@ -50,6 +54,7 @@ class Run:
     batch_size: int
     base_lr: float
     seed: int
+    model_digest: str = ""
 
     @property
     def lr(self) -> float:
@@ -66,6 +71,7 @@ class Run:
             batch_size=self.batch_size,
             base_lr=self.base_lr,
             seed=self.seed,
+            model_digest=self.model_digest,
         )
 
 
@@ -77,6 +83,7 @@ def run_hash(
     batch_size: int,
     base_lr: float,
     seed: int,
+    model_digest: str = "",
 ) -> str:
     """A run's hash, of a run or of what a file says of one; ``settings`` as JSON holds them."""
     identity: dict[str, Any] = {
@@ -87,6 +94,8 @@ def run_hash(
         "base_lr": base_lr.hex(),
         "seed": seed,
     }
+    if model_digest:
+        identity["model"] = model_digest
     if stream_digest() != DIGEST:  # a NumPy that makes another stream makes other runs
         identity["stream"] = stream_digest()
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -99,15 +108,13 @@ def told(settings: Mapping[str, Any]) -> dict[str, Any]:
     So a column of plain SGD has the same files as before there were others.
     """
     return {
-        key: value
-        for key, value in settings.items()
-        if key not in _WAS_ALWAYS or value != _WAS_ALWAYS[key]
+        key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]
     }
 
 
 def is_as_ever(settings: Mapping[str, Any]) -> bool:
     """Whether settings have nothing that came later than a run's first settings."""
-    return all(settings.get(key, value) == value for key, value in _WAS_ALWAYS.items())
+    return all(settings.get(key, value) == value for key, value in _LATER.items())
 
 
 def _decides(key: str, value: object) -> bool:

@@ -184,6 +184,7 @@ def _hash(record: ColumnRecord, run: RunRecord) -> str:
         batch_size=record.batch_size,
         base_lr=run.base_lr,
         seed=run.seed,
+        model_digest=record.model_digest,
     )
 
 

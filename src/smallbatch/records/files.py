@@ -17,9 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable, private
+from smallbatch.config.model_files import code_digest
+from smallbatch.config.model_names import own_model
+from smallbatch.modules import as_paths, of_project
 from smallbatch.protocol.run import PROTOCOL, Run, told
 from smallbatch.records import system
 from smallbatch.records.schema import (
+    CODE,
     Clock,
     ColumnRecord,
     Environment,
@@ -168,7 +172,7 @@ def write_column(
         f"{run.hash}/{name}": value
         for run, result in ordered
         for name, value in result.weights.items()
-    })  # fmt: skip
+    }, _code(first))  # fmt: skip
     record = ColumnRecord(
         protocol=PROTOCOL,
         dataset=dataset,
@@ -177,10 +181,24 @@ def write_column(
         settings=recorded_settings(first),
         runs=tuple(_run_record(run, result, updates) for run, result in ordered),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        model_digest=first.model_digest,
     )
     contents = (history.getvalue(), weights, _json(record), _json(timing), system_use)
     named = zip(NAMES, contents, strict=True)
     _replace_folder(directory, {name: data for name, data in named if data is not None})
+
+
+def _code(run: Run) -> dict[str, str] | None:
+    """The project's modules that a model of the user's own needs, to lie beside its weights.
+
+    They are left out if they have changed since the runs began.
+    """
+    if (own := own_model(run.settings.model)) is None:
+        return None
+    files = of_project(own[0], Path.cwd())
+    if not files or not run.model_digest.startswith(f"code {code_digest(own[0])}"):
+        return None
+    return {CODE: json.dumps({it: file.read_text("utf-8") for it, file in as_paths(files).items()})}
 
 
 def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:

@@ -42,6 +42,9 @@ HISTORY: dict[str, Kind] = {
 }
 """Columns of `history.parquet`, a row per run and epoch."""
 
+CODE = "code"
+"""In the metadata of `weights.safetensors`, the source of a model of the user's own by path."""
+
 MOST = 2**31 - 1  # of any count: what can be trained is far below, and tables can hold it
 _LONG = 2**63 - 1  # of updates and weights
 _Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -136,8 +139,8 @@ class RunRecord(_Record):
 class ColumnRecord(_Record):
     """A whole `runs.json`.
 
-    ``settings`` are the study's, ``weights_sha256`` is that of `weights.safetensors`; older files
-    lack the latter.
+    ``settings`` are the study's, ``model_digest`` is the runs', ``weights_sha256`` is that of
+    `weights.safetensors`; older files lack the latter two.
     """
 
     protocol: _Count
@@ -147,6 +150,7 @@ class ColumnRecord(_Record):
     settings: StudySettings
     runs: Annotated[tuple[RunRecord, ...], Field(min_length=1)]
     weights_sha256: str | None = None
+    model_digest: str = ""
 
     @model_validator(mode="after")
     def _runs_fit_the_settings(self) -> Self:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch import DISTRIBUTION, durable
 from smallbatch.data.scratch import scratch_folder
 from smallbatch.errors import UserError
+from smallbatch.records.schema import CODE
 from smallbatch.tracking import entries
 from smallbatch.tracking.locks import own_folder
 from smallbatch.tracking.superseded import models
@@ -152,6 +153,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
         raise UserError(f"{path}: not of the training of runs.json; train the column again")
     try:
         with safe_open(path, "numpy") as file:
+            code = (file.metadata() or {}).get(CODE, "{}")
             weights = {
                 key.removeprefix(prefix): file.get_tensor(key)
                 for key in file.keys()  # noqa: SIM118 - not a mapping
@@ -162,6 +164,7 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
     if not weights:
         raise UserError(f"{path}: has no run {best.info.run} of runs.json; train the column again")
     save_file(weights, data / "weights.safetensors")
+    _save_code(data / CODE, code)
     (data / "model.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
     image = (-1, facts.channels, facts.height, facts.width)
     mlflow.pyfunc.save_model(
@@ -177,6 +180,16 @@ def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: st
         pip_requirements=_requirements(),
         metadata=_model_metadata(column),
     )
+
+
+def _save_code(target: Path, code: str) -> None:
+    """Write the user's own modules as they were kept beside the weights."""
+    for name, text in json.loads(code).items():
+        path = target / name
+        if not path.resolve().is_relative_to(target.resolve()):
+            raise UserError(f"code of the model: found {name!r}, allowed: paths below a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _requirements() -> list[str]:

@@ -32,6 +32,7 @@ class LoadableModel:
         from smallbatch.models import build_model
 
         facts: dict[str, Any] = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+        code = directory / "code"
         self.classes: tuple[str, ...] = tuple(facts["classes"])
         self.network: torch.nn.Module = build_model(
             facts["model"],
@@ -42,6 +43,8 @@ class LoadableModel:
             seed=0,
             batch_size=facts["batch_size"],
             bn_batch_size=facts["bn_batch_size"],
+            # Without the source, as of an installed module, it is looked for as `import` does.
+            project=code if code.is_dir() else None,
         )
         self.network.load_state_dict(load_file(directory / "weights.safetensors"))
         self.network.eval()

@@ -329,7 +329,7 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     The backward pass needs every layer's output and a few more of the largest at a time. Parameters
     count as weights, gradients (on a GPU all their parts) and a temporary of the update.
     """
-    model = initial_model(run, data)
+    model = initial_model(run, data, weights=False)
     sizes = [data.train.images[0].numel()]
 
     def count(_module: nn.Module, _inputs: object, output: object) -> None:

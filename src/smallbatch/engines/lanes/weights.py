@@ -23,7 +23,8 @@ class LaneWeights:
         theta: All trained parameters, (K, P). A lane is one row, so that an update and the check
             for non-finite values take a few operations, however many layers there are.
         shapes: The shapes of one lane's parameters, by name.
-        statistics: The running means and variances by name, (K, C) each; for vmap, all buffers.
+        statistics: The running means and variances by name, (K, C) each; for vmap, all buffers,
+            and parameters that are not trained unless all lanes share them.
         template: A plain model's state dict.
         packed: Whether memory is laid out for Triton's kernels: weights of convolutions are (size,
             size, C, O), and every parameter starts at a multiple of ALIGNED values, with zeros
@@ -175,6 +176,7 @@ def stack_lanes(
     dtype: torch.dtype,
     all_buffers: bool = False,
     packed: bool = False,
+    shared: bool = False,
     optimiser: Constants = PLAIN,
 ) -> tuple[LaneWeights, nn.Module]:
     """Build K plain models one after another and stack their states.
@@ -185,6 +187,8 @@ def stack_lanes(
         dtype: The dtype of the lanes' parameters and statistics.
         all_buffers: Whether to stack every buffer, as vmap needs, and not only running statistics.
         packed: See `LaneWeights`.
+        shared: Whether parameters that are not trained are the same in every lane, so that they are
+            not stacked.
         optimiser: The optimiser of the lanes.
 
     Returns:
@@ -198,7 +202,7 @@ def stack_lanes(
         model = build()
         if lanes is None:
             lanes = _empty_lanes(
-                model, len(builders), device, dtype, all_buffers, packed, optimiser
+                model, len(builders), device, dtype, all_buffers, packed, shared, optimiser
             )
         state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, value in {**lanes.views, **lanes.statistics}.items():
@@ -215,23 +219,29 @@ def _empty_lanes(
     dtype: torch.dtype,
     all_buffers: bool,
     packed: bool,
+    shared: bool,
     optimiser: Constants,
 ) -> LaneWeights:
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    named = dict(model.named_parameters())
+    shapes = {name: it.shape for name, it in named.items() if it.requires_grad}
+    fixed = {} if shared else {name: it for name, it in named.items() if name not in shapes}
     parameters = sum(padded(shape.numel(), packed) for shape in shapes.values())
     kinds = ("running_mean", "running_var")
     statistics = {
         name: value.new_zeros(
             k, *value.shape, device=device, dtype=dtype if value.is_floating_point() else None
         )
-        for name, value in model.named_buffers()
+        for name, value in {**dict(model.named_buffers()), **fixed}.items()
         if all_buffers or name.endswith(kinds)
     }
     return LaneWeights(
         theta=torch.zeros(k, parameters, device=device, dtype=dtype),
         shapes=shapes,
         statistics=statistics,
-        template={name: value.detach().clone() for name, value in model.state_dict().items()},
+        template={
+            name: value.detach().to(dtype if value.is_floating_point() else None, copy=True)
+            for name, value in model.state_dict().items()
+        },
         packed=packed,
         optimiser=optimiser,
     )

@@ -51,11 +51,14 @@ def build_net(
     """
     device = data.train.images.device
     builders = [partial(initial_model, run, data) for run in runs]
-    plain = not has_stacked_form(builders[0]())
+    frozen = runs[0].settings.freeze is not None
+    plain = frozen or not has_stacked_form(builders[0]())
     kernels = kernels or default_kernels(device, dtype, runs[0].settings.precision)
     packed = not plain and kernels == "triton"
     optimiser = constants(runs[0].settings, runs[0].batch_size)
-    lanes, model = stack_lanes(builders, device, dtype, plain, packed, optimiser)
+    lanes, model = stack_lanes(
+        builders, device, dtype, plain, packed, shared=frozen, optimiser=optimiser
+    )
     if plain:
         return VmapNet(lanes, model), model
     return StackedNet(lanes, model, _kit(lanes, runs[0], data, kernels)), model

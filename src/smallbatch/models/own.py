@@ -1,0 +1,151 @@
+"""Models of the user's own: classes or functions of a project, found by their names."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smallbatch import modules
+from smallbatch.config.model_files import code_digest
+from smallbatch.config.model_names import own_model
+from smallbatch.errors import UserError, first_line
+
+# By project, name and digest of the source: an edited module is imported again.
+_imported: dict[tuple[Path, str, str], Callable[..., Any]] = {}
+
+
+def build_own(
+    name: str, side: tuple[int, int], shape: dict[str, Any], project: Path | None = None
+) -> nn.Module:
+    """Build a model of the user's own and try it on a blank image.
+
+    The caller has seeded torch's generator. The factory is called with ``num_classes`` and
+    ``in_chans``, and with ``img_size`` if its signature names that: one number for squares, else
+    (height, width).
+
+    Args:
+        name: `package.module:factory`.
+        side: Height and width of the images.
+        shape: ``num_classes`` and ``in_chans``.
+        project: The folder of the module; by default the current one. What is not found there may
+            be installed.
+
+    Raises:
+        UserError: There is no such module or factory; it fails, makes no module of torch, or one
+            that does not map such images to logits.
+    """
+    project = (project or Path.cwd()).resolve()
+    with modules.in_front(project):
+        factory = _factory(name, project)
+        # What the module drew when it was imported is not drawn for the next model.
+        torch.default_generator.manual_seed(torch.initial_seed())
+        arguments = dict(shape)
+        try:
+            if "img_size" in inspect.signature(factory).parameters:
+                arguments["img_size"] = side[0] if side[0] == side[1] else side
+        except (TypeError, ValueError):  # no signature, as of some classes in C
+            pass
+        called = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        try:
+            built = factory(**arguments)
+        except Exception as error:
+            raise UserError(f"model: {name}({called}) fails: {_reason(error)}") from error
+        if not isinstance(built, nn.Module):
+            raise UserError(
+                f"model: {name}({called}) returns {type(built).__name__}, allowed: a torch "
+                "nn.Module"
+            )
+        _try(built, name, (shape["in_chans"], *side), shape["num_classes"])
+    return built.train()
+
+
+def _try(model: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
+    found = f"images of {'×'.join(map(str, image))} (channels × height × width)"
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(2, *image))
+    except Exception as error:
+        raise UserError(f"model: {name!r} does not take {found}: {_reason(error)}") from error
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"model: {name!r} maps two {found} to {shown}, allowed: logits of shape (2, {classes})"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"model: {name!r} has no parameter that is trained")
+
+
+def _factory(name: str, project: Path) -> Callable[..., Any]:
+    if (own := own_model(name)) is None:
+        raise ValueError(name)
+    module, attribute = own
+    key = (project, name, code_digest(module, project))
+    if key not in _imported:
+        files = modules.of_project(module, project)
+        with _only_from(files):
+            found: Any = _import(module, project)
+            for part in attribute.split("."):
+                if not hasattr(found, part):
+                    raise UserError(_missing(name, part, found))
+                found = getattr(found, part)
+        if not callable(found):
+            raise UserError(f"model: {name!r} is no class or function")
+        _imported[key] = found
+    return _imported[key]
+
+
+def _import(module: str, project: Path) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise UserError(
+                f"model: no module {module!r} in {project}, nor installed{_close(module, project)}"
+            ) from None
+        raise UserError(f"model: {module!r} cannot be imported: {_reason(error)}") from error
+    except Exception as error:
+        raise UserError(f"model: {module!r} cannot be imported: {_reason(error)}") from error
+
+
+@contextmanager
+def _only_from(files: Iterable[str]) -> Generator[None, None, None]:
+    """Import these modules anew, not as they were, perhaps in another folder, and leave those."""
+    names = {
+        ".".join(name.split(".")[: i + 1]) for name in files for i in range(name.count(".") + 1)
+    }
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
+
+
+def _close(module: str, project: Path) -> str:
+    beside = [file.stem for file in (project / module.replace(".", "/")).parent.glob("*.py")]
+    parent = module.rpartition(".")[0]
+    return _hint(module, [f"{parent}.{name}" if parent else name for name in beside])
+
+
+def _missing(name: str, part: str, where: Any) -> str:
+    known = [it for it in vars(where) if not it.startswith("__")]
+    return f"model: {name!r}: there is no {part!r}{_hint(part, known)}"
+
+
+def _hint(found: str, known: Iterable[str]) -> str:
+    matches = get_close_matches(found[:100], list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def _reason(error: Exception) -> str:
+    line = first_line(error)
+    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
