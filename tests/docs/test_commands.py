@@ -81,8 +81,8 @@ def _python(page: Path) -> str:
 
 
 # The first has changes of the sources, which tests/test_extending.py makes; the second is followed
-# by tests/test_notebook.py.
-ELSEWHERE = ("extending.md", "python.md")
+# by tests/test_notebook.py, the third by tests/docs/test_own_model.py.
+ELSEWHERE = ("extending.md", "python.md", "own-model.md")
 PYTHON = [page for page in GUIDES if page.name not in ELSEWHERE and _python(page)]
 
 

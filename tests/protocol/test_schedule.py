@@ -93,3 +93,15 @@ def test_a_squared_gradient_counts_half_after_as_many_examples_at_every_m() -> N
         beta1, beta2 = betas_at(study(optimizer="adamw", beta2_examples=640.0), m)
         assert beta1 == 0.9
         assert beta2 ** (640 / m) == pytest.approx(0.5)
+
+
+def test_of_files_behind_a_model_only_the_content_is_identity() -> None:
+    plain = Run(study(), "abc", 8, 2.0**-6, 0)
+    assert plain.hash == Run(study(), "abc", 8, 2.0**-6, 0, "").hash
+    tuned = [Run(study(pretrained=path), "abc", 8, 2.0**-6, 0, "weights 1") for path in ("a", "b")]
+    assert tuned[0].hash == tuned[1].hash != plain.hash
+    others = [
+        Run(study(pretrained="a"), "abc", 8, 2.0**-6, 0, "weights 2"),
+        Run(study(pretrained="a", freeze="head only"), "abc", 8, 2.0**-6, 0, "weights 1"),
+    ]
+    assert len({it.hash for it in (plain, tuned[0], *others)}) == 4

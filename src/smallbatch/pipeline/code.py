@@ -49,14 +49,15 @@ def of_stages() -> dict[str, list[Path]]:
     # They make a run's hash, which DVC does not know.
     settings = modules.sources("config/params.py", leave_out=_PLUMBING)
     grid = modules.sources("protocol/column.py", leave_out=NO_NUMBERS)
-    train = {*settings, *grid, *modules.sources(*_ENGINES, leave_out=NO_NUMBERS)}
+    models = modules.sources("config/model_files.py", leave_out=(*_PLUMBING, "modules.py"))
+    train = {*settings, *models, *grid, *modules.sources(*_ENGINES, leave_out=NO_NUMBERS)}
     measured = modules.sources("engines/update_variance.py", leave_out=NO_NUMBERS)
     found = {
         "prepare": {*modules.sources("data/prepare.py", leave_out=_PLUMBING), *settings},
         "train": train,
         # Its η̃ comes from the best cell of another column.
         "train_dependent": {*train, *modules.sources(*_BEST, leave_out=_READING)},
-        "measure": {*settings, *measured},
+        "measure": {*settings, *models, *measured},
         "evaluate": modules.sources("analysis/evaluation.py", leave_out=_READING),
         "report": modules.sources("report/page.py", leave_out=_READING),
     }
@@ -79,7 +80,8 @@ def now(names: dict[str, object]) -> dict[str, object]:
     """The present digests of such files; what is gone has none."""
     found: dict[str, object] = {}
     for name in names:
-        path = Path(name) if name.startswith(_OWN) else modules.PACKAGE.parent / name
+        own = name.startswith(_OWN)
+        path = Path(name) if own else modules.PACKAGE / Path(name).relative_to("smallbatch")
         if path.is_file():
             found[name] = file_digest(path)
     return found

@@ -269,4 +269,6 @@ def _finite_or_none(value: float | None) -> float | None:
 
 def _json(record: BaseModel) -> bytes:
     value = record.model_dump(mode="json")
+    if not value.get("model_digest", True):  # as in the files of before there was one
+        del value["model_digest"]
     return f"{json.dumps(value, indent=1, sort_keys=True, allow_nan=False)}\n".encode()
