@@ -145,6 +145,7 @@ def workload_of(column: Column, compute: ComputeConfig) -> Workload:
         lanes=len(column.runs),
         device=device,
         workers=_workers(column, compute, device),
+        optimizer=run.settings.optimizer,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.config.study import StudyConfig
+from smallbatch.config.study import Optimizer, StudyConfig
 from smallbatch.data.prepared import Dataset, Meta
 from smallbatch.engines.kinds import Engine, Kernels
 
@@ -34,6 +34,7 @@ class Workload:
         lanes: The number of runs of the column.
         device: ``cpu`` or ``cuda``.
         workers: The number of processes.
+        optimizer: The optimiser.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Workload:
     lanes: int
     device: str
     workers: int
+    optimizer: Optimizer = "sgd"
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -60,8 +62,9 @@ class Workload:
         """The workload as text."""
         norm = self.norm if self.bn_batch_size is None else f"{self.norm}{self.bn_batch_size}"
         augment = "augmented " if self.augment else ""
+        optimizer = "" if self.optimizer == "sgd" else f"{self.optimizer} "
         return (
-            f"{self.model} {norm} {self.precision} {augment}"
+            f"{self.model} {norm} {self.precision} {optimizer}{augment}"
             f"{self.channels}x{self.height}x{self.width} {self.classes} classes "
             f"m={self.batch_size} {self.lanes} lanes {self.device} {self.workers} workers"
         )
@@ -81,6 +84,7 @@ class Workload:
                 "precision": self.precision,
                 "epochs": epochs,
                 "weight_decay": 1e-4,
+                "optimizer": self.optimizer,
             }
         )
 

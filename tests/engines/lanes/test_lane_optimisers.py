@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -12,6 +13,7 @@ from smallbatch.engines import lanes as stacked
 from smallbatch.engines import loop
 from smallbatch.engines.lanes.native import lanes as native_lanes
 from smallbatch.protocol.run import Run
+from smallbatch.records.checkpoints import Resumable, State
 from tests.engines.lanes.test_trainer import (
     PRECISE,
     assert_near,
@@ -52,12 +54,14 @@ def test_updates_equal_the_loop_in_float64(
     optimiser: str, schedule: str, m: int, norm: str, by_torch: bool
 ) -> None:
     """Batches straddle epochs, with warm-up, milestones and weight decay."""
-    data = noise_data(m + 6, augment=True, dtype=PRECISE)
+    # Ghost batches of 4 and 3 of the last layer's single pixels would amplify rounding.
+    size = 8 if norm == "ghost" else 4
+    data = noise_data(m + 6, size=size, augment=True, dtype=PRECISE)
     settings = OPTIMISERS[optimiser] | SCHEDULES[schedule]
-    runs = runs_of(norm, m, epochs=12 if m > 1 else 2, **settings)[: 1 if m == 32 else 2]
+    runs = runs_of(norm, m, epochs=7 if m > 1 else 1, **settings)[:1]
     results = stacked.train_lanes(runs, data, dtype=PRECISE, by_torch=by_torch)
     for run, result in zip(runs, results, strict=True):
-        assert result.rows[-1]["updates"] >= 14
+        assert result.rows[-1]["updates"] >= 7
         assert_near(result, loop.train(run, data, dtype=PRECISE), rtol=1e-7, atol=1e-9)
 
 
@@ -77,3 +81,64 @@ def test_batches_in_parts_equal_the_loop(
     for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=dtype), strict=True):
         assert result.parameters % 8
         assert_near(result, loop.train(run, data, dtype=dtype), **tolerance)
+
+
+@pytest.mark.parametrize("m", [2, 33])
+@pytest.mark.parametrize("optimiser", MOVING)
+def test_a_lane_does_not_depend_on_its_neighbours(optimiser: str, m: int) -> None:
+    """Alone, and beside one that diverges and is dropped: bit for bit the same."""
+    data = noise_data(2 * m + 1, augment=True, dtype=torch.float32)
+    runs = runs_of("none", m, seeds=3, optimizer=optimiser)
+    runs.insert(1, dataclasses.replace(runs[0], base_lr=2.0**100))
+    everyone = stacked.train_lanes(runs, data)
+    assert everyone[1].outcome == "diverged"
+    assert everyone[1].diverged_at == loop.train(runs[1], data).diverged_at
+    for part in ([0], [9, 4], [1, 2, 3]):
+        for i, result in zip(part, stacked.train_lanes([runs[i] for i in part], data), strict=True):
+            assert_equal(result, everyone[i])
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopsOnce:
+    """Keeps the state after some updates and then stops; or gives it back."""
+
+    def __init__(self, at: int, state: State | None = None) -> None:
+        self.at, self.state = at, state
+
+    def begin(self, training: Resumable) -> None:
+        if self.state is not None:
+            training.restore(self.state)
+
+    def between(self, training: Resumable) -> None:
+        state = training.state()
+        if self.state is None and state.update >= self.at:
+            self.state = dataclasses.replace(
+                state, tensors={name: value.clone() for name, value in state.tensors.items()}
+            )
+            raise Stopped
+
+
+@pytest.mark.parametrize("by_torch", [False, True])
+@pytest.mark.parametrize("optimiser", MOVING)
+def test_a_resumed_training_ends_as_one_that_was_not_stopped(
+    monkeypatch: pytest.MonkeyPatch, optimiser: str, by_torch: bool
+) -> None:
+    monkeypatch.setattr(native_lanes, "STRETCH", 0.0)  # a chance to stop after every update
+    data = noise_data(25, size=4, dtype=torch.float32)
+    runs = runs_of("batch", 8, optimizer=optimiser)
+    whole = stacked.train_lanes(runs, data, by_torch=by_torch)
+    keeper = StopsOnce(4)
+    with pytest.raises(Stopped):
+        stacked.train_lanes(runs, data, by_torch=by_torch, keeper=keeper)
+    assert keeper.state is not None
+    assert sum(name.startswith("moment.") for name in keeper.state.tensors) == (
+        2 if optimiser == "adamw" else 1
+    )
+    again = StopsOnce(0, keeper.state)
+    for one, other in zip(
+        whole, stacked.train_lanes(runs, data, by_torch=by_torch, keeper=again), strict=True
+    ):
+        assert_equal(one, other)

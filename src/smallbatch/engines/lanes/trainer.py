@@ -24,6 +24,7 @@ from smallbatch.engines.lanes.torch.lanes import TorchLanes
 from smallbatch.engines.loop import arithmetic, initial_model
 from smallbatch.engines.resident import Resident, Split
 from smallbatch.models import has_batch_norm, recompute_population_statistics
+from smallbatch.protocol.optimiser import MOMENTS
 from smallbatch.protocol.outcome import Row, RunResult
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
@@ -263,8 +264,7 @@ class _Trainer:
     def _end_finished(self) -> None:
         """Record the final metrics and weights of the remaining lanes."""
         losses, accuracies = self.lanes.evaluate(self.data.train, self.pause)
-        model = self.lanes.model
-        norms = has_batch_norm(model)
+        norms = has_batch_norm(model := self.lanes.model)
         for lane in self.live:
             run = self.lanes.runs[lane]
             if run in self.recorded:
@@ -327,7 +327,7 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     """Estimated memory of one lane in bytes, from a plain model's activations for one image.
 
     The backward pass needs every layer's output and a few more of the largest at a time. Parameters
-    count as weights, gradients (on a GPU all their parts) and a temporary of the update.
+    count as weights, moments, gradients (on a GPU all parts) and a temporary of the update.
     """
     model = initial_model(run, data, weights=False)
     sizes = [data.train.images[0].numel()]
@@ -342,7 +342,7 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     model.eval()(data.train.images[:1].to("cpu", torch.float32))
     activations = run.batch_size * (sum(sizes) + 4 * max(sizes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    copies = 3
+    copies = 3 + MOMENTS[run.settings.optimizer]
     if data.train.images.is_cuda and has_stacked_form(model):
         from smallbatch.engines.lanes.triton.convs import parts_of
 

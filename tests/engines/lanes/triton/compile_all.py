@@ -24,6 +24,8 @@ from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes.torch.lanes import make_step
 from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, pool, tail
 from smallbatch.engines.resident import load_resident
+from smallbatch.engines.lanes.weights import LaneWeights
+from smallbatch.protocol.optimiser import MOMENTS, Constants
 from smallbatch.protocol.run import Run
 from tests.noise import make_dataset
 
@@ -119,6 +121,13 @@ def record() -> None:
             step, _ = make_step(runs, resident, torch.float32, "triton")
             step.tables.load(0)
             step()
+    for optimizer in MOMENTS:
+        kind = Constants(optimizer, 8, 0.9, 0.999, 1e-8)
+        lanes = LaneWeights(torch.zeros(2, 4096), {"w": torch.Size([4096])}, {}, {}, optimiser=kind)
+        rates = torch.zeros(1, 3, 2)
+        tail.TritonTail(2, lanes.theta.device).settle(
+            lanes, rates, step.metrics, step.tables.counter
+        )
 
 
 def main() -> None:

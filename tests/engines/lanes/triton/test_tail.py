@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from smallbatch.config.study import Optimizer
 from smallbatch.engines.lanes.step import Metrics, TorchTail
 from smallbatch.engines.lanes.triton.tail import TritonTail, agrees
 from smallbatch.engines.lanes.weights import SPAN, LaneWeights
+from smallbatch.protocol.optimiser import MOMENTS, PLAIN, Constants
 from tests.engines.lanes.triton.tensors import DEVICE
 
 K = 3
 
 
-def lanes(parameters: int, parts: int = 1) -> LaneWeights:
+def lanes(parameters: int, parts: int = 1, kind: Constants = PLAIN) -> LaneWeights:
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(K, parameters, generator=generator).to(DEVICE)
-    made = LaneWeights(theta, {"w": torch.Size([parameters])}, {}, {})
+    made = LaneWeights(theta, {"w": torch.Size([parameters])}, {}, {}, optimiser=kind)
     made.split({"w": parts})
     made.partial.copy_(torch.randn(parts, K, parameters, generator=generator))
     return made
@@ -48,28 +50,34 @@ def test_loss_hits_and_gradient_are_torchs(m: int, classes: int) -> None:
     assert mine.correct.tolist() == theirs.correct.tolist()
 
 
-@pytest.mark.parametrize(("parameters", "parts"), [(7, 1), (2500, 1), (2500, 3)])
-def test_updates_and_notes_are_torchs(parameters: int, parts: int) -> None:
-    rates = torch.tensor([[0.9, 0.99, 1.0], [0.1, 0.01, 0.5]], device=DEVICE)
+@pytest.mark.parametrize("optimizer", MOMENTS)
+@pytest.mark.parametrize(("parameters", "parts"), [(7, 1), (2500, 3)])
+def test_updates_and_notes_are_torchs(
+    parameters: int, parts: int, optimizer: Optimizer
+) -> None:
+    kind = Constants(optimizer, 7, 0.9, 0.99, 1e-6)
+    rates = torch.tensor([[0.9, 0.99, 1.0], [0.1, 0.01, 0.5], [0.1, 0.2, 0.7]], device=DEVICE)
+    rates = rates[: 3 if optimizer == "adamw" else 2]
     rates = torch.stack([rates * math.nan, rates, rates / 2, rates])  # of updates 0 to 3
     found: list[list[Tensor]] = []
     for tail in (TritonTail(K, DEVICE), TorchTail()):
-        own, sums = lanes(parameters, parts), metrics()
+        own, sums = lanes(parameters, parts, kind), metrics()
         counter = torch.ones(1, dtype=torch.int64, device=DEVICE)
         for update in (1, 2, 3):
             tail.loss = torch.tensor([1.0, 2.0, math.nan if update > 1 else 3.0], device=DEVICE)
             tail.correct = torch.tensor([1, 0, 2], device=DEVICE, dtype=torch.int32)
             if update == 3:
-                own.partial[parts - 1, 1, -1] = math.inf
+                own.partial[parts - 1, 1, -1] = math.nan if optimizer == "adamw" else math.inf
             tail.settle(own, rates, sums, counter)
             assert counter.item() == update + 1
-        found.append([own.theta, *sums])
+        found.append([*sums, own.theta, *own.moments])
     mine, theirs = found
-    torch.testing.assert_close(mine[0], theirs[0], rtol=1e-6, atol=1e-6)
-    assert [value.tolist()[:2] for value in mine[1:]] == [
-        value.tolist()[:2] for value in theirs[1:]
+    for one, other in zip(mine[4:], theirs[4:], strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6, equal_nan=True)
+    assert [value.tolist()[:2] for value in mine[:4]] == [
+        value.tolist()[:2] for value in theirs[:4]
     ]
-    loss, correct, seen, diverged = (value.tolist() for value in mine[1:])
+    loss, correct, seen, diverged = (value.tolist() for value in mine[:4])
     assert loss[:2] == [3.0, 6.0]
     assert math.isnan(loss[2])
     assert (correct, seen, diverged) == ([3, 0, 4], [3, 3, 2], [0, 4, 3])
@@ -112,3 +120,14 @@ def test_logits_that_are_not_finite_make_the_loss_so_in_their_lane_alone(bad: fl
     assert tail.loss.isfinite().tolist() == [True, True, False]
     assert expected.loss.isfinite().tolist() == [True, True, False]
     assert gradient[:, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("optimizer", MOMENTS)
+def test_zeros_between_packed_weights_stay_zeros(optimizer: Optimizer) -> None:
+    made = lanes(2500, 1, Constants(optimizer, 7, 0.9, 0.99, 1e-8))
+    made.theta[:, 100:116] = 0
+    made.partial[:, :, 100:116] = 0
+    tail, counter = TritonTail(K, DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    tail.settle(made, torch.full((1, 3, K), 0.5, device=DEVICE), metrics(), counter)
+    assert made.theta[:, 100:116].eq(0).all()
+    assert made.theta[:, :100].ne(0).all()

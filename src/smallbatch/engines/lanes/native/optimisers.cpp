@@ -2,6 +2,12 @@
 // formulas of `protocol/optimiser.py`. Plain SGD is trained by `kernels.cpp` alone, and stays the
 // same to the bit whatever is done here.
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "kernels.cpp"
@@ -67,47 +73,49 @@ inline void store(vec *to, vec block, std::integer_sequence<int, j...>) {
 // The numbers of one update: of each place, or the same for all.
 struct Numbers {
     vec decay, rate;  // as `coefficients` in `protocol/optimiser.py` gives them
-    REAL root;        // 1/√(1 − β₂ᵗ)
-    REAL mean;        // 1/m
-    REAL beta1, new1, beta2, new2, eps;  // new: 1 − β
+    // AdamW's: new1 = (1 − β₁)/m and new2 = √(1 − β₂)/m; rate and ε are multiplied by √(1 − β₂ᵗ),
+    // so that √b need not be divided by it.
+    REAL beta1, new1, beta2, new2, eps;
 };
 
 // The new weights from old ones and the gradient of the summed loss; changes the moments.
 template <int kind>
 inline vec moved(vec theta, vec gradient, vec &first, vec &second, const Numbers &n) {
     if constexpr (kind == ADAMW) {
-        const vec g = gradient * n.mean;
-        first = n.beta1 * first + n.new1 * g;
-        second = n.beta2 * second + n.new2 * g * g;
-        return theta * n.decay - n.rate * first / (root(second) * n.root + n.eps);
+        const vec g = n.new2 * gradient;
+        const vec a = n.beta1 * first + n.new1 * gradient, b = n.beta2 * second + g * g;
+        first = a, second = b;
+        return theta * n.decay - n.rate * a / (root(b) + n.eps);
     } else {
-        const vec g = gradient + n.decay * theta;
-        first = n.beta1 * first + g;
-        return theta - n.rate * (kind == NESTEROV ? g + n.beta1 * first : first);
+        const vec g = gradient + n.decay * theta, v = n.beta1 * first + g;
+        first = v;
+        return theta - n.rate * (kind == NESTEROV ? g + n.beta1 * v : v);
     }
 }
 
 // Updates all weights. Returns 0 for a run whose weights are finite, otherwise NaN.
 template <int kind, int parts>
 vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
-    vec check{}, *first = of.first, *second = of.second, none{};
-    const auto block = [&](vec *theta, const vec *gradient) {
-        vec &other = kind == ADAMW ? *second : none;
+    const Numbers n = numbers;
+    vec check{}, none{};
+    vec *__restrict first = of.first, *__restrict second = of.second;
+    vec *__restrict weights = group.theta;
+    const vec *__restrict gradients = net.gradient;
+    const auto block = [&](vec *theta, const vec *gradient, count i) {
+        vec &other = kind == ADAMW ? second[i] : none;
         const vec value =
-            moved<kind>(block_of<parts>(theta), sums_of<parts>(gradient), *first, other, numbers);
+            moved<kind>(block_of<parts>(theta), sums_of<parts>(gradient), first[i], other, n);
         store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
         check += value * 0;
-        first++;
-        if (kind == ADAMW) second++;
     };
-    const count rest = net.parameters % parts, whole = net.parameters - rest;
-    for (count i = 0; i < whole; i += parts) block(group.theta + i, net.gradient + i);
+    const count blocks = net.parameters / parts, rest = net.parameters % parts;
+    for (count i = 0; i < blocks; i++) block(weights + i * parts, gradients + i * parts, i);
     if (rest) {
         vec theta[parts]{}, gradient[parts]{};
-        std::copy_n(group.theta + whole, rest, theta);
-        std::copy_n(net.gradient + whole, rest, gradient);
-        block(theta, gradient);
-        std::copy_n(theta, rest, group.theta + whole);
+        std::copy_n(weights + blocks * parts, rest, theta);
+        std::copy_n(gradients + blocks * parts, rest, gradient);
+        block(theta, gradient, blocks);
+        std::copy_n(theta, rest, weights + blocks * parts);
     }
     return across(check, parts);
 }
@@ -126,14 +134,15 @@ vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers
 // √(1 − β₂ᵗ).
 vec descend(const Network &net, Group &group, const Optimiser &of, const double *schedule) {
     const bool adamw = of.kind == ADAMW;
+    const double scale = adamw ? schedule[2] / schedule[1] : 1, m = of.batch_size;
     Numbers n{};
     for (int v = 0; v < V; v++) {
-        n.rate[v] = REAL(schedule[0] * group.base_lr[v] / (adamw ? schedule[1] : 1));
+        n.rate[v] = REAL(schedule[0] * group.base_lr[v] * scale);
         n.decay[v] = REAL(adamw ? 1 - schedule[0] * group.lr_times_decay[v] : of.decay);
     }
-    n.root = REAL(1 / schedule[2]), n.mean = REAL(1 / of.batch_size), n.eps = REAL(of.eps);
-    n.beta1 = REAL(of.beta1), n.new1 = REAL(1 - of.beta1);
-    n.beta2 = REAL(of.beta2), n.new2 = REAL(1 - of.beta2);
+    n.beta1 = REAL(of.beta1), n.new1 = REAL((1 - of.beta1) / m);
+    n.beta2 = REAL(of.beta2), n.new2 = REAL(std::sqrt(1 - of.beta2) / m);
+    n.eps = REAL(of.eps * schedule[2]);
     switch (of.kind) {
         case MOMENTUM: return descend<MOMENTUM>(net, group, of, n);
         case NESTEROV: return descend<NESTEROV>(net, group, of, n);

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from smallbatch.engines.lanes.step import Metrics, TorchTail
 from smallbatch.engines.lanes.weights import SPAN, LaneWeights
+from smallbatch.protocol.optimiser import MOMENTS, Constants
 
 
 @triton.jit(do_not_specialize=["m", "example", "its_lane"])
@@ -55,23 +56,43 @@ def score(
 
 
 @triton.jit
-def descend(theta, partial, used, rates, counter, bad, parameters, lanes, BLOCK: tl.constexpr):
+def descend(
+    theta, first, second, partial, used, rates, counter, bad, parameters, lanes,
+    m, beta1, new1, beta2, new2, eps, KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One update of a block of a lane's weights; sets its ``bad`` to 1 if a weight overflows.
 
-    ``used`` has the number of parts of the block's gradient.
+    ``used`` has the number of parts of the block's gradient; ``first`` and ``second`` are the
+    moments, if there are any; ``new1`` and ``new2`` are 1 − β. KIND is the optimiser's place in
+    MOMENTS.
     """
     lane = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = i < parameters
     at = lane.to(tl.int64) * parameters + i
-    rates += tl.load(counter) * (2 * lanes) + lane
-    decay, base_lr = tl.load(rates), tl.load(rates + lanes)
-    weights = tl.load(theta + at, mask=mask, other=0.0) * decay
+    rates += tl.load(counter) * ((3 if KIND == 3 else 2) * lanes) + lane
+    decay, rate = tl.load(rates), tl.load(rates + lanes)
+    weights = tl.load(theta + at, mask=mask, other=0.0)
     gradient = tl.load(partial + at, mask=mask, other=0.0)
     for part in range(1, tl.load(used + tl.program_id(0))):
         there = partial + tl.num_programs(1).to(tl.int64) * parameters * part
         gradient += tl.load(there + at, mask=mask, other=0.0)
-    weights -= gradient * base_lr
+    if KIND == 0:
+        weights = weights * decay
+        weights -= gradient * rate
+    elif KIND == 3:
+        gradient = gradient / m
+        a = beta1 * tl.load(first + at, mask=mask, other=0.0) + new1 * gradient
+        b = beta2 * tl.load(second + at, mask=mask, other=0.0) + new2 * gradient * gradient
+        tl.store(first + at, a, mask=mask)
+        tl.store(second + at, b, mask=mask)
+        size = tl.sqrt(b) / tl.load(rates + 2 * lanes) + eps
+        weights = weights * decay - rate * (a / size)
+    else:
+        gradient += decay * weights
+        v = beta1 * tl.load(first + at, mask=mask, other=0.0) + gradient
+        tl.store(first + at, v, mask=mask)
+        weights -= rate * (gradient + beta1 * v if KIND == 2 else v)
     tl.store(theta + at, weights, mask=mask)
     wrong = tl.max(tl.where(tl.abs(weights) < float("inf"), 0, 1), 0)
     tl.atomic_max(bad + lane, wrong, mask=wrong > 0)
@@ -133,9 +154,13 @@ class TritonTail:
     def settle(self, lanes: LaneWeights, rates: Tensor, metrics: Metrics, counter: Tensor) -> None:
         """See :class:`~engines.lanes.step.Tail`."""
         k, parameters = lanes.theta.shape
+        numbers = lanes.optimiser
+        first, second = [*lanes.moments, lanes.theta, lanes.theta][:2]
         _DESCEND[(-(-parameters // SPAN), k)](
-            lanes.theta, lanes.partial, lanes.used, rates, counter, self.bad, parameters, k,
-            BLOCK=SPAN,
+            lanes.theta, first, second, lanes.partial, lanes.used, rates, counter, self.bad,
+            parameters, k, float(numbers.batch_size), numbers.beta1, 1 - numbers.beta1,
+            numbers.beta2, 1 - numbers.beta2, numbers.eps,
+            KIND=list(MOMENTS).index(numbers.optimizer), BLOCK=SPAN,
         )  # fmt: skip
         _NOTE[(1,)](
             self.loss, self.correct, self.bad, counter, *metrics, k, PADDED=_power(k)
@@ -147,21 +172,35 @@ def agrees(device: torch.device) -> bool:
     theta, logits = torch.randn(2, 1500, device=device), torch.randn(3, 2, 10, device=device)
     labels = torch.tensor([[1, 3, 5], [2, 4, 9]], device=device)
     source = torch.tensor([1, 0], device=device)
-    rates = torch.tensor([[[0.1, 0.1]] * 2, [[0.9, 0.8], [0.1, 0.2]]], device=device)
-    found: list[list[Tensor]] = []
+    kinds = [Constants(name, 3, 0.9, 0.99, 1e-6) for name in MOMENTS]
+    return all(_agrees(kind, theta, logits, labels, source) for kind in kinds)
+
+
+def _agrees(
+    kind: Constants, theta: Tensor, logits: Tensor, labels: Tensor, source: Tensor
+) -> bool:
+    device, found = theta.device, list[list[Tensor]]()
+    numbers = [[0.9, 0.8], [0.1, 0.2], [0.3, 0.4]][: 3 if kind.optimizer == "adamw" else 2]
+    rates = torch.tensor([[[0.1, 0.1]] * len(numbers), numbers], device=device)
     for tail in (TritonTail(2, device), TorchTail()):
-        lanes = LaneWeights(theta.clone(), {"w": torch.Size([1500])}, {}, {})
+        shapes = {"w": torch.Size([1500])}
+        lanes = LaneWeights(theta.clone(), shapes, {}, {}, optimiser=kind)
+        for moment in lanes.moments:
+            moment.copy_(theta.flip(0).abs())
         lanes.split({"w": 2})
         lanes.partial.copy_(theta.flip(1))
         lanes.partial[1] *= 2
-        lanes.partial[0, 1, 7] = torch.inf
+        lanes.partial[0, 1, 7] = torch.nan
         counter = torch.ones(1, dtype=torch.int64, device=device)
         zeros = [torch.zeros(2, dtype=torch.int64, device=device) for _ in range(3)]
         metrics = Metrics(torch.zeros(2, dtype=torch.float64, device=device), *zeros)
         gradient = tail.score(logits.clone(), labels, source)
         tail.settle(lanes, rates, metrics, counter)
-        found.append([gradient, lanes.theta, counter, *metrics])
-    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+        found.append([gradient, lanes.theta, *lanes.moments, counter, *metrics])
+    return all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(*found, strict=True)
+    )
 
 
 def _power(n: int) -> int:
