@@ -20,7 +20,7 @@ from smallbatch import durable, private
 from smallbatch.config.model_files import code_digest
 from smallbatch.config.model_names import own_model
 from smallbatch.modules import as_paths, of_project
-from smallbatch.protocol.run import PROTOCOL, Run
+from smallbatch.protocol.run import PROTOCOL, WAS_ALWAYS, Run
 from smallbatch.records import system
 from smallbatch.records.schema import (
     CODE,
@@ -237,7 +237,10 @@ def _remove(folder: Path) -> None:
 
 def recorded_settings(run: Run) -> StudySettings:
     """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
-    settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
+    found = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr", "lrs"})
+    # Settings that came later are told where they are not what they were before.
+    later = {**WAS_ALWAYS, "pretrained": None}
+    settings = {key: it for key, it in found.items() if key not in later or it != later[key]}
     settings["base_lr_from"] = run.settings.best_of
     if run.settings.bn_batch_sizes:
         settings["bn_batch_size"] = None
