@@ -1,9 +1,9 @@
-"""What the optimisers cost: seconds per update of the native kernels, and of streaming their moments.
+"""What the optimisers cost: seconds per update of the native kernels, and to stream their moments.
 
     python -m benchmarks.optimisers [--out FILE.json]
 
-ResNet-8 with batch norm, 8×8 images, one group of lanes on one core. All cases of a round follow one
-another, so that whatever else the machine does meets all of them; of the rounds the fastest counts.
+ResNet-8 with batch norm, 8×8 images, one group of lanes on one core. All cases of a round follow
+one another, so that whatever else the machine does meets all of them; the fastest round counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Case:
     """One optimiser at one m; a call makes updates for about 0.3 s and returns seconds of one."""
 
     def __init__(self, optimizer: Optimizer, m: int, lanes: int) -> None:
-        shape = Workload("resnet8", "batch", None, False, "float32", 1, 8, 8, 10, m, lanes, "cpu", 1)
+        shape = Workload(
+            "resnet8", "batch", None, False, "float32", 1, 8, 8, 10, m, lanes, "cpu", 1
+        )
         data = load_resident(noise(shape, 2**16), augment=False, device=torch.device("cpu"))
         settings = StudyConfig(
             model="resnet8", norm="batch", epochs=10**6, weight_decay=1e-4, optimizer=optimizer
@@ -50,6 +52,7 @@ class Case:
         self()  # finds out how many updates are a stretch
 
     def __call__(self) -> float:
+        """Seconds of one update."""
         first = self.done % self.epoch
         start = time.perf_counter()
         updates = self.lanes.advance(first, self.epoch)
@@ -109,6 +112,7 @@ def as_markdown(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     out: Path | None = parser.parse_args().out

@@ -110,4 +110,4 @@ def corrections(
     """AdamW's 1 − β₁ᵗ and √(1 − β₂ᵗ) of updates ``first``, … from 0, (updates,) each."""
     beta1, beta2 = betas_at(study, batch_size)
     t = np.arange(first + 1, first + updates + 1)
-    return 1 - beta1**t, np.sqrt(1 - beta2**t)
+    return 1 - np.power(beta1, t), np.sqrt(1 - np.power(beta2, t))

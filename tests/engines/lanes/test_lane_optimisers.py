@@ -21,10 +21,11 @@ from tests.engines.lanes.test_trainer import (
     one_thread,
     study,
 )
-from tests.engines.test_optimisers import OPTIMISERS, SCHEDULES
+from tests.engines.test_optimisers import OPTIMISERS as ALL
+from tests.engines.test_optimisers import SCHEDULES
 
 __all__ = ["one_thread"]
-OPTIMISERS = {name: value for name, value in OPTIMISERS.items() if name != "less momentum"}
+OPTIMISERS = {name: value for name, value in ALL.items() if name != "less momentum"}
 MOVING = ("momentum", "nesterov", "adamw")  # those that keep moments
 NORMS = {1: ("none", "group"), 7: ("batch", "ghost"), 32: ("batch", "group")}
 
@@ -75,7 +76,9 @@ def test_batches_in_parts_equal_the_loop(
     monkeypatch.setattr(native_lanes, "parts_of_a_batch", lambda *_: parts)
     precise = dtype == PRECISE
     data = noise_data(19, size=8, augment=True, dtype=dtype)
-    more = {"eps": 1e-3} if optimiser == "adamw" else {}  # noise is not scaled up to whole steps
+    more: dict[str, Any] = (
+        {"eps": 1e-3} if optimiser == "adamw" else {}
+    )  # noise is not scaled up to whole steps
     runs = runs_of("batch", 8, epochs=2, optimizer=optimiser, **more)
     tolerance = {"rtol": 1e-7, "atol": 1e-9} if precise else {"rtol": 1e-3, "atol": 2e-5}
     for run, result in zip(runs, stacked.train_lanes(runs, data, dtype=dtype), strict=True):
@@ -98,7 +101,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(optimiser: str, m: int) -> Non
             assert_equal(result, everyone[i])
 
 
-class Stopped(Exception):
+class StopError(Exception):
     pass
 
 
@@ -108,17 +111,17 @@ class StopsOnce:
     def __init__(self, at: int, state: State | None = None) -> None:
         self.at, self.state = at, state
 
-    def begin(self, training: Resumable) -> None:
+    def begin(self, trainer: Resumable) -> None:
         if self.state is not None:
-            training.restore(self.state)
+            trainer.restore(self.state)
 
-    def between(self, training: Resumable) -> None:
-        state = training.state()
+    def between(self, trainer: Resumable) -> None:
+        state = trainer.state()
         if self.state is None and state.update >= self.at:
             self.state = dataclasses.replace(
                 state, tensors={name: value.clone() for name, value in state.tensors.items()}
             )
-            raise Stopped
+            raise StopError
 
 
 @pytest.mark.parametrize("by_torch", [False, True])
@@ -131,7 +134,7 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(
     runs = runs_of("batch", 8, optimizer=optimiser)
     whole = stacked.train_lanes(runs, data, by_torch=by_torch)
     keeper = StopsOnce(4)
-    with pytest.raises(Stopped):
+    with pytest.raises(StopError):
         stacked.train_lanes(runs, data, by_torch=by_torch, keeper=keeper)
     assert keeper.state is not None
     assert sum(name.startswith("moment.") for name in keeper.state.tensors) == (

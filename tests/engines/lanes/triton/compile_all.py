@@ -21,10 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from smallbatch.config.study import StudyConfig
+from smallbatch.engines.lanes.step import Metrics
 from smallbatch.engines.lanes.torch.lanes import make_step
 from smallbatch.engines.lanes.triton import convs, heads, inputs, norms, pool, tail
-from smallbatch.engines.resident import load_resident
 from smallbatch.engines.lanes.weights import LaneWeights
+from smallbatch.engines.resident import load_resident
 from smallbatch.protocol.optimiser import MOMENTS, Constants
 from smallbatch.protocol.run import Run
 from tests.noise import make_dataset
@@ -121,12 +122,14 @@ def record() -> None:
             step, _ = make_step(runs, resident, torch.float32, "triton")
             step.tables.load(0)
             step()
+    zeros = [torch.zeros(2, dtype=torch.int64) for _ in range(3)]
+    metrics = Metrics(torch.zeros(2, dtype=torch.float64), *zeros)
     for optimizer in MOMENTS:
         kind = Constants(optimizer, 8, 0.9, 0.999, 1e-8)
         lanes = LaneWeights(torch.zeros(2, 4096), {"w": torch.Size([4096])}, {}, {}, optimiser=kind)
         rates = torch.zeros(1, 3, 2)
         tail.TritonTail(2, lanes.theta.device).settle(
-            lanes, rates, step.metrics, step.tables.counter
+            lanes, rates, metrics, torch.zeros(1, dtype=torch.int64)
         )
 
 

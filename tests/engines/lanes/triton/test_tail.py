@@ -52,9 +52,7 @@ def test_loss_hits_and_gradient_are_torchs(m: int, classes: int) -> None:
 
 @pytest.mark.parametrize("optimizer", MOMENTS)
 @pytest.mark.parametrize(("parameters", "parts"), [(7, 1), (2500, 3)])
-def test_updates_and_notes_are_torchs(
-    parameters: int, parts: int, optimizer: Optimizer
-) -> None:
+def test_updates_and_notes_are_torchs(parameters: int, parts: int, optimizer: Optimizer) -> None:
     kind = Constants(optimizer, 7, 0.9, 0.99, 1e-6)
     rates = torch.tensor([[0.9, 0.99, 1.0], [0.1, 0.01, 0.5], [0.1, 0.2, 0.7]], device=DEVICE)
     rates = rates[: 3 if optimizer == "adamw" else 2]

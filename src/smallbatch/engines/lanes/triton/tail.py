@@ -176,9 +176,7 @@ def agrees(device: torch.device) -> bool:
     return all(_agrees(kind, theta, logits, labels, source) for kind in kinds)
 
 
-def _agrees(
-    kind: Constants, theta: Tensor, logits: Tensor, labels: Tensor, source: Tensor
-) -> bool:
+def _agrees(kind: Constants, theta: Tensor, logits: Tensor, labels: Tensor, source: Tensor) -> bool:
     device, found = theta.device, list[list[Tensor]]()
     numbers = [[0.9, 0.8], [0.1, 0.2], [0.3, 0.4]][: 3 if kind.optimizer == "adamw" else 2]
     rates = torch.tensor([[[0.1, 0.1]] * len(numbers), numbers], device=device)
