@@ -16,6 +16,7 @@ from smallbatch.protocol.run import Run
 from smallbatch.records.checkpoints import Resumable, State
 from tests.engines.lanes.test_trainer import (
     PRECISE,
+    assert_equal,
     assert_near,
     noise_data,
     one_thread,

@@ -123,7 +123,11 @@ class NativeLanes:
         """Parameters, statistics and moments of all lanes, (K, …) each."""
         k, parts = len(self.runs), self._parts
         theta, statistics = (
-            np.concatenate([group[i].T[::parts] for group in self._groups])[:k] for i in range(2)
+            np.concatenate([vectors.T[::parts] for vectors in groups])[:k]
+            for groups in (
+                [group.theta for group in self._groups],
+                [group.statistics for group in self._groups],
+            )
         )
         moments = (
             [from_blocks(group.moments[i], parts, self.parameters) for group in self._groups]
