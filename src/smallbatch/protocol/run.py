@@ -23,7 +23,7 @@ PROTOCOL = 2
 _NOT_IDENTITY = {"figure", "base_lrs", "base_lr", "lrs", "budget", "bn_batch_sizes"}
 # Settings that came later, with what they were before. That value is left out of a run's hash, so
 # that runs trained before keep theirs.
-_WAS_ALWAYS = {
+WAS_ALWAYS = {
     "optimizer": "sgd",
     "momentum": None,
     "betas": None,
@@ -94,4 +94,4 @@ def run_hash(
 
 
 def _decides(key: str, value: object) -> bool:
-    return key not in _NOT_IDENTITY and (key not in _WAS_ALWAYS or value != _WAS_ALWAYS[key])
+    return key not in _NOT_IDENTITY and (key not in WAS_ALWAYS or value != WAS_ALWAYS[key])

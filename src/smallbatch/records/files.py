@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from smallbatch import durable, private
-from smallbatch.protocol.run import PROTOCOL, Run
+from smallbatch.protocol.run import PROTOCOL, WAS_ALWAYS, Run
 from smallbatch.records import system
 from smallbatch.records.schema import (
     Clock,
@@ -219,7 +219,13 @@ def _remove(folder: Path) -> None:
 
 def recorded_settings(run: Run) -> StudySettings:
     """What the runs of a column share, as `runs.json` records it: not their place in the grid."""
-    settings = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr"})
+    every = run.settings.model_dump(mode="json", exclude={"base_lrs", "base_lr", "lrs"})
+    # Settings that came later are left out where they are as before, as in a run's hash.
+    settings = {
+        key: value
+        for key, value in every.items()
+        if key not in WAS_ALWAYS or value != WAS_ALWAYS[key]
+    }
     settings["base_lr_from"] = run.settings.best_of
     if run.settings.bn_batch_sizes:
         settings["bn_batch_size"] = None

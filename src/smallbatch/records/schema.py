@@ -98,6 +98,12 @@ class StudySettings(TypedDict, total=False):
     budget: str
     base_lr_from: str | None
     base_lrs: list[_Number] | None
+    optimizer: str
+    momentum: _Number | None
+    betas: list[_Share] | None
+    beta2_examples: _Number | None
+    eps: _Number | None
+    schedule: str
 
 
 class RunRecord(_Record):
