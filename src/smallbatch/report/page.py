@@ -313,7 +313,6 @@ def _reported(runs: pd.DataFrame) -> str:
 
 def _counts(frames: Frames) -> str:
     runs = frames.all_runs
-    optimisers = set(runs["optimizer"])
     cells = runs.groupby([*GRID_KEYS, "bn_batch_size"], dropna=False).ngroups
     diverged = int(runs["outcome"].eq("diverged").sum())
     return (
