@@ -251,6 +251,8 @@ def train(
     betas: tuple[float, float] | None = None,
     beta2_examples: float | None = None,
     schedule: str = "step",
+    pretrained: str | os.PathLike[str] | None = None,
+    freeze: str | None = None,
     device: str = "auto",
     time_limit: str | float | None = None,
     params: str | os.PathLike[str] = "params.yaml",
@@ -278,6 +280,8 @@ def train(
         betas: Of adamw; 0.9 and 0.999 by default.
         beta2_examples: In place of adamw's β₂: examples after which a squared gradient counts half.
         schedule: ``step``, ``cosine`` or ``constant``.
+        pretrained: A file of weights to start from, or ``timm`` for those that timm has.
+        freeze: ``head only`` trains only the head of such a model.
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds, or such as ``"3h30m"``, after which it stops with all progress kept.
         params: The params file that describes ``dataset``, if that is none of the built-in.
@@ -297,8 +301,8 @@ def train(
         "batch-size": batch_size, "lr": lr, "base-lr": base_lr, "dataset": dataset, "model": model,
         "norm": norm, "bn-batch-size": bn_batch_size, "epochs": epochs, "seed": seed,
         "weight-decay": weight_decay, "warmup": warmup, "optimizer": optimizer,
-        "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule, "device": device, "time-limit": time_limit,
-        "params": params,
+        "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule, "pretrained": pretrained, "freeze": freeze,
+        "device": device, "time-limit": time_limit, "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     if odd := [word for word in words if "\0" in word or not _is_text(word)]:

@@ -69,6 +69,8 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     show_default=True,
     type=click.Choice(["step", "cosine", "constant"]),
 )
+@click.option("--pretrained", help="A file of weights to start from, or timm for those it has.")
+@click.option("--freeze", type=click.Choice(["head only"]), help="What alone is trained.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1, MOST))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
@@ -134,6 +136,7 @@ def run(
         raise click.BadParameter(found, param_hint=option) from None
     if lr is not None and not adamw:
         say(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
+    settings = {key: value for key, value in settings.items() if value is not None}
     done = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
         device=device, time_limit=time_limit, say=say,

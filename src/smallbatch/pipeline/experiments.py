@@ -126,7 +126,7 @@ def measured_studies(params: Params) -> dict[str, StudyConfig]:
 
 
 def best_base_lr(column: Path) -> float:
-    """The η̃ (under AdamW η) of a column's best cell: the highest median over seeds, on the test set.
+    """The η̃ (AdamW: η) of a column's best cell: the highest median over seeds, on the test set.
 
     Raises:
         UserError: The column does not exist, or no cell of it has an accuracy.
@@ -245,8 +245,8 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
     folder = column_folder(params, source, batch_size)
     if folder.exists() and not _is_as_planned(params, source, batch_size, fingerprint):
         raise UserError(
-            f"train {source} {batch_size} first: the column in {folder}, whose best learning rate {study} "
-            "takes, was trained with other settings, grid or data than the present ones"
+            f"train {source} {batch_size} first: the column in {folder}, whose best learning "
+            f"rate {study} takes, was trained with other settings, grid or data than the present ones"
         )
     return (best_base_lr(folder),)
 

@@ -38,7 +38,7 @@ class Card:
     Attributes:
         dataset, study: Their names.
         title: Batch size and learning rate, or that there is no answer.
-        batch_size, base_lr: The same as numbers, m and η̃ (under AdamW η); None if there is no answer.
+        batch_size, base_lr: The same as numbers, m and η̃ (AdamW: η); None if there is no answer.
         not_distinguishable: The other m that may be the best; none if they were not compared.
         worse: The m than which another is better.
         sure: "clear" if every other batch size is worse, whatever η̃ of the grid it is given, and
@@ -290,7 +290,8 @@ def _doubts_of_others(standings: Sequence[Standing], m: int, rate: str) -> list[
     lines: list[str] = []
     if edge:
         lines.append(
-            f"At m = {listed(edge)} the best {rate} is at the end of those tried: another may do better."
+            f"At m = {listed(edge)} the best {rate} is at the end of those tried: another may do "
+            "better."
         )
     if lost:
         lines.append(f"At m = {listed(lost)} a seed diverged at every {rate}: try smaller ones.")
@@ -310,7 +311,7 @@ def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
 
 
 def _base_lrs(found: Answer, m: int) -> list[str]:
-    """How sure the learning rate is: others that may be as good, and whether it is the last reliable one."""
+    """How sure the learning rate is: others that may be as good, and whether it is the last."""
     lines: list[str] = []
     rate = _rate(found.cell or {})
     if found.near_base_lrs:
@@ -339,9 +340,8 @@ def _range(found: Answer, m: int) -> list[str]:
     if own["n_reliable"] == 1:
         return [f"At m = {m} reliable at {rate} = {low} alone."]
     holes = listed([power_of_two(base_lr) for base_lr in own["holes"]])
-    return [
-        f"At m = {m} reliable from {rate} = {low} to {high}{f', but not at {holes}' if holes else ''}."
-    ]
+    but = f", but not at {holes}" if holes else ""
+    return [f"At m = {m} reliable from {rate} = {low} to {high}{but}."]
 
 
 def _in_brackets(own: dict[Any, Any], end: str, word: str) -> str:

@@ -166,8 +166,8 @@ def study_figures(
             "accuracy",
             f"Line charts: reported test accuracy of {study} against the batch size, a frame for "
             f"each of {rates}.",
-            f"Reported accuracy against m, a frame per {rate} (median over seeds), the other {rate} in "
-            "grey, chance dotted. A curve is interrupted where the median falls on a diverged run, or "
+            f"Reported accuracy against m, a frame per {rate} (median over seeds), the other "
+            f"{rate} in grey, chance dotted. A curve is interrupted where the median falls on a diverged run, or "
             f"the {rate} was not run.",
             "cells", "all",
         ),
@@ -223,8 +223,8 @@ def summary_figures(
                 f"Line charts: best accuracy against the batch size for {n_studies} on {name}. The "
                 f"highest is {percent(winner['accuracy'])}, {winner['study']} at "
                 f"m = {winner['batch_size']}.",
-                f"Best reported accuracy at each m (median over seeds at the best {rates_of(cells)}, chosen "
-                "on the test set), a frame per study, the others in grey; bars reach from the worst seed "
+                "Best reported accuracy at each m (median over seeds at the best "
+                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in grey; bars reach from the worst seed "
                 "to the best. A cross at the bottom: a seed diverged there.",
                 {"cells": rows, "all": rows},
             )

@@ -45,20 +45,21 @@ def base_lr_sentence(runs: pd.DataFrame) -> str:
     sources = runs["base_lr_from"].dropna()
     own, rate = len(sources) < len(runs), rate_of(runs)
     said = [
-        f"Each m was trained at the {rate} that was best for it in {source} (chosen on the test set)."
+        f"Each m was trained at the {rate} that was best for it in {source} (chosen on the test "
+        "set)."
         for source in sorted(set(sources))
     ]
     if own:
         said.append(
-            f"Each m was trained at the {rate} of the study's own grid; of several, the best one is "
-            "shown (chosen on the test set)."
+            f"Each m was trained at the {rate} of the study's own grid; of several, the best one "
+            "is shown (chosen on the test set)."
         )
     if len(said) == 1:
         return said[0]
     names = [*sorted(set(sources)), *(["the study's own grid"] if own else [])]
     return (
-        f"Batch sizes differ in where their {rate} is from: {listed(names)}. It is the best one there "
-        "(chosen on the test set)."
+        f"Batch sizes differ in where their {rate} is from: {listed(names)}. It is the best one "
+        "there (chosen on the test set)."
     )
 
 
@@ -82,8 +83,8 @@ def warnings(cells: pd.DataFrame) -> list[str]:
     """What limits the reading of one study: diverged runs, single seeds."""
     lost = int(cells["n_diverged"].sum())
     diverged = (
-        f"{count(lost, 'run')} of these cells diverged: there {rate_of(cells)} is at, or beyond, the limit of "
-        "stability."
+        f"{count(lost, 'run')} of these cells diverged: there {rate_of(cells)} is at, or beyond, "
+        "the limit of stability."
     )
     return [*([diverged] if lost else []), *single_seeds(cells)]
 

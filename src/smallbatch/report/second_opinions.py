@@ -83,7 +83,8 @@ def validation_sentence(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> s
     else:
         said = (
             f"{start}, the best cell is m = {second['batch_size']} with "
-            f"{rate} = {power_of_two(second['base_lr'])}, {percent(second['accuracy'])} on the test set."
+            f"{rate} = {power_of_two(second['base_lr'])}, {percent(second['accuracy'])} on the "
+            "test set."
         )
     both = ordered.merge(chosen, on="batch_size", suffixes=("", "_validation"))
     moved = both.loc[both["base_lr"] != both["base_lr_validation"], "batch_size"]
@@ -177,8 +178,8 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     if edges.empty:
         return [*said, f"In no column is the best {rates_of(best)} on the edge of its grid."]
     edge = (
-        f"In {len(edges)} of {count(len(best), 'column')} the best {rates_of(best)} is on the edge of its grid: "
-        "tuning did not end there, and the accuracy is a lower bound."
+        f"In {len(edges)} of {count(len(best), 'column')} the best {rates_of(best)} is on the edge "
+        "of its grid: tuning did not end there, and the accuracy is a lower bound."
     )
     return [*said, edge]
 

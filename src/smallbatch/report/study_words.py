@@ -34,8 +34,8 @@ class StudyWords:
         learned: Whether the best cell is beyond chance. Otherwise figures of ranges and of the best
             accuracy mean nothing either.
         best: What came out best and how sure that is, or that there is no best.
-        validation: What changes when learning rate and m are chosen on the validation split; empty where there
-            is none.
+        validation: What changes when learning rate and m are chosen on the validation split; empty
+            where there is none.
         range: How the reliable range changes with m; empty where nothing learned.
         fit: What the fit of the upper ends says, or under AdamW how the best η changes with m;
             empty where nothing learned.

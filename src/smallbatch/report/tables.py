@@ -134,8 +134,8 @@ def fraction_table(ranges: pd.DataFrame) -> Table:
     thresholds = ranges.groupby("fraction")["threshold"].first()
     headers = tuple(f"{value:g} (τ = {percent(float(thresholds[value]))})" for value in FRACTIONS)
     caption = (
-        f"The reliable range of {rate_of(ranges)} if the threshold lies elsewhere between chance (0) and the "
-        "study's best cell (1)."
+        f"The reliable range of {rate_of(ranges)} if the threshold lies elsewhere between chance "
+        "(0) and the study's best cell (1)."
     )
     return Table(caption, ("m", *headers), rows)
 

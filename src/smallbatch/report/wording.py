@@ -133,14 +133,14 @@ def warnings(
         at_edge = [str(value) for value in best.loc[best["grid_edge"] == edge, "batch_size"]]
         if at_edge:
             lines.append(
-                f"The best {rate} is the {word} one tried at m = {listed(at_edge)}: the optimum may lie "
-                f"{side} the grid, so the accuracy given there is a lower bound."
+                f"The best {rate} is the {word} one tried at m = {listed(at_edge)}: the optimum "
+                f"may lie {side} the grid, so the accuracy given there is a lower bound."
             )
     lost = [str(value) for value in best.loc[best["n_diverged"] > 0, "batch_size"]]
     if lost:
         lines.append(
-            f"Some seeds of the best cell diverged at m = {listed(lost)}: its {rate} is at the limit of "
-            "stability."
+            f"Some seeds of the best cell diverged at m = {listed(lost)}: its {rate} is at the "
+            "limit of stability."
         )
     main = ranges[(ranges["fraction"] == MAIN_FRACTION) & (ranges["n_reliable"] > 0)]
     for end, word in (("lower", "below"), ("upper", "above")):

@@ -74,7 +74,8 @@ def column_name(column: ColumnInfo) -> str:
 def run_name(column: ColumnInfo, run: RunInfo) -> str:
     """Such as `m=8 η̃=2^-6 seed 0`; on an axis of BN batch sizes `m=8 b=4 η̃=2^-6 seed 0`."""
     axis = f" b={run.bn_batch_size}" if column.settings.get("bn_batch_sizes") else ""
-    return f"{column_name(column)}{axis} {rate_of(column)}={format_base_lr(run.base_lr)} seed {run.seed}"
+    rate = f"{rate_of(column)}={format_base_lr(run.base_lr)}"
+    return f"{column_name(column)}{axis} {rate} seed {run.seed}"
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
