@@ -301,8 +301,9 @@ def train(
         "batch-size": batch_size, "lr": lr, "base-lr": base_lr, "dataset": dataset, "model": model,
         "norm": norm, "bn-batch-size": bn_batch_size, "epochs": epochs, "seed": seed,
         "weight-decay": weight_decay, "warmup": warmup, "optimizer": optimizer,
-        "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule, "pretrained": pretrained, "freeze": freeze,
-        "device": device, "time-limit": time_limit, "params": params,
+        "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule,
+        "pretrained": pretrained, "freeze": freeze, "device": device, "time-limit": time_limit,
+        "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     if odd := [word for word in words if "\0" in word or not _is_text(word)]:

@@ -246,7 +246,8 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
     if folder.exists() and not _is_as_planned(params, source, batch_size, fingerprint):
         raise UserError(
             f"train {source} {batch_size} first: the column in {folder}, whose best learning "
-            f"rate {study} takes, was trained with other settings, grid or data than the present ones"
+            f"rate {study} takes, was trained with other settings, grid or data than the "
+            "present ones"
         )
     return (best_base_lr(folder),)
 

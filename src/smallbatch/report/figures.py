@@ -167,8 +167,8 @@ def study_figures(
             f"Line charts: reported test accuracy of {study} against the batch size, a frame for "
             f"each of {rates}.",
             f"Reported accuracy against m, a frame per {rate} (median over seeds), the other "
-            f"{rate} in grey, chance dotted. A curve is interrupted where the median falls on a diverged run, or "
-            f"the {rate} was not run.",
+            f"{rate} in grey, chance dotted. A curve is interrupted where the median "
+            f"falls on a diverged run, or the {rate} was not run.",
             "cells", "all",
         ),
     ]  # fmt: skip
@@ -224,8 +224,8 @@ def summary_figures(
                 f"highest is {percent(winner['accuracy'])}, {winner['study']} at "
                 f"m = {winner['batch_size']}.",
                 "Best reported accuracy at each m (median over seeds at the best "
-                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in grey; bars reach from the worst seed "
-                "to the best. A cross at the bottom: a seed diverged there.",
+                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in grey; bars "
+                "reach from the worst seed to the best. A cross at the bottom: a seed diverged there.",
                 {"cells": rows, "all": rows},
             )
         )

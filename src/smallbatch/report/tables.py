@@ -121,7 +121,10 @@ def range_table(ranges: pd.DataFrame) -> Table:
         "holes",
     )
     threshold = ranges.loc[ranges["fraction"] == MAIN_FRACTION, "threshold"].iloc[0]
-    caption = f"{'L' if rate == 'η' else 'Base l'}earning rates that converge reliably (every seed at least {percent(threshold)})."
+    caption = (
+        f"{'Learning rates' if rate == 'η' else 'Base learning rates'} that converge reliably "
+        f"(every seed at least {percent(threshold)})."
+    )
     return _without_empty(Table(caption, headers, rows))
 
 
