@@ -224,8 +224,9 @@ def summary_figures(
                 f"highest is {percent(winner['accuracy'])}, {winner['study']} at "
                 f"m = {winner['batch_size']}.",
                 "Best reported accuracy at each m (median over seeds at the best "
-                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in grey; bars "
-                "reach from the worst seed to the best. A cross at the bottom: a seed diverged there.",
+                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in "
+                "grey; bars reach from the worst seed to the best. A cross at the bottom: a seed "
+                "diverged there.",
                 {"cells": rows, "all": rows},
             )
         )
