@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, summarise_cells
-from smallbatch.analysis.frames import Results, load_results, on_bn_axis
+from smallbatch.analysis.frames import Results, load_results, on_bn_axis, on_lr_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.stability import stable_ranges
 from smallbatch.errors import Stopped as Stopped
@@ -37,7 +37,8 @@ class Best:
 
     Attributes:
         dataset, study: Their names.
-        batch_size, base_lr, lr: m, η̃ and η = m·η̃; None if there is no answer.
+        batch_size, base_lr, lr: m, η̃ and η = m·η̃, under AdamW η twice; None if there is no
+            answer.
         not_distinguishable: The other m that may be the best; none if they were not compared.
         worse: The m than which another is better.
         sure: "clear", "open" (others may be as good) or "undecided" (nothing was compared).
@@ -68,7 +69,7 @@ class TrainedRun:
     Attributes:
         outcome: "finished" or "diverged", which is a result and no error.
         test_accuracy, train_accuracy: Of the final weights, in 0..1; None if it diverged.
-        batch_size, base_lr, lr, seed: m, η̃, η = m·η̃, and the seed.
+        batch_size, base_lr, lr, seed: m, η̃ (under AdamW η), η, and the seed.
         updates: The planned number of updates.
         diverged_at: The update at which it diverged, counted from 1; else None.
         remark: What limits its accuracy; empty if nothing does.
@@ -140,7 +141,10 @@ def load_history(
 def load_cells(
     project_or_models: str | os.PathLike[str] = ".", *, everything: bool = False
 ) -> pd.DataFrame:
-    """Read the runs cell by cell: a row per study, m and η̃, over its seeds; see `load_runs`."""
+    """Read the runs cell by cell: a row per study, m and η̃, over its seeds; see `load_runs`.
+
+    Where ``optimizer`` is adamw, ``base_lr`` is η, as ``lr`` is for all.
+    """
     return summarise_cells(load_runs(project_or_models, everything=everything))
 
 
@@ -162,7 +166,7 @@ def best(
         card = study_card(own, cells, chosen, best_by_study(chosen))
         lr = None
         if card.batch_size is not None and card.base_lr is not None:
-            lr = card.batch_size * card.base_lr
+            lr = card.base_lr if on_lr_axis(own) else card.batch_size * card.base_lr
         found.append(
             Best(
                 dataset=card.dataset, study=card.study, batch_size=card.batch_size,
@@ -179,7 +183,9 @@ def stable_range(
     fraction: float = MAIN_FRACTION,
     everything: bool = False,
 ) -> pd.DataFrame:
-    """The lowest and highest η̃ that train reliably, for each study and m; see `load_runs`.
+    """The lowest and highest η̃ (AdamW: η) that train reliably, for each study and m.
+
+    See `load_runs`; ``lower_lr`` and ``upper_lr`` are η for all.
 
     Args:
         project_or_models: The folder of a project or of result files.
@@ -240,6 +246,13 @@ def train(
     weight_decay: float = 1e-4,
     warmup: float = 0.0,
     augment: bool = False,
+    optimizer: str = "sgd",
+    momentum: float | None = None,
+    betas: tuple[float, float] | None = None,
+    beta2_examples: float | None = None,
+    schedule: str = "step",
+    pretrained: str | os.PathLike[str] | None = None,
+    freeze: str | None = None,
     device: str = "auto",
     time_limit: str | float | None = None,
     params: str | os.PathLike[str] = "params.yaml",
@@ -252,7 +265,7 @@ def train(
     Args:
         batch_size: m, examples per update.
         lr: η, the learning rate of the mean gradient; or give ``base_lr``.
-        base_lr: η̃ = η/m, a number or such as ``"2^-6"``.
+        base_lr: η̃ = η/m, a number or such as ``"2^-6"``; not with adamw, which takes ``lr``.
         dataset: A built-in data set, or the one of ``params``.
         model: One of the paper's, or any timm model.
         norm: ``none``, ``batch``, ``batch_conv``, ``ghost`` or ``group``.
@@ -262,6 +275,13 @@ def train(
         weight_decay: Of the weights.
         warmup: The fraction of training in which the learning rate rises.
         augment: Random crops and flips.
+        optimizer: ``sgd``, ``momentum``, ``nesterov`` or ``adamw``.
+        momentum: μ of momentum and nesterov; 0.9 by default.
+        betas: Of adamw; 0.9 and 0.999 by default.
+        beta2_examples: In place of adamw's β₂: examples after which a squared gradient counts half.
+        schedule: ``step``, ``cosine`` or ``constant``.
+        pretrained: A file of weights to start from, or ``timm`` for those that timm has.
+        freeze: ``head only`` trains only the head of such a model.
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds, or such as ``"3h30m"``, after which it stops with all progress kept.
         params: The params file that describes ``dataset``, if that is none of the built-in.
@@ -280,12 +300,15 @@ def train(
     options = {
         "batch-size": batch_size, "lr": lr, "base-lr": base_lr, "dataset": dataset, "model": model,
         "norm": norm, "bn-batch-size": bn_batch_size, "epochs": epochs, "seed": seed,
-        "weight-decay": weight_decay, "warmup": warmup, "device": device, "time-limit": time_limit,
+        "weight-decay": weight_decay, "warmup": warmup, "optimizer": optimizer,
+        "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule,
+        "pretrained": pretrained, "freeze": freeze, "device": device, "time-limit": time_limit,
         "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     if odd := [word for word in words if "\0" in word or not _is_text(word)]:
         raise UserError(f"{odd[0].partition('=')[0]}: found {odd[0].partition('=')[2]!r}, no text")
+    words += [f"--betas={betas[0]}", str(betas[1])] if betas is not None else []
     words += ["--augment" if augment else "--no-augment", "--json"]
     result: dict[str, Any] = json.loads(run_in_child(["run", *words], progress=progress))
     final = cast("dict[str, float | None]", result["final"])

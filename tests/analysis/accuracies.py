@@ -15,11 +15,17 @@ Accuracies = dict[tuple[int, float], list[float]]
 LOST = math.nan
 """In place of an accuracy: the run diverged."""
 
+PLAIN_SGD: dict[str, Any] = {
+    "optimizer": "sgd", "momentum": math.nan, "betas": None, "beta2_examples": math.nan,
+    "eps": math.nan, "schedule": "step",
+}  # fmt: skip
+"""The optimiser and the schedule of the paper, as `load_results` has them."""
+
 _ALIKE = {
     "dataset": "digits", "study": "mine", "fingerprint": "f", "protocol": 1, "classes": 10,
     "n_test": 10_000, "n_validation": 5_000,
     "updates": 100, "epochs": 5, "budget": "epochs", "base_lr_from": None, "bn_batch_sizes": None,
-    "parameters": 10,
+    "parameters": 10, **PLAIN_SGD,
 }  # fmt: skip
 
 

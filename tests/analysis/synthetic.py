@@ -174,6 +174,7 @@ def _run(
     study: Study, batch_size: int, base_lr: float, seed: int, digest: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     per_epoch = N_TRAIN // batch_size
+    adamw = study.settings.get("optimizer") == "adamw"
     unlucky = study.unlucky.get((batch_size, base_lr), 0) > seed
     diverged = base_lr > study.limit(batch_size) or unlucky
     # The further beyond the limit, the sooner; just beyond it only after some epochs.
@@ -198,7 +199,7 @@ def _run(
                 **identity,
                 "epoch": epoch,
                 "updates": per_epoch * epoch - (per_epoch // 2 if gone else 0),
-                "lr": batch_size * base_lr,
+                "lr": base_lr if adamw else batch_size * base_lr,
                 "train_loss": math.nan if gone else -math.log(min(0.99, learned + 0.05)),
                 "train_accuracy": math.nan if gone else min(1.0, learned + 0.05),
                 "validation_loss": math.nan if gone else 1.1 - learned,
@@ -223,7 +224,7 @@ def _run(
     run = {
         "run": digest[:16],
         "base_lr": base_lr,
-        "lr": batch_size * base_lr,
+        "lr": base_lr if adamw else batch_size * base_lr,
         "seed": seed,
         "bn_batch_size": (study.settings.get("bn_batch_sizes") or [None])[0],
         "outcome": "diverged" if diverged else "finished",

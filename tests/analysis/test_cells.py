@@ -27,6 +27,7 @@ def runs_of(cells: dict[tuple[int, float], list[float]], classes: int = 10) -> p
                     "run": f"{batch_size}-{base_lr}-{seed}",
                     "outcome": "diverged" if math.isnan(accuracy) else "finished",
                     "classes": classes,
+                    "optimizer": "sgd",
                     "bn_batch_sizes": None,
                     "reported_accuracy": accuracy,
                     "reported_validation_accuracy": accuracy - 0.02,

@@ -17,6 +17,7 @@ from smallbatch.analysis.evidence import Evidence
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.errors import UserError
+from tests.analysis.accuracies import PLAIN_SGD
 
 MS = (2, 4, 8, 16, 32, 64, 128)
 LRS = tuple(2.0**k for k in (-10, -8, -6))
@@ -63,6 +64,7 @@ def runs_of(
                     "bn_batch_size": column if bn else None,
                     "bn_batch_sizes": "[2]" if bn else None,
                     "parameters": 2000 if figure == "3" else 1000,
+                    "lr": m * (2.0**-8 if bn else column), **PLAIN_SGD,
                 })  # fmt: skip
     return rows
 

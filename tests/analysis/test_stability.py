@@ -19,6 +19,8 @@ def cells_of(reach: dict[int, dict[float, float]]) -> pd.DataFrame:
             "study": "s",
             "batch_size": batch_size,
             "base_lr": base_lr,
+            "lr": batch_size * base_lr,
+            "optimizer": "sgd",
             "chance": 0.1,
             "best_accuracy": 0.9,
             "reach": value,

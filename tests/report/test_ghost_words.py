@@ -19,7 +19,8 @@ def runs(cells: dict[tuple[int, int], list[float]], **more: Any) -> pd.DataFrame
     rows = [
         {"dataset": "d", "study": "a", "batch_size": m, "bn_batch_size": float(b), "base_lr": 0.25,
          "bn_batch_sizes": "[2, 4]", "base_lr_from": "source", "run": f"{m}{b}{seed}",
-         "classes": 10, "n_test": 200, "reported_accuracy": value,
+         "lr": 0.25 * m, "optimizer": "sgd", "classes": 10, "n_test": 200,
+         "reported_accuracy": value,
          "outcome": "diverged" if math.isnan(value) else "finished"} | more
         for (m, b), values in cells.items() for seed, value in enumerate(values)
     ]  # fmt: skip

@@ -64,8 +64,11 @@ def test_a_cell_says_what_became_of_its_seeds(
 
 def test_learning_rates_that_differ_in_the_fourth_digit_have_labels_of_their_own() -> None:
     one = {"dataset": "d", "study": "s", "batch_size": 4, "n_seeds": 1, "n_diverged": 0,
-           "accuracy": 0.5, "min_accuracy": 0.5, "max_accuracy": 0.5, "chance": 0.1}  # fmt: skip
-    cells = pd.DataFrame([{**one, "base_lr": base_lr} for base_lr in (0.01001, 0.01002, 0.25)])
+           "accuracy": 0.5, "min_accuracy": 0.5, "max_accuracy": 0.5, "chance": 0.1,
+           "optimizer": "sgd"}  # fmt: skip
+    cells = pd.DataFrame(
+        [{**one, "base_lr": base_lr, "lr": 4 * base_lr} for base_lr in (0.01001, 0.01002, 0.25)]
+    )
     rows = cell_rows(cells, pd.DataFrame(columns=["batch_size"]))
     assert [row["base_lr_label"] for row in rows] == ["0.01001", "0.01002", "2⁻²"]
     assert len({row["frame"] for row in rows}) == 3
@@ -74,7 +77,7 @@ def test_learning_rates_that_differ_in_the_fourth_digit_have_labels_of_their_own
 def test_a_median_on_a_diverged_run_is_no_accuracy() -> None:
     cell = {"dataset": "d", "study": "s", "batch_size": 4, "base_lr": 0.5, "n_seeds": 3,
             "n_diverged": 2, "accuracy": math.nan, "min_accuracy": math.nan, "max_accuracy": 0.5,
-            "chance": 0.1, "reliable": False}  # fmt: skip
+            "chance": 0.1, "reliable": False, "lr": 2.0, "optimizer": "sgd"}  # fmt: skip
     (row,) = cell_rows(pd.DataFrame([cell]), pd.DataFrame(columns=["batch_size"]))
     assert (row["text"], row["all_diverged"], row["lost"]) == ("×2", False, False)
     assert row["outcome"] == "1 of 3 seeds finished"
@@ -105,7 +108,8 @@ def test_a_range_has_a_dot_at_each_reliable_cell_alone() -> None:
     base_lrs = [2.0**-k for k in (9, 8, 7, 6, 5)]
     cells = pd.DataFrame(
         {"dataset": "d", "study": "s", "batch_size": 4, "base_lr": base_lrs, "reach": reach,
-         "chance": 0.1, "best_accuracy": 0.9, "n_diverged": [0, 0, 1, 0, 0]}
+         "chance": 0.1, "best_accuracy": 0.9, "n_diverged": [0, 0, 1, 0, 0],
+         "lr": [4 * base_lr for base_lr in base_lrs], "optimizer": "sgd"}
     )  # fmt: skip
     rows = range_rows(stable_ranges(cells), cells)
     main = [row for row in rows if row["main"]]
@@ -177,7 +181,8 @@ def test_cells_of_several_bn_batch_sizes_have_keys_of_their_own() -> None:
     runs = pd.DataFrame(
         {"dataset": "d", "study": "g", "batch_size": 8, "bn_batch_size": [2, 2, 4, 4],
          "bn_batch_sizes": "[2, 4]", "base_lr": 0.5, "seed": [0, 1] * 2, "run": list("abcd"),
-         "outcome": "finished", "reported_accuracy": [0.5, 0.6, 0.7, np.nan], "classes": 10}
+         "outcome": "finished", "reported_accuracy": [0.5, 0.6, 0.7, np.nan], "classes": 10,
+         "lr": 4.0, "optimizer": "sgd"}
     )  # fmt: skip
     rows = cell_rows(bn_cells(runs), pd.DataFrame(columns=[*STUDY_KEYS]))
     assert [(row["bn"], row["frame"]) for row in rows] == [(2, "m = 8"), (4, "m = 8")]

@@ -12,11 +12,12 @@ from smallbatch.report.second_opinions import (
     objection,
     validation_sentence,
 )
+from tests.analysis.accuracies import PLAIN_SGD
 
 SETTINGS: dict[str, Any] = {
     "model": "resnet8", "norm": "none", "bn_batch_size": None, "augment": False,
     "weight_decay": 0.0, "milestones": "[0.5]", "lr_decay": 0.1, "warmup": 0.0,
-    "precision": "float32", "classes": 10, "n_test": 200, "base_lr": 0.25,
+    "precision": "float32", "classes": 10, "n_test": 200, "base_lr": 0.25, **PLAIN_SGD,
 }  # fmt: skip
 
 

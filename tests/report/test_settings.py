@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from smallbatch.report.settings import reported_rule, setting, settings_table
+from tests.analysis.accuracies import PLAIN_SGD
 
 RUN: dict[str, Any] = {
     "dataset": "d", "study": "a", "classes": 10, "scale": None, "n_train": 1000,
@@ -15,7 +16,7 @@ RUN: dict[str, Any] = {
     "bn_batch_size": None, "bn_batch_sizes": None, "base_lr_from": None, "augment": False,
     "budget": "epochs", "epochs": 10, "updates": 1250, "weight_decay": 1e-4,
     "milestones": "[0.5, 0.75]", "lr_decay": 0.1, "warmup": 0.0, "precision": "float32",
-    "base_lr": 0.25, "seed": 0, "outcome": "finished", "batch_size": 8,
+    "base_lr": 0.25, "seed": 0, "outcome": "finished", "batch_size": 8, **PLAIN_SGD,
 }  # fmt: skip
 
 

@@ -44,7 +44,8 @@ def made(rows: list[tuple[int, float, float, float]]) -> pd.DataFrame:
     """Ranges of one study from its cells: m, η̃, the worst and best seed; NaN: one diverged."""
     table = [
         {"dataset": "d", "study": "a", "batch_size": m, "base_lr": base_lr, "chance": 0.1,
-         "n_diverged": int(math.isnan(low)), "accuracy": high, "min_accuracy": low}
+         "n_diverged": int(math.isnan(low)), "accuracy": high, "min_accuracy": low,
+         "lr": m * base_lr, "optimizer": "sgd"}
         for m, base_lr, low, high in rows
     ]  # fmt: skip
     return stable_ranges(add_reliability(pd.DataFrame(table)))

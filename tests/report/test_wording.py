@@ -60,7 +60,7 @@ def made(rows: list[tuple[int, float, float, float]], **more: Any) -> pd.DataFra
          "accuracy": (high if math.isnan(low) else (low + high) / 2), "min_accuracy": low,
          "max_accuracy": high, "sd_accuracy": 0.01, "validation_accuracy": math.nan,
          "train_accuracy": high, "generalisation_gap": 0.0,
-         "population_test_accuracy": math.nan} | more
+         "population_test_accuracy": math.nan, "optimizer": "sgd"} | more
         for m, base_lr, low, high in rows
     ]  # fmt: skip
     return add_reliability(pd.DataFrame(table))

@@ -32,6 +32,7 @@ CELLS: dict[str, Kind] = {
     **dict.fromkeys(("population_test_accuracy", "generalisation_gap"), "number?"),
     **dict.fromkeys(("best_accuracy", "reach"), "number?"),
     "reliable": "truth",
+    "optimizer": "text",
 }
 """Columns of the table of cells."""
 
@@ -51,7 +52,8 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
         One row per cell: ``n_seeds``, ``n_diverged``, ``accuracy`` (the median over seeds of the
         reported accuracy, 0..1), ``mean_accuracy``, ``min_accuracy``, ``max_accuracy``,
         ``sd_accuracy`` (with n - 1), medians of further quantities, ``chance``, ``best_accuracy``
-        (of the study's best cell), ``reach`` and ``reliable`` (see `add_reliability`).
+        (of the study's best cell), ``reach`` and ``reliable`` (see `add_reliability`). ``base_lr``
+        is η̃, under the ``optimizer`` adamw η, which ``lr`` is for all.
     """
     runs = runs[~on_bn_axis(runs)]
     marked = runs.assign(
@@ -77,6 +79,7 @@ def summarise_cells(runs: pd.DataFrame) -> pd.DataFrame:
         population_test_accuracy=("_population", "median"),
         generalisation_gap=("_gap", "median"),
         classes=("classes", "first"),
+        optimizer=("optimizer", "first"),
     )
     any_diverged = cells["n_diverged"] > 0
     # A diverged run has no generalisation gap and its gap has no rank, so there is no median gap.

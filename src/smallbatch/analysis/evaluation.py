@@ -228,7 +228,8 @@ def read_runs(directory: Path) -> pd.DataFrame:
 
 def _agree(frame: pd.DataFrame, of: pd.DataFrame, keys: list[str]) -> bool:
     """Whether two tables have the same rows, in any order, as to the columns both have."""
-    names = [name for name in frame if name in of and name not in keys]
+    numbers = of.select_dtypes(["number", "bool"])
+    names = [name for name in frame if name in numbers and name not in keys]
     one, other = (
         each.sort_values(keys)[names].to_numpy(dtype=float, na_value=math.nan)
         for each in (frame, of)

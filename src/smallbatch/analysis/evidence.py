@@ -38,6 +38,8 @@ _FIGURES: dict[str, dict[str, object]] = {
 }
 """What the study of a figure trains; of what is labelled so and trains something else, no claim
 about the figure says anything."""
+PAPER_TRAINING = {"optimizer": "sgd", "schedule": "step"}
+"""How every study of the paper trains: claims say nothing of other optimisers and schedules."""
 _WITH_WARM_UP = ("10", "11")
 _LABELS = {"figure", "base_lr_from"}
 """Settings by which studies may differ that are compared: how they are called and chosen."""
@@ -71,6 +73,13 @@ class Evidence:
         labelled = self.runs.dropna(subset=["figure"])
         sizes = labelled.groupby(["figure", "study"]).size().sort_values(kind="stable")
         return {str(figure): str(study) for figure, study in sizes.index}
+
+    @property
+    def as_the_papers(self) -> set[str]:
+        """The studies that train with the paper's optimiser and schedule."""
+        other = [self.runs[key] != value for key, value in PAPER_TRAINING.items()]
+        others = self.runs.loc[other[0] | other[1], "study"]
+        return set(self.runs["study"]) - set(others)
 
     def array(self, figure: str) -> SeedArray:
         """The seed array of a figure's study.
@@ -147,10 +156,11 @@ class Evidence:
 
     @property
     def memory(self) -> pd.DataFrame:
-        """Peak bytes of the columns that trained one run at a time, by study and batch size."""
+        """Peak bytes of the paper's columns that trained one run at a time, by study and m."""
         timings = self.timings
         if timings.empty:
             return timings
+        timings = timings[timings["study"].isin(self.as_the_papers)]
         engines = timings["environment"].map(lambda text: json.loads(str(text)).get("engine"))
         kept = timings[(engines == "loop") & timings["peak_memory_bytes"].notna()]
         return kept.sort_values(["study", "batch_size"])
@@ -177,6 +187,11 @@ class Evidence:
 
     def _refuse_unlike(self, figure: str, name: str) -> None:
         own = self.runs[self.runs["study"] == name].iloc[0]
+        for key, value in PAPER_TRAINING.items():
+            if own[key] != value:
+                raise UndecidableError(
+                    f"{name}: not the paper's setting, its {key} is {own[key]}, the paper's {value}"
+                )
         for key, value in _FIGURES.get(figure, {}).items():
             if own[key] != value:
                 raise UndecidableError(

@@ -29,9 +29,22 @@ if TYPE_CHECKING:
     from smallbatch.records.schema import ColumnRecord, RunRecord
 
 # Settings that older result files do not have, with the values that were then used.
-_SINCE = {"bn_batch_sizes": None, "budget": "epochs", "base_lr_from": None}
+_SINCE = {
+    "bn_batch_sizes": None,
+    "budget": "epochs",
+    "base_lr_from": None,
+    "optimizer": "sgd",
+    "momentum": None,
+    "betas": None,
+    "beta2_examples": None,
+    "eps": None,
+    "schedule": "step",
+}
 
 _KNOWN = frozenset(StudySettings.__annotations__)
+
+ADAMW = "adamw"
+"""The optimiser whose learning rate is η at every m, so that its studies' ``base_lr`` is η."""
 
 GRID_KEYS = ["dataset", "study", "batch_size", "base_lr"]
 
@@ -48,6 +61,9 @@ RUNS: dict[str, Kind] = {
     "augment": "truth",
     "epochs": "whole",
     **dict.fromkeys(("weight_decay", "lr_decay", "warmup"), "number"),
+    **dict.fromkeys(("optimizer", "schedule"), "text"),
+    "betas": "text?",
+    **dict.fromkeys(("momentum", "beta2_examples", "eps"), "number?"),
     "bn_batch_size": "number?",
     **dict.fromkeys((*(f"final_{key}" for key in METRICS), *POPULATION_METRICS), "number?"),
     **dict.fromkeys(("seconds", "images_per_second", "generalisation_gap"), "number?"),
@@ -108,7 +124,8 @@ def load_results(models_dir: Path, wanted: Callable[[str], bool] = lambda _: Tru
     history = pd.concat([column.history for column in columns], ignore_index=True)
     runs = pd.DataFrame([_run_row(column, run) for column in columns for run in column.record.runs])
     counts = [name for name, kind in RUNS.items() if kind == "whole?"]
-    runs = runs.astype(dict.fromkeys(counts, "Int64"))
+    numbers = ("momentum", "beta2_examples", "eps")
+    runs = runs.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(numbers, "float64")})
     runs = runs.merge(reported_accuracies(history), on=RUN_KEYS, validate="one_to_one")
     runs["generalisation_gap"] = runs["final_train_accuracy"] - runs["final_test_accuracy"]
     runs = runs.sort_values([*GRID_KEYS, "seed"], ignore_index=True)
@@ -124,6 +141,15 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
 def on_bn_axis(runs: pd.DataFrame) -> pd.Series[bool]:
     """Whether each run belongs to a study of several BN batch sizes (paper, Figs. 13 and 14)."""
     return runs["bn_batch_sizes"].notna()
+
+
+def on_lr_axis(frame: pd.DataFrame) -> bool:
+    """Whether the learning rates of a study's grid are η: under AdamW; otherwise they are η̃.
+
+    Args:
+        frame: Rows of one study with the column ``optimizer``; in what is older it is missing.
+    """
+    return "optimizer" in frame and len(frame) > 0 and bool(frame["optimizer"].eq(ADAMW).all())
 
 
 def _refuse_copies(columns: list[ColumnFiles]) -> None:

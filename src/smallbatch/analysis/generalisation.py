@@ -25,6 +25,7 @@ BEST_COLUMNS = [
     "generalisation_gap",
     "population_test_accuracy",
     "grid_edge",
+    "optimizer",
 ]
 
 

@@ -38,6 +38,8 @@ def bn_cells(runs: pd.DataFrame) -> pd.DataFrame:
         min_accuracy=("_accuracy", "min"),
         max_accuracy=("_accuracy", "max"),
         classes=("classes", "first"),
+        lr=("lr", "first"),
+        optimizer=("optimizer", "first"),
     )
     cells = cells.sort_values("base_lr", ascending=False)
     cells = cells.sort_values([*place, "accuracy"], kind="stable", na_position="first")

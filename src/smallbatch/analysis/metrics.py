@@ -42,8 +42,9 @@ def _metrics(runs: pd.DataFrame) -> dict[str, float | None]:
     """The numbers of one study.
 
     ``accuracy``, ``batch_size`` and ``base_lr`` are those of the answer (`answer`), the accuracy
-    the test set's as a fraction of 1; ``stable_octaves`` is how wide the stable range is at that
-    batch size, in octaves of η̃; ``diverged_share`` is the fraction of all runs that diverged.
+    the test set's as a fraction of 1, ``base_lr`` η̃, under AdamW η; ``stable_octaves`` is how wide
+    the stable range is at that batch size, in octaves of it; ``diverged_share`` is the fraction of
+    all runs that diverged.
     """
     cells = summarise_cells(runs)
     best = best_cells(cells, choosing_split(cells))

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import STUDY_KEYS
-from smallbatch.analysis.frames import on_bn_axis, settings_of
+from smallbatch.analysis.frames import on_bn_axis, on_lr_axis, settings_of
 from smallbatch.analysis.generalisation import best_cells
 from smallbatch.protocol.run import PROTOCOL
 
@@ -128,8 +128,9 @@ def _at_an_old_choice(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
             if (now := best.get((dataset, source, m))) != base_lr
         ]
         if old:
+            rate = "η" if on_lr_axis(group) else "η̃"
             lines.append(
-                f"{dataset}/{study}: was trained at an η̃ that is not the best of {source} "
+                f"{dataset}/{study}: was trained at an {rate} that is not the best of {source} "
                 f"({'; '.join(old)}); train these columns again"
             )
     return lines
@@ -140,7 +141,8 @@ def _of_other_grids(runs: pd.DataFrame) -> list[str]:
     lines: list[str] = []
     for (dataset, study), group in runs.groupby(STUDY_KEYS):
         own_base_lrs = group["base_lr_from"].isna().all()  # otherwise each m has the best for it
-        for key, name in (("base_lr", "η̃"), ("seed", "seeds")):
+        rate = "η" if on_lr_axis(group) else "η̃"
+        for key, name in (("base_lr", rate), ("seed", "seeds")):
             alike: dict[Hashable, list[Any]] = {}
             for m, column in group.groupby("batch_size"):
                 alike.setdefault(frozenset(column[key]), []).append(m)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from smallbatch.analysis.cells import FRACTIONS, STUDY_KEYS, is_reliable
+from smallbatch.analysis.frames import on_lr_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ RANGE_COLUMNS = (
     "lower_limit",
     "upper_limit",
     "holes",
+    "optimizer",
 )
 # What is next to the end of a range.
 EDGE = "grid edge"
@@ -48,7 +50,7 @@ def stable_ranges(cells: pd.DataFrame, fractions: Sequence[float] = FRACTIONS) -
 
     Returns:
         One row per (dataset, study, fraction, batch_size), in that order. ``lower`` and ``upper``
-        are η̃, ``lower_lr`` and ``upper_lr`` the same as η = m·η̃, all NaN if no η̃ is reliable;
+        are η̃ (under AdamW η), ``lower_lr`` and ``upper_lr`` η, all NaN if none is reliable;
         ``octaves`` is log2(upper/lower); ``threshold`` is τ. ``lower_limit`` and ``upper_limit``
         describe the next cell outwards: "grid edge" (there is none, so the true end may lie further
         out), "diverged" (at least one seed) or "below threshold" (every seed finished, but one or
@@ -68,30 +70,33 @@ def stable_ranges(cells: pd.DataFrame, fractions: Sequence[float] = FRACTIONS) -
 def _range(column: pd.DataFrame, fraction: float) -> dict[str, Any]:
     """Describe the reliable range of one batch size; ``column`` is sorted by η̃."""
     base_lrs = column["base_lr"].to_numpy(dtype=float)
-    batch_size = int(column["batch_size"].iloc[0])
     chance, best = float(column["chance"].iloc[0]), float(column["best_accuracy"].iloc[0])
     reliable = is_reliable(column["reach"], fraction).to_numpy(dtype=bool)
     found = np.flatnonzero(reliable)
     row: dict[str, Any] = {
-        "batch_size": batch_size,
+        "batch_size": int(column["batch_size"].iloc[0]),
         "threshold": chance + fraction * (best - chance),
         "n_base_lrs": len(base_lrs),
         "n_reliable": len(found),
         "lower": np.nan,
         "upper": np.nan,
+        "lower_lr": np.nan,
+        "upper_lr": np.nan,
         "lower_limit": "",
         "upper_limit": "",
         "holes": (),
+        "optimizer": column["optimizer"].iloc[0],
     }
     if len(found):
         first, last = int(found[0]), int(found[-1])
         inside = slice(first, last + 1)
         diverged = column["n_diverged"].to_numpy(dtype=int) > 0
+        lrs = column["lr"].to_numpy(dtype=float)
         row["lower"], row["upper"] = base_lrs[first], base_lrs[last]
+        row["lower_lr"], row["upper_lr"] = lrs[first], lrs[last]
         row["lower_limit"] = EDGE if first == 0 else _cause(diverged[first - 1])
         row["upper_limit"] = EDGE if last == len(base_lrs) - 1 else _cause(diverged[last + 1])
         row["holes"] = tuple(float(value) for value in base_lrs[inside][~reliable[inside]])
-    row["lower_lr"], row["upper_lr"] = batch_size * row["lower"], batch_size * row["upper"]
     row["octaves"] = np.log2(row["upper"] / row["lower"])
     return row
 
@@ -132,8 +137,11 @@ def fit_upper_limit(ranges: pd.DataFrame) -> LimitFit | None:
     smallest of those batch sizes to 8 times above the largest.
 
     Returns:
-        The fit; None with fewer than three such batch sizes.
+        The fit; None with fewer than three such batch sizes, and under AdamW, whose η knows no
+        such law.
     """
+    if on_lr_axis(ranges):
+        return None
     inside = ranges[(ranges["n_reliable"] > 0) & (ranges["upper_limit"] != EDGE)]
     if len(inside) < 3:
         return None

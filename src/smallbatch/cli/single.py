@@ -46,7 +46,38 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     help="m, examples per update.",
 )
 @click.option("--base-lr", type=BaseLr(), help="η̃ = η/m, the learning rate of one example.")
-@click.option("--lr", type=BaseLr(), help="η of the mean gradient, instead of --base-lr.")
+@click.option(
+    "--lr",
+    type=BaseLr(),
+    help="η of the mean gradient, instead of --base-lr; adamw takes it alone.",
+)
+@click.option(
+    "--optimizer",
+    default="sgd",
+    show_default=True,
+    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
+)
+@click.option("--momentum", type=float, help="μ of momentum and nesterov; 0.9 by default.")
+@click.option(
+    "--betas",
+    type=float,
+    nargs=2,
+    metavar="B1 B2",
+    help="Of adamw; 0.9 and 0.999 by default.",
+)
+@click.option(
+    "--beta2-examples",
+    type=float,
+    help="In place of adamw's β₂: examples after which a squared gradient counts half.",
+)
+@click.option(
+    "--schedule",
+    default="step",
+    show_default=True,
+    type=click.Choice(["step", "cosine", "constant"]),
+)
+@click.option("--pretrained", help="A file of weights to start from, or timm for those it has.")
+@click.option("--freeze", type=click.Choice(["head only"]), help="What alone is trained.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1, MOST))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
@@ -88,6 +119,7 @@ def run(
       smallbatch run --dataset digits --model resnet8 --norm none --batch-size 4 \\
           --base-lr 2^-6 --epochs 20
       smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
+      smallbatch run -m 32 --optimizer adamw --lr 2^-9 --schedule cosine --warmup 0.1
     """
     import json
     from functools import partial
@@ -96,17 +128,22 @@ def run(
     from smallbatch.pipeline.single import single_run
 
     say = partial(click.echo, err=True) if as_json else door.say
+    adamw = settings["optimizer"] == "adamw"
+    if adamw and (lr is None or base_lr is not None):
+        raise click.UsageError("--optimizer adamw: give --lr, as its learning rate is η, not η̃")
     if (lr is None) == (base_lr is None):
         raise click.UsageError("give one of --base-lr and --lr")
     option, value = ("--lr", lr) if base_lr is None else ("--base-lr", base_lr)
     try:
-        base_lr = parse_base_lr(lr / batch_size if lr is not None else base_lr)
-        refuse_overflow(base_lr, batch_size)
+        examples = 1 if adamw else batch_size
+        base_lr = parse_base_lr(lr / examples if lr is not None else base_lr)
+        refuse_overflow(base_lr, examples)
     except ValueError as error:
         found = f"found {value:g} at batch size {batch_size}, {error}"
         raise click.BadParameter(found, param_hint=option) from None
-    if lr is not None:
+    if lr is not None and not adamw:
         say(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
+    settings = {key: value for key, value in settings.items() if value is not None}
     done = single_run(
         params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
         device=device, time_limit=time_limit, say=say,

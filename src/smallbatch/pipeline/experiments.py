@@ -85,6 +85,8 @@ def refuse_for_dvc(params: Params, file: Path) -> None:
 def measure_updates(params: Params) -> Path:
     """Measure the variance of updates for those models of the studies that have no batch norm.
 
+    Studies with another optimiser than plain SGD are left out.
+
     Returns:
         The path of the table, with a row per model, seed, batch size and point of training; without
         rows if there is no such study.
@@ -113,14 +115,18 @@ def measure_updates(params: Params) -> Path:
 
 
 def measured_studies(params: Params) -> dict[str, StudyConfig]:
-    """The studies whose updates are measured: the first of each model without batch norm."""
+    """The studies whose updates are measured: the first of each model without batch norm.
+
+    What is measured is plain SGD's update, so studies with another optimiser are left out.
+    """
     first = {params.studies[name].model: name for name in reversed(params.grid.studies)
-             if params.studies[name].norm == "none"}  # fmt: skip
+             if params.studies[name].norm == "none"
+             and params.studies[name].optimizer == "sgd"}  # fmt: skip
     return {name: params.studies[name] for name in reversed(first.values())}
 
 
 def best_base_lr(column: Path) -> float:
-    """The η̃ of a column's best cell: the highest median over seeds, on the test set.
+    """The η̃ (AdamW: η) of a column's best cell: the highest median over seeds, on the test set.
 
     Raises:
         UserError: The column does not exist, or no cell of it has an accuracy.
@@ -131,7 +137,7 @@ def best_base_lr(column: Path) -> float:
 
     best = best_cells(summarise_cells(load_results(column).runs))
     if best.empty:
-        raise UserError(f"{column}: every base learning rate diverged, so none is the best")
+        raise UserError(f"{column}: every learning rate diverged, so none is the best")
     return float(best["base_lr"].iloc[0])
 
 
@@ -190,7 +196,7 @@ def plan_columns(params: Params) -> Plan:
             and _is_as_planned(params, source, batch_size, meta.fingerprint)
         ):
             return _base_lrs(params, study, batch_size, meta.fingerprint)
-        return params.grid.base_lrs[:1]  # the best one is not known yet, but all cost the same
+        return params.base_lrs(source)[:1]  # the best one is not known yet, but all cost the same
 
     return plan(
         params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs
@@ -244,8 +250,9 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
     folder = column_folder(params, source, batch_size)
     if folder.exists() and not _is_as_planned(params, source, batch_size, fingerprint):
         raise UserError(
-            f"train {source} {batch_size} first: the column in {folder}, whose best η̃ {study} "
-            "takes, was trained with other settings, grid or data than the present ones"
+            f"train {source} {batch_size} first: the column in {folder}, whose best learning "
+            f"rate {study} takes, was trained with other settings, grid or data than the "
+            "present ones"
         )
     return (best_base_lr(folder),)
 

@@ -79,7 +79,7 @@ def single_run(
         dataset: A built-in data set, or the name of the params file's.
         settings: The study's settings, as written in `params.yaml`.
         batch_size: m.
-        base_lr: η̃.
+        base_lr: η̃; under AdamW η.
         seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
         time_limit: Seconds after which to stop, with all progress kept.
@@ -99,6 +99,8 @@ def single_run(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
     )
     name = f"{study.model}-{study.norm}".lower().replace(":", "-").lstrip("_")
+    if study.optimizer != "sgd":
+        name += f"-{study.optimizer}"
 
     labels: list[Labels] = []  # of the test set
 

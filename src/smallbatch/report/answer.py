@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from smallbatch.analysis.answer import LEAST_SEEDS, TOLD, Answer, Standing, answer
+from smallbatch.analysis.frames import ADAMW
 from smallbatch.analysis.power import MOST_SEEDS
 from smallbatch.analysis.sampling import interval, leaves_open
 from smallbatch.analysis.stability import DIVERGED, EDGE
@@ -37,7 +38,7 @@ class Card:
     Attributes:
         dataset, study: Their names.
         title: Batch size and learning rate, or that there is no answer.
-        batch_size, base_lr: The same as numbers, m and η̃; None if there is no answer.
+        batch_size, base_lr: The same as numbers, m and η̃ (AdamW: η); None if there is no answer.
         not_distinguishable: The other m that may be the best; none if they were not compared.
         worse: The m than which another is better.
         sure: "clear" if every other batch size is worse, whatever η̃ of the grid it is given, and
@@ -96,7 +97,7 @@ def answer_card(runs: pd.DataFrame, *, nothing: str = "", doubts: Sequence[str] 
     cell, m = found.cell, int(found.cell["batch_size"])
     doubts = [*_doubts_of_cell(cell, m), *doubts]
     verdict = _verdict(found, cell, m) if found.standings else _nothing_compared(found)
-    worse_grids = _doubts_of_others(found.standings, m)
+    worse_grids = _doubts_of_others(found.standings, m, _rate(cell))
     lines = [_accuracy(found, cell), *_range(found, m), *_base_lrs(found, m)]
     lines += [*verdict, *worse_grids, *doubts]
     return Card(
@@ -159,8 +160,15 @@ def _others(found: Answer, m: int, verdict: str) -> tuple[int, ...]:
 
 
 def _title(cell: dict[Any, Any], m: int) -> str:
-    rate = f"learning rate {float(cell['lr']):.3g} (η̃ = {power_of_two(cell['base_lr'])})"
+    rate = (
+        f"learning rate {float(cell['lr']):.3g} ({_rate(cell)} = {power_of_two(cell['base_lr'])})"
+    )
     return f"Batch size {m}, {rate}"
+
+
+def _rate(cell: dict[Any, Any]) -> str:
+    """What the grid's learning rates are."""
+    return "η" if cell.get("optimizer") == ADAMW else "η̃"
 
 
 def _accuracy(found: Answer, cell: dict[Any, Any]) -> str:
@@ -220,6 +228,7 @@ def _verdict(found: Answer, cell: dict[Any, Any], m: int) -> list[str]:
     near = [str(standing.batch_size) for standing in others if standing.verdict == "open"]
     worse = [standing for standing in others if standing.verdict == "worse"]
     lines: list[str] = []
+    rate = _rate(cell)
     if own.verdict == "worse":
         lines.append(
             f"By the mean over seeds another batch size is better, though m = {m} has the "
@@ -233,14 +242,14 @@ def _verdict(found: Answer, cell: dict[Any, Any], m: int) -> list[str]:
         than = "it" if own.verdict == "open" else "the best"
         lines.append(f"Not distinguishable from {than}: m = {listed(near)}.")
     if len(worse) == len(others):
-        lines.append("With the η̃ tried, every other batch size is worse.")
+        lines.append(f"With the {rate} tried, every other batch size is worse.")
     if worse:
         lines.append(f"Worse: {_listed_worse(worse)}.")
     # No accuracy is above 1, so a bound beyond that says nothing.
     room = 1.0 - float(cell["accuracy"])
     if near and own.verdict == "open" and 0 < own.at_most < room:
         lines.append(
-            f"With the η̃ tried, no other is better than m = {m} by more than "
+            f"With the {rate} tried, no other is better than m = {m} by more than "
             f"{_up(own.at_most)} points."
         )
     needed = found.seeds_needed
@@ -273,46 +282,48 @@ def _up(difference: float) -> str:
     return f"{max(0.1, math.ceil(1000 * difference - 1e-9) / 10):.1f}"
 
 
-def _doubts_of_others(standings: Sequence[Standing], m: int) -> list[str]:
-    """Batch sizes that lose, but might not with an η̃ that was not tried."""
+def _doubts_of_others(standings: Sequence[Standing], m: int, rate: str) -> list[str]:
+    """Batch sizes that lose, but might not with a learning rate that was not tried."""
     others = [standing for standing in standings if standing.batch_size != m]
     edge = [str(it.batch_size) for it in others if it.verdict == "worse" and it.on_edge]
     lost = [str(it.batch_size) for it in others if it.verdict == "unusable"]
     lines: list[str] = []
     if edge:
         lines.append(
-            f"At m = {listed(edge)} the best η̃ is at the end of those tried: another may do better."
+            f"At m = {listed(edge)} the best {rate} is at the end of those tried: another may do "
+            "better."
         )
     if lost:
-        lines.append(f"At m = {listed(lost)} a seed diverged at every η̃: try smaller ones.")
+        lines.append(f"At m = {listed(lost)} a seed diverged at every {rate}: try smaller ones.")
     return lines
 
 
 def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
     lines: list[str] = []
-    lost = int(cell["n_diverged"])
+    lost, rate = int(cell["n_diverged"]), _rate(cell)
     if (edge := _ENDS.get(cell["grid_edge"])) and not (lost and edge == "highest"):
-        lines.append(f"The best η̃ at m = {m} is the {edge} tried: extend the grid.")
+        lines.append(f"The best {rate} at m = {m} is the {edge} tried: extend the grid.")
     elif cell["grid_edge"] == "only":
-        lines.append(f"Only one η̃ was tried at m = {m}.")
+        lines.append(f"Only one {rate} was tried at m = {m}.")
     if lost:
-        lines.append(f"{lost} of its {int(cell['n_seeds'])} seeds diverged: try a smaller η̃.")
+        lines.append(f"{lost} of its {int(cell['n_seeds'])} seeds diverged: try a smaller {rate}.")
     return lines
 
 
 def _base_lrs(found: Answer, m: int) -> list[str]:
-    """How sure the η̃ is: others that may be as good, and whether it is the last reliable one."""
+    """How sure the learning rate is: others that may be as good, and whether it is the last."""
     lines: list[str] = []
+    rate = _rate(found.cell or {})
     if found.near_base_lrs:
         near = listed([power_of_two(base_lr) for base_lr in found.near_base_lrs])
-        lines.append(f"At m = {m} η̃ = {near} may be as good.")
+        lines.append(f"At m = {m} {rate} = {near} may be as good.")
     own, cell = found.reliable, found.cell
     if own is None or cell is None or not own["n_reliable"]:
         return lines
     if cell["base_lr"] == own["upper"] and own["upper_limit"] not in (EDGE, ""):
         why = "a seed diverges" if own["upper_limit"] == DIVERGED else "a seed falls behind"
         safer = ": a lower one is safer" if own["n_reliable"] > 1 else ""
-        lines.append(f"This η̃ is the highest that is reliable; at the next {why}{safer}.")
+        lines.append(f"This {rate} is the highest that is reliable; at the next {why}{safer}.")
     return lines
 
 
@@ -321,18 +332,23 @@ def _range(found: Answer, m: int) -> list[str]:
     if own is None or own["n_base_lrs"] == 1:
         return []
     if not own["n_reliable"]:
-        return [f"At m = {m} no η̃ is reliable."]
+        return [f"At m = {m} no {_rate(own)} is reliable."]
+    rate = _rate(own)
     low, high = (
-        f"{power_of_two(own[end])} (η = {power_of_two(own[f'{end}_lr'])}"
-        f"{f', the {word} tried' if own[f'{end}_limit'] == EDGE else ''})"
-        for end, word in _ENDS.items()
+        f"{power_of_two(own[end])}{_in_brackets(own, end, word)}" for end, word in _ENDS.items()
     )
     if own["n_reliable"] == 1:
-        return [f"At m = {m} reliable at η̃ = {low} alone."]
+        return [f"At m = {m} reliable at {rate} = {low} alone."]
     holes = listed([power_of_two(base_lr) for base_lr in own["holes"]])
-    return [
-        f"At m = {m} reliable from η̃ = {low} to {high}{f', but not at {holes}' if holes else ''}."
-    ]
+    but = f", but not at {holes}" if holes else ""
+    return [f"At m = {m} reliable from {rate} = {low} to {high}{but}."]
+
+
+def _in_brackets(own: dict[Any, Any], end: str, word: str) -> str:
+    """What is said beside an end of the range: η, where the grid is of η̃, and the grid's edge."""
+    notes = [] if _rate(own) == "η" else [f"η = {power_of_two(own[f'{end}_lr'])}"]
+    notes += [f"the {word} tried"] if own[f"{end}_limit"] == EDGE else []
+    return f" ({', '.join(notes)})" if notes else ""
 
 
 def _sure(found: Answer, m: int, *, in_doubt: bool) -> Sure:

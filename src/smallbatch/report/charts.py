@@ -26,6 +26,8 @@ _HEIGHT = 300  # pixels
 _SMALL = 130  # of one frame of several
 
 RATES = {"base_lr": "base learning rate η̃", "lr": "learning rate η = m·η̃"}
+ETA = "learning rate η"
+"""Of studies under AdamW: their learning rate is η on every page."""
 TIMES = {"epoch": "epoch", "updates": "updates (log scale)", "seconds": "seconds of training (log)"}
 MEASURES = {"test_accuracy": "test accuracy (%)", "train_loss": "training loss (log scale)"}
 
@@ -58,12 +60,16 @@ class Kind:
 def kinds() -> dict[str, Kind]:
     """All kinds of figures by name."""
     heat_maps, ranges, all_of_them = (
-        {rate: draw(rate) for rate in RATES} for draw in (heat_map, study_ranges, all_ranges)
+        {rate: draw(rate, title) for rate, title in RATES.items()}
+        for draw in (heat_map, study_ranges, all_ranges)
     )
     found = {
         "heat-map": Kind(heat_maps, saved=("base_lr",)),
         "stable-range": Kind(ranges, saved=tuple(RATES)),
         "all-ranges": Kind(all_of_them, "study", saved=tuple(RATES)),
+        "heat-map-eta": Kind({"lr": heat_map("lr", ETA)}, saved=("lr",)),
+        "stable-range-eta": Kind({"lr": study_ranges("lr", ETA, rules=True)}, saved=("lr",)),
+        "all-ranges-eta": Kind({"lr": all_ranges("lr", ETA)}, "study", saved=("lr",)),
         "accuracy": Kind({"m": accuracy_curves()}, "frame", saved=("m",)),
         "best-accuracy": Kind({"m": best_accuracy()}, "study", saved=("m",)),
         "bn-batch": Kind({"bn": bn_batch_curves()}, "frame", saved=("bn",)),
@@ -75,8 +81,8 @@ def kinds() -> dict[str, Kind]:
     return found
 
 
-def heat_map(rate: str) -> dict[str, Any]:
-    """Accuracy over the (m, η̃) grid of one study; the cell named by ``picked`` has a dark frame.
+def heat_map(rate: str, title: str) -> dict[str, Any]:
+    """Accuracy over the grid of one study; the cell named by ``picked`` has a dark frame.
 
     No tooltips: the page shows the cell that is pointed at beside the map.
     """
@@ -86,7 +92,7 @@ def heat_map(rate: str) -> dict[str, Any]:
         "y": alt.Y(
             f"{rate}_label:O",
             sort=alt.EncodingSortField(field=rate, order="descending"),
-            title=RATES[rate],
+            title=title,
             axis=alt.Axis(grid=False),
         ),
     }
@@ -116,7 +122,7 @@ def heat_map(rate: str) -> dict[str, Any]:
 
 
 def accuracy_curves() -> dict[str, Any]:
-    """Reported accuracy against m, a frame per η̃ (paper, Figs. 1-11)."""
+    """Reported accuracy against m, a frame per learning rate (paper, Figs. 1-11)."""
     m, y = _m_axis(), _accuracy_axis()
     chance = alt.Chart().mark_rule(strokeDash=[2, 2], color=GREY)
     floor = chance.encode(y=alt.Y("chance:Q", aggregate="min", title="test accuracy (%)"))
@@ -138,8 +144,11 @@ def bn_batch_curves() -> dict[str, Any]:
     return _frames("cells", [_others("frame", x, y), *_seed_bars(x), *_curve(x, y)], "frame", "m")
 
 
-def study_ranges(rate: str) -> dict[str, Any]:
-    """One study's reliable range against m, at every fraction of the way to its best cell."""
+def study_ranges(rate: str, title: str, *, rules: bool = False) -> dict[str, Any]:
+    """One study's reliable range against m, at every fraction of the way to its best cell.
+
+    With ``rules`` also the best η of each m, and in place of a fit the rules of thumb.
+    """
     suffix = "_lr" if rate == "lr" else ""
     fit = alt.Chart(alt.NamedData("fit"))
     legend = alt.Legend(
@@ -150,21 +159,45 @@ def study_ranges(rate: str) -> dict[str, Any]:
         "color": alt.Color("fraction:O", scale=colours, legend=legend),
         "xOffset": alt.XOffset("fraction:O", sort=list(FRACTIONS)),
     }
-    layers = [
+    fitted = [
         fit.mark_area(opacity=0.2, color=GREY).encode(
-            _m_axis(), _rate_axis(f"low{suffix}", rate), alt.Y2(f"high{suffix}:Q")
+            _m_axis(), _rate_axis(f"low{suffix}", title), alt.Y2(f"high{suffix}:Q")
         ),
         fit.mark_line(strokeDash=[5, 3], color=GREY).encode(
-            _m_axis(), _rate_axis(f"limit{suffix}", rate)
+            _m_axis(), _rate_axis(f"limit{suffix}", title)
         ),
-        *_range_marks(alt.Chart(alt.NamedData("ranges")), rate, look),
+    ]
+    layers = [
+        *(_rules(title) if rules else fitted),
+        *_range_marks(alt.Chart(alt.NamedData("ranges")), rate, title, look),
+        *([_best_lrs(title)] if rules else []),
     ]
     return _done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
 
 
-def all_ranges(rate: str) -> dict[str, Any]:
+def _rules(title: str) -> list[alt.Chart]:
+    """Rules of thumb for η as lines through the best η of the smallest m, each with its name."""
+    chart = alt.Chart(alt.NamedData("rules"))
+    legend = alt.Legend(title="for comparison, rules of thumb", orient="bottom", titleLimit=0)
+    lines = chart.mark_line(color=GREY, strokeWidth=1.5).encode(
+        _m_axis(),
+        _rate_axis("lr", title),
+        strokeDash=alt.StrokeDash("rule:N", legend=legend),
+        tooltip=[alt.Tooltip("rule:N"), alt.Tooltip("m:O"), alt.Tooltip("lr:Q", format=".3~g")],
+    )
+    return [lines]
+
+
+def _best_lrs(title: str) -> alt.Chart:
+    """The best η of each m, as rhombs."""
+    chart = alt.Chart(alt.NamedData("cells"))
+    mark = chart.mark_point(shape="diamond", size=90, color=BEST, strokeWidth=2)
+    return mark.encode(_m_axis(), _rate_axis("lr", title), tooltip=_CELL_TIPS)
+
+
+def all_ranges(rate: str, title: str) -> dict[str, Any]:
     """All studies' ranges of one data set at the main fraction, a frame per study (Fig. 16)."""
-    return _frames("ranges", _range_marks(alt.Chart(), rate, {}), "study", "study")
+    return _frames("ranges", _range_marks(alt.Chart(), rate, title, {}), "study", "study")
 
 
 def convergence(measure: str, time: str) -> dict[str, Any]:
@@ -235,9 +268,9 @@ def _log2() -> alt.Scale:
     return alt.Scale(type="log", base=2, nice=False, padding=12)
 
 
-def _rate_axis(field: str, rate: str) -> alt.Y:
+def _rate_axis(field: str, title: str) -> alt.Y:
     axis = alt.Axis(labelExpr=_POWER, labelOverlap=True, tickCount=6)
-    return alt.Y(f"{field}:Q", title=RATES[rate], scale=_log2(), axis=axis)
+    return alt.Y(f"{field}:Q", title=title, scale=_log2(), axis=axis)
 
 
 def _others(each: str, x: alt.X, y: alt.Y) -> alt.Chart:
@@ -270,20 +303,20 @@ def _seed_bars(x: alt.X) -> list[alt.Chart]:
     ]
 
 
-def _range_marks(ranges: alt.Chart, rate: str, look: dict[str, Any]) -> list[alt.Chart]:
+def _range_marks(ranges: alt.Chart, rate: str, title: str, look: dict[str, Any]) -> list[alt.Chart]:
     """A bar per m, a dot at each reliable rate, open triangles where a range ends with the grid."""
     suffix = "_lr" if rate == "lr" else ""
     m = _m_axis()
-    low, high = _rate_axis(f"lower{suffix}", rate), alt.Y2(f"upper{suffix}:Q")
+    low, high = _rate_axis(f"lower{suffix}", title), alt.Y2(f"upper{suffix}:Q")
     bars, dots = (ranges.transform_filter(f"datum.part === '{part}'") for part in ("bar", "dot"))
     marks = [
         bars.mark_rule(strokeWidth=4, opacity=0.6, color=INK).encode(m, low, high),
-        dots.mark_point(**_DOT, color=INK).encode(m, _rate_axis(f"at{suffix}", rate)),
+        dots.mark_point(**_DOT, color=INK).encode(m, _rate_axis(f"at{suffix}", title)),
     ]
     for end, shape, shift in (("upper", "triangle-up", -9), ("lower", "triangle-down", 9)):
         ended = bars.transform_filter(f"datum.{end}_edge")
         mark = ended.mark_point(shape=shape, size=40, yOffset=shift, color=INK, strokeWidth=1.2)
-        marks.append(mark.encode(m, _rate_axis(f"{end}{suffix}", rate)))
+        marks.append(mark.encode(m, _rate_axis(f"{end}{suffix}", title)))
     return [mark.encode(**look, tooltip=_RANGE_TIPS) for mark in marks]
 
 

@@ -11,7 +11,8 @@ import vl_convert
 
 from smallbatch import durable
 from smallbatch.analysis.cells import FRACTIONS
-from smallbatch.report.labels import percent, power_of_two
+from smallbatch.analysis.frames import ADAMW, on_lr_axis
+from smallbatch.report.labels import percent, power_of_two, rate_of, rates_of
 from smallbatch.report.wording import convergence_sentence, range_sentence
 from smallbatch.text import count
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from smallbatch.analysis.scaling import Scaling
     from smallbatch.report.charts import Kind
     from smallbatch.report.rows import Row
 
 # The version of Vega-Lite for the files; the page has the one that comes with the library.
 VEGA_LITE = "6.4"
+ETA = "-eta"
+"""Ends the names of the kinds for studies whose grid is of η."""
 _WIDTH = 400  # pixels, of a figure that would otherwise fit its column
 _FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 _LOOK: dict[str, Any] = {
@@ -113,6 +117,7 @@ def study_figures(
     fits: bool,
     band: bool,
     learned: bool,
+    rules: Scaling | None = None,
 ) -> list[Figure]:
     """The figures of one study, the heat map first; all data frames are of that study alone.
 
@@ -120,9 +125,10 @@ def study_figures(
         dataset: The name of its data set.
         cells: As `summarise_cells` makes them.
         ranges: As `stable_ranges` makes them.
-        curves: Convergence at one η̃; empty if no run has a finite accuracy.
+        curves: Convergence at one learning rate; empty if no run has a finite accuracy.
         fits: Whether the upper ends were fitted.
         band: Whether it is known how much the fit varies over resamples.
+        rules: How the best η changes with m under AdamW, if it is known.
         learned: Whether anything is beyond chance; otherwise ranges mean nothing.
     """
     study = str(cells["study"].iloc[0])
@@ -130,39 +136,45 @@ def study_figures(
 
     def figure(kind: str, alt: str, caption: str, *tables: str, **more: Any) -> Figure:
         of = {name: ("cells" if name == "all" else name, {**where, **more}) for name in tables}
-        return Figure(plain_name(dataset, study, kind), kind, alt, caption, of)
+        return Figure(plain_name(dataset, study, kind.removesuffix(ETA)), kind, alt, caption, of)
 
-    rates = count(cells["base_lr"].nunique(), "base learning rate")
+    rate, adamw = rate_of(cells), on_lr_axis(cells)
+    kind, eta = ("learning rate", ETA) if adamw else ("base learning rate", "")
+    rates = count(cells["base_lr"].nunique(), kind)
     found = [
         figure(
-            "heat-map",
-            f"Heat map: reported test accuracy of {study} for every batch size and base learning "
-            f"rate; {_diverged_text(cells)}.",
-            "Reported accuracy (%, median over seeds). ★: the answer; framed: the best η̃ of each m "
-            "on the test set; ×: all seeds diverged, ×k: k of them.",
+            f"heat-map{eta}",
+            f"Heat map: reported test accuracy of {study} for every batch size and {kind}; "
+            f"{_diverged_text(cells)}.",
+            f"Reported accuracy (%, median over seeds). ★: the answer; framed: the best {rate} of "
+            "each m on the test set; ×: all seeds diverged, ×k: k of them.",
             "cells",
         ),
         figure(
-            "stable-range",
+            f"stable-range{eta}",
             f"Bar chart of the reliable learning rates of {study} at each batch size. "
             f"{range_sentence(ranges)}",
             "Learning rates that converge reliably, for the thresholds "
             f"{', '.join(f'{fraction:g}' for fraction in FRACTIONS)}; dots are reliable cells, a "
             "triangle means that the grid ends there"
             + (", dashed the fitted upper end" if fits else "")
-            + (", shaded the middle 95 % of its resamples." if band else "."),
-            "ranges", "fit",
+            + (", shaded the middle 95 % of its resamples." if band else ".")
+            + (_rules_caption(rules) if adamw else ""),
+            "ranges", *(["rules"] if adamw else ["fit"]),
         ),
         figure(
             "accuracy",
             f"Line charts: reported test accuracy of {study} against the batch size, a frame for "
             f"each of {rates}.",
-            "Reported accuracy against m, a frame per η̃ (median over seeds), the other η̃ in grey, "
-            "chance dotted. A curve is interrupted where the median falls on a diverged run, or "
-            "the η̃ was not run.",
+            f"Reported accuracy against m, a frame per {rate} (median over seeds), the other "
+            f"{rate} in grey, chance dotted. A curve is interrupted where the median "
+            f"falls on a diverged run, or the {rate} was not run.",
             "cells", "all",
         ),
     ]  # fmt: skip
+    if adamw:  # with the best η of each m
+        of = {**where, "best": True}
+        found[1].tables["cells"] = ("cells", of)
     if not learned:
         found = [each for each in found if each.kind != "stable-range"]
     if len(curves):
@@ -177,7 +189,7 @@ def study_figures(
                 Figure(
                     plain_name(dataset, study, kind),
                     kind,
-                    f"Line charts: {words} of {study} against the epoch at η̃ = "
+                    f"Line charts: {words} of {study} against the epoch at {rate} = "
                     f"{power_of_two(base_lr)}, a frame for each of {sizes}.",
                     f"Convergence: {words} (median over seeds) at "
                     f"{convergence_sentence(base_lr, cells)}; the other m in grey. A cross: from "
@@ -211,24 +223,41 @@ def summary_figures(
                 f"Line charts: best accuracy against the batch size for {n_studies} on {name}. The "
                 f"highest is {percent(winner['accuracy'])}, {winner['study']} at "
                 f"m = {winner['batch_size']}.",
-                "Best reported accuracy at each m (median over seeds at the best η̃, chosen on the "
-                "test set), a frame per study, the others in grey; bars reach from the worst seed "
-                "to the best. A cross at the bottom: a seed diverged there.",
+                "Best reported accuracy at each m (median over seeds at the best "
+                f"{rates_of(cells)}, chosen on the test set), a frame per study, the others in "
+                "grey; bars reach from the worst seed to the best. A cross at the bottom: a seed "
+                "diverged there.",
                 {"cells": rows, "all": rows},
             )
         )
-    found.append(
-        Figure(
-            plain_name(name, "stable-range"),
-            "all-ranges",
-            f"Bar charts: reliable learning rates against the batch size for {n_studies} on "
-            f"{name}.",
-            "Learning rates that converge reliably, a frame per study; dots are reliable cells, a "
-            "triangle means that the grid ends there.",
-            {"ranges": ("ranges", {**where, "main": True})},
+    eta = cells["optimizer"].eq(ADAMW)
+    for kind, own in (("", cells[~eta]), (ETA, cells[eta])):
+        if own.empty:
+            continue
+        n_studies = count(own["study"].nunique(), "study", "studies")
+        of = {**where, "main": True, "eta": bool(kind)}
+        found.append(
+            Figure(
+                plain_name(name, f"stable-range{kind}"),
+                f"all-ranges{kind}",
+                f"Bar charts: reliable learning rates against the batch size for {n_studies} on "
+                f"{name}{', under AdamW' if kind else ''}.",
+                f"Learning rates{' η under AdamW' if kind else ''} that converge reliably, a frame "
+                "per study; dots are reliable cells, a triangle means that the grid ends there.",
+                {"ranges": ("ranges", of)},
+            )
         )
-    )
     return found
+
+
+def _rules_caption(rules: Scaling | None) -> str:
+    if rules is None:
+        return " Rhombs: the best η of each m on the test set."
+    return (
+        " Rhombs: the best η of each m on the test set. For comparison the linear rule, η ∝ m, and "
+        "the square-root rule, η ∝ √m, both through the best η of "
+        f"m = {rules.batch_sizes[0]}, as far as the grid goes."
+    )
 
 
 def _widen(spec: Any) -> None:

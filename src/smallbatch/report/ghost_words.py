@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.sampling import chance, learned
-from smallbatch.report.labels import listed, percent, power_of_two
+from smallbatch.report.labels import listed, percent, power_of_two, rate_of
 from smallbatch.report.tables import Table, seeds_of, why_none
 from smallbatch.report.wording import single_seeds
 from smallbatch.text import count
@@ -41,24 +41,25 @@ def best_sentence(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
 
 
 def base_lr_sentence(runs: pd.DataFrame) -> str:
-    """Which η̃ each m of one study was trained at."""
+    """Which learning rate each m of one study was trained at."""
     sources = runs["base_lr_from"].dropna()
-    own = len(sources) < len(runs)
+    own, rate = len(sources) < len(runs), rate_of(runs)
     said = [
-        f"Each m was trained at the η̃ that was best for it in {source} (chosen on the test set)."
+        f"Each m was trained at the {rate} that was best for it in {source} (chosen on the test "
+        "set)."
         for source in sorted(set(sources))
     ]
     if own:
         said.append(
-            "Each m was trained at the η̃ of the study's own grid; of several, the best one is "
-            "shown (chosen on the test set)."
+            f"Each m was trained at the {rate} of the study's own grid; of several, the best one "
+            "is shown (chosen on the test set)."
         )
     if len(said) == 1:
         return said[0]
     names = [*sorted(set(sources)), *(["the study's own grid"] if own else [])]
     return (
-        f"Batch sizes differ in where their η̃ is from: {listed(names)}. It is the best one there "
-        "(chosen on the test set)."
+        f"Batch sizes differ in where their {rate} is from: {listed(names)}. It is the best one "
+        "there (chosen on the test set)."
     )
 
 
@@ -82,8 +83,8 @@ def warnings(cells: pd.DataFrame) -> list[str]:
     """What limits the reading of one study: diverged runs, single seeds."""
     lost = int(cells["n_diverged"].sum())
     diverged = (
-        f"{count(lost, 'run')} of these cells diverged: there η̃ is at, or beyond, the limit of "
-        "stability."
+        f"{count(lost, 'run')} of these cells diverged: there {rate_of(cells)} is at, or beyond, "
+        "the limit of stability."
     )
     return [*([diverged] if lost else []), *single_seeds(cells)]
 
@@ -104,7 +105,7 @@ def cells_table(cells: pd.DataFrame) -> Table:
     headers = (
         "SGD batch m",
         "BN batch",
-        "η̃",
+        rate_of(cells),
         "accuracy (median)",
         "worst … best seed",
         "seeds finished",

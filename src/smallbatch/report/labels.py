@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
+from smallbatch.analysis.frames import ADAMW, on_lr_axis
 from smallbatch.config.base_lr import format_base_lr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 _RAISED = str.maketrans("-0123456789", SUPERSCRIPTS)
@@ -17,6 +22,27 @@ def power_of_two(value: float, digits: int = 3) -> str:
         return DASH
     base, power, exponent = format_base_lr(value).partition("^")
     return base + exponent.translate(_RAISED) if power else f"{value:.{digits}g}"
+
+
+def rate_of(frame: pd.DataFrame) -> str:
+    """What the learning rates of one study's grid are: η̃, under AdamW η."""
+    return "η" if on_lr_axis(frame) else "η̃"
+
+
+def rates_of(frame: pd.DataFrame) -> str:
+    """What the learning rates of several studies' grids are in one word: η̃, η, or both."""
+    kinds = frame["optimizer"].eq(ADAMW) if "optimizer" in frame else None
+    if kinds is None or not kinds.any():
+        return "η̃"
+    return "η" if kinds.all() else "learning rate"
+
+
+def both_rates(row: dict[Any, Any]) -> str:
+    """A cell's learning rate, for a sentence: "η̃ = 2⁻⁸ (η = 2⁻⁶)", under AdamW "η = 2⁻⁸"."""
+    lr = f"η = {power_of_two(row['lr'])}"
+    if row.get("optimizer") == ADAMW:
+        return lr
+    return f"η̃ = {power_of_two(row['base_lr'])} ({lr})"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -10,6 +10,7 @@ const MLFLOW = read("mlflow"); // data set/study → the address of its experime
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 // What the specifications have as colours for light pages, and its counterpart for dark ones.
 const DARK_COLOURS = { "#0072b2": "#56b4e9", "#d62728": "#ff8a80", "#b8bcc2": "#5a6068", "#dfe1e5": "#3d4248" };
+const NONE = "–"; // in place of what a row does not have
 const SMALLEST_FRAME = 140; // pixels, of one frame of several
 const SHOWN_COLUMNS = {
   cells: { study: "study", m: "m", bn: "BN batch", base_lr_label: "η̃", lr_label: "η", accuracy: "accuracy (%)",
@@ -100,7 +101,7 @@ async function draw(element) {
   const { view } = await vegaEmbed(element, specOf(name, width), options());
   views.set(element, { view, width });
   element.classList.add("drawn");
-  if (FIGURES[name].kind === "heat-map") listen(view, element);
+  if (FIGURES[name].kind.startsWith("heat-map")) listen(view, element);
 }
 
 const redraw = () => Promise.all([...views.keys()].map(draw));
@@ -168,11 +169,17 @@ function pin(panel, cell, view) {
   show(panel, cell, view);
 }
 
+/** A cell's η̃ and η; under AdamW there is no η̃. */
+function ratesOf(cell) {
+  const eta = `η = ${cell.lr_label}`;
+  return cell.base_lr_label === NONE ? [eta] : [`η̃ = ${cell.base_lr_label}`, eta];
+}
+
 function show(panel, cell, view) {
   view?.signal("picked", cell.key).runAsync();
   const runs = rowsOf("runs").filter((run) => run.key === cell.key);
   const lines = [
-    make("h4", `m = ${cell.m}, η̃ = ${cell.base_lr_label}, η = ${cell.lr_label}`),
+    make("h4", [`m = ${cell.m}`, ...ratesOf(cell)].join(", ")),
     make("p", `${cell.outcome}; ${cell.reliable ? "reliable" : "not reliable"}`),
     make("ul", "", runs.map((run) => make("li", `seed ${run.seed}: ${run.said}`))),
     make("div"),
@@ -223,7 +230,7 @@ for (const details of document.querySelectorAll("details[data-rows]")) {
     const [table, of] = Object.entries(FIGURES[details.dataset.rows].tables)[0];
     const rows = rowsFor(of).filter((row) => row.part !== "dot"); // its range has a row
     const columns = Object.entries(SHOWN_COLUMNS[table]).filter(([name]) =>
-      rows.some((row) => row[name] !== undefined) && (name !== "study" || table === "ranges" || new Set(rows.map((row) => row.study)).size > 1));
+      rows.some((row) => row[name] !== undefined && row[name] !== NONE) && (name !== "study" || table === "ranges" || new Set(rows.map((row) => row.study)).size > 1));
     const head = make("tr", "", columns.map(([, title]) => Object.assign(make("th", title), { scope: "col" })));
     const body = rows.map((row) => make("tr", "", columns.map(([name], i) => bodyCell(row, name, i, details))));
     const made = make("table", "", [make("thead", "", [head]), make("tbody", "", body)]);
@@ -245,7 +252,7 @@ function bodyCell(row, name, index, details) {
   const answer = details.closest(".answer");
   if (!answer || !row.key) return element;
   const button = make("button", text);
-  button.setAttribute("aria-label", `Show the cell m = ${row.m}, η̃ = ${row.base_lr_label}`);
+  button.setAttribute("aria-label", `Show the cell m = ${row.m}, ${ratesOf(row)[0]}`);
   button.addEventListener("click", () => {
     const panel = answer.querySelector(".cell");
     pin(panel, row, views.get(answer.querySelector(".chart"))?.view);

@@ -19,11 +19,12 @@ from smallbatch.analysis.evaluation import (
     refuse_stale,
     write_text,
 )
-from smallbatch.analysis.frames import GRID_KEYS, on_bn_axis
+from smallbatch.analysis.frames import ADAMW, GRID_KEYS, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
 from smallbatch.analysis.mixed import mixed_results
+from smallbatch.analysis.scaling import scaling
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
@@ -36,6 +37,7 @@ from smallbatch.report.environment import environment_table, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
 from smallbatch.report.ghost import ghost_section
+from smallbatch.report.labels import rates_of
 from smallbatch.report.rows import (
     Row,
     cell_rows,
@@ -44,6 +46,7 @@ from smallbatch.report.rows import (
     fit_rows,
     mark_answer,
     range_rows,
+    rule_rows,
     run_rows,
 )
 from smallbatch.report.settings import reported_rule, setting
@@ -119,12 +122,14 @@ def build_report(
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     runs = frames.all_runs
+    optimisers = set(runs["optimizer"])
     drawn: dict[str, list[Row]] = {
         "cells": cell_rows(frames.cells, frames.best),
         "bn_cells": cell_rows(frames.bn_cells, frames.best.iloc[:0]),
         "ranges": [],
         "runs": run_rows(frames.runs, frames.history),
         "fit": [],
+        "rules": [],
         "curves": [],
     }
     specifications = kinds()
@@ -180,6 +185,10 @@ def build_report(
         counts=_counts(frames),
         what_runs_share=_reported(runs),
         fraction=MAIN_FRACTION,
+        adamw=ADAMW in optimisers,
+        only_adamw=optimisers == {ADAMW},
+        with_momentum=bool(optimisers & {"momentum", "nesterov"}),
+        rate=rates_of(runs),
         reference=paper.REFERENCE,
         overview=[paper.FIGURES["15"], paper.FIGURES["16"]],
         data={
@@ -232,6 +241,8 @@ def _study_section(
     dataset, study = (str(own.cells[key].iloc[0]) for key in STUDY_KEYS)
     fit = fit_upper_limit(own.ranges[own.ranges["fraction"] == MAIN_FRACTION])
     band = fit_band(seed_array(own.runs)) if fit else None
+    rules = scaling(own.best, own.cells)
+    drawn["rules"] += rule_rows(own.cells, rules)
     drawn["fit"] += fit_rows(dataset, study, own.ranges, fit, band)
     drawn["curves"] += curve_rows(curves, own.runs)
     said = study_words(
@@ -250,6 +261,7 @@ def _study_section(
         fits=fit is not None,
         band=band is not None,
         learned=said.learned,
+        rules=rules,
     )
     heat_map, *others = [gallery.add(each) for each in found]
     return {
@@ -278,7 +290,7 @@ def _dataset_section(
     if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
         found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
         if not any(row["dataset"] == dataset for row in ranges):
-            found = [figure for figure in found if figure.kind != "all-ranges"]
+            found = [it for it in found if not it.kind.startswith("all-ranges")]
         figures = [gallery.add(figure) for figure in found]
         shown = [
             tables.study_table(own.winners, own.runs),

@@ -13,14 +13,17 @@ import numpy as np
 import pandas as pd
 
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS, is_reliable
+from smallbatch.analysis.frames import ADAMW
+from smallbatch.analysis.scaling import RULES
 from smallbatch.analysis.stability import EDGE
-from smallbatch.report.labels import power_of_two, spread
+from smallbatch.report.labels import DASH, power_of_two, spread
 from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smallbatch.analysis.limit_band import LimitBand
+    from smallbatch.analysis.scaling import Scaling
     from smallbatch.analysis.seeds import Floats
     from smallbatch.analysis.stability import LimitFit
     from smallbatch.report.answer import Card
@@ -31,6 +34,7 @@ MOST_POINTS = 40
 """Of a curve; of longer ones evenly spaced points are kept, and the last."""
 
 _DIGITS = 6
+_RULES = {"linear": "linear, η ∝ m", "square root": "square root, η ∝ √m"}
 _KEY = [*STUDY_KEYS, "batch_size", "bn_batch_size", "base_lr"]
 
 
@@ -56,7 +60,7 @@ def cell_rows(cells: pd.DataFrame, best: pd.DataFrame) -> list[Row]:
             "m": int(cell["batch_size"]),
             "base_lr": cell["base_lr"],
             "base_lr_text": repr(float(cell["base_lr"])),  # as MLflow has it
-            "lr": cell["base_lr"] * cell["batch_size"],
+            "lr": cell["lr"],
             "accuracy": _percent(accuracy),
             "low": _percent(bottom),
             "high": _percent(cell["max_accuracy"]),
@@ -76,7 +80,7 @@ def cell_rows(cells: pd.DataFrame, best: pd.DataFrame) -> list[Row]:
         }
         if "bn_batch_size" in cell:
             row["bn"] = int(cell["bn_batch_size"])
-        rows.append(_labelled(row))
+        rows.append(_labelled(row, cell["optimizer"]))
     return rows
 
 
@@ -101,6 +105,7 @@ def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
     }
     rows: list[Row] = []
     for each in ranges[ranges["n_reliable"] > 0].to_dict("records"):
+        eta = each["optimizer"] == ADAMW
         m, own = int(each["batch_size"]), groups[each["dataset"], each["study"], each["batch_size"]]
         place: Row = {
             "dataset": each["dataset"],
@@ -108,7 +113,8 @@ def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
             "m": m,
             "fraction": each["fraction"],
             "main": each["fraction"] == MAIN_FRACTION,
-            "range": _ends(each["lower"], each["upper"]),
+            "eta": eta,
+            "range": DASH if eta else _ends(each["lower"], each["upper"]),
             "range_lr": _ends(each["lower_lr"], each["upper_lr"]),
         }
         rows.append(
@@ -120,8 +126,11 @@ def range_rows(ranges: pd.DataFrame, cells: pd.DataFrame) -> list[Row]:
                 "upper_edge": each["upper_limit"] == EDGE,
             }
         )
-        found = own.loc[is_reliable(own["reach"], each["fraction"]), "base_lr"]
-        rows += [{**place, "part": "dot", "at": each, "at_lr": m * each} for each in found]
+        found = own.loc[is_reliable(own["reach"], each["fraction"]), ["base_lr", "lr"]]
+        rows += [
+            {**place, "part": "dot", "at": base_lr, "at_lr": lr}
+            for base_lr, lr in found.itertuples(index=False, name=None)
+        ]
     return rows
 
 
@@ -141,6 +150,21 @@ def fit_rows(
             row[f"{name}_lr"] = None if value is None else m * value
         rows.append(row)
     return rows
+
+
+def rule_rows(cells: pd.DataFrame, found: Scaling | None) -> list[Row]:
+    """What rules of thumb give for η at each m of one study, as far as its grid goes."""
+    if found is None:
+        return []
+    low, high = cells["lr"].min(), cells["lr"].max()
+    dataset, study = (str(cells[key].iloc[0]) for key in STUDY_KEYS)
+    sizes: list[int] = sorted(cells["batch_size"].unique().tolist())
+    return [
+        {"dataset": dataset, "study": study, "m": m, "rule": _RULES[rule], "lr": lr}
+        for rule in RULES
+        for m in sizes
+        if rule in _RULES and low <= (lr := found.by_rule(rule, m)) <= high
+    ]
 
 
 def curve_rows(curves: pd.DataFrame, runs: pd.DataFrame) -> list[Row]:
@@ -230,10 +254,13 @@ def _run_text(run: dict[Any, Any]) -> str:
     return "finished, no accuracy" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"
 
 
-def _labelled(row: Row) -> Row:
+def _labelled(row: Row, optimizer: str) -> Row:
     # A row of the heat map for each label: learning rates that differ must not share one.
     labels = {f"{name}_label": power_of_two(row[name], _DIGITS) for name in ("base_lr", "lr")}
-    frame = f"m = {row['m']}" if "bn" in row else f"η̃ = {labels['base_lr_label']}"
+    rate = f"η̃ = {labels['base_lr_label']}"
+    if optimizer == ADAMW:
+        rate, labels["base_lr_label"] = f"η = {labels['lr_label']}", DASH
+    frame = f"m = {row['m']}" if "bn" in row else rate
     return {**row, **labels, "frame": frame}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.analysis.cells import STUDY_KEYS
 from smallbatch.analysis.generalisation import best_by_study
 from smallbatch.analysis.sampling import learned
-from smallbatch.report.labels import listed, percent, points, power_of_two
+from smallbatch.report.labels import listed, percent, points, power_of_two, rate_of, rates_of
 from smallbatch.report.tables import Table
 from smallbatch.text import count
 
@@ -25,6 +25,12 @@ _SHARED = [
     "lr_decay",
     "warmup",
     "precision",
+    "optimizer",
+    "momentum",
+    "betas",
+    "beta2_examples",
+    "eps",
+    "schedule",
 ]
 
 
@@ -38,9 +44,9 @@ SHALLUE = (
     "makes fewer updates than it could use."
 )
 DECIDED = (
-    "What this data can decide: which m is best for the budget it had with plain SGD, when η̃ alone "
-    "is tuned, on this grid. What it cannot: whether a large m with momentum, another schedule, "
-    "another weight decay or more epochs would catch up."
+    "What this data can decide: which m is best for the budget it had with {optimiser}, when "
+    "{rate} alone is tuned, on this grid. What it cannot: whether a large m with {other}another "
+    "schedule, another weight decay or more epochs would catch up."
 )
 
 
@@ -64,6 +70,7 @@ def validation_sentence(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> s
     if chosen.empty:
         return None
     ordered = on_test.sort_values("batch_size", ignore_index=True)  # of equals the smaller m
+    rate = rate_of(on_test)
     first = max(ordered.to_dict("records"), key=lambda row: row["accuracy"])
     second = max(chosen.to_dict("records"), key=lambda row: row["validation_accuracy"])
     start = "Chosen on the validation split instead of the test set"
@@ -76,12 +83,13 @@ def validation_sentence(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> s
     else:
         said = (
             f"{start}, the best cell is m = {second['batch_size']} with "
-            f"η̃ = {power_of_two(second['base_lr'])}, {percent(second['accuracy'])} on the test set."
+            f"{rate} = {power_of_two(second['base_lr'])}, {percent(second['accuracy'])} on the "
+            "test set."
         )
     both = ordered.merge(chosen, on="batch_size", suffixes=("", "_validation"))
     moved = both.loc[both["base_lr"] != both["base_lr_validation"], "batch_size"]
     if len(moved) and len(both) > 1:
-        said += f" The best η̃ is another one at m = {listed([str(m) for m in moved])}."
+        said += f" The best {rate} is another one at m = {listed([str(m) for m in moved])}."
     return said
 
 
@@ -99,15 +107,16 @@ def choice_table(on_test: pd.DataFrame, on_validation: pd.DataFrame) -> Table:
         ]
         for row in both.to_dict("records")
     ]
+    rate = rate_of(on_test)
     headers = (
         "m",
-        "η̃ chosen on test",
-        "η̃ chosen on validation",
+        f"{rate} chosen on test",
+        f"{rate} chosen on validation",
         "test accuracy, chosen on test",
         "test accuracy, chosen on validation",
         "gained by choosing on test (points)",
     )
-    caption = "What choosing the best η̃ on the test set, as the paper does, is worth."
+    caption = f"What choosing the best {rate} on the test set, as the paper does, is worth."
     return Table(caption, headers, rows)
 
 
@@ -121,7 +130,15 @@ def budget_table(best: pd.DataFrame, runs: pd.DataFrame) -> Table | None:
     rows = [row for group in _under_both_budgets(runs) for row in _budget_rows(best, group)]
     if not rows:
         return None
-    headers = ("m", "study", "budget", "epochs", "updates", "best η̃", "accuracy (median)")
+    headers = (
+        "m",
+        "study",
+        "budget",
+        "epochs",
+        "updates",
+        f"best {rates_of(best)}",
+        "accuracy (median)",
+    )
     caption = (
         "Equal epochs against equal updates: the same model with the same number of examples at "
         "every m, and with the same number of updates."
@@ -136,7 +153,15 @@ def decided(best: pd.DataFrame, runs: pd.DataFrame) -> str:
         and learned(own, runs[(runs["dataset"] == dataset) & (runs["study"] == study)])
         for (dataset, study), own in best.groupby(STUDY_KEYS)
     )
-    return DECIDED if compares else UNDECIDED
+    if not compares:
+        return UNDECIDED
+    optimisers = sorted(set(runs["optimizer"]))
+    plain = optimisers == ["sgd"]
+    return DECIDED.format(
+        optimiser="plain SGD" if plain else "the optimiser it had",
+        rate=rates_of(runs) if rates_of(runs) in ("η̃", "η") else "the learning rate",
+        other="momentum, " if plain else "another optimiser, ",
+    )
 
 
 def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
@@ -151,10 +176,10 @@ def objection(best: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
         return said
     edges = best[best["grid_edge"] != ""]
     if edges.empty:
-        return [*said, "In no column is the best η̃ on the edge of its grid."]
+        return [*said, f"In no column is the best {rates_of(best)} on the edge of its grid."]
     edge = (
-        f"In {len(edges)} of {count(len(best), 'column')} the best η̃ is on the edge of its grid: "
-        "tuning did not end there, and the accuracy is a lower bound."
+        f"In {len(edges)} of {count(len(best), 'column')} the best {rates_of(best)} is on the edge "
+        "of its grid: tuning did not end there, and the accuracy is a lower bound."
     )
     return [*said, edge]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from smallbatch.analysis.frames import ADAMW, on_lr_axis
 from smallbatch.analysis.sampling import CELL
 from smallbatch.records.columns import reported_epochs
 from smallbatch.report.labels import listed, power_of_two
@@ -27,6 +28,12 @@ _NORMS = {
     "ghost": "ghost batch norm",
     "group": "group norm",
 }
+_OPTIMISERS = {
+    "sgd": "plain SGD",
+    "momentum": "SGD with momentum",
+    "nesterov": "SGD with Nesterov's momentum",
+    ADAMW: "AdamW",
+}
 _SPLITS = {"n_train": "training", "n_validation": "validation", "n_test": "test"}
 
 
@@ -36,7 +43,10 @@ def settings_table(runs: pd.DataFrame) -> Table:
     Args:
         runs: All runs of the study, as `load_results` makes them.
     """
-    optimiser = ("weight_decay", "milestones", "lr_decay", "warmup")
+    optimiser = (
+        "optimizer", "momentum", "betas", "beta2_examples", "eps", "weight_decay",
+        "schedule", "milestones", "lr_decay", "warmup",
+    )  # fmt: skip
     batch_sizes = sorted(runs["batch_size"].unique())
     rows = [
         ["Data", _of_all(runs, ("dataset", "classes", "scale"), _data)],
@@ -49,7 +59,7 @@ def settings_table(runs: pd.DataFrame) -> Table:
         ["Optimiser", _of_all(runs, optimiser, _optimiser)],
         ["Precision", _of_all(runs, ("precision",), lambda row: str(row["precision"]))],
         ["Batch sizes", ", ".join(str(value) for value in batch_sizes)],
-        ["Base learning rates", _base_lrs(runs)],
+        ["Learning rates η" if on_lr_axis(runs) else "Base learning rates", _base_lrs(runs)],
         ["Seeds per cell", _seed_counts(runs)],
         ["Runs (diverged)", run_counts(runs)],
     ]
@@ -57,11 +67,14 @@ def settings_table(runs: pd.DataFrame) -> Table:
 
 
 def setting(runs: pd.DataFrame) -> str:
-    """What one study is, in a line: model, normalisation, budget."""
+    """What one study is, in a line: model, normalisation, optimiser if not SGD, budget."""
     model = _of_all(runs, ("model",), lambda row: str(row["model"]))
     norm = _normalisation(runs)
     budget = _budget(runs).replace(" for every run", "")
-    return f"{model}, {'no norm' if norm == _NORMS['none'] else norm}, {budget}"
+    parts = [model, "no norm" if norm == _NORMS["none"] else norm]
+    if runs["optimizer"].ne("sgd").any():
+        parts.append(_of_all(runs, ("optimizer", "momentum"), _named))
+    return ", ".join([*parts, budget])
 
 
 def reported_rule(runs: pd.DataFrame) -> str:
@@ -142,11 +155,33 @@ def _augmentation(row: dict[Any, Any]) -> str:
 
 
 def _optimiser(row: dict[Any, Any]) -> str:
+    name = row["optimizer"]
+    parts = [_named(row)]
+    if name == ADAMW:
+        beta1, beta2 = json.loads(row["betas"])
+        half = row["beta2_examples"]
+        squares = f"β₂ = {beta2:g}" if pd.isna(half) else f"β₂ such that {half:g} examples halve"
+        parts += [f"β₁ = {beta1:g}", squares, f"ε = {row['eps']:g}"]
+    elif name != "sgd":
+        parts.append(f"one example moves η̃/(1 − μ) = {1 / (1 - row['momentum']):.3g}·η̃ in all")
+    decay = "decoupled weight decay" if name == ADAMW else "weight decay"
+    return ", ".join([*parts, f"{decay} {row['weight_decay']:g}", _schedule(row)])
+
+
+def _named(row: dict[Any, Any]) -> str:
+    """The optimiser's name, and with it μ."""
+    name = _OPTIMISERS.get(row["optimizer"], str(row["optimizer"]))
+    return name if pd.isna(row["momentum"]) else f"{name} (μ = {row['momentum']:g})"
+
+
+def _schedule(row: dict[Any, Any]) -> str:
     decays = listed([f"{100 * float(share):g} %" for share in json.loads(row["milestones"])])
-    schedule = f"η × {row['lr_decay']:g} at {decays} of the updates" if decays else "constant η"
-    if row["warmup"]:
-        schedule += f", warm-up over the first {100 * row['warmup']:g} %"
-    return f"plain SGD, weight decay {row['weight_decay']:g}, {schedule}"
+    steps = f"η × {row['lr_decay']:g} at {decays} of the updates"
+    schedule = {"step": steps if decays else "constant η", "cosine": "cosine schedule"}.get(
+        row["schedule"], f"{row['schedule']} η"
+    )
+    warmup = f", warm-up over the first {100 * row['warmup']:g} %" if row["warmup"] else ""
+    return schedule + warmup
 
 
 def _budget(runs: pd.DataFrame) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.analysis.frames import on_lr_axis
 from smallbatch.analysis.sampling import images_tested, learned
+from smallbatch.analysis.scaling import scaling
 from smallbatch.report import second_opinions, tables, wording
 from smallbatch.report.answer import answer_card
+from smallbatch.report.scaling_words import scaling_sentence
 from smallbatch.report.settings import settings_table
 
 if TYPE_CHECKING:
@@ -31,10 +34,11 @@ class StudyWords:
         learned: Whether the best cell is beyond chance. Otherwise figures of ranges and of the best
             accuracy mean nothing either.
         best: What came out best and how sure that is, or that there is no best.
-        validation: What changes when η̃ and m are chosen on the validation split; empty where there
-            is none.
+        validation: What changes when learning rate and m are chosen on the validation split; empty
+            where there is none.
         range: How the reliable range changes with m; empty where nothing learned.
-        fit: What the fit of the upper ends says; empty where nothing learned.
+        fit: What the fit of the upper ends says, or under AdamW how the best η changes with m;
+            empty where nothing learned.
         warnings: What limits the reading.
         tables: In the order of the page.
     """
@@ -100,13 +104,16 @@ def study_words(
     if len(best_on_validation):
         shown.append(tables.best_table(best_on_validation, "validation", n_test))
         shown.append(second_opinions.choice_table(best, best_on_validation))
-    shown += [tables.range_table(ranges), tables.fraction_table(ranges), tables.fit_table(ranges)]
+    shown += [tables.range_table(ranges), tables.fraction_table(ranges)]
+    of_eta = on_lr_axis(cells)
+    if not of_eta:
+        shown.append(tables.fit_table(ranges))
     return StudyWords(
         learned=True,
         best=wording.best_sentence(winner, n_test),
         validation=second_opinions.validation_sentence(best, best_on_validation) or "",
         range=wording.range_sentence(ranges),
-        fit=wording.fit_sentence(fit, band),
+        fit=scaling_sentence(scaling(best, cells)) if of_eta else wording.fit_sentence(fit, band),
         warnings=wording.warnings(best, ranges, cells, runs),
         tables=shown,
     )

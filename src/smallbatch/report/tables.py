@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from smallbatch.analysis.cells import FRACTIONS, MAIN_FRACTION
+from smallbatch.analysis.frames import on_lr_axis
 from smallbatch.analysis.sampling import beyond_chance, interval, leaves_open
 from smallbatch.analysis.stability import BELOW, DIVERGED, EDGE, fit_upper_limit
-from smallbatch.report.labels import DASH, percent, points, power_of_two, spread
+from smallbatch.report.labels import DASH, percent, points, power_of_two, rate_of, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,10 +46,11 @@ def best_table(best: pd.DataFrame, chosen_on: str, n_test: int | None) -> Table:
     """
     known = [value for value in best["accuracy"] if not math.isnan(value)]
     small = n_test is not None and any(leaves_open(value, n_test) for value in known)
+    rate = rate_of(best)
     rows = [
         [
             str(row["batch_size"]),
-            power_of_two(row["base_lr"]),
+            DASH if rate == "η" else power_of_two(row["base_lr"]),
             power_of_two(row["lr"]),
             percent(row["accuracy"]),
             _interval(row["accuracy"], n_test) if small else "",
@@ -64,7 +66,7 @@ def best_table(best: pd.DataFrame, chosen_on: str, n_test: int | None) -> Table:
     headers = (
         "m",
         "best η̃",
-        "η = m·η̃",
+        "best η" if rate == "η" else "η = m·η̃",
         "accuracy (median)",
         "95 % interval",
         "worst … best seed",
@@ -72,12 +74,12 @@ def best_table(best: pd.DataFrame, chosen_on: str, n_test: int | None) -> Table:
         "final training accuracy",
         "generalisation gap (points)",
         "with recomputed BN statistics",
-        "η̃ at the edge of the grid",
+        f"{rate} at the edge of the grid",
     )
     how = (
-        "the best η̃ chosen on the test set, as the paper does"
+        f"the best {rate} chosen on the test set, as the paper does"
         if chosen_on == "test"
-        else "the best η̃ chosen on the validation split; accuracies are the test set's"
+        else f"the best {rate} chosen on the validation split; accuracies are the test set's"
     )
     caption = f"Best cell at each batch size, {how}."
     if small:
@@ -90,11 +92,12 @@ def best_table(best: pd.DataFrame, chosen_on: str, n_test: int | None) -> Table:
 
 def range_table(ranges: pd.DataFrame) -> Table:
     """One study's reliable range at each batch size, at the main fraction."""
+    rate = rate_of(ranges)
     rows = [
         [
             str(row["batch_size"]),
-            power_of_two(row["lower"]),
-            power_of_two(row["upper"]),
+            DASH if rate == "η" else power_of_two(row["lower"]),
+            DASH if rate == "η" else power_of_two(row["upper"]),
             f"{row['octaves']:.3g}" if row["n_reliable"] else "none reliable",
             f"{row['n_reliable']} of {row['n_base_lrs']}",
             power_of_two(row["lower_lr"]),
@@ -110,7 +113,7 @@ def range_table(ranges: pd.DataFrame) -> Table:
         "lowest η̃",
         "highest η̃",
         "width (octaves)",
-        "η̃ reliable",
+        f"{rate} reliable",
         "lowest η",
         "highest η",
         "next below",
@@ -119,13 +122,14 @@ def range_table(ranges: pd.DataFrame) -> Table:
     )
     threshold = ranges.loc[ranges["fraction"] == MAIN_FRACTION, "threshold"].iloc[0]
     caption = (
-        f"Base learning rates that converge reliably (every seed at least {percent(threshold)})."
+        f"{'Learning rates' if rate == 'η' else 'Base learning rates'} that converge reliably "
+        f"(every seed at least {percent(threshold)})."
     )
     return _without_empty(Table(caption, headers, rows))
 
 
 def fraction_table(ranges: pd.DataFrame) -> Table:
-    """One study's reliable range of η̃ at each batch size, a column per fraction."""
+    """One study's reliable range at each batch size, a column per fraction."""
     rows = [
         [str(batch_size), *(_range_text(group, fraction) for fraction in FRACTIONS)]
         for batch_size, group in ranges.groupby("batch_size")
@@ -133,8 +137,8 @@ def fraction_table(ranges: pd.DataFrame) -> Table:
     thresholds = ranges.groupby("fraction")["threshold"].first()
     headers = tuple(f"{value:g} (τ = {percent(float(thresholds[value]))})" for value in FRACTIONS)
     caption = (
-        "The reliable range of η̃ if the threshold lies elsewhere between chance (0) and the "
-        "study's best cell (1)."
+        f"The reliable range of {rate_of(ranges)} if the threshold lies elsewhere between chance "
+        "(0) and the study's best cell (1)."
     )
     return Table(caption, ("m", *headers), rows)
 
@@ -172,7 +176,7 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
                 percent(row["accuracy"]),
                 seeds_of(row),
                 str(row["batch_size"]),
-                power_of_two(row["base_lr"]),
+                DASH if rate_of(own) == "η" else power_of_two(row["base_lr"]),
                 power_of_two(row["lr"]),
             ]
         rows.append([row["study"], *found, run_counts(own)])
@@ -188,7 +192,8 @@ def study_table(winners: pd.DataFrame, runs: pd.DataFrame) -> Table:
         "η",
         "runs (diverged)",
     )
-    return Table("Best cell of each study, chosen on the test set.", headers, rows)
+    table = Table("Best cell of each study, chosen on the test set.", headers, rows)
+    return _without_empty(table) if on_lr_axis(runs) else table
 
 
 def why_none(runs: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.analysis.cells import MAIN_FRACTION
 from smallbatch.analysis.convergence import common_base_lr
+from smallbatch.analysis.frames import on_lr_axis
 from smallbatch.analysis.sampling import (
     beyond_chance,
     chance,
@@ -14,7 +15,7 @@ from smallbatch.analysis.sampling import (
     leaves_open,
 )
 from smallbatch.analysis.stability import EDGE
-from smallbatch.report.labels import listed, percent, power_of_two, spread
+from smallbatch.report.labels import both_rates, listed, percent, power_of_two, rate_of, spread
 from smallbatch.text import count
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def best_sentence(winner: dict[Any, Any], n_test: int | None) -> str:
     )
     text = (
         f"The highest reported accuracy is {percent(winner['accuracy'])} ({seeds}), at "
-        f"m = {winner['batch_size']} with η̃ = {power_of_two(winner['base_lr'])} "
-        f"(η = {power_of_two(winner['lr'])})."
+        f"m = {winner['batch_size']} with {both_rates(winner)}."
     )
     if n_test is not None and leaves_open(winner["accuracy"], n_test):
         open_ = spread(*interval(winner["accuracy"], n_test))
@@ -89,16 +89,18 @@ def range_sentence(ranges: pd.DataFrame) -> str:
     main = ranges[ranges["fraction"] == MAIN_FRACTION].sort_values("batch_size")
     some: list[dict[Any, Any]] = main[main["n_reliable"] > 0].to_dict("records")
     if not some:
-        return "No base learning rate converges reliably at any batch size."
+        kind = "learning rate" if on_lr_axis(ranges) else "base learning rate"
+        return f"No {kind} converges reliably at any batch size."
     shown = [some[0]] if len(some) == 1 else [some[0], some[-1]]
     ends = [
         f"{_span(row)} at m = {row['batch_size']} ({count(row['n_reliable'], 'value')} of the grid"
         f"{_edges_of(row)})"
         for row in shown
     ]
-    text = f"The reliable range is η̃ = {listed(ends)}."
+    rate = rate_of(ranges)
+    text = f"The reliable range is {rate} = {listed(ends)}."
     none = [str(value) for value in main.loc[main["n_reliable"] == 0, "batch_size"]]
-    return text + (f" No η̃ is reliable at m = {listed(none)}." if none else "")
+    return text + (f" No {rate} is reliable at m = {listed(none)}." if none else "")
 
 
 def warnings(
@@ -113,6 +115,7 @@ def warnings(
         runs: Its runs.
     """
     lines: list[str] = []
+    rate = rate_of(cells)
     # What weights learned may show only with recomputed statistics; see `stale_statistics`.
     reached = best[["accuracy", "population_test_accuracy"]].max(axis=1)
     chosen = zip(best["batch_size"], reached, strict=True)
@@ -120,7 +123,7 @@ def warnings(
     if at_chance:
         lines.append(
             f"At m = {listed(at_chance)} not even the best cell is beyond chance: nothing was "
-            "learned there, and which η̃ is best means nothing."
+            f"learned there, and which {rate} is best means nothing."
         )
     for edge, word, side in (
         ("lower", "lowest", "below"),
@@ -130,14 +133,14 @@ def warnings(
         at_edge = [str(value) for value in best.loc[best["grid_edge"] == edge, "batch_size"]]
         if at_edge:
             lines.append(
-                f"The best η̃ is the {word} one tried at m = {listed(at_edge)}: the optimum may lie "
-                f"{side} the grid, so the accuracy given there is a lower bound."
+                f"The best {rate} is the {word} one tried at m = {listed(at_edge)}: the optimum "
+                f"may lie {side} the grid, so the accuracy given there is a lower bound."
             )
     lost = [str(value) for value in best.loc[best["n_diverged"] > 0, "batch_size"]]
     if lost:
         lines.append(
-            f"Some seeds of the best cell diverged at m = {listed(lost)}: its η̃ is at the limit of "
-            "stability."
+            f"Some seeds of the best cell diverged at m = {listed(lost)}: its {rate} is at the "
+            "limit of stability."
         )
     main = ranges[(ranges["fraction"] == MAIN_FRACTION) & (ranges["n_reliable"] > 0)]
     for end, word in (("lower", "below"), ("upper", "above")):
@@ -149,7 +152,9 @@ def warnings(
             )
     holed = [str(row["batch_size"]) for row in main.to_dict("records") if len(row["holes"])]
     if holed:
-        lines.append(f"The range at m = {listed(holed)} has unreliable η̃ inside (see the table).")
+        lines.append(
+            f"The range at m = {listed(holed)} has unreliable {rate} inside (see the table)."
+        )
     return lines + stale_statistics(best) + single_seeds(cells)
 
 
@@ -225,17 +230,21 @@ def _interval(band: LimitBand | None) -> str:
 
 def convergence_sentence(base_lr: float, cells: pd.DataFrame) -> str:
     """Why the convergence curves are shown at this η̃."""
-    own = cells[cells["base_lr"] == base_lr]
+    own, rate = cells[cells["base_lr"] == base_lr], rate_of(cells)
     reliable = f"{int(own['reliable'].sum())} of {count(len(own), 'batch size')}"
     if len(own) < cells["batch_size"].nunique():
         reliable += " that it was tried at"
     if base_lr != common_base_lr(cells):
-        return f"η̃ = {power_of_two(base_lr)}, as in the paper's Fig. 4 (reliable at {reliable})"
+        return (
+            f"{rate} = {power_of_two(base_lr)}, as in the paper's Fig. 4 (reliable at {reliable})"
+        )
     if not cells["reliable"].any():
         why = "that of the best cell" if cells["accuracy"].notna().any() else "the lowest tried"
-        return f"η̃ = {power_of_two(base_lr)}, {why}, as no η̃ is reliable at any batch size"
+        return (
+            f"{rate} = {power_of_two(base_lr)}, {why}, as no {rate} is reliable at any batch size"
+        )
     return (
-        f"η̃ = {power_of_two(base_lr)}, the η̃ that is reliable at the most batch sizes "
+        f"{rate} = {power_of_two(base_lr)}, the {rate} that is reliable at the most batch sizes "
         f"({reliable}; of several such, the largest)"
     )
 

@@ -3,6 +3,7 @@
 Params hold settings, metrics hold measurements by epoch. So there is a param `lr` (η = m·η̃ before
 the schedule) and a metric `lr` (η of an epoch's last update). MLflow sorts params as text and
 metrics as numbers: what a table of runs is sorted by, m and log₂ η̃, is logged as a metric too.
+Under AdamW `base_lr` is η itself, and `log2_base_lr` is log₂ η.
 Only finite values become metrics, because MLflow would store infinity as 1.8e308, which spoils
 charts. A run that diverged has the metric `diverged` = 1 and the tag `outcome`; as a result it is
 FINISHED in MLflow, where FAILED means that nothing came of a run.
@@ -53,6 +54,10 @@ _OPTIONAL_TAGS = (
 """Tags that some results have and others do not."""
 
 
+_OF_AN_OPTIMISER = ("momentum", "betas", "beta2_examples", "eps")
+_OF_STEP = ("milestones", "lr_decay")
+
+
 class Point(NamedTuple):
     """One metric value."""
 
@@ -69,23 +74,42 @@ def column_name(column: ColumnInfo) -> str:
 def run_name(column: ColumnInfo, run: RunInfo) -> str:
     """Such as `m=8 η̃=2^-6 seed 0`; on an axis of BN batch sizes `m=8 b=4 η̃=2^-6 seed 0`."""
     axis = f" b={run.bn_batch_size}" if column.settings.get("bn_batch_sizes") else ""
-    return f"{column_name(column)}{axis} η̃={format_base_lr(run.base_lr)} seed {run.seed}"
+    rate = f"{rate_of(column)}={format_base_lr(run.base_lr)}"
+    return f"{column_name(column)}{axis} {rate} seed {run.seed}"
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
     """Settings that all runs of a column share; `figure` is a tag instead, as it may change."""
     params = {key: _text(value) for key, value in column.settings.items() if key != "figure"}
+    # Of an optimiser's settings those that it has; in older files none is named.
+    params = {"optimizer": "sgd", "schedule": "step"} | {
+        key: text
+        for key, text in params.items()
+        if key not in _OF_AN_OPTIMISER or column.settings.get(key) is not None
+    }
+    if params["schedule"] != "step":
+        params = {key: text for key, text in params.items() if key not in _OF_STEP}
     params["dataset"] = column.dataset
     params["study"] = column.study
     params["batch_size"] = str(column.batch_size)
     return params
 
 
+def _adamw(column: ColumnInfo) -> bool:
+    """Whether the learning rates of the column's grid are η, not η̃."""
+    return column.settings.get("optimizer") == "adamw"
+
+
+def rate_of(column: ColumnInfo) -> str:
+    """What the learning rates of the column's grid are: η̃, under AdamW η."""
+    return "η" if _adamw(column) else "η̃"
+
+
 def run_params(column: ColumnInfo, run: RunInfo) -> dict[str, str]:
     """Everything that determines a run's result and that one may want to sort by."""
     params = column_params(column)
     params["base_lr"] = repr(run.base_lr)
-    params["lr"] = repr(column.batch_size * run.base_lr)
+    params["lr"] = repr(run.base_lr if _adamw(column) else column.batch_size * run.base_lr)
     params["seed"] = str(run.seed)
     params["updates"] = str(run.updates)
     if run.bn_batch_size is not None:

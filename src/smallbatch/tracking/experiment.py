@@ -14,6 +14,8 @@ from smallbatch.text import count
 from smallbatch.tracking import entries
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlflow.entities import Experiment
 
     from smallbatch.tracking.records import ColumnInfo
@@ -90,11 +92,37 @@ def _looks(present: dict[str, str]) -> dict[str, str]:
     return tags
 
 
+_BASE = (
+    "A grid of batch sizes m (`batch_size`) and base learning rates η̃ (`base_lr`), with "
+    "several seeds. η̃ is the learning rate of one example: η = m·η̃ (the parameter `lr`; the "
+    "metric is η of the last epoch, lowered by the schedule)."
+)
+_ETA = (
+    "A grid of batch sizes m (`batch_size`) and learning rates η, with several seeds. AdamW's "
+    "update does not scale with the gradient: `base_lr` is η itself, as the parameter `lr`, and "
+    "`log2_base_lr` is log₂ η. (The metric `lr` is η of the last epoch, lowered by the schedule.)"
+)
+
+
+def _optimiser(settings: Mapping[str, Any]) -> list[str]:
+    """The optimiser and the schedule, where they are not the paper's."""
+    facts: list[str] = []
+    if (name := settings.get("optimizer", "sgd")) != "sgd":
+        momentum = settings.get("momentum")
+        facts.append(f"optimizer {name}" + ("" if momentum is None else f", μ = {momentum:g}"))
+    if (schedule := settings.get("schedule", "step")) != "step":
+        facts.append(f"schedule {schedule}")
+    return facts
+
+
 def description(column: ColumnInfo) -> str:
     """What a study is, in Markdown."""
     settings = column.settings
     norm = {"none": "without batch norm"}.get(settings["norm"], f"norm: {settings['norm']}")
+    adamw = settings.get("optimizer") == "adamw"
+    rate = "η" if adamw else "η̃"
     facts = [
+        *_optimiser(settings),
         count(settings["epochs"], "epoch"),
         f"weight decay {settings.get('weight_decay', 0):g}",
         "with augmentation" if settings.get("augment") else "without augmentation",
@@ -102,16 +130,14 @@ def description(column: ColumnInfo) -> str:
     if settings.get("budget") not in (None, "epochs"):
         facts.append(f"budget: {settings['budget']}")
     if settings.get("base_lr_from"):
-        facts.append(f"each m at the best η̃ of {settings['base_lr_from']}")
+        facts.append(f"each m at the best {rate} of {settings['base_lr_from']}")
     if settings.get("figure"):
         facts.append(f"the paper's figure {settings['figure']}")
     return (
         f"**{column.study}**: {settings['model']} on {column.dataset}, {norm}; "
         f"{', '.join(facts)}.\n\n"
-        "A grid of batch sizes m (`batch_size`) and base learning rates η̃ (`base_lr`), with "
-        "several seeds. η̃ is the learning rate of one example: η = m·η̃ (the parameter `lr`; the "
-        "metric is η of the last epoch, lowered by the schedule).\n\n"
-        "One run per m, η̃ and seed; a run `m=…` stands for all at one m. Diverged runs are "
+        f"{_ETA if adamw else _BASE}\n\n"
+        f"One run per m, {rate} and seed; a run `m=…` stands for all at one m. Diverged runs are "
         "results: `outcome` says which."
     )
 

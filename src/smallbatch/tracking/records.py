@@ -80,7 +80,7 @@ class RunInfo:
 
     Attributes:
         run: The run's hash.
-        base_lr: η̃.
+        base_lr: η̃; under AdamW η.
         seed: The seed of weights, order and augmentation.
         updates: The planned number of updates.
         bn_batch_size: The sub-batch of ghost batch norm.
@@ -143,7 +143,7 @@ class Cell:
     """The runs of one η̃ (and one BN batch size) of a column.
 
     Attributes:
-        base_lr: η̃.
+        base_lr: η̃; under AdamW η.
         runs: One per seed.
     """
 

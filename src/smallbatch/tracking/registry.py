@@ -166,7 +166,7 @@ def _version(store: Store, name: str, column: TrackedColumn, uri: str, run_id: s
     cell = column.best_cell
     if cell is None or cell.accuracy is None:
         raise ValueError(f"{column.directory}: no run finished")
-    run = cell.median_run
+    run, rate = cell.median_run, entries.rate_of(column.info)
     middle = "the one in the middle" if len(cell.runs) % 2 else "the better of the middle two"
     model_id = uri.removeprefix("models:/")
     source = uri
@@ -187,7 +187,7 @@ def _version(store: Store, name: str, column: TrackedColumn, uri: str, run_id: s
             "seed": str(run.info.seed),
         },
         description=(
-            f"m = {column.info.batch_size}, η̃ = {format_base_lr(cell.base_lr)}: accuracy "
+            f"m = {column.info.batch_size}, {rate} = {format_base_lr(cell.base_lr)}: accuracy "
             f"{cell.accuracy:.4f} (median of {count(len(cell.runs), 'seed')}); these are the "
             f"weights of seed {run.info.seed}, {middle}, with {run.reported_accuracy:.4f}."
         ),
