@@ -36,7 +36,7 @@ NEVER_ONE = {
     ("cli/pipeline.py", "images"),  # of several splits
     ("analysis/claims.py", "images"),  # a training set
     ("config/params.py", "columns"),  # more than are allowed
-    ("config/params.py", "epochs"),  # not a whole number, or too many
+    ("config/study.py", "epochs"),  # not a whole number, or too many
     ("placement/workload.py", "lanes"),  # a key of what is known of a machine
     ("placement/workload.py", "workers"),
     ("data/prepare.py", "images"),

@@ -76,8 +76,6 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     show_default=True,
     type=click.Choice(["step", "cosine", "constant"]),
 )
-@click.option("--pretrained", help="A file of weights to start from, or timm for those it has.")
-@click.option("--freeze", type=click.Choice(["head only"]), help="What alone is trained.")
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1, MOST))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
