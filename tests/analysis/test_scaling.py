@@ -30,7 +30,7 @@ def test_a_power_law_is_found_again(exponent: float, nearest: str) -> None:
     assert found.exponent == pytest.approx(exponent)
     assert found.nearest == nearest
     assert found.by_rule(nearest, 256) == pytest.approx(2**-10 * 256**exponent)
-    assert found.by_rule("linear", 16) == 2**-10 * 16 / 2
+    assert found.by_rule("linear", 16) == pytest.approx(4 * 2**-10 * 4**exponent)
 
 
 def test_what_the_grid_leaves_open_is_the_farthest_that_half_a_step_can_turn_the_line() -> None:
