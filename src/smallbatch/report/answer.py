@@ -159,8 +159,8 @@ def _others(found: Answer, m: int, verdict: str) -> tuple[int, ...]:
 
 
 def _title(cell: dict[Any, Any], m: int) -> str:
-    rate = f"learning rate {float(cell['lr']):.3g} ({rate_of_cell(cell)} = {power_of_two(cell['base_lr'])})"
-    return f"Batch size {m}, {rate}"
+    rate = f"{rate_of_cell(cell)} = {power_of_two(cell['base_lr'])}"
+    return f"Batch size {m}, learning rate {float(cell['lr']):.3g} ({rate})"
 
 
 def _accuracy(found: Answer, cell: dict[Any, Any]) -> str:
