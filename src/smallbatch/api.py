@@ -292,7 +292,7 @@ def train(
         Stopped: The time limit passed.
         RuntimeError: The training failed.
     """
-    from smallbatch.pipeline.child import run_in_child
+    from smallbatch.pipeline.child import is_text, run_in_child
 
     if (lr is None) == (base_lr is None):
         found = "neither" if lr is None else "both"
@@ -306,7 +306,7 @@ def train(
         "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    if odd := [word for word in words if "\0" in word or not _is_text(word)]:
+    if odd := [word for word in words if "\0" in word or not is_text(word)]:
         raise UserError(f"{odd[0].partition('=')[0]}: found {odd[0].partition('=')[2]!r}, no text")
     words += [f"--betas={betas[0]}", str(betas[1])] if betas is not None else []
     words += ["--augment" if augment else "--no-augment", "--json"]
@@ -326,15 +326,6 @@ def train(
         run=result["run"],
         folder=Path(result["folder"]).absolute(),
     )
-
-
-def _is_text(word: str) -> bool:
-    """Whether a word can be given to a program."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return True
 
 
 def _models(folder: Path) -> Path:

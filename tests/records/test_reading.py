@@ -116,13 +116,11 @@ def test_runs_of_two_models_are_no_column(project: Path) -> None:
 def test_a_setting_that_is_not_known_may_differ_in_kind(project: Path) -> None:
     small = synthetic.Study("other", batch_sizes=(2,), base_lrs=(2**-6,))
     synthetic.write_models(project / "models", (small,))
-    changed(f"{COLUMN}/runs.json", lambda it: it["settings"].update(label_smoothing=[[1, "x"]]))
-    changed(
-        "models/synthetic/other/m2/runs.json", lambda it: it["settings"].update(label_smoothing=0.5)
-    )
+    changed(f"{COLUMN}/runs.json", lambda it: it["settings"].update(lookahead=[[1, "x"]]))
+    changed("models/synthetic/other/m2/runs.json", lambda it: it["settings"].update(lookahead=0.5))
     assert CliRunner().invoke(main, ["evaluate"]).exit_code == 0
     runs = read_evaluation(project / "reports/evaluation")[0]
-    assert set(runs["label_smoothing"]) == {"0.5", '[[1, "x"]]'}
+    assert set(runs["lookahead"]) == {"0.5", '[[1, "x"]]'}
 
 
 def test_environment_of_a_timing(project: Path) -> None:

@@ -99,6 +99,8 @@ def test_the_rule_nearest_to_the_best_eta_is_measured(reports: Path) -> None:
     said = section(reports, "adamw")
     assert "goes as m to the power 0.50" in said
     assert "the nearest is η ∝ √m (0.50)" in said
+    # x = -3, -1, 1, 3 octaves of m: half a step each way is ½·Σ|x|/Σx² = ½·8/20 of a slope.
+    assert "steps of 1 octave leave 0.30 … 0.70 open;" in said
     assert "to the power" not in section(reports, "plain") + section(reports, "heavy")
 
 

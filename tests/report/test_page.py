@@ -206,7 +206,7 @@ def _train_another(models: Path) -> None:
 
 def test_a_report_needs_an_evaluation_of_the_present_columns(tmp_path: Path) -> None:
     models, out = tmp_path / "models", tmp_path / "evaluation"
-    settings = {"bn_batch_size": 2, "figure": 'a "b",\r c', "momentum": [0.5, None]}
+    settings = {"bn_batch_size": 2, "figure": 'a "b",\r c', "lookahead": [0.5, None]}
     tiny = synthetic.Study(
         "tiny", batch_sizes=(2, 4), base_lrs=(2**-6, 2**-2), seeds=1, settings=settings
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from smallbatch.tracking import ColumnInfo, RunInfo
 from smallbatch.tracking.entries import epoch_points, run_name, run_params
+from smallbatch.tracking.experiment import description
 
 COLUMN = ColumnInfo("digits", "f" * 64, "study", 8, {"milestones": (0.5, 0.75), "epochs": 20})
 RUN = RunInfo("0" * 16, 2.0**-6, 0, 600)
@@ -55,3 +57,27 @@ def test_the_stage_and_machine_do_not_change_the_key() -> None:
 def test_only_finite_values_become_points() -> None:
     row = {"epoch": 2, "train_loss": math.inf, "test_loss": math.nan, "lr": 0.5, "other": 1}
     assert epoch_points(row) == [("lr", 2, 0.5)]
+
+
+def test_an_optimisers_own_settings_are_params_and_no_others() -> None:
+    plain = run_params(COLUMN, RUN)
+    assert (plain["optimizer"], plain["schedule"], plain["lr"]) == ("sgd", "step", "0.125")
+    assert not {"momentum", "betas", "beta2_examples", "eps"} & set(plain)
+    heavy = {"optimizer": "momentum", "momentum": 0.9, "betas": None, "eps": None}
+    found = run_params(replace(COLUMN, settings={**COLUMN.settings, **heavy}), RUN)
+    assert (found["optimizer"], found["momentum"], found["lr"]) == ("momentum", "0.9", "0.125")
+    assert not {"betas", "eps"} & set(found)
+
+
+def test_under_adamw_the_learning_rate_of_the_grid_is_eta() -> None:
+    own = {"optimizer": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "schedule": "cosine"}
+    column = replace(COLUMN, settings={**COLUMN.settings, **own})
+    assert run_name(column, RUN) == "m=8 η=2^-6 seed 0"
+    found = run_params(column, RUN)
+    assert found["lr"] == found["base_lr"] == "0.015625"
+    assert (found["betas"], found["schedule"]) == ("[0.9, 0.999]", "cosine")
+    assert "milestones" not in found
+    said = description(replace(column, settings={**column.settings, "model": "m", "norm": "none"}))
+    assert "`log2_base_lr` is log₂ η" in said
+    assert "optimizer adamw, schedule cosine" in said
+    assert "η̃" not in said

@@ -80,3 +80,12 @@ def _environment() -> dict[str, str]:
         paths = [str(PACKAGE.parent), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return environment
+
+
+def is_text(word: str) -> bool:
+    """Whether a word can be given to a program."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True

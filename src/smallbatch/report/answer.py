@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from smallbatch.analysis.answer import LEAST_SEEDS, TOLD, Answer, Standing, answer
-from smallbatch.analysis.frames import ADAMW
 from smallbatch.analysis.power import MOST_SEEDS
 from smallbatch.analysis.sampling import interval, leaves_open
 from smallbatch.analysis.stability import DIVERGED, EDGE
 from smallbatch.records.reading import read_json
-from smallbatch.report.labels import listed, percent, power_of_two, spread
+from smallbatch.report.labels import listed, percent, points_up, power_of_two, rate_of_cell, spread
 from smallbatch.text import count
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def answer_card(runs: pd.DataFrame, *, nothing: str = "", doubts: Sequence[str] 
     cell, m = found.cell, int(found.cell["batch_size"])
     doubts = [*_doubts_of_cell(cell, m), *doubts]
     verdict = _verdict(found, cell, m) if found.standings else _nothing_compared(found)
-    worse_grids = _doubts_of_others(found.standings, m, _rate(cell))
+    worse_grids = _doubts_of_others(found.standings, m, rate_of_cell(cell))
     lines = [_accuracy(found, cell), *_range(found, m), *_base_lrs(found, m)]
     lines += [*verdict, *worse_grids, *doubts]
     return Card(
@@ -160,15 +159,8 @@ def _others(found: Answer, m: int, verdict: str) -> tuple[int, ...]:
 
 
 def _title(cell: dict[Any, Any], m: int) -> str:
-    rate = (
-        f"learning rate {float(cell['lr']):.3g} ({_rate(cell)} = {power_of_two(cell['base_lr'])})"
-    )
-    return f"Batch size {m}, {rate}"
-
-
-def _rate(cell: dict[Any, Any]) -> str:
-    """What the grid's learning rates are."""
-    return "η" if cell.get("optimizer") == ADAMW else "η̃"
+    rate = f"{rate_of_cell(cell)} = {power_of_two(cell['base_lr'])}"
+    return f"Batch size {m}, learning rate {float(cell['lr']):.3g} ({rate})"
 
 
 def _accuracy(found: Answer, cell: dict[Any, Any]) -> str:
@@ -228,7 +220,7 @@ def _verdict(found: Answer, cell: dict[Any, Any], m: int) -> list[str]:
     near = [str(standing.batch_size) for standing in others if standing.verdict == "open"]
     worse = [standing for standing in others if standing.verdict == "worse"]
     lines: list[str] = []
-    rate = _rate(cell)
+    rate = rate_of_cell(cell)
     if own.verdict == "worse":
         lines.append(
             f"By the mean over seeds another batch size is better, though m = {m} has the "
@@ -250,7 +242,7 @@ def _verdict(found: Answer, cell: dict[Any, Any], m: int) -> list[str]:
     if near and own.verdict == "open" and 0 < own.at_most < room:
         lines.append(
             f"With the {rate} tried, no other is better than m = {m} by more than "
-            f"{_up(own.at_most)} points."
+            f"{points_up(own.at_most)} points."
         )
     needed = found.seeds_needed
     if near and room > TOLD and (needed is None or needed > found.seeds):
@@ -277,11 +269,6 @@ def _least(standing: Standing) -> str:
     return f"{least:.1f}" if least > 0 else ""
 
 
-def _up(difference: float) -> str:
-    """A bound in points, rounded up, so that it stays true."""
-    return f"{max(0.1, math.ceil(1000 * difference - 1e-9) / 10):.1f}"
-
-
 def _doubts_of_others(standings: Sequence[Standing], m: int, rate: str) -> list[str]:
     """Batch sizes that lose, but might not with a learning rate that was not tried."""
     others = [standing for standing in standings if standing.batch_size != m]
@@ -300,7 +287,7 @@ def _doubts_of_others(standings: Sequence[Standing], m: int, rate: str) -> list[
 
 def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
     lines: list[str] = []
-    lost, rate = int(cell["n_diverged"]), _rate(cell)
+    lost, rate = int(cell["n_diverged"]), rate_of_cell(cell)
     if (edge := _ENDS.get(cell["grid_edge"])) and not (lost and edge == "highest"):
         lines.append(f"The best {rate} at m = {m} is the {edge} tried: extend the grid.")
     elif cell["grid_edge"] == "only":
@@ -313,7 +300,7 @@ def _doubts_of_cell(cell: dict[Any, Any], m: int) -> list[str]:
 def _base_lrs(found: Answer, m: int) -> list[str]:
     """How sure the learning rate is: others that may be as good, and whether it is the last."""
     lines: list[str] = []
-    rate = _rate(found.cell or {})
+    rate = rate_of_cell(found.cell or {})
     if found.near_base_lrs:
         near = listed([power_of_two(base_lr) for base_lr in found.near_base_lrs])
         lines.append(f"At m = {m} {rate} = {near} may be as good.")
@@ -332,8 +319,8 @@ def _range(found: Answer, m: int) -> list[str]:
     if own is None or own["n_base_lrs"] == 1:
         return []
     if not own["n_reliable"]:
-        return [f"At m = {m} no {_rate(own)} is reliable."]
-    rate = _rate(own)
+        return [f"At m = {m} no {rate_of_cell(own)} is reliable."]
+    rate = rate_of_cell(own)
     low, high = (
         f"{power_of_two(own[end])}{_in_brackets(own, end, word)}" for end, word in _ENDS.items()
     )
@@ -346,7 +333,7 @@ def _range(found: Answer, m: int) -> list[str]:
 
 def _in_brackets(own: dict[Any, Any], end: str, word: str) -> str:
     """What is said beside an end of the range: η, where the grid is of η̃, and the grid's edge."""
-    notes = [] if _rate(own) == "η" else [f"η = {power_of_two(own[f'{end}_lr'])}"]
+    notes = [] if rate_of_cell(own) == "η" else [f"η = {power_of_two(own[f'{end}_lr'])}"]
     notes += [f"the {word} tried"] if own[f"{end}_limit"] == EDGE else []
     return f" ({', '.join(notes)})" if notes else ""
 

@@ -37,10 +37,15 @@ def rates_of(frame: pd.DataFrame) -> str:
     return "η" if kinds.all() else "learning rate"
 
 
+def rate_of_cell(cell: dict[Any, Any]) -> str:
+    """What the learning rates of a cell's, or a range's, study are: η̃, under AdamW η."""
+    return "η" if cell.get("optimizer") == ADAMW else "η̃"
+
+
 def both_rates(row: dict[Any, Any]) -> str:
     """A cell's learning rate, for a sentence: "η̃ = 2⁻⁸ (η = 2⁻⁶)", under AdamW "η = 2⁻⁸"."""
     lr = f"η = {power_of_two(row['lr'])}"
-    if row.get("optimizer") == ADAMW:
+    if rate_of_cell(row) == "η":
         return lr
     return f"η̃ = {power_of_two(row['base_lr'])} ({lr})"
 
@@ -55,6 +60,11 @@ def points(fraction: float, digits: int = 1) -> str:
     if math.isnan(fraction):
         return DASH
     return f"{100 * fraction:+.{digits}f}".replace("-", "−")
+
+
+def points_up(difference: float) -> str:
+    """A bound in points, rounded up, so that it stays true."""
+    return f"{max(0.1, math.ceil(1000 * difference - 1e-9) / 10):.1f}"
 
 
 def spread(low: float, high: float) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smallbatch.analysis.scaling import LEAST, RULES
 from smallbatch.report.labels import listed, power_of_two
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.analysis.scaling import Scaling
@@ -31,11 +32,15 @@ def scaling_sentence(found: Scaling | None) -> str:
         f"Measured, the best η goes as m to the power {_number(found.exponent)} (slope of log₂ of "
         f"the best η against log₂ m, over {len(found.batch_sizes)} batch sizes from {first} to "
         f"{last}). Of constant, √m and linear the nearest is {_NAMES[found.nearest]} "
-        f"({_number(RULES[found.nearest])}). The grid's steps of {found.step:.2g} octaves leave "
+        f"({_number(RULES[found.nearest])}). The grid's steps of {_octaves(found.step)} leave "
         f"{_number(found.low)} … {_number(found.high)} open{left}; the noise of the seeds comes on "
         f"top. The rules in the figure go through η = {power_of_two(found.reference_lr)}, the best "
         f"at m = {first}."
     )
+
+
+def _octaves(step: float) -> str:
+    return count(round(step), "octave") if step == round(step) else f"{step:.2g} octaves"
 
 
 def _number(value: float) -> str:
