@@ -1,6 +1,6 @@
 """Does changed code of the engines still give the same bits? Compared with earlier commits.
 
-    python -m benchmarks.same_numbers COMMIT [COMMIT ...]     # about five minutes each
+    python -m benchmarks.same_numbers COMMIT [COMMIT ...]     # about two minutes each
 
 Both codes train the same runs with plain SGD by both engines, with and without the native kernels;
 weights and histories are compared byte for byte. If all are equal, the digests of the earlier code
@@ -46,6 +46,21 @@ GRIDS = (
     (("ghost",), (8, 32)),
     (("timm",), (16,)),
 )
+# All commands in one process, without MLflow's, which would take most of the time.
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from smallbatch import tracking
+from smallbatch.cli.main import main
+class Silent:
+    def __getattr__(self, name):
+        return lambda *_, **__: None
+tracking.LiveMirror = Silent
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(main, words)
+    if done.exit_code:
+        sys.exit(f"{words}: {done.output} {done.exception!r}")
+"""
 NO_COMPILER = {"CXX": "/nonexistent"}
 
 
@@ -59,14 +74,12 @@ def trained(code: Path, work: Path, engine: str, environment: dict[str, str]) ->
         text = PARAMS.format(studies=names, batch_sizes=numbers, engine=engine)
         (folder / "params.yaml").write_text(text)
         columns = [["train", study, str(m)] for study in studies for m in sizes]
-        for words in (["prepare"], *columns):
-            subprocess.run(
-                [sys.executable, "-P", "-m", "smallbatch", *words],
-                cwd=folder,
-                env={**os.environ, **environment, "PYTHONPATH": str(code / "src")},
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
+        subprocess.run(
+            [sys.executable, "-P", "-c", COMMANDS, json.dumps([["prepare"], *columns])],
+            cwd=folder,
+            env={**os.environ, **environment, "PYTHONPATH": str(code / "src")},
+            check=True,
+        )
         for name in ("weights.safetensors", "history.parquet"):
             for path in sorted(folder.glob(f"models/*/*/*/{name}")):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
