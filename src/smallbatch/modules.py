@@ -80,8 +80,8 @@ def of_project(module: str, project: Path) -> dict[str, Path]:
             try:
                 body = ast.parse(file.read_bytes()).body
             except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-                known = isinstance(error, SyntaxError) and error.lineno
-                line = f" line {error.lineno}:" if known else ""
+                number = error.lineno if isinstance(error, SyntaxError) else None
+                line = f" line {number}:" if number else ""
                 raise UserError(f"{file.relative_to(project)}:{line} no Python: {error}") from None
             left += _imported(body, package)
     return dict(sorted(found.items()))
