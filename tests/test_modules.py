@@ -91,3 +91,24 @@ def test_a_source_that_is_no_python_is_one_line(project: Path) -> None:
     (project / "lazily.py").write_text("def\n")
     with pytest.raises(UserError, match=r"^lazily\.py: line 1: no Python: "):
         of_project("nets.mine", project)
+
+
+def test_the_other_branch_of_type_checking_counts(project: Path) -> None:
+    (project / "lazily.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\nelse:\n    import b\n"
+    )
+    for name in ("a", "b"):
+        (project / f"{name}.py").touch()
+    assert list(of_project("lazily", project)) == ["b", "lazily"]
+
+
+def test_a_link_to_elsewhere_counts_by_its_content(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = write_net(tmp_path_factory.mktemp("elsewhere"))
+    (project / "linked").symlink_to(elsewhere / "nets")
+    (project / "single.py").symlink_to(elsewhere / "nets/layers.py")
+    before = code_digest("linked.layers", project), code_digest("single", project)
+    (elsewhere / "nets/layers.py").write_text("edited = 1")
+    after = code_digest("linked.layers", project), code_digest("single", project)
+    assert all(one != other for one, other in zip(before, after, strict=True))

@@ -79,8 +79,9 @@ def of_project(module: str, project: Path) -> dict[str, Path]:
             package = parts if file.name == "__init__.py" else parts[:-1]
             try:
                 body = ast.parse(file.read_bytes()).body
-            except (SyntaxError, ValueError) as error:
-                line = f" line {error.lineno}:" if isinstance(error, SyntaxError) else ""
+            except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+                number = error.lineno if isinstance(error, SyntaxError) else None
+                line = f" line {number}:" if number else ""
                 raise UserError(f"{file.relative_to(project)}:{line} no Python: {error}") from None
             left += _imported(body, package)
     return dict(sorted(found.items()))
@@ -122,7 +123,9 @@ def _in_project(module: str, project: Path) -> Path | None:
     for file in files:
         if file.suffix != ".py" or not file.is_file():
             continue
-        file = file.resolve()
+        file = file.absolute()
+        if not file.is_relative_to(project):  # else a link in the project is the project's
+            file = file.resolve()
         inside = file.relative_to(project).parts if file.is_relative_to(project) else ()
         installed = any(it == "site-packages" or it.startswith(".") for it in inside)
         return file if inside and not installed else None
@@ -153,6 +156,7 @@ def _imported(nodes: Iterable[ast.stmt], package: list[str]) -> Iterator[str]:
     """
     for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from _imported(node.orelse, package)
             continue
         for inner in ast.walk(node):
             if isinstance(inner, ast.ImportFrom):

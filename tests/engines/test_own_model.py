@@ -16,6 +16,7 @@ from smallbatch.engines import loop
 from smallbatch.engines.kinds import serves
 from smallbatch.engines.lanes.torch.lanes import TorchLanes
 from smallbatch.engines.resident import load_resident
+from smallbatch.errors import UserError
 from smallbatch.placement.placement import place
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.run import Run
@@ -96,3 +97,24 @@ def test_where_they_are_placed(model: str) -> None:
         assert placement.engine == engine
         told = "lanes by torch.vmap, it has no stacked layers"
         assert (placement.remark or "").endswith(told) == (engine == "stacked")
+
+
+@pytest.mark.parametrize("edited", ["nets/layers.py", "w.safetensors"])
+@pytest.mark.parametrize("train", [
+    lambda run, data: loop.train(run, data), lambda run, data: stacked.train_lanes([run], data),
+])  # fmt: skip
+def test_a_run_is_not_trained_from_files_edited_since(edited: str, train: Any) -> None:
+    data = make_dataset(n=12, size=8)
+    resident = load_resident(data, augment=False, device=torch.device("cpu"))
+    plain = Run(study("nets.mine:Net", "batch", None), "f", 4, 0.01, 7)
+    weights = loop.initial_model(plain, resident).state_dict()
+    save_file(weights, "w.safetensors")
+    settings = study("nets.mine:Net", "batch", "head only")
+    column = plan_column("s", settings, data, batch_size=4, base_lrs=[0.01], seeds=[0])
+    loop.initial_model(column.runs[0], resident)
+    if edited == "w.safetensors":
+        save_file({name: it + 1 for name, it in weights.items()}, edited)
+    else:
+        Path(edited).write_text(Path(edited).read_text().replace("ReLU", "GELU"))
+    with pytest.raises(UserError, match="its source or its weights changed since this training"):
+        train(column.runs[0], resident)

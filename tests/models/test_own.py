@@ -17,6 +17,18 @@ from smallbatch.models.norms import GhostBatchNorm
 from tests.own_model import write_net
 
 OWN = "nets.mine:Net"
+DOUBLE = """
+from torch import nn
+
+
+class Net(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1).double())
+
+
+def net(num_classes, in_chans):
+    return Net(in_chans * 36, num_classes).double()
+"""
 
 
 @pytest.fixture
@@ -79,10 +91,16 @@ def test_the_size_of_images_is_given_if_the_signature_takes_it() -> None:
         ("nets.mine:no_module", "returns int, allowed: a torch nn.Module"),
         ("torch.nn:Identity", "to (2, 2, 6, 6), allowed: logits of shape (2, 3)"),
         ("nets.broken:Net", "model: 'nets.broken' cannot be imported: ModuleNotFoundError"),
+        ("nets.ends:Net", "model: 'nets.ends' cannot be imported: SystemExit: 0"),
+        ("nets.leaves:net", "nets.leaves:net(num_classes=3, in_chans=2) fails: SystemExit: 0"),
+        ("nets.double:net", "model: 'nets.double:net' does not take images of 2×6×6"),
     ],
 )
 def test_bad_models_are_one_line(model: str, line: str) -> None:
     Path("nets/broken.py").write_text("import not_there_at_all\n")
+    Path("nets/ends.py").write_text("raise SystemExit(0)\n")
+    Path("nets/leaves.py").write_text("def net(**_):\n    raise SystemExit(0)\n")
+    Path("nets/double.py").write_text(DOUBLE)
     with pytest.raises(UserError, match=re.escape(line)) as caught:
         build(model)
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_weights_of_another_model_are_one_line(kind: str, line: str) -> None:
     save_file(damaged(kind), "w.safetensors")
     with pytest.raises(UserError, match=rf"^pretrained: w\.safetensors.*{line}"):
         build("resnet8", pretrained="w.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda it: it.mul(torch.nan), "found numbers that are not finite in single precision"),
+        (lambda it: it.double().add(1e300), "found numbers that are not finite"),
+        (lambda it: it.to(torch.int8), "found int8, allowed: floating-point numbers"),
+        (lambda it: it.to(torch.complex64), "found complex64, allowed: floating-point numbers"),
+        (lambda it: it.to_sparse(), "found sparse, quantised or without content, float32"),
+        (lambda it: it.to("meta"), "found sparse, quantised or without content, float32"),
+    ],
+)
+def test_other_numbers_are_one_line(change: Callable[[Tensor], Tensor], line: str) -> None:
+    weights = weights_of("resnet8")
+    first = next(iter(weights))
+    torch.save({**weights, first: change(weights[first])}, "w.pt")
+    with pytest.raises(UserError, match=rf"^pretrained: w\.pt: {first}: {line}"):
+        build("resnet8", pretrained="w.pt")
 
 
 class Evil:

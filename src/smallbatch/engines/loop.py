@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from smallbatch.config.model_files import model_digest
 from smallbatch.engines.flat import FlatWeights, flat_weights
 from smallbatch.engines.resident import Resident, Split
 from smallbatch.engines.tally import Tally
+from smallbatch.errors import UserError
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
 from smallbatch.protocol.outcome import Row, RunResult
 from smallbatch.protocol.run import Run
@@ -252,12 +254,13 @@ def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Modul
         weights: Whether pretrained weights are read; its structure needs none.
 
     Raises:
-        UserError: The model cannot be built for them, or pretrained weights do not fit it.
+        UserError: The model cannot be built for them, or pretrained weights do not fit it; or one
+            of the files that decide it is not as it was when the run was planned.
     """
     # Layers that draw random numbers, such as dropout in a timm model, also use the run's seed.
     torch.manual_seed(run.seed)
     _, channels, height, width = data.train.images.shape
-    return build_model(
+    built = build_model(
         run.settings.model,
         run.settings.norm,
         num_classes=data.classes,
@@ -269,6 +272,13 @@ def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Modul
         pretrained=run.settings.pretrained if weights else None,
         freeze=run.settings.freeze,
     ).train()
+    # Looked at afterwards, so that what was built is what the run's hash says.
+    if run.model_digest and model_digest(run.settings) != run.model_digest:
+        raise UserError(
+            f"model: {run.settings.model!r}: its source or its weights changed since this training "
+            "began; run it again"
+        )
+    return built
 
 
 def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[str, float | None]:

@@ -58,7 +58,7 @@ def build_own(
         called = ", ".join(f"{key}={value}" for key, value in arguments.items())
         try:
             built = factory(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"model: {name}({called}) fails: {_reason(error)}") from error
         if not isinstance(built, nn.Module):
             raise UserError(
@@ -73,8 +73,8 @@ def _try(model: nn.Module, name: str, image: tuple[int, int, int], classes: int)
     found = f"images of {'×'.join(map(str, image))} (channels × height × width)"
     try:
         with torch.no_grad():
-            output = model.eval()(torch.zeros(2, *image))
-    except Exception as error:
+            output = model.float().eval()(torch.zeros(2, *image))  # float32, as it is trained
+    except (Exception, SystemExit) as error:
         raise UserError(f"model: {name!r} does not take {found}: {_reason(error)}") from error
     if not isinstance(output, Tensor) or output.shape != (2, classes):
         shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -113,7 +113,7 @@ def _import(module: str, project: Path) -> ModuleType:
                 f"model: no module {module!r} in {project}, nor installed{_close(module, project)}"
             ) from None
         raise UserError(f"model: {module!r} cannot be imported: {_reason(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"model: {module!r} cannot be imported: {_reason(error)}") from error
 
 
@@ -146,6 +146,6 @@ def _hint(found: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     line = first_line(error)
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"

@@ -50,12 +50,25 @@ def load_pretrained(model: nn.Module, name: str, pretrained: str) -> None:
                 f"pretrained: {path}: {key}: found shape {tuple(found[key].shape)}, allowed for "
                 f"{name!r} and these images: {tuple(value.shape)}"
             )
-        with torch.no_grad():
-            value.copy_(found[key])
+        _put(found[key], value, f"pretrained: {path}: {key}")
     for key in found:
         layer, _, last = key.rpartition(".")
         if key not in own and not (last in _STATISTICS and f"{layer}.weight" in own):
             raise UserError(f"pretrained: {path}: found {key!r}, which {name!r} does not have")
+
+
+@torch.no_grad()
+def _put(found: Tensor, value: Tensor, where: str) -> None:
+    """Copy a tensor of a file, if it has numbers that its place can have."""
+    kind = str(found.dtype).removeprefix("torch.")
+    plain = found.layout == torch.strided and not found.is_meta and not found.is_quantized
+    if not plain or found.is_floating_point() != value.is_floating_point():
+        allowed = "floating-point" if value.is_floating_point() else "whole"
+        other = "" if plain else "sparse, quantised or without content, "
+        raise UserError(f"{where}: found {other}{kind}, allowed: {allowed} numbers")
+    value.copy_(found)
+    if not value.isfinite().all():
+        raise UserError(f"{where}: found numbers that are not finite in single precision")
 
 
 def freeze_all_but_head(model: nn.Module, name: str) -> None:
