@@ -110,8 +110,8 @@ def test_figures_do_not_mix_the_two(reports: Path) -> None:
     svg = (reports / "figures/synthetic.adamw.stable-range.svg").read_text()
     assert "learning rate η" in svg
     assert "η̃" not in svg
-    assert "square root, η ∝ √m" in svg
-    assert "linear, η ∝ m" in svg
+    assert "square-root rule, η ∝ √m" in svg
+    assert "linear rule, η ∝ m" in svg
     of_both = (reports / "figures/synthetic.stable-range-base-lr.svg").read_text()
     assert ">adamw<" not in of_both
     assert ">adamw<" in (reports / "figures/synthetic.stable-range-eta.svg").read_text()

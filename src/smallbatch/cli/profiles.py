@@ -71,4 +71,6 @@ def use_profile(name: str, scale: str | None, force: bool) -> None:
     at = f" at scale {scale}" if scale else ""
     click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")
     if not Path("dvc.yaml").exists():
-        click.echo("warning: no dvc.yaml is here; `smallbatch init` lays out a project", err=True)
+        asked = f"--profile {name}" + (f" --scale {scale}" if scale else "")
+        hint = f"`smallbatch init FOLDER {asked}` lays out a project with it"
+        click.echo(f"warning: no dvc.yaml is here, which dvc needs; {hint}", err=True)

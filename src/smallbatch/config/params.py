@@ -128,8 +128,8 @@ class Params(Strict):
             study = self.studies[name]
             if study.optimizer == "adamw" and study.lrs is None:
                 raise ValueError(
-                    f"studies.{name}.lrs: missing, allowed with adamw: a list of learning rates η, "
-                    "as the grid's base_lrs are η/m"
+                    f"studies.{name}.lrs: missing, allowed with adamw: a list of learning rates η; "
+                    "the grid's base_lrs are η̃, which adamw has not"
                 )
         for dependent in self.grid.dependent:
             one, other = self.studies[dependent.name], self.studies[dependent.after]

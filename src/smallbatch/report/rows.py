@@ -34,7 +34,7 @@ MOST_POINTS = 40
 """Of a curve; of longer ones evenly spaced points are kept, and the last."""
 
 _DIGITS = 6
-_RULES = {"linear": "linear, η ∝ m", "square root": "square root, η ∝ √m"}
+_RULES = {"linear": "linear rule, η ∝ m", "square root": "square-root rule, η ∝ √m"}
 _KEY = [*STUDY_KEYS, "batch_size", "bn_batch_size", "base_lr"]
 
 
