@@ -15,7 +15,7 @@ from smallbatch.protocol.run import Run
 
 @dataclass(frozen=True)
 class Settings:
-    """A study's settings, as `smallbatch.config.params.StudyConfig` has them."""
+    """A study's settings, as `smallbatch.config.study.StudyConfig` has them."""
 
     model: str = "resnet8"
     norm: str = "none"
@@ -27,6 +27,18 @@ class Settings:
     lr_decay: float = 0.1
     warmup: float = 0.0
     precision: str = "float32"
+    optimizer: str = "sgd"
+    momentum: float | None = None
+    betas: tuple[float, float] | None = None
+    beta2_examples: float | None = None
+    eps: float | None = None
+    schedule: str = "step"
+    pretrained: str | None = None
+    freeze: str | None = None
+
+    def examples_per_rate(self, batch_size: int) -> int:
+        """As of a StudyConfig."""
+        return 1 if self.optimizer == "adamw" else batch_size
 
 
 def make_runs(settings: Settings, m: int, base_lrs: Sequence[float], seeds: int = 1) -> list[Run]:

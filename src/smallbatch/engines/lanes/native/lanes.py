@@ -6,14 +6,13 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smallbatch.config.study import StudyConfig
 from smallbatch.engines.lanes.native.algorithms import parts_of_a_batch
 from smallbatch.engines.lanes.native.compile import LANES, library
 from smallbatch.engines.lanes.native.memory import from_blocks, in_blocks, repeated
@@ -25,6 +24,9 @@ from smallbatch.protocol.optimiser import MOMENTS, constants, corrections
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
 from smallbatch.protocol.stream import PAD, epoch_examples
+
+if TYPE_CHECKING:
+    from smallbatch.config.study import StudyConfig
 
 EVAL_PIXELS = 4096  # pixels (of all examples) in one forward pass of an evaluation
 STRETCH = 0.3  # seconds of updates before control returns to the caller
