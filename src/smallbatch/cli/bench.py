@@ -57,6 +57,15 @@ from smallbatch.cli.options import MOST, FloatRange
     show_default=True,
     help="May be repeated.",
 )
+@click.option(
+    "--optimizer",
+    "optimizers",
+    multiple=True,
+    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
+    default=["sgd"],
+    show_default=True,
+    help="May be repeated.",
+)
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1, MOST))
 @click.option(
     "--seconds",
@@ -93,6 +102,7 @@ def bench(
     Examples:
       smallbatch bench --out results/bench/cpu.json --table results/bench/cpu.md
       smallbatch bench --dataset cifar10 --path ../cifar10 -m 2 -m 2048 --engine stacked
+      smallbatch bench --optimizer sgd --optimizer momentum --optimizer adamw -m 2
       smallbatch bench --quick
     """
     from smallbatch.speed.bench.command import QUICK

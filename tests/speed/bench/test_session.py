@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
 from smallbatch.cli.main import main
 from smallbatch.engines.lanes import native
 from smallbatch.placement.workload import Method, Workload
-from smallbatch.speed.bench import session
+from smallbatch.speed.bench import session, textbook
 from smallbatch.speed.bench.images import Pictures, load
-from smallbatch.speed.bench.record import as_json
+from smallbatch.speed.bench.record import as_json, as_markdown
 from smallbatch.speed.bench.session import Bench, Series, Session
 from smallbatch.speed.rate import Rate
 
@@ -194,3 +197,36 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     (cache,) = (tmp_path / "c").glob("*.json")
     (learnt,) = json.loads(cache.read_text())["rates"].values()
     assert learnt["loop"] == engines["loop"]["median"]
+
+
+def test_each_optimiser_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"sgd": 300.0, "momentum": 200.0, "adamw": 100.0}
+
+    def script(file: str, *words: str) -> dict[str, float]:
+        if file == "machine.py":
+            return {"sgemm_flops_per_second": 1e9, "copy_bytes_per_second": 1e9}
+        named = dict(zip(words[::2], words[1::2], strict=True))
+        return {"images": rates[named["--optimizer"]] / 10, "seconds": 1.0}
+
+    def measure(workload: Workload, _method: Method, **_how: Any) -> Rate:
+        return Rate(rates[workload.settings().optimizer], 1.0, 4)
+
+    monkeypatch.setattr(session, "_script", script)
+    monkeypatch.setattr(session, "measure", measure)
+    bench = small_bench(batch_sizes=[2], engines=["textbook", "loop"], optimizers=list(rates))
+    done = session.run(bench, tmp_path, lambda _: None, lambda _: None)
+    environment = {"gpu": None, "cores": 2, "cpu": "some", "torch": "2"}
+    rows = as_markdown(as_json(bench, done, [], environment)).splitlines()[2:5]
+    assert [[row.split(" | ")[i] for i in (2, 3, 4)] for row in rows] == [
+        ["sgd", "30", "300"], ["momentum", "20", "200"], ["adamw", "10", "100"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adamw"])
+def test_the_plain_script_takes_each_optimiser(name: str) -> None:
+    made = textbook.make_optimizer(nn.Linear(2, 2), argparse.Namespace(optimizer=name, lr=0.1))
+    (group,) = made.param_groups
+    if name == "adamw":
+        assert isinstance(made, torch.optim.AdamW)
+    else:
+        assert (group["momentum"] > 0, group["nesterov"]) == (name != "sgd", name == "nesterov")

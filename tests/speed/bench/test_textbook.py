@@ -20,7 +20,7 @@ def options(**changes: Any) -> argparse.Namespace:
     settings: dict[str, Any] = {
         "model": "resnet8", "norm": "batch", "bn_batch_size": None, "batch_size": 4,
         "device": "cpu", "augment": False, "num_workers": 0, "lr": 1e-3, "warm_up": 1,
-        "seconds": 0.0,
+        "seconds": 0.0, "optimizer": "sgd",
     }  # fmt: skip
     return argparse.Namespace(**(settings | changes))
 

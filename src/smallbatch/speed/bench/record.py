@@ -82,6 +82,7 @@ def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
         "dataset": group[0].pictures.name,
         "image": list(workload.image),
         "batch_size": workload.batch_size,
+        "optimizer": workload.optimizer,
         "flops_per_image": flops,
         "engines": {
             one.engine: {
@@ -106,8 +107,10 @@ def as_markdown(record: dict[str, Any]) -> str:
     """The record as a table with a line for each workload."""
     engines = list(record["cases"][0]["engines"])
     others = [name for name in engines if name != "textbook" and "textbook" in engines]
+    several = any(case.get("optimizer", "sgd") != "sgd" for case in record["cases"])
+    what = ["images", "m", *(["optimiser"] if several else [])]
     heads = [
-        "images", "m", *(f"{name}, images/s" for name in engines),
+        *what, *(f"{name}, images/s" for name in engines),
         *(f"{name} / textbook" for name in others), *(f"{name}, of sgemm" for name in engines),
     ]  # fmt: skip
     rows: list[list[str]] = []
@@ -117,12 +120,13 @@ def as_markdown(record: dict[str, Any]) -> str:
             [
                 f"{workload['dataset']} {'×'.join(map(str, workload['image']))}",
                 str(workload["batch_size"]),
+                *([workload["optimizer"]] if several else []),
                 *(_number(found[name]["median"], "{:,.0f}") for name in engines),
                 *(_number(found[name]["over_textbook"], "{:.2f}") for name in others),
                 *(_number(found[name]["fraction_of_sgemm"], "{:.1%}") for name in engines),
             ]
         )
-    return f"{table(heads, rows, right=len(heads) - 2)}\n\n{_about(record)}\n"
+    return f"{table(heads, rows, right=len(heads) - len(what))}\n\n{_about(record)}\n"
 
 
 def _about(record: dict[str, Any]) -> str:

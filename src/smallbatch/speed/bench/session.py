@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
 from smallbatch.speed.rate import measure
+
+if TYPE_CHECKING:
+    from smallbatch.config.study import Optimizer
 
 Contender = Literal["textbook", "loop", "stacked"]
 ENGINES: tuple[Contender, ...] = ("textbook", "loop", "stacked")
@@ -47,6 +50,7 @@ class Bench:
         seconds: The shortest duration of a measurement.
         device: ``cpu`` or ``cuda``.
         workers: The number of an engine's processes.
+        optimizers: The optimisers.
     """
 
     pictures: Sequence[Pictures]
@@ -61,9 +65,12 @@ class Bench:
     seconds: float
     device: str
     workers: int
+    optimizers: Sequence[Optimizer] = ("sgd",)
 
-    def workload(self, pictures: Pictures, batch_size: int) -> Workload:
-        """The workload of a data set at a batch size."""
+    def workload(
+        self, pictures: Pictures, batch_size: int, optimizer: Optimizer = "sgd"
+    ) -> Workload:
+        """The workload of a data set at a batch size, with an optimiser."""
         channels, height, width = pictures.images.shape[1:]
         return Workload(
             model=self.model,
@@ -79,6 +86,7 @@ class Bench:
             lanes=self.lanes,
             device=self.device,
             workers=self.workers,
+            optimizer=optimizer,
         )
 
 
@@ -139,9 +147,10 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
     least = EPOCH_BATCHES * max(bench.batch_sizes)
     files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
     series = [
-        Series(pictures, bench.workload(pictures, m), engine)
+        Series(pictures, bench.workload(pictures, m, optimizer), engine)
         for pictures in bench.pictures
         for m in bench.batch_sizes
+        for optimizer in bench.optimizers
         for engine in bench.engines
     ]
     session = Session(series, {})
@@ -215,7 +224,7 @@ def _textbook(
     words = [
         "--data", data, "--warm-up", warm_up, "--model", workload.model, "--norm", workload.norm,
         "--batch-size", workload.batch_size, "--num-workers", loader_workers,
-        "--device", bench.device, "--seconds", seconds,
+        "--device", bench.device, "--seconds", seconds, "--optimizer", workload.optimizer,
         *(["--augment"] if workload.augment else []),
         *(["--bn-batch-size", workload.bn_batch_size] if workload.bn_batch_size else []),
     ]  # fmt: skip
@@ -246,4 +255,6 @@ def _save(pictures: Pictures, least: int, folder: Path) -> Path:
 
 
 def _name(series: Series) -> str:
-    return f"{series.pictures.name} m={series.workload.batch_size} {series.engine}"
+    workload = series.workload
+    optimizer = "" if workload.optimizer == "sgd" else f" {workload.optimizer}"
+    return f"{series.pictures.name} m={workload.batch_size}{optimizer} {series.engine}"

@@ -104,12 +104,25 @@ def make_loader(arrays: Any, options: argparse.Namespace) -> DataLoader[Any]:
     )
 
 
+def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """The optimiser as its name is usually meant."""
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=1e-4)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=options.lr,
+        weight_decay=1e-4,
+        momentum=0.0 if options.optimizer == "sgd" else 0.9,
+        nesterov=options.optimizer == "nesterov",
+    )
+
+
 def train(model: nn.Module, loader: DataLoader[Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train; the time is taken from update ``--warm-up`` on, for at least ``--seconds``."""
     device = torch.device(options.device)
     model.to(device).train()
     criterion = nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, weight_decay=1e-4)
+    optimizer = make_optimizer(model, options)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), device=device, dtype=torch.int64)
     updates, start = 0, 0.0
@@ -155,6 +168,7 @@ def main() -> None:
     parser.add_argument("--bn-batch-size", type=int)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--lr", type=float, default=1e-6)
+    parser.add_argument("--optimizer", default="sgd")
     parser.add_argument("--augment", action="store_true")
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
