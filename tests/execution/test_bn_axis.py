@@ -116,7 +116,7 @@ def test_the_best_base_lr_has_the_highest_median_diverged_seeds_last(tmp_path: P
 
 def test_without_a_finished_cell_there_is_no_best_base_lr(tmp_path: Path) -> None:
     column = column_of(tmp_path / "m4", {(0.1, 0): None})
-    with pytest.raises(UserError, match="every base learning rate diverged, so none is the best"):
+    with pytest.raises(UserError, match="every learning rate diverged, so none is the best"):
         best_base_lr(column)
     with pytest.raises(UserError, match="no such directory"):
         best_base_lr(tmp_path / "m8")

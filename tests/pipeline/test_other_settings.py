@@ -117,8 +117,8 @@ def test_a_base_lr_is_taken_only_from_the_column_that_would_now_be_trained(
     with pytest.raises(UserError) as error:
         experiments.train_study_column(params, "b", 4)
     assert str(error.value) == (
-        "train a 4 first: the column in models/digits/a/m4, whose best η̃ b takes, was trained with "
-        "other settings, grid or data than the present ones"
+        "train a 4 first: the column in models/digits/a/m4, whose best learning rate b takes, was "
+        "trained with other settings, grid or data than the present ones"
     )
     write_source(params)
     experiments.train_study_column(params, "b", 4)
