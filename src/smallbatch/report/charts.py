@@ -178,7 +178,7 @@ def study_ranges(rate: str, title: str, *, rules: bool = False) -> dict[str, Any
 def _rules(title: str) -> list[alt.Chart]:
     """Rules of thumb for η as lines through the best η of the smallest m, each with its name."""
     chart = alt.Chart(alt.NamedData("rules"))
-    legend = alt.Legend(title=None, orient="top")  # with a title it would show without rules, too
+    legend = alt.Legend(title="for comparison, rules of thumb", orient="top", titleLimit=0)
     lines = chart.mark_line(color=GREY, strokeWidth=1.5).encode(
         _m_axis(),
         _rate_axis("lr", title),
