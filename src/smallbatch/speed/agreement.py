@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smallbatch.config.study import Precision
+    from smallbatch.data.prepared import Dataset
+    from smallbatch.protocol.run import Run
 
     Weights = Mapping[str, Tensor]
 
@@ -33,6 +35,10 @@ COMPARED = 8  # most runs, evenly spread over the column, that the loop engine t
 # η of the first run. The deviation hardly depends on it, unless the update is so small that
 # rounding loses it or so large that it overflows.
 LR = 2.0**-4
+# AdamW's ε in the comparison. Beside the usual one a first update is η·sign(g), so that a weight
+# whose gradient is 0 within rounding goes one way in one engine and the other way in another.
+# Beside this one, which is much larger than a gradient, the update is in proportion to it.
+EPS = 0.5
 
 
 class Disagreement(RuntimeError):  # noqa: N818 - a finding about a way
@@ -91,14 +97,22 @@ def _loops(workload: Workload, memory: int | None) -> tuple[dict[str, Weights], 
     from smallbatch.engines.loop import initial_model
     from smallbatch.engines.resident import load_resident
 
-    settings, dataset = workload.settings(epochs=1), noise(workload, workload.batch_size)
-    runs = runs_of(workload, settings, dataset, LR / workload.batch_size)
+    dataset = noise(workload, workload.batch_size)
+    runs = _compared(workload, dataset)
     last, count = len(runs) - 1, min(COMPARED, len(runs))
     some = {round(i * last / max(1, count - 1)) for i in range(count)}
     after = first_updates(workload, Method("loop"), memory, some)
     data = load_resident(dataset, augment=False, device=torch.device("cpu"))
     seeds = {run.seed: initial_model(run, data).state_dict() for run in runs}
     return {run.hash: seeds[run.seed] for run in runs if run.hash in after}, after
+
+
+def _compared(workload: Workload, dataset: Dataset) -> list[Run]:
+    """The runs of a workload, with rates and an ε under which updates can be compared."""
+    settings = workload.settings(epochs=1)
+    if workload.optimizer == "adamw":
+        return runs_of(workload, settings.model_copy(update={"eps": EPS}), dataset, LR)
+    return runs_of(workload, settings, dataset, LR / workload.batch_size)
 
 
 def first_updates(
@@ -116,8 +130,7 @@ def first_updates(
     from smallbatch.records.files import load_record
 
     dataset = noise(workload, workload.batch_size)
-    runs = runs_of(workload, workload.settings(epochs=1), dataset, LR / workload.batch_size)
-    runs = [run for i, run in enumerate(runs) if some is None or i in some]
+    runs = [run for i, run in enumerate(_compared(workload, dataset)) if some is None or i in some]
     weights: dict[str, Weights] = {}
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = job_of(workload, method, runs, dataset, Path(folder), memory)

@@ -117,7 +117,10 @@ class NativeLanes:
                 _Rows(
                     repeated(rows.theta[own], self._parts),
                     repeated(rows.statistics[own], self._parts),
-                    tuple(in_blocks(moment[own], self._parts) for moment in rows.moments),
+                    tuple(
+                        in_blocks(moment[own], self._parts, i)
+                        for i, moment in enumerate(rows.moments)
+                    ),
                 )
             )
 

@@ -70,63 +70,105 @@ inline void store(vec *to, vec block, std::integer_sequence<int, j...>) {
     ((to[j] = spread<parts, j>(block, Places{})), ...);
 }
 
-// The numbers of one update: of each place, or the same for all.
+// The numbers of one update: of each place, or the same for all. AdamW's moments lie in memory as
+// a = Σ β₁ᵏ·G and b = Σ β₂ᵏ·G², over the sums G of a batch's gradients, without the factors (1 − β₁)/m
+// and (1 − β₂)/m²; they and the corrections by 1 − βᵗ are in `rate` and `eps`.
 struct Numbers {
-    vec decay, rate;  // as `coefficients` in `protocol/optimiser.py` gives them
-    // AdamW's: new1 = (1 − β₁)/m and new2 = √(1 − β₂)/m; rate and ε are multiplied by √(1 − β₂ᵗ),
-    // so that √b need not be divided by it.
-    REAL beta1, new1, beta2, new2, eps;
+    vec decay, rate;
+    REAL beta1, beta2, eps;
 };
 
-// The new weights from old ones and the gradient of the summed loss; changes the moments.
-template <int kind>
-inline vec moved(vec theta, vec gradient, vec &first, vec &second, const Numbers &n) {
-    if constexpr (kind == ADAMW) {
-        const vec g = n.new2 * gradient;
-        const vec a = n.beta1 * first + n.new1 * gradient, b = n.beta2 * second + g * g;
-        first = a, second = b;
-        return theta * n.decay - n.rate * a / (root(b) + n.eps);
-    } else {
-        const vec g = gradient + n.decay * theta, v = n.beta1 * first + g;
-        first = v;
-        return theta - n.rate * (kind == NESTEROV ? g + n.beta1 * v : v);
+// x/d. In single precision by an estimate of 1/d and a Newton step, which err by a few roundings, as
+// the divider is busy with square roots and would take longer than memory does.
+template <class Vector>
+inline Vector quotient(Vector x, Vector d) {
+#if defined(__AVX__) && defined(__FMA__)
+    if constexpr (sizeof(Vector) == sizeof(__m256)) {
+        const __m256 most = _mm256_set1_ps(1e37F);  // so that x/∞ is 0; NaN stays NaN
+        const Vector size = (Vector)_mm256_min_ps(most, (__m256)d);
+        const Vector estimate = (Vector)_mm256_rcp_ps((__m256)size);
+        return x * (estimate + estimate * (1 - size * estimate));
     }
+#endif
+    return x / d;
 }
 
-// Updates all weights. Returns 0 for a run whose weights are finite, otherwise NaN.
-template <int kind, int parts>
-vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
+// Calls `block` for the parameters after the last whole block, with zeros to fill it.
+template <int parts, class Block>
+inline void rest_of(const Network &net, vec *weights, Block block) {
+    const count blocks = net.parameters / parts, rest = net.parameters % parts;
+    if (!rest) return;
+    vec theta[parts]{}, gradient[parts]{};
+    std::copy_n(weights + blocks * parts, rest, theta);
+    std::copy_n(net.gradient + blocks * parts, rest, gradient);
+    block(theta, gradient, blocks);
+    std::copy_n(theta, rest, weights + blocks * parts);
+}
+
+// Updates all weights by momentum. Returns 0 for a run whose weights are finite, otherwise NaN.
+template <int parts, bool nesterov>
+vec descend_momentum(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
     const Numbers n = numbers;
-    vec check{}, none{};
-    vec *__restrict first = of.first, *__restrict second = of.second;
+    vec check{};
+    vec *__restrict velocity = of.first;
     vec *__restrict weights = group.theta;
     const vec *__restrict gradients = net.gradient;
     const auto block = [&](vec *theta, const vec *gradient, count i) {
-        vec &other = kind == ADAMW ? second[i] : none;
-        const vec value =
-            moved<kind>(block_of<parts>(theta), sums_of<parts>(gradient), first[i], other, n);
+        const vec old = block_of<parts>(theta), g = sums_of<parts>(gradient) + n.decay * old;
+        const vec v = n.beta1 * velocity[i] + g;
+        velocity[i] = v;
+        const vec value = old - n.rate * (nesterov ? g + n.beta1 * v : v);
         store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
         check += value * 0;
     };
-    const count blocks = net.parameters / parts, rest = net.parameters % parts;
+    const count blocks = net.parameters / parts;
     for (count i = 0; i < blocks; i++) block(weights + i * parts, gradients + i * parts, i);
-    if (rest) {
-        vec theta[parts]{}, gradient[parts]{};
-        std::copy_n(weights + blocks * parts, rest, theta);
-        std::copy_n(gradients + blocks * parts, rest, gradient);
-        block(theta, gradient, blocks);
-        std::copy_n(theta, rest, weights + blocks * parts);
-    }
+    rest_of<parts>(net, weights, block);
     return across(check, parts);
 }
 
-template <int kind>
+// As `descend_momentum`, by AdamW. A block's moments change `AHEAD` blocks before its weights, so
+// that there is other work to do while a square root is awaited.
+template <int parts>
+vec descend_adamw(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
+    constexpr count AHEAD = 8;
+    const Numbers n = numbers;
+    vec check{}, size[AHEAD];  // size: √b + ε
+    vec *__restrict first = of.first, *__restrict second = of.second;
+    vec *__restrict weights = group.theta;
+    const vec *__restrict gradients = net.gradient;
+    const auto moments = [&](const vec *gradient, count i) {
+        const vec g = sums_of<parts>(gradient), b = n.beta2 * second[i] + g * g;
+        first[i] = n.beta1 * first[i] + g;
+        second[i] = b;
+        size[i % AHEAD] = root(b) + n.eps;
+    };
+    const auto move = [&](vec *theta, count i) {
+        const vec step = quotient(n.rate * first[i], size[i % AHEAD]);
+        const vec value = block_of<parts>(theta) * n.decay - step;
+        store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
+        check += value * 0;
+    };
+    const count blocks = net.parameters / parts, ahead = std::min(AHEAD, blocks);
+    for (count i = 0; i < ahead; i++) moments(gradients + i * parts, i);
+    for (count i = ahead; i < blocks; i++) {
+        move(weights + (i - ahead) * parts, i - ahead);
+        moments(gradients + i * parts, i);
+    }
+    for (count i = blocks - ahead; i < blocks; i++) move(weights + i * parts, i);
+    rest_of<parts>(net, weights, [&](vec *theta, const vec *gradient, count i) {
+        moments(gradient, i);
+        move(theta, i);
+    });
+    return across(check, parts);
+}
+
+template <int parts>
 vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
-    switch (net.parts) {
-        case 1: return descend<kind, 1>(net, group, of, numbers);
-        case 2: return descend<kind, 2>(net, group, of, numbers);
-        case 4: return descend<kind, 4>(net, group, of, numbers);
-        default: return descend<kind, V>(net, group, of, numbers);
+    switch (of.kind) {
+        case MOMENTUM: return descend_momentum<parts, false>(net, group, of, numbers);
+        case NESTEROV: return descend_momentum<parts, true>(net, group, of, numbers);
+        default: return descend_adamw<parts>(net, group, of, numbers);
     }
 }
 
@@ -134,19 +176,20 @@ vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers
 // √(1 − β₂ᵗ).
 vec descend(const Network &net, Group &group, const Optimiser &of, const double *schedule) {
     const bool adamw = of.kind == ADAMW;
-    const double scale = adamw ? schedule[2] / schedule[1] : 1, m = of.batch_size;
+    const double root2 = schedule[2] / std::sqrt(1 - of.beta2);
+    const double scale = adamw ? (1 - of.beta1) / schedule[1] * root2 : 1;
     Numbers n{};
     for (int v = 0; v < V; v++) {
         n.rate[v] = REAL(schedule[0] * group.base_lr[v] * scale);
         n.decay[v] = REAL(adamw ? 1 - schedule[0] * group.lr_times_decay[v] : of.decay);
     }
-    n.beta1 = REAL(of.beta1), n.new1 = REAL((1 - of.beta1) / m);
-    n.beta2 = REAL(of.beta2), n.new2 = REAL(std::sqrt(1 - of.beta2) / m);
-    n.eps = REAL(of.eps * schedule[2]);
-    switch (of.kind) {
-        case MOMENTUM: return descend<MOMENTUM>(net, group, of, n);
-        case NESTEROV: return descend<NESTEROV>(net, group, of, n);
-        default: return descend<ADAMW>(net, group, of, n);
+    n.beta1 = REAL(of.beta1), n.beta2 = REAL(of.beta2);
+    n.eps = REAL(of.eps * of.batch_size * root2);
+    switch (net.parts) {
+        case 1: return descend<1>(net, group, of, n);
+        case 2: return descend<2>(net, group, of, n);
+        case 4: return descend<4>(net, group, of, n);
+        default: return descend<V>(net, group, of, n);
     }
 }
 

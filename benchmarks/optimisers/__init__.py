@@ -1,0 +1,1 @@
+"""What the optimisers with moments cost beside plain SGD."""
