@@ -21,9 +21,11 @@ pytestmark = pytest.mark.slow
 
 PARAMS = """
 dataset: {{name: digits, source: digits, subset: 400, test_subset: 100}}
-grid: {{studies: [bn], dependent: [], batch_sizes: [4], base_lrs: [2^-10, 2^5], seeds: 2}}
+grid: {{studies: [bn], dependent: [], batch_sizes: [4], base_lrs: [1], seeds: 2}}
 studies:
-  bn: {{model: resnet8, norm: batch, epochs: 3, weight_decay: 0.0001}}
+  bn:
+    {{model: resnet8, norm: batch, epochs: 3, weight_decay: 0.0001,
+      optimizer: adamw, schedule: cosine, lrs: [2^-10, 2^100]}}
 compute: {{device: cpu, engine: {engine}, checkpoint_seconds: 0.3}}
 """
 LONG = PARAMS.format(engine="stacked").replace("epochs: 3", "epochs: 5000")

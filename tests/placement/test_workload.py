@@ -39,6 +39,15 @@ def test_their_noise_and_operations_have_their_shape() -> None:
     assert training_flops_of(WIDE) == training_flops_of(high) > training_flops_of(square)
 
 
+def test_each_optimiser_has_a_workload_of_its_own() -> None:
+    """Speeds measured for one do not stand for another; plain SGD's key is as it always was."""
+    names = ("sgd", "momentum", "nesterov", "adamw")
+    keys = [dataclasses.replace(WIDE, optimizer=name).key for name in names]
+    assert len(set(keys)) == len(names)
+    assert keys[0] == "alexnet none float32 3x24x40 10 classes m=4 4 lanes cpu 1 workers"
+    assert keys[3] == keys[0].replace("float32", "float32 adamw")
+
+
 def test_other_models_are_tried_on_such_images() -> None:
     assert _vmap_works("test_resnet", "batch", 3, (3, 24, 40), 4, None)
 

@@ -449,6 +449,16 @@ def test_the_estimate_of_a_lanes_memory_covers_what_a_step_keeps(
     assert 0.8 * kept < stacked.lane_bytes(run, data) < 3 * kept
 
 
+@pytest.mark.parametrize(("optimizer", "moments"), [("momentum", 1), ("nesterov", 1), ("adamw", 2)])
+def test_the_estimate_of_a_lanes_memory_has_the_moments(optimizer: str, moments: int) -> None:
+    data = noise_data(32, dtype=torch.float32)
+    plain = grid(study("resnet8", "batch"), 16, [2.0**-9], seeds=1)[0]
+    other = dataclasses.replace(plain, settings=study("resnet8", "batch", optimizer=optimizer))
+    parameters = sum(value.numel() for value in loop.initial_model(plain, data).parameters())
+    more = stacked.lane_bytes(other, data) - stacked.lane_bytes(plain, data)
+    assert more == 4 * moments * parameters
+
+
 def _tensors(thing: Any) -> dict[int, torch.UntypedStorage]:
     """The memory of all tensors that an object and its parts hold."""
     found: dict[int, torch.UntypedStorage] = {}

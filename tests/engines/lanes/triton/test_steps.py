@@ -81,6 +81,18 @@ def test_steps_equal_the_loop(
         check(result, run, data)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_updates_with_moments_equal_the_loop(optimizer: str) -> None:
+    """Two updates; AdamW's ε keeps it from whole steps by gradients that are only rounding."""
+    more: dict[str, Any] = {"eps": 1e-2} if optimizer == "adamw" else {}
+    own, data = settings("resnet8", "batch", optimizer=optimizer, **more), data_of(8, 3)
+    run = Run(own, "f", 4, 2.0**-6 if optimizer == "adamw" else 2.0**-7, 0)
+    result = train([run], data)[0]
+    assert result.rows[-1]["updates"] == 2
+    check(result, run, data)
+
+
 def check(result: RunResult, run: Run, data: Resident) -> None:
     assert_near(result, loop.train(run, data), rtol=1e-5, atol=5e-6)
     before = loop.initial_model(run, data).state_dict()
