@@ -31,6 +31,41 @@ def net(num_classes, in_chans):
 """
 
 
+MODES = """
+import torch
+from torch import nn
+
+print("imported")
+
+
+class Net(nn.Linear):
+    def __init__(self, in_chans, num_classes, then):
+        super().__init__(in_chans * 36, num_classes)
+        self.then = then
+
+    def forward(self, x):
+        x = super().forward(nn.functional.dropout(x, 0.5, self.training).flatten(1))
+        return self.then(x) if self.training else x
+
+
+def two(num_classes, in_chans):
+    return Net(in_chans, num_classes, lambda x: (x, x))
+
+
+def fails(num_classes, in_chans):
+    return Net(in_chans, num_classes, lambda x: x.view(7, 7))
+
+
+def no_gradient(num_classes, in_chans):
+    return Net(in_chans, num_classes, lambda x: x.detach())
+
+
+def dropout(num_classes, in_chans):
+    print("called")
+    return Net(in_chans, num_classes, lambda x: x)
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(write_net(tmp_path))
@@ -127,3 +162,32 @@ def test_two_folders_have_modules_of_the_same_name(project: Path, tmp_path: Path
         "Linear(6", "Linear(9"))  # fmt: skip
     assert build(project=other).state_dict()["fc.weight"].shape == (3, 9)
     assert build(project=project).state_dict()["fc.weight"].shape == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("factory", "why"),
+    [
+        ("two", r"in training maps two images to tuple, allowed: logits of shape \(2, 3\)"),
+        ("fails", r"fails in training: RuntimeError: shape '\[7, 7\]' is invalid"),
+        ("no_gradient", "fails in training: RuntimeError: element 0 of tensors does not require"),
+    ],
+)
+def test_a_model_that_differs_in_training_is_tried_there(
+    project: Path, factory: str, why: str
+) -> None:
+    (project / "nets/modes.py").write_text(MODES)
+    with pytest.raises(UserError, match=f"^model: 'nets.modes:{factory}' {why}"):
+        build(f"nets.modes:{factory}", "none")
+
+
+def test_the_trial_draws_nothing_and_standard_output_stays_free(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "nets/modes.py").write_text(MODES)
+    first, second = (build("nets.modes:dropout", "none", seed=1) for _ in range(2))
+    torch.manual_seed(1)
+    expected = nn.Linear(72, 3)
+    for built in (first, second):  # the first is tried in training
+        assert torch.equal(built.get_parameter("weight"), expected.weight)
+        assert built.get_parameter("weight").grad is None
+    assert capsys.readouterr() == ("", "imported\ncalled\ncalled\n")

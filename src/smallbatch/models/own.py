@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from smallbatch.errors import UserError, first_line
 
 # By project, name and digest of the source: an edited module is imported again.
 _imported: dict[tuple[Path, str, str], Callable[..., Any]] = {}
+_trains: set[tuple[Any, ...]] = set()  # factories and images whose models were seen to train
 
 
 def build_own(
@@ -45,7 +47,8 @@ def build_own(
             that does not map such images to logits.
     """
     project = (project or Path.cwd()).resolve()
-    with modules.in_front(project):
+    # What it prints goes to standard error, as standard output may be JSON.
+    with modules.in_front(project), redirect_stdout(sys.stderr):
         factory = _factory(name, project)
         # What the module drew when it was imported is not drawn for the next model.
         torch.default_generator.manual_seed(torch.initial_seed())
@@ -65,7 +68,11 @@ def build_own(
                 f"model: {name}({called}) returns {type(built).__name__}, allowed: a torch "
                 "nn.Module"
             )
-        _try(built, name, (shape["in_chans"], *side), shape["num_classes"])
+        image, classes = (shape["in_chans"], *side), shape["num_classes"]
+        _try(built, name, image, classes)
+        if (seen := (factory, image, classes)) not in _trains:
+            _try_to_train(built, name, image, classes)
+            _trains.add(seen)
     return built.train()
 
 
@@ -76,13 +83,34 @@ def _try(model: nn.Module, name: str, image: tuple[int, int, int], classes: int)
             output = model.float().eval()(torch.zeros(2, *image))  # float32, as it is trained
     except (Exception, SystemExit) as error:
         raise UserError(f"model: {name!r} does not take {found}: {_reason(error)}") from error
-    if not isinstance(output, Tensor) or output.shape != (2, classes):
-        shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
-            f"model: {name!r} maps two {found} to {shown}, allowed: logits of shape (2, {classes})"
-        )
+    _refuse_other_shapes(output, f"{name!r} maps two {found}", classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model: {name!r} has no parameter that is trained")
+
+
+def _try_to_train(model: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
+    """Compute a gradient in training mode, where some models return more than logits, or fail.
+
+    Neither the model nor the generator of random numbers changes.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:  # noqa: BLE001 - torch cannot copy every model
+        return
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            output = twin.train()(torch.zeros(2, *image))
+            if isinstance(output, Tensor):
+                output.sum().backward()
+    except (Exception, SystemExit) as error:
+        raise UserError(f"model: {name!r} fails in training: {_reason(error)}") from error
+    _refuse_other_shapes(output, f"{name!r} in training maps two images", classes)
+
+
+def _refuse_other_shapes(output: Any, maps: str, classes: int) -> None:
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"model: {maps} to {shown}, allowed: logits of shape (2, {classes})")
 
 
 def _factory(name: str, project: Path) -> Callable[..., Any]:
