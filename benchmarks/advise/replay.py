@@ -13,7 +13,7 @@ from smallbatch.analysis.sampling import images_tested
 
 if TYPE_CHECKING:
     from benchmarks.advise.studies import Study
-    from smallbatch.analysis.race import Candidate, Rule
+    from smallbatch.analysis.race import Candidate, Race, Rule
 
 MOST_IMAGES = 0.2
 MOST_REGRET = 1.0
@@ -22,6 +22,25 @@ MOST_REGRET = 1.0
 LEAST_MET = 8
 GRID = 48
 """The cells of a study that the bar speaks of: eight batch sizes × six η̃. There are nine."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A candidate that was stopped.
+
+    Attributes:
+        share: The rung, as a share of the training.
+        place: Its place at that rung, from 1.
+        of: Among how many.
+        behind: How far it was behind the best there, on the validation split.
+        error: The standard error of that.
+    """
+
+    share: float
+    place: int
+    of: int
+    behind: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,12 @@ class Replay:
             the deviation of the grid's choice.
         candidates: How many there were at the start and after each rung.
         diverged: How many had stopped at each rung because a seed diverged.
+        lost: Where the race stopped the grid's choice; None if it did not.
         tied: How many the race calls tied, its choice included.
         tied_with_grid: Whether the grid's choice is among them.
         images: Training images of the race.
         grid_images: Those of the grid.
+        planned_images: Those of the grid if no run of it had diverged.
         edge_images: Those of a race of the candidates below the stability edge alone.
         edge_raced: What that race would choose.
     """
@@ -65,10 +86,12 @@ class Replay:
     deviation_of: str
     candidates: tuple[int, ...]
     diverged: tuple[int, ...]
+    lost: Lost | None
     tied: int
     tied_with_grid: bool
     images: int
     grid_images: int
+    planned_images: int
     edge_images: int
     edge_raced: tuple[int, float]
 
@@ -76,6 +99,11 @@ class Replay:
     def share(self) -> float:
         """The images of the race, as a share of the grid's."""
         return self.images / self.grid_images
+
+    @property
+    def planned_share(self) -> float:
+        """The images of the race, as a share of those that the grid was planned to take."""
+        return self.images / self.planned_images
 
     @property
     def edge_share(self) -> float:
@@ -127,13 +155,24 @@ def replay(study: Study, rule: Rule = RULE) -> Replay:
             *(sum(it.goes_on for it in rung) for rung in found.rulings),
         ),
         diverged=tuple(sum(it.why == "diverged" for it in rung) for rung in found.rulings),
+        lost=_lost(found, grid, rule),
         tied=len(found.finish.tied),
         tied_with_grid=grid in found.finish.tied,
         images=found.images,
         grid_images=sum(run.images for runs in whole.values() for run in runs.values()),
+        planned_images=len(study.runs) * study.epochs * int(study.runs["n_train"].iloc[0]),
         edge_images=below.images,
         edge_raced=_pair(edge),
     )
+
+
+def _lost(found: Race, candidate: Candidate, rule: Rule) -> Lost | None:
+    for share, rung in zip(rule.rungs, found.rulings, strict=False):
+        usable = [it for it in rung if it.why != "diverged"]
+        for place, it in enumerate(usable, 1):
+            if it.candidate == candidate and not it.goes_on:
+                return Lost(share, place, len(usable), it.behind, it.error)
+    return None
 
 
 def _pair(candidate: Candidate) -> tuple[int, float]:

@@ -22,6 +22,7 @@ are not looked at again.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -78,12 +79,14 @@ class Rule:
     Attributes:
         rungs: Shares of the training, ascending; the last is 1.
         least: So many go on in any case, if there are as many that have not diverged.
+        quota: So does this share of the candidates that came to the rung, rounded up.
         errors: How many standard errors a candidate may be behind the best.
         every_batch_size_before: At rungs below this share the best of each batch size goes on.
     """
 
     rungs: tuple[float, ...] = (0.1, 0.3, 1.0)
     least: int = 2
+    quota: float = 0.0
     errors: float = 1.0
     every_batch_size_before: float = 0.3
 
@@ -193,6 +196,7 @@ def decide(
             number between 0 and 1.
     """
     field = _field(standing, chance)
+    sure = max(rule.least, math.ceil(rule.quota * len(standing) - _ROUNDING))
     best_of: dict[int, Candidate] = {}
     rulings: list[Ruling] = []
     for place, (candidate, accuracies) in enumerate(field.ranked):
@@ -200,7 +204,7 @@ def decide(
         d = field.ranked[0][1] - accuracies
         behind, error = float(d.mean()), field.error(d)
         why: Why = "behind"
-        if place < rule.least:
+        if place < sure:
             why = "among the best"
         elif behind <= rule.errors * error + _ROUNDING:
             why = "within the error"
