@@ -9,13 +9,14 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.advise.replay import replay
+from benchmarks.advise.replay import orders, replay
 from benchmarks.advise.studies import studies
 from benchmarks.advise.table import met, page
 from benchmarks.code import ROOT
 from smallbatch.analysis.race import RULE, Rule
+from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,13 @@ VARIANTS = {
 def files(folders: Sequence[Path]) -> dict[str, str]:
     """The campaign's files, by name."""
     found, left_out = studies(folders)
-    replays = sorted((replay(it) for it in found), key=lambda it: not it.counts)
-    by_name = {it.name: it for it in found}
+    paired = [it for it in found if it.seeds > 1]
+    single = [order for it in found if it.seeds == 1 for order in orders(it)]
+    if not paired:
+        why = "; ".join(f"{name} {reason}" for name, reason in left_out.items())
+        raise UserError(f"no study to replay a race on: none of several seeds ({why})")
+    replays = sorted(map(replay, paired), key=lambda it: not it.counts)
+    by_name = {it.name: it for it in paired}
     variants = {
         words: [replay(by_name[it.study], rule) for it in replays]
         for words, rule in VARIANTS.items()
@@ -47,12 +53,18 @@ def files(folders: Sequence[Path]) -> dict[str, str]:
             words: {"rule": asdict(rule), "studies": [asdict(it) for it in variants[words]]}
             for words, rule in VARIANTS.items()
         },
+        "one_seed": [asdict(it) for it in single],
         "left_out": left_out,
     }
     return {
-        "replay.json": json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
-        "replay.md": page(replays, variants, left_out),
+        "replay.json": json.dumps(_rounded(summary), indent=1, ensure_ascii=False) + "\n",
+        "replay.md": page(replays, variants, single, left_out),
     }
+
+
+def _rounded(summary: dict[str, Any]) -> Any:
+    """The same with nine digits: what a processor rounds differently does not matter."""
+    return json.loads(json.dumps(summary), parse_float=lambda text: float(f"{float(text):.9g}"))
 
 
 def main() -> None:
@@ -61,8 +73,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", default=RESULTS, metavar="DIR")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "advise")
     given = parser.parse_args()
+    for folder in given.results:
+        if not folder.is_dir():
+            parser.error(f"--results: {folder} is no folder")
+    try:
+        written = files(given.results)
+    except UserError as error:
+        parser.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
-    for name, text in files(given.results).items():
+    for name, text in written.items():
         (given.out / name).write_text(text)
         print(given.out / name)
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from smallbatch.analysis.inference import spread
 from smallbatch.analysis.race import RULE, finish, race
-from smallbatch.analysis.sampling import images_tested
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from benchmarks.advise.studies import Study
     from smallbatch.analysis.race import Candidate, Race, Rule
 
@@ -20,6 +21,9 @@ MOST_REGRET = 1.0
 """In seed standard deviations of the study."""
 
 LEAST_MET = 8
+BEFORE = 0.5
+"""The share of the training after which the learning rate is first lowered."""
+
 GRID = 48
 """The cells of a study that the bar speaks of: eight batch sizes × six η̃. There are nine."""
 
@@ -49,6 +53,8 @@ class Replay:
 
     Attributes:
         results, study: Where it is from.
+        seeds, epochs: Of its runs.
+        n_train, n_validation, n_test: Images of its splits.
         counts: Whether the bar speaks of it.
         grid, raced: The choice of the full grid, and of the race: batch size, η̃.
         grid_accuracy, raced_accuracy: Their mean test accuracies.
@@ -73,6 +79,11 @@ class Replay:
 
     results: str
     study: str
+    seeds: int
+    epochs: int
+    n_train: int
+    n_validation: int
+    n_test: int
     counts: bool
     grid: tuple[int, float]
     raced: tuple[int, float]
@@ -135,10 +146,14 @@ def replay(study: Study, rule: Rule = RULE) -> Replay:
     d = chosen[0] - chosen[1]
     p = np.array([it.mean() for it in chosen])
     same = grid == raced
-    n_test = images_tested(study.runs) or 0
     return Replay(
         results=study.results,
         study=study.name,
+        seeds=study.seeds,
+        epochs=study.epochs,
+        n_train=study.images("train"),
+        n_validation=study.images("validation"),
+        n_test=study.images("test"),
         counts=len(study.candidates) == GRID,
         grid=_pair(grid),
         raced=_pair(raced),
@@ -147,7 +162,7 @@ def replay(study: Study, rule: Rule = RULE) -> Replay:
         best_accuracy=float(study.tested.sample().max()),
         regret=float(d.mean()),
         regret_seeds=0.0 if same else float(spread(d, noise, 2) / np.sqrt(len(d))),
-        regret_images=0.0 if same else float(np.sqrt((p * (1 - p)).sum() / n_test)),
+        regret_images=0.0 if same else float(np.sqrt((p * (1 - p)).sum() / study.images("test"))),
         deviation=float(np.sqrt(noise.variance) or chosen[0].std(ddof=1)),
         deviation_of="study" if noise.variance else "choice",
         candidates=(
@@ -160,10 +175,70 @@ def replay(study: Study, rule: Rule = RULE) -> Replay:
         tied_with_grid=grid in found.finish.tied,
         images=found.images,
         grid_images=sum(run.images for runs in whole.values() for run in runs.values()),
-        planned_images=len(study.runs) * study.epochs * int(study.runs["n_train"].iloc[0]),
+        planned_images=len(study.runs) * study.epochs * study.images("train"),
         edge_images=below.images,
         edge_raced=_pair(edge),
     )
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of candidates of one seed at a rung; accuracies are the validation split's.
+
+    Attributes:
+        results, study: Where it is from.
+        epoch, epochs: The rung, and the whole training.
+        running: How many candidates have not diverged.
+        first: The best there: batch size, η̃.
+        place: The place of the best at the end, from 1.
+        behind: How far that one is behind the first.
+        loss: How far the first is behind it at the end.
+    """
+
+    results: str
+    study: str
+    epoch: int
+    epochs: int
+    running: int
+    first: tuple[int, float]
+    place: int
+    behind: float
+    loss: float
+
+
+def orders(study: Study, shares: Sequence[float] = (*RULE.rungs[:-1], BEFORE)) -> list[Order]:
+    """How the candidates of a study of one seed stand at shares of the training."""
+    end = _accuracies(study, 1.0)
+    best = max(end, key=end.__getitem__)
+    found: list[Order] = []
+    for share in shares:
+        now = _accuracies(study, share)
+        ranked = sorted(now, key=lambda it: -now[it])
+        first = ranked[0]
+        found.append(
+            Order(
+                results=study.results,
+                study=study.name,
+                epoch=study.epoch(share),
+                epochs=study.epochs,
+                running=len(now),
+                first=_pair(first),
+                place=ranked.index(best) + 1,
+                behind=now[first] - now[best],
+                loss=end[best] - end.get(first, study.chance),
+            )
+        )
+    return found
+
+
+def _accuracies(study: Study, share: float) -> dict[Candidate, float]:
+    """The validation accuracies of one seed's candidates that have not diverged."""
+    return {
+        candidate: run.accuracy
+        for candidate, runs in study.at(study.candidates, share).items()
+        for run in runs.values()
+        if run.accuracy is not None
+    }
 
 
 def _lost(found: Race, candidate: Candidate, rule: Rule) -> Lost | None:

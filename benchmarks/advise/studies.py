@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from smallbatch.analysis.frames import load_results, on_bn_axis
 from smallbatch.analysis.race import Candidate, Progress
 from smallbatch.analysis.seeds import seed_array
-from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from smallbatch.analysis.race import Standing
     from smallbatch.analysis.seeds import Floats, SeedArray
+
 
 @dataclass(frozen=True)
 class Study:
@@ -46,6 +46,15 @@ class Study:
         return 1 / float(self.runs["classes"].iloc[0])
 
     @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return int(self.runs["seed"].nunique())
+
+    def images(self, split: str) -> int:
+        """The number of images of a split."""
+        return int(self.runs[f"n_{split}"].iloc[0])
+
+    @cached_property
     def epochs(self) -> int:
         """The epochs of a run."""
         return int(self.history.loc[self.history["outcome"] == "finished", "epoch"].max())
@@ -62,9 +71,7 @@ class Study:
         for it, rows in self._rows.items():
             if any(row["outcome"] == "diverged" for row in rows.values()):
                 edge[it.batch_size] = min(it.base_lr, edge.get(it.batch_size, math.inf))
-        return tuple(
-            it for it in self.candidates if it.base_lr < edge.get(it.batch_size, math.inf)
-        )
+        return tuple(it for it in self.candidates if it.base_lr < edge.get(it.batch_size, math.inf))
 
     def at(self, candidates: Sequence[Candidate], share: float) -> Standing:
         """Where candidates stand after a share of the training: at the end of the nearest epoch.
@@ -128,7 +135,7 @@ class Study:
 
 
 def studies(folders: Iterable[Path]) -> tuple[list[Study], dict[str, str]]:
-    """The studies of result folders that a race can be replayed on; of all others, why not."""
+    """The studies of result folders whose runs have rungs; of all others, why not."""
     found: list[Study] = []
     left_out: dict[str, str] = {}
     for folder in folders:
@@ -146,13 +153,10 @@ def studies(folders: Iterable[Path]) -> tuple[list[Study], dict[str, str]]:
 
 
 def _unfit(runs: pd.DataFrame, history: pd.DataFrame) -> str:
-    seeds = runs["seed"].nunique()
     finished = history[history["outcome"] == "finished"]
     lengths = finished.groupby("run")["epoch"].max()
     if on_bn_axis(runs).any():
         return "its candidates differ in the batch of batch norm as well"
-    if seeds < 2:
-        return f"has {count(seeds, 'seed')}, and a paired error needs two"
     if finished["validation_accuracy"].isna().any():
         return "has no validation split"
     if lengths.nunique() != 1:

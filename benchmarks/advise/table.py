@@ -12,36 +12,49 @@ from smallbatch.markdown import table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from benchmarks.advise.replay import Replay
+    from benchmarks.advise.replay import Order, Replay
 
 
 def page(
-    replays: Sequence[Replay], variants: Mapping[str, Sequence[Replay]], left_out: Mapping[str, str]
+    replays: Sequence[Replay],
+    variants: Mapping[str, Sequence[Replay]],
+    single: Sequence[Order],
+    left_out: Mapping[str, str],
 ) -> str:
     """The page in Markdown.
 
     Args:
         replays: By the rule.
         variants: What a variant of the rule is → the same studies by it, in the same order.
+        single: Of studies of one seed.
         left_out: What was not replayed → why.
     """
     within, cheap, both = met(replays)
     bar = [it for it in replays if it.counts]
     verdict = "The race meets it" if both >= LEAST_MET else "The race misses it"
     lost = [it.lost for it in bar if it.lost]
-    first = [it for it in lost if it.share == RULE.rungs[0]]
+    first = sum(it.share == RULE.rungs[0] for it in lost)
+    other = [it for it in replays if it.grid != it.raced]
+    lower = sum(it.raced[1] < it.grid[1] for it in other)
+    higher = sum(it.raced[1] > it.grid[1] for it in other)
+    missed = [it for it in bar if not it.regret_met]
+    clearly = sum(it.regret - it.deviation > 2 * it.regret_seeds for it in missed)
+    same = sum(it.edge_raced == it.raced for it in replays)
     return f"""# A race against the full grid, replayed
 
 `python -m benchmarks.advise` writes this page and [replay.json](replay.json) from the records of
 committed runs; nothing is trained. The rule is `src/smallbatch/analysis/race.py`: rungs at
-{", ".join(f"{100 * it:g} %" for it in RULE.rungs)} of the training; at a rung the best
-{RULE.least} go on, all within {RULE.errors:g} paired standard error of the best, and before
-{100 * RULE.every_batch_size_before:g} % the best of each batch size.
+{" / ".join(f"{100 * it:g}" for it in RULE.rungs)} % of the training; at a rung go on the best
+{RULE.least}, all within {RULE.errors:g} paired standard error of the best, and before the one at
+{100 * RULE.every_batch_size_before:g} % the best of each batch size. No fixed share goes on: the
+best half at each rung would by itself take 38 % of the images.
 
-Race and grid choose by the same numbers, the mean over three seeds of the accuracy on the 111
-validation images, the grid after all its cells were trained to the end. Both choices are judged by
-their mean accuracy on the 500 test images. The runs are short, 10 epochs of 1,000 images, and
-accuracies are known after each epoch only: the rungs are the epochs 1, 3 and 10.
+Race and grid choose by the same numbers, the mean over {_span(replays, "seeds")} seeds of the
+accuracy on {_span(replays, "n_validation")} validation images, the grid after all its cells were
+trained to the end. Both choices are judged by their mean accuracy on {_span(replays, "n_test")}
+test images. The runs are short, {_span(replays, "epochs")} epochs of
+{_span(replays, "n_train")} images, and accuracies are known after each epoch only,
+so that a rung is at the end of the nearest epoch.
 
 **The bar**, set before the replay: a regret of at most one seed standard deviation and at most
 {100 * MOST_IMAGES:g} % of the grid's images, both in at least {LEAST_MET} of the nine studies of
@@ -51,41 +64,57 @@ eight batch sizes × six η̃. **{verdict}**: both are met in {both} of {len(bar
 ## Does it choose as well as the grid?
 
 Regret: the test accuracy of the grid's choice less that of the race's, in points; ± its standard
-error over the seeds, and at most so much for the test set's size (as if either had been tested on
-images of its own). The deviation is that of one run's test accuracy in the study, from the best cell
-of each batch size; ° of the grid's choice, as no two batch sizes learn. "Best" is the highest test
+error over the seeds, ± that for the test set's size, at most (as if each had been tested on images
+of its own). The deviation is that of one run's test accuracy in the study, from the best cell of
+each batch size; ° of the grid's choice, as no two batch sizes learn. "Best" is the highest test
 accuracy of any cell, flattered by having been picked on the test set. * has three batch sizes only
 and is no part of the bar.
 
 {_choices(replays)}
 
+Of the {len(missed)} studies of the bar that are not within it, {clearly} are above it by more than
+twice the seeds' error; of the others this replay cannot tell.
+
 ## What does it cost?
 
 Training images of the race as a share of the grid's, where diverged runs ended early and cost what
-they trained; as a share of those the grid would have taken had none diverged; and, of the grid's
-again, if the race started only with the cells below the lowest η̃ at which a seed diverged at some
-time. That edge is known here from whole trainings; a search for it with a few hundred updates, which
-knows less and costs something itself, cannot be replayed.
+they trained; as a share of those that the grid would have taken had none diverged; and, of the
+grid's again, if the race began only with the cells below the lowest η̃ at which a seed diverged at
+some time (of the {len(replays)} studies it then chooses the same cell in {same}). That edge is
+known here from whole trainings; a search for it with a few hundred updates, which knows less and
+costs something itself, cannot be replayed.
 
 {_costs(replays)}
 
 ## Why?
 
-How many candidates began, how many went on at either rung, and how many the race calls tied at its
-end; how many had stopped by then because a seed diverged; and where the grid's choice was stopped.
+How many candidates began, how many went on after either rung, and how many the race calls tied at
+its end; how many a diverged seed stopped at either rung; and what became of the grid's choice.
 
 {_fields(replays)}
 
-The grid's choice is stopped in {len(lost)} of the {len(bar)} studies, in {len(first)} of them at the
-first rung: after one epoch of 1,000 images, hardly above chance, the order is not yet that of the
-end, and a standard error over seeds knows neither that nor the 111 images. The images' bar has a
-floor: the first rung alone takes about a tenth of what does not diverge, and where nearly all
-diverges, as in resnet32, there is nothing left to save.
+The grid's choice is stopped in {len(lost)} of the {len(bar)} studies, in {first} at the first rung.
+Two things the error over seeds does not know: the few validation images, and that the order at a
+rung is not that of the end. Where the race chooses another cell, its η̃ is lower in {lower} of
+{len(other)} studies and higher in {higher}: both rungs lie before the learning rate is first
+lowered, and until then a high one looks worse than it will be, as in the full-scale runs below.
+
+The images' bar has a floor: the first rung alone takes about a tenth of what does not diverge, and
+where nearly all diverges there is little to save.
+
+## Is it for the short runs?
+
+Studies of one seed have no paired error, so that the rule cannot be replayed. Their order at a
+rung can be looked at: where the best cell at the end then was, how far it was behind the first, and
+how far this one is behind it at the end, in points of the validation split. The last row is the
+epoch at which the learning rate is first lowered.
+
+{_single(single)}
 
 ## Found afterwards
 
 Variants that were tried after the above was known, and so are no evidence for themselves: regret in
-points and share of the grid's images.
+points, and share of the grid's images.
 
 {_variants(replays, variants)}
 
@@ -156,6 +185,23 @@ def _fields(replays: Sequence[Replay]) -> str:
     return table(head, rows)
 
 
+def _single(single: Sequence[Order]) -> str:
+    head = ("study", "epoch", "not diverged", "first", "the best's place", "behind", "first's loss")
+    rows = [
+        (
+            f"{it.results}: {it.study}",
+            f"{it.epoch} of {it.epochs}",
+            it.running,
+            _cell(it.first),
+            it.place,
+            f"{100 * it.behind:.1f}",
+            f"{100 * it.loss:.1f}",
+        )
+        for it in single
+    ]
+    return table(head, rows)
+
+
 def _variants(replays: Sequence[Replay], variants: Mapping[str, Sequence[Replay]]) -> str:
     columns = [replays, *variants.values()]
     rows = [
@@ -172,6 +218,11 @@ def _variants(replays: Sequence[Replay], variants: Mapping[str, Sequence[Replay]
         ("both, of nine", *map(str, both)),
     ]
     return table(("study", "the rule", *variants), rows, len(columns))
+
+
+def _span(replays: Sequence[Replay], name: str) -> str:
+    values = sorted({getattr(it, name) for it in replays})
+    return " to ".join(f"{it:,}" for it in dict.fromkeys((values[0], values[-1])))
 
 
 def _name(it: Replay) -> str:

@@ -1,23 +1,24 @@
-"""A race: train every candidate a little, and only those on that may still be the best.
+"""A race: train every candidate a little, and train on only those that may still be the best.
 
-A candidate is a cell, trained with the same seeds as all others. At a rung, a share of the training,
-candidates are compared by their mean validation accuracy over the seeds. On go the best `least`,
-all that are behind the best by no more than `errors` standard errors of the paired difference, and,
-at rungs before `every_batch_size_before`, the best of each batch size: small batches are often
-ahead at first, and large ones may catch up. A candidate stops as soon as one of its seeds diverges.
+A candidate is a cell, trained with the same seeds as all others. At a rung, a share of the
+training, candidates are compared by their mean validation accuracy over the seeds. The best `least`
+go on, and all that are behind the best by no more than `errors` standard errors of the difference,
+paired by seed; at rungs before `every_batch_size_before` also the best of each batch size. A
+candidate of which a seed has diverged stops.
 
 Three differences by seed tell little of their own spread: their variance has two degrees of
-freedom, and of forty candidates some have by luck one near 0, others one several times too large.
-So it is shrunk towards the noise of one run known from all candidates at that rung, as for verdicts
+freedom, so that of forty candidates some have by luck an error near 0, others one far too large.
+So it is shrunk towards the noise of one run that all candidates at that rung show, as for verdicts
 (`inference.spread`): the residual variance of the table of each batch size's best candidate × seed,
-of those that learn (`SeedArray.noise`), or of all candidates left where there are too few batch
-sizes for that. Neither knows how few images the validation split has; that is the same at every
-seed.
+of those that learn (`SeedArray.noise`), or of all candidates left where that has too few rows.
+This error knows neither how few images the validation split has, which are the same at every seed,
+nor that the order at a rung is not that of the end: before the learning rate is first lowered a
+high one looks worse than it will be. What comes of that is in ``results/advise``.
 
-At the end the candidate of the highest mean wins, and those are tied with it whose difference has a
-t-interval, with the same spread, that reaches 0. The winner is chosen in hindsight, so that the
-interval calls a rival worse somewhat more often than its level says; candidates that were stopped
-are not looked at again.
+At the end the candidate of the highest mean wins. Those are tied with it whose difference has a
+t-interval, with the same spread, that reaches 0. As the winner is chosen in hindsight, the interval
+calls a rival worse somewhat more often than its level says; candidates that were stopped are not
+looked at again.
 """
 
 from __future__ import annotations
