@@ -225,7 +225,7 @@ def test_what_holds_of_any_accuracies() -> None:
                 for m in {it.batch_size for it in usable}:
                     best = max((it for it in usable if it.batch_size == m), key=usable.__getitem__)
                     assert best in on
-            shuffled = dict(reversed(at(table).items()))
+            shuffled = at(dict(reversed(table.items())))
             assert str(decide(shuffled, share, CHANCE)) == str(rulings)
 
 
