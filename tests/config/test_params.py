@@ -130,6 +130,7 @@ ADAMW = {"optimizer": "adamw", "lrs": [0.001]}
         ({"momentum": 0.9}, "momentum: found with optimizer sgd, allowed with momentum or nest"),
         ({**ADAMW, "momentum": 0.9}, "momentum: found with optimizer adamw, allowed with moment"),
         ({"optimizer": "momentum", "momentum": 1.0}, "momentum: found 1.0, allowed: "),
+        ({"optimizer": "nesterov", "momentum": 0}, "momentum: found 0 with optimizer nesterov, "),
         ({"optimizer": "momentum", "betas": [0.9, 0.99]}, "betas: found with optimizer momentum"),
         ({**ADAMW, "betas": [0.9, 1.0]}, "betas.1: found 1.0, allowed: "),
         ({**ADAMW, "betas": [-0.1, 0.9]}, "betas.0: found -0.1, allowed: "),
@@ -138,9 +139,16 @@ ADAMW = {"optimizer": "adamw", "lrs": [0.001]}
         ({**ADAMW, "beta2_examples": 9.0, "betas": [0.9, 0.99]}, "beta2_examples: found beside"),
         ({"beta2_examples": 9.0}, "beta2_examples: found with optimizer sgd, allowed with adamw"),
         ({**ADAMW, "eps": 0.0}, "eps: found 0.0, allowed: "),
-        ({**ADAMW, "base_lrs": [0.1]}, "base_lrs: found with optimizer adamw, allowed with sgd"),
+        (
+            {**ADAMW, "base_lrs": [0.1]},
+            "base_lrs: found with optimizer adamw, allowed with sgd or momentum or nesterov; "
+            "adamw's learning rates are lrs",
+        ),
         ({"optimizer": "adamw"}, "lrs: missing, allowed with adamw: a list of learning rates η"),
-        ({"lrs": [0.1]}, "lrs: found with optimizer sgd, allowed with adamw"),
+        (
+            {"lrs": [0.1]},
+            "lrs: found with optimizer sgd, allowed with adamw; sgd's learning rates are base_lrs",
+        ),
         ({"schedule": "cosine", "milestones": [0.3]}, "milestones: found with schedule cosine"),
         ({"schedule": "constant", "lr_decay": 0.5}, "lr_decay: found with schedule constant"),
     ],

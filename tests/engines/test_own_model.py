@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from smallbatch.errors import UserError
 from smallbatch.placement.placement import place
 from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.run import Run
-from tests.engines.lanes.test_trainer import assert_near
+from tests.engines.lanes.test_trainer import assert_equal, assert_near
 from tests.noise import make_dataset
 from tests.own_model import write_net
 
@@ -118,3 +119,42 @@ def test_a_run_is_not_trained_from_files_edited_since(edited: str, train: Any) -
         Path(edited).write_text(Path(edited).read_text().replace("ReLU", "GELU"))
     with pytest.raises(UserError, match="its source or its weights changed since this training"):
         train(column.runs[0], resident)
+
+
+@pytest.mark.parametrize("model", ["Base", "Tied", "InPlace", "Hooked", "Drawing"])
+def test_what_a_model_does_beside_its_logits_changes_no_result(model: str) -> None:
+    """The first and the second training in a process, and what is kept of each, are the same."""
+    data = load_resident(
+        make_dataset(n=12, size=8), augment=False, device=torch.device("cpu"), dtype=torch.float64
+    )
+    before = data.test.images.clone(), data.train.images.clone()
+    run = Run(study(f"nets.odd:{model}", "none", None), "f", 4, 2.0**-8, 0)
+    first, second = (loop.train(run, data, dtype=torch.float64) for _ in range(2))
+    assert_equal(first, second)
+    assert torch.equal(data.test.images, before[0])
+    assert torch.equal(data.train.images, before[1])
+    trained = loop.initial_model(run, data).to(torch.float64)
+    trained.load_state_dict(first.weights)
+    if model != "Drawing":
+        scores = loop.evaluate(trained, data.test)
+        assert scores == (first.rows[-1]["test_loss"], first.rows[-1]["test_accuracy"])
+    if model in ("Base", "Tied", "InPlace"):
+        (lane,) = stacked.train_lanes([run], data, dtype=torch.float64)
+        assert_near(lane, first, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("model", "freeze", "line"),
+    [
+        ("TiedHead", None, "its head middle shares 'fc.weight' with the rest"),
+        ("UnusedHead", "head only", "do not depend on last, taken for its head"),
+    ],
+)
+def test_a_head_that_is_none_is_refused(model: str, freeze: str | None, line: str) -> None:
+    data = load_resident(make_dataset(n=12, size=8), augment=False, device=torch.device("cpu"))
+    plain = Run(study(f"nets.odd:{model}", "none", None), "f", 4, 0.01, 7)
+    save_file({k: v.clone() for k, v in loop.initial_model(plain, data).state_dict().items()},
+              "w.safetensors")  # fmt: skip
+    settings = plain.settings.model_copy(update={"pretrained": "w.safetensors", "freeze": freeze})
+    with pytest.raises(UserError, match=line):
+        loop.initial_model(dataclasses.replace(plain, settings=settings), data)

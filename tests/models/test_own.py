@@ -122,13 +122,14 @@ def test_the_size_of_images_is_given_if_the_signature_takes_it() -> None:
         ("..nets.mine:Net", "allowed for a model of your own: module:factory"),
         ("nets.mine:", "unknown model 'nets.mine:'"),
         ("nets.mine:nn", "is no class or function"),
-        ("nets.mine:fails", "nets.mine:fails(num_classes=3, in_chans=2) fails: ValueError: bad"),
+        ("nets.mine:fails", "(num_classes=3, in_chans=2) fails: ValueError: bad (nets/mine.py, "),
         ("nets.mine:no_module", "returns int, allowed: a torch nn.Module"),
         ("torch.nn:Identity", "to (2, 2, 6, 6), allowed: logits of shape (2, 3)"),
         ("nets.broken:Net", "model: 'nets.broken' cannot be imported: ModuleNotFoundError"),
         ("nets.ends:Net", "model: 'nets.ends' cannot be imported: SystemExit: 0"),
         ("nets.leaves:net", "nets.leaves:net(num_classes=3, in_chans=2) fails: SystemExit: 0"),
         ("nets.double:net", "model: 'nets.double:net' does not take images of 2×6×6"),
+        ("nets.odd:Complex", "'nets.odd:Complex': turn: found complex numbers, allowed: real ones"),
     ],
 )
 def test_bad_models_are_one_line(model: str, line: str) -> None:
@@ -190,4 +191,4 @@ def test_the_trial_draws_nothing_and_standard_output_stays_free(
     for built in (first, second):  # the first is tried in training
         assert torch.equal(built.get_parameter("weight"), expected.weight)
         assert built.get_parameter("weight").grad is None
-    assert capsys.readouterr() == ("", "imported\ncalled\ncalled\n")
+    assert capsys.readouterr() == ("", "imported\n" + 3 * "called\n")

@@ -22,7 +22,8 @@ from smallbatch.errors import UserError
     help="A folder of images, train/CLASS/* and test/CLASS/*, instead of a profile.",
 )
 @click.option(
-    "--model", help="With --data: any timm model, or resnet8, resnet20, resnet32, alexnet."
+    "--model",
+    help="With --data: resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory.",
 )
 @click.option("--norm", help="With --data: the model's norm; by default batch.")
 @click.option("--batch-sizes", type=BatchSizes(), help="With --data: such as 4,16,64.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +144,11 @@ def run(
     if lr is not None and not adamw:
         say(f"lr {lr:g} = {batch_size} × base_lr {format_base_lr(base_lr)}")
     settings = {key: value for key, value in settings.items() if value is not None}
-    done = single_run(
-        params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-        device=device, time_limit=time_limit, say=say,
-    )  # fmt: skip
+    # What a model prints goes to standard error, where standard output is JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        done = single_run(
+            params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
+            device=device, time_limit=time_limit, say=say,
+        )  # fmt: skip
     found = {"folder": str(done.folder), "remark": done.remark, **done.record}
     click.echo(json.dumps(found) if as_json else str(done))

@@ -25,18 +25,26 @@ _OPTIMISERS_OF = {
 _OF_STEP = ("milestones", "lr_decay")
 
 
+def _instead(key: str, study: StudyConfig) -> str:
+    rates = key in ("lrs", "base_lrs")
+    return f"; {study.optimizer}'s learning rates are {study.rates_key}" if rates else ""
+
+
 def refuse_foreign_keys(study: StudyConfig) -> None:
     """Check that a study has no key of another optimiser or schedule.
 
     Raises:
-        ValueError: It has one, or `beta2_examples` and a β₂ of its own; the message names the key.
+        ValueError: It has one, or `beta2_examples` and a β₂ of its own, or nesterov without
+            momentum; the message names the key.
     """
     for key, optimisers in _OPTIMISERS_OF.items():
         if getattr(study, key) is not None and study.optimizer not in optimisers:
             raise ValueError(
                 f"{key}: found with optimizer {study.optimizer}, allowed with "
-                f"{' or '.join(optimisers)}"
+                f"{' or '.join(optimisers)}{_instead(key, study)}"
             )
+    if study.optimizer == "nesterov" and study.momentum == 0:
+        raise ValueError("momentum: found 0 with optimizer nesterov, allowed: above 0; or sgd")
     if study.beta2_examples is not None and study.betas is not None:
         default = OPTIMISER_DEFAULTS["adamw"]["betas"][1]
         if study.betas[1] != default:

@@ -220,7 +220,7 @@ def evaluate(
     for images, labels in zip(
         split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True
     ):
-        logits = model(images)
+        logits = model(images.clone())  # a copy, as a model may work in place
         loss += cross_entropy(logits.double(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
         pause()

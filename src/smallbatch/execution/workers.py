@@ -28,6 +28,7 @@ from smallbatch.engines.resident import load_resident
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.execution.watch import GRACE_S, HINT
 from smallbatch.machine import free_memory
+from smallbatch.models.own import its_errors_told
 from smallbatch.placement.placement import Placement
 from smallbatch.placement.rules import CAPTURED_SHARE, MEMORY_SHARE, deal
 from smallbatch.processes import keep_freed_memory, live_and_die_with
@@ -195,11 +196,7 @@ def _tell_resumed(job: Job, chunks: Sequence[Chunk]) -> None:
     span = sorted({min(updates), max(updates)})
     at = f"update{'s' if len(span) > 1 else ''} {' to '.join(map(str, span))}"
     on = "run goes on from its checkpoint" if runs == 1 else "runs go on from their checkpoints"
-    print(
-        f"m={job.column[0].batch_size}: {runs} {on}, at {at}",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"m={job.column[0].batch_size}: {runs} {on}, at {at}", file=sys.stderr, flush=True)
 
 
 def _train_in_workers(
@@ -335,15 +332,16 @@ def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
     for run in chunk.runs:
         if run.hash in missing:
             news.begun(run, datetime.fromisoformat(checkpoints.started))
-    if job.placement.engine == "stacked":
-        recorded = {run for run in chunk.runs if run.hash not in missing}
-        train_lanes(
-            chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints,
-            kernels=job.placement.method.kernels, by_torch=job.placement.native is None,
-            native=job.placement.native, recorded=recorded,
-        )  # fmt: skip
-    else:
-        (run,) = chunk.runs
-        result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)
-        keep(run, result, checkpoints.elapsed)
+    with its_errors_told(chunk.runs[0].settings.model):
+        if job.placement.engine == "stacked":
+            recorded = {run for run in chunk.runs if run.hash not in missing}
+            train_lanes(
+                chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints,
+                kernels=job.placement.method.kernels, by_torch=job.placement.native is None,
+                native=job.placement.native, recorded=recorded,
+            )  # fmt: skip
+        else:
+            (run,) = chunk.runs
+            result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)
+            keep(run, result, checkpoints.elapsed)
     checkpoints.clear()

@@ -84,7 +84,7 @@ def build_model(
             if not isinstance(layer, BatchNorm):
                 layer.register_forward_pre_hook(sum_exactly)
     if freeze:
-        freeze_all_but_head(built, model)
+        freeze_all_but_head(built, model, (in_chans, *side))
     return built
 
 

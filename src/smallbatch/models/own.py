@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
+import random
 import sys
+import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
@@ -13,13 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from smallbatch import modules
 from smallbatch.config.model_files import code_digest
 from smallbatch.config.model_names import own_model
-from smallbatch.errors import UserError, first_line
+from smallbatch.errors import Stopping, UserError, first_line, is_out_of_memory
 
 # By project, name and digest of the source: an edited module is imported again.
 _imported: dict[tuple[Path, str, str], Callable[..., Any]] = {}
@@ -71,7 +73,8 @@ def build_own(
         image, classes = (shape["in_chans"], *side), shape["num_classes"]
         _try(built, name, image, classes)
         if (seen := (factory, image, classes)) not in _trains:
-            _try_to_train(built, name, image, classes)
+            with _generators_kept():
+                _try_to_train(lambda: factory(**arguments), built, name, image, classes)
             _trains.add(seen)
     return built.train()
 
@@ -86,25 +89,45 @@ def _try(model: nn.Module, name: str, image: tuple[int, int, int], classes: int)
     _refuse_other_shapes(output, f"{name!r} maps two {found}", classes)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"model: {name!r} has no parameter that is trained")
+    for key, value in model.state_dict().items():
+        if value.is_complex():
+            raise UserError(f"model: {name!r}: {key}: found complex numbers, allowed: real ones")
 
 
-def _try_to_train(model: nn.Module, name: str, image: tuple[int, int, int], classes: int) -> None:
+def _try_to_train(
+    build: Callable[[], nn.Module],
+    built: nn.Module,
+    name: str,
+    image: tuple[int, int, int],
+    classes: int,
+) -> None:
     """Compute a gradient in training mode, where some models return more than logits, or fail.
 
-    Neither the model nor the generator of random numbers changes.
+    That is done with another model: the one that is trained must begin as it was built, and a copy
+    of it would share what its hooks refer to.
     """
     try:
-        twin = copy.deepcopy(model)
-    except Exception:  # noqa: BLE001 - torch cannot copy every model
-        return
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            output = twin.train()(torch.zeros(2, *image))
+        if (twin := build()) is built:
+            return
+        with torch.enable_grad():
+            output = twin.float().train()(torch.zeros(2, *image))
             if isinstance(output, Tensor):
                 output.sum().backward()
     except (Exception, SystemExit) as error:
         raise UserError(f"model: {name!r} fails in training: {_reason(error)}") from error
     _refuse_other_shapes(output, f"{name!r} in training maps two images", classes)
+
+
+@contextmanager
+def _generators_kept() -> Generator[None, None, None]:
+    """Leave the global generators of random numbers as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - that of other code
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _refuse_other_shapes(output: Any, maps: str, classes: int) -> None:
@@ -174,6 +197,37 @@ def _hint(found: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+@contextmanager
+def its_errors_told(name: str) -> Generator[None, None, None]:
+    """Within this block what an own model raises in training is said as such, not as our fault.
+
+    Raises:
+        UserError: An error came from a file of the project.
+    """
+    try:
+        yield
+    except (UserError, Stopping):
+        raise
+    except Exception as error:
+        if own_model(name) and not is_out_of_memory(error) and (at := _line_of_project(error)):
+            raise UserError(f"model: {name!r} fails in training: {_said(error)}{at}") from error
+        raise
+
+
 def _reason(error: BaseException) -> str:
+    return f"{_said(error)}{_line_of_project(error)}"
+
+
+def _said(error: BaseException) -> str:
     line = first_line(error)
     return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+
+
+def _line_of_project(error: BaseException) -> str:
+    """The last line of the project's own code that had a part in an error; empty if none had."""
+    project, foreign = Path.cwd().resolve(), (sys.prefix, Path(__file__).parents[1])
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(project) and not any(map(file.is_relative_to, foreign)):
+            return f" ({file.relative_to(project)}, line {frame.lineno})"
+    return ""

@@ -67,7 +67,7 @@ def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
     hooks = [layer.register_forward_pre_hook(_adopt_statistics) for layer in layers]
     try:
         model.eval()
-        model(images)
+        model(images.clone())  # a copy, as a model may work in place
     finally:
         for hook in hooks:
             hook.remove()

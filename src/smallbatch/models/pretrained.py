@@ -71,10 +71,13 @@ def _put(found: Tensor, value: Tensor, where: str) -> None:
         raise UserError(f"{where}: found numbers that are not finite in single precision")
 
 
-def freeze_all_but_head(model: nn.Module, name: str) -> None:
+def freeze_all_but_head(model: nn.Module, name: str, image: tuple[int, ...]) -> None:
     """Train the head only: other parameters are fixed, other batch norms stay in evaluation mode.
 
     So the features that the head sees depend neither on the batch nor on the training.
+
+    Raises:
+        UserError: There is no head, see :func:`head_of`, or the logits do not depend on it.
     """
     head = head_of(model, name)
     for key, parameter in model.named_parameters():
@@ -83,6 +86,14 @@ def freeze_all_but_head(model: nn.Module, name: str) -> None:
     for layer in list(batch_norms(model)):
         if id(layer) not in inside:
             keep_in_evaluation(layer)
+    with torch.enable_grad():
+        logits = model.eval()(torch.zeros(1, *image))
+    model.train()
+    if not logits.requires_grad:
+        raise UserError(
+            f"freeze: the logits of {name!r} do not depend on {', '.join(head)}, taken for its "
+            "head; allowed: a model whose method get_classifier() returns its last layer"
+        )
 
 
 def head_of(model: nn.Module, name: str) -> tuple[str, ...]:
@@ -110,6 +121,13 @@ def head_of(model: nn.Module, name: str) -> tuple[str, ...]:
             f"pretrained: {name!r} has no head that could be told; allowed: a model whose method "
             "get_classifier() returns its last layer, or whose last layer is linear"
         )
+    own = {id(it) for path in names for it in model.get_submodule(path).parameters()}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in own and not _within(key, names):
+            raise UserError(
+                f"pretrained: {name!r}: its head {', '.join(names)} shares {key!r} with the rest, "
+                "allowed: a head with weights of its own"
+            )
     return names
 
 

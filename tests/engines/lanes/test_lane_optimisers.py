@@ -162,3 +162,18 @@ def test_a_resumed_training_ends_as_one_that_was_not_stopped(
         whole, stacked.train_lanes(runs, data, by_torch=by_torch, keeper=again), strict=True
     ):
         assert_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("lr", "more"),
+    [(2.0**127, {}), (2.0**-7, {"eps": 1e-39, "weight_decay": 0.0})],
+    ids=["largest rate", "smallest epsilon"],
+)
+def test_extremes_of_adamw_end_as_in_the_loop(lr: float, more: dict[str, Any]) -> None:
+    """In float32, with weights whose gradient is exactly 0: images are black."""
+    data = noise_data(17, size=4, dtype=torch.float32)
+    data.train.images.zero_()
+    run = Run(study("resnet8", "none", optimizer="adamw", **more), "f", 8, lr, 0)
+    (result,) = stacked.train_lanes([run], data)
+    expected = loop.train(run, data)
+    assert (result.outcome, result.diverged_at) == (expected.outcome, expected.diverged_at)

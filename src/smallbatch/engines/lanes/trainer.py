@@ -339,7 +339,7 @@ def lane_bytes(run: Run, data: Resident, dtype: torch.dtype = torch.float32) -> 
     for module in model.modules():
         if not any(module.children()):
             module.register_forward_hook(count)
-    model.eval()(data.train.images[:1].to("cpu", torch.float32))
+    model.eval()(data.train.images[:1].to("cpu", torch.float32, copy=True))
     activations = run.batch_size * (sum(sizes) + 4 * max(sizes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     copies = 3 + MOMENTS[run.settings.optimizer]

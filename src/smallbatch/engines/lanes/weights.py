@@ -30,6 +30,7 @@ class LaneWeights:
             size, C, O), and every parameter starts at a multiple of ALIGNED values, with zeros
             between.
         optimiser: The optimiser of the lanes.
+        aliases: Further names in the state dict, each with the name above of the same tensor.
         moments: What the optimiser keeps for each weight, (K, P) each.
         views: The parameters by name, each a view (K, …) into ``theta``.
         partial: The gradient of the summed loss in parts to be added, (parts, K, P), written by a
@@ -44,6 +45,7 @@ class LaneWeights:
     template: dict[str, Tensor]
     packed: bool = False
     optimiser: Constants = PLAIN
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     moments: list[Tensor] = field(init=False)
     views: dict[str, Tensor] = field(init=False)
     partial: Tensor = field(init=False)
@@ -167,7 +169,7 @@ class LaneWeights:
             if name in state:
                 own = value[lane].detach().cpu()
                 state[name] = own.clone(memory_format=torch.contiguous_format)
-        return state
+        return state | {alias: state[name].clone() for alias, name in self.aliases.items()}
 
 
 def stack_lanes(
@@ -244,7 +246,16 @@ def _empty_lanes(
         },
         packed=packed,
         optimiser=optimiser,
+        aliases=_aliases(model),
     )
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Names of a state dict whose tensor an earlier name has already, as with tied weights."""
+    first: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True).items()
+    found = {name: first.setdefault(id(value), name) for name, value in named}
+    return {name: other for name, other in found.items() if name != other}
 
 
 def padded(values: int, packed: bool) -> int:

@@ -144,8 +144,8 @@ vec descend_adamw(const Network &net, Group &group, const Optimiser &of, const N
         size[i % AHEAD] = root(b) + n.eps;
     };
     const auto move = [&](vec *theta, count i) {
-        const vec step = quotient(n.rate * first[i], size[i % AHEAD]);
-        const vec value = block_of<parts>(theta) * n.decay - step;
+        const vec step = quotient(first[i], size[i % AHEAD]);
+        const vec value = block_of<parts>(theta) * n.decay - n.rate * step;
         store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
         check += value * 0;
     };
@@ -175,16 +175,17 @@ vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers
 // One update by an optimiser with moments. `schedule` has the factor of η, and AdamW's 1 − β₁ᵗ and
 // √(1 − β₂ᵗ).
 vec descend(const Network &net, Group &group, const Optimiser &of, const double *schedule) {
+    constexpr double LARGEST = std::numeric_limits<REAL>::max();
     const bool adamw = of.kind == ADAMW;
     const double root2 = schedule[2] / std::sqrt(1 - of.beta2);
     const double scale = adamw ? (1 - of.beta1) / schedule[1] * root2 : 1;
     Numbers n{};
     for (int v = 0; v < V; v++) {
-        n.rate[v] = REAL(schedule[0] * group.base_lr[v] * scale);
+        n.rate[v] = REAL(std::min(schedule[0] * group.base_lr[v] * scale, LARGEST));
         n.decay[v] = REAL(adamw ? 1 - schedule[0] * group.lr_times_decay[v] : of.decay);
     }
     n.beta1 = REAL(of.beta1), n.beta2 = REAL(of.beta2);
-    n.eps = REAL(of.eps * of.batch_size * root2);
+    n.eps = std::max(REAL(of.eps * of.batch_size * root2), std::numeric_limits<REAL>::min());
     switch (net.parts) {
         case 1: return descend<1>(net, group, of, n);
         case 2: return descend<2>(net, group, of, n);
