@@ -1,4 +1,4 @@
-"""MLflow's database with its tables and no runs; to make it anew takes seconds of processor time."""
+"""MLflow's database with its tables and no runs, which takes seconds to make anew."""
 
 from __future__ import annotations
 
