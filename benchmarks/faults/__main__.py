@@ -34,8 +34,14 @@ CASES = {"train stacked, with MLflow": 6, "train": 34, "": 8}
 """Cases of each stage, by the beginning of its name; a case crashes it once to three times."""
 ROUNDS = 3
 """Trainings under each outage; every round has each of them once, so that they interleave."""
-SHORT = {"train loop train plain", "train stacked, with MLflow train bn", "evaluate evaluate",
-         "sync sync", "server killed", "four columns to PostgreSQL"}  # fmt: skip
+SHORT = {
+    "train loop train plain 8",
+    "train stacked, with MLflow train bn 8",
+    "evaluate evaluate",
+    "sync sync",
+    "server killed",
+    "four columns to PostgreSQL",
+}
 """What the short version has one case of, each of another kind; it leaves out the rest."""
 UNFINISHED = 3
 """Exit status where cases are left to run."""
