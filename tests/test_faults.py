@@ -29,7 +29,7 @@ def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,  # about a minute where nothing else runs
+        timeout=900,  # under two minutes where nothing else runs
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -1,7 +1,7 @@
 """The fault campaign; see docs/reliability.md.
 
     python -m benchmarks.faults                            # all of it, into results/faults
-    python -m benchmarks.faults --short --out /tmp/faults  # about a minute
+    python -m benchmarks.faults --short --out /tmp/faults  # under two minutes
 
 It can be interrupted, or run in pieces: cases that this code has done, listed in OUT/cases.jsonl,
 are not run again. Those of other code are dropped.
