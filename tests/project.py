@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.database import add_database
+
 ROOT = Path(__file__).parents[1]
 
 
 class Project:
-    """A copy of the sources and the pipeline, with params of its own."""
+    """A copy of the sources and the pipeline, with params and an MLflow database of its own."""
 
     def __init__(self, root: Path, params: str) -> None:
         self.root = root
@@ -25,6 +27,7 @@ class Project:
         skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / "src", root / "src", ignore=skip)
         (root / "params.yaml").write_text(params)
+        add_database(root)
         subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
 
     def start(self, *words: str) -> subprocess.Popen[str]:

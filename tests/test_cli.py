@@ -20,6 +20,7 @@ from PIL import Image
 from smallbatch.cli.main import main
 from smallbatch.config import profiles
 from tests.analysis.synthetic import write_models
+from tests.database import empty_database
 
 ROOT = Path(__file__).parents[1]
 
@@ -250,6 +251,7 @@ def test_params_with_edits_are_not_lost(folder: Path) -> None:
 def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
     """`run` in a process of its own, with η instead of η̃; read back through MLflow's client."""
     uri = f"sqlite:///{folder}/tracking.db"
+    shutil.copy(empty_database(), folder / "tracking.db")
     words = ["run", "--batch-size", "32", "--lr", "0.5", "--epochs", "1", "--norm", "batch"]
     done = process(*words, cwd=folder, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ PARAMS = """
 dataset: {name: digits, source: digits, subset: 200}
 grid: {studies: [resnet8], dependent: [], batch_sizes: [8], base_lrs: [2^-8, 2^-6], seeds: 1}
 studies:
-  resnet8: {model: resnet8, norm: none, epochs: 1, weight_decay: 0.0001}
+  resnet8: {model: resnet8, norm: batch, epochs: 1, weight_decay: 0.0001}
 compute: {engine: loop, workers: 1}
 """
 STORAGE = "/mnt/storage/smallbatch"

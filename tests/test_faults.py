@@ -15,24 +15,27 @@ from benchmarks.faults.__main__ import ROUNDS
 from benchmarks.faults.outages import HEALTHY, OUTAGES, UNTRACKED
 
 ROOT = Path(__file__).parents[1]
+SEED = 46
+"""Of its draws those of each training begin with a kill, well before its end."""
 
 
 @pytest.mark.slow
 def test_the_short_campaign_loses_nothing(tmp_path: Path) -> None:
+    words = ["--short", "--seed", str(SEED), "--out", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--short", "--out", str(tmp_path)],
+        [sys.executable, "-m", "benchmarks.faults", *words],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/src"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,  # under three minutes where nothing else runs
+        timeout=900,  # under two minutes where nothing else runs
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     postgres = servers.why_no_postgres() is None
-    assert summary["total"]["cases"] == 8 + postgres  # both engines train two studies
-    assert summary["kills"] >= 7
+    assert summary["total"]["cases"] == 5 + postgres
+    assert summary["kills"] >= 6
     assert _nonzero(summary) == {}
     (killed,) = summary["outages"].values()
     assert len(killed["warnings"]) == 1

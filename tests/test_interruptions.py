@@ -15,6 +15,7 @@ import pytest
 
 from smallbatch.errors import Stopped
 from smallbatch.execution import watch
+from tests.database import add_database
 from tests.project import ROOT, Project
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,11 @@ studies:
       optimizer: adamw, schedule: cosine, lrs: [2^-10, 2^100]}}
 compute: {{device: cpu, engine: {engine}, checkpoint_seconds: 0.3}}
 """
-LONG = PARAMS.format(engine="stacked").replace("epochs: 3", "epochs: 5000")
+LONG = (
+    PARAMS.format(engine="stacked")
+    .replace("epochs: 3", "epochs: 5000")
+    .replace("compute: {", "compute: {workers: 1, ")  # it leaves the other cores to other tests
+)
 RESULTS = ("history.parquet", "weights.safetensors", "runs.json")
 
 
@@ -38,6 +43,7 @@ class Folder:
     def __init__(self, root: Path, engine: str) -> None:
         self.root = root
         (root / "params.yaml").write_text(PARAMS.format(engine=engine))
+        add_database(root)
 
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 
 import smallbatch
 from tests.analysis import synthetic
+from tests.database import add_database
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
@@ -27,6 +28,7 @@ PAGE = (ROOT / "docs/python.md").read_text()
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder beside which the results are, as in a clone."""
     (tmp_path / "results").symlink_to(ROOT / "results")
+    add_database(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")

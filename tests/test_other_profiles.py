@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import timm
-from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from smallbatch import tracking
-from smallbatch.cli.main import main
 from smallbatch.config import profiles
-from tests.project import ROOT, Project
-from tests.test_paper_profiles import columns, smoke, stand_in, written
-
-REAL = ROOT.parent / "shared/datasets"
+from tests.smoke import REAL, reproduced, runs_of, smoke, stand_in
 
 pytestmark = pytest.mark.slow
 
 
-class _NoMirror:
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
-@pytest.fixture(autouse=True)
-def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "LiveMirror", _NoMirror)
-
-
-def reproduced(params: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A project after every stage, all in this process."""
-    project = written(params, root)
-    monkeypatch.chdir(project.root)
-    trained = [("train", *column) for column in columns(params)]
-    for words in (("prepare",), *trained, ("measure",), ("evaluate",), ("report",)):
-        done = CliRunner().invoke(main, words)
-        assert done.exit_code == 0, done.output
-    return project
-
-
-def runs_of(project: Project) -> pd.DataFrame:
-    return pd.read_parquet(project.root / "reports/evaluation/runs.parquet")
-
-
-def test_momentum_stands_beside_plain_sgd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_momentum_stands_beside_plain_sgd(tmp_path: Path) -> None:
     images = REAL / "cifar10"
     if not images.is_dir():
         images = stand_in(tmp_path / "data", 10, "label")
     params = smoke("momentum-cifar10", {"path": str(images)})
-    project = reproduced(params, tmp_path / "project", monkeypatch)
+    project = reproduced(params, tmp_path / "project")
     runs = runs_of(project)
     assert set(runs.study) == set(params["grid"]["studies"])
     plain = set(runs[~runs.study.str.endswith("-momentum")].study)
@@ -72,7 +38,7 @@ def test_momentum_stands_beside_plain_sgd(tmp_path: Path, monkeypatch: pytest.Mo
         assert own == others
 
 
-def test_a_model_is_fine_tuned_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_fine_tuned_from_a_file(tmp_path: Path) -> None:
     params: dict[str, Any] = YAML(typ="safe").load(profiles.read("finetune", "smoke"))
     root = tmp_path / "project"
     rng = np.random.default_rng(0)
@@ -87,7 +53,7 @@ def test_a_model_is_fine_tuned_from_a_file(tmp_path: Path, monkeypatch: pytest.M
     weights.parent.mkdir()
     before = timm.create_model("resnet18", num_classes=7).state_dict()
     save_file(before, weights)
-    project = reproduced(params, root, monkeypatch)
+    project = reproduced(params, root)
     runs = runs_of(project)
     assert set(runs.study) == {"all-weights", "head-only"}
     assert set(runs.outcome) == {"finished"}

@@ -2,107 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
-from ruamel.yaml import YAML
 
-from smallbatch import tracking
-from smallbatch.cli.main import main
-from smallbatch.config import profiles
-from tests.data.conftest import IMAGE_TYPE, encode, noise
-from tests.project import ROOT, Project, stages_run
-
-REAL = ROOT.parent / "shared/datasets"
+from tests.project import Project
+from tests.smoke import REAL, call, reproduced, runs_of, smoke, stand_in
 
 pytestmark = pytest.mark.slow
 
 
-def stand_in(folder: Path, classes: int, label: str) -> Path:
-    """Noise of 32×32 in the Parquet layout of the Hugging Face hub, every class in both splits."""
-    folder.mkdir(parents=True)
-    features = {label: {"_type": "ClassLabel", "names": [f"class {k}" for k in range(classes)]}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for split, count in (("train", 8), ("test", 2)):
-        labels = np.tile(np.arange(classes), count)
-        images = [
-            {"bytes": encode(noise(row, 32, 32, 3)), "path": None} for row in range(len(labels))
-        ]
-        table = pa.table({"img": pa.array(images, type=IMAGE_TYPE), label: pa.array(labels)})
-        path = folder / f"{split}-00000-of-00001.parquet"
-        pq.write_table(table.replace_schema_metadata(metadata), path)
-    return folder
-
-
-def smoke(name: str, dataset: dict[str, Any]) -> dict[str, Any]:
-    """A profile at scale smoke, its images read from a folder of Parquet files."""
-    params: dict[str, Any] = YAML(typ="safe").load(profiles.read(name, "smoke"))
-    params["dataset"] |= {"source": "parquet", **dataset}
-    return params
-
-
-def written(params: dict[str, Any], root: Path) -> Project:
-    project = Project(root, "")
-    with (root / "params.yaml").open("w") as file:
-        YAML(typ="safe").dump(params, file)
-    return project
-
-
-def columns(params: dict[str, Any]) -> list[tuple[str, str]]:
-    """(study, batch size) of every column, those that take another's base learning rate last."""
-    grid = params["grid"]
-    studies = [*grid["studies"], *(it["name"] for it in grid["dependent"])]
-    return [(study, str(m)) for study in studies for m in grid["batch_sizes"]]
-
-
-class _NoMirror:
-    def __getattr__(self, _name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    """Both profiles: that of few studies through `dvc`, that of many in this process."""
+    """Both profiles."""
     root = tmp_path_factory.mktemp("paper")
     cifar10 = REAL / "cifar10"
     if not cifar10.is_dir():
         cifar10 = stand_in(root / "cifar10-data", 10, "label")
     cifar100 = stand_in(root / "cifar100-data", 100, "fine_label")
+    many = smoke("paper-cifar10", {"path": str(cifar10)})
     few = smoke("paper-cifar100", {"path": str(cifar100), "label_column": "fine_label"})
-    through_dvc = written(few, root / "cifar100")
-    with through_dvc.start("dvc", "repro") as dvc:
-        many = smoke("paper-cifar10", {"path": str(cifar10)})
-        del many["grid"]["batch_sizes"][1:]  # its many studies take the time; the other has both
-        here = written(many, root / "cifar10")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(here.root)
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            patch.setattr(tracking, "LiveMirror", _NoMirror)
-            for words in (
-                ("prepare",),
-                *(("train", *column) for column in columns(many)),
-                ("measure",),
-                ("evaluate",),
-                ("report",),
-            ):
-                done = CliRunner().invoke(main, words)
-                assert done.exit_code == 0, done.output
-        output = dvc.communicate()[0]
-    assert dvc.returncode == 0, output
-    assert len(stages_run(output)) == 1 + len(columns(few)) + 3
-    return {"10": here, "100": through_dvc}
-
-
-def runs_of(project: Project) -> pd.DataFrame:
-    return pd.read_parquet(project.root / "reports/evaluation/runs.parquet")
+    return {"10": reproduced(many, root / "10"), "100": reproduced(few, root / "100")}
 
 
 def test_every_study_of_every_cifar_figure_is_run(projects: dict[str, Project]) -> None:
@@ -143,9 +61,28 @@ def test_sgd_batch_and_bn_batch_are_axes_of_their_own(projects: dict[str, Projec
     assert same["final_train_loss"] == pytest.approx(twin["final_train_loss"], rel=1e-4)
 
 
-def test_every_run_is_tracked_once(projects: dict[str, Project]) -> None:
+def test_every_run_is_tracked_once(
+    projects: dict[str, Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(projects["100"].root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    call("sync")
     tracked = [name for _, name in projects["100"].runs_in_mlflow()]
     assert sorted(tracked) == sorted(set(runs_of(projects["100"]).run))
+
+
+def test_dvc_has_a_stage_for_every_column(projects: dict[str, Project]) -> None:
+    """`dvc repro` itself, with both kinds of stages that train: test_pipeline.py."""
+    for project in projects.values():
+        runs = runs_of(project)
+        ghost = runs.bn_batch_sizes.notna()
+        plain = set(runs[~ghost].study + "-" + runs[~ghost].batch_size.astype(str))
+        dependent = {f"study0-{m}" for m in runs[ghost].batch_size}
+        listed = project.call("dvc", "stage", "list", "--name-only").split()
+        assert {it for it in listed if it.startswith("train")} == {
+            *(f"train@{name}" for name in plain),
+            *(f"train_dependent@{name}" for name in dependent),
+        }
 
 
 def test_the_report_shows_every_study(projects: dict[str, Project]) -> None:

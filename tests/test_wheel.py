@@ -1,7 +1,11 @@
-"""The whole product from a wheel, in an environment and a folder that know no repository."""
+"""The whole product from a wheel, in an environment and a folder that know no repository.
+
+What runs there is the tutorial, from nothing to a comparison.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,18 +13,20 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from tests.docs.pages import DOCS, blocks
 from tests.project import stages_run
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", ".dvcignore", ".dvc/config",
           ".dvc/.gitignore")  # fmt: skip
 DATA = (".cpp", ".h", ".j2", ".css", ".js", ".json", ".yaml")
+
+PAGE = DOCS / "tutorial.md"
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +35,11 @@ class Installed:
     """An environment with the wheel; the libraries are those of the environment of the tests."""
 
     def __init__(self, root: Path) -> None:
-        self.venv, self.project = root / "venv", root / "project"
+        self.venv, self.home, self.project = (
+            root / name for name in ("venv", "home", "work/my-study")
+        )
+        self.home.mkdir()
+        self.project.parent.mkdir()
         self.wheel = _build(root)
         venv.create(self.venv, symlinks=True)
         (self.site,) = self.venv.glob("lib/python*/site-packages")
@@ -37,7 +47,6 @@ class Installed:
         libraries = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
         (self.site / "libraries.pth").write_text("".join(f"{it}\n" for it in sorted(libraries)))
         self.pip(self.wheel)
-        self.project.mkdir()
 
     def pip(self, wheel: Path) -> None:
         """Install a wheel, without what it requires."""
@@ -45,11 +54,16 @@ class Installed:
                   "--quiet", "--no-deps", "--no-index", wheel, cwd=self.venv)  # fmt: skip
 
     def start(self, *words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        # DVC is of the environment of the tests.
+        path = [str(self.venv / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
         environment = {
-            name: value for name, value in os.environ.items()
-            if name not in ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
-        }  # fmt: skip
-        environment["PATH"] = f"{self.venv / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "PATH": os.pathsep.join(path),
+            # The kernels of all tests: to compile them anew takes long.
+            "SMALLBATCH_CACHE": os.environ["SMALLBATCH_CACHE"],
+            "DVC_SITE_CACHE_DIR": str(self.home / "dvc"),
+        }
         return subprocess.run(
             words,
             cwd=cwd,
@@ -57,7 +71,7 @@ class Installed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
 
     def call(self, *words: str | Path, cwd: Path | None = None) -> str:
@@ -67,12 +81,11 @@ class Installed:
         return done.stdout
 
     def python(self, program: str) -> str:
-        return self.call(self.venv / "bin/python", "-c", program).strip()
+        return self.call(self.venv / "bin/python", "-c", program, cwd=self.home).strip()
 
     def repro(self, *targets: str) -> list[str]:
         """The stages whose commands ran."""
-        dvc = (self.venv / "bin/python", "-m", "dvc")
-        return sorted(stages_run(self.call(*dvc, "repro", *targets)))
+        return sorted(stages_run(self.call("dvc", "repro", *targets)))
 
     def edit(self, name: str, comment: str) -> None:
         """Add a comment to a file of the installed package, as an upgrade might."""
@@ -104,7 +117,7 @@ def test_a_wheel_gives_the_whole_product(tmp_path: Path) -> None:
     where = Path(installed.python("import smallbatch; print(smallbatch.__file__)"))
     assert where == installed.site / "smallbatch/__init__.py"
     _all_files_are_there(installed)
-    _a_project_runs(installed)
+    _the_tutorial_runs(installed)
     _an_upgrade_runs_again_what_it_changed(installed)
     _another_project_of_the_name_is_told(installed)
 
@@ -122,44 +135,42 @@ def _all_files_are_there(installed: Installed) -> None:
     assert len(kept) > 200
     assert kept <= packed
     assert (installed.venv / "bin/smallbatch-team-server").exists()
-    refused = installed.start(installed.venv / "bin/smallbatch-team-server", cwd=installed.project)
+    refused = installed.start(installed.venv / "bin/smallbatch-team-server", cwd=installed.home)
     assert (refused.returncode, refused.stderr.partition(":")[0]) == (2, "team-server")
 
 
-def _a_project_runs(installed: Installed) -> None:
+def _the_tutorial_runs(installed: Installed) -> None:
+    """As a newcomer follows it: its blocks, one after the other, in one shell."""
+    found = [block for block in blocks(PAGE) if block.language == "sh"]
+    script = "".join(block.text for block in found if block.executed)
+    assert len(found) - sum(block.executed for block in found) == 2  # a browser and a server
+    output = installed.call("bash", "-euo", "pipefail", "-c", script, cwd=installed.project.parent)
+    study = installed.project
+    assert (study / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+    assert (study / "reports/report.html").stat().st_size > 100_000
+    before = json.loads((study / "before.json").read_text())["answers"]
+    after = json.loads((study / "reports/answers.json").read_text())["answers"]
+    assert len(before) == len(after) > 0
+    assert before != after
+    # "Only the new columns train": each column's command was called once.
+    trained = {f"train@resnet8-{m}": 1 for m in (4, 8, 32)}
+    once = {"prepare": 1, "measure": 1, **trained}
+    assert Counter(stages_run(output)) == {**once, "evaluate": 2, "report": 2}
     assert "quick" in installed.call("smallbatch", "profile", "list")
-    installed.call("smallbatch", "init")
-    assert (installed.project / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
-    _shrink(installed.project / "params.yaml")
-    assert installed.repro() == ["evaluate", "measure", "prepare", "report", "train@resnet8-bn-8"]
-    assert (installed.project / "reports/report.html").stat().st_size > 10_000
-    assert "digits/resnet8-bn: " in installed.call("smallbatch", "answer")
     untracked = installed.call("git", "status", "--porcelain", "--untracked-files=all")
     names = {line.split()[-1] for line in untracked.splitlines()}
     assert {"dvc.lock", "dvc.yaml", "params.yaml"} <= names
     assert not any(name.startswith((".smallbatch", "models", "mlflow", "data")) for name in names)
 
 
-def _shrink(params: Path) -> None:
-    """One column of two runs of one epoch."""
-    yaml = YAML()
-    content: Any = yaml.load(params)
-    content["dataset"] |= {"subset": 60, "test_subset": 40}
-    content["grid"] |= {"studies": ["resnet8-bn"], "batch_sizes": [8], "seeds": 1,
-                        "base_lrs": ["2^-8", "2^-6"]}  # fmt: skip
-    content["studies"]["resnet8-bn"]["epochs"] = 1
-    content["compute"]["engine"] = "loop"  # which compiles nothing
-    yaml.dump(content, params)
-
-
 def _an_upgrade_runs_again_what_it_changed(installed: Installed) -> None:
     installed.edit("cli/results.py", "# other words\n")  # of which no stage's output is made
     installed.edit("report/page.css", "/* other colours */\n")
     assert installed.repro() == ["report"]
-    runs = installed.project / "models/digits/resnet8-bn/m8/timing.json"
+    (runs,) = installed.project.glob("models/*/resnet8/m8/timing.json")
     before = runs.read_bytes()
     installed.edit("engines/loop.py", "# other numbers\n")
-    assert installed.repro("train@resnet8-bn-8") == ["train@resnet8-bn-8"]
+    assert installed.repro("train@resnet8-8") == ["train@resnet8-8"]
     assert runs.read_bytes() != before
 
 

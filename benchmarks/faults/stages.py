@@ -147,26 +147,35 @@ class Twin:
     seconds: float
 
 
-def make_twin(stage: Stage, folder: Path) -> Twin:
+def make_twin(stage: Stage, scratch: Path) -> Twin:
     """Run a stage undisturbed.
 
     Raises:
         RuntimeError: it fails.
     """
-    prepared = folder / "prepared"
-    prepared.mkdir(parents=True)
-    (prepared / "params.yaml").write_text(
-        PARAMS.format(engine=stage.engine, epochs=EPOCHS[stage.engine], interval=INTERVAL)
-    )
-    for words in stage.before:
-        run(prepared, words, tracked=False)
-    shutil.rmtree(prepared / ".smallbatch", ignore_errors=True)
-    work = folder / "run"
+    prepared, work = _prepared(stage, scratch), scratch / "twin"
     shutil.copytree(prepared, work)
     started = time.monotonic()
     run(work, stage.words, stage.tracked)
     seconds = time.monotonic() - started
-    return Twin(prepared, outputs(stage, work), files(work), seconds)
+    twin = Twin(prepared, outputs(stage, work), files(work), seconds)
+    shutil.rmtree(work)
+    return twin
+
+
+def _prepared(stage: Stage, scratch: Path) -> Path:
+    """The folder that a stage begins with; stages that need the same commands share it."""
+    folder = scratch / "; ".join([stage.engine, *map(" ".join, stage.before)])
+    if folder.exists():
+        return folder
+    folder.mkdir()
+    (folder / "params.yaml").write_text(
+        PARAMS.format(engine=stage.engine, epochs=EPOCHS[stage.engine], interval=INTERVAL)
+    )
+    for words in stage.before:
+        run(folder, words, tracked=False)
+    shutil.rmtree(folder / ".smallbatch", ignore_errors=True)
+    return folder
 
 
 def run(folder: Path, words: tuple[str, ...], tracked: bool) -> None:

@@ -23,6 +23,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from tests.database import empty_database
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
@@ -195,19 +197,9 @@ def columns(tmp_path: Path) -> Columns:
 
 
 @pytest.fixture(scope="session")
-def initialised_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An initialised database without runs: creating MLflow's tables takes a second."""
-    from smallbatch.tracking.store import open_store
-
-    folder = tmp_path_factory.mktemp("database")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        open_store(f"sqlite:///{folder / 'original.db'}")
-    with closing(sqlite3.connect(folder / "original.db")) as connection:
-        connection.execute(f"vacuum into '{folder / 'copy.db'}'")
-    with closing(sqlite3.connect(folder / "copy.db")) as connection:
-        connection.execute("pragma journal_mode=wal")
-    return folder / "copy.db"
+def initialised_database() -> Path:
+    """An initialised database without runs."""
+    return empty_database()
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,9 @@
 
 The wrappers choose blocks and constants as for a real step; what they would launch is written down
 instead, with the types and the divisibility by 16 that Triton would see. Of launches with the same
-blocks and types the one with the most channels is compiled. Prints a kernel's name and the shared
-memory that it takes in bytes, a line each.
+blocks and types the one with the most channels is compiled, and of those as few as together have
+every pair of a kernel's values (of a constant, a type, an option) that occurs. Prints a kernel's
+name and the shared memory that it takes in bytes, a line each.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ class Launch:
         types = [t for t in self.signature.values() if t != "constexpr"]
         return self.kernel.__name__, *(str(part) for part in (constants, types, self.options))
 
+    def pairs(self) -> set[tuple[tuple[str, str], ...]]:
+        """Every two of its values."""
+        kinds = (self.constants, self.signature, self.options)
+        values = {(n, str(v)) for kind in kinds for n, v in kind.items() if n not in MINOR}
+        return set(itertools.combinations(sorted(values), 2))
+
     def size(self) -> tuple[int, int]:
         """Channels, and those of a shortcut."""
         of = self.constants
@@ -133,11 +140,23 @@ def record() -> None:
         )
 
 
+def chosen() -> Iterator[Launch]:
+    """The launches to compile: always next what has most pairs that none before had."""
+    for kernel in {launch.kernel for launch in launches.values()}:
+        pairs = {it: it.pairs() for it in launches.values() if it.kernel is kernel}
+        left = set[Any]().union(*pairs.values())
+        while left:
+            best = max(pairs, key=lambda it: (len(pairs[it] & left), it.size()))
+            left -= pairs[best]
+            yield best
+
+
 def main() -> None:
     record()
+    each = list(chosen())
     # Each of two processes compiles every other kernel.
     second = os.fork() == 0
-    for launch in list(launches.values())[second::2]:
+    for launch in each[second::2]:
         # One write, which the other process cannot cut in two.
         os.write(1, f"{launch.kernel.__name__} {launch.build()}\n".encode())
     if second:
