@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smallbatch.errors import UserError
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
-from smallbatch.models.pretrained import head_of
+from smallbatch.models.pretrained import head_of, read_weights
 from tests.own_model import write_net
 
 MODELS = [("resnet8", "batch", "fc"), ("test_resnet", "batch", "fc"),
@@ -170,3 +170,12 @@ def test_a_frozen_model_trains_its_head_only(model: str, norm: str, head: str) -
     torch.testing.assert_close(  # of an example alone
         logits[:1], built(images[:1]), rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_weights_of_one_run_as_we_keep_them_are_taken(tmp_path: Path) -> None:
+    own = {"0a1b/fc.weight": torch.ones(2, 3), "0a1b/fc.bias": torch.zeros(2)}
+    save_file(own, tmp_path / "one.safetensors")
+    assert set(read_weights(tmp_path / "one.safetensors")) == {"fc.weight", "fc.bias"}
+    save_file({**own, "2c3d/fc.bias": torch.zeros(2)}, tmp_path / "two.safetensors")
+    with pytest.raises(UserError, match=r"two.safetensors: has the weights of 2 runs, allowed: of"):
+        read_weights(tmp_path / "two.safetensors")

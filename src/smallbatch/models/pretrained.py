@@ -134,8 +134,10 @@ def head_of(model: nn.Module, name: str) -> tuple[str, ...]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a torch state dict, which is read without pickle.
 
+    The ``weights.safetensors`` of a single run is one as well.
+
     Raises:
-        UserError: It is missing, damaged, or neither of the two.
+        UserError: It is missing, damaged, or neither of the two; or it has several runs.
     """
     try:
         durable.check_regular(path)
@@ -168,7 +170,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"pretrained: {path}: {key!r}: found {type(value).__name__}, allowed: tensors by "
                 "name"
             )
-    return dict(tensors)
+    return _of_one_run(dict(tensors), path)
+
+
+def _of_one_run(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Names without the run's hash that is before them in files of our own."""
+    runs = {key.partition("/")[0] if "/" in key else "" for key in tensors}
+    if "" in runs:
+        return tensors
+    if len(runs) > 1:
+        raise UserError(
+            f"pretrained: {path}: has the weights of {len(runs)} runs, allowed: of one, such as "
+            "`smallbatch run` writes"
+        )
+    return {key.partition("/")[2]: value for key, value in tensors.items()}
 
 
 def fetch(model: str) -> None:
