@@ -141,7 +141,7 @@ ADAMW = {"optimizer": "adamw", "lrs": [0.001]}
         ({**ADAMW, "eps": 0.0}, "eps: found 0.0, allowed: "),
         (
             {**ADAMW, "base_lrs": [0.1]},
-            "base_lrs: found with optimizer adamw, allowed with sgd or momentum or nesterov; adamw's",
+            "base_lrs: found with optimizer adamw, allowed with sgd or momentum or nesterov; adamw",
         ),
         ({"optimizer": "adamw"}, "lrs: missing, allowed with adamw: a list of learning rates η"),
         (
