@@ -17,6 +17,7 @@ from smallbatch.config.model_files import FROM_TIMM, weights_file
 from smallbatch.config.model_names import registered_name
 from smallbatch.errors import UserError, first_line
 from smallbatch.models.population import batch_norms, keep_in_evaluation
+from smallbatch.text import count
 
 _NESTED = ("state_dict", "model")  # where a checkpoint has its weights, as those of timm do
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -180,7 +181,7 @@ def _of_one_run(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         return tensors
     if len(runs) > 1:
         raise UserError(
-            f"pretrained: {path}: has the weights of {len(runs)} runs, allowed: of one, such as "
+            f"pretrained: {path}: has the weights of {count(len(runs), 'run')}, allowed: of one, as "
             "`smallbatch run` writes"
         )
     return {key.partition("/")[2]: value for key, value in tensors.items()}
