@@ -177,5 +177,5 @@ def test_the_weights_of_one_run_as_we_keep_them_are_taken(tmp_path: Path) -> Non
     save_file(own, tmp_path / "one.safetensors")
     assert set(read_weights(tmp_path / "one.safetensors")) == {"fc.weight", "fc.bias"}
     save_file({**own, "2c3d/fc.bias": torch.zeros(2)}, tmp_path / "two.safetensors")
-    with pytest.raises(UserError, match=r"two.safetensors: has the weights of 2 runs, allowed: of one"):
+    with pytest.raises(UserError, match="has the weights of 2 runs, allowed: of one"):
         read_weights(tmp_path / "two.safetensors")

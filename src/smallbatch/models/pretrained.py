@@ -181,8 +181,8 @@ def _of_one_run(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         return tensors
     if len(runs) > 1:
         raise UserError(
-            f"pretrained: {path}: has the weights of {count(len(runs), 'run')}, allowed: of one, as "
-            "`smallbatch run` writes"
+            f"pretrained: {path}: has the weights of {count(len(runs), 'run')}, allowed: of one, "
+            "as `smallbatch run` writes"
         )
     return {key.partition("/")[2]: value for key, value in tensors.items()}
 
