@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sqlite3
@@ -20,6 +21,7 @@ PROGRAM = "import sys; from smallbatch.tracking.store import open_store; open_st
 def empty_database() -> Path:
     """The one that all tests of this process copy."""
     folder = Path(tempfile.mkdtemp(prefix="smallbatch-test-database-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     subprocess.run(
         [sys.executable, "-c", PROGRAM, f"sqlite:///{folder / 'original.db'}"],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},

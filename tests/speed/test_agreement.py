@@ -64,14 +64,21 @@ def test_grouped_convolutions_make_the_loops_first_update(norm: str) -> None:
 
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adamw"])
 def test_so_do_optimisers_with_moments(optimizer: Optimizer) -> None:
-    """Also where gradients err by more than those that are nearly 0: AdamW's is not their sign."""
-    workload = replace(CASE, norm="none", lanes=4, optimizer=optimizer)
-    check(workload, GROUPED)
-    start, expected = agreement._loops(workload, None)
-    found = agreement.first_updates(replace(workload, precision="bf16"), GROUPED)
-    names = zip(found, expected, strict=True)  # of other hashes, as the precision is a setting
-    deviation = worst([(found[one], expected[two], start[two]) for one, two in names])
-    assert 1e-3 < deviation < LIMIT["bf16"]
+    check(replace(CASE, optimizer=optimizer), GROUPED)
+
+
+def test_adamws_update_errs_as_its_gradient_does() -> None:
+    """Not as the gradient's sign, which in bf16 is wrong for many weights of small gradients."""
+
+    def deviation(optimizer: Optimizer) -> float:
+        agreement._loops.cache_clear()
+        workload = replace(CASE, norm="none", optimizer=optimizer)
+        start, expected = agreement._loops(workload, None)
+        found = agreement.first_updates(replace(workload, precision="bf16"), GROUPED)
+        names = zip(found, expected, strict=True)  # of other hashes: the precision is a setting
+        return worst([(found[one], expected[two], start[two]) for one, two in names])
+
+    assert deviation("adamw") == pytest.approx(deviation("sgd"), rel=0.1)
 
 
 @pytest.mark.slow
