@@ -423,6 +423,7 @@ def test_studies_that_are_one_in_yaml_are_each_scaled_once(folder: Path) -> None
     (folder / "profiles/mine.yaml").write_text("""
 dataset: {name: digits, source: digits}
 grid: {studies: [a, b, c], dependent: [], batch_sizes: [8], base_lrs: [2^-8], seeds: 1}
+advise: {studies: []}
 studies:
   a: &base {model: resnet8, norm: none, epochs: 40, weight_decay: 0.0001}
   b:
@@ -448,6 +449,7 @@ def test_names_of_others_do_not_steer_a_terminal(folder: Path) -> None:
     (folder / "params.yaml").write_text("""
 dataset: {name: own, source: image_folder, path: img}
 grid: {studies: [s], dependent: [], batch_sizes: [2], base_lrs: [2^-8], seeds: 1}
+advise: {studies: []}
 studies: {s: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}}
 """)
     done = call("prepare")

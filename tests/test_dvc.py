@@ -21,6 +21,7 @@ from tests.report.browser import CHROMIUM, browser, opened
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 200}
 grid: {studies: [resnet8], dependent: [], batch_sizes: [8], base_lrs: [2^-8, 2^-6], seeds: 1}
+advise: {studies: []}
 studies:
   resnet8: {model: resnet8, norm: batch, epochs: 1, weight_decay: 0.0001}
 compute: {engine: loop, workers: 1}

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 PARAMS = """
 dataset: {{name: digits, source: digits, subset: 400, test_subset: 100}}
 grid: {{studies: [bn], dependent: [], batch_sizes: [4], base_lrs: [1], seeds: 2}}
+advise: {{studies: []}}
 studies:
   bn:
     {{model: resnet8, norm: batch, epochs: 3, weight_decay: 0.0001,

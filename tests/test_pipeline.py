@@ -22,6 +22,7 @@ grid:
   batch_sizes: [8]
   base_lrs: [2^-8, 2^-6, 2^6]
   seeds: 1
+advise: {studies: []}
 studies:
   plain: {model: resnet8, norm: none, epochs: 2, weight_decay: 0.0001, figure: "2"}
   bn: {model: resnet8, norm: batch, base_lr: best of plain, epochs: 2, weight_decay: 0.0001}

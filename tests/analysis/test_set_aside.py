@@ -23,6 +23,7 @@ PARAMS = """
 dataset: {name: digits, source: digits}
 grid: {studies: [kept], dependent: [{name: after, after: kept}], batch_sizes: [2, 8],
        base_lrs: [2^-6], seeds: 3}
+advise: {studies: []}
 studies:
   kept: {model: resnet8, epochs: 12, weight_decay: 0.0001}
   after: {model: resnet8, norm: batch, epochs: 12, weight_decay: 0.0001, base_lr: best of kept}

@@ -20,6 +20,7 @@ PARAMS = """
 dataset: {name: digits, source: digits, subset: 60, test_subset: 40}
 grid: {studies: [plain, bn], dependent: [{name: after, after: bn}], batch_sizes: [8],
        base_lrs: [2^-8], seeds: 1}
+advise: {studies: []}
 studies:
   plain: {model: resnet8, norm: none, epochs: 6, weight_decay: 0.0001}
   bn: {model: resnet8, norm: batch, epochs: 6, weight_decay: 0.0001, base_lrs: [2^-7]}
@@ -174,6 +175,7 @@ def test_params_edited_while_dvc_trains_are_trained_by_the_next_repro(tmp_path: 
     text = (
         "dataset: {name: digits, source: digits, subset: 60, test_subset: 40}\n"
         "grid: {studies: [plain], dependent: [], batch_sizes: [8], base_lrs: [2^-8], seeds: 1}\n"
+        "advise: {studies: []}\n"
         "studies:\n"
         "  plain: {model: resnet8, norm: none, epochs: 20, weight_decay: 0.0001}\n"
     )

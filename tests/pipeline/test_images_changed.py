@@ -14,6 +14,7 @@ from tests.project import Project
 PARAMS = """
 dataset: {name: own, source: image_folder, path: img, subset: 8}
 grid: {studies: [a], dependent: [], batch_sizes: [4], base_lrs: [2^-6], seeds: 1}
+advise: {studies: []}
 studies:
   a: {model: resnet8, norm: none, epochs: 1, weight_decay: 0}
 """

@@ -49,6 +49,7 @@ DEPENDENT = """
 dataset: {name: digits, source: digits, subset: 60, test_subset: 40}
 grid: {studies: [a], dependent: [{name: b, after: a}], batch_sizes: [4], base_lrs: [2^-8, 2^-6],
        seeds: 2}
+advise: {studies: []}
 studies:
   a: {model: resnet8, norm: none, epochs: 3, weight_decay: 0}
   b: {model: resnet8, norm: none, epochs: 3, weight_decay: 0, base_lr: best of a}

@@ -19,6 +19,7 @@ from tests.project import Project, stages_run
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 100, test_subset: 40}
 grid: {studies: [tuned], dependent: [], batch_sizes: [8], base_lrs: [2^-8, 2^-6], seeds: 1}
+advise: {studies: []}
 studies:
   tuned:
     {model: "nets.mine:Net", norm: batch, epochs: 1, weight_decay: 0.0001,

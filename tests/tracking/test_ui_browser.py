@@ -22,6 +22,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 PARAMS = """
 dataset: {name: digits, source: digits}
 grid: {studies: [study], dependent: [], batch_sizes: [8], base_lrs: [2^-6, 2^-3], seeds: 2}
+advise: {studies: []}
 studies: {study: {model: resnet8, norm: none, epochs: 6, weight_decay: 0}}
 """
 

@@ -10,6 +10,7 @@ import click
 
 from smallbatch import DISTRIBUTION
 from smallbatch.cli import door, pipeline, results
+from smallbatch.cli.advise import advise
 from smallbatch.cli.bench import bench
 from smallbatch.cli.profiles import profile
 from smallbatch.cli.projects import init
@@ -76,12 +77,13 @@ def main() -> None:
       smallbatch init study && cd study                # a project of your own
       dvc repro                                        # data → runs → report
       smallbatch run --model resnet8 --batch-size 4 --base-lr 2^-6 --epochs 20
+      smallbatch advise --data photos --model resnet18 --budget 20m   # for your own images
       smallbatch ui                                    # browse the runs in MLflow
     """
 
 
 for command in (
-    init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
+    init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run, advise,
     results.evaluate, results.report, results.answer, results.claims, results.sync, results.ui,
     profile, bench,
 ):  # fmt: skip

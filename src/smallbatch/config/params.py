@@ -75,6 +75,20 @@ class ComputeConfig(Strict):
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
 
 
+class AdviseConfig(Strict):
+    """Which studies' models `smallbatch advise` is asked about, and what that may cost.
+
+    ``budget`` is a time such as ``20m``, or ``images=2e6``, for each study; ``batch_sizes`` are
+    those that are tried; ``target`` is the highest accuracy, or the shortest training that cannot
+    be told from it. A training is as long as the study's ``epochs``.
+    """
+
+    studies: Annotated[tuple[str, ...], Field(strict=False, max_length=1000)] = ()
+    budget: str = "20m"
+    batch_sizes: BatchSizes | None = None
+    target: Literal["accuracy", "time"] = "accuracy"
+
+
 class Params(Strict):
     """A whole params.yaml; ``scales`` are a profile's smaller copies, used by `profiles` only."""
 
@@ -82,6 +96,7 @@ class Params(Strict):
     grid: GridConfig
     studies: dict[Name, StudyConfig]
     compute: ComputeConfig = ComputeConfig()
+    advise: AdviseConfig = AdviseConfig()
     scales: dict[Name, dict[str, Any]] = Field(default={})
 
     @model_validator(mode="after")
@@ -98,6 +113,16 @@ class Params(Strict):
                 raise ValueError(
                     f"grid.batch_sizes: found {max(self.grid.batch_sizes)}, allowed: at most the "
                     f"{kept} training examples of dataset.subset"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _advice_is_on_studies(self) -> Self:
+        refuse_repeats("advise.studies", self.advise.studies)
+        for name in self.advise.studies:
+            if name not in self.studies:
+                raise ValueError(
+                    f"advise.studies: found {name!r}, {allowed(name, list(self.studies))}"
                 )
         return self
 

@@ -55,6 +55,7 @@ def train_column(
     stage: str | None = None,
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    keep_weights: bool = True,
 ) -> None:
     """Train the missing runs of a column and write its result files to ``directory``.
 
@@ -71,6 +72,8 @@ def train_column(
         environment: Hardware, versions and commit of what is trained now, for the record; by
             default the present ones.
         watch: Knows of reasons to stop early; by default there are none.
+        keep_weights: Whether records and files hold the final weights. A folder of records must
+            have those of all runs or of none.
 
     Raises:
         UserError: The model cannot be built for these images.
@@ -96,6 +99,7 @@ def train_column(
             watch,
             lock,
             sampler,
+            keep_weights,
         )
         makers = placement.makers
         records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
@@ -145,6 +149,7 @@ def _train_missing(
     watch: Watch,
     lock: Lock,
     sampler: Sampler,
+    keep_weights: bool,
 ) -> bool:
     """Train the runs that have no record.
 
@@ -183,6 +188,7 @@ def _train_missing(
             checkpoint_seconds=checkpoint_seconds,
             watch=watch,
             beat=beat,
+            keep_weights=keep_weights,
         ),
         on_begin=lambda run, started: _begin(observers, run, started),
         on_epoch=lambda run, row: _tell(observers, run, row),

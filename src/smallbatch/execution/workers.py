@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -62,6 +62,7 @@ class Job:
         checkpoint_seconds: Seconds between a chunk's checkpoints.
         watch: Knows of reasons to stop.
         beat: Shows that this process is alive; to be called regularly.
+        keep_weights: Whether the records hold the final weights.
     """
 
     column: Sequence[Run]
@@ -74,6 +75,7 @@ class Job:
     checkpoint_seconds: float
     watch: Watch
     beat: Callable[[], None]
+    keep_weights: bool = True
 
     @property
     def workers(self) -> int:
@@ -318,6 +320,7 @@ def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
         if run.hash not in missing:
             return
         images = result.rows[-1]["updates"] * run.batch_size
+        result = result if job.keep_weights else replace(result, weights={})
         clock = Clock(
             started=checkpoints.started,
             ended=datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -26,7 +26,7 @@ FOLDER = Path(".smallbatch/code")
 _PLUMBING = ("errors.py", "durable.py", "machine.py", "private.py")
 _READING = (*_PLUMBING, "data/__init__.py", "data/scratch.py", "data/split.py")
 _ENGINES = tuple(sorted({entry for entries in ENTRY.values() for entry in entries}))
-_OF_MODELS = ("train", "train_dependent", "measure")
+_OF_MODELS = ("train", "train_dependent", "measure", "advise")
 _OWN = "./"  # before a file of the project, in a listing
 _BEST = ("analysis/cells.py", "analysis/frames.py", "analysis/generalisation.py")
 
@@ -60,6 +60,12 @@ def of_stages() -> dict[str, list[Path]]:
         "measure": {*settings, *models, *measured},
         "evaluate": modules.sources("analysis/evaluation.py", leave_out=_READING),
         "report": modules.sources("report/page.py", leave_out=_READING),
+        "advise": {
+            *train,
+            *modules.sources("data/prepare.py", leave_out=_PLUMBING),
+            *modules.sources("pipeline/advise/session.py", leave_out=NO_NUMBERS),
+            *modules.sources("report/advice.py", leave_out=_READING),
+        },
     }
     return {stage: sorted(files) for stage, files in found.items()}
 

@@ -9,6 +9,7 @@ from smallbatch import private
 from smallbatch.config.params import Params
 from smallbatch.config.study import StudyConfig
 from smallbatch.errors import Missing, UserError
+from smallbatch.pipeline.advise.trials import FOLDER as ADVICE
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
 from smallbatch.pipeline.tracked import train_and_track
 
@@ -71,15 +72,20 @@ def refuse_for_dvc(params: Params, file: Path) -> None:
     Raises:
         UserError: The key that is missing. Of it DVC itself would say less.
     """
-    if (
-        file == DEFAULT_PARAMS
-        and Path("dvc.yaml").is_file()
-        and "dependent" not in params.grid.model_fields_set
-    ):
-        raise UserError(
-            f"{file}: grid.dependent: missing, which DVC needs; allowed: a list of studies, [] if "
-            "there are none"
-        )
+    if file != DEFAULT_PARAMS or not Path("dvc.yaml").is_file():
+        return
+    needed = {
+        "grid.dependent": "dependent" in params.grid.model_fields_set,
+        # A project that was laid out by an earlier version has no such stage.
+        "advise.studies": "studies" in params.advise.model_fields_set
+        or "${advise.studies}" not in Path("dvc.yaml").read_text(encoding="utf-8"),
+    }
+    for key, is_there in needed.items():
+        if not is_there:
+            raise UserError(
+                f"{file}: {key}: missing, which DVC needs; allowed: a list of studies, [] if there "
+                "are none"
+            )
 
 
 def measure_updates(params: Params) -> Path:
@@ -209,7 +215,7 @@ def result_folders() -> list[Path]:
     Raises:
         UserError: There are none in the current directory.
     """
-    found = [folder for folder in (MODELS, SINGLE_RUNS) if folder.is_dir()]
+    found = [folder for folder in (MODELS, SINGLE_RUNS, ADVICE) if folder.is_dir()]
     if not found:
         raise Missing(f"nothing to sync: neither {MODELS}/ nor {SINGLE_RUNS}/ is in this folder")
     return found

@@ -106,7 +106,7 @@ def single_run(
 
     def plan() -> Column:
         config = _dataset_config(params_file, dataset, say)
-        data = load_prepared(_prepared_for_itself(config, say))
+        data = load_prepared(prepared_for_itself(config, say))
         labels.append(data.test_labels)
         if study.pretrained == FROM_TIMM:
             from smallbatch.models.pretrained import fetch
@@ -156,7 +156,7 @@ def learned_nothing(final: dict[str, Any], labels: Labels) -> str:
     )
 
 
-def _prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> Path:
+def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> Path:
     """Prepare a data set for single runs, apart from the pipeline's.
 
     That is done once per configuration, and again when the source's files or what decodes them have

@@ -35,6 +35,9 @@ grid:
   base_lrs: [2^-12, 2^-10, 2^-8, 2^-6, 2^-4]  # η̃, the learning rate of one image: η = m·η̃
   seeds: 3
 
+advise:
+  studies: []
+
 studies:
   {study}:
     model: {model}

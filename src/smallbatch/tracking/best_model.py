@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOADER = "smallbatch.tracking.loadable"
 NO_MODEL = "none"
-"""The tag's value for a column in which no run finished."""
+"""The tag's value for a column in which no run finished, or of which no weights were kept."""
 
 _REQUIREMENTS = (DISTRIBUTION, "torch", "torchvision", "timm", "numpy", "safetensors")
 
@@ -88,12 +88,12 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
     """Log the model of the column's best cell to the column's parent run.
 
     Returns:
-        Its URI, `models:/<id>`, or `none` if no run finished.
+        Its URI, `models:/<id>`, or `none` if no run finished, or no weights were kept.
     """
     from mlflow.entities import LoggedModelOutput
 
     best = column.best
-    if best is None:
+    if best is None or _is_without_weights(column.directory):
         return NO_MODEL
     client = store.client
     tags = {entries.RUN: best.info.run, entries.SYNCED: best.digest}
@@ -123,6 +123,17 @@ def log_best_model(store: Store, experiment_id: str, column: TrackedColumn, pare
     if logged.model_id not in {it.model_id for it in (outputs.model_outputs if outputs else ())}:
         client.log_outputs(parent_id, [LoggedModelOutput(logged.model_id, 0)])
     return f"models:/{logged.model_id}"
+
+
+def _is_without_weights(directory: Path) -> bool:
+    """Whether a weights file is whole and empty, as of a training that was to keep none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(directory / "weights.safetensors", "numpy") as file:
+            return not file.keys()
+    except (SafetensorError, OSError):
+        return False
 
 
 def save_model(target: Path, column: TrackedColumn, *, model_id: str, run_id: str) -> None:

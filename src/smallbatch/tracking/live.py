@@ -38,14 +38,16 @@ class LiveMirror:
 
     Args:
         uri: The tracking URI; by default MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+        niceness: How much the process gives way to the training, 0 (not at all) to 19.
     """
 
-    def __init__(self, uri: str | None = None):
-        self._uri = uri
+    def __init__(self, uri: str | None = None, niceness: int = 19):
+        self._uri, self._niceness = uri, niceness
         self._initialising = False
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._unanswered = 0
         self._launch()
 
     def start(self, column: ColumnInfo) -> None:
@@ -68,6 +70,17 @@ class LiveMirror:
             }
             self._send("epoch", {"run": asdict(run), "row": values, "time": time.time()})
 
+    def finish_later(self, directory: Path) -> None:
+        """Begin to complete MLflow from a column's result files; `finish` of another waits for it.
+
+        Args:
+            directory: The column's directory.
+        """
+        if self._process is None:
+            self._launch()
+        self._unanswered += 1
+        self._send("finish", {"directory": str(directory.absolute())})
+
     def finish(self, directory: Path, timeout_s: float = 60.0) -> bool:
         """Complete MLflow from the column's result files, then end the process.
 
@@ -82,6 +95,7 @@ class LiveMirror:
         Returns:
             Whether MLflow is complete. If not, one line on stderr says so.
         """
+        self._unanswered += 1
         self._send("finish", {"directory": str(directory.absolute())})
         reason = self._reply(timeout_s)
         self._stop(graceful=reason is None)
@@ -131,11 +145,13 @@ class LiveMirror:
         }
         self._waiting.clear()
         self._size = 0
+        self._unanswered = 0
         self._initialising = False
         try:
             # -P: without it, folders such as ./data and ./models could be imported as packages.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "smallbatch.tracking.live_process"],
+                [sys.executable, "-P", "-m", "smallbatch.tracking.live_process",
+                 str(self._niceness)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -178,7 +194,7 @@ class LiveMirror:
             self._size = 0
 
     def _reply(self, timeout_s: float) -> str | None:
-        """Wait for the answer to `finish`: None for success, else what went wrong."""
+        """Wait for the answer to each `finish`: None for success, else what went wrong first."""
         process = self._process
         if process is None or process.stdout is None:
             return "its mirror process did not start"
@@ -193,7 +209,10 @@ class LiveMirror:
             *lines, received = (received + part).split(b"\n")
             for answer in map(json.loads, lines):
                 if "error" in answer:
-                    return answer["error"]
+                    self._unanswered -= 1
+                    if answer["error"] is not None or not self._unanswered:
+                        return answer["error"]
+                    continue
                 if "initialising" in answer:
                     self._initialising = answer["initialising"]
                     continue

@@ -227,7 +227,7 @@ class Mirror:
 
 
 def main() -> None:
-    """Handle messages until the input ends."""
+    """Handle messages until the input ends; the only argument is the niceness."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the trainer ends, and so the input
     trainer = os.getppid()
     answers = os.fdopen(os.dup(1), "w")
@@ -236,7 +236,7 @@ def main() -> None:
     # At the usual priority, and whatever becomes of the trainer: else, on a busy machine, one
     # column after another would begin it and be over first.
     state.initialise()
-    os.nice(19)  # the workers need the cores
+    os.nice(int(sys.argv[1]))  # the workers need the cores
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox, trainer), daemon=True).start()
     while True:

@@ -1,0 +1,140 @@
+"""The command that advises on batch size and learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smallbatch.cli import door
+from smallbatch.cli.options import MOST, PARAMS, BatchSizes
+
+
+@click.command()
+@click.option(
+    "--data",
+    help="Your images: a folder with a folder for each class, Parquet, or a built-in data set "
+    "(digits, cifar10, cifar100).",
+)
+@click.option(
+    "--model",
+    default="resnet8",
+    show_default=True,
+    help="resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory of your own.",
+)
+@click.option(
+    "--budget",
+    help="What may be spent: a time such as 20m or 2h, or images=2e6, training images seen by all "
+    "runs together.",
+)
+@click.option("--batch-sizes", type=BatchSizes(), help="m; by default 4,16,64.")
+@click.option(
+    "--target",
+    type=click.Choice(["accuracy", "time"]),
+    default="accuracy",
+    show_default=True,
+    help="The highest accuracy, or the shortest training that cannot be told from it.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(2, MOST),
+    help="Of a training; by default what the budget allows.",
+)
+@click.option(
+    "--optimizer",
+    default="sgd",
+    show_default=True,
+    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
+)
+@click.option("--momentum", type=float, help="μ of momentum and nesterov; 0.9 by default.")
+@click.option(
+    "--schedule",
+    default="step",
+    show_default=True,
+    type=click.Choice(["step", "cosine", "constant"]),
+)
+@click.option("--weight-decay", default=1e-4, show_default=True, type=float)
+@click.option(
+    "--warmup", default=0.0, show_default=True, type=float, help="Fraction of training."
+)
+@click.option(
+    "--norm",
+    default="batch",
+    show_default=True,
+    help="none, batch, batch_conv (alexnet), ghost or group.",
+)
+@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+@click.option(
+    "--augment/--no-augment",
+    default=False,
+    show_default=True,
+    help="Random crops after padding by 4, and flips.",
+)
+@click.option(
+    "--pretrained",
+    help="File of weights to start from, all but the head; or timm, for those that it has.",
+)
+@click.option(
+    "--freeze", type=click.Choice(["head only"]), help="Train the head alone, with --pretrained."
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(4, 1024),
+    help="Pixels of a side that images are resized to; by default as they are, 64 at most.",
+)
+@click.option(
+    "--study", help="A study of params.yaml, with its `advise` section, instead of the above."
+)
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and nothing else.")
+@PARAMS
+@click.pass_context
+def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Path,
+           **options: Any) -> None:  # fmt: skip
+    """Which batch size and learning rate to use for your model and images, within a budget.
+
+    Tries where training breaks, races the rest, and compares the two best with fresh seeds. The
+    answer is printed, with pictures in reports/advice.html and all numbers in reports/advice.json.
+    The same command goes on after an interruption.
+
+    \b
+    Examples:
+      smallbatch advise --data photos --model resnet18 --budget 20m
+      smallbatch advise --data cifar10 --model resnet18 --optimizer adamw --budget 2h
+      smallbatch advise --data digits --budget images=1e6 --batch-sizes 2,8,32 --target time
+    """
+    import json
+    import sys
+    from contextlib import redirect_stdout
+    from dataclasses import asdict
+    from functools import partial
+
+    from smallbatch.pipeline.advise.advise import advise as find
+    from smallbatch.pipeline.advise.requests import of_options, of_study
+    from smallbatch.report.advice import advice_text, code_to_paste, write_advice
+
+    if study is not None:
+        given = [it.name for it in ctx.command.params if it.name in options and
+                 ctx.get_parameter_source(it.name).name == "COMMANDLINE"]  # fmt: skip
+        if given:
+            option = given[0].replace("_", "-")
+            raise click.UsageError(f"--study takes all from params.yaml, without --{option}")
+        request, folder, name = of_study(params_file, study), Path("reports/advice"), study
+    else:
+        for option in ("data", "budget"):
+            if options[option] is None:
+                raise click.UsageError(f"Missing option '--{option}'.")
+        request, folder, name = of_options(params_file, options), Path("reports"), "advice"
+    say = partial(click.echo, err=True) if as_json else door.say
+    with redirect_stdout(sys.stderr):
+        advice = find(request, say, code_to_paste)
+    write_advice(advice, folder, name)
+    if as_json:
+        click.echo(json.dumps(asdict(advice)))
+        return
+    click.echo()
+    click.echo(advice_text(advice))
+    click.echo(f"Pictures: {folder / name}.html, numbers: {folder / name}.json")

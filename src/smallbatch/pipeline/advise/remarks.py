@@ -1,0 +1,228 @@
+"""Sentences on what limits an answer, what a larger budget could change, what was not tested."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from scipy.special import ndtri, stdtrit
+
+from smallbatch.analysis.sampling import is_guess
+from smallbatch.config.base_lr import format_base_lr
+from smallbatch.text import count
+
+if TYPE_CHECKING:
+    from smallbatch.analysis.advice import Advice, Final
+    from smallbatch.pipeline.advise.session import Session
+
+FEW_IMAGES = 200
+"""With fewer in a split an accuracy is known to 7 points at best."""
+RISING = 0.02
+"""Accuracy that the last rung gained on the one before, from which on training is called short."""
+_FEW_UPDATES = 50  # after which 99.8 % of divergences had come in results/paper-cifar10-small
+_MOST_SEEDS = 1000
+_POWER = 0.8
+
+
+def warnings(advice: Advice, session: Session) -> tuple[str, ...]:
+    """What limits an answer, the worst first."""
+    found = [
+        *_nothing(advice, session),
+        *_images(advice),
+        *_cut(advice, session),
+        *_edges(advice),
+        *_undecided(advice),
+        *_length(session),
+        *_order(session),
+        *_brackets(advice),
+    ]
+    return tuple(found)
+
+
+def larger_budget(advice: Advice, session: Session) -> tuple[str, ...]:
+    """What a larger budget could still change."""
+    found: list[str] = []
+    used = advice.n_train + advice.n_validation
+    if used < advice.n_available:
+        found.append(
+            f"Trainings had {advice.n_train:,} images, as {used:,} of {advice.n_available:,} were "
+            "taken: with all of them the best learning rate and batch size may be others."
+        )
+    if session.cut:
+        found.append(f"The budget left out {count(len(session.cut), 'candidate')} of the race.")
+    if not session.in_time or advice.final is None:
+        found.append("The comparison of the two best with fresh seeds could be made.")
+    if session.request.epochs is None and advice.epochs < 30:
+        found.append(f"Trainings of more than {count(advice.epochs, 'epoch')}.")
+    if advice.final is not None and _is_open(advice.final):
+        found.append("More seeds in the final could tell the two best apart.")
+    return tuple(found)
+
+
+def untested(advice: Advice, session: Session) -> tuple[str, ...]:
+    """What was not tested."""
+    sizes = ", ".join(str(it.batch_size) for it in advice.ranges)
+    rate = "η" if advice.optimizer == "adamw" else "η̃"
+    return (
+        f"Other batch sizes than {sizes}, and values of {rate} between octaves.",
+        f"Trainings of other lengths than {count(advice.epochs, 'epoch')} of {advice.n_train:,} "
+        "images.",
+        f"Other settings than {advice.optimizer} with the schedule {advice.schedule} and weight "
+        f"decay {session.request.study.weight_decay:g}.",
+    )
+
+
+def _nothing(advice: Advice, session: Session) -> list[str]:
+    if advice.recommended is None:
+        if not advice.ranges:
+            return ["Nothing was trained: the budget ended first."]
+        if session.rungs or not any(it.edge for it in advice.ranges):
+            return ["Every candidate diverged with one seed or more."]
+        return ["The budget ended before any candidate was trained."]
+    told = advice.recommended
+    cells = max(1, len(advice.raced))
+    if is_guess(told.accuracy, told.n_test, session.chance, cells):
+        return [
+            f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
+            "images): this answers nothing. Train longer (--epochs) or check images and labels."
+        ]
+    return []
+
+
+def _images(advice: Advice) -> list[str]:
+    found: list[str] = []
+    few = min(advice.n_validation, advice.n_test)
+    if few < FEW_IMAGES:
+        half = 100 * 1.96 * math.sqrt(0.25 / max(1, few))
+        found.append(
+            f"{count(advice.n_train, 'training image')}, {advice.n_validation} for choosing and "
+            f"{advice.n_test} for testing decide little: an accuracy near a half is known to "
+            f"±{half:.0f} points."
+        )
+    return found
+
+
+def _cut(advice: Advice, session: Session) -> list[str]:
+    if advice.recommended is None:
+        return []
+    if advice.recommended.on == "bracket":
+        return ["The budget ended before the race: the answer is from the search's few updates."]
+    if advice.recommended.on == "race" and session.rungs[-1].share < 1:
+        share = session.rungs[-1].share
+        return [f"The budget ended the race at {share:.0%} of the training."]
+    missing = sorted(set(session.speeds) - {it.batch_size for it in advice.ranges})
+    found = [f"The budget ended before m = {', '.join(map(str, missing))}."] if missing else []
+    if advice.final is None and len(advice.raced) > 1:
+        found.append("No budget was left to compare the two best with fresh seeds.")
+    return found
+
+
+def _edges(advice: Advice) -> list[str]:
+    """The best is the lowest or highest tried, and no seed diverged just above it."""
+    told = advice.recommended
+    if told is None:
+        return []
+    rates = [it.base_lr for it in advice.raced if it.batch_size == told.batch_size]
+    if not rates or min(rates) < told.base_lr < max(rates):
+        return []
+    side = "lowest" if told.base_lr == min(rates) else "highest"
+    edge = next(it.edge for it in advice.ranges if it.batch_size == told.batch_size)
+    if side == "highest" and edge is not None and told.base_lr * 2**0.5 > edge:
+        return [
+            f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
+            "so a slightly different training may diverge. Half of it is safer."
+        ]
+    return [
+        f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
+        "it may be better."
+    ]
+
+
+def _undecided(advice: Advice) -> list[str]:
+    final = advice.final
+    if final is None or not _is_open(final):
+        return []
+    text = "The two best cannot be told apart"
+    needed = _seeds_needed(final)
+    images = _images_needed(final)
+    if needed is None:
+        return [f"{text} by these seeds and images."]
+    return [
+        f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
+        f"show it, on {images:,} test images or more."
+    ]
+
+
+def _length(session: Session) -> list[str]:
+    """Longer trainings gain, so that there the best may be another."""
+    if len(session.rungs) < 2 or session.rungs[-1].share < 1 or not session.rungs[-1].ranked:
+        return []
+    best = session.rungs[-1].ranked[0]
+    before = [it for it in session.rungs[:-1] if best in it.trials and best in it.ranked]
+    if not before:
+        return []
+    (one, other) = (
+        next(it.accuracy for it in rung.rulings if it.candidate == best)
+        for rung in (before[-1], session.rungs[-1])
+    )
+    if other - one <= RISING:
+        return []
+    return [
+        f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
+        f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
+        "another best."
+    ]
+
+
+def _order(session: Session) -> list[str]:
+    """The order changed from rung to rung, so what was stopped may have been better."""
+    found: list[str] = []
+    for rung, after in zip(session.rungs[:-1], session.rungs[1:], strict=True):
+        if not rung.ranked or not after.ranked or rung.ranked[0] == after.ranked[0]:
+            continue
+        first = rung.ranked[0]
+        if first not in after.ranked:
+            continue
+        place = after.ranked.index(first) + 1
+        found.append(
+            f"The order changed: the best at {rung.share:.0%} of the training is number {place} at "
+            f"{after.share:.0%}. One that was stopped at {rung.share:.0%} may have been better."
+        )
+    return found[-1:]
+
+
+def _brackets(advice: Advice) -> list[str]:
+    few = [it for it in advice.ranges if it.updates < _FEW_UPDATES]
+    if not few:
+        return []
+    sizes = ", ".join(str(it.batch_size) for it in few)
+    least = min(it.updates for it in few)
+    return [
+        f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
+        "ones may break at lower learning rates."
+    ]
+
+
+def _is_open(final: Final) -> bool:
+    return final.low is None or final.high is None or final.low <= 0 <= final.high
+
+
+def _seeds_needed(final: Final) -> int | None:
+    """Seeds for which the measured difference, if true, is decided in four of five cases."""
+    if final.low is None or final.high is None or not final.difference:
+        return None
+    n = len(final.seeds)
+    error = (final.high - final.low) / 2 / float(stdtrit(n - 1, 0.975))
+    deviation = error * math.sqrt(n)
+    needed = ((ndtri(0.975) + ndtri(_POWER)) * deviation / abs(final.difference)) ** 2
+    return max(2, math.ceil(needed)) if needed <= _MOST_SEEDS else None
+
+
+def _images_needed(final: Final) -> int:
+    """Test images on which two accuracies this far apart differ by more than sampling does.
+
+    As if each were tested on images of its own, which is at most what the same images need.
+    """
+    p = sum(final.accuracies) / len(final.accuracies)
+    spread = 2 * p * (1 - p)
+    return max(1, math.ceil(spread * (1.96 / final.difference) ** 2))
