@@ -231,7 +231,7 @@ def _listing(files: Path | None) -> str | None:
 
     if files is None:
         return "none"
-    return listing(files) if files.is_dir() else None
+    return listing(files) if files.exists() else None
 
 
 def _dataset_config(params_file: Path, dataset: str, say: Callable[[str], object]) -> DatasetConfig:
