@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from smallbatch.config.values import MOST, Fraction, Name
 
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
+BUILT_IN = ("digits", "cifar10", "cifar100")
+"""The sources that need no settings; each is also the name of its data set."""
 
 MEGAPIXELS = 179  # of the largest image that is decoded, if params.yaml says nothing else
 

@@ -48,22 +48,22 @@ def choose(
         return _without_test(where, found, train)
     if train is None:
         raise UserError(
-            f"{where}: found {_join(found)}; allowed: a training split called "
-            f"{_join(TRAIN_NAMES)}, or dataset.test_fraction where there are no splits"
+            f"{where}: found {listed(found)}; allowed: a training split called "
+            f"{listed(TRAIN_NAMES)}, or dataset.test_fraction where there are no splits"
         )
     rest = [name for name in found if name != train]
     test = _first(rest, TEST_NAMES if test_split is None else (test_split,))
     if test is None and test_split is not None:
-        raise UserError(f"dataset.test_split: found {test_split!r}; allowed here: {_join(rest)}")
+        raise UserError(f"dataset.test_split: found {test_split!r}; allowed here: {listed(rest)}")
     if test is None:
         raise UserError(
-            f"{where}: found {_join(found)}; allowed: a test split called {_join(TEST_NAMES)}, "
+            f"{where}: found {listed(found)}; allowed: a test split called {listed(TEST_NAMES)}, "
             "or dataset.test_split, or dataset.test_fraction, which holds one out"
         )
     others = tuple(name for name in rest if name != test)
     note = None
     if test_split is None and (others or test.lower() != TEST_NAMES[0]):
-        left_out = f"; {_join(others)} not used" if others else ""
+        left_out = f"; {listed(others)} not used" if others else ""
         note = f"{where}: runs train on {train} and are tested on {test}{left_out}"
         note += " (dataset.test_split chooses)"
     return Choice(train, test, others, note)
@@ -91,11 +91,11 @@ def _without_test(where: Path, found: Sequence[str], train: str | None) -> Choic
         train = found[0]
     if train is None:
         raise UserError(
-            f"{where}: found {_join(found)}; allowed: a training split called "
-            f"{_join(TRAIN_NAMES)}, or one split only"
+            f"{where}: found {listed(found)}; allowed: a training split called "
+            f"{listed(TRAIN_NAMES)}, or one split only"
         )
     others = tuple(name for name in found if name != train)
-    note = f"{where}: runs train on {train}; {_join(others)} not used" if others else None
+    note = f"{where}: runs train on {train}; {listed(others)} not used" if others else None
     return Choice(train, None, others, note)
 
 
@@ -107,6 +107,7 @@ def _first(found: Sequence[str], names: Sequence[str]) -> str | None:
     return None
 
 
-def _join(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names in a message: the first few, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED]) or 'none'}{more}"

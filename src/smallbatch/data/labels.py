@@ -64,7 +64,8 @@ def shard_of(path: Path, name: str, column: pa.ChunkedArray, metadata: dict[byte
     classes = tuple(sorted(set(names)))
     index = {each: position for position, each in enumerate(classes)}
     labels = np.array([index[each] for each in names], dtype=np.int64)
-    return Shard(path, labels[pc.index_in(column, different).to_numpy()], classes, text=True)
+    rows: pa.ChunkedArray = pc.index_in(column, different)  # pyright: ignore[reportAttributeAccessIssue]
+    return Shard(path, labels[rows.to_numpy()], classes, text=True)
 
 
 def is_text(found: pa.DataType) -> bool:

@@ -114,7 +114,7 @@ def shard_files(
 
 
 @contextmanager
-def _reading(path: Path) -> Generator[None, None, None]:
+def reading(path: Path) -> Generator[None, None, None]:
     """Turns any error of the Parquet reader, which a damaged file may cause, into one line."""
     try:
         yield
@@ -136,7 +136,13 @@ def _check_memory(where: str, needed: int, allowed: str) -> None:
         )
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Opens a file so that its pages are checked, and read one by one.
+
+    Raises:
+        OSError: It cannot be read.
+        UserError: It is no regular file.
+    """
     check_regular(path)
     # Without a buffer a whole column of a row group is read at once, and not page by page.
     return pq.ParquetFile(
@@ -145,7 +151,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 
 def _open_shard(path: Path, image_column: str, label_column: str) -> Shard:
-    with _reading(path), _parquet(path) as file:
+    with reading(path), parquet_file(path) as file:
         schema = file.schema_arrow
         for key, column in (("image_column", image_column), ("label_column", label_column)):
             if schema.names.count(column) != 1:
@@ -163,12 +169,17 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> Shard:
         return shard
 
 
-def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
+def is_of_images(found: pa.DataType) -> bool:
+    """Whether a column of this type may hold encoded images: binary, or a struct with ``bytes``."""
     inner = found
     if pa.types.is_struct(found):
         index = found.get_field_index("bytes")
         inner = found.field(index).type if index >= 0 else found
-    if _without_view(inner) not in (pa.binary(), pa.large_binary()):
+    return _without_view(inner) in (pa.binary(), pa.large_binary())
+
+
+def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
+    if not is_of_images(found):
         raise UserError(
             f"{path}: column {name!r} has type {found}; "
             "allowed: binary, or struct<bytes: binary, path: string>"
@@ -204,12 +215,17 @@ def _encoded(shards: list[Shard], rows: Rows, image_column: str) -> Iterator[Enc
         end = start + len(shard.labels)
         inside = rows[(rows >= start) & (rows < end)] - start
         if len(inside):
-            yield from _encoded_in_shard(shard.path, inside, image_column)
+            yield from encoded_in(shard.path, inside, image_column)
         start = end
 
 
-def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
-    with _reading(path), _parquet(path) as file:
+def encoded_in(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
+    """Yields the encoded images of ascending rows of one file, one row or more.
+
+    Raises:
+        UserError: The file is damaged or too large for the memory, or a row has no image.
+    """
+    with reading(path), parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows

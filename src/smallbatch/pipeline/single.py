@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.config.dataset import BUILT_IN
 from smallbatch.config.params import (
     DatasetConfig,
     load_params,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_PARAMS = Path("params.yaml")
 SINGLE_RUNS = Path(".smallbatch/runs")  # not in models/, which has the pipeline's outputs
 SINGLE_RUNS_DATA = Path(".smallbatch/data")
-BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
 @dataclass(frozen=True)
