@@ -30,13 +30,12 @@ def hold_out(
     """
     labels = pool.labels
     sizes = np.bincount(labels, minlength=len(classes))
-    small = int(np.argmin(sizes))
-    if sizes[small] < 2:
-        raise UserError(
-            f"{pool.where}: class {classes[small]!r} has {count(int(sizes[small]), 'image')}; "
-            "allowed: at least 2 a class with dataset.test_fraction, one to train on and one to "
-            "test on"
-        )
+    for name, size in zip(classes, sizes.tolist(), strict=True):
+        if size < 2:
+            raise UserError(
+                f"{pool.where}: class {name!r} has {count(size, 'image')}; allowed: at least 2 a "
+                "class with dataset.test_fraction, one to train on and one to test on"
+            )
     share = stratified(labels, round(fraction * len(labels)), seed=seed, stream=HELD_OUT_STREAM)
     # The first of each class in the same random order: in the share, unless that has none of it.
     firsts = balanced(labels, len(classes), seed=seed, stream=HELD_OUT_STREAM)
