@@ -67,8 +67,8 @@ def test_data_prepared_with_other_settings_are_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [{"subset": 4}, {"test_subset": 2}, {"validation_fraction": 0.5}, {"image_size": 6},
-     {"source": "parquet"}, {"path": "elsewhere"}],
+    [{"subset": 4}, {"test_subset": 2}, {"test_fraction": 0.5}, {"validation_fraction": 0.5},
+     {"image_size": 6}, {"source": "parquet"}, {"path": "elsewhere"}],
 )  # fmt: skip
 def test_images_prepared_with_other_settings_are_refused(
     tmp_path: Path, folder: Path, change: dict[str, Any]
@@ -90,6 +90,15 @@ def test_a_new_option_leaves_the_digest_of_the_settings() -> None:
     settings = {"source": "digits", "subset": 60}
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     assert settings_digest(DatasetConfig.model_validate({"name": "d", **settings})) == digest
+
+
+def test_the_digest_of_settings_is_as_it_was_before_there_was_a_test_fraction() -> None:
+    own = {"name": "own", "source": "image_folder", "path": "images", "image_size": 32,
+           "test_split": "val", "validation_fraction": 0.1, "seed": 3}  # fmt: skip
+    digest = "ae33ddbf394e7ea785c197b01baa02926f8c873ed8c2b7614b992280f5f67fee"
+    assert settings_digest(DatasetConfig.model_validate(own)) == digest
+    changed = {**own, "test_split": None, "test_fraction": 0.2}
+    assert settings_digest(DatasetConfig.model_validate(changed)) != digest
 
 
 def test_cifar() -> None:

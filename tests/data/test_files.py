@@ -58,6 +58,7 @@ def test_litter_does_not_change_it(linked: Path) -> None:
     [
         ("image_folder", "/img", Path("/img")),
         ("parquet", "/shards", Path("/shards")),
+        ("parquet", "/one.parquet", Path("/one.parquet")),
         ("cifar10", "/data", Path("/data/cifar-10-batches-py")),
         ("cifar100", None, Path("root/raw/cifar100/cifar-100-python")),
         ("digits", None, None),
@@ -68,6 +69,16 @@ def test_where_the_files_of_a_source_are(
 ) -> None:
     config = DatasetConfig(name="own", source=source, path=path)
     assert source_files(config, Path("root")) == expected
+
+
+def test_one_file_has_a_listing_that_changes_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "one.parquet"
+    file.write_text("ant")
+    before = listing(file)
+    (tmp_path / "other").write_text("x")
+    assert listing(file) == before
+    file.write_text("bee!")
+    assert listing(file) != before
 
 
 def test_pictures_that_are_exchanged_with_their_times_change_it(tmp_path: Path) -> None:

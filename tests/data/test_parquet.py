@@ -74,6 +74,36 @@ def test_any_integer_type_of_label(
     assert labels.tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "label_type",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+)
+def test_labels_of_text_are_the_classes_whatever_their_order_in_each_shard(
+    tmp_path: Path, write_shard: Write, png: bytes, label_type: pa.DataType
+) -> None:
+    for name, labels in (
+        ("train-0", ["dog", "cat", "cafe\u0301"]),
+        ("train-1", ["eel", "eel"]),
+        ("test-0", ["caf\u00e9", "eel", "dog", "cat"]),
+    ):
+        path = tmp_path / "s" / f"{name}.parquet"
+        write_shard(path, [png] * len(labels), labels, label_type=label_type)
+    source = open_default(tmp_path / "s")
+    assert source.classes == ("caf\u00e9", "cat", "dog", "eel")
+    assert source.train.labels.tolist() == [2, 1, 0, 3, 3]
+    assert source.test.labels.tolist() == [0, 3, 2, 1]
+
+
+def test_a_missing_label_of_text_names_its_row(
+    tmp_path: Path, write_shard: Write, png: bytes
+) -> None:
+    hidden = pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["cat", None]))
+    for labels in (["cat", None], hidden):
+        path = write_shard(tmp_path / "one.parquet", [png] * 2, labels, label_type=pa.string())
+        with pytest.raises(UserError, match=r"row 1: found no label in 'label'"):
+            open_parquet(path, "img", "label", None, test_fraction=0.5)
+
+
 def test_image_by_path_inside_the_folder(shards: Path, write_shard: Write, png: bytes) -> None:
     (shards / "files").mkdir()
     (shards / "files/a.png").write_bytes(png)
@@ -465,7 +495,7 @@ def test_an_image_in_many_rows_is_in_memory_for_a_few(shards: Path, write_shard:
     assert path.stat().st_size < 2**20  # a dictionary has it once
     before = pa.default_memory_pool().bytes_allocated()
     most = 0
-    for encoded in parquet._encoded_in_shard(path, np.arange(4000), "img"):
+    for encoded in parquet.encoded_in(path, np.arange(4000), "img"):
         assert encoded.content == b"x" * 2**16
         most = max(most, pa.default_memory_pool().bytes_allocated() - before)
     assert most < 2**25  # of 2**28

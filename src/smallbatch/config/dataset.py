@@ -1,12 +1,14 @@
 """The settings of a data set."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from smallbatch.config.values import MOST, Name
+from smallbatch.config.values import MOST, Fraction, Name
 
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
+BUILT_IN = ("digits", "cifar10", "cifar100")
+"""The sources that need no settings; each is also the name of its data set."""
 
 MEGAPIXELS = 179  # of the largest image that is decoded, if params.yaml says nothing else
 
@@ -24,7 +26,8 @@ class DatasetConfig(Strict):
     ``validation_fraction`` is the part of the remaining training examples that becomes the
     validation split; ``image_size`` is in pixels (square), and a larger image than
     ``max_megapixels`` is refused. ``test_split`` names the split of the source on which runs are
-    tested, where it has several. ``scale`` is a label: how far a profile was shrunk.
+    tested, where it has several; where it has none, ``test_fraction`` of its images are held out
+    for one, before all else. ``scale`` is a label: how far a profile was shrunk.
     """
 
     name: Name
@@ -40,3 +43,12 @@ class DatasetConfig(Strict):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     scale: Name | None = None
+    test_fraction: Fraction | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_test_fraction(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All keys, but ``test_fraction`` only if it is set: digests of the others stay."""
+        written = write(self)
+        if self.test_fraction is None:
+            written.pop("test_fraction", None)
+        return written

@@ -46,6 +46,11 @@ def _gibibytes(value: object) -> object:
     raise ValueError(f"a number of GiB above 0 and up to {MOST_GIB}, or auto")
 
 
+def as_name(text: str, default: str) -> str:
+    """A text as a `Name`; the default where nothing is left of it."""
+    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:64] or default
+
+
 def refuse_repeats(key: str, values: tuple[object, ...]) -> None:
     """Check that no value is there twice.
 

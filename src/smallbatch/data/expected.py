@@ -92,6 +92,7 @@ def _is_prepared_with(config: DatasetConfig, meta: Meta, directory: Path) -> boo
     size = config.image_size
     return (
         meta.source == config.source
+        and config.test_fraction is None  # which those versions did not know
         and config.subset in (None, total)
         and meta.counts["validation"] == round(config.validation_fraction * total)
         and config.test_subset in (None, meta.counts["test"])

@@ -59,21 +59,29 @@ def below(path: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def listing(path: Path) -> str:
-    """What changes when files below a folder do: a digest of their names, sizes and times.
+    """What changes when files below a folder, or one file, do: of names, sizes and times a digest.
 
     Also of the times of the last change of any kind, which no program that copies sets.
 
     Raises:
-        OSError: The folder cannot be read.
+        OSError: It cannot be read.
     """
     digest = hashlib.sha256()
+    if path.is_file():
+        return hashlib.sha256(_facts(str(path), path.stat())).hexdigest()
     for entry in below(path):
-        facts: tuple[object, ...] = (entry.path,)
+        status = None
         if not entry.is_dir():
             status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-            facts = (entry.path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        digest.update(repr(facts).encode(errors="surrogatepass"))
+        digest.update(_facts(entry.path, status))
     return digest.hexdigest()
+
+
+def _facts(path: str, status: os.stat_result | None) -> bytes:
+    facts: tuple[object, ...] = (path,)
+    if status is not None:
+        facts = (path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return repr(facts).encode(errors="surrogatepass")
 
 
 def _sorted(folder: Path, *, litter: bool) -> list[os.DirEntry[str]]:

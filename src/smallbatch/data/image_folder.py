@@ -1,4 +1,7 @@
-"""The source ``image_folder``: ``train/<class>/*`` and ``test/<class>/*``."""
+"""The source ``image_folder``: ``train/<class>/*`` and ``test/<class>/*``.
+
+If a test split is to be held out, also ``train/<class>/*`` alone, or ``<class>/*``.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from smallbatch.config.dataset import MEGAPIXELS
-from smallbatch.data.choice import choose
+from smallbatch.data.choice import choose, has_test, has_training
 from smallbatch.data.files import composed, litter, visible
+from smallbatch.data.held_out import hold_out
 from smallbatch.data.images import Encoded, decode_all
 from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
@@ -28,6 +32,8 @@ def open_image_folder(
     image_size: int | None,
     *,
     test_split: str | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
     max_megapixels: int = MEGAPIXELS,
 ) -> Source:
     """Lists a folder of images; the class names are the sorted names of its sub-folders.
@@ -39,6 +45,8 @@ def open_image_folder(
         path: The folder with ``train/`` and ``test/``, or other common names of the two.
         image_size: Side of the square that images are resized to; None needs equal sizes.
         test_split: The name of the test split's folder; None: the first of the common names.
+        test_fraction: The share that is held out as the test split, where there is none.
+        seed: The data set's seed, by which it is drawn.
         max_megapixels: Larger images are refused.
 
     Returns:
@@ -46,20 +54,49 @@ def open_image_folder(
 
     Raises:
         UserError: A folder is missing or empty, a class is missing from a split, a file is not
-            an image, or one file serves two classes or both splits.
+            an image, one file serves two classes or both splits, or there is a test split where
+            one is to be held out.
     """
     if not path.is_dir():
         raise UserError(f"dataset.path: found {path}, which is not a folder; allowed: a folder")
     try:
-        choice = choose(path, [each.name for each in visible(path) if each.is_dir()], test_split)
-        train, test = _list_split(path / choice.train), _list_split(path / choice.test)
-        _check_same_classes(train, test)
-        _check_no_shared_files(train, test)
-        notes = [choice.note, *(_left_out(folder.path) for folder in (train, test))]
+        paths, note = _split_folders(path, test_split, held_out=test_fraction is not None)
+        folders = [_list_split(each) for each in paths]
+        _check_same_classes(folders[0], folders[-1])
+        _check_no_shared_files(folders)
+        notes = [note, *(_left_out(folder.path) for folder in folders)]
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot read it ({error.strerror})") from error
-    splits = (_split(folder, image_size, max_megapixels) for folder in (train, test))
-    return Source(tuple(train.files), *splits, note="; ".join(filter(None, notes)) or None)
+    classes = tuple(folders[0].files)
+    splits = [_split(folder, image_size, max_megapixels) for folder in folders]
+    if test_fraction is not None:
+        splits = hold_out(splits[0], classes, test_fraction, seed)
+    return Source(classes, *splits, note="; ".join(filter(None, notes)) or None)
+
+
+def splits_in(path: Path) -> list[str]:
+    """The names of a folder's splits; none if its sub-folders are classes.
+
+    A sub-folder called like a split is a class if it holds no folders: one of trains, say.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    names = [each.name for each in visible(path) if each.is_dir()]
+    called_so = [name for name in names if has_training([name]) or has_test([name])]
+    return names if any(e.is_dir() for name in called_so for e in visible(path / name)) else []
+
+
+def _split_folders(
+    path: Path, test_split: str | None, *, held_out: bool
+) -> tuple[list[Path], str | None]:
+    """The folders of the training and the test split, or of all images; and a note on them."""
+    names = [each.name for each in visible(path) if each.is_dir()]
+    if held_out and not splits_in(path):
+        return [path], None
+    choice = choose(path, names, test_split, held_out=held_out)
+    chosen = [name for name in (choice.train, choice.test) if name is not None]
+    return [path / name for name in chosen], choice.note
 
 
 def _list_split(folder: Path) -> _Folder:
@@ -118,10 +155,10 @@ def _check_same_classes(train: _Folder, test: _Folder) -> None:
             )
 
 
-def _check_no_shared_files(train: _Folder, test: _Folder) -> None:
+def _check_no_shared_files(folders: list[_Folder]) -> None:
     """Refuses a file that links put into two classes or splits: a wrong label, or a leak."""
     seen: dict[tuple[int, int], Path] = {}
-    for folder in (train, test):
+    for folder in folders:
         for files in folder.files.values():
             for file in files:
                 status = file.stat()

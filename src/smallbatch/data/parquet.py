@@ -1,16 +1,14 @@
 """The source ``parquet``: shards in the layout of the Hugging Face hub.
 
 A folder holds the shards of each split as ``train-*.parquet``, as ``train.parquet`` or in a folder
-``train/``; or one folder in it does so, such as the hub's ``data/`` and ``default/``. Labels are
+``train/``; or one folder in it does so, such as the hub's ``data/`` and ``default/``. If a test
+split is to be held out, there is one split only, or one file. Labels are
 read at once. Images are read a few rows at a time, and only selected rows are decoded.
 """
 
-import json
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +16,11 @@ import pyarrow.parquet as pq
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose
-from smallbatch.data.files import composed
+from smallbatch.data.held_out import hold_out
 from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.labels import Shard, alike, check_labels, shard_of
 from smallbatch.data.shards import complete, find_shards, left_out
-from smallbatch.data.split import Images, Labels, Rows, Source, Split
+from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.durable import check_regular
 from smallbatch.errors import UserError, is_out_of_memory
 from smallbatch.machine import free_memory
@@ -31,68 +30,91 @@ _LABEL = 64  # bytes of memory that a label takes until rows are chosen; 52 were
 _ROWS = 64  # of images at once: of a dictionary one image may be in any number of rows
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """One file: its labels (n,) as written, and the class names in its schema, if any."""
-
-    path: Path
-    labels: Labels
-    classes: tuple[str, ...] | None
-
-
 def open_parquet(
-    folder: Path,
+    path: Path,
     image_column: str,
     label_column: str,
     image_size: int | None,
     *,
     test_split: str | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
     max_megapixels: int = MEGAPIXELS,
 ) -> Source:
-    """Opens a folder of Parquet shards.
+    """Opens a folder of Parquet shards, or one of them that holds all images.
 
     The image column holds encoded images (PNG, JPEG, WebP), either as binary or as a struct of
     ``bytes`` and ``path``; if ``bytes`` is null, ``path`` is a file inside the folder. Class names
     are those of the ClassLabel in the schema's ``huggingface`` metadata, otherwise the labels.
 
     Args:
-        folder: The folder with the shards.
+        path: The folder with the shards; or one file, with ``test_fraction``.
         image_column: Name of the image column.
-        label_column: Name of the label column, of an integer type.
+        label_column: Name of the label column, of integers or text.
         image_size: Side of the square that images are resized to; None needs equal sizes.
         test_split: The name of the test split; None: the first of the common names.
+        test_fraction: The share that is held out as the test split, where there is none.
+        seed: The data set's seed, by which it is drawn.
         max_megapixels: Larger images are refused.
 
     Returns:
         The source; images are decoded when they are read.
 
     Raises:
-        UserError: A shard or column is missing or damaged, or a label is null, not an integer
-            or out of range.
+        UserError: A shard or column is missing or damaged, a label is null, neither an integer
+            nor text, or out of range, or there is a test split where one is to be held out.
     """
-    if not folder.is_dir():
-        raise UserError(f"dataset.path: found {folder}, which is not a folder; allowed: a folder")
-    try:
-        found = find_shards(folder)
-        choice = choose(folder, list(found), test_split)
-        train, test = (complete(folder, name, found[name]) for name in (choice.train, choice.test))
-        notes = [note for note in (choice.note, left_out(folder, found)) if note is not None]
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot read it ({error.strerror})") from error
-    splits = [[_open_shard(path, image_column, label_column) for path in paths]
-              for paths in (train, test)]  # fmt: skip
+    files, others, note = shard_files(path, test_split, held_out=test_fraction is not None)
+    opened = [[_open_shard(each, image_column, label_column) for each in paths] for paths in files]
     # All labels lie in memory by now; what is done with them takes the rest.
-    rows = sum(len(shard.labels) for shards in splits for shard in shards)
-    _check_memory(f"{folder}: {rows} labels", (_LABEL - 8) * rows, "fewer rows")
-    classes = _class_names([shard for shards in splits for shard in shards], label_column)
-    _check_labels(splits[0], len(classes), ())
-    _check_labels(splits[1], len(classes), choice.others)
-    read = (_split(shards, image_column, image_size, max_megapixels) for shards in splits)
-    return Source(classes, *read, note="; ".join(notes) or None)
+    rows = sum(len(shard.labels) for shards in opened for shard in shards)
+    _check_memory(f"{path}: {rows} labels", (_LABEL - 8) * rows, "fewer rows")
+    classes, parts = alike(opened, label_column)
+    for part, instead in zip(parts, ((), others), strict=False):
+        check_labels(part, len(classes), instead)
+    splits = [_split(part, image_column, image_size, max_megapixels) for part in parts]
+    if test_fraction is not None:
+        splits = hold_out(splits[0], classes, test_fraction, seed)
+    return Source(classes, *splits, note=note)
+
+
+def shard_files(
+    path: Path, test_split: str | None, *, held_out: bool
+) -> tuple[list[list[Path]], tuple[str, ...], str | None]:
+    """The shards of the splits that are used.
+
+    Args:
+        path: The folder with the shards; or one file, if ``held_out``.
+        test_split: The name of the test split; None: the first of the common names.
+        held_out: The test split is held out of the training split.
+
+    Returns:
+        The files of the training split, and of the test split unless ``held_out``; the names of the
+        splits that are not used; a line for the user.
+
+    Raises:
+        UserError: A split or shard is missing, or there is a test split where one is held out.
+    """
+    if held_out and path.is_file():
+        return [[path]], (), None
+    if not path.is_dir():
+        raise UserError(
+            f"dataset.path: found {path}, which is not a folder; allowed: a folder, or one file "
+            "with dataset.test_fraction"
+        )
+    try:
+        found = find_shards(path)
+        choice = choose(path, list(found), test_split, held_out=held_out)
+        chosen = [name for name in (choice.train, choice.test) if name is not None]
+        files = [complete(path, name, found[name]) for name in chosen]
+        notes = [note for note in (choice.note, left_out(path, found)) if note is not None]
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot read it ({error.strerror})") from error
+    return files, choice.others, "; ".join(notes) or None
 
 
 @contextmanager
-def _reading(path: Path) -> Generator[None, None, None]:
+def reading(path: Path) -> Generator[None, None, None]:
     """Turns any error of the Parquet reader, which a damaged file may cause, into one line."""
     try:
         yield
@@ -114,7 +136,13 @@ def _check_memory(where: str, needed: int, allowed: str) -> None:
         )
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """Opens a file so that its pages are checked, and read one by one.
+
+    Raises:
+        OSError: It cannot be read.
+        UserError: It is no regular file.
+    """
     check_regular(path)
     # Without a buffer a whole column of a row group is read at once, and not page by page.
     return pq.ParquetFile(
@@ -122,8 +150,8 @@ def _parquet(path: Path) -> pq.ParquetFile:
     )
 
 
-def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
-    with _reading(path), _parquet(path) as file:
+def _open_shard(path: Path, image_column: str, label_column: str) -> Shard:
+    with reading(path), parquet_file(path) as file:
         schema = file.schema_arrow
         for key, column in (("image_column", image_column), ("label_column", label_column)):
             if schema.names.count(column) != 1:
@@ -134,19 +162,24 @@ def _open_shard(path: Path, image_column: str, label_column: str) -> _Shard:
         _check_image_type(path, image_column, schema.field(image_column).type)
         rows = file.metadata.num_rows
         _check_memory(f"{path}: {rows} labels", _LABEL * rows, "fewer rows")
-        classes = _stated_classes(path, schema.metadata or {}, label_column)
-        labels = _labels(path, label_column, file.read(columns=[label_column])[label_column])
-        if len(labels) != rows:
-            raise UserError(f"{path}: labels: found {len(labels)}, its own index says {rows}")
-        return _Shard(path, labels, classes)
+        column = file.read(columns=[label_column])[label_column]
+        shard = shard_of(path, label_column, column, schema.metadata or {})
+        if len(shard.labels) != rows:
+            raise UserError(f"{path}: labels: found {len(shard.labels)}, its own index says {rows}")
+        return shard
 
 
-def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
+def is_of_images(found: pa.DataType) -> bool:
+    """Whether a column of this type may hold encoded images: binary, or a struct with ``bytes``."""
     inner = found
     if pa.types.is_struct(found):
         index = found.get_field_index("bytes")
         inner = found.field(index).type if index >= 0 else found
-    if _without_view(inner) not in (pa.binary(), pa.large_binary()):
+    return _without_view(inner) in (pa.binary(), pa.large_binary())
+
+
+def _check_image_type(path: Path, name: str, found: pa.DataType) -> None:
+    if not is_of_images(found):
         raise UserError(
             f"{path}: column {name!r} has type {found}; "
             "allowed: binary, or struct<bytes: binary, path: string>"
@@ -163,69 +196,8 @@ def _without_view(found: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string_view(found) else found
 
 
-def _stated_classes(
-    path: Path, metadata: dict[bytes, bytes], label_column: str
-) -> tuple[str, ...] | None:
-    if b"huggingface" not in metadata:
-        return None
-    try:
-        features: Any = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names: Any = features[label_column].get("names")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # the metadata has no class names; the labels are then the names
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: the class names in its schema metadata are not a list of text")
-    return tuple(composed(name) for name in names)
-
-
-def _labels(path: Path, name: str, column: pa.ChunkedArray) -> Labels:
-    if not pa.types.is_integer(column.type):
-        raise UserError(f"{path}: column {name!r} has type {column.type}; allowed: integers")
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy()))
-        raise UserError(f"{path}, row {row}: found no label in {name!r}; allowed: an integer")
-    return column.cast(pa.int64()).to_numpy()
-
-
-def _class_names(shards: list[_Shard], label_column: str) -> tuple[str, ...]:
-    """The classes in the schemas, which must agree; if none, 0 … the largest label in any shard."""
-    stated = shards[0].classes
-    for shard in shards:
-        if shard.classes != stated:
-            raise UserError(
-                f"{shard.path}: its schema's class names differ from those of {shards[0].path}"
-            )
-    if stated is not None:
-        return stated
-    present = np.unique(np.concatenate([shard.labels for shard in shards]))
-    present = present[present >= 0]
-    # The first missing label; counting would take for ever if a damaged label is huge.
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    if len(gaps):
-        raise UserError(
-            f"{shards[0].path.parent}: column {label_column!r} has no label {gaps[0]} but has "
-            f"{present[-1]}; allowed: labels 0, 1, 2, … without a gap"
-        )
-    return tuple(str(label) for label in present)
-
-
-def _check_labels(shards: list[_Shard], classes: int, others: tuple[str, ...]) -> None:
-    """Refuses labels that are no classes, as of a test split whose labels are withheld."""
-    for shard in shards:
-        outside = (shard.labels < 0) | (shard.labels >= classes)
-        if outside.any():
-            row = int(np.argmax(outside))
-            option = f", or dataset.test_split: {' or '.join(others)}" if others else ""
-            raise UserError(
-                f"{shard.path}, row {row}: found label {shard.labels[row]}; "
-                f"allowed: 0 to {classes - 1}{option}"
-            )
-
-
 def _split(
-    shards: list[_Shard], image_column: str, image_size: int | None, max_megapixels: int
+    shards: list[Shard], image_column: str, image_size: int | None, max_megapixels: int
 ) -> Split:
     def read(rows: Rows) -> Images:
         encoded = _encoded(shards, rows, image_column)
@@ -236,19 +208,24 @@ def _split(
     return Split(str(where), np.concatenate([shard.labels for shard in shards]), read)
 
 
-def _encoded(shards: list[_Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:
+def _encoded(shards: list[Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:
     """Yields the encoded images of ascending rows, which are counted over all shards."""
     start = 0
     for shard in shards:
         end = start + len(shard.labels)
         inside = rows[(rows >= start) & (rows < end)] - start
         if len(inside):
-            yield from _encoded_in_shard(shard.path, inside, image_column)
+            yield from encoded_in(shard.path, inside, image_column)
         start = end
 
 
-def _encoded_in_shard(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
-    with _reading(path), _parquet(path) as file:
+def encoded_in(path: Path, rows: Rows, image_column: str) -> Iterator[Encoded]:
+    """Yields the encoded images of ascending rows of one file, one row or more.
+
+    Raises:
+        UserError: The file is damaged or too large for the memory, or a row has no image.
+    """
+    with reading(path), parquet_file(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows

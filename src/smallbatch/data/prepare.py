@@ -77,7 +77,7 @@ def assemble(config: DatasetConfig, source: Source) -> Dataset:
     Raises:
         UserError: The source or an option is wrong.
     """
-    _check_classes(source)
+    check_classes(source)
     train, validation = _select_train(config, source)
     test = _select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
     return _read(config, source, train, validation, test)
@@ -105,7 +105,13 @@ def _tell_of_shared_images(dataset: Dataset, say: Callable[[str], object]) -> No
             )
 
 
-def _check_classes(source: Source) -> None:
+def check_classes(source: Source) -> None:
+    """Refuses a source that cannot be prepared for its classes.
+
+    Raises:
+        UserError: There is one class only, two have one name, a name is no valid text, or a class
+            is missing from a split.
+    """
     if len(source.classes) < 2:
         raise UserError(
             f"{source.train.where}: found {len(source.classes)} class; allowed: 2 or more"

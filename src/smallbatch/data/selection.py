@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from smallbatch.data.split import Labels, Rows
 
-TRAIN_STREAM, TEST_STREAM, VALIDATION_STREAM, DIGITS_STREAM = range(4)
+TRAIN_STREAM, TEST_STREAM, VALIDATION_STREAM, DIGITS_STREAM, HELD_OUT_STREAM = range(5)
 
 
 def balanced(labels: Labels, count: int, *, seed: int, stream: int) -> Rows:

@@ -16,6 +16,7 @@ _OPTIONS = {  # that not all sources have
     "image_column": ("parquet",),
     "label_column": ("parquet",),
     "test_split": ("parquet", "image_folder"),
+    "test_fraction": ("parquet", "image_folder"),
     "max_megapixels": ("parquet", "image_folder"),
 }
 
@@ -43,6 +44,7 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
         return open_parquet(
             path, config.image_column, config.label_column, config.image_size,
             test_split=config.test_split, max_megapixels=config.max_megapixels,
+            test_fraction=config.test_fraction, seed=config.seed,
         )  # fmt: skip
     if config.source == "image_folder":
         from smallbatch.data.image_folder import open_image_folder
@@ -50,6 +52,7 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
         return open_image_folder(
             path, config.image_size,
             test_split=config.test_split, max_megapixels=config.max_megapixels,
+            test_fraction=config.test_fraction, seed=config.seed,
         )  # fmt: skip
     from smallbatch.data.cifar import open_cifar
 
@@ -57,7 +60,7 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
 
 
 def source_files(config: DatasetConfig, root: Path) -> Path | None:
-    """The folder with all files of a source, which may be absent; None: there are none.
+    """Where all files of a source are, if they are there: a folder or one file. None: it has none.
 
     Raises:
         UserError: It is in the home of a user who does not exist.
@@ -86,6 +89,11 @@ def _check_options(config: DatasetConfig) -> None:
     if config.source in ("parquet", "image_folder") and not config.path:
         raise UserError(
             f"dataset.path: missing; allowed with source {config.source}: the folder of the images"
+        )
+    if config.test_split is not None and config.test_fraction is not None:
+        raise UserError(
+            f"dataset.test_split: found {config.test_split!r} beside test_fraction; "
+            "allowed: one of the two"
         )
     for key, sources in _OPTIONS.items():
         value = getattr(config, key)

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.config.dataset import BUILT_IN
 from smallbatch.config.params import (
     DatasetConfig,
     load_params,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 DEFAULT_PARAMS = Path("params.yaml")
 SINGLE_RUNS = Path(".smallbatch/runs")  # not in models/, which has the pipeline's outputs
 SINGLE_RUNS_DATA = Path(".smallbatch/data")
-BUILT_IN = ("digits", "cifar10", "cifar100")
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _listing(files: Path | None) -> str | None:
 
     if files is None:
         return "none"
-    return listing(files) if files.is_dir() else None
+    return listing(files) if files.exists() else None
 
 
 def _dataset_config(params_file: Path, dataset: str, say: Callable[[str], object]) -> DatasetConfig:

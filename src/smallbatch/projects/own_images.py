@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from smallbatch.config import yaml_file
 from smallbatch.config.params import parse_params
+from smallbatch.config.values import as_name
 from smallbatch.errors import UserError
 
 BATCH_SIZES = (4, 16, 64)
-LARGEST = 64
-"""Pixels of a side that images are resized to, where they are larger."""
 VALIDATION = 0.1
-_LOOKED_AT = 200  # images, evenly over the folder
 
 _TEXT = """\
 # {model} on the images of {source}
@@ -85,11 +82,11 @@ def params_for(
     path = str(images.relative_to(project) if below else images)
     text = _TEXT.format(
         source=_in_comment(images.name),
-        name=_name(images.name, "images"),
+        name=as_name(images.name, "images"),
         path=_quoted(path),
         size=_size_line(images),
         validation=VALIDATION,
-        study=_name(model, "study"),
+        study=as_name(model, "study"),
         model=model if re.fullmatch(r"[\w.-]+", model) else _quoted(model),
         norm=_quoted(norm),
         batch_sizes=", ".join(
@@ -108,39 +105,15 @@ def params_for(
 
 def _size_line(images: Path) -> str:
     """The key `image_size`, unless all images that are looked at are small and of one shape."""
-    sizes = _sizes(images)
-    (width, height), *others = sizes
-    smallest = min(map(min, sizes))
-    if not others and max(width, height) <= LARGEST:
+    from smallbatch.data.sizes import are_alike, side, sizes_below
+
+    sizes = sizes_below(images)
+    size = side(sizes)
+    if are_alike(sizes):
+        width, height = sizes[0]
         note = f"all images are {width}×{height}, as far as looked at"
-        size = f"image_size: {width}  # {note}" if width == height else f"# {note}"
-        return f"  {size}\n"
-    size = max(8, min(LARGEST, smallest))
+        return f"  # {note}\n" if size is None else f"  image_size: {size}  # {note}\n"
     return f"  image_size: {size}  # pixels: every image is resized to such a square\n"
-
-
-def _sizes(images: Path) -> list[tuple[int, int]]:
-    """The different sizes of images below a folder, in pixels (width, height)."""
-    from PIL import Image
-
-    from smallbatch.data.files import below
-    from smallbatch.data.image_folder import SUFFIXES
-
-    files = [Path(entry.path) for entry in below(images)
-             if not entry.is_dir() and Path(entry.name).suffix.lower() in SUFFIXES]  # fmt: skip
-    found = set[tuple[int, int]]()
-    for file in files[:: max(1, len(files) // _LOOKED_AT)]:
-        try:
-            with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-                found.add(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{file}: not an image that can be read ({error})") from None
-    return sorted(found)
-
-
-def _name(text: str, default: str) -> str:
-    """A name as params.yaml allows it, of folders and experiments."""
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-_")[:64] or default
 
 
 def _quoted(text: str) -> str:
