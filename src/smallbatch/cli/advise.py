@@ -114,7 +114,7 @@ def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Pa
 
     from smallbatch.pipeline.advise.advise import advise as find
     from smallbatch.pipeline.advise.requests import of_options, of_study
-    from smallbatch.report.advice import advice_text, code_to_paste, write_advice
+    from smallbatch.report.advice_code import code_to_paste
 
     if study is not None:
         given = [it.name for it in ctx.command.params if it.name in options and
@@ -131,6 +131,8 @@ def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Pa
     say = partial(click.echo, err=True) if as_json else door.say
     with redirect_stdout(sys.stderr):
         advice = find(request, say, code_to_paste)
+    from smallbatch.report.advice import advice_text, write_advice  # seconds to import
+
     write_advice(advice, folder, name)
     if as_json:
         click.echo(json.dumps(asdict(advice)))
