@@ -144,12 +144,11 @@ def _undecided(advice: Advice) -> list[str]:
         return []
     text = "The two best cannot be told apart"
     needed = _seeds_needed(final)
-    images = _images_needed(final)
     if needed is None:
         return [f"{text} by these seeds and images."]
     return [
         f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
-        f"show it, on {images:,} test images or more."
+        f"show it, on {_images_needed(final):,} test images or more."
     ]
 
 
