@@ -55,9 +55,7 @@ from smallbatch.cli.options import MOST, PARAMS, BatchSizes
     type=click.Choice(["step", "cosine", "constant"]),
 )
 @click.option("--weight-decay", default=1e-4, show_default=True, type=float)
-@click.option(
-    "--warmup", default=0.0, show_default=True, type=float, help="Fraction of training."
-)
+@click.option("--warmup", default=0.0, show_default=True, type=float, help="Fraction of training.")
 @click.option(
     "--norm",
     default="batch",

@@ -150,8 +150,13 @@ class LiveMirror:
         try:
             # -P: without it, folders such as ./data and ./models could be imported as packages.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "smallbatch.tracking.live_process",
-                 str(self._niceness)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "smallbatch.tracking.live_process",
+                    str(self._niceness),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -24,9 +24,7 @@ def brackets(edges: dict[int, float]) -> dict[int, Bracket]:
 def training(best: dict[int, float], calls: list[int], allowed: int = 9) -> Train:
     """Accuracy falls by a tenth per octave from the best, a little with m, hardly with the seed."""
 
-    def train(
-        wanted: Sequence[Candidate], number: int
-    ) -> dict[Candidate, dict[int, Trial]] | None:
+    def train(wanted: Sequence[Candidate], number: int) -> dict[Candidate, dict[int, Trial]] | None:
         calls.append(number)
         if number > allowed:
             return None
@@ -105,9 +103,7 @@ def test_where_all_diverged_nothing_is_beyond() -> None:
     rung = Rung(1, 0.1)
     tried: set[Candidate] = set()
 
-    def train(
-        wanted: Sequence[Candidate], _number: int
-    ) -> dict[Candidate, dict[int, Trial]]:
+    def train(wanted: Sequence[Candidate], _number: int) -> dict[Candidate, dict[int, Trial]]:
         return {it: {seed: trial(None) for seed in range(3)} for it in wanted}
 
     run_rung(rung, field(4, (-4, -5)), train, brackets({4: 1.0}), tried, 0.1)

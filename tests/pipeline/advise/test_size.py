@@ -58,9 +58,7 @@ def test_the_size_is_the_largest_that_fits(budget: float, epochs: int | None) ->
     tried = (epochs,) if epochs else (10, 5, 3)
     sizes = {
         e: [
-            n
-            for n in range(least, available + 1)
-            if fits(Size(n, min(tests, max(200, n // 3)), e))
+            n for n in range(least, available + 1) if fits(Size(n, min(tests, max(200, n // 3)), e))
         ]
         for e in tried
     }

@@ -190,9 +190,7 @@ class _Advising:
         def cost(m: int, runs: int, work: float) -> float:
             return runs * work if ledger.by_images else cost_of(speeds[m], runs, work)
 
-        least = min(
-            available, max(_LEAST_OF_A_CLASS * classes, int(most / (1 - VALIDATION)) + 2)
-        )
+        least = min(available, max(_LEAST_OF_A_CLASS * classes, int(most / (1 - VALIDATION)) + 2))
         budget = FULL * ledger.left
 
         def choose() -> dict[str, int]:
@@ -202,9 +200,7 @@ class _Advising:
             )  # fmt: skip
             if found is None:
                 found = least_size(available, tests, least, epochs)
-                rung = sum(
-                    cost(m, SEEDS * CANDIDATES, found.work(found.rungs[0])) for m in speeds
-                )
+                rung = sum(cost(m, SEEDS * CANDIDATES, found.work(found.rungs[0])) for m in speeds)
                 if rung > budget:
                     raise UserError(self._too_little(found.whole_cost(list(speeds), cost)))
             return asdict(found)

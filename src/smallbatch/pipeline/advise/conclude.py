@@ -18,7 +18,6 @@ from smallbatch.analysis.advice import (
 )
 from smallbatch.analysis.race import Candidate, finish
 from smallbatch.analysis.sampling import CONFIDENCE, interval
-from smallbatch.config.base_lr import format_base_lr
 from smallbatch.pipeline.advise.racing import standing
 from smallbatch.pipeline.advise.remarks import larger_budget, untested, warnings
 
@@ -52,7 +51,8 @@ def conclude(
         available: Training and validation images of the source.
         seconds: Spent until now.
         images: Training images seen by all runs.
-        device, processor: Where it was measured.
+        device: ``cpu`` or ``cuda``, on which all was trained,
+        processor: and its name.
         code: PyTorch code for m and η.
         diagnostics: Measured beside it.
     """
@@ -144,9 +144,7 @@ def _final(
     from scipy.special import stdtrit
 
     seeds = tuple(sorted(trials[first]))
-    one, other = (
-        tuple(_accuracy(trials[cell][seed], trials) for seed in seeds) for cell in (first, rival)
-    )
+    one, other = (tuple(_accuracy(trials[cell][seed]) for seed in seeds) for cell in (first, rival))
     d = np.subtract(one, other)
     half = None
     if len(d) > 1:
@@ -165,7 +163,7 @@ def _final(
     )
 
 
-def _accuracy(trial: Trial, _trials: object) -> float:
+def _accuracy(trial: Trial) -> float:
     """On the test images; 0 if it diverged, as nobody can use it."""
     return trial.test or 0.0
 
@@ -258,9 +256,7 @@ def _curve(trials: dict[int, Trial]) -> tuple[float, ...]:
     return tuple(_mean(curve[epoch] for curve in curves) for epoch in range(shortest))
 
 
-def _range(
-    session: Session, m: int, chosen: Candidate | None, raced: tuple[Raced, ...]
-) -> Range:
+def _range(session: Session, m: int, chosen: Candidate | None, raced: tuple[Raced, ...]) -> Range:
     bracket, speed = session.brackets[m], session.speeds[m]
     best = next((it.base_lr for it in raced if it.batch_size == m and it.fate != "diverged"), None)
     if chosen is not None and chosen.batch_size == m:
@@ -290,8 +286,3 @@ def _lr(session: Session, candidate: Candidate) -> float:
 def _mean(values: Iterable[float | None]) -> float:
     found = [value or 0.0 for value in values]
     return sum(found) / len(found)
-
-
-def named(candidate: Candidate) -> str:
-    """A cell in a sentence."""
-    return f"m = {candidate.batch_size} with {format_base_lr(candidate.base_lr)}"

@@ -76,10 +76,9 @@ class Ledger:
     @property
     def left(self) -> float:
         """What may still be spent on training, in seconds or images."""
-        if self._budget.images is not None:
-            return float(self._budget.images - self.images)
-        assert self._budget.seconds is not None
-        return self._budget.seconds - self.spare - self.seconds
+        if self._budget.seconds is not None:
+            return self._budget.seconds - self.spare - self.seconds
+        return float((self._budget.images or 0) - self.images)
 
     @property
     def by_images(self) -> bool:

@@ -65,10 +65,14 @@ def untested(advice: Advice, session: Session) -> tuple[str, ...]:
     rate = "η" if advice.optimizer == "adamw" else "η̃"
     return (
         f"Other batch sizes than {sizes}, and values of {rate} between octaves.",
-        f"Trainings of other lengths than {count(advice.epochs, 'epoch')} of {advice.n_train:,} "
-        "images.",
-        f"Other settings than {advice.optimizer} with the schedule {advice.schedule} and weight "
-        f"decay {session.request.study.weight_decay:g}.",
+        (
+            f"Trainings of other lengths than {count(advice.epochs, 'epoch')} of {advice.n_train:,} "
+            "images."
+        ),
+        (
+            f"Other settings than {advice.optimizer} with the schedule {advice.schedule} and weight "
+            f"decay {session.request.study.weight_decay:g}."
+        ),
     )
 
 
@@ -83,8 +87,10 @@ def _nothing(advice: Advice, session: Session) -> list[str]:
     cells = max(1, len(advice.raced))
     if is_guess(told.accuracy, told.n_test, session.chance, cells):
         return [
-            f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
-            "images): this answers nothing. Train longer (--epochs) or check images and labels."
+            (
+                f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
+                "images): this answers nothing. Train longer (--epochs) or check images and labels."
+            )
         ]
     return []
 
@@ -129,12 +135,16 @@ def _edges(advice: Advice) -> list[str]:
     edge = next(it.edge for it in advice.ranges if it.batch_size == told.batch_size)
     if side == "highest" and edge is not None and told.base_lr * 2**0.5 > edge:
         return [
-            f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
-            "so a slightly different training may diverge. Half of it is safer."
+            (
+                f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
+                "so a slightly different training may diverge. Half of it is safer."
+            )
         ]
     return [
-        f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
-        "it may be better."
+        (
+            f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
+            "it may be better."
+        )
     ]
 
 
@@ -147,8 +157,10 @@ def _undecided(advice: Advice) -> list[str]:
     if needed is None:
         return [f"{text} by these seeds and images."]
     return [
-        f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
-        f"show it, on {_images_needed(final):,} test images or more."
+        (
+            f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
+            f"show it, on {_images_needed(final):,} test images or more."
+        )
     ]
 
 
@@ -167,9 +179,11 @@ def _length(session: Session) -> list[str]:
     if other - one <= RISING:
         return []
     return [
-        f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
-        f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
-        "another best."
+        (
+            f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
+            f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
+            "another best."
+        )
     ]
 
 
@@ -197,8 +211,10 @@ def _brackets(advice: Advice) -> list[str]:
     sizes = ", ".join(str(it.batch_size) for it in few)
     least = min(it.updates for it in few)
     return [
-        f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
-        "ones may break at lower learning rates."
+        (
+            f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
+            "ones may break at lower learning rates."
+        )
     ]
 
 

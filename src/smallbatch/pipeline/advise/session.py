@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -203,9 +203,7 @@ class _Steps:
         by_m = groupby(sorted(it.batch_size for it in candidates))
         return sum(self._trainer.cost(m, SEEDS * len(list(same)), work) for m, same in by_m)
 
-    def _train_rung(
-        self, rung: Rung, wanted: Sequence[Candidate], number: int
-    ) -> Fates | None:
+    def _train_rung(self, rung: Rung, wanted: Sequence[Candidate], number: int) -> Fates | None:
         work = self._session.size.work(rung.epochs)
         cost = self._cost(wanted, work)
         last = rung.share == 1
@@ -237,9 +235,7 @@ class _Steps:
         for m in sorted({it.batch_size for it in wanted}):
             rates = [it.base_lr for it in wanted if it.batch_size == m]
             work = self._session.size.work(epochs)
-            trials = self._trainer.train(
-                step, m, rates, seeds, epochs, work, keep_weights=last
-            )
+            trials = self._trainer.train(step, m, rates, seeds, epochs, work, keep_weights=last)
             found |= {Candidate(m, rate): trials[rate] for rate in rates}
         return found
 
@@ -304,8 +300,3 @@ class _Steps:
             f"race {rung.share:4.0%}  best {self._named(best)}: {accuracy:.1%} of the validation "
             f"images{on}"
         )
-
-
-def speeds_as_json(speeds: dict[int, Speed]) -> dict[str, dict[str, object]]:
-    """Speeds as the ledger keeps them."""
-    return {str(m): asdict(speed) for m, speed in speeds.items()}

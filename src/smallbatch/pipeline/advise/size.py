@@ -95,9 +95,7 @@ class Size:
 
         each = len(batch_sizes)
         first, last = self.rungs[0], self.rungs[-1]
-        total = sum(
-            cost(m, SEEDS * PASSES, self.work(self.bracket_epochs(m))) for m in batch_sizes
-        )
+        total = sum(cost(m, SEEDS * PASSES, self.work(self.bracket_epochs(m))) for m in batch_sizes)
         total += columns(SEEDS * CANDIDATES, first)
         for epochs in self.rungs[1:-1]:
             total += (1 + 2 / each) * columns(SEEDS, epochs)

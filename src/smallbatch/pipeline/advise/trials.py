@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from smallbatch.pipeline.advise.ledger import Deadline, OutOfBudget
+from smallbatch.pipeline.advise.ledger import Deadline
 from smallbatch.pipeline.advise.size import CANDIDATES, SEEDS
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Trainer:
         finally:
             self._ledger.save()
         self._rates[step, m] = together
-        trials = _read(directory)
+        trials = read_trials(directory)
         self._learn(column, trials, news, perf_counter() - began, work)
         return {rate: trials[rate] for rate in rates}
 
@@ -216,18 +216,13 @@ def cost_of(speed: Speed, runs: int, work: float) -> float:
     return COLUMN_S + fewer * runs * work / speed.images_per_second
 
 
-def is_cut(error: BaseException) -> bool:
-    """Whether the budget ended a step."""
-    return isinstance(error, OutOfBudget)
-
-
 class _News:
     """Notes which runs are trained now; see :class:`~execution.column.Observer`."""
 
     def __init__(self) -> None:
         self.begun: set[str] = set()
 
-    def run_begun(self, run: Run, started: datetime) -> None:
+    def run_begun(self, run: Run, _started: datetime) -> None:
         self.begun.add(run.hash)
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
@@ -237,7 +232,8 @@ class _News:
         """Do nothing likewise."""
 
 
-def _read(directory: Path) -> Trials:
+def read_trials(directory: Path) -> Trials:
+    """How the runs of a column ended."""
     from smallbatch.records.columns import read_column
 
     files = read_column(directory)

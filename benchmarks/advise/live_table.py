@@ -1,0 +1,81 @@
+"""The page of a live advice beside its full columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smallbatch.config.base_lr import format_base_lr
+from smallbatch.markdown import table
+
+
+def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any]) -> str:
+    """The page's text.
+
+    Args:
+        name: Of the case.
+        command: As it was typed.
+        advice: The content of `advice.json`.
+        found: What `compare` returned.
+    """
+    rate = "η" if advice["optimizer"] == "adamw" else "η̃"
+    regret, seeds, images = (
+        100 * found[key] for key in ("regret", "regret_seeds", "regret_images")
+    )
+    choices = [
+        (words, str(it["batch_size"]), format_base_lr(it["base_lr"]), _percent(it["validation"]),
+         _percent(it["test"]))
+        for words, it in (
+            ("advised", found["advised"]),
+            ("chosen by the full columns, on validation", found["grid"]),
+            ("best on the test images, in hindsight", found["best_on_test"]),
+        )
+    ]  # fmt: skip
+    broke = found["broke_below_the_edge"]
+    edges = (
+        "No cell at or below an edge of the advice broke in whole trainings."
+        if not broke
+        else "At or below the edge of the advice broke: "
+        + ", ".join(
+            f"m = {it['batch_size']} at {format_base_lr(it['base_lr'])} ({it['survived']} of 3 "
+            "survived)"
+            for it in broke
+        )
+        + "."
+    )
+    cells = [
+        (str(it["batch_size"]), format_base_lr(it["base_lr"]), f"{it['survived']} of 3",
+         _percent(_mean(it["validation"])), _percent(_mean(it["test"])))
+        for it in found["cells"]
+    ]  # fmt: skip
+    return "\n".join([
+        f"# Advice on {name}, and the full columns afterwards", "",
+        table(("", ""), [
+            ("command", f"`{command}`"),
+            ("processor", advice["processor"]),
+            ("budget", f"{advice['budget']}; the command took {found['command_seconds']:.0f} s"),
+            ("a training", (f"{advice['epochs']} epochs of {advice['n_train']:,} images, "
+                           f"{advice['n_validation']:,} for choosing, {advice['n_test']:,} for "
+                           "testing")),
+            ("images", (f"{advice['images']:,} by the advice; the full columns are planned for "
+                       f"{found['grid_images']:,}")),
+        ]), "",
+        ("[advice.html](advice.html) is the answer as the user gets it, [advice.json](advice.json) "
+        "its numbers, [full.json](full.json) the full columns."), "",
+        table(("cell", "m", rate, "validation", "test"), choices), "",
+        (f"Regret on the test images: {regret:.1f} points, ± {seeds:.1f} by the seeds and up to "
+        f"± {images:.1f} by the size of the test set (standard errors); the seeds of the advised "
+        f"cell deviate by {100 * found['deviation']:.1f}. By test accuracy it is number "
+        f"{found['place']} of {found['of']} cells. The choice of the full columns is "
+        f"{'among' if found['tied_hold'] else 'not among'} those that the advice calls tied. "
+        f"{edges}"), "",
+        "## The full columns", "",
+        table(("m", rate, "survived", "validation", "test"), cells), "",
+    ])  # fmt: skip
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
