@@ -84,7 +84,7 @@ def main() -> None:
 
 for command in (
     init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
-    advise, results.evaluate, results.report, results.answer, results.claims, results.sync, results.ui,
-    profile, bench,
+    advise, results.evaluate, results.report, results.answer, results.claims, results.sync,
+    results.ui, profile, bench,
 ):  # fmt: skip
     main.add_command(command)

@@ -63,16 +63,12 @@ def untested(advice: Advice, session: Session) -> tuple[str, ...]:
     """What was not tested."""
     sizes = ", ".join(str(it.batch_size) for it in advice.ranges)
     rate = "η" if advice.optimizer == "adamw" else "η̃"
+    weight_decay = session.request.study.weight_decay
+    settings = f"{advice.optimizer} with the schedule {advice.schedule}"
     return (
         f"Other batch sizes than {sizes}, and values of {rate} between octaves.",
-        (
-            f"Trainings of other lengths than {count(advice.epochs, 'epoch')} of {advice.n_train:,} "
-            "images."
-        ),
-        (
-            f"Other settings than {advice.optimizer} with the schedule {advice.schedule} and weight "
-            f"decay {session.request.study.weight_decay:g}."
-        ),
+        f"Trainings longer than {count(advice.epochs, 'epoch')} of {advice.n_train:,} images.",
+        f"Other settings than {settings} and weight decay {weight_decay:g}.",
     )
 
 
@@ -86,12 +82,11 @@ def _nothing(advice: Advice, session: Session) -> list[str]:
     told = advice.recommended
     cells = max(1, len(advice.raced))
     if is_guess(told.accuracy, told.n_test, session.chance, cells):
-        return [
-            (
-                f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
-                "images): this answers nothing. Train longer (--epochs) or check images and labels."
-            )
-        ]
+        text = (
+            f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
+            "images): this answers nothing. Train longer (--epochs) or check images and labels."
+        )
+        return [text]
     return []
 
 
@@ -134,18 +129,16 @@ def _edges(advice: Advice) -> list[str]:
     side = "lowest" if told.base_lr == min(rates) else "highest"
     edge = next(it.edge for it in advice.ranges if it.batch_size == told.batch_size)
     if side == "highest" and edge is not None and told.base_lr * 2**0.5 > edge:
-        return [
-            (
-                f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
-                "so a slightly different training may diverge. Half of it is safer."
-            )
-        ]
-    return [
-        (
-            f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
-            "it may be better."
+        text = (
+            f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
+            "so a slightly different training may diverge. Half of it is safer."
         )
-    ]
+        return [text]
+    text = (
+        f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
+        "it may be better."
+    )
+    return [text]
 
 
 def _undecided(advice: Advice) -> list[str]:
@@ -156,12 +149,11 @@ def _undecided(advice: Advice) -> list[str]:
     needed = _seeds_needed(final)
     if needed is None:
         return [f"{text} by these seeds and images."]
-    return [
-        (
-            f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
-            f"show it, on {_images_needed(final):,} test images or more."
-        )
-    ]
+    text = (
+        f"{text}: if their difference is as measured, about {count(needed, 'seed')} each would "
+        f"show it, on {_images_needed(final):,} test images or more."
+    )
+    return [text]
 
 
 def _length(session: Session) -> list[str]:
@@ -178,13 +170,12 @@ def _length(session: Session) -> list[str]:
     )
     if other - one <= RISING:
         return []
-    return [
-        (
-            f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
-            f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
-            "another best."
-        )
-    ]
+    text = (
+        f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
+        f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
+        "another best."
+    )
+    return [text]
 
 
 def _order(session: Session) -> list[str]:
@@ -210,12 +201,11 @@ def _brackets(advice: Advice) -> list[str]:
         return []
     sizes = ", ".join(str(it.batch_size) for it in few)
     least = min(it.updates for it in few)
-    return [
-        (
-            f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
-            "ones may break at lower learning rates."
-        )
-    ]
+    text = (
+        f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
+        "ones may break at lower learning rates."
+    )
+    return [text]
 
 
 def _is_open(final: Final) -> bool:
