@@ -38,6 +38,7 @@ def write(path: Path, columns: dict[str, str], *named: str) -> Path:
         ({"kind": "small", "photo": "binary"}, (), ("photo", "kind")),
         ({"photo": "view", "species": "text", "weight": "float"}, (), ("photo", "species")),
         ({"photo": "struct", "species": "dictionary", "ok": "bool"}, (), ("photo", "species")),
+        ({"photo": "struct", "kind": "text", "__index_level_0__": "int"}, (), ("photo", "kind")),
         # The only one with class names, and then the one that is called so.
         ({"image": "struct", "id": "int", "label": "int", "kind": "int"}, ("kind",),
          ("image", "kind")),

@@ -66,6 +66,27 @@ def add_images(*classes: str) -> None:
             Image.fromarray(image).save(folder / f"{index}.png")
 
 
+def test_one_parquet_file_is_prepared_once_and_again_when_it_changed(run: Run) -> None:
+    params("parquet")
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("path: img", "path: img, test_fraction: 0.25"))
+    add_images("ant")
+    content = [file.read_bytes() for file in sorted(Path("img/train/ant").iterdir())] * 2
+    table = pa.table({"img": content, "label": [0, 1] * 6})
+    shutil.rmtree("img")
+    pq.write_table(table, "img")
+    first, said = run()
+    assert (first.meta.counts["train"], first.meta.counts["test"]) == (9, 3)
+    said = [line for line in said if "pixel by pixel" not in line]
+    assert said == []
+    again, said = run()
+    assert (again.meta.fingerprint, said) == (first.meta.fingerprint, [])
+    pq.write_table(table.slice(0, 8), "img")
+    changed, said = run()
+    assert changed.meta.counts["test"] == 2
+    assert said[0].startswith("img: changed since ")
+
+
 def test_images_that_changed_are_prepared_again(run: Run) -> None:
     params("image_folder")
     add_images("ant", "bee")

@@ -29,7 +29,7 @@ def columns_of(path: Path) -> tuple[str, str]:
     with reading(path), parquet_file(path) as file:
         schema = file.schema_arrow
     images = [field.name for field in schema if is_of_images(field.type)]
-    labels = [field.name for field in schema if _may_be_labels(field.type)]
+    labels = [field.name for field in schema if _may_be_labels(field)]
     metadata = schema.metadata or {}
     named = [name for name in labels if stated_classes(path, metadata, name) is not None]
     if not images:
@@ -69,8 +69,10 @@ def spread(paths: list[Path], image_column: str) -> Iterator[Encoded]:
         yield from encoded_in(path, start + inside, image_column)
 
 
-def _may_be_labels(found: pa.DataType) -> bool:
-    return pa.types.is_integer(found) or is_text(found)
+def _may_be_labels(field: pa.Field) -> bool:
+    if field.name.startswith("__index_level_"):  # the rows' numbers, as pandas writes them
+        return False
+    return pa.types.is_integer(field.type) or is_text(field.type)
 
 
 def _only(path: Path, names: list[str], usual: tuple[str, ...], key: str) -> str:

@@ -34,7 +34,7 @@ def hold_out(
         if size < 2:
             raise UserError(
                 f"{pool.where}: class {name!r} has {count(size, 'image')}; allowed: at least 2 a "
-                "class with dataset.test_fraction, one to train on and one to test on"
+                "class, one to train on and one held out to test on"
             )
     share = stratified(labels, round(fraction * len(labels)), seed=seed, stream=HELD_OUT_STREAM)
     # The first of each class in the same random order: in the share, unless that has none of it.
