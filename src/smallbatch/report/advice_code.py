@@ -89,8 +89,8 @@ def _warmed_up(study: StudyConfig, updates: int) -> list[str]:
     }[study.schedule]
     return [
         "def factor(t):",
-        f"    warm = {WARMUP_START!r} + {1 - WARMUP_START!r} * t / {ramp}",
-        f"    return warm if t < {ramp} else {after}",
+        f"    if t < {ramp}: return {WARMUP_START!r} + {1 - WARMUP_START!r} * t / {ramp}",
+        f"    return {after}",
         "scheduler = lr_scheduler.LambdaLR(optimizer, factor)",
     ]
 

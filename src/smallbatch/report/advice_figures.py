@@ -21,6 +21,8 @@ from smallbatch.report.labels import power_of_two
 if TYPE_CHECKING:
     from smallbatch.analysis.advice import Advice, Raced
 
+    _Row = dict[str, Any]
+
 WIDTHS = {"wide": 640, "narrow": 340}
 """Pixels of a whole picture: it is drawn for a screen and for a phone, where text stays legible."""
 
@@ -39,7 +41,7 @@ _LOOK: dict[str, Any] = {
     "view": {"stroke": FRAME},
 }  # fmt: skip
 _WIDE = 6.0  # longest over shortest training, from which on time is on a log axis
-_AXIS, _LABEL = 52, 84  # pixels left of the frame, and right of it for labels
+_AXIS, _LABEL = 52, 98  # pixels left of the frame, and right of it for labels
 CHOSEN = "recommended"
 _UNITS = (("hours", 3600.0), ("minutes", 60.0))
 
@@ -62,7 +64,7 @@ def accuracy_figure(advice: Advice, width: int) -> str:
     """
     cells = shown_cells(advice)
     unit, size = _unit(max(cell.seconds * len(cell.curve) / advice.epochs for cell in cells))
-    rows = [
+    rows: list[_Row] = [
         {
             "m": f"{cell.batch_size}", "time": cell.seconds * (i + 1) / advice.epochs / size,
             "accuracy": 100 * accuracy, "kind": _kind(advice, cell),
@@ -81,7 +83,7 @@ def accuracy_figure(advice: Advice, width: int) -> str:
     scale = alt.Scale(type="log" if log else "linear", domain=list(span), nice=False)
     x = alt.X(
         "time:Q", scale=scale, title=f"{unit} of one training{' (log scale)' if log else ''}",
-        axis=alt.Axis(grid=False, tickCount=4, format="~g", labelOverlap=True),
+        axis=alt.Axis(grid=False, tickCount=4, format=",~r", labelOverlap=True),
     )  # fmt: skip
     y, height = (
         alt.Y(
@@ -90,22 +92,7 @@ def accuracy_figure(advice: Advice, width: int) -> str:
         )
         for field in ("accuracy", "height")
     )  # fmt: skip
-    curves, marks = alt.Chart(alt.Data(values=rows)), alt.Chart(alt.Data(values=ends))
-    layers: list[Any] = []
-    for kind, (colour, thick) in _STROKES.items():
-        own = curves.transform_filter(f"datum.kind === '{kind}'")
-        layers.append(own.mark_line(color=colour, strokeWidth=thick).encode(x=x, y=y, detail="m:N"))
-        for end, look in _ENDS.items():
-            ended = f"datum.kind === '{kind}' && datum.end === '{end}'"
-            point = marks.transform_filter(ended)
-            layers.append(point.mark_point(**look, color=colour, opacity=1).encode(x=x, y=y))
-    for kind, left in product(_STROKES, (False, True)):  # names stand on top of all curves
-        own = marks.transform_filter(f"datum.kind === '{kind}' && datum.left === {left}".lower())
-        name = own.mark_text(
-            align="right" if left else "left", dx=-BESIDE if left else BESIDE, fontSize=11,
-            color=TEXT, baseline="middle", fontWeight="bold" if kind == CHOSEN else "normal",
-        )  # fmt: skip
-        layers.append(name.encode(x=x, y=height, text="name:N"))
+    layers = [*_curves(rows, ends, x, y), *_names(ends, x, height)]
     return _svg(alt.layer(*layers).properties(width=frame.width, height=_HEIGHT))
 
 
@@ -116,25 +103,27 @@ def range_figure(advice: Advice, width: int) -> str:
         advice: What was found; at least one batch size was tried.
         width: Pixels.
     """
-    tried = [
+    tried: list[_Row] = [
         {
             "m": f"{own.batch_size}", "k": math.log2(rate),
             "outcome": "all" if seeds == own.seeds else "some" if seeds else "none",
         }
         for own in advice.ranges for rate, seeds in own.survived
     ]  # fmt: skip
-    bars = [
+    bars: list[_Row] = [
         {"m": f"{own.batch_size}", "low": math.log2(own.lowest), "k": math.log2(own.edge),
          "open": own.breaks is None}
         for own in advice.ranges if own.edge is not None
     ]  # fmt: skip
-    best = [
+    best: list[_Row] = [
         {"m": f"{own.batch_size}", "k": math.log2(own.best)} for own in advice.ranges if own.best
     ]
     found = advice.recommended
-    chosen = [{"m": f"{found.batch_size}", "k": math.log2(found.base_lr)}] if found else []
+    chosen: list[_Row] = (
+        [{"m": f"{found.batch_size}", "k": math.log2(found.base_lr)}] if found else []
+    )
     heights = [row["k"] for row in (*tried, *bars, *best, *chosen)]
-    heights += [row["low"] for row in bars] or [0.0]
+    heights = [*heights, *(row["low"] for row in bars)] or [0.0]
     low, high = math.floor(min(heights)) - 1, math.ceil(max(heights)) + 1
     sizes = {own.batch_size for own in advice.ranges} | ({found.batch_size} if found else set())
     order = [f"{m}" for m in sorted(sizes)]
@@ -172,7 +161,7 @@ def range_figure(advice: Advice, width: int) -> str:
             shape="diamond", color=BEST, filled=filled, size=150, strokeWidth=2, opacity=1
         )
         layers.append(rhomb.encode(x=x, y=y))
-    narrow = min(width - _AXIS - 10, 70 * len(order))
+    narrow = min(width - _AXIS - 10, max(180, 70 * len(order)))
     return _svg(alt.layer(*layers).properties(width=narrow, height=_HEIGHT))
 
 
@@ -191,13 +180,39 @@ _OUTCOMES: dict[str, dict[str, Any]] = {
 }
 
 
+def _curves(rows: list[_Row], ends: list[_Row], x: alt.X, y: alt.Y) -> list[Any]:
+    """The curves, and a mark at the end of each."""
+    curves, marks = alt.Chart(alt.Data(values=rows)), alt.Chart(alt.Data(values=ends))
+    layers: list[Any] = []
+    for kind, (colour, thick) in _STROKES.items():
+        own = curves.transform_filter(f"datum.kind === '{kind}'")
+        layers.append(own.mark_line(color=colour, strokeWidth=thick).encode(x=x, y=y, detail="m:N"))
+        for end, look in _ENDS.items():
+            ended = f"datum.kind === '{kind}' && datum.end === '{end}'"
+            point = marks.transform_filter(ended)
+            layers.append(point.mark_point(**look, color=colour, opacity=1).encode(x=x, y=y))
+    return layers
+
+
+def _names(ends: list[_Row], x: alt.X, height: alt.Y) -> list[Any]:
+    """The names of the curves, which stand on top of all of them."""
+    marks = alt.Chart(alt.Data(values=ends))
+    layers: list[Any] = []
+    for kind, left in product(_STROKES, (False, True)):
+        own = marks.transform_filter(f"datum.kind === '{kind}' && datum.left === {left}".lower())
+        name = own.mark_text(
+            align="right" if left else "left", dx=-BESIDE if left else BESIDE, fontSize=11,
+            color=TEXT, baseline="middle", fontWeight="bold" if kind == CHOSEN else "normal",
+        )  # fmt: skip
+        layers.append(name.encode(x=x, y=height, text="name:N"))
+    return layers
+
+
 def _kind(advice: Advice, cell: Raced) -> str:
     return CHOSEN if is_recommended(advice, cell) else "tied" if cell.tied else "other"
 
 
-def _ends(
-    advice: Advice, cells: list[Raced], rows: list[dict[str, Any]], frame: Frame
-) -> list[dict[str, Any]]:
+def _ends(advice: Advice, cells: list[Raced], rows: list[_Row], frame: Frame) -> list[_Row]:
     """The last row of each curve, with how it ended, its name and the name's place."""
     notes = {CHOSEN: " ★", "tied": " (tied)", "other": ""}
     order = sorted(cells, key=lambda cell: not is_recommended(advice, cell))
@@ -220,7 +235,7 @@ def _unit(longest: float) -> tuple[str, float]:
     return next(((name, size) for name, size in _UNITS if longest >= 5 * size), ("seconds", 1.0))
 
 
-def _svg(chart: alt.LayerChart) -> str:
+def _svg(chart: Any) -> str:
     spec = chart.to_dict()
     spec.pop("config", None)
     svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, config=_LOOK)

@@ -47,14 +47,19 @@ def advice_page(advice: Advice) -> str:
         css="".join(sheet.read_text(encoding="utf-8") for sheet in sheets),
         settings=words.settings(advice),
         spent=words.spent(advice),
-        headline=words.headline(advice),
-        answer=words.answer(advice),
+        headline=_joined(words.headline(advice)),
+        answer=[_joined(line) for line in words.answer(advice) or advice.warnings],
         sure=_sure(advice),
         warned=count(len(advice.warnings), "warning"),
         pictures=_pictures(advice),
         tables=_tables(advice),
         diagnostics=words.diagnostics(advice),
     )
+
+
+def _joined(text: str) -> str:
+    """A sentence in which no line breaks around an = or before a %."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
 def _sure(advice: Advice) -> str:

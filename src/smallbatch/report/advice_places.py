@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 BESIDE = 8  # pixels from the end of a curve to its name
 _LINE, _LETTER = 13, 6.8  # pixels of a name's height, and of a letter's width
 _SIDE = 1.0  # what standing left of the end costs, in samples of a curve that are hidden
-_FAR = 0.12  # likewise each pixel above or below it
+_FAR = 0.2  # likewise each pixel above or below it
+_HIDDEN = 1000.0  # likewise another name
 _SAMPLES = 8  # of each piece of a curve
+_STEPS = sorted(range(-200, 201, 4), key=abs)  # pixels up or down, the nearest first
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,18 @@ def place_names(
         x, y = frame.at(*curve[-1])
         length = _LETTER * len(name)
         best, least, at = None, math.inf, Name(curve[-1][1], left=False)
-        for left in (False, True):
+        for step, left in product(_STEPS, (False, True)):
             start = x - BESIDE - length if left else x + BESIDE
-            for step in range(-60, 61):
-                middle = y + step * 4
-                box = _Box(start, start + length, middle)
-                if not _inside(frame, box):
-                    continue
-                cost = _FAR * abs(middle - y) + _SIDE * left
-                cost += sum(box.hides(*sample) for sample in samples)
-                cost += 1000 * sum(box.meets(other) for other in taken)
-                if cost < least:
-                    low, high = frame.y
-                    height = high - middle * (high - low) / frame.height
-                    best, least, at = box, cost, Name(height, left)
+            box = _Box(start, start + length, y + step)
+            cost = _FAR * abs(step) + _SIDE * left
+            if not _inside(frame, box) or cost >= least:
+                continue
+            cost += sum(box.hides(*sample) for sample in samples)
+            cost += _HIDDEN * sum(box.meets(other) for other in taken)
+            if cost < least:
+                low, high = frame.y
+                height = high - box.middle * (high - low) / frame.height
+                best, least, at = box, cost, Name(height, left)
         taken += [best] if best else []
         found.append(at)
     return found

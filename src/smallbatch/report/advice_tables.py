@@ -50,7 +50,7 @@ def range_table(advice: Advice) -> Table:
             str(own.batch_size),
             power_of_two(own.lowest),
             DASH if own.edge is None else power_of_two(own.edge),
-            "nothing tried" if own.breaks is None else power_of_two(own.breaks),
+            "none broke" if own.breaks is None else power_of_two(own.breaks),
             DASH if own.best is None else power_of_two(own.best),
             DASH if own.headroom is None else f"{own.headroom:.1f}".replace("-", "−"),
             listed(survived(own)),

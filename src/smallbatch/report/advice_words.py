@@ -43,7 +43,7 @@ def headline(advice: Advice) -> str:
 
 
 def answer(advice: Advice) -> list[str]:
-    """The sentences below the headline; none without a recommendation."""
+    """The sentences below the headline; none without a recommendation: warnings then say why."""
     found = advice.recommended
     if found is None:
         return []
@@ -89,8 +89,8 @@ def _accuracy(advice: Advice, found: Recommended) -> str:
     }[found.on]
     return (
         f"Expect {percent(found.accuracy)} of new images to be right: {source} on "
-        f"{found.n_test:,} test images kept apart. So many leave {spread(found.low, found.high)} "
-        "open (95 % interval)."
+        f"{found.n_test:,} test images kept apart; these leave "
+        f"{spread(found.low, found.high)} open (95 % interval)."
     )
 
 
@@ -141,9 +141,8 @@ def _stable(advice: Advice, found: Recommended) -> list[str]:
         return []
     m, rate = found.batch_size, rate_name(advice)
     if own.edge is None:
-        return [
-            f"At m = {m} a seed diverged even at the lowest {rate} tried, {power_of_two(own.lowest)}."
-        ]
+        lowest = power_of_two(own.lowest)
+        return [f"At m = {m} a seed diverged even at the lowest {rate} tried, {lowest}."]
     span = f"from {rate} = {power_of_two(own.lowest)} to {power_of_two(own.edge)}"
     tried = f"{count(own.seeds, 'seed')}, {count(own.updates, 'update')} each"
     whole = f"At m = {m} stable {span} ({tried})"
