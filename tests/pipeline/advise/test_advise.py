@@ -120,8 +120,8 @@ def test_a_time_is_kept_though_it_is_short(tmp_path: Path) -> None:
     [
         ({"dark": 20, "light": 1}, (), "'light'"),
         ({"dark": 20}, (), "class"),
-        ({"dark": 20, "light": 20}, ("--batch-sizes", "4,64"), "batch sizes: found 64, allowed: at"),
-        ({"dark": 20, "light": 20}, ("--budget", "images=10"), "for the first rung of a race; needed"),
+        ({"dark": 20, "light": 20}, ("--batch-sizes", "4,64"), "sizes: found 64, allowed: at"),
+        ({"dark": 20, "light": 20}, ("--budget", "images=10"), "the first rung of a race; needed"),
         ({"dark": 20, "light": 20}, ("--model", "resnet9000"), "resnet9000"),
         ({"dark": 20, "light": 20}, ("--budget", "soon"), "allowed: a time such as 20m"),
     ],

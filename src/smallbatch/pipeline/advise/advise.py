@@ -252,9 +252,24 @@ class _Advising:
         )
 
     def _diagnostics(self, session: Session, trainer: Trainer) -> Diagnostics:
+        """Measured beside the answer, as far as there is time."""
         from smallbatch.analysis.advice import Diagnostics
+        from smallbatch.analysis.lr_fit import fit_best
+        from smallbatch.engines.curvature import measure_curvature
+        from smallbatch.pipeline.advise.conclude import best_rates, best_trial
 
-        return Diagnostics()
+        fit = None
+        if self._request.study.optimizer != "adamw":  # whose η is no sum over examples
+            rates = best_rates(session)
+            fit = fit_best(list(rates), list(rates.values()))
+        found = best_trial(session)
+        seconds = min(_CURVATURE_S, self._ledger.until_end - self._ledger.spare)
+        kept = trainer.kept(*found, session.size.epochs) if found else None
+        if kept is None or seconds < 1:
+            return Diagnostics(fit=fit)
+        run, weights = kept
+        noise_scale, sharpness = measure_curvature(run, trainer.data, weights, seconds=seconds)
+        return Diagnostics(noise_scale, sharpness, 2 / run.lr, fit)
 
 
 def _memory(speed: Any) -> str:

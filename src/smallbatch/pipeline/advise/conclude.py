@@ -82,7 +82,7 @@ def conclude(
         recommended=recommended,
         final=final,
         raced=raced,
-        ranges=tuple(_range(session, m, chosen, raced) for m in sorted(session.brackets)),
+        ranges=tuple(_range(session, m, chosen) for m in sorted(session.brackets)),
         tied_batch_sizes=tuple(sorted({it.batch_size for it in tied})),
         warnings=(),
         larger_budget=(),
@@ -99,14 +99,25 @@ def conclude(
     )
 
 
-def best_trial(session: Session) -> tuple[Candidate, Trial] | None:
-    """A training of the recommended cell whose weights were kept; None if there is none."""
+def best_trial(session: Session) -> tuple[Candidate, int] | None:
+    """A training of the recommended cell whose weights were kept: cell and seed; None: none."""
     chosen, _ = _chosen(session)
     if chosen is None or not session.rungs or session.rungs[-1].share < 1:
         return None
     trials = session.final.get(chosen) or session.rungs[-1].trials[chosen]
-    found = [trial for _, trial in sorted(trials.items()) if trial.finished]
+    found = [seed for seed, trial in sorted(trials.items()) if trial.finished]
     return (chosen, found[0]) if found else None
+
+
+def best_rates(session: Session) -> dict[int, float]:
+    """The best η̃ of each m, ascending, at the last rung that m came to."""
+    found: dict[int, float] = {}
+    for rung in session.rungs:
+        at_rung: dict[int, float] = {}
+        for candidate in rung.ranked:
+            at_rung.setdefault(candidate.batch_size, candidate.base_lr)
+        found |= at_rung
+    return dict(sorted(found.items()))
 
 
 def _chosen(session: Session) -> tuple[Candidate | None, Final | None]:
@@ -256,9 +267,9 @@ def _curve(trials: dict[int, Trial]) -> tuple[float, ...]:
     return tuple(_mean(curve[epoch] for curve in curves) for epoch in range(shortest))
 
 
-def _range(session: Session, m: int, chosen: Candidate | None, raced: tuple[Raced, ...]) -> Range:
+def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
     bracket, speed = session.brackets[m], session.speeds[m]
-    best = next((it.base_lr for it in raced if it.batch_size == m and it.fate != "diverged"), None)
+    best = best_rates(session).get(m)
     if chosen is not None and chosen.batch_size == m:
         best = chosen.base_lr
     edge = bracket.edge

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pandas as pd
+    from torch import Tensor
 
+    from smallbatch.analysis.race import Candidate
     from smallbatch.config.params import ComputeConfig
     from smallbatch.config.study import StudyConfig
     from smallbatch.data.prepared import Dataset
@@ -100,6 +102,7 @@ class Trainer:
         self._slower = dict.fromkeys(speeds, 1.0)
         self._rates: dict[tuple[str, int], set[float]] = {}
         self._counted: set[str] = set()
+        self._makers: set[str] = set()
         self._environment: dict[str, Any] | None = None
         self.last: Path | None = None
 
@@ -162,6 +165,7 @@ class Trainer:
         )  # fmt: skip
         directory = self.folder(step, m)
         placement = place(column, self._compute)
+        self._makers |= set(placement.makers)
         if self._environment is None:
             self._environment = machine.describe(placement.device)
         news, began = _News(), perf_counter()
@@ -189,6 +193,22 @@ class Trainer:
         """Let MLflow have a step's column, of which no more is trained."""
         self.last = self.folder(step, m)
         self._mirror.finish_later(self.last)
+
+    def kept(
+        self, candidate: Candidate, seed: int, epochs: int
+    ) -> tuple[Run, dict[str, Tensor]] | None:
+        """A run whose weights were kept, and these; None if they are gone."""
+        from smallbatch.protocol.column import plan_column
+        from smallbatch.records.files import load_record
+
+        settings = self.study.model_copy(update={"epochs": epochs})
+        column = plan_column(
+            self._name, settings, self.data,
+            batch_size=candidate.batch_size, base_lrs=[candidate.base_lr], seeds=[seed],
+        )  # fmt: skip
+        (run,) = column.runs
+        record = load_record(FOLDER / "runs" / run.hash, *self._makers)
+        return (run, record[0].weights) if record and record[0].weights else None
 
     def _learn(
         self, column: Column, trials: Trials, news: _News, seconds: float, work: float
