@@ -115,8 +115,8 @@ def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Pa
     from smallbatch.report.advice_code import code_to_paste
 
     if study is not None:
-        given = [it.name for it in ctx.command.params if it.name in options and
-                 ctx.get_parameter_source(it.name).name == "COMMANDLINE"]  # fmt: skip
+        typed = click.core.ParameterSource.COMMANDLINE
+        given = [name for name in options if ctx.get_parameter_source(name) is typed]
         if given:
             option = given[0].replace("_", "-")
             raise click.UsageError(f"--study takes all from params.yaml, without --{option}")

@@ -18,6 +18,7 @@ from smallbatch.pipeline.advise.size import (
     SEEDS,
     VALIDATION,
     Size,
+    Work,
     choose_size,
     least_size,
 )
@@ -187,8 +188,8 @@ class _Advising:
 
         ledger, epochs = self._ledger, self._request.epochs
 
-        def cost(m: int, runs: int, work: float) -> float:
-            return runs * work if ledger.by_images else cost_of(speeds[m], runs, work)
+        def cost(m: int, runs: int, work: Work) -> float:
+            return runs * work.trained if ledger.by_images else cost_of(speeds, m, runs, work)
 
         least = min(available, max(_LEAST_OF_A_CLASS * classes, int(most / (1 - VALIDATION)) + 2))
         budget = FULL * ledger.left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,13 +90,11 @@ def conclude(
         untested=(),
         diagnostics=diagnostics,
     )
-    return Advice(
-        **{
-            **vars(advice),
-            "warnings": warnings(advice, session),
-            "larger_budget": larger_budget(advice, session),
-            "untested": untested(advice, session),
-        }
+    return replace(
+        advice,
+        warnings=warnings(advice, session),
+        larger_budget=larger_budget(advice, session),
+        untested=untested(advice, session),
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.calibrate import Speed
     from smallbatch.pipeline.advise.ledger import Ledger
     from smallbatch.pipeline.advise.request import Request
-    from smallbatch.pipeline.advise.size import Size
+    from smallbatch.pipeline.advise.size import Size, Work
     from smallbatch.pipeline.advise.trials import Trainer, Trial, Trials
 
 Fates = dict[Candidate, dict[int, "Trial"]]
@@ -199,7 +199,7 @@ class _Steps:
         self._session.cut += rung.cut
         return kept
 
-    def _cost(self, candidates: Sequence[Candidate], work: float) -> float:
+    def _cost(self, candidates: Sequence[Candidate], work: Work) -> float:
         by_m = groupby(sorted(it.batch_size for it in candidates))
         return sum(self._trainer.cost(m, SEEDS * len(list(same)), work) for m, same in by_m)
 

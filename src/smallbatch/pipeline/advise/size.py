@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,12 +25,28 @@ A tenth, as for a whole study, would be a hundred images of a thousand: two accu
 then differ by 7 points, one standard error, by the choice of the images alone.
 """
 
-_EPOCHS = (10, 5, 3)  # of a training if not all images fit; rungs need at least 3
+_EPOCHS = {10: 2000, 5: 1000, 3: 0}
+"""Epochs of a training for which not all images fit, and from how many images on.
+
+Rungs need at least three. More epochs of fewer images than so many are no model of a training.
+"""
 _MANY = 20_000  # a training of few images may see so many,
 _FEW, _MOST = 30, 200  # within these numbers of epochs
 _UPDATES = 200  # of a bracket, if that takes no longer than the race's rung before the last,
 _LEAST_UPDATES = 50  # but so many in any case: most divergences come before
 _RUNGS = 0.1, 0.3
+
+
+class Work(NamedTuple):
+    """What one run does.
+
+    Attributes:
+        trained: Images trained on.
+        evaluated: Images evaluated.
+    """
+
+    trained: int
+    evaluated: int
 
 
 @dataclass(frozen=True)
@@ -67,21 +83,20 @@ class Size:
         return tuple(sorted({*short, self.epochs}))
 
     def bracket_epochs(self, batch_size: int) -> int:
-        """The epochs of a training in the bracket: `_UPDATES` updates, if they are not too many."""
-        most, least = (ceil(it * batch_size / self.n_train) for it in (_UPDATES, _LEAST_UPDATES))
-        return min(most, max(least, self.rungs[-2]))
+        """The epochs of a training in the bracket: `_UPDATES` updates, if they are not too many.
 
-    def work(self, epochs: int) -> float:
-        """What one run costs, in images trained on.
-
-        Evaluating an image takes a third of training on it. Validation and test images are
-        evaluated after each epoch, and all once at the end.
+        Never more than a whole training has.
         """
+        most, least = (ceil(it * batch_size / self.n_train) for it in (_UPDATES, _LEAST_UPDATES))
+        return min(most, max(least, self.rungs[-2]), self.epochs)
+
+    def work(self, epochs: int) -> Work:
+        """What one run does: it is evaluated after each epoch, and on all images at the end."""
         evaluated = self.n_validation + self.test_images
-        return epochs * (self.n_train + evaluated / 3) + (self.n_train + evaluated) / 3
+        return Work(epochs * self.n_train, epochs * evaluated + self.n_train + evaluated)
 
     def whole_cost(
-        self, batch_sizes: Sequence[int], cost: Callable[[int, int, float], float]
+        self, batch_sizes: Sequence[int], cost: Callable[[int, int, Work], float]
     ) -> float:
         """About what all steps cost together.
 
@@ -116,7 +131,7 @@ def choose_size(
         available: Images that the source has for training and validation.
         tests: Those of its test split.
         least: Images that are needed for training and validation.
-        epochs: Of a training; None: 10 to 200, or where that is too much 5 or 3.
+        epochs: Of a training; None: as many as fit, 10 to 200; where that is too much, 5 or 3.
         fits: Whether the budget allows a size; what is below one that fits must fit.
 
     Returns:
@@ -126,20 +141,22 @@ def choose_size(
     def at(images: int, epochs: int) -> Size:
         return Size(images, min(tests, max(200, images // 3)), epochs)
 
-    for tried in (epochs,) if epochs is not None else _EPOCHS:
+    for tried, enough in {epochs: 0}.items() if epochs is not None else _EPOCHS.items():
         if fits(at(available, tried)):
             n = at(available, tried).n_train
             most = tried if epochs is not None else min(_MOST, max(_FEW, ceil(_MANY / n)))
             return at(available, _largest(tried, most, lambda e: fits(at(available, e))))
         if fits(at(least, tried)):
-            return at(_largest(least, available, lambda n, e=tried: fits(at(n, e))), tried)
+            images = _largest(least, available, lambda n, e=tried: fits(at(n, e)))
+            if images >= enough:
+                return at(images, tried)
     return None
 
 
 def least_size(available: int, tests: int, least: int, epochs: int | None) -> Size:
     """The smallest training that is tried; what it costs is the smallest budget."""
     least = min(least, available)
-    return Size(least, min(tests, max(200, least // 3)), epochs or _EPOCHS[-1])
+    return Size(least, min(tests, max(200, least // 3)), epochs or min(_EPOCHS))
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

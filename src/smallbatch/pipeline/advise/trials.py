@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smallbatch.pipeline.advise.ledger import Deadline
-from smallbatch.pipeline.advise.size import CANDIDATES, SEEDS
+from smallbatch.pipeline.advise.size import CANDIDATES, SEEDS, Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ class Trainer:
         self._environment: dict[str, Any] | None = None
         self.last: Path | None = None
 
-    def cost(self, m: int, runs: int, work: float) -> float:
+    def cost(self, m: int, runs: int, work: Work) -> float:
         """What a column costs, in seconds or images, as the budget is.
 
         Args:
@@ -115,8 +115,8 @@ class Trainer:
             work: Of each run, as `Size.work` has it.
         """
         if self._ledger.by_images:
-            return runs * work
-        return self._slower[m] * cost_of(self._speeds[m], runs, work)
+            return float(runs * work.trained)
+        return self._slower[m] * cost_of(self._speeds, m, runs, work)
 
     def folder(self, step: str, m: int) -> Path:
         """The folder of a step's column."""
@@ -129,7 +129,7 @@ class Trainer:
         rates: Sequence[float],
         seeds: Sequence[int],
         epochs: int,
-        work: float,
+        work: Work,
         *,
         keep_weights: bool = False,
     ) -> Trials:
@@ -211,29 +211,37 @@ class Trainer:
         return (run, record[0].weights) if record and record[0].weights else None
 
     def _learn(
-        self, column: Column, trials: Trials, news: _News, seconds: float, work: float
+        self, column: Column, trials: Trials, news: _News, seconds: float, work: Work
     ) -> None:
         """Count the images, and how much slower than expected it was."""
         runs = {trial.hash: trial for of_rate in trials.values() for trial in of_rate.values()}
         new = {name: it for name, it in runs.items() if name not in self._counted}
         self._counted |= set(new)
         self._ledger.images += sum(it.images for it in new.values())
-        planned = column.updates(column.runs[0]) * column.batch_size
-        share = sum(runs[name].images for name in news.begun) / max(1, planned)
         if not news.begun or seconds < _TOO_SHORT_S:
             return
-        m = column.batch_size
-        expected = cost_of(self._speeds[m], len(news.begun), work * share / len(news.begun))
-        self._slower[m] = (self._slower[m] + min(5.0, max(0.2, seconds / expected))) / 2
+        # What diverged was trained, and evaluated, for less.
+        planned = column.updates(column.runs[0]) * column.batch_size * len(news.begun)
+        share = sum(runs[name].images for name in news.begun) / max(1, planned)
+        done = Work(round(share * work.trained), round(share * work.evaluated))
+        expected = cost_of(self._speeds, column.batch_size, len(news.begun), done)
+        ratio = min(5.0, max(0.2, seconds / expected))
+        self._slower[column.batch_size] = (self._slower[column.batch_size] + ratio) / 2
 
 
-def cost_of(speed: Speed, runs: int, work: float) -> float:
-    """Seconds of a column of some runs, each of this work, as `Size.work` has it."""
+def cost_of(speeds: Mapping[int, Speed], m: int, runs: int, work: Work) -> float:
+    """Seconds of a column of some runs at m.
+
+    Evaluation has large batches of its own, at every m, and takes a third of the time of training
+    on as many images.
+    """
     fewer = 1.0
-    if speed.by_vectors and runs < _AT_ONCE:  # lanes that are not there take as long
+    if speeds[m].by_vectors and runs < _AT_ONCE:  # lanes that are not there take as long
         measured = SEEDS * CANDIDATES
         fewer = max(1.0, measured / max(runs, _LANES / 2))
-    return COLUMN_S + fewer * runs * work / speed.images_per_second
+    best = max(speed.images_per_second for speed in speeds.values())
+    each = work.trained / speeds[m].images_per_second + work.evaluated / (3 * best)
+    return COLUMN_S + fewer * runs * each
 
 
 class _News:
@@ -242,7 +250,7 @@ class _News:
     def __init__(self) -> None:
         self.begun: set[str] = set()
 
-    def run_begun(self, run: Run, _started: datetime) -> None:
+    def run_begun(self, run: Run, started: datetime) -> None:  # noqa: ARG002 - the protocol's
         self.begun.add(run.hash)
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
