@@ -29,6 +29,7 @@ from smallbatch.engines.made_by import made_by_on
 from smallbatch.engines.resident import load_resident
 from smallbatch.errors import TakenOver, UserError, WorkerLost
 from smallbatch.execution import workers
+from smallbatch.execution.column import train_column
 from smallbatch.placement.placement import place
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.run import Run
@@ -562,3 +563,22 @@ def test_history_numbers_are_plain(noise: Dataset, tmp_path: Path) -> None:
     for name in ("base_lr", "lr", "train_loss", "test_loss", "test_accuracy"):
         assert kinds[name] == "f", name
     assert np.isnan(history.validation_accuracy).all()
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_weights_are_left_out_of_records_and_files_on_request(
+    noise: Dataset, tmp_path: Path, engine: Engine
+) -> None:
+    column = plan(noise, base_lrs=LRS[:1])
+    compute = ComputeConfig(device="cpu", engine=engine)
+    kept, without = (tmp_path / name / "m4" for name in ("kept", "without"))
+    for out, keep in ((kept, True), (without, False)):
+        train_column(
+            column, out, placement=place(column, compute), checkpoint_seconds=60,
+            work=out.parent / "work", keep_weights=keep,
+        )  # fmt: skip
+    assert len(load_file(kept / "weights.safetensors")) > 0
+    assert load_file(without / "weights.safetensors") == {}
+    assert (without / "history.parquet").read_bytes() == (kept / "history.parquet").read_bytes()
+    one, other = (json.loads((it / "runs.json").read_text()) for it in (kept, without))
+    assert one["runs"] == other["runs"]

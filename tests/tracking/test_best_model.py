@@ -148,6 +148,14 @@ def test_a_column_of_diverged_runs_has_none(columns: Any, tables: Any) -> None:
     assert tables.query("select count(*) from logged_models") == [(0,)]
 
 
+def test_a_column_without_weights_has_none(columns: Any, tables: Any) -> None:
+    directory = columns.write(8, weights={})
+    report = sync(directory)
+    assert report.runs_created == 5
+    assert tables.query("select count(*) from logged_models") == [(0,)]
+    assert sync(directory).unchanged == 5
+
+
 def test_a_constant_channel_keeps_its_scale(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file

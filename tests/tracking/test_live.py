@@ -70,6 +70,31 @@ def test_runs_show_while_they_train_and_are_complete_at_the_end(
 
 
 @pytest.mark.slow
+def test_one_mirror_completes_several_columns_one_after_another(columns: Any, tables: Any) -> None:
+    directories = [columns.write(m) for m in (2, 4, 8)]
+    mirror = LiveMirror(niceness=0)
+    started = time.perf_counter()
+    for directory in directories:
+        mirror.finish_later(directory)
+    assert time.perf_counter() - started < 0.5
+    assert mirror.finish(directories[-1])
+    assert tables.query("select status, count(*) from runs group by 1") == [("FINISHED", 15)]
+    assert sync(directories).unchanged == 15
+
+
+@pytest.mark.slow
+def test_a_column_that_cannot_be_completed_later_is_told_at_the_end(
+    columns: Any, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = columns.write(8)
+    mirror = LiveMirror()
+    mirror.finish_later(workplace / "models" / "missing")
+    mirror.finish_later(directory)
+    assert not mirror.finish(directory)
+    assert "missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_an_aborted_column_is_marked_and_taken_up_again(
     columns: Any, tables: Any, expected_points: Any
 ) -> None:

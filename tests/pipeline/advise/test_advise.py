@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from smallbatch.report.advice import read_advice
+from tests.project import Project, stages_run
 
 SMALL = ("--model", "resnet8", "--batch-sizes", "4,16", "--epochs", "3")
 
@@ -138,3 +139,39 @@ def test_bad_input_is_told_in_a_line(
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "reports").exists()
+
+
+PARAMS = """
+dataset: {name: digits, source: digits, subset: 300, test_subset: 60}
+grid: {studies: [a], dependent: [], batch_sizes: [8], base_lrs: [2^-8], seeds: 1}
+advise: {studies: [a], budget: images=60000, batch_sizes: [8, 16]}
+studies:
+  a: {model: resnet8, norm: none, epochs: 2, weight_decay: 0.0001}
+"""
+
+
+@pytest.mark.slow
+def test_a_stage_answers_for_a_study_and_runs_once(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", PARAMS)
+    ran = stages_run(project.call("dvc", "repro", "advise"))
+    assert {stage.partition("@")[0] for stage in ran} == {"prepare", "advise"}
+    advice = read_advice(project.root / "reports/advice/a.json")
+    assert (advice.model, advice.norm, advice.epochs) == ("resnet8", "none", 2)
+    assert [it.batch_size for it in advice.ranges] == [8, 16]
+    assert advice.n_train + advice.n_validation <= 300
+    assert advice.n_test == 60
+    assert (project.root / "reports/advice/a.html").exists()
+    assert stages_run(project.call("dvc", "repro", "advise")) == []
+    edited = PARAMS.replace("weight_decay: 0.0001", "weight_decay: 0.001")
+    (project.root / "params.yaml").write_text(edited)
+    assert "advise@a" in project.call("dvc", "status", "advise")
+
+
+def test_a_study_that_is_not_listed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    done = call(tmp_path, "--study", "b")
+    assert done.returncode == 2
+    assert "advise.studies: found 'b', allowed: a" in done.stderr
+    done = call(tmp_path, "--study", "a", "--budget", "5m")
+    assert done.returncode == 2
+    assert "--study takes all from params.yaml, without --budget" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -89,8 +90,10 @@ class _Advising:
 
         request, ledger = self._request, self._ledger
         source, image = self._source()
-        available, tests = len(source.train.labels), len(source.test.labels)
-        sizes = self._batch_sizes(source)
+        available = min(request.dataset.subset or math.inf, len(source.train.labels))
+        tests = min(request.dataset.test_subset or math.inf, len(source.test.labels))
+        available, tests = int(available), int(tests)
+        sizes = self._batch_sizes(available)
         self._say(f"calibrate  m = {', '.join(map(str, sizes))}, about {2 * len(sizes)} s")
         told = ledger.decide(
             "speeds",
@@ -112,8 +115,8 @@ class _Advising:
         )
         config = request.dataset.model_copy(
             update={
-                "subset": None if size.images == available else size.images,
-                "test_subset": None if size.test_images == tests else size.test_images,
+                "subset": _part(size.images, len(source.train.labels)),
+                "test_subset": _part(size.test_images, len(source.test.labels)),
                 "validation_fraction": VALIDATION,
             }
         )
@@ -158,11 +161,11 @@ class _Advising:
         shape = source.train.read(np.arange(1)).shape[1:]
         return source, (int(shape[0]), int(shape[1]), int(shape[2]))
 
-    def _batch_sizes(self, source: Source) -> list[int]:
+    def _batch_sizes(self, available: int) -> list[int]:
         from smallbatch.config.model_names import validate_model
 
         request = self._request
-        most = Size(len(source.train.labels), 0, 2).n_train
+        most = Size(available, 0, 2).n_train
         if request.batch_sizes and max(request.batch_sizes) > most:
             raise UserError(
                 f"batch sizes: found {max(request.batch_sizes)}, allowed: at most the {most} "
@@ -271,6 +274,11 @@ class _Advising:
         run, weights = kept
         noise_scale, sharpness = measure_curvature(run, trainer.data, weights, seconds=seconds)
         return Diagnostics(noise_scale, sharpness, 2 / run.lr, fit)
+
+
+def _part(images: int, of: int) -> int | None:
+    """A subset as settings name it: None for all."""
+    return None if images == of else images
 
 
 def _memory(speed: Any) -> str:
