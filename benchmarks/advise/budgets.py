@@ -108,14 +108,14 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join([
         "# Budgets of time",
         "",
-        "`python -m benchmarks.advise.budgets`: the command from its start to its end, on "
-        f"{machine.cores()} idle cores, {machine.cpu_model()}.",
+        ("`python -m benchmarks.advise.budgets`: the command from its start to its end, on "
+        f"{machine.cores()} idle cores, {machine.cpu_model()}."),
         "",
         table(("budget", "images", "options", "epochs × images", "answer", "decided by", "took",
                "of the budget"), shown, right=2),
         "",
-        f"{held} of {len(rows)} ended within 110 % of their budget. In {late} the copy in MLflow "
-        "was not complete by then, which `smallbatch sync` makes up for.",
+        (f"{held} of {len(rows)} ended within 110 % of their budget. In {late} the copy in MLflow "
+        "was not complete by then, which `smallbatch sync` makes up for."),
         "",
     ])  # fmt: skip
 
@@ -140,8 +140,9 @@ def main() -> None:
             found = measure(CASES[number - 1], data, given.work / f"case{number}")
             kept.write_text(json.dumps(found))
             print(found, flush=True)
-    rows = [json.loads(path.read_text()) for path in sorted(
-        given.work.glob("case*.json"), key=lambda it: int(it.stem.removeprefix("case")))]  # fmt: skip
+    paths = given.work.glob("case*.json")
+    ordered = sorted(paths, key=lambda it: int(it.stem.removeprefix("case")))
+    rows = [json.loads(path.read_text()) for path in ordered]
     (given.out / "budgets.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     (given.out / "budgets.md").write_text(page(rows))
 

@@ -19,7 +19,10 @@ from PIL import Image
 from smallbatch.report.advice import read_advice
 from tests.project import Project, stages_run
 
-SMALL = ("--model", "resnet8", "--batch-sizes", "4,16", "--epochs", "3")
+WORDS = (
+    "--data", "photos", "--budget", "images=60000", "--model", "resnet8",
+    "--batch-sizes", "4,16", "--epochs", "3",
+)  # fmt: skip
 
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -41,40 +44,54 @@ def photographs(folder: Path, of_class: dict[str, int]) -> Path:
     return folder / "photos"
 
 
-@pytest.mark.slow
-def test_sixty_photographs_give_an_answer_from_one_command(tmp_path: Path) -> None:
-    photographs(tmp_path, {"dark": 30, "light": 30})
-    done = call(tmp_path, "--data", "photos", "--budget", "images=60000", *SMALL)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the command was called once on 60 photographs, and what it said."""
+    folder = tmp_path_factory.mktemp("whole")
+    photographs(folder, {"dark": 30, "light": 30})
+    done = call(folder, *WORDS)
     assert done.returncode == 0, done.stderr
-    assert "Train with batch size m = " in done.stdout
-    assert "decide little" in done.stdout  # so few images
-    advice = read_advice(tmp_path / "reports/advice.json")
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_sixty_photographs_give_an_answer_from_one_command(whole: tuple[Path, str]) -> None:
+    folder, said = whole
+    assert "Train with batch size m = " in said
+    assert "decide little" in said  # so few images
+    advice = read_advice(folder / "reports/advice.json")
     assert advice.n_train + advice.n_validation + advice.n_test == 60
     assert advice.recommended is not None
     assert advice.recommended.low <= advice.recommended.accuracy <= advice.recommended.high
     assert advice.recommended.on == "final"
     assert advice.images <= 60_000
-    page = (tmp_path / "reports/advice.html").read_text()
+    page = (folder / "reports/advice.html").read_text()
     assert "<script" not in page
-    # Every run is in MLflow, once for each of its columns, and finished or diverged as it was.
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        counts = dict(database.execute("select status, count(*) from runs group by 1").fetchall())
-    assert set(counts) == {"FINISHED"} or set(counts) == {"FINISHED", "FAILED"}
-    columns = list(tmp_path.glob(".smallbatch/advise/photos/*/m*/runs.json"))
-    runs = sum(len(json.loads(path.read_text())["runs"]) for path in columns)
-    assert sum(counts.values()) == runs + len(columns)  # and a parent for each column
 
 
 @pytest.mark.slow
-def test_killed_it_goes_on_and_ends_with_the_same_answer(tmp_path: Path) -> None:
-    words = ("--data", "digits", "--budget", "images=200000", *SMALL)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    assert call(whole, *words).returncode == 0
+def test_every_run_is_in_mlflow_below_its_column(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        counts = dict(database.execute("select status, count(*) from runs group by 1").fetchall())
+        models = database.execute("select count(*) from logged_models").fetchone()[0]
+    columns = list(folder.glob(".smallbatch/advise/photos/*/m*/runs.json"))
+    runs = sum(len(json.loads(path.read_text())["runs"]) for path in columns)
+    assert set(counts) <= {"FINISHED", "FAILED"}
+    assert sum(counts.values()) == runs + len(columns)
+    # Weights are kept of the last rung and the final alone.
+    trained = [path for path in columns if "rung100" in str(path) or "final" in str(path)]
+    assert models == len(trained)
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_ends_with_the_same_answer(
+    whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    photographs(tmp_path, {"dark": 30, "light": 30})
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "smallbatch", "advise", *words],
-        cwd=killed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-P", "-m", "smallbatch", "advise", *WORDS],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -84,17 +101,14 @@ def test_killed_it_goes_on_and_ends_with_the_same_answer(tmp_path: Path) -> None
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    records = set(killed.glob(".smallbatch/advise/runs*/*/record"))
+    records = set(tmp_path.glob(".smallbatch/advise/runs*/*/record"))
     assert records
     before = {path: path.stat().st_mtime_ns for path in records}
-    done = call(killed, *words)
+    done = call(tmp_path, *WORDS)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in records} == before  # none trained again
-    one, other = (read_advice(it / "reports/advice.json") for it in (whole, killed))
+    one, other = (read_advice(it / "reports/advice.json") for it in (whole[0], tmp_path))
     assert _numbers(one) == _numbers(other)
-    again = call(killed, *words)
-    assert again.returncode == 0
-    assert _numbers(read_advice(killed / "reports/advice.json")) == _numbers(one)
 
 
 def _numbers(advice: Any) -> Any:
@@ -109,11 +123,11 @@ def _numbers(advice: Any) -> Any:
 @pytest.mark.slow
 def test_a_time_is_kept_though_it_is_short(tmp_path: Path) -> None:
     started = time.monotonic()
-    done = call(tmp_path, "--data", "digits", "--budget", "45s", "--batch-sizes", "8")
+    done = call(tmp_path, "--data", "digits", "--budget", "40s", "--batch-sizes", "8")
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stderr
-    assert seconds < 60  # the machine may be busy; benchmarks/advise holds it to 110 %
-    assert read_advice(tmp_path / "reports/advice.json").seconds < 60
+    assert seconds < 55  # the machine may be busy; benchmarks/advise holds it to 110 %
+    assert read_advice(tmp_path / "reports/advice.json").seconds < 55
 
 
 @pytest.mark.parametrize(
