@@ -179,6 +179,13 @@ def test_a_race_that_ended_early_says_where() -> None:
     assert {it.fate for it in cut.raced} == {"not trained on", "behind"}
 
 
+def test_batch_sizes_without_budget_are_told() -> None:
+    found = session(rungs=[rung(10, 1.0, {A: trials(0.8, 0.8, 0.8), C: trials(0.7, 0.7, 0.7)})])
+    assert "The budget had no room to race m = 16." in advice(found).warnings
+    found.brackets = {4: found.brackets[4]}
+    assert "The budget ended before m = 16." in advice(found).warnings
+
+
 def test_chance_is_told_as_nothing_learned() -> None:
     guessing = [rung(10, 1.0, {A: trials(0.1, 0.11, 0.1), B: trials(0.1, 0.1, 0.09)})]
     assert advice(session(rungs=guessing)).warnings[0].startswith("Nothing was learned")

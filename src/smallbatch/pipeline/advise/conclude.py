@@ -60,7 +60,7 @@ def conclude(
     study = session.request.study
     chosen, final = _chosen(session)
     tied = _tied(session, chosen, final)
-    recommended = _recommended(session, chosen, final, meta.counts["test"], code)
+    recommended = _recommended(session, chosen, meta.counts["test"], code)
     raced = _raced(session, tied)
     advice = Advice(
         dataset=meta.name,
@@ -195,7 +195,6 @@ def _tied(session: Session, chosen: Candidate | None, final: Final | None) -> se
 def _recommended(
     session: Session,
     chosen: Candidate | None,
-    final: Final | None,
     n_test: int,
     code: Callable[[int, float], str],
 ) -> Recommended | None:
@@ -216,7 +215,7 @@ def _recommended(
         low=low,
         high=high,
         n_test=n_test,
-        on="final" if final else "race" if session.rungs else "bracket",
+        on="final" if chosen in session.final else "race" if session.rungs else "bracket",
     )
 
 

@@ -46,7 +46,8 @@ def larger_budget(advice: Advice, session: Session) -> tuple[str, ...]:
     if used < advice.n_available:
         found.append(
             f"Trainings had {advice.n_train:,} images, as {used:,} of {advice.n_available:,} were "
-            "taken: with all of them the best learning rate and batch size may be others."
+            "taken, evenly over the classes: with all of them the best learning rate and batch "
+            "size may be others."
         )
     if session.cut:
         found.append(f"The budget left out {count(len(session.cut), 'candidate')} of the race.")
@@ -113,6 +114,12 @@ def _cut(advice: Advice, session: Session) -> list[str]:
         return [f"The budget ended the race at {share:.0%} of the training."]
     missing = sorted(set(session.speeds) - {it.batch_size for it in advice.ranges})
     found = [f"The budget ended before m = {', '.join(map(str, missing))}."] if missing else []
+    raced = {it.batch_size for it in advice.raced}
+    left_out = [
+        str(it.batch_size) for it in advice.ranges if it.batch_size not in raced and it.edge
+    ]
+    if left_out:
+        found.append(f"The budget had no room to race m = {', '.join(left_out)}.")
     if advice.final is None and len(advice.raced) > 1:
         found.append("No budget was left to compare the two best with fresh seeds.")
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING
 
 from smallbatch.analysis.race import Candidate, finish
@@ -144,10 +145,11 @@ class _Steps:
     def race(self) -> None:
         session, size = self._session, self._session.size
         brackets = session.brackets
-        left = sorted(
-            (Candidate(m, rate) for m, it in brackets.items() for rate in it.candidates),
-            key=lambda it: (self._loss(it), it),
-        )
+        # The best of each batch size first, as the last are cut where the budget is short.
+        left: list[Candidate] = []
+        by_m = [self._by_loss(m) for m in brackets]
+        for same_place in zip_longest(*by_m):
+            left += [it for it in same_place if it is not None]
         tried: set[Candidate] = set()
         for place, epochs in enumerate(size.rungs):
             rung = Rung(epochs, epochs / size.epochs)
@@ -168,11 +170,12 @@ class _Steps:
             if not left:
                 return
 
-    def _loss(self, candidate: Candidate) -> float:
-        """That of the bracket, where it was tried: which candidates are cut first."""
-        bracket = self._session.brackets[candidate.batch_size]
-        tried = candidate.base_lr in bracket.trials
-        return bracket.loss(candidate.base_lr) if tried else float("inf")
+    def _by_loss(self, m: int) -> list[Candidate]:
+        """A batch size's candidates by their loss in the bracket, then those not tried there."""
+        bracket = self._session.brackets[m]
+        tried = {rate: bracket.loss(rate) for rate in bracket.candidates if rate in bracket.trials}
+        rates = sorted(bracket.candidates, key=lambda rate: tried.get(rate, math.inf))
+        return [Candidate(m, rate) for rate in rates]
 
     def _affordable(
         self, rung: Rung, left: list[Candidate], later: Sequence[int]
