@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smallbatch.cli import door
 from smallbatch.cli.options import MOST, PARAMS, BatchSizes
+
+if TYPE_CHECKING:
+    from smallbatch.analysis.advice import Advice
 
 
 @click.command()
@@ -25,6 +28,8 @@ from smallbatch.cli.options import MOST, PARAMS, BatchSizes
 )
 @click.option(
     "--budget",
+    default="20m",
+    show_default=True,
     help="What may be spent: a time such as 20m or 2h, or images=2e6, training images seen by all "
     "runs together.",
 )
@@ -106,7 +111,7 @@ def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Pa
     """
     import json
     import sys
-    from contextlib import redirect_stdout
+    from contextlib import nullcontext, redirect_stdout
     from dataclasses import asdict
     from functools import partial
 
@@ -122,19 +127,23 @@ def advise(ctx: click.Context, study: str | None, as_json: bool, params_file: Pa
             raise click.UsageError(f"--study takes all from params.yaml, without --{option}")
         request, folder, name = of_study(params_file, study), Path("reports/advice"), study
     else:
-        for option in ("data", "budget"):
-            if options[option] is None:
-                raise click.UsageError(f"Missing option '--{option}'.")
+        if options["data"] is None:
+            raise click.UsageError("Missing option '--data'.")
         request, folder, name = of_options(params_file, options), Path("reports"), "advice"
     say = partial(click.echo, err=True) if as_json else door.say
-    with redirect_stdout(sys.stderr):
-        advice = find(request, say, code_to_paste)
-    from smallbatch.report.advice import advice_text, write_advice  # seconds to import
 
-    write_advice(advice, folder, name)
+    def write(advice: Advice) -> None:
+        from smallbatch.report.advice import write_advice  # seconds to import
+
+        write_advice(advice, folder, name)
+
+    # What a model prints goes to standard error, where standard output is JSON.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        advice = find(request, say, code_to_paste, write)
     if as_json:
         click.echo(json.dumps(asdict(advice)))
         return
+    from smallbatch.report.advice import advice_text
+
     click.echo()
-    click.echo(advice_text(advice))
-    click.echo(f"Pictures: {folder / name}.html, numbers: {folder / name}.json")
+    click.echo(advice_text(advice, [folder / f"{name}.html", folder / f"{name}.json"]))

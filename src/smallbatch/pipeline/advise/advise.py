@@ -47,13 +47,19 @@ Code: TypeAlias = "Callable[[StudyConfig, int, float, int], str]"
 """Writes PyTorch code to paste from the settings, m, η and the number of training images."""
 
 
-def advise(request: Request, say: Callable[[str], object], code: Code) -> Advice:
+def advise(
+    request: Request,
+    say: Callable[[str], object],
+    code: Code,
+    write: Callable[[Advice], object],
+) -> Advice:
     """Find a batch size and a learning rate.
 
     Args:
         request: What the user asks for.
         say: Takes a line for each step.
         code: Writes the code that the answer has.
+        write: Takes the answer as soon as it is there, while MLflow is still being completed.
 
     Raises:
         UserError: The images, the model or a setting is wrong, or the budget is too small for one
@@ -65,7 +71,7 @@ def advise(request: Request, say: Callable[[str], object], code: Code) -> Advice
 
     ledger = Ledger(FOLDER / f"{request.key}.json", request.budget)
     with Watch() as signals:
-        return _Advising(request, ledger, signals, say, code).run()
+        return _Advising(request, ledger, signals, say, code).run(write)
 
 
 class _Advising:
@@ -81,7 +87,7 @@ class _Advising:
         self._say, self._code = say, code
         self._compute = ComputeConfig(device=request.device)
 
-    def run(self) -> Advice:
+    def run(self, write: Callable[[Advice], object]) -> Advice:
         from smallbatch.data.prepared import load_prepared
         from smallbatch.pipeline.advise.calibrate import Speed, calibrate
         from smallbatch.pipeline.advise.session import Session, run
@@ -136,6 +142,7 @@ class _Advising:
             )  # fmt: skip
             session = run(Session(request, size, speeds, chance), trainer, ledger, self._say)
             advice = self._conclude(session, trainer, available)
+            write(advice)
         except BaseException:
             mirror.abort()
             raise
