@@ -61,9 +61,10 @@ class Range:
         breaks: The lowest at which a seed diverged; None if none did, then the edge is not known.
         best: That of the highest validation accuracy at the last rung this batch size came to.
         headroom: log₂ of edge / best, octaves; None without an edge or a best.
-        survived: (η̃, how many seeds survived), ascending, of all that were tried.
+        survived: (η̃, how many seeds survived), ascending, of all that were tried, in search of the
+            edge or in the race; where both, the fewer.
         seeds: How many seeds each was tried with.
-        updates: How many updates each was tried for.
+        updates: How many updates each was tried for in search of the edge; in the race more.
         images_per_second: Of all lanes together.
         memory_bytes: Of one lane, as estimated; None if that is not known.
     """

@@ -147,6 +147,8 @@ def _stable(advice: Advice, found: Recommended) -> list[str]:
     tried = f"{count(own.seeds, 'seed')}, {count(own.updates, 'update')} each"
     whole = f"At m = {m} stable {span} ({tried})"
     room = math.log2(own.edge / found.base_lr)
+    if own.breaks is None and room <= _NEAR:
+        return [f"{whole}; nothing broke, so the edge is not known."]
     if own.breaks is None:
         return [f"{whole}; nothing broke, so the edge is not known: {_octaves(room)} or more away."]
     edge = f"it breaks at {power_of_two(own.breaks)}"

@@ -153,6 +153,16 @@ def test_ranges_have_edge_break_and_headroom() -> None:
     assert (sixteen.edge, sixteen.breaks, sixteen.headroom) == (2.0**-5, None, 1)
 
 
+def test_what_breaks_in_the_race_is_in_the_range() -> None:
+    high = Candidate(16, 2.0**-5)
+    found = session()
+    found.rungs[0].trials[high] = trials(0.3, None, 0.3)
+    found.rungs[0].trials[Candidate(16, 2.0**-4)] = trials(0.3, 0.3, 0.3)
+    sixteen = advice(found).ranges[1]
+    assert sixteen.survived[-2:] == ((2.0**-5, 2), (2.0**-4, 3))
+    assert (sixteen.edge, sixteen.breaks) == (2.0**-6, 2.0**-5)
+
+
 def test_if_all_diverge_nothing_is_recommended() -> None:
     rungs = [rung(3, 0.3, {A: trials(None, 0.5, 0.5), B: trials(None, None, None)})]
     found = advice(session(rungs=rungs))

@@ -18,7 +18,10 @@ def trial(accuracy: float | None) -> Trial:
 
 
 def brackets(edges: dict[int, float]) -> dict[int, Bracket]:
-    return {m: Bracket(m, {edge: {0: trial(0.5)}}) for m, edge in edges.items()}
+    return {
+        m: Bracket(m, {edge: {0: trial(0.5)}, 2 * edge: {0: trial(None)}})
+        for m, edge in edges.items()
+    }
 
 
 def training(best: dict[int, float], calls: list[int], allowed: int = 9) -> Train:
@@ -89,6 +92,13 @@ def test_nothing_is_tried_above_the_edge() -> None:
     tried, _ = run(rung, field(4, (-4, -5)), {4: 1.0}, {4: edge}, 9)
     assert max(it.base_lr for it in tried) == edge
     assert len(tried) == 3
+
+
+def test_where_nothing_broke_the_race_goes_above_what_was_tried() -> None:
+    tried: set[Candidate] = set()
+    unbroken = {4: Bracket(4, {2.0**-4: {0: trial(0.5)}})}
+    run_rung(Rung(1, 0.1), field(4, (-4, -5)), training({4: 2.0**-3}, []), unbroken, tried, 0.1)
+    assert max(it.base_lr for it in tried) == 2.0**-2
 
 
 def test_an_extension_without_budget_leaves_the_rung_as_it_was() -> None:

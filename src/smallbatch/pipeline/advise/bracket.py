@@ -84,16 +84,23 @@ class Bracket:
         return min(self.stable, key=self.loss, default=None)
 
     @property
+    def limit(self) -> float:
+        """The highest learning rate that a race may try: the edge, if it is known."""
+        if self.breaks is None:
+            return 2.0**HIGHEST
+        return self.edge or 0.0
+
+    @property
     def candidates(self) -> list[float]:
         """What the race begins with: octaves around the fastest, not above the edge; descending.
 
         A longer training mostly does best at the fastest of a short one or below (by
         ``results/paper-cifar10-small`` within 2 octaves), so more lie below it than above.
         """
-        fastest, edge = self.fastest, self.edge
-        if fastest is None or edge is None:
+        fastest = self.fastest
+        if fastest is None:
             return []
-        above = min(2 * fastest, edge)
+        above = min(2 * fastest, self.limit)
         top = [above] if above > fastest else []
         return [*top, *(fastest / 2**k for k in range(CANDIDATES - len(top)))]
 

@@ -19,6 +19,7 @@ from smallbatch.analysis.advice import (
 )
 from smallbatch.analysis.race import Candidate, finish
 from smallbatch.analysis.sampling import CONFIDENCE, interval
+from smallbatch.pipeline.advise.bracket import Bracket
 from smallbatch.pipeline.advise.racing import standing
 from smallbatch.pipeline.advise.remarks import larger_budget, untested, warnings
 
@@ -266,7 +267,7 @@ def _curve(trials: dict[int, Trial]) -> tuple[float, ...]:
 
 
 def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
-    bracket, speed = session.brackets[m], session.speeds[m]
+    bracket, speed = _all_trials(session, m), session.speeds[m]
     best = best_rates(session).get(m)
     if chosen is not None and chosen.batch_size == m:
         best = chosen.base_lr
@@ -285,6 +286,21 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
         images_per_second=speed.images_per_second,
         memory_bytes=speed.memory_bytes,
     )
+
+
+def _all_trials(session: Session, m: int) -> Bracket:
+    """The bracket, with what the race adds: at each learning rate the step that fewest survived."""
+    trials = dict(session.brackets[m].trials)
+    for rung in session.rungs:
+        for candidate, found in rung.trials.items():
+            if candidate.batch_size != m:
+                continue
+            before = trials.setdefault(candidate.base_lr, found)
+            if sum(it.finished for it in found.values()) < sum(
+                it.finished for it in before.values()
+            ):
+                trials[candidate.base_lr] = found
+    return Bracket(m, trials)
 
 
 def _lr(session: Session, candidate: Candidate) -> float:

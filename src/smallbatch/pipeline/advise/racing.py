@@ -79,11 +79,11 @@ def beyond(rung: Rung, brackets: dict[int, Bracket], tried: set[Candidate]) -> l
     wanted: list[Candidate] = []
     for m, best in leaders.items():
         rates = sorted(it.base_lr for it in tried if it.batch_size == m)
-        edge = brackets[m].edge or best.base_lr
+        limit = brackets[m].limit
         if best.base_lr == rates[0]:
             wanted.append(Candidate(m, best.base_lr / 2))
-        elif best.base_lr == rates[-1] and best.base_lr * 2**0.5 <= edge:
-            wanted.append(Candidate(m, min(2 * best.base_lr, edge)))
+        elif best.base_lr == rates[-1] and best.base_lr * 2**0.5 <= limit:
+            wanted.append(Candidate(m, min(2 * best.base_lr, limit)))
     return wanted
 
 

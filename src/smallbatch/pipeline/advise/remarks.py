@@ -134,10 +134,10 @@ def _edges(advice: Advice) -> list[str]:
     if not rates or min(rates) < told.base_lr < max(rates):
         return []
     side = "lowest" if told.base_lr == min(rates) else "highest"
-    edge = next(it.edge for it in advice.ranges if it.batch_size == told.batch_size)
-    if side == "highest" and edge is not None and told.base_lr * 2**0.5 > edge:
+    own = next(it for it in advice.ranges if it.batch_size == told.batch_size)
+    if side == "highest" and own.breaks is not None and told.base_lr * 2 >= own.breaks:
         text = (
-            f"The best learning rate is at the edge: above {format_base_lr(edge)} training breaks, "
+            f"The best learning rate is at the edge: at {format_base_lr(own.breaks)} a seed broke, "
             "so a slightly different training may diverge. Half of it is safer."
         )
         return [text]
