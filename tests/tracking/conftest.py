@@ -86,7 +86,7 @@ class Columns:
         frame = pd.DataFrame(rows)
         frame.to_parquet(directory / "history.parquet", index=False)
         (directory / "runs.json").write_text(json.dumps(document))
-        kept = weights or {"stand_in": np.arange(3, dtype=np.float32)}
+        kept = {"stand_in": np.arange(3, dtype=np.float32)} if weights is None else weights
         alive = [run["run"] for run in runs if run["outcome"] == "finished"]
         save_file(
             {f"{run}/{key}": np.array(value) for run in alive for key, value in kept.items()},

@@ -129,8 +129,11 @@ def _is_without_weights(directory: Path) -> bool:
     """Whether a weights file is whole and empty, as of a training that was to keep none."""
     from safetensors import SafetensorError, safe_open
 
+    path = directory / "weights.safetensors"
     try:
-        with safe_open(directory / "weights.safetensors", "numpy") as file:
+        if not path.is_file():  # opening a pipe would wait
+            return False
+        with safe_open(path, "numpy") as file:
             return not file.keys()
     except (SafetensorError, OSError):
         return False
