@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from smallbatch.analysis.race import Candidate
+from smallbatch.config import model_files
+from smallbatch.config.params import parse_dataset, parse_study
+from smallbatch.pipeline.advise.request import Request, parse_budget
 from smallbatch.pipeline.advise.size import Size
 from smallbatch.report.advice import advice_text, read_advice
 from tests.pipeline.advise.test_advise import call, photographs
@@ -60,6 +63,21 @@ def test_a_study_of_one_epoch_has_a_size() -> None:
     size = Size(1000, 200, 1)
     assert size.rungs == (1,)
     assert size.bracket_epochs(4) == 1
+
+
+def test_weights_that_the_command_itself_fetched_do_not_make_another_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    monkeypatch.setattr(model_files, "weights_file", lambda *_: file)
+    study = parse_study(
+        {"model": "resnet18", "pretrained": "timm", "epochs": 2, "weight_decay": 0.0}, "test"
+    )
+    dataset = parse_dataset({"name": "digits", "source": "digits"}, "test")
+    request = Request(dataset, study, parse_budget("20m"))
+    before = request.key
+    file.write_bytes(b"fetched")
+    assert request.key == before
 
 
 @pytest.mark.slow
