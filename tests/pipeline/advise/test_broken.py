@@ -1,0 +1,110 @@
+"""Faults that were found by trying to break the advice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smallbatch.analysis.race import Candidate
+from smallbatch.config import model_files
+from smallbatch.config.params import parse_dataset, parse_study
+from smallbatch.pipeline.advise.request import Request, parse_budget
+from smallbatch.pipeline.advise.size import Size
+from smallbatch.report.advice import advice_text, read_advice
+from tests.pipeline.advise.test_advise import call, photographs
+from tests.pipeline.advise.test_conclude import A, B, advice, rung, session, trial, trials
+
+
+def test_a_cell_that_diverges_with_fresh_seeds_is_not_recommended_over_one_that_does_not() -> None:
+    one = {3: trial(0.8, 0.81), 4: trial(0.8, 0.81), 5: trial(None), 6: trial(None), 7: trial(None)}
+    other = {seed: trial(0.79, 0.80) for seed in range(3, 8)}
+    told = advice(session(final={A: one, B: other})).recommended
+    assert told is not None
+    assert (told.batch_size, told.base_lr) == (B.batch_size, B.base_lr)
+
+
+def test_a_divergence_in_the_final_is_in_the_stable_range() -> None:
+    one = {seed: trial(0.8, 0.81) for seed in range(3, 7)} | {7: trial(None)}
+    other = {seed: trial(0.79, 0.80) for seed in range(3, 8)}
+    found = advice(session(final={A: one, B: other}))
+    (own,) = (it for it in found.ranges if it.batch_size == A.batch_size)
+    assert dict(own.survived)[A.base_lr] < own.seeds
+
+
+def test_fresh_seeds_without_a_rival_are_told_as_they_were() -> None:
+    whole = session().rungs
+    last = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79), B: trials(0.79, 0.81, None)})
+    found = session(rungs=[whole[0], last], final={A: {s: trial(0.8, 0.81) for s in range(3, 8)}})
+    told = advice(found)
+    text = advice_text(told, [])
+    assert "mean of 0 fresh seeds" not in text
+    assert "no final was run" not in text
+    assert not any("No budget was left" in it for it in told.warnings)
+
+
+def test_where_the_last_rung_breaks_the_best_that_did_not_is_still_recommended() -> None:
+    whole = session().rungs
+    last = rung(10, 1.0, {A: trials(0.80, None, 0.79), B: trials(0.79, 0.81, None)})
+    told = advice(session(rungs=[whole[0], last]))
+    assert told.recommended is not None
+    assert Candidate(told.recommended.batch_size, told.recommended.base_lr) not in (A, B)
+
+
+def test_what_was_only_behind_is_not_said_to_have_diverged() -> None:
+    whole = session().rungs
+    last = rung(10, 1.0, {A: trials(0.80, None, 0.79), B: trials(0.79, 0.81, None)})
+    told = advice(session(rungs=[whole[0], last]))
+    assert not any("Every candidate diverged" in it for it in told.warnings)
+
+
+def test_a_study_of_one_epoch_has_a_size() -> None:
+    size = Size(1000, 200, 1)
+    assert size.rungs == (1,)
+    assert size.bracket_epochs(4) == 1
+
+
+def test_weights_that_the_command_itself_fetched_do_not_make_another_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    monkeypatch.setattr(model_files, "weights_file", lambda *_: file)
+    study = parse_study(
+        {"model": "resnet18", "pretrained": "timm", "epochs": 2, "weight_decay": 0.0}, "test"
+    )
+    dataset = parse_dataset({"name": "digits", "source": "digits"}, "test")
+    request = Request(dataset, study, parse_budget("20m"))
+    before = request.key
+    file.write_bytes(b"fetched")
+    assert request.key == before
+
+
+@pytest.mark.slow
+def test_called_again_when_its_time_is_spent_it_gives_the_same_answer(tmp_path: Path) -> None:
+    photographs(tmp_path, {"dark": 30, "light": 30})
+    words = ("--data", "photos", "--norm", "none", "--batch-sizes", "4", "--epochs", "2",
+             "--budget", "5m")  # fmt: skip
+    assert call(tmp_path, *words).returncode == 0
+    before = read_advice(tmp_path / "reports/advice.json")
+    (ledger,) = (tmp_path / ".smallbatch/advise").glob("*.json")
+    content = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps({**content, "seconds": 284.0}))  # as much as it may have taken
+    assert call(tmp_path, *words).returncode == 0
+    after = read_advice(tmp_path / "reports/advice.json")
+    assert after.recommended == before.recommended
+    assert after.final == before.final
+
+
+@pytest.mark.slow
+def test_called_again_with_other_images_it_answers_for_these(tmp_path: Path) -> None:
+    photos = photographs(tmp_path, {"dark": 30, "light": 30})
+    words = ("--data", "photos", "--norm", "none", "--batch-sizes", "4", "--epochs", "2",
+             "--budget", "images=20000")  # fmt: skip
+    assert call(tmp_path, *words).returncode == 0
+    for image in photos.glob("*/2?.jpg"):
+        image.unlink()
+    done = call(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    found = read_advice(tmp_path / "reports/advice.json")
+    assert found.n_train + found.n_validation + found.n_test == 40
