@@ -59,7 +59,7 @@ def ranged(m: int, edge: int, best: int, breaks: int | None = 1) -> Range:
 def recommended(m: int, base_lr: float, lr: float, study: StudyConfig) -> Recommended:
     low, high = interval(0.912, N_TEST)
     code = code_to_paste(study, m, lr, N_TRAIN)
-    return Recommended(m, base_lr, lr, code, 0.912, low, high, N_TEST, "final")
+    return Recommended(m, base_lr, lr, code, 0.912, low, high, N_TEST, True, "final")
 
 
 def made_up(**changed: Any) -> Advice:

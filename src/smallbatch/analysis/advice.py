@@ -35,7 +35,7 @@ class Raced:
         stages: Where it stood at each rung that it came to, ascending; at least one.
         fate: How its race ended.
         tied: Whether it is the recommended cell, or cannot be told from it.
-        seconds: Of one whole training on this machine, by the rate of all its lanes together.
+        seconds: Of one whole training alone on a core of this machine, or on its GPU.
         curve: Validation accuracy after each epoch of its longest trainings, mean over the seeds.
     """
 
@@ -62,7 +62,8 @@ class Range:
         best: That of the highest validation accuracy at the last rung this batch size came to.
         headroom: log₂ of edge / best, octaves; None without an edge or a best.
         survived: (η̃, how many seeds survived), ascending, of all that were tried, in search of the
-            edge or in the race; where both, the fewer.
+            edge, in the race or in the final; where in several, that of which most diverged. In the
+            final there are more seeds: as many as diverged there are left out of these.
         seeds: How many seeds each was tried with.
         updates: How many updates each was tried for in search of the edge; in the race more.
         images_per_second: Of all lanes together.
@@ -92,7 +93,8 @@ class Final:
         accuracies: Test accuracies of the recommended cell, by seed, 0..1.
         rival_accuracies: Those of the other.
         difference: Mean of the recommended cell's less the other's.
-        low, high: The 95 % paired t-interval of that; None with fewer than two seeds.
+        low, high: The 95 % paired t-interval of that over seeds, on these test images; what other
+            images would change is not in it. None with fewer than two seeds.
         overturned: Whether the race had the other one first.
     """
 
@@ -118,6 +120,7 @@ class Recommended:
         accuracy: Mean test accuracy, of the fresh seeds if there are any, 0..1.
         low, high: What the size of the test set leaves open: Wilson's 95 % interval of that.
         n_test: Images of the test set.
+        beyond_chance: Whether that can be told from naming the most frequent class.
         on: What chose it: "final", "race" (its last rung, no final) or "bracket" (no race).
     """
 
@@ -129,6 +132,7 @@ class Recommended:
     low: float
     high: float
     n_test: int
+    beyond_chance: bool
     on: Literal["final", "race", "bracket"]
 
 

@@ -173,7 +173,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     directory, note = folder / "prepared" / config.name, folder / "listing"
     files, decoder = source_files(config, Path("data")), _decoder()
     # Looked at before the images are read: if they change meanwhile, the next run sees it.
-    listed = _listing(files)
+    listed = listing_of(files)
     if directory.exists():
         if listed is None:
             say(f"{files}: not there; the run uses the images as they were prepared in {directory}")
@@ -186,7 +186,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
         else:
             say(f"{files}: changed since {directory} was prepared from it, which is done again")
     meta = prepare(config, folder, say=say)
-    found = _listing(files)
+    found = listing_of(files)
     if listed in (None, found):
         write(note, json.dumps([found, decoder, meta.fingerprint]).encode())
     return directory
@@ -225,7 +225,7 @@ def _decoder() -> str:
     return digest.hexdigest()
 
 
-def _listing(files: Path | None) -> str | None:
+def listing_of(files: Path | None) -> str | None:
     """The digest of a source's files; None: they are not there."""
     from smallbatch.data.files import listing
 

@@ -77,7 +77,7 @@ def _pictures(advice: Advice) -> list[Picture]:
     if shown_cells(advice):
         caption = (
             f"A curve for each batch size: its best raced {rate}, mean of the seeds on the "
-            "validation split, by time of one training at the speed of all lanes together. "
+            "validation split, by time of one training alone on this machine. "
             "Thick, with ★: recommended; “tied”: cannot be told from it. A filled end was trained "
             "to the end, an open one stopped before, a cross had a seed that diverged."
         )

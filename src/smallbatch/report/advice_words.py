@@ -34,6 +34,11 @@ def headline(advice: Advice) -> str:
     if found is None:
         return NOTHING
     lr = f"η = {number(found.lr)}"
+    if not found.beyond_chance:
+        return (
+            "No answer: nothing was learned that can be told from guessing. The best guess was "
+            f"m = {found.batch_size}, {lr}."
+        )
     if rate_name(advice) == "η":
         return f"Train with batch size m = {found.batch_size} and learning rate {lr}."
     return (
@@ -106,7 +111,7 @@ def _against(advice: Advice) -> str:
         )
     by = (
         f"{points(final.difference)} points, {points(final.low)} … {points(final.high)} "
-        f"(95 %, paired, {count(len(final.seeds), 'fresh seed')})"
+        f"(95 %, paired, {count(len(final.seeds), 'fresh seed')}, on these test images)"
     )
     turned = " The race had them the other way round." if final.overturned else ""
     if final.low > 0:
@@ -120,7 +125,7 @@ def _against(advice: Advice) -> str:
 def _tied(advice: Advice) -> list[str]:
     others = others_tied(advice)
     seconds = [cell.seconds for cell in advice.raced if is_recommended(advice, cell)]
-    takes = f" One training takes {duration(seconds[0])} on this machine." if seconds else ""
+    takes = f" One training alone takes {duration(seconds[0])} here." if seconds else ""
     if not others:
         alone = "No other raced cell is tied with it." if len(advice.raced) > 1 else ""
         return [(alone + takes).strip()] if alone or takes else []

@@ -10,9 +10,11 @@ import pytest
 from smallbatch.analysis.race import Candidate
 from smallbatch.config import model_files
 from smallbatch.config.params import parse_dataset, parse_study
+from smallbatch.models import pretrained
+from smallbatch.pipeline.advise import advise as module
 from smallbatch.pipeline.advise.request import Request, parse_budget
 from smallbatch.pipeline.advise.size import Size
-from smallbatch.report.advice import advice_text, read_advice
+from smallbatch.report.advice import read_advice
 from tests.pipeline.advise.test_advise import call, photographs
 from tests.pipeline.advise.test_conclude import A, B, advice, rung, session, trial, trials
 
@@ -31,17 +33,6 @@ def test_a_divergence_in_the_final_is_in_the_stable_range() -> None:
     found = advice(session(final={A: one, B: other}))
     (own,) = (it for it in found.ranges if it.batch_size == A.batch_size)
     assert dict(own.survived)[A.base_lr] < own.seeds
-
-
-def test_fresh_seeds_without_a_rival_are_told_as_they_were() -> None:
-    whole = session().rungs
-    last = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79), B: trials(0.79, 0.81, None)})
-    found = session(rungs=[whole[0], last], final={A: {s: trial(0.8, 0.81) for s in range(3, 8)}})
-    told = advice(found)
-    text = advice_text(told, [])
-    assert "mean of 0 fresh seeds" not in text
-    assert "no final was run" not in text
-    assert not any("No budget was left" in it for it in told.warnings)
 
 
 def test_where_the_last_rung_breaks_the_best_that_did_not_is_still_recommended() -> None:
@@ -75,9 +66,13 @@ def test_weights_that_the_command_itself_fetched_do_not_make_another_request(
     )
     dataset = parse_dataset({"name": "digits", "source": "digits"}, "test")
     request = Request(dataset, study, parse_budget("20m"))
-    before = request.key
-    file.write_bytes(b"fetched")
-    assert request.key == before
+    fetched: list[str] = []
+    monkeypatch.setattr(pretrained, "fetch", fetched.append)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.Ledger, "answer", property(lambda _: pytest.fail("of the key")))
+    with pytest.raises(pytest.fail.Exception):
+        module.advise(request, print, lambda *_: "", print)
+    assert fetched == ["resnet18"]  # before the key is made
 
 
 @pytest.mark.slow

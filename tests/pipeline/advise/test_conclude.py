@@ -21,6 +21,7 @@ from smallbatch.pipeline.advise.request import Request, parse_budget
 from smallbatch.pipeline.advise.session import Session
 from smallbatch.pipeline.advise.size import Size
 from smallbatch.pipeline.advise.trials import Trial
+from smallbatch.report.advice_words import headline
 
 CHANCE = 0.1
 A, B, C = Candidate(4, 2.0**-5), Candidate(16, 2.0**-6), Candidate(4, 2.0**-6)
@@ -57,7 +58,7 @@ def session(**changes: Any) -> Session:
     found: dict[str, Any] = {
         "request": Request(dataset, study, parse_budget("20m")),
         "size": Size(1000, 400, 10),
-        "speeds": {4: Speed(1000.0, True, 100), 16: Speed(3000.0, True, 200)},
+        "speeds": {4: Speed(2000.0, 1000.0, True, 100), 16: Speed(3000.0, 3000.0, True, 200)},
         "chance": CHANCE,
         "brackets": brackets(),
         "rungs": [short, last],
@@ -198,7 +199,10 @@ def test_batch_sizes_without_budget_are_told() -> None:
 
 def test_chance_is_told_as_nothing_learned() -> None:
     guessing = [rung(10, 1.0, {A: trials(0.1, 0.11, 0.1), B: trials(0.1, 0.1, 0.09)})]
-    assert advice(session(rungs=guessing)).warnings[0].startswith("Nothing was learned")
+    found = advice(session(rungs=guessing))
+    assert found.warnings[0].startswith("Nothing was learned")
+    assert headline(found).startswith("No answer: nothing was learned")
+    assert headline(advice(session())).startswith("Train with batch size m = 4")
     assert not any("Nothing was" in it for it in advice(session()).warnings)
 
 

@@ -52,5 +52,6 @@ def test_the_key_is_of_all_that_the_answer_depends_on() -> None:
         replace(request, study=request.study.model_copy(update={"weight_decay": 0.1})),
         replace(request, dataset=request.dataset.model_copy(update={"image_size": 16})),
     ]
-    assert len({it.key for it in (request, *others)}) == 1 + len(others)
-    assert replace(request, budget=parse_budget("1200s")).key == request.key
+    assert len({it.key("") for it in (request, *others)}) == 1 + len(others)
+    assert replace(request, budget=parse_budget("1200s")).key("") == request.key("")
+    assert request.key("other images") != request.key("")

@@ -23,6 +23,7 @@ from smallbatch.pipeline.advise.size import (
     choose_size,
     least_size,
 )
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 
 FULL = 0.85
 """The share of the budget that is planned for; the rest is for what takes longer than planned."""
-_LEAST_OF_A_CLASS = 8
+_LEAST_OF_A_CLASS = 8  # taken for a training, where there are as many
+_LEAST_IN_TRAINING = 5  # in the source: one of them is for validation
+_LEAST_SECONDS = 10  # for any training, beside what is kept for the answer
+_UNEVEN = 1.5  # times as many images of one class as of another
 _CURVATURE_S = 10.0
 _MIRROR_S = 60.0
 _NICENESS = 5  # of the copy to MLflow: with less of the processors it would not end in time
@@ -66,11 +70,26 @@ def advise(
             rung of the race.
         Stopped: By a signal; the same request then goes on.
     """
-    from smallbatch.execution.watch import Watch
-    from smallbatch.pipeline.advise.trials import FOLDER
+    from pydantic import TypeAdapter
 
-    ledger = Ledger(FOLDER / f"{request.key}.json", request.budget)
+    from smallbatch.analysis.advice import Advice
+    from smallbatch.config.model_files import FROM_TIMM
+    from smallbatch.data.sources import source_files
+    from smallbatch.execution.watch import Watch
+    from smallbatch.models.pretrained import fetch
+    from smallbatch.pipeline.advise.trials import FOLDER
+    from smallbatch.pipeline.single import listing_of
+
     with Watch() as signals:
+        if request.study.pretrained == FROM_TIMM:
+            fetch(request.study.model)
+        images = str(listing_of(source_files(request.dataset, Path("data"))))
+        ledger = Ledger(FOLDER / f"{request.key(images)}.json", request.budget)
+        if ledger.answer is not None:
+            say("answered before; delete .smallbatch/advise to begin anew")
+            advice = TypeAdapter(Advice).validate_python(ledger.answer)
+            write(advice)
+            return advice
         return _Advising(request, ledger, signals, say, code).run(write)
 
 
@@ -93,13 +112,18 @@ class _Advising:
         from smallbatch.pipeline.advise.session import Session, run
         from smallbatch.pipeline.advise.trials import Trainer
         from smallbatch.pipeline.single import prepared_for_itself
+        from smallbatch.tracking import LiveMirror
+        from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
         request, ledger = self._request, self._ledger
+        if os.environ.get(VARIABLE):
+            TrackingUri.parse()  # so that a mistake in it is told now
         source, image = self._source()
         available = min(request.dataset.subset or math.inf, len(source.train.labels))
         tests = min(request.dataset.test_subset or math.inf, len(source.test.labels))
         available, tests = int(available), int(tests)
         sizes = self._batch_sizes(available)
+        self._refuse_nothing(sizes, available, tests, len(source.classes))
         self._say(f"calibrate  m = {', '.join(map(str, sizes))}, about {2 * len(sizes)} s")
         told = ledger.decide(
             "speeds",
@@ -129,26 +153,23 @@ class _Advising:
         data = load_prepared(prepared_for_itself(config, self._say))
         labels = data.test_labels
         chance = float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
-        from smallbatch.tracking import LiveMirror
-        from smallbatch.tracking.uri import VARIABLE, TrackingUri
-
-        if os.environ.get(VARIABLE):
-            TrackingUri.parse()
         mirror = LiveMirror(niceness=_NICENESS)
         try:
             trainer = Trainer(
                 self._name(), request.study, data, speeds, ledger, self._compute, self._signals,
                 mirror,
             )  # fmt: skip
-            session = run(Session(request, size, speeds, chance), trainer, ledger, self._say)
+            session = Session(request, size, speeds, chance)
+            session.uneven = size.images < available and _is_uneven(source)
+            run(session, trainer, ledger, self._say)
             advice = self._conclude(session, trainer, available)
             write(advice)
+            ledger.end(asdict(advice))
         except BaseException:
             mirror.abort()
             raise
         if (last := trainer.last) is not None:
             mirror.finish(last, timeout_s=max(1.0, min(_MIRROR_S, ledger.until_end - 1.0)))
-        ledger.save()
         return advice
 
     def _source(self) -> tuple[Source, tuple[int, int, int]]:
@@ -158,12 +179,12 @@ class _Advising:
         source = open_source(self._request.dataset, Path("data"))
         for split in (source.train, source.test):
             counts = np.bincount(split.labels, minlength=len(source.classes))
-            least = 2 if split is source.train else 1
+            least = _LEAST_IN_TRAINING if split is source.train else 1
             if counts.min() < least:
                 raise UserError(
-                    f"{split.where}: found {counts.min()} images of class "
-                    f"{source.classes[int(counts.argmin())]!r}, allowed: {least} or more, as some "
-                    "are kept for choosing"
+                    f"{split.where}: found {count(int(counts.min()), 'image')} of class "
+                    f"{source.classes[int(counts.argmin())]!r}, allowed: {least} or more, as a "
+                    "part is kept for choosing"
                 )
         shape = source.train.read(np.arange(1)).shape[1:]
         return source, (int(shape[0]), int(shape[1]), int(shape[2]))
@@ -179,12 +200,28 @@ class _Advising:
                 "training images that are left after validation"
             )
         sizes = request.batch_sizes or tuple(m for m in BATCH_SIZES if m <= most / 2) or (most,)
+        if not request.batch_sizes and len(sizes) < len(BATCH_SIZES):
+            self._say(
+                f"m = {', '.join(str(m) for m in BATCH_SIZES if m not in sizes)} left out: too "
+                f"large for {count(most, 'training image')}"
+            )
         for m in sizes:
             validate_model(
                 request.study.model, request.study.norm, batch_size=m,
                 bn_batch_size=request.study.bn_batch_size,
             )  # fmt: skip
         return sorted(set(sizes))
+
+    def _refuse_nothing(self, sizes: list[int], available: int, tests: int, classes: int) -> None:
+        """Refuse a budget that is too small, as far as that shows before anything is measured."""
+        if self._ledger.by_images:
+            self._size(dict.fromkeys(sizes), available, tests, max(sizes), classes)
+        elif self._ledger.left < _LEAST_SECONDS and not self._ledger.has_begun:
+            least = self._ledger.seconds + self._ledger.spare + _LEAST_SECONDS
+            raise UserError(
+                f"budget: found {self._request.budget.text}, which is too small to train anything; "
+                f"needed: {round(2 * least)}s or more"
+            )
 
     def _size(
         self, speeds: dict[int, Any], available: int, tests: int, most: int, classes: int
@@ -281,6 +318,11 @@ class _Advising:
         run, weights = kept
         noise_scale, sharpness = measure_curvature(run, trainer.data, weights, seconds=seconds)
         return Diagnostics(noise_scale, sharpness, 2 / run.lr, fit)
+
+
+def _is_uneven(source: Source) -> bool:
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    return bool(counts.max() > _UNEVEN * counts.min())
 
 
 def _part(images: int, of: int) -> int | None:

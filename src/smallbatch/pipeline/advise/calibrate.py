@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.advise.size import CANDIDATES, SEEDS
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ class Speed:
 
     Attributes:
         images_per_second: Of all lanes of a race's first rung together.
+        images_per_second_alone: Of one training by the loop engine, on one core or the GPU.
         by_vectors: Whether lanes are computed in vectors, of which a few fill no more than one.
         memory_bytes: Of one lane, as estimated.
     """
 
     images_per_second: float
+    images_per_second_alone: float
     by_vectors: bool
     memory_bytes: int | None
 
@@ -56,7 +59,7 @@ def calibrate(
     from smallbatch.engines.lanes import lane_bytes
     from smallbatch.engines.resident import load_resident
     from smallbatch.placement.placement import place, resolve_device, workload_of
-    from smallbatch.placement.workload import Workload, noise
+    from smallbatch.placement.workload import Method, Workload, noise
     from smallbatch.protocol.column import plan_column
     from smallbatch.speed.rate import measure
 
@@ -75,10 +78,18 @@ def calibrate(
             base_lrs=[_LR * (1 + i) for i in range(CANDIDATES)], seeds=range(SEEDS),
         )  # fmt: skip
         placement = place(column, compute, keep=False)
-        rate = measure(workload_of(column, compute), placement.method, seconds=SECONDS)
+        try:
+            together = measure(workload_of(column, compute), placement.method, seconds=SECONDS)
+            alone = measure(replace(shape, lanes=1), Method("loop"), seconds=SECONDS)
+        except RuntimeError as error:
+            raise UserError(
+                f"{study.model}: cannot be trained on random images at m = {m} and a learning rate "
+                f"near 0: {first_line(error)}"
+            ) from None
         resident = load_resident(images, augment=False, device=torch.device("cpu"))
         found[m] = Speed(
-            images_per_second=rate.images_per_second,
+            images_per_second=together.images_per_second,
+            images_per_second_alone=alone.images_per_second,
             by_vectors=placement.native is not None,
             memory_bytes=lane_bytes(column.runs[0], resident),
         )

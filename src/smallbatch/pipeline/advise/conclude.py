@@ -18,7 +18,7 @@ from smallbatch.analysis.advice import (
     Stage,
 )
 from smallbatch.analysis.race import Candidate, finish
-from smallbatch.analysis.sampling import CONFIDENCE, interval
+from smallbatch.analysis.sampling import CONFIDENCE, interval, is_guess
 from smallbatch.pipeline.advise.bracket import Bracket
 from smallbatch.pipeline.advise.racing import standing
 from smallbatch.pipeline.advise.remarks import larger_budget, untested, warnings
@@ -102,9 +102,10 @@ def conclude(
 def best_trial(session: Session) -> tuple[Candidate, int] | None:
     """A training of the recommended cell whose weights were kept: cell and seed; None: none."""
     chosen, _ = _chosen(session)
-    if chosen is None or not session.rungs or session.rungs[-1].share < 1:
+    rung = session.decisive
+    if chosen is None or rung is None or rung.share < 1:
         return None
-    trials = session.final.get(chosen) or session.rungs[-1].trials[chosen]
+    trials = session.final.get(chosen) or rung.trials[chosen]
     found = [seed for seed, trial in sorted(trials.items()) if trial.finished]
     return (chosen, found[0]) if found else None
 
@@ -123,7 +124,8 @@ def best_rates(session: Session) -> dict[int, float]:
 def _chosen(session: Session) -> tuple[Candidate | None, Final | None]:
     """The recommended cell, and how the final ended.
 
-    The final overturns the race only if the whole interval says so.
+    The final overturns the race only if the whole interval says so, or if more of the first one's
+    fresh seeds have diverged.
     """
     pair = session.two_best()
     if pair is None:
@@ -132,9 +134,14 @@ def _chosen(session: Session) -> tuple[Candidate | None, Final | None]:
     if rival is None or rival not in session.final:
         return first, None
     final = _final(session.final, first, rival, overturned=False)
-    if final.high is not None and final.high < 0:
+    lost, kept = (_diverged(session.final[it]) for it in (first, rival))
+    if lost > kept or (lost == kept and final.high is not None and final.high < 0):
         return rival, _final(session.final, rival, first, overturned=True)
     return first, final
+
+
+def _diverged(trials: dict[int, Trial]) -> int:
+    return sum(not trial.finished for trial in trials.values())
 
 
 def _of_brackets(session: Session) -> Candidate | None:
@@ -183,9 +190,10 @@ def _tied(session: Session, chosen: Candidate | None, final: Final | None) -> se
     """The recommended cell, and those that cannot be told from it."""
     if chosen is None:
         return set()
-    if not session.rungs:
+    rung = session.decisive
+    if rung is None or (final is not None and final.overturned) or chosen not in rung.trials:
         return {chosen}
-    tied = {chosen, *finish(standing(session.rungs[-1].trials), session.chance).tied}
+    tied = {chosen, *finish(standing(rung.trials), session.chance).tied}
     if final is not None and final.low is not None and final.low > 0:
         tied.discard(Candidate(*final.rival))
     elif final is not None:
@@ -201,8 +209,8 @@ def _recommended(
 ) -> Recommended | None:
     if chosen is None:
         return None
-    if session.rungs:
-        trials = session.final.get(chosen) or session.rungs[-1].trials[chosen]
+    if session.decisive is not None:
+        trials = session.final.get(chosen) or session.decisive.trials[chosen]
     else:
         trials = session.brackets[chosen.batch_size].trials[chosen.base_lr]
     accuracy = _mean(trial.test or 0.0 for trial in trials.values())
@@ -216,8 +224,14 @@ def _recommended(
         low=low,
         high=high,
         n_test=n_test,
-        on="final" if chosen in session.final else "race" if session.rungs else "bracket",
+        beyond_chance=not is_guess(accuracy, n_test, session.chance, _cells(session)),
+        on="final" if chosen in session.final else "race" if session.decisive else "bracket",
     )
+
+
+def _cells(session: Session) -> int:
+    """Among how many cells was chosen: each may be beyond chance by luck."""
+    return max(1, len({it for rung in session.rungs for it in rung.trials}))
 
 
 def _raced(session: Session, tied: set[Candidate]) -> tuple[Raced, ...]:
@@ -271,7 +285,7 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
     best = best_rates(session).get(m)
     if chosen is not None and chosen.batch_size == m:
         best = chosen.base_lr
-    edge = bracket.edge
+    edge, seeds = bracket.edge, max(map(len, session.brackets[m].trials.values()))
     updates = session.size.bracket_epochs(m) * session.size.n_train // m
     return Range(
         batch_size=m,
@@ -280,8 +294,10 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
         breaks=bracket.breaks,
         best=best,
         headroom=math.log2(edge / best) if edge is not None and best is not None else None,
-        survived=tuple((rate, bracket.survived(rate)) for rate in bracket.tried),
-        seeds=max(map(len, bracket.trials.values())),
+        survived=tuple(
+            (rate, max(0, seeds - _diverged(bracket.trials[rate]))) for rate in bracket.tried
+        ),
+        seeds=seeds,
         updates=updates,
         images_per_second=speed.images_per_second,
         memory_bytes=speed.memory_bytes,
@@ -289,16 +305,14 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
 
 
 def _all_trials(session: Session, m: int) -> Bracket:
-    """The bracket, with what the race adds: at each learning rate the step that fewest survived."""
+    """The bracket, with what race and final add: where most seeds diverged counts."""
     trials = dict(session.brackets[m].trials)
-    for rung in session.rungs:
-        for candidate, found in rung.trials.items():
+    for step in (*(rung.trials for rung in session.rungs), session.final):
+        for candidate, found in step.items():
             if candidate.batch_size != m:
                 continue
             before = trials.setdefault(candidate.base_lr, found)
-            if sum(it.finished for it in found.values()) < sum(
-                it.finished for it in before.values()
-            ):
+            if _diverged(found) > _diverged(before):
                 trials[candidate.base_lr] = found
     return Bracket(m, trials)
 

@@ -54,7 +54,7 @@ class Ledger:
         self.images = 0
         try:
             found = json.loads(private.read_shared(path))
-            if found.keys() == self._content.keys():
+            if found.keys() - {"answer"} == self._content.keys():
                 self._content = found
         except (OSError, ValueError, AttributeError):
             pass
@@ -97,6 +97,21 @@ class Ledger:
             decided[name] = how()
             self.save()
         return decided[name]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was decided, perhaps in an earlier attempt."""
+        return bool(self._content["decided"])
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """The answer, if an attempt has come to its end."""
+        return self._content.get("answer")
+
+    def end(self, answer: dict[str, Any]) -> None:
+        """Keep the answer; JSON can hold it."""
+        self._content["answer"] = answer
+        self.save()
 
     def save(self) -> None:
         """Write the file."""

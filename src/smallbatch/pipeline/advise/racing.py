@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.trials import Trial
 
 LEAST = RULE.least
+_ROUNDING = 1e-9
 _EXTENSIONS = 3  # at most, at one rung and batch size
 
 
@@ -77,7 +78,12 @@ def beyond(rung: Rung, brackets: dict[int, Bracket], tried: set[Candidate]) -> l
     if rung.share >= RULE.every_batch_size_before:
         leaders = dict(list(leaders.items())[:1])
     wanted: list[Candidate] = []
+    accuracies = {it.candidate: it.accuracy for it in rung.rulings}
     for m, best in leaders.items():
+        same = [it for it in rung.ranked if it.batch_size == m and it != best]
+        if any(accuracies[it] >= accuracies[best] - _ROUNDING for it in same):
+            continue  # it is at an end only because of equal ones the lowest is named
+
         rates = sorted(it.base_lr for it in tried if it.batch_size == m)
         limit = brackets[m].limit
         if best.base_lr == rates[0]:

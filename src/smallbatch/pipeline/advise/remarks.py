@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from scipy.special import ndtri, stdtrit
 
-from smallbatch.analysis.sampling import is_guess
 from smallbatch.config.base_lr import format_base_lr
 from smallbatch.text import count
 
@@ -28,9 +27,10 @@ def warnings(advice: Advice, session: Session) -> tuple[str, ...]:
     """What limits an answer, the worst first."""
     found = [
         *_nothing(advice, session),
-        *_images(advice),
+        *_images(advice, session),
         *_cut(advice, session),
         *_edges(advice),
+        *_fresh(session),
         *_undecided(advice),
         *_length(session),
         *_order(session),
@@ -80,9 +80,7 @@ def _nothing(advice: Advice, session: Session) -> list[str]:
         if session.rungs or not any(it.edge for it in advice.ranges):
             return ["Every candidate diverged with one seed or more."]
         return ["The budget ended before any candidate was trained."]
-    told = advice.recommended
-    cells = max(1, len(advice.raced))
-    if is_guess(told.accuracy, told.n_test, session.chance, cells):
+    if not advice.recommended.beyond_chance:
         text = (
             f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
             "images): this answers nothing. Train longer (--epochs) or check images and labels."
@@ -91,7 +89,7 @@ def _nothing(advice: Advice, session: Session) -> list[str]:
     return []
 
 
-def _images(advice: Advice) -> list[str]:
+def _images(advice: Advice, session: Session) -> list[str]:
     found: list[str] = []
     few = min(advice.n_validation, advice.n_test)
     if few < FEW_IMAGES:
@@ -101,6 +99,11 @@ def _images(advice: Advice) -> list[str]:
             f"{advice.n_test} for testing decide little: an accuracy near a half is known to "
             f"±{half:.0f} points."
         )
+    if session.uneven:
+        found.append(
+            "Images were taken evenly over the classes, which are not of one size: the accuracies "
+            "are those of such a mix. With a budget for all images they are those of yours."
+        )
     return found
 
 
@@ -109,9 +112,16 @@ def _cut(advice: Advice, session: Session) -> list[str]:
         return []
     if advice.recommended.on == "bracket":
         return ["The budget ended before the race: the answer is from the search's few updates."]
-    if advice.recommended.on == "race" and session.rungs[-1].share < 1:
-        share = session.rungs[-1].share
-        return [f"The budget ended the race at {share:.0%} of the training."]
+    rung = session.decisive
+    if rung is not None and rung != session.rungs[-1]:
+        after = session.rungs[-1].share
+        text = (
+            f"Every candidate that came to {after:.0%} of the training diverged with a seed there: "
+            f"this is the best of {rung.share:.0%}, and may diverge as well."
+        )
+        return [text]
+    if rung is not None and rung.share < 1:
+        return [f"The budget ended the race at {rung.share:.0%} of the training."]
     missing = sorted(set(session.speeds) - {it.batch_size for it in advice.ranges})
     found = [f"The budget ended before m = {', '.join(map(str, missing))}."] if missing else []
     raced = {it.batch_size for it in advice.raced}
@@ -120,7 +130,7 @@ def _cut(advice: Advice, session: Session) -> list[str]:
     ]
     if left_out:
         found.append(f"The budget had no room to race m = {', '.join(left_out)}.")
-    if advice.final is None and len(advice.raced) > 1:
+    if advice.final is None and sum(it.fate == "finished" for it in advice.raced) > 1:
         found.append("No budget was left to compare the two best with fresh seeds.")
     return found
 
@@ -146,6 +156,20 @@ def _edges(advice: Advice) -> list[str]:
         "it may be better."
     )
     return [text]
+
+
+def _fresh(session: Session) -> list[str]:
+    """Fresh seeds of the two best that diverged, though those of the race did not."""
+    found: list[str] = []
+    for cell, trials in session.final.items():
+        lost = sum(not trial.finished for trial in trials.values())
+        if lost:
+            rate = format_base_lr(cell.base_lr)
+            found.append(
+                f"{lost} of {count(len(trials), 'fresh seed')} diverged at m = {cell.batch_size} "
+                f"with {rate}: it is not stable."
+            )
+    return found
 
 
 def _undecided(advice: Advice) -> list[str]:

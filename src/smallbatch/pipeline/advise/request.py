@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from smallbatch import modules
 from smallbatch.config.model_files import model_digest
 from smallbatch.engines.made_by import code_digest
 from smallbatch.errors import UserError
@@ -61,14 +63,18 @@ class Request:
     target: Literal["accuracy", "time"] = "accuracy"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @property
-    def key(self) -> str:
-        """16 hex digits of all that the answer depends on, but for the content of the images.
+    def key(self, images: str) -> str:
+        """16 hex digits of all that the answer depends on.
 
-        Other code or another model start from the beginning: what was spent on the old ones is not
-        spent on them.
+        Other images, code or another model start from the beginning: what was spent on the old ones
+        is not spent on them.
+
+        Args:
+            images: A digest of the images' files.
         """
         content = [
+            images,
+            [modules.digest(file) for file in _decides()],
             self.dataset.model_dump(mode="json"),
             self.study.model_dump(mode="json"),
             model_digest(self.study),
@@ -81,6 +87,11 @@ class Request:
             self.device,
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _decides() -> list[Path]:
+    """The files that decide what is trained, besides those that decide how."""
+    return [*sorted(Path(__file__).parent.glob("*.py")), modules.PACKAGE / "analysis/race.py"]
 
 
 def parse_budget(text: str) -> Budget:

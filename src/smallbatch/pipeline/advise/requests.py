@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from smallbatch.config.dataset import DatasetConfig
 
+LEAST_EPOCHS = 2
+"""Of a training: a race needs a rung before its end."""
+
 _OWN = ("data", "budget", "batch_sizes", "target", "epochs", "image_size", "device")
 """Options that are no settings of a study."""
 
@@ -54,6 +57,20 @@ def of_study(params_file: Path, name: str) -> Request:
         found = ", ".join(params.advise.studies) or "none is listed"
         raise UserError(f"{params_file}: advise.studies: found {name!r}, allowed: {found}")
     study = params.studies[name]
+    for key, found, allowed in (
+        (
+            "epochs",
+            study.epochs if study.epochs < LEAST_EPOCHS else None,
+            f"{LEAST_EPOCHS} or more",
+        ),
+        ("budget", study.budget if study.budget != "epochs" else None, "epochs"),
+        ("bn_batch_sizes", study.bn_batch_sizes, "one bn_batch_size"),
+    ):
+        if found is not None:
+            raise UserError(
+                f"{params_file}: studies.{name}.{key}: found {found!r}, allowed where it is under "
+                f"advise.studies: {allowed}"
+            )
     return Request(
         dataset=params.dataset,
         study=study,

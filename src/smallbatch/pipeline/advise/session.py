@@ -45,6 +45,7 @@ class Session:
         cut: Candidates for which there was no budget.
         final: The trials of the two best with fresh seeds; empty if there was no final.
         in_time: Whether all steps were run; else the budget ended one.
+        uneven: Whether images were taken evenly over classes that are not of one size.
     """
 
     request: Request
@@ -56,22 +57,33 @@ class Session:
     cut: list[Candidate] = field(default_factory=list[Candidate])
     final: Fates = field(default_factory=dict[Candidate, "dict[int, Trial]"])
     in_time: bool = True
+    uneven: bool = False
 
     def seconds(self, m: int) -> float:
-        """Of one whole training, by the rate of all lanes together."""
-        return self.size.n_train * self.size.epochs / self.speeds[m].images_per_second
+        """Of one whole training that is alone on a core, or on the GPU."""
+        return self.size.n_train * self.size.epochs / self.speeds[m].images_per_second_alone
+
+    @property
+    def decisive(self) -> Rung | None:
+        """The last rung at which a candidate survived with every seed."""
+        return next((rung for rung in reversed(self.rungs) if rung.ranked), None)
 
     def two_best(self) -> tuple[Candidate, Candidate | None] | None:
         """The candidate that the race speaks for, and its rival; None if all diverged.
 
         By ``target: time`` that is the one of those tied with the best that trains fastest.
         """
-        if not self.rungs or not self.rungs[-1].ranked:
+        rung = self.decisive
+        if rung is None:
             return None
-        ranked = self.rungs[-1].ranked
+        ranked = rung.ranked
+        # Of those that a later rung broke none is left.
+        broken = {it for later in self.rungs[self.rungs.index(rung) + 1 :] for it in later.trials}
+        ranked = [it for it in ranked if it not in broken] or ranked
         first = ranked[0]
         if self.request.target == "time":
-            tied = finish(standing(self.rungs[-1].trials), self.chance).tied
+            tied = set(finish(standing(rung.trials), self.chance).tied) & set(ranked)
+            tied = tied or {first}
             first = min(tied, key=lambda it: (self.seconds(it.batch_size), ranked.index(it)))
         rivals = [it for it in ranked if it != first]
         return first, rivals[0] if rivals else None
@@ -245,9 +257,11 @@ class _Steps:
     def final(self) -> None:
         session, size = self._session, self._session.size
         pair = session.two_best()
-        if pair is None or session.rungs[-1].share < 1:
+        if pair is None or pair[1] is None or not session.rungs[-1].ranked:
             return
-        two = [it for it in pair if it is not None]
+        if session.rungs[-1].share < 1:
+            return
+        two = [pair[0], pair[1]]
         work = size.work(size.epochs)
 
         def choose() -> int:

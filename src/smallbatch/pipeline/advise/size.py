@@ -88,7 +88,7 @@ class Size:
         Never more than a whole training has.
         """
         most, least = (ceil(it * batch_size / self.n_train) for it in (_UPDATES, _LEAST_UPDATES))
-        return min(most, max(least, self.rungs[-2]), self.epochs)
+        return min(most, max((least, *self.rungs[-2:-1])), self.epochs)
 
     def work(self, epochs: int) -> Work:
         """What one run does: it is evaluated after each epoch, and on all images at the end."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from smallbatch.errors import UserError
 from smallbatch.pipeline.advise.ledger import Deadline
 from smallbatch.pipeline.advise.size import CANDIDATES, SEEDS, Work
 
@@ -168,6 +169,10 @@ class Trainer:
         self._makers |= set(placement.makers)
         if self._environment is None:
             self._environment = machine.describe(placement.device)
+        work_folder = FOLDER / ("runs" if keep_weights else "runs-without-weights")
+        # What an earlier attempt has trained is read, however late it is.
+        is_kept = all((work_folder / run.hash / "record").exists() for run in column.runs)
+        deadline = Deadline(self._signals, self._ledger)
         news, began = _News(), perf_counter()
         try:
             train_column(
@@ -175,11 +180,11 @@ class Trainer:
                 directory,
                 placement=placement,
                 checkpoint_seconds=_CHECKPOINT_S,
-                work=FOLDER / ("runs" if keep_weights else "runs-without-weights"),
+                work=work_folder,
                 observers=[news],
                 stage=STAGE,
                 environment=self._environment,
-                watch=Deadline(self._signals, self._ledger),
+                watch=self._signals if is_kept else deadline,
                 keep_weights=keep_weights,
             )
         finally:
@@ -187,6 +192,8 @@ class Trainer:
         self._rates[step, m] = together
         trials = read_trials(directory)
         self._learn(column, trials, news, perf_counter() - began, work)
+        if not trials.keys() >= set(rates):
+            raise UserError(f"{directory}: another command wrote to it meanwhile; try again")
         return {rate: trials[rate] for rate in rates}
 
     def log(self, step: str, m: int) -> None:
