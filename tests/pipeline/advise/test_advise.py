@@ -20,8 +20,8 @@ from smallbatch.report.advice import read_advice
 from tests.project import Project, stages_run
 
 WORDS = (
-    "--data", "photos", "--budget", "images=60000", "--model", "resnet8",
-    "--batch-sizes", "4,16", "--epochs", "3",
+    "--data", "photos", "--budget", "images=90000", "--model", "resnet8",
+    "--norm", "none", "--batch-sizes", "4,8", "--epochs", "8",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_sixty_photographs_give_an_answer_from_one_command(whole: tuple[Path, st
     assert advice.recommended is not None
     assert advice.recommended.low <= advice.recommended.accuracy <= advice.recommended.high
     assert advice.recommended.on == "final"
-    assert advice.images <= 60_000
+    assert advice.images <= 90_000
     page = (folder / "reports/advice.html").read_text()
     assert "<script" not in page
 
@@ -95,11 +95,12 @@ def test_killed_it_goes_on_and_ends_with_the_same_answer(
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
-    for line in process.stdout:
-        if "race" in line:
-            break
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
+    with process.stdout:
+        for line in process.stdout:
+            if "race" in line:
+                break
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     records = set(tmp_path.glob(".smallbatch/advise/runs*/*/record"))
     assert records
