@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import MOST, PARAMS, BatchSizes
+from smallbatch.cli.options import (
+    AUGMENT,
+    BN_BATCH_SIZE,
+    DEVICE,
+    FREEZE,
+    MODEL,
+    MOMENTUM,
+    MOST,
+    OPTIMIZER,
+    PARAMS,
+    PRETRAINED,
+    SCHEDULE,
+    WARMUP,
+    WEIGHT_DECAY,
+    BatchSizes,
+)
 
 if TYPE_CHECKING:
     from smallbatch.analysis.advice import Advice
@@ -20,12 +35,7 @@ if TYPE_CHECKING:
     help="Your images: a folder with a folder for each class, Parquet, or a built-in data set "
     "(digits, cifar10, cifar100).",
 )
-@click.option(
-    "--model",
-    default="resnet8",
-    show_default=True,
-    help="resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory of your own.",
-)
+@MODEL
 @click.option(
     "--budget",
     default="20m",
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
     help="What may be spent: a time such as 20m or 2h, or images=2e6, training images seen by all "
     "runs together.",
 )
-@click.option("--batch-sizes", type=BatchSizes(), help="m; by default 4,16,64.")
+@click.option("--batch-sizes", type=BatchSizes(), help="m; by default 4,16,64, as many as fit.")
 @click.option(
     "--target",
     type=click.Choice(["accuracy", "time"]),
@@ -46,41 +56,21 @@ if TYPE_CHECKING:
     type=click.IntRange(2, MOST),
     help="Of a training; by default what the budget allows.",
 )
-@click.option(
-    "--optimizer",
-    default="sgd",
-    show_default=True,
-    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
-)
-@click.option("--momentum", type=float, help="μ of momentum and nesterov; 0.9 by default.")
-@click.option(
-    "--schedule",
-    default="step",
-    show_default=True,
-    type=click.Choice(["step", "cosine", "constant"]),
-)
-@click.option("--weight-decay", default=1e-4, show_default=True, type=float)
-@click.option("--warmup", default=0.0, show_default=True, type=float, help="Fraction of training.")
+@OPTIMIZER
+@MOMENTUM
+@SCHEDULE
+@WEIGHT_DECAY
+@WARMUP
 @click.option(
     "--norm",
     default="batch",
     show_default=True,
     help="none, batch, batch_conv (alexnet), ghost or group.",
 )
-@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
-@click.option(
-    "--augment/--no-augment",
-    default=False,
-    show_default=True,
-    help="Random crops after padding by 4, and flips.",
-)
-@click.option(
-    "--pretrained",
-    help="File of weights to start from, all but the head; or timm, for those that it has.",
-)
-@click.option(
-    "--freeze", type=click.Choice(["head only"]), help="Train the head alone, with --pretrained."
-)
+@BN_BATCH_SIZE
+@AUGMENT
+@PRETRAINED
+@FREEZE
 @click.option(
     "--image-size",
     type=click.IntRange(4, 1024),
@@ -89,9 +79,7 @@ if TYPE_CHECKING:
 @click.option(
     "--study", help="A study of params.yaml, with its `advise` section, instead of the above."
 )
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON, and nothing else.")
 @PARAMS
 @click.pass_context

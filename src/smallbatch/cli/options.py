@@ -116,6 +116,54 @@ TIME_LIMIT = click.option(
     "exit status 76. Counts from the start of the command, under dvc from that of dvc.",
 )
 
+# How a model is trained.
+MODEL = click.option(
+    "--model",
+    default="resnet8",
+    show_default=True,
+    help="resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory of your own.",
+)
+PRETRAINED = click.option(
+    "--pretrained",
+    help="File of weights to start from, all but the head; or timm, for those that it has.",
+)
+FREEZE = click.option(
+    "--freeze", type=click.Choice(["head only"]), help="Train the head alone, with --pretrained."
+)
+BN_BATCH_SIZE = click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+OPTIMIZER = click.option(
+    "--optimizer",
+    default="sgd",
+    show_default=True,
+    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
+)
+MOMENTUM = click.option(
+    "--momentum", type=float, help="μ of momentum and nesterov; 0.9 by default."
+)
+SCHEDULE = click.option(
+    "--schedule",
+    default="step",
+    show_default=True,
+    type=click.Choice(["step", "cosine", "constant"]),
+)
+WEIGHT_DECAY = click.option("--weight-decay", default=1e-4, show_default=True, type=float)
+WARMUP = click.option(
+    "--warmup",
+    default=0.0,
+    show_default=True,
+    type=float,
+    help="Fraction of training, from η/32 up to η.",
+)
+AUGMENT = click.option(
+    "--augment/--no-augment",
+    default=False,
+    show_default=True,
+    help="Random crops after padding by 4, and flips.",
+)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
+)
+
 
 def load(path: Path) -> Params:
     """Read and check the params file.

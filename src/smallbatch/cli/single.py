@@ -10,7 +10,23 @@ from typing import Any
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
+from smallbatch.cli.options import (
+    AUGMENT,
+    BN_BATCH_SIZE,
+    DEVICE,
+    FREEZE,
+    MODEL,
+    MOMENTUM,
+    MOST,
+    OPTIMIZER,
+    PARAMS,
+    PRETRAINED,
+    SCHEDULE,
+    TIME_LIMIT,
+    WARMUP,
+    WEIGHT_DECAY,
+    BaseLr,
+)
 
 
 @click.command()
@@ -20,26 +36,16 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     show_default=True,
     help="A built-in data set (digits, cifar10, cifar100), or the one of params.yaml.",
 )
-@click.option(
-    "--model",
-    default="resnet8",
-    show_default=True,
-    help="resnet8, resnet20, resnet32, alexnet, any timm model, or module:factory of your own.",
-)
-@click.option(
-    "--pretrained",
-    help="File of weights to start from, all but the head; or timm, for those that it has.",
-)
-@click.option(
-    "--freeze", type=click.Choice(["head only"]), help="Train the head alone, with --pretrained."
-)
+@MODEL
+@PRETRAINED
+@FREEZE
 @click.option(
     "--norm",
     default="none",
     show_default=True,
     help="none, batch, batch_conv (alexnet), ghost or group.",
 )
-@click.option("--bn-batch-size", type=int, help="Sub-batch of ghost batch norm.")
+@BN_BATCH_SIZE
 @click.option(
     "--batch-size",
     "-m",
@@ -53,13 +59,8 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     type=BaseLr(),
     help="η of the mean gradient, instead of --base-lr; adamw takes it alone.",
 )
-@click.option(
-    "--optimizer",
-    default="sgd",
-    show_default=True,
-    type=click.Choice(["sgd", "momentum", "nesterov", "adamw"]),
-)
-@click.option("--momentum", type=float, help="μ of momentum and nesterov; 0.9 by default.")
+@OPTIMIZER
+@MOMENTUM
 @click.option(
     "--betas",
     type=float,
@@ -72,31 +73,13 @@ from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, BaseLr
     type=float,
     help="In place of adamw's β₂: examples after which a squared gradient counts half.",
 )
-@click.option(
-    "--schedule",
-    default="step",
-    show_default=True,
-    type=click.Choice(["step", "cosine", "constant"]),
-)
+@SCHEDULE
 @click.option("--epochs", default=20, show_default=True, type=click.IntRange(1, MOST))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
-@click.option("--weight-decay", default=1e-4, show_default=True, type=float)
-@click.option(
-    "--warmup",
-    default=0.0,
-    show_default=True,
-    type=float,
-    help="Fraction of training, from η/32 up to η.",
-)
-@click.option(
-    "--augment/--no-augment",
-    default=False,
-    show_default=True,
-    help="Random crops after padding by 4, and flips.",
-)
-@click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
-)
+@WEIGHT_DECAY
+@WARMUP
+@AUGMENT
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 @TIME_LIMIT
 @PARAMS

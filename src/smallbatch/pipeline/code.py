@@ -28,6 +28,9 @@ _READING = (*_PLUMBING, "data/__init__.py", "data/scratch.py", "data/split.py")
 _ENGINES = tuple(sorted({entry for entries in ENTRY.values() for entry in entries}))
 _OF_MODELS = ("train", "train_dependent", "measure", "advise")
 _OWN = "./"  # before a file of the project, in a listing
+# What an advice is carried out by; the numbers are those of `train`.
+_CARRYING_OUT = (*NO_NUMBERS, "tracking", "execution", "placement", "speed", "engines",
+                 "pipeline/single.py")  # fmt: skip
 _BEST = ("analysis/cells.py", "analysis/frames.py", "analysis/generalisation.py")
 
 
@@ -63,7 +66,7 @@ def of_stages() -> dict[str, list[Path]]:
         "advise": {
             *train,
             *modules.sources("data/prepare.py", leave_out=_PLUMBING),
-            *modules.sources("pipeline/advise/session.py", leave_out=NO_NUMBERS),
+            *modules.sources("pipeline/advise/advise.py", leave_out=_CARRYING_OUT),
             *modules.sources("report/advice.py", leave_out=_READING),
         },
     }
