@@ -98,7 +98,7 @@ def measure(case: tuple[str, str, tuple[str, ...]], data: dict[str, str], work: 
 def page(rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
     shown = [
-        (it["budget"], it["data"], f"`{it['options']}`" if it["options"] else "", it["training"],
+        (it["budget"], it["data"], it["options"], it["training"],
          it["answer"], it["on"], f"{it['seconds']:.0f} s",
          f"{100 * it['seconds'] / it['allowed_seconds']:.0f} %")
         for it in rows

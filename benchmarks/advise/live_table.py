@@ -50,7 +50,7 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
     return "\n".join([
         f"# Advice on {name}, and the full columns afterwards", "",
         table(("", ""), [
-            ("command", f"`{command}`"),
+            ("command", command),
             ("processor", advice["processor"]),
             ("budget", f"{advice['budget']}; the command took {found['command_seconds']:.0f} s"),
             ("a training", (f"{advice['epochs']} epochs of {advice['n_train']:,} images, "
