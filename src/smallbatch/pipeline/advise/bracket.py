@@ -94,8 +94,7 @@ class Bracket:
     def candidates(self) -> list[float]:
         """What the race begins with: octaves around the fastest, not above the edge; descending.
 
-        A longer training mostly does best at the fastest of a short one or below (by
-        ``results/paper-cifar10-small`` within 2 octaves), so more lie below it than above.
+        More lie below it than above: a long training has more time for a small step.
         """
         fastest = self.fastest
         if fastest is None:

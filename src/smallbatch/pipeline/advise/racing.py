@@ -33,8 +33,6 @@ class Rung:
         share: Of the epochs of a whole training.
         trials: Candidate → seed → how that run ended.
         rulings: Who goes on, best candidate first.
-        cut: Candidates for which there was no budget.
-        whole: Whether all that were to be trained at it were; else the budget ended it.
     """
 
     epochs: int
@@ -43,8 +41,6 @@ class Rung:
         default_factory=dict[Candidate, "dict[int, Trial]"]
     )
     rulings: tuple[Ruling, ...] = ()
-    cut: tuple[Candidate, ...] = ()
-    whole: bool = True
 
     @property
     def ranked(self) -> list[Candidate]:
@@ -123,7 +119,6 @@ def run_rung(
         wanted = beyond(rung, brackets, tried)
         if not wanted:
             break
-    rung.whole = bool(rung.trials)
 
 
 def going_on(rung: Rung) -> list[Candidate]:

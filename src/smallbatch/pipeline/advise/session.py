@@ -89,9 +89,7 @@ class Session:
         return first, rivals[0] if rivals else None
 
 
-def run(
-    session: Session, trainer: Trainer, ledger: Ledger, say: Callable[[str], object]
-) -> Session:
+def run(session: Session, trainer: Trainer, ledger: Ledger, say: Callable[[str], object]) -> None:
     """Run bracket, race and final; `session` holds what they find, also if the budget ends them.
 
     Raises:
@@ -106,7 +104,6 @@ def run(
     except OutOfBudget:
         session.in_time = False
         say("the budget is spent: the answer is from what has been trained")
-    return session
 
 
 class _Steps:
@@ -165,7 +162,7 @@ class _Steps:
         tried: set[Candidate] = set()
         for place, epochs in enumerate(size.rungs):
             rung = Rung(epochs, epochs / size.epochs)
-            left = self._affordable(rung, left, size.rungs[place + 1 :])
+            left = self._affordable(epochs, left, size.rungs[place + 1 :])
             if not left:
                 session.in_time = False
                 return
@@ -190,28 +187,27 @@ class _Steps:
         return [Candidate(m, rate) for rate in rates]
 
     def _affordable(
-        self, rung: Rung, left: list[Candidate], later: Sequence[int]
+        self, epochs: int, left: list[Candidate], later: Sequence[int]
     ) -> list[Candidate]:
-        """The best candidates, as many as the budget has for this rung and a little for later."""
+        """The best candidates, as many as the budget has for a rung and a little for later ones."""
         size = self._session.size
         last = size.work(size.epochs)
         # The rungs after this one with the fewest candidates, and the final with as many seeds.
-        rest = sum(self._cost(left[:LEAST], size.work(epochs)) for epochs in later)
+        rest = sum(self._cost(left[:LEAST], size.work(after)) for after in later)
         rest += self._cost(left[:LEAST], last)
 
         def choose() -> list[list[float]]:
             kept = list(left)
-            work = size.work(rung.epochs)
+            work = size.work(epochs)
             while len(kept) > LEAST and self._cost(kept, work) > self._ledger.left - rest:
                 kept.pop()
             if self._cost(kept, work) > self._ledger.left:
                 kept = []
             return [[it.batch_size, it.base_lr] for it in kept]
 
-        pairs = self._ledger.decide(f"rung of {rung.epochs}", choose)
+        pairs = self._ledger.decide(f"rung of {epochs}", choose)
         kept = [Candidate(int(m), rate) for m, rate in pairs]
-        rung.cut = tuple(it for it in left if it not in kept)
-        self._session.cut += rung.cut
+        self._session.cut += [it for it in left if it not in kept]
         return kept
 
     def _cost(self, candidates: Sequence[Candidate], work: Work) -> float:
@@ -311,9 +307,9 @@ class _Steps:
             return f"race {rung.share:4.0%}  every candidate has a seed that diverged"
         best = rung.ranked[0]
         accuracy = rung.rulings[0].accuracy
-        on = "" if rung.share == 1 else f", {count(left, 'candidate')} of {len(rung.trials)} go on"
-        on = on.replace("go on", "goes on") if left == 1 else on
+        go = "goes" if left == 1 else "go"
+        on = f", {count(left, 'candidate')} of {len(rung.trials)} {go} on"
         return (
             f"race {rung.share:4.0%}  best {self._named(best)}: {accuracy:.1%} of the validation "
-            f"images{on}"
+            f"images{on if rung.share < 1 else ''}"
         )
