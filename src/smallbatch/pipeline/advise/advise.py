@@ -123,7 +123,7 @@ class _Advising:
         tests = min(request.dataset.test_subset or math.inf, len(source.test.labels))
         available, tests = int(available), int(tests)
         sizes = self._batch_sizes(available)
-        self._refuse_too_little(sizes, available, tests, len(source.classes))
+        self._refuse_tiny(sizes, available, tests, len(source.classes))
         self._say(f"calibrate  m = {', '.join(map(str, sizes))}, about {2 * len(sizes)} s")
         told = ledger.decide(
             "speeds",
@@ -212,9 +212,7 @@ class _Advising:
             )  # fmt: skip
         return sorted(set(sizes))
 
-    def _refuse_too_little(
-        self, sizes: list[int], available: int, tests: int, classes: int
-    ) -> None:
+    def _refuse_tiny(self, sizes: list[int], available: int, tests: int, classes: int) -> None:
         """Refuse a budget that is too small, as far as that shows before anything is measured."""
         if self._ledger.by_images:
             self._size(dict.fromkeys(sizes), available, tests, max(sizes), classes)
