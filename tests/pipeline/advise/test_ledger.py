@@ -12,6 +12,8 @@ from smallbatch.execution.watch import Watch
 from smallbatch.pipeline.advise import ledger as module
 from smallbatch.pipeline.advise.ledger import Deadline, Ledger, OutOfBudget
 from smallbatch.pipeline.advise.request import parse_budget
+from smallbatch.report.advice import read_advice
+from tests.project import ROOT
 
 
 @pytest.fixture
@@ -65,6 +67,22 @@ def test_a_damaged_file_is_as_none(path: Path, content: str) -> None:
     found = ledger(path)
     assert found.seconds < 5
     assert found.decide("size", lambda: 3) == 3
+
+
+@pytest.mark.parametrize("answer", [None, [], {}, {"n_train": "many"}, "m = 4"])
+def test_a_damaged_answer_is_as_none_and_the_rest_is_kept(path: Path, answer: object) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({"seconds": 9.0, "decided": {"size": 3}, "answer": answer}))
+    found = ledger(path)
+    assert found.answer is None
+    assert found.seconds >= 9
+    assert found.decide("size", lambda: pytest.fail("decided again")) == 3
+
+
+def test_an_answer_is_read_as_it_was_written(path: Path) -> None:
+    answer = read_advice(ROOT / "results/advise/digits/advice.json")
+    ledger(path).end(answer)
+    assert ledger(path).answer == answer
 
 
 def test_the_deadline_stops_a_training_and_says_that_the_budget_is_spent(path: Path) -> None:

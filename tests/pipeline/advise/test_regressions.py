@@ -84,7 +84,8 @@ def test_called_again_when_its_time_is_spent_it_gives_the_same_answer(tmp_path: 
     before = read_advice(tmp_path / "reports/advice.json")
     (ledger,) = (tmp_path / ".smallbatch/advise").glob("*.json")
     content = json.loads(ledger.read_text())
-    ledger.write_text(json.dumps({**content, "seconds": 284.0}))  # as much as it may have taken
+    # As much as it may have taken; and an answer that cannot be read is concluded again.
+    ledger.write_text(json.dumps({**content, "seconds": 284.0, "answer": {"n_train": "many"}}))
     assert call(tmp_path, *words).returncode == 0
     after = read_advice(tmp_path / "reports/advice.json")
     assert after.recommended == before.recommended

@@ -70,9 +70,6 @@ def advise(
             rung of the race.
         Stopped: By a signal; the same request then goes on.
     """
-    from pydantic import TypeAdapter
-
-    from smallbatch.analysis.advice import Advice
     from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.data.sources import source_files
     from smallbatch.execution.watch import Watch
@@ -85,11 +82,10 @@ def advise(
             fetch(request.study.model)
         images = str(listing_of(source_files(request.dataset, Path("data"))))
         ledger = Ledger(FOLDER / f"{request.key(images)}.json", request.budget)
-        if ledger.answer is not None:
+        if (answer := ledger.answer) is not None:
             say("answered before; delete .smallbatch/advise to begin anew")
-            advice = TypeAdapter(Advice).validate_python(ledger.answer)
-            write(advice)
-            return advice
+            write(answer)
+            return answer
         return _Advising(request, ledger, signals, say, code).run(write)
 
 
@@ -164,7 +160,7 @@ class _Advising:
             run(session, trainer, ledger, self._say)
             advice = self._conclude(session, trainer, available)
             write(advice)
-            ledger.end(asdict(advice))
+            ledger.end(advice)
         except BaseException:
             mirror.abort()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from smallbatch.analysis.advice import Advice
     from smallbatch.pipeline.advise.request import Budget
 
 T = TypeVar("T")
@@ -104,13 +106,25 @@ class Ledger:
         return bool(self._content["decided"])
 
     @property
-    def answer(self) -> dict[str, Any] | None:
-        """The answer, if an attempt has come to its end."""
-        return self._content.get("answer")
+    def answer(self) -> Advice | None:
+        """The answer, if an attempt has come to its end.
 
-    def end(self, answer: dict[str, Any]) -> None:
-        """Keep the answer; JSON can hold it."""
-        self._content["answer"] = answer
+        None also if it cannot be read: it is then concluded again from the trainings, all kept.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        from smallbatch.analysis.advice import Advice
+
+        if (kept := self._content.get("answer")) is None:
+            return None
+        try:
+            return TypeAdapter(Advice).validate_python(kept)
+        except ValidationError:
+            return None
+
+    def end(self, answer: Advice) -> None:
+        """Keep the answer."""
+        self._content["answer"] = asdict(answer)
         self.save()
 
     def save(self) -> None:
