@@ -69,9 +69,9 @@ def make(tmp_path: Path, **compute: Any) -> Plan:
     return make_of(params(**compute), tmp_path)
 
 
-def make_of(what: Params, tmp_path: Path) -> Plan:
+def make_of(what: Params, tmp_path: Path, *, is_kept: Any = lambda *_: True) -> Plan:
     folders = {name: tmp_path / name for name in ("prepared", "models", "work")}
-    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs)
+    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs, is_kept=is_kept)
 
 
 def test_dependent_studies_count_before_their_source_is_trained(
@@ -171,7 +171,10 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     unrecorded = make(tmp_path)
     assert (unrecorded.columns[1].kept, unrecorded.columns[1].recorded) == (4, False)
     assert lines(unrecorded)[2].split()[:4] == ["bn", "m=128", "4", "*4"]
-    assert "not known what code made them" in lines(unrecorded)[-1]
+    assert "not known what libraries and hardware made them" in lines(unrecorded)[-1]
+    # Of other code, or of none that DVC knows: they are trained again.
+    again = make_of(some, tmp_path, is_kept=lambda study, m: (study, m) != ("bn", 128))
+    assert (again.columns[1].kept, again.columns[1].updates) == (0, 4 * 4)
 
 
 def test_a_measurement_is_announced_once(
