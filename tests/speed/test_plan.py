@@ -90,6 +90,18 @@ def test_dependent_studies_count_before_their_source_is_trained(
     assert all(one.seconds > 0 for one in made.columns)
 
 
+def test_dvc_is_asked_for_the_stage_of_each_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = frozenset({"train@bn-8", "train_dependent@study0-128"})
+    monkeypatch.setattr("smallbatch.pipeline.code.kept_stages", lambda: kept)
+    monkeypatch.setattr("smallbatch.speed.plan.plan", lambda *_, is_kept, **__: is_kept)
+    is_kept: Any = plan_columns(dependent())
+    grid = [(study, m) for study in ("bn", "ghost") for m in (8, 128)]
+    assert [it for it in grid if is_kept(*it)] == [("bn", 8), ("ghost", 128)]
+
+
 def test_columns_of_other_lanes_tell_the_speed_where_none_was_measured(
     tmp_path: Path, speeds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
