@@ -52,6 +52,36 @@ SECRETS = [
     "map[X-Api-Key:[S3cretPw]]",
     "http://u:S3cret with Pw@h/",
     "postgresql://u:S3cret w:x 9Pw@[::1]/db",
+    "https://h/b?X-Amz-Credential=S3cretPw&X-Amz-Date=1&X-Amz-Signature=S3cretPw",
+    "url: /b/k?X-Amz-Date=1&X-Amz-Signature=S3cretPw (Caused by x)",
+    "X-Amz-Signature=S3cretPw",
+    "X-Amz-Credential: S3cretPw/20260101/eu/s3/aws4_request",
+    "{'X-Amz-Security-Token': 'S3cretPw'}",
+    "X-Amz-Security-Token=S3cretPw",
+    "X-Goog-Signature=S3cretPw&X-Goog-Credential=S3cretPw",
+    "url: /c/b?sv=2020-08-04&sig=S3cret%2FPw%3D",
+    "sig=S3cretPw",
+    "SharedAccessSignature=sv=2020&sig=S3cretPw",
+    "AccountName=x;AccountKey=S3cretPw==;EndpointSuffix=y",
+    "/b?AWSAccessKeyId=S3cretPw&Signature=S3%2FcretPw",
+    "Credential=AKIAS3cretPw00000000/20260101, Signature=0a1bS3cretPwS3cretPwS3cretPw",
+    "Authorization: AWS4-HMAC-SHA256 Credential=S3cretPw/x, SignedHeaders=h, Signature=S3cretPw",
+    'Authorization: Digest username="u", response="S3cretPw"',
+    "Authorization: Token S3cretPw",
+    "Authorization: SharedKey u:S3cretPw=",
+    "Cookie: a=S3cretPw; b=S3cretPw",
+    "Set-Cookie: a=S3cretPw; Path=/; HttpOnly, b=S3cretPw; Expires=Wed, 21 Oct 2026 07:28:00 GMT",
+    'Cookie: a=b; c="S3cretPw"; d=S3cretPw',
+    "{'Cookie': 'a=S3cretPw; b=S3cretPw'}",
+    '{"Set-Cookie": ["a=\\"S3cretPw\\"; Path=/"]}',
+    "map[Cookie:[a=S3cretPw; b=S3cretPw]]",
+    "[(b'cookie', b'a=S3cretPw')]",
+    "HTTP_COOKIE=a=S3cretPw",
+    "<RequestsCookieJar[<Cookie a=S3cretPw for h/>]>",
+    "http://h/a;jsessionid=S3cretPw",
+    "http://h/a;jsessionid=S3cretPw/b?c=d",
+    "url: /a;jsessionid=S3cretPw/api/2.0/x",
+    "JSESSIONID: S3cretPw",
 ]
 
 
@@ -86,6 +116,12 @@ def test_no_secret_of_a_url_or_a_setting_is_shown(secret: str, text: str) -> Non
         "the token, a secret and the authorization, which is none",
         "secret: allowed is a name",
         "USER:PASSWORD and @ before HOST, and in a password : / ? # and @ as %3A",
+        "a cookie: small; Cookie policy: see below; cookies: none; the cookie, x=3",
+        "no signature: found ModelSignature; signature=ModelSignature(inputs=x), sig=0.00123456",
+        "credential=DefaultAzureCredential() and a credential: none, credentials = 3",
+        "url: /api/2.0/mlflow/runs/get?run_id=1f&max_results=5000 failed",
+        "is it /tmp/x? Or a;b=c, x=1;y=2/3, /a;b and f(x)?",
+        "the session id: unknown; sessionid=none",
     ],
     ids=count(),
 )
@@ -102,7 +138,7 @@ def test_what_surrounds_a_secret_stays() -> None:
     "name",
     ["GITHUB_TOKEN", "db_password", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "MyApiKey",
      "AZURE_CREDENTIALS", "MYSQL_PWD", "API_KEY2", "GITHUB_PAT", "PAT", "DB_PASS", "mysqlpass",
-     "REGISTRY_CREDS", "MY_CRED"],
+     "REGISTRY_CREDS", "MY_CRED", "BLOB_SAS", "SESSION_COOKIE", "STORAGE_CONNECTION_STRING"],
 )  # fmt: skip
 def test_values_of_secret_variables_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "hunter 22's/x")
@@ -127,6 +163,12 @@ def test_what_a_server_echoes_of_its_url_is_hidden(
     assert redact("it said: my pass/w, no", url) == "it said: …, no"
     monkeypatch.setenv("SOMEWHERE", url if "://" in url else f"http:{url}")
     assert redact("it said: my pass/w, no") == "it said: …, no"
+
+
+def test_a_parameter_of_a_path_ends_with_its_part() -> None:
+    url = "http://h/a;jsessionid=seventeen;b=c/d?mode=ro"
+    assert redact("seventeen in /a;jsessionid=seventeen/x", url) == "… in /a;jsessionid=…"
+    assert redact("d of http://h/a", url) == "d of http://h/a"
 
 
 def _login(user: str, password: str, charset: str = "utf-8") -> str:
@@ -245,7 +287,8 @@ def test_the_password_of_a_proxy_without_a_scheme_is_hidden(
     assert redact("localhost,127.0.0.1") == "localhost,127.0.0.1"
 
 
-PIECES = ["password", "authorization", "token", "basic ", "bearer", " ", ":", "=", "=>", "['", "b'",
+PIECES = ["password", "cookie", "sig", "digest ", "?", ";", "/", "&",
+          "authorization", "token", "basic ", "bearer", " ", ":", "=", "=>", "['", "b'",
           '"', "S3cretPw", "//u:", "x y@h", "@", ",", "\\"]  # fmt: skip
 
 
@@ -287,6 +330,16 @@ def test_any_text_can_be_redacted_twice(text: str, url: str) -> None:
         "token//u:",
         "S3//u:[",
         "key', (",
+        "cookie:",
+        "cookie: a=",
+        'cookie: a="',
+        "authorization: b ",
+        "authorization: b c=",
+        "&sig=",
+        "signature: a",
+        "/a;b",
+        "?a",
+        "/;a=",
         " ",
     ],
 )

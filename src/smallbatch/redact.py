@@ -20,7 +20,8 @@ _MOST = 100_000  # bytes of a file with passwords
 
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token(?!iz)|credential|"
-    r"(?:key|[^d]pwd|auth|cred|(?<!by)(?<!com)pass|(?:^|_)pat)s?\d*$",
+    r"(?:key|[^d]pwd|auth|cred|(?<!by)(?<!com)pass|(?:^|_)(?:pat|sas)|cookie|connection_string)"
+    r"s?\d*$",
     re.IGNORECASE,
 )
 # Files that MLflow, requests and drivers take passwords from by themselves, and the variables that
@@ -46,6 +47,8 @@ _SCHEME = re.compile(
     r"(?:(?<![\w+.-])[a-z][\w+.-]*:)?//+|(?<![\w+.-])[a-z][\w+.-]*:(?:/|(?=[^:@]+:))",
     re.IGNORECASE,
 )
+# Where the parameters of a URL begin that is told without its host: `with url: /a?b=c`.
+_FIRST_PARAMETER = re.compile(r"[?;](?=[\w.~%+-]+=)")
 _PARAMETERS = re.compile(r"([?&#;]+)([^?&#;=]*)(=?)([^&]*)")
 _CLOSING = "'\"`)]}>,.:;!"
 # A password with blanks; what begins with digits is a port, and the rest of the line other text.
@@ -54,14 +57,25 @@ _BLANKS = re.compile(
 )
 # At least six characters, and no English word: a digit or a capital in it, or very long.
 _RANDOM = r"(?-i:(?=[\w.~+/=-]{6})(?=[\w.~+/=-]{1,40}?[A-Z\d]|[\w.~+/=-]{20}))"
+_SIGNATURE = r"(?:(?=[\w~+/=%-]{20})(?=[a-z_~+/=%-]{0,40}\d))"  # Base64 or hex; no Python's name
 _IS = r"""(?:\\?["']?\s*[:=]{1,3}+>?+|\\?["']\s*,)[\s\[({]*+(?:b?\\?["'])?+"""  # before a value
 _LOGIN = r"(?:basic|bearer|digest|negotiate|apikey)\s+"  # before that of the header Authorization
 _SETTING = re.compile(  # a setting of a connection, a header, or a field of JSON
-    rf"""(?ix) ( (?:passw(?:or)?d|passphrase|\bpwd|api[_-]?key|access[_-]?key) {_IS}(?!\W\s)
+    rf"""(?ix) ( (?:passw(?:or)?d|passphrase|\bpwd|(?:api|access|account)[_-]?key
+                   |x-(?:amz|goog)-(?:signature|credential)) {_IS}(?!\W\s)
                | (?:secret|token) (?: ["']?=["']? | \\?["']:\s*\\?["'] | {_IS}(?={_RANDOM}) )
-               | (?<![^\W_])authorization{_IS}(?:{_LOGIN})?+
+               | [?&;,](?:sig(?:nature)?|credential)=
+               | (?<![^\W_])sig=(?!\d*\.\d)(?={_RANDOM})
+               | (?<![^\W_])(?:sig(?:nature)?|credential){_IS}(?={_SIGNATURE})
+               | (?<![^\W_])(?:j?session_?id|phpsessid){_IS}(?={_RANDOM})
+               | (?<![^\W_])authorization{_IS}
+                   (?: {_LOGIN} | [\w-]+\s+(?={_RANDOM}|[\w-]+:[\w+/=]{{6}}|…) )?+
                | \b{_LOGIN}(?={_RANDOM}) )
         (?!…)[^\s"'\\;&]+"""
+)
+_SETTINGS = re.compile(  # a header of several, up to the end of its line or quotes
+    rf"""(?ix) ( (?<![^\W_])(?: cookies?{_IS} | <cookie\s | authorization{_IS}[\w-]+\s+ ) )
+        (?!…)(?=[^\s"'=;]{{1,200}}=[^\s=]) (?: =\\?"[^"\n]*" | [^\n"'\\\]] )+"""
 )
 
 
@@ -71,14 +85,16 @@ def redact(text: str, *urls: str) -> str:
     Secrets are: the values of environment variables with names such as ``…_TOKEN``, and what the
     password files of MLflow, Databricks, AWS, netrc and PostgreSQL hold, of at least six
     characters; the user information of URLs, in the text, in the environment and in ``urls``,
-    wherever it stands; the values of their parameters, except for a few harmless names; each login
-    as HTTP encodes it; and what follows ``password=``, ``Authorization:`` and the like. Rather too
-    much is hidden than too little.
+    wherever it stands; the values of their parameters, except for a few harmless names, of URLs
+    without a host too; each login as HTTP encodes it; signatures of buckets' URLs; and what follows
+    ``password=``, ``Authorization:``, ``Cookie:`` and the like. Rather too much is hidden than too
+    little.
     """
     for pattern in _patterns(urls):
         text = pattern.sub(HIDDEN, text)
     text = _BLANKS.sub(rf"\1{HIDDEN}", text)
     text = re.sub(r"\S+", lambda word: _without_secrets(word.group()), text)
+    text = _SETTINGS.sub(rf"\1{HIDDEN}", text)
     return _SETTING.sub(rf"\1{HIDDEN}", text)
 
 
@@ -117,7 +133,7 @@ def _of_url(url: str) -> Iterator[str]:
         yield from _of_login(unquote(name), unquote(password))
     for _, name, equals, value in _PARAMETERS.findall(rest):
         if equals and not _HARMLESS.fullmatch(name):
-            yield value
+            yield from (value, re.split("[/;?#]", value)[0])  # the latter: of a path's parameter
 
 
 def _of_login(user: str, password: str) -> Iterator[str]:
@@ -198,13 +214,24 @@ def _without_secrets(word: str) -> str:
     """A word, without the user information and the parameters of a URL in it."""
     start = _SCHEME.search(word)
     if start is None:
-        return word
+        return _without_parameters(word)
     head, rest = word[: start.end()], word[start.end() :]
     at = rest.rfind("@")  # a password may contain / ? # and @
     if at >= 0:
         head, rest = f"{head}{HIDDEN}", rest[at:]
     inner = rest.rstrip(_CLOSING)
     return f"{head}{_PARAMETERS.sub(_hidden_value, inner)}{rest[len(inner) :]}"
+
+
+def _without_parameters(word: str) -> str:
+    """A word, without the parameters of a URL that has no host; those after ; follow a path."""
+    slash = word.find("/")
+    for found in _FIRST_PARAMETER.finditer(word):
+        if found.group() == "?" or 0 <= slash < found.start():
+            inner = word.rstrip(_CLOSING)
+            shown = _PARAMETERS.sub(_hidden_value, inner[found.start() :])
+            return f"{word[: found.start()]}{shown}{word[len(inner) :]}"
+    return word
 
 
 def _hidden_value(found: re.Match[str]) -> str:

@@ -212,7 +212,10 @@ def test_it_says_which_of_several_splits_is_the_test(folder: Path) -> None:
         "(dataset.test_split chooses)"
     )
     chosen = open_image_folder(folder, None, test_split="val")
-    assert (len(chosen.test.labels), chosen.note) == (4, None)
+    assert len(chosen.test.labels) == 4
+    assert chosen.note == f"{folder}: runs train on train and are tested on val; test not used"
+    shutil.rmtree(folder / "test")
+    assert open_image_folder(folder, None, test_split="val").note is None
 
 
 def test_a_folder_of_many_classes_gives_a_short_message(folder: Path) -> None:

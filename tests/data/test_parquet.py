@@ -301,6 +301,9 @@ def test_withheld_labels_have_a_way_out(shards: Path, write_shard: Write, png: b
         open_default(shards)
     source = open_parquet(shards, "img", "label", None, test_split="validation")
     assert len(source.test.labels) == 2
+    assert source.note == (
+        f"{shards}: runs train on train and are tested on validation; test not used"
+    )
 
 
 STRUCT_OF_VIEWS = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,47 @@ def test_a_listing_is_of_the_files_themselves(
             cwd=PACKAGE, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+LOCK = """schema: '2.0'
+stages:
+  code:
+    cmd: smallbatch code
+  train@bn-8:
+    cmd: smallbatch train bn 8
+    deps:
+    - path: .smallbatch/code/train
+      hash: md5
+      md5: {train}
+    - path: data/prepared/d
+  train@bn-16:
+    deps:
+    - path: .smallbatch/code/train
+      md5: 00000000000000000000000000000000
+  train_dependent@study0-8:
+    deps:
+    - path: .smallbatch/code/train_dependent
+      md5: {train_dependent}
+  other:
+    deps:
+    - path: {train}
+"""
+
+
+def test_a_stage_is_kept_if_dvc_has_noted_the_present_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not code.kept_stages()
+    sums = {
+        path.name: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        for path in code.write()
+    }
+    Path("dvc.lock").write_text(LOCK.format(**sums))
+    assert code.kept_stages() == {"train@bn-8", "train_dependent@study0-8"}
+    of_stages = code.of_stages
+    monkeypatch.setattr(code, "of_stages", lambda: {**of_stages(), "train": [Path("text.py")]})
+    assert code.kept_stages() == {"train_dependent@study0-8"}
+    for content in ("stages: 3", "{", "stages: {train: {deps: 3}}", ""):
+        Path("dvc.lock").write_text(content)
+        assert not code.kept_stages()

@@ -69,9 +69,9 @@ def make(tmp_path: Path, **compute: Any) -> Plan:
     return make_of(params(**compute), tmp_path)
 
 
-def make_of(what: Params, tmp_path: Path) -> Plan:
+def make_of(what: Params, tmp_path: Path, *, is_kept: Any = lambda *_: True) -> Plan:
     folders = {name: tmp_path / name for name in ("prepared", "models", "work")}
-    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs)
+    return plan(what, **folders, base_lrs=lambda *_: what.grid.base_lrs, is_kept=is_kept)
 
 
 def test_dependent_studies_count_before_their_source_is_trained(
@@ -88,6 +88,18 @@ def test_dependent_studies_count_before_their_source_is_trained(
         ("ghost", 128, 4, 4 * 4),
     ]
     assert all(one.seconds > 0 for one in made.columns)
+
+
+def test_dvc_is_asked_for_the_stage_of_each_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = frozenset({"train@bn-8", "train_dependent@study0-128"})
+    monkeypatch.setattr("smallbatch.pipeline.code.kept_stages", lambda: kept)
+    monkeypatch.setattr("smallbatch.speed.plan.plan", lambda *_, is_kept, **__: is_kept)
+    is_kept: Any = plan_columns(dependent())
+    grid = [(study, m) for study in ("bn", "ghost") for m in (8, 128)]
+    assert [it for it in grid if is_kept(*it)] == [("bn", 8), ("ghost", 128)]
 
 
 def test_columns_of_other_lanes_tell_the_speed_where_none_was_measured(
@@ -171,7 +183,10 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     unrecorded = make(tmp_path)
     assert (unrecorded.columns[1].kept, unrecorded.columns[1].recorded) == (4, False)
     assert lines(unrecorded)[2].split()[:4] == ["bn", "m=128", "4", "*4"]
-    assert "not known what code made them" in lines(unrecorded)[-1]
+    assert "not known what libraries and hardware made them" in lines(unrecorded)[-1]
+    # Of other code, or of none that DVC knows: they are trained again.
+    again = make_of(some, tmp_path, is_kept=lambda study, m: (study, m) != ("bn", 128))
+    assert (again.columns[1].kept, again.columns[1].updates) == (0, 4 * 4)
 
 
 def test_a_measurement_is_announced_once(

@@ -157,3 +157,52 @@ def test_names_have_no_slash(columns: Any) -> None:
     from smallbatch.tracking.records import read_column
 
     assert registry.model_name(read_column(columns.write(8)).info) == "digits-study"
+
+
+BESTS = "select source_run_id, name from logged_models where lifecycle_stage = 'active'"
+PARENTS = (
+    "select r.run_uuid from runs r where r.lifecycle_stage = 'active' and not exists (select 1 "
+    "from tags t where t.run_uuid = r.run_uuid and t.key = 'smallbatch.run')"
+)
+
+
+@pytest.mark.parametrize("salt", [0, 1])
+def test_of_a_column_deleted_by_hand_there_is_one_best(
+    columns: Any, tables: Any, salt: int
+) -> None:
+    """Its model is not in the trash. With other results by then, it goes there."""
+    from smallbatch.tracking.store import open_store
+
+    directory = columns.write(8)
+    sync(directory)
+    [(parent,)] = tables.query(PARENTS)
+    open_store().client.delete_run(parent)
+    columns.write(8, salt=salt)
+    sync(directory)
+    [(now,)] = tables.query(PARENTS)
+    assert (now == parent) == (salt == 0)
+    assert tables.query(BESTS) == [(now, "best")]
+    assert len(tables.query(VERSIONS)) == 1 + salt
+    assert best_in_registry(tables) == pytest.approx(best_in_metrics(columns.root), abs=1e-6)
+    assert sync(directory).unchanged == 5
+
+
+def test_a_second_best_that_lies_there_already_goes(
+    columns: Any, tables: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    from smallbatch.tracking.store import open_store
+
+    directory = columns.write(8)
+    sync(directory)
+    [(parent,)] = tables.query(PARENTS)
+    open_store().client.delete_run(parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "restore_run", lambda *_: None)
+        sync(directory)
+    assert len(tables.query(BESTS)) == 2
+    sync(directory)
+    [(now,)] = tables.query(PARENTS)
+    assert tables.query(BESTS) == [(now, "best")]
+    assert sync(directory).unchanged == 5

@@ -85,6 +85,31 @@ def test_a_journal_that_names_another_file_is_not_played_back(
     assert precious.exists()
 
 
+ENDLESS = "with recursive n(i) as (select 1 union all select i + 1 from n) select i from n"
+COMPUTED = {
+    "view 'experiments'": f"""
+        alter table experiments rename to real; create view experiments as
+        select real.* from real, ({ENDLESS}) where i < 0""",
+    "view 'unread'": f"create view unread as {ENDLESS}",
+    "trigger 'slow'": f"""
+        create trigger slow before insert on runs begin
+        select 1 where 0 = (select i from ({ENDLESS}) where i < 0); end""",
+    "virtual table 'texts'": "create virtual table texts using fts5(a)",
+}
+
+
+@pytest.mark.parametrize("found", COMPUTED)
+def test_a_database_that_computes_what_is_read_is_refused(
+    found: str, columns: Any, workplace: Path
+) -> None:
+    """Such as one with an endless view, which somebody else made and a user copied."""
+    small(columns)
+    with closing(sqlite3.connect(workplace / "mlflow.db")) as connection, connection:
+        connection.executescript(COMPUTED[found])
+    with pytest.raises(UserError, match=rf"mlflow\.db: has the {found}, which MLflow does not"):
+        sync(columns.root)
+
+
 @needs_two_users
 def test_members_of_the_group_that_may_write_a_project_share_its_database(
     columns: Any, workplace: Path

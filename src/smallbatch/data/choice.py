@@ -62,10 +62,10 @@ def choose(
         )
     others = tuple(name for name in rest if name != test)
     note = None
-    if test_split is None and (others or test.lower() != TEST_NAMES[0]):
+    if others or (test_split is None and test.lower() != TEST_NAMES[0]):
         left_out = f"; {listed(others)} not used" if others else ""
         note = f"{where}: runs train on {train} and are tested on {test}{left_out}"
-        note += " (dataset.test_split chooses)"
+        note += " (dataset.test_split chooses)" if test_split is None else ""
     return Choice(train, test, others, note)
 
 

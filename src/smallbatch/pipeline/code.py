@@ -8,6 +8,7 @@ project's own modules and pretrained weights, for the stages that build models.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from smallbatch import durable, modules, private
 from smallbatch.config import yaml_file
 from smallbatch.config.model_files import file_digest, model_files
 from smallbatch.engines.made_by import ENTRY, NO_NUMBERS
+from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,13 +40,40 @@ def write() -> list[Path]:
     """Write the listing of every stage; returns their paths."""
     private.refuse_links_of_others(FOLDER)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    stages, own = of_stages(), _own_files()
-    for stage, files in stages.items():
+    listings = _listings()
+    for path, content in listings.items():
+        durable.write(path, content)
+    return [*listings]
+
+
+def kept_stages() -> frozenset[str]:
+    """The stages of which `dvc.lock` has it that the present code made their output.
+
+    DVC does not run them again for their code. Of the others it does, or knows nothing.
+    """
+    now = {str(path): hashlib.md5(content, usedforsecurity=False).hexdigest()
+           for path, content in _listings().items()}  # fmt: skip
+    kept: set[str] = set()
+    try:
+        noted = yaml_file.parse(durable.read(Path("dvc.lock")).decode(), "dvc.lock")["stages"]
+        for stage, entry in noted.items():
+            path = str(FOLDER / stage.partition("@")[0])
+            then = {dep["path"]: dep.get("md5") for dep in entry.get("deps", ())}
+            if path in now and then.get(path) == now[path]:
+                kept.add(stage)
+    except (OSError, UserError, LookupError, AttributeError, TypeError, ValueError):
+        pass  # there is none, or DVC will say what is wrong with it
+    return frozenset(kept)
+
+
+def _listings() -> dict[Path, bytes]:
+    own, listings = _own_files(), dict[Path, bytes]()
+    for stage, files in of_stages().items():
         lines = [f"{modules.digest(file)}  {file}\n" for file in files]
         if stage in _OF_MODELS:
             lines += [f"{file_digest(file)}  {_OWN}{file}\n" for file in own]
-        durable.write(FOLDER / stage, "".join(lines).encode())
-    return [FOLDER / stage for stage in stages]
+        listings[FOLDER / stage] = "".join(lines).encode()
+    return listings
 
 
 def of_stages() -> dict[str, list[Path]]:

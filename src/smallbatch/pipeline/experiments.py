@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,8 +192,10 @@ def plan_columns(params: Params) -> Plan:
         UserError: The shape of the images is not known yet, or only of other settings.
     """
     from smallbatch.data.expected import expected_meta
+    from smallbatch.pipeline import code
     from smallbatch.speed.plan import plan
 
+    kept_stages = cache(code.kept_stages)  # it takes a while
     meta, _ = expected_meta(params.dataset, PREPARED / params.dataset.name)
 
     def base_lrs(study: str, batch_size: int) -> tuple[float, ...]:
@@ -205,8 +208,9 @@ def plan_columns(params: Params) -> Plan:
         return params.base_lrs(source)[:1]  # the best one is not known yet, but all cost the same
 
     return plan(
-        params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs
-    )
+        params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs,
+        is_kept=lambda study, m: _stage(params, study, m) in kept_stages(),
+    )  # fmt: skip
 
 
 def result_folders() -> list[Path]:

@@ -41,7 +41,7 @@ class ColumnPlan:
         batch_size: m.
         runs: The number of all runs.
         kept: The number of runs that are trained already; the following is about the others.
-        recorded: Whether it is known what code made the kept runs: they have records.
+        recorded: Whether it is known what made the kept runs: they have records.
         older_protocol: The protocol of its results under ``models/``, if that is an older one than
             that of the runs left to train.
         updates: Updates, in sum over the runs.
@@ -99,6 +99,7 @@ def plan(
     models: Path,
     work: Path,
     base_lrs: Callable[[str, int], Sequence[float]],
+    is_kept: Callable[[str, int], bool],
 ) -> Plan:
     """Plan everything that `dvc repro` would train.
 
@@ -110,6 +111,7 @@ def plan(
         models: The folder of the columns' result files.
         work: The folder of the runs' records.
         base_lrs: Gives the base learning rates of a study at a batch size.
+        is_kept: Whether DVC keeps a study's column at a batch size, whose runs have no records.
 
     Raises:
         UserError: The shape of the images is not known yet, or the params do not fit the data.
@@ -124,7 +126,9 @@ def plan(
             _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
         ]
         kept = {
-            column.batch_size: _kept(column, params, models, work) if is_prepared else (0, True)
+            column.batch_size: (
+                _kept(column, params, models, work, is_kept) if is_prepared else (0, True)
+            )
             for column in columns
         }
         to_train = [column for column in columns if kept[column.batch_size][0] < len(column.runs)]
@@ -152,10 +156,16 @@ def _column(
     )
 
 
-def _kept(column: Column, params: Params, models: Path, work: Path) -> tuple[int, bool]:
-    """The number of runs with a result, and whether it is known that the present code made them.
+def _kept(
+    column: Column,
+    params: Params,
+    models: Path,
+    work: Path,
+    is_kept: Callable[[str, int], bool],
+) -> tuple[int, bool]:
+    """The number of runs not to be trained, and whether it is known what made them.
 
-    Their column is complete, or they have a record, which alone tells what code made it.
+    They have a record, which alone tells that, or their column is complete and DVC keeps it.
     """
     names = {run.hash for run in column.runs}
     makers = place(column, params.compute, keep=False).makers
@@ -165,7 +175,8 @@ def _kept(column: Column, params: Params, models: Path, work: Path) -> tuple[int
     # A column from DVC's cache has result files but no records.
     result = _result(column, params, models)
     whole = result is not None and names == {run.run for run in result.runs}
-    return (len(names), False) if whole else (0, True)
+    kept = whole and is_kept(column.study, column.batch_size)
+    return (len(names), False) if kept else (0, True)
 
 
 def _result(column: Column, params: Params, models: Path) -> ColumnRecord | None:

@@ -71,9 +71,9 @@ def lines(plan: Plan) -> list[str]:
         )
     if not recorded:
         notes.append(
-            "* Results without records in .smallbatch/work, so that it is not known what code made "
-            "them: `dvc repro` keeps them unless their sources have changed, `smallbatch train` "
-            "trains them again."
+            "* Results of the present code without records in .smallbatch/work, so that it is not "
+            "known what libraries and hardware made them: `dvc repro` keeps them, `smallbatch "
+            "train` trains them again."
         )
     if again := _trained_again(plan):
         notes.append(

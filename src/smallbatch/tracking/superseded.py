@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from smallbatch.tracking import entries
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from mlflow.entities import LoggedModel, Run
 
-    from smallbatch.tracking.records import TrackedColumn
+    from smallbatch.tracking.records import ColumnInfo, TrackedColumn
     from smallbatch.tracking.store import Store
 
 
@@ -47,6 +47,34 @@ def discard(store: Store, run: Run) -> None:
         for model in models(store, run.info.experiment_id, run_id):
             store.client.delete_logged_model(model.model_id)
     store.client.delete_run(run_id)
+
+
+def restore_deleted(store: Store, experiment_id: str, columns: Iterable[ColumnInfo]) -> None:
+    """Take columns' own runs out of the trash that somebody else than :func:`discard` put there.
+
+    Their models are not in the trash, and would stay beside those that are logged anew.
+    """
+    from mlflow.entities import ViewType
+
+    own = {(column.key, place) for column in columns for place in (column.place, "")}
+    token: str | None = None
+    while True:
+        page = store.client.search_runs(
+            [experiment_id],
+            f"tags.`{entries.MODEL}` LIKE 'models:/%'",
+            ViewType.DELETED_ONLY,
+            page_token=token,
+        )
+        for run in page:
+            tags = run.data.tags
+            if (
+                (tags.get(entries.COLUMN), tags.get(entries.PLACE, "")) in own
+                and tags.get(entries.SUPERSEDED) != entries.DISCARDED
+            ):  # fmt: skip
+                store.client.restore_run(run.info.run_id)
+        token = page.token
+        if not token:
+            return
 
 
 def supersede(

@@ -15,6 +15,7 @@ from smallbatch.tracking.mirror import ColumnWriter, SyncReport
 from smallbatch.tracking.records import TrackedColumn, read_column
 from smallbatch.tracking.registry import register_best
 from smallbatch.tracking.store import Store, open_store, plain_errors, unwarned
+from smallbatch.tracking.superseded import restore_deleted
 from smallbatch.tracking.uri import TrackingUri
 
 _ITS_FAULT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
@@ -28,10 +29,11 @@ def sync(paths: Path | Iterable[Path], uri: str | None = None) -> SyncReport:
     Runs are recognised by their hash. A missing run is created, an incomplete one (from a training
     or an interrupted replay) is completed, and a complete one is not changed, so that a second call
     changes nothing. If a column has other results than MLflow, newer or older ones, its runs are
-    logged anew where they differ, and the others go to MLflow's trash. Columns of other settings
-    that lay in the same folder before are marked. What another folder logged is left alone; where
-    it is equal, nothing is logged. A column that cannot be read or logged, or that
-    is there twice with different results, does not keep the others back.
+    logged anew where they differ, and the others go to MLflow's trash; from there a column's own
+    run comes back that somebody deleted by hand. Columns of other settings that lay in the same
+    folder before are marked. What another folder logged is left alone; where it is equal, nothing
+    is logged. A column that cannot be read or logged, or that is there twice with different
+    results, does not keep the others back.
 
     Args:
         paths: Column directories, or directories above them such as `models/`.
@@ -94,6 +96,7 @@ def _replay_experiment(
 ) -> None:
     experiment_id = store.experiment_id(name)
     describe_experiment(store, experiment_id, columns[-1].info)
+    restore_deleted(store, experiment_id, [column.info for column in columns])
     key = columns[0].info.key if len(columns) == 1 else None
     found = find_existing(store, experiment_id, key)
     present = [column.info.key for column in columns]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import sqlite3
 import stat
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,6 +25,18 @@ SUFFIXES = ("", JOURNAL, "-wal", "-shm")
 
 _MAGIC = bytes.fromhex("d9d505f920a163d7")
 """Ends an sqlite journal that names the journal of a transaction over several databases."""
+
+_COMPUTED = """
+    SELECT type, name FROM sqlite_master
+    WHERE type = 'view' OR (type = 'trigger' AND tbl_name <> 'secrets')
+    UNION ALL
+    SELECT 'virtual table', name FROM sqlite_master WHERE sql LIKE 'create virtual %'
+"""
+"""What of an sqlite database is no table with values in it.
+
+One of MLflow's has none of it, but for a trigger on the keys of its gateway, which is not served.
+"""
+_BUSY_S = 5
 
 ALLOWED = "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES"
 """MLflow's variable of the schemes, with commas, whose places may be anywhere; `file` as well."""
@@ -41,10 +54,13 @@ def being_made(database: Path) -> Path:
 def check_database(database: Path) -> None:
     """Refuse a database, or a file beside it that sqlite would read, which another user made.
 
+    So too what a database would compute while it is read or written, which may take for ever.
+
     Raises:
         UserError: One of them is another user's, or is reached by a link of another user, or is no
             regular file; or a journal names a file that sqlite would delete. One of MLflow's names
-            none, since its transactions are of one database.
+            none, since its transactions are of one database. Or the database, from wherever it
+            was copied, has views, triggers or virtual tables.
     """
     _look(database, database.parent)
     real = database.resolve()
@@ -56,6 +72,7 @@ def check_database(database: Path) -> None:
                 raise UserError(f"{path}: no regular file; remove it")
             if found is not None and suffix == JOURNAL and _names_a_file(path):
                 raise UserError(f"{path}: names another file, which sqlite would delete; remove it")
+    _check_tables(real)
 
 
 def check_folders(artifacts: Path, inside: Path) -> None:
@@ -133,6 +150,18 @@ def _look(path: Path, folder: Path) -> os.stat_result | None:
             f"remove it, or name a store by {VARIABLE}"
         )
     return found
+
+
+def _check_tables(database: Path) -> None:
+    with (
+        suppress(sqlite3.DatabaseError),  # there is none yet, or MLflow gives a better message
+        closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", _BUSY_S, uri=True)) as connection,
+    ):
+        for kind, name in connection.execute(_COMPUTED):
+            raise UserError(
+                f"{database}: has the {kind} {name!r}, which MLflow does not make; drop it, or "
+                f"name a store by {VARIABLE}"
+            )
 
 
 def _names_a_file(journal: Path) -> bool:
