@@ -218,8 +218,36 @@ def test_a_best_at_an_end_of_what_was_raced_is_told() -> None:
 
 def test_short_trainings_and_changes_of_order_are_told() -> None:
     told = " ".join(advice(session()).warnings)
-    assert "accuracy still rose from 70.0% after 3 to 80.0% after 10 epochs" in told
+    assert "best accuracy still rose from 70.2% after 3 to 80.0% after 10 epochs" in told
     assert "The order changed: the best at 30% of the training is number 2 at 100%" in told
+
+
+def test_short_trainings_are_told_though_the_best_came_to_the_race_late() -> None:
+    late = rung(10, 1.0, {C: trials(0.9, 0.9, 0.9), A: trials(0.8, 0.81, 0.79)})
+    early = rung(3, 0.3, {A: trials(0.70, 0.71, 0.69), B: trials(0.6, 0.6, 0.6)})
+    told = " ".join(advice(session(rungs=[early, late])).warnings)
+    assert "rose from 70.0% after 3 to 90.0% after 10 epochs" in told
+
+
+@pytest.mark.parametrize(
+    ("rates", "best", "breaks_above", "is_told"),
+    [
+        ((-8, -7, -6), -7, False, False),
+        ((-8, -7, -6), -6, False, True),
+        ((-8, -7, -6), -6, True, False),
+        ((-8, -7, -6), -8, False, True),
+    ],
+)
+def test_a_best_of_another_batch_size_at_an_end_of_its_range_is_told(
+    rates: tuple[int, ...], best: int, breaks_above: bool, is_told: bool
+) -> None:
+    field = {Candidate(16, 2.0**k): trials(*[0.7 if k == best else 0.6] * 3) for k in rates}
+    found = session(rungs=[rung(10, 1.0, {A: trials(0.8, 0.81, 0.8), **field})])
+    if breaks_above:
+        survived = {2.0**k: trials(0.3, 0.3, 0.3) for k in range(-8, -5)}
+        found.brackets[16] = Bracket(16, {**survived, 2.0**-5: trials(None, 0.3, 0.3)})
+    told = " ".join(advice(found).larger_budget)
+    assert ("at m = 16: the best there was at an end" in told) == is_told
 
 
 def test_seeds_that_would_decide_give_the_test_its_power() -> None:

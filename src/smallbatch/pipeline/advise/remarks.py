@@ -11,7 +11,7 @@ from smallbatch.config.base_lr import format_base_lr
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from smallbatch.analysis.advice import Advice, Final
+    from smallbatch.analysis.advice import Advice, Final, Range
     from smallbatch.pipeline.advise.session import Session
 
 FEW_IMAGES = 200
@@ -48,6 +48,11 @@ def larger_budget(advice: Advice, session: Session) -> tuple[str, ...]:
             f"Trainings had {advice.n_train:,} images, as {used:,} of {advice.n_available:,} were "
             "taken, evenly over the classes: with all of them the best learning rate and batch "
             "size may be others."
+        )
+    if open_ends := [str(it.batch_size) for it in advice.ranges if _ends_open(advice, it)]:
+        found.append(
+            f"Lower or higher learning rates at m = {', '.join(open_ends)}: the best there was at "
+            "an end of those raced."
         )
     if session.cut:
         found.append(f"The budget left out {count(len(session.cut), 'candidate')} of the race.")
@@ -158,6 +163,19 @@ def _edges(advice: Advice) -> list[str]:
     return [text]
 
 
+def _ends_open(advice: Advice, own: Range) -> bool:
+    """Whether the best of a batch size other than the recommended one may lie beyond those raced.
+
+    Their range is extended only while they lead or no batch size may be dropped; see `racing`.
+    """
+    rates = [it.base_lr for it in advice.raced if it.batch_size == own.batch_size]
+    told = advice.recommended
+    if told is None or own.batch_size == told.batch_size or not rates or own.best is None:
+        return False
+    above_is_open = own.breaks is None or own.best * 2 < own.breaks
+    return own.best == min(rates) or (own.best == max(rates) and above_is_open)
+
+
 def _fresh(session: Session) -> list[str]:
     """Fresh seeds of the two best that diverged, though those of the race did not."""
     found: list[str] = []
@@ -189,22 +207,17 @@ def _undecided(advice: Advice) -> list[str]:
 
 def _length(session: Session) -> list[str]:
     """Longer trainings gain, so that there the best may be another."""
-    if len(session.rungs) < 2 or session.rungs[-1].share < 1 or not session.rungs[-1].ranked:
+    ranked = [rung for rung in session.rungs if rung.ranked]
+    if len(ranked) < 2 or session.rungs[-1].share < 1 or ranked[-1] != session.rungs[-1]:
         return []
-    best = session.rungs[-1].ranked[0]
-    before = [it for it in session.rungs[:-1] if best in it.trials and best in it.ranked]
-    if not before:
-        return []
-    (one, other) = (
-        next(it.accuracy for it in rung.rulings if it.candidate == best)
-        for rung in (before[-1], session.rungs[-1])
-    )
+    before, last = ranked[-2:]
+    # Of the best of each: the last one's may have come to the race at the last rung only.
+    one, other = (rung.rulings[0].accuracy for rung in (before, last))
     if other - one <= RISING:
         return []
     text = (
-        f"Training is short: accuracy still rose from {one:.1%} after {before[-1].epochs} to "
-        f"{other:.1%} after {count(session.rungs[-1].epochs, 'epoch')}. Longer trainings may have "
-        "another best."
+        f"Training is short: the best accuracy still rose from {one:.1%} after {before.epochs} to "
+        f"{other:.1%} after {count(last.epochs, 'epoch')}. Longer trainings may have another best."
     )
     return [text]
 
