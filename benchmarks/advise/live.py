@@ -197,6 +197,13 @@ def _short(cell: Cell) -> dict[str, Any]:
     }
 
 
+def _command(words: Sequence[str]) -> str:
+    """As it was typed, but for the folder in which the images' folder lies."""
+    shown = [Path(word).name if before == "--data" else word
+             for before, word in zip(["", *words], words, strict=False)]  # fmt: skip
+    return " ".join(["smallbatch", "advise", *shown])
+
+
 def main() -> None:
     """Advise, train the full columns, write the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -219,8 +226,7 @@ def main() -> None:
     for name in ("advice.json", "advice.html"):
         (folder / name).write_bytes((given.work / "reports" / name).read_bytes())
     (folder / "full.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    command = "smallbatch advise " + " ".join(words)
-    (folder / "README.md").write_text(page(given.name, command, advice, found))
+    (folder / "README.md").write_text(page(given.name, _command(words), advice, found))
     print(folder)
 
 

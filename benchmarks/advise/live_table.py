@@ -18,9 +18,15 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
         found: What `compare` returned.
     """
     rate = "η" if advice["optimizer"] == "adamw" else "η̃"
-    regret, seeds, images = (
+    points, seeds, images = (
         100 * found[key] for key in ("regret", "regret_seeds", "regret_images")
     )
+    regret = (
+        f"Regret on the test images: {points:.1f} points, ± {seeds:.1f} by the seeds and up to "
+        f"± {images:.1f} by the size of the test set (standard errors)."
+    )
+    if found["advised"] == found["grid"]:
+        regret = "No regret: the full columns choose the advised cell."
     choices = [
         (words, str(it["batch_size"]), format_base_lr(it["base_lr"]), _percent(it["validation"]),
          _percent(it["test"]))
@@ -60,12 +66,12 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
                        f"{found['grid_images']:,}")),
         ]), "",
         ("[advice.html](advice.html) is the answer as the user gets it, [advice.json](advice.json) "
-        "its numbers, [full.json](full.json) the full columns."), "",
+        "its numbers, [full.json](full.json) the full columns: learning rates an octave apart "
+        "around what the advice found best at each batch size, whole trainings with the seeds of "
+        "its race."), "",
         table(("cell", "m", rate, "validation", "test"), choices), "",
-        (f"Regret on the test images: {regret:.1f} points, ± {seeds:.1f} by the seeds and up to "
-        f"± {images:.1f} by the size of the test set (standard errors); the seeds of the advised "
-        f"cell deviate by {100 * found['deviation']:.1f}. By test accuracy it is number "
-        f"{found['place']} of {found['of']} cells. The choice of the full columns is "
+        (f"{regret} The seeds of the advised cell deviate by {100 * found['deviation']:.1f} "
+        f"points. By test accuracy it is number {found['place']} of {found['of']} cells. The choice of the full columns is "
         f"{'among' if found['tied_hold'] else 'not among'} those that the advice calls tied. "
         f"{edges}"), "",
         "## The full columns", "",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.advise import budgets
-from benchmarks.advise.live import Cell, compare
+from benchmarks.advise.live import Cell, _command, compare
 from benchmarks.advise.live_table import page
 
 from tests.report.made_up_advice import made_up
@@ -58,6 +58,14 @@ def test_the_same_choice_has_no_regret_and_no_error() -> None:
     found = compare(told(), cells()[:1], 100.0)
     assert (found["regret"], found["regret_seeds"], found["regret_images"]) == (0, 0, 0)
     assert found["tied_hold"]
+    text = page("photos", "smallbatch advise", told(), found)
+    assert "No regret: the full columns choose the advised cell." in text
+    assert "Regret on" not in text
+
+
+def test_the_command_names_no_folder_of_this_machine() -> None:
+    words = ("--data", "/home/ann/photos", "--model", "resnet8")
+    assert _command(words) == "smallbatch advise --data photos --model resnet8"
 
 
 def test_a_budget_is_held_up_to_a_tenth_more() -> None:
