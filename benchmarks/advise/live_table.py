@@ -71,9 +71,9 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
         "its race."), "",
         table(("cell", "m", rate, "validation", "test"), choices), "",
         (f"{regret} The seeds of the advised cell deviate by {100 * found['deviation']:.1f} "
-        f"points. By test accuracy it is number {found['place']} of {found['of']} cells. The choice of the full columns is "
-        f"{'among' if found['tied_hold'] else 'not among'} those that the advice calls tied. "
-        f"{edges}"), "",
+        f"points. By test accuracy it is number {found['place']} of {found['of']} cells. "
+        f"The choice of the full columns is {'among' if found['tied_hold'] else 'not among'} "
+        f"those that the advice calls tied. {edges}"), "",
         "## The full columns", "",
         table(("m", rate, "survived", "validation", "test"), cells), "",
     ])  # fmt: skip
