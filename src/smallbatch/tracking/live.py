@@ -47,7 +47,7 @@ class LiveMirror:
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._unanswered = 0
+        self._unanswered: list[Path] = []
         self._launch()
 
     def start(self, column: ColumnInfo) -> None:
@@ -78,35 +78,38 @@ class LiveMirror:
         """
         if self._process is None:
             self._launch()
-        self._unanswered += 1
-        self._send("finish", {"directory": str(directory.absolute())})
+        self._ask(directory)
 
     def finish(self, directory: Path, timeout_s: float = 60.0) -> bool:
         """Complete MLflow from the column's result files, then end the process.
 
-        This takes at most GIVE_UP_S if the server cannot be reached, and at most `timeout_s` if it
-        answers slowly or the process hangs. After a very short training, the start of the process,
-        a few seconds, is also waited for.
+        So too from those that `finish_later` named. This takes at most GIVE_UP_S if the server
+        cannot be reached, and at most `timeout_s` if it answers slowly or the process hangs. After
+        a very short training, the start of the process, a few seconds, is also waited for.
 
         Args:
             directory: The column's directory.
             timeout_s: Most seconds to wait.
 
         Returns:
-            Whether MLflow is complete. If not, one line on stderr says so.
+            Whether MLflow is complete. If not, one line on stderr names the columns that it lacks.
         """
-        self._unanswered += 1
-        self._send("finish", {"directory": str(directory.absolute())})
+        self._ask(directory)
         reason = self._reply(timeout_s)
         self._stop(graceful=reason is None)
         if reason is None:
             return True
         print(
-            f"warning: MLflow ({self._shown}) does not show all of {directory}: "
+            f"warning: MLflow ({self._shown}) does not show all of "
+            f"{', '.join(dict.fromkeys(map(str, self._unanswered)))}: "
             f"{reason}; `smallbatch sync` will replay it",
             file=sys.stderr,
         )
         return False
+
+    def _ask(self, directory: Path) -> None:
+        self._unanswered.append(directory)
+        self._send("finish", {"directory": str(directory.absolute())})
 
     @property
     def _shown(self) -> str:
@@ -145,7 +148,7 @@ class LiveMirror:
         }
         self._waiting.clear()
         self._size = 0
-        self._unanswered = 0
+        self._unanswered = []
         self._initialising = False
         try:
             # -P: without it, folders such as ./data and ./models could be imported as packages.
@@ -213,15 +216,16 @@ class LiveMirror:
                 return "its mirror process died"
             *lines, received = (received + part).split(b"\n")
             for answer in map(json.loads, lines):
+                if answer.get("error") is not None:
+                    return answer["error"]
                 if "error" in answer:
-                    self._unanswered -= 1
-                    if answer["error"] is not None or not self._unanswered:
-                        return answer["error"]
-                    continue
-                if "initialising" in answer:
+                    self._unanswered.pop(0)  # answers come in the order of the questions
+                elif "initialising" in answer:
                     self._initialising = answer["initialising"]
-                    continue
-                limit_s = timeout_s if answer["reached"] else min(timeout_s, GIVE_UP_S)
+                else:
+                    limit_s = timeout_s if answer["reached"] else min(timeout_s, GIVE_UP_S)
+            if not self._unanswered:
+                return None
         if self._initialising:
             return "its database is still being made"
         return "the tracking store took too long"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from smallbatch.config import model_files
 from smallbatch.config.params import parse_dataset, parse_study
 from smallbatch.models import pretrained
 from smallbatch.pipeline.advise import advise as module
+from smallbatch.pipeline.advise.ledger import Ledger
 from smallbatch.pipeline.advise.request import Request, parse_budget
 from smallbatch.pipeline.advise.size import Size
+from smallbatch.records.columns import read_column
 from smallbatch.report.advice import read_advice
 from tests.pipeline.advise.test_advise import call, photographs
 from tests.pipeline.advise.test_conclude import A, B, advice, rung, session, trial, trials
@@ -76,16 +78,34 @@ def test_weights_that_the_command_itself_fetched_do_not_make_another_request(
 
 
 @pytest.mark.slow
-def test_called_again_when_its_time_is_spent_it_gives_the_same_answer(tmp_path: Path) -> None:
+def test_called_again_it_gives_the_same_answer_and_completes_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photographs(tmp_path, {"dark": 30, "light": 30})
     words = ("--data", "photos", "--norm", "none", "--batch-sizes", "4", "--epochs", "2",
              "--budget", "5m")  # fmt: skip
-    assert call(tmp_path, *words).returncode == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    done = call(tmp_path, *words)
+    assert done.returncode == 0
+    columns = [it.parent for it in tmp_path.glob(".smallbatch/advise/photos/*/m*/runs.json")]
+    lacks = done.stderr.split("does not show all of ")[1]
+    assert all(str(column.relative_to(tmp_path)) in lacks for column in columns)
     before = read_advice(tmp_path / "reports/advice.json")
-    (ledger,) = (tmp_path / ".smallbatch/advise").glob("*.json")
-    content = json.loads(ledger.read_text())
-    # As much as it may have taken; and an answer that cannot be read is concluded again.
-    ledger.write_text(json.dumps({**content, "seconds": 284.0, "answer": {"n_train": "many"}}))
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    done = call(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read_advice(tmp_path / "reports/advice.json") == before
+    runs = sum(len(read_column(column).record.runs) for column in columns)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        found = database.execute("select count(*) from runs where status <> 'RUNNING'").fetchone()
+    assert found[0] == runs + len(columns)
+
+    (path,) = (tmp_path / ".smallbatch/advise").glob("*.ledger")
+    ledger = Ledger(path, parse_budget("5m"))
+    del ledger._content["answer"]  # as if it had been killed just before its end,
+    ledger._zero -= 284.0 - ledger.seconds  # after as much time as it may have taken
+    ledger.save()
     assert call(tmp_path, *words).returncode == 0
     after = read_advice(tmp_path / "reports/advice.json")
     assert after.recommended == before.recommended

@@ -26,7 +26,7 @@ from smallbatch.pipeline.advise.size import (
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smallbatch.analysis.advice import Advice, Diagnostics
     from smallbatch.config.study import StudyConfig
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.request import Request
     from smallbatch.pipeline.advise.session import Session
     from smallbatch.pipeline.advise.trials import Trainer
+    from smallbatch.tracking import LiveMirror
 
 FULL = 0.85
 """The share of the budget that is planned for; the rest is for what takes longer than planned."""
@@ -76,15 +77,18 @@ def advise(
     from smallbatch.models.pretrained import fetch
     from smallbatch.pipeline.advise.trials import FOLDER
     from smallbatch.pipeline.single import listing_of
+    from smallbatch.tracking import LiveMirror
 
     with Watch() as signals:
         if request.study.pretrained == FROM_TIMM:
             fetch(request.study.model)
         images = str(listing_of(source_files(request.dataset, Path("data"))))
-        ledger = Ledger(FOLDER / f"{request.key(images)}.json", request.budget)
+        ledger = Ledger(FOLDER / f"{request.key(images)}.ledger", request.budget)
         if (answer := ledger.answer) is not None:
             say("answered before; delete .smallbatch/advise to begin anew")
             write(answer)
+            if columns := [it for it in ledger.unlogged if it.exists()]:
+                _complete(LiveMirror(niceness=_NICENESS), columns, _MIRROR_S, ledger)
             return answer
         return _Advising(request, ledger, signals, say, code).run(write)
 
@@ -160,12 +164,14 @@ class _Advising:
             run(session, trainer, ledger, self._say)
             advice = self._conclude(session, trainer, available)
             write(advice)
-            ledger.end(advice)
+            ledger.end(advice, trainer.logged)
         except BaseException:
             mirror.abort()
             raise
-        if (last := trainer.last) is not None:
-            mirror.finish(last, timeout_s=max(1.0, min(_MIRROR_S, ledger.until_end - 1.0)))
+        if trainer.logged:
+            # It has begun with all but the last.
+            timeout_s = max(1.0, min(_MIRROR_S, ledger.until_end - 1.0))
+            _complete(mirror, trainer.logged[-1:], timeout_s, ledger)
         return advice
 
     def _source(self) -> tuple[Source, tuple[int, int, int]]:
@@ -314,6 +320,16 @@ class _Advising:
         run, weights = kept
         noise_scale, sharpness = measure_curvature(run, trainer.data, weights, seconds=seconds)
         return Diagnostics(noise_scale, sharpness, 2 / run.lr, fit)
+
+
+def _complete(
+    mirror: LiveMirror, columns: Sequence[Path], timeout_s: float, ledger: Ledger
+) -> None:
+    """Complete MLflow from columns' files; what it then still lacks, the next call completes."""
+    for column in columns[:-1]:
+        mirror.finish_later(column)
+    if mirror.finish(columns[-1], timeout_s=timeout_s):
+        ledger.logged()
 
 
 def _is_uneven(source: Source) -> bool:

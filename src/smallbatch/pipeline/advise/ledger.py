@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
@@ -14,8 +15,7 @@ from smallbatch.errors import OUT_OF_TIME, Stopped
 from smallbatch.execution.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
     from smallbatch.analysis.advice import Advice
     from smallbatch.pipeline.advise.request import Budget
@@ -39,7 +39,8 @@ class Ledger:
     """Time and images spent, over all attempts, and every decision that depended on them.
 
     A decision is taken once and then read from the file: an attempt that goes on has less left, and
-    would else decide otherwise than the one before, whose runs it could then not use.
+    would else decide otherwise than the one before, whose runs it could then not use. A file that
+    is not as it was written is as none.
 
     Args:
         path: The file.
@@ -54,12 +55,8 @@ class Ledger:
         self._path, self._budget = path, budget
         self._content: dict[str, Any] = {"seconds": 0.0, "decided": {}}
         self.images = 0
-        try:
-            found = json.loads(private.read_shared(path))
-            if found.keys() - {"answer"} == self._content.keys():
-                self._content = found
-        except (OSError, ValueError, AttributeError):
-            pass
+        with suppress(OSError, durable.Damaged, durable.Misplaced):
+            _, self._content = durable.unseal(private.read_shared(path), of=path.name)
         self._before = float(self._content["seconds"])
         began = psutil.Process().create_time()  # before this package was imported
         self._zero = time.monotonic() - max(0.0, time.time() - began)
@@ -107,31 +104,34 @@ class Ledger:
 
     @property
     def answer(self) -> Advice | None:
-        """The answer, if an attempt has come to its end.
-
-        None also if it cannot be read: it is then concluded again from the trainings, all kept.
-        """
-        from pydantic import TypeAdapter, ValidationError
+        """The answer, if an attempt has come to its end."""
+        from pydantic import TypeAdapter
 
         from smallbatch.analysis.advice import Advice
 
-        if (kept := self._content.get("answer")) is None:
-            return None
-        try:
-            return TypeAdapter(Advice).validate_python(kept)
-        except ValidationError:
-            return None
+        kept = self._content.get("answer")
+        return None if kept is None else TypeAdapter(Advice).validate_python(kept)
 
-    def end(self, answer: Advice) -> None:
-        """Keep the answer."""
-        self._content["answer"] = asdict(answer)
+    def end(self, answer: Advice, columns: Iterable[Path]) -> None:
+        """Keep the answer, and the folders of the columns that MLflow is still to have whole."""
+        self._content |= {"answer": asdict(answer), "unlogged": [str(it) for it in columns]}
+        self.save()
+
+    @property
+    def unlogged(self) -> list[Path]:
+        """The folders of the columns that MLflow may not have whole."""
+        return [Path(it) for it in self._content.get("unlogged", [])]
+
+    def logged(self) -> None:
+        """Note that MLflow has all columns whole."""
+        self._content["unlogged"] = []
         self.save()
 
     def save(self) -> None:
         """Write the file."""
         self._content["seconds"] = round(self.seconds, 3)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(self._path, json.dumps(self._content, indent=1).encode())
+        durable.seal(self._path, {}, self._content, of=self._path.name)
 
 
 class Deadline(Watch):

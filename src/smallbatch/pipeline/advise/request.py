@@ -90,8 +90,10 @@ class Request:
 
 
 def _decides() -> list[Path]:
-    """The files that decide what is trained, besides those that decide how."""
-    return [*sorted(Path(__file__).parent.glob("*.py")), modules.PACKAGE / "analysis/race.py"]
+    """The files that decide what is trained and told, besides those that decide how."""
+    analysis = modules.PACKAGE / "analysis"
+    return [*sorted(Path(__file__).parent.glob("*.py")), analysis / "race.py",
+            analysis / "advice.py"]  # fmt: skip
 
 
 def parse_budget(text: str) -> Budget:

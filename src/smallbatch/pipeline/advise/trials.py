@@ -83,7 +83,7 @@ class Trainer:
         mirror: Copies columns to MLflow.
 
     Attributes:
-        last: The folder of the column that was logged last.
+        logged: The folders of the columns of which no more is trained, in that order.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Trainer:
         self._counted: set[str] = set()
         self._makers: set[str] = set()
         self._environment: dict[str, Any] | None = None
-        self.last: Path | None = None
+        self.logged: list[Path] = []
 
     def cost(self, m: int, runs: int, work: Work) -> float:
         """What a column costs, in seconds or images, as the budget is.
@@ -198,8 +198,8 @@ class Trainer:
 
     def log(self, step: str, m: int) -> None:
         """Let MLflow have a step's column, of which no more is trained."""
-        self.last = self.folder(step, m)
-        self._mirror.finish_later(self.last)
+        self.logged.append(self.folder(step, m))
+        self._mirror.finish_later(self.logged[-1])
 
     def kept(
         self, candidate: Candidate, seed: int, epochs: int
