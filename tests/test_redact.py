@@ -70,6 +70,7 @@ SECRETS = [
     "Authorization: Token S3cretPw",
     "Authorization: SharedKey u:S3cretPw=",
     "Cookie: a=S3cretPw; b=S3cretPw",
+    "Cookie: flag; b=S3cretPw",
     "Set-Cookie: a=S3cretPw; Path=/; HttpOnly, b=S3cretPw; Expires=Wed, 21 Oct 2026 07:28:00 GMT",
     'Cookie: a=b; c="S3cretPw"; d=S3cretPw',
     "{'Cookie': 'a=S3cretPw; b=S3cretPw'}",

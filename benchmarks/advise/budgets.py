@@ -94,7 +94,7 @@ def measure(case: tuple[str, str, tuple[str, ...]], data: dict[str, str], work: 
         "options": " ".join(options),
         "training": f"{advice['epochs']} × {advice['n_train']}",
         "answer": f"m = {told.get('batch_size')}, η = {told.get('lr', 0):.3g}",
-        "on": told.get("on"),
+        "on": told.get("on") if told.get("beyond_chance") else "nothing learned: no answer",
         "warning_of_mlflow": "MLflow" in done.stderr,
     }
 

@@ -161,9 +161,11 @@ def compare(advice: dict[str, Any], cells: Sequence[Cell], seconds: float) -> di
         "regret_seeds": 0.0 if same else float(d.std(ddof=1) / math.sqrt(len(d))),
         "regret_images": 0.0 if same else float(np.sqrt((p * (1 - p)).sum() / advice["n_test"])),
         "deviation": float(np.std(mine.test, ddof=1)),
+        "random_regret": float(np.mean(chosen.test) - np.mean([np.mean(it.test) for it in usable])),
         "place": ranked.index(mine) + 1,
         "of": len(cells),
         "tied_hold": _tied(advice, chosen),
+        "edges_known": sum(it["breaks"] is not None for it in advice["ranges"]),
         "broke_below_the_edge": [
             _short(cell) for cell in cells
             if cell.survived < len(SEEDS)

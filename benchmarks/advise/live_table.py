@@ -23,10 +23,15 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
     )
     regret = (
         f"Regret on the test images: {points:.1f} points, ± {seeds:.1f} by the seeds and up to "
-        f"± {images:.1f} by the size of the test set (standard errors)."
+        f"± {images:.1f} by the size of the test set (standard errors), against the choice of the "
+        "full columns."
     )
     if found["advised"] == found["grid"]:
         regret = "No regret: the full columns choose the advised cell."
+    regret += (
+        f" A cell drawn at random from them has {100 * found['random_regret']:.1f} points on "
+        "average."
+    )
     choices = [
         (words, str(it["batch_size"]), format_base_lr(it["base_lr"]), _percent(it["validation"]),
          _percent(it["test"]))
@@ -38,7 +43,10 @@ def page(name: str, command: str, advice: dict[str, Any], found: dict[str, Any])
     ]  # fmt: skip
     broke = found["broke_below_the_edge"]
     edges = (
-        "No cell at or below an edge of the advice broke in whole trainings."
+        (
+            "No cell up to where the advice calls training stable broke in whole trainings"
+            f"{'' if found['edges_known'] else '; it met no edge, so this says little'}."
+        )
         if not broke
         else "At or below the edge of the advice broke: "
         + ", ".join(

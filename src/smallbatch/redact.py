@@ -75,7 +75,8 @@ _SETTING = re.compile(  # a setting of a connection, a header, or a field of JSO
 )
 _SETTINGS = re.compile(  # a header of several, up to the end of its line or quotes
     rf"""(?ix) ( (?<![^\W_])(?: cookies?{_IS} | <cookie\s | authorization{_IS}[\w-]+\s+ ) )
-        (?!…)(?=[^\s"'=;]{{1,200}}=[^\s=]) (?: =\\?"[^"\n]*" | [^\n"'\\\]] )+"""
+        (?!…)(?=(?:[\w-]{{1,200}};\s*){{0,9}}[^\s"'=;]{{1,200}}=[^\s=])
+        (?: =\\?"[^"\n]*" | [^\n"'\\\]] )+"""
 )
 
 

@@ -21,7 +21,7 @@ def told(**changes: Any) -> dict[str, Any]:
     found = asdict(made_up())
     found["recommended"] |= {"batch_size": 4, "base_lr": ADVISED}
     found["raced"] = [{"batch_size": 4, "base_lr": ADVISED, "tied": True}]
-    found["ranges"] = [{"batch_size": 4, "edge": BROKEN}]
+    found["ranges"] = [{"batch_size": 4, "edge": BROKEN, "breaks": None}]
     return found | {"n_test": 400, "n_train": 100, "epochs": 2, "optimizer": "sgd"} | changes
 
 
@@ -42,6 +42,7 @@ def test_the_regret_is_the_paired_difference_on_the_test_images() -> None:
     assert (found["place"], found["of"]) == (2, 3)
     assert not found["tied_hold"]
     assert found["grid_images"] == 3 * 3 * 100 * 2
+    assert found["random_regret"] == pytest.approx(d.mean() / 2)  # of two cells that did not break
 
 
 def test_a_cell_that_broke_below_the_edge_is_told() -> None:
@@ -50,8 +51,11 @@ def test_a_cell_that_broke_below_the_edge_is_told() -> None:
     text = page("photos", "smallbatch advise", told(), found)
     assert "m = 4 at 2^-4 (2 of 3 survived)" in text
     assert "Regret on the test images: 4.3 points" in text
-    above = compare(told(ranges=[{"batch_size": 4, "edge": BEST}]), cells(), 100.0)
+    above = compare(
+        told(ranges=[{"batch_size": 4, "edge": BEST, "breaks": BROKEN}]), cells(), 100.0
+    )
     assert above["broke_below_the_edge"] == []
+    assert "says little" not in page("photos", "smallbatch advise", told(), above)
 
 
 def test_the_same_choice_has_no_regret_and_no_error() -> None:

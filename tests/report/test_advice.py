@@ -99,7 +99,7 @@ def test_the_text_has_the_answer_and_the_code_as_it_is() -> None:
     assert "m = 16 and learning rate η = 0.0625 (η̃ = η/m = 2⁻⁸)" in text
     assert "91.2 % of new images" in text
     assert "2,000 test images" in text
-    assert "89.9 … 92.4 % open" in text
+    assert "interval by their number: 89.9 … 92.4 %." in text
     assert "Cannot be told apart from the runner-up, m = 32 at η̃ = 2⁻⁹" in text
     assert "+0.3 points, −0.6 … +1.2" in text
     assert "Tied in the race: m = 32 at η̃ = 2⁻⁹ and m = 8 at η̃ = 2⁻⁸" in text
@@ -129,11 +129,28 @@ def test_warnings_that_do_not_fit_are_counted() -> None:
         ({"recommended": recommended(base_lr=2.0**-6)}, "at the edge, with no headroom"),
         ({"recommended": recommended(base_lr=2.0**-5)}, "lies 1 octave (a factor of 2) above"),
         ({"recommended": recommended(batch_size=2)}, "nothing broke, so the edge is not known"),
+        ({"recommended": recommended(on="bracket")}, "Provisional, as the budget ended before"),
     ],
 )
 def test_what_the_text_says(change: dict[str, Any], said: str) -> None:
     assert said in words(made_up(**change))
     assert said not in words(made_up())
+
+
+def test_code_is_shown_with_its_imports_however_many_warnings_there_are() -> None:
+    advice = made_up(warnings=LONG)
+    assert advice.recommended is not None
+    assert f"\n{advice.recommended.code}\n" in advice_text(advice)
+
+
+def test_where_nothing_was_learned_nothing_is_claimed() -> None:
+    advice = made_up(recommended=recommended(beyond_chance=False), final=final(0.002, 0.014))
+    assert advice.recommended is not None
+    for text in (words(advice), advice_page(advice)):
+        assert "No answer: nothing was learned" in text
+        assert "Better than" not in text
+        assert "Expect" not in text
+        assert advice.recommended.code.splitlines()[-1] not in text
 
 
 def test_adamw_has_no_base_learning_rate() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Fate = Literal["behind", "diverged", "not trained on", "finished"]
 """How a candidate's race ended: stopped at a rung, a seed diverged, no time left, or at the end."""
@@ -65,7 +65,7 @@ class Range:
             edge, in the race or in the final; where in several, that of which most diverged. In the
             final there are more seeds: as many as diverged there are left out of these.
         seeds: How many seeds each was tried with.
-        updates: How many updates each was tried for in search of the edge; in the race more.
+        updates: The fewest updates that one of those up to the edge was tried for.
         images_per_second: Of all lanes together.
         memory_bytes: Of one lane, as estimated; None if that is not known.
     """
@@ -190,6 +190,8 @@ class Advice:
         larger_budget: What a larger budget could still change, in sentences.
         untested: What was not tested, in sentences.
         diagnostics: Measured beside it.
+        image_shape: Channels, height and width, as they were trained on.
+        settings: Of the trainings, as params.yaml has them, without defaults.
     """
 
     dataset: str
@@ -218,3 +220,5 @@ class Advice:
     larger_budget: tuple[str, ...]
     untested: tuple[str, ...]
     diagnostics: Diagnostics
+    image_shape: tuple[int, int, int] | None = None
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -229,13 +229,31 @@ def finish(standing: Standing, chance: float) -> Finish:
     field = _field(standing, chance)
     if not field.ranked:
         return Finish(None, ())
-    winner, best = field.ranked[0]
-    tied = tuple(
-        candidate
-        for candidate, accuracies in field.ranked
-        if candidate == winner or field.at_least(best - accuracies) <= _ROUNDING
+    winner = field.ranked[0][0]
+    return Finish(winner, _tied_with(winner, field))
+
+
+def tied_with(candidate: Candidate, standing: Standing, chance: float) -> tuple[Candidate, ...]:
+    """A candidate, and those that the seeds do not tell to be worse, best first.
+
+    Args:
+        candidate: One of which no seed has diverged.
+        standing: As of `finish`.
+        chance: The accuracy of guessing.
+
+    Raises:
+        ValueError: As `decide` does.
+    """
+    return _tied_with(candidate, _field(standing, chance))
+
+
+def _tied_with(candidate: Candidate, field: _Field) -> tuple[Candidate, ...]:
+    best = dict(field.ranked)[candidate]
+    return tuple(
+        other
+        for other, accuracies in field.ranked
+        if other == candidate or field.at_least(best - accuracies) <= _ROUNDING
     )
-    return Finish(winner, tied)
 
 
 @dataclass(frozen=True)

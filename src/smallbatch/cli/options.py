@@ -86,7 +86,9 @@ class BatchSizes(_Sizes):
     ) -> tuple[int, ...]:
         """The value that was typed."""
         words = [word.strip() for word in str(value).split(",")]
-        if not all(word.isdecimal() and 1 <= int(word) <= MOST for word in words):
+        if not all(
+            word.isascii() and word.isdecimal() and 1 <= int(word) <= MOST for word in words
+        ):
             self.fail(f"found {str(value)[:80]!r}, allowed: such as 4,16,64", param, ctx)
         return tuple(map(int, words))
 

@@ -201,8 +201,8 @@ def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
     record = files.load_record(directory, *made_by)
     if record is None:
         raise UserError(
-            f"{directory}: this run was replaced meanwhile, by a training of another column with "
-            "another engine or other code; run the same command again"
+            f"{directory}: this run's record is gone: deleted, or replaced by a training of "
+            "another column with another engine or other code; run the same command again"
         )
     return record
 

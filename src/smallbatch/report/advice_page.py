@@ -41,6 +41,7 @@ def advice_page(advice: Advice) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    answer = words.answer(advice)
     sheets = [_FOLDER / name for name in ("page.css", "advice.css")]
     return environment.get_template("advice.html.j2").render(
         advice=advice,
@@ -48,7 +49,8 @@ def advice_page(advice: Advice) -> str:
         settings=words.settings(advice),
         spent=words.spent(advice),
         headline=_joined(words.headline(advice)),
-        answer=[_joined(line) for line in words.answer(advice) or advice.warnings],
+        answer=[_joined(line) for line in answer or advice.warnings],
+        answered=bool(answer),
         sure=_sure(advice),
         warned=count(len(advice.warnings), "warning"),
         pictures=_pictures(advice),

@@ -23,9 +23,9 @@ COLUMNS, LINES = 80, 23
 def advice_text(advice: Advice, paths: Sequence[Path | str] = ()) -> str:
     """The answer in plain words: at most 23 lines of at most 80 columns, without a final newline.
 
-    Code and paths are never cut: where there is no room, code is shown without its imports or left
-    to the page, and a path that is longer than a line takes several of a terminal. Warnings have
-    the lines that are left; those that are missing are counted.
+    Code and paths are never cut: where there is no room, code is left to the page, and a path that
+    is longer than a line takes several of a terminal. Warnings have the lines that are left; those
+    that are missing are counted.
 
     Args:
         advice: What was found.
@@ -34,7 +34,7 @@ def advice_text(advice: Advice, paths: Sequence[Path | str] = ()) -> str:
     end = [shown(str(path)) for path in paths]
     title = (
         f"{advice.dataset} with {advice.model}, {advice.optimizer}: "
-        f"{duration(advice.seconds)} of {advice.budget} used"
+        f"answered after {duration(advice.seconds)} of {advice.budget}"
     )
     top = [_cut(shown(title)), *wrapped(headline(advice))]
     for sentence in answer(advice):
@@ -45,21 +45,19 @@ def advice_text(advice: Advice, paths: Sequence[Path | str] = ()) -> str:
 
 
 def _code(advice: Advice, room: int) -> list[str]:
-    """The code between empty lines: without its imports, or not at all, where warnings need them.
+    """The code between empty lines, if it has room beside a line of warnings.
 
     Args:
         advice: What was found.
         room: How many lines there are for code and warnings.
     """
-    if advice.recommended is None:
+    found = advice.recommended
+    if found is None or not found.beyond_chance:
         return [""]
-    whole = [shown(line) for line in advice.recommended.code.splitlines()]
-    short = [line for line in whole if not line.startswith(("import ", "from "))]
-    wanted = sum(len(wrapped(f"! {it}")) for it in advice.warnings)
-    for lines, warnings in ((whole, wanted), (short, len(advice.warnings)), (short, 1)):
-        least = min(warnings, wanted)
-        if len(lines) + 2 + least <= room and all(width(line) <= COLUMNS for line in lines):
-            return ["", *lines, ""]
+    lines = [shown(line) for line in found.code.splitlines()]
+    least = min(1, len(advice.warnings))
+    if len(lines) + 2 + least <= room and all(width(line) <= COLUMNS for line in lines):
+        return ["", *lines, ""]
     return ["", "The code to paste is on the page.", ""]
 
 

@@ -39,18 +39,18 @@ def headline(advice: Advice) -> str:
             "No answer: nothing was learned that can be told from guessing. The best guess was "
             f"m = {found.batch_size}, {lr}."
         )
-    if rate_name(advice) == "η":
-        return f"Train with batch size m = {found.batch_size} and learning rate {lr}."
-    return (
-        f"Train with batch size m = {found.batch_size} and learning rate {lr} "
-        f"(η̃ = η/m = {power_of_two(found.base_lr)})."
-    )
+    cell = f"batch size m = {found.batch_size} and learning rate {lr}"
+    if rate_name(advice) != "η":
+        cell += f" (η̃ = η/m = {power_of_two(found.base_lr)})"
+    if found.on == "bracket":
+        return f"Provisional, as the budget ended before the race: {cell}."
+    return f"Train with {cell}."
 
 
 def answer(advice: Advice) -> list[str]:
-    """The sentences below the headline; none without a recommendation: warnings then say why."""
+    """The sentences below the headline; none where there is no answer: warnings then say why."""
     found = advice.recommended
-    if found is None:
+    if found is None or not found.beyond_chance:
         return []
     return [
         _accuracy(advice, found),
@@ -94,8 +94,8 @@ def _accuracy(advice: Advice, found: Recommended) -> str:
     }[found.on]
     return (
         f"Expect {percent(found.accuracy)} of new images to be right: {source} on "
-        f"{found.n_test:,} test images kept apart; these leave "
-        f"{spread(found.low, found.high)} open (95 % interval)."
+        f"{found.n_test:,} test images kept apart; 95 % interval by their number: "
+        f"{spread(found.low, found.high)}."
     )
 
 
@@ -149,7 +149,7 @@ def _stable(advice: Advice, found: Recommended) -> list[str]:
         lowest = power_of_two(own.lowest)
         return [f"At m = {m} a seed diverged even at the lowest {rate} tried, {lowest}."]
     span = f"from {rate} = {power_of_two(own.lowest)} to {power_of_two(own.edge)}"
-    tried = f"{count(own.seeds, 'seed')}, {count(own.updates, 'update')} each"
+    tried = f"{count(own.seeds, 'seed')}, {count(own.updates, 'update')} or more each"
     whole = f"At m = {m} stable {span} ({tried})"
     room = math.log2(own.edge / found.base_lr)
     if own.breaks is None and room <= _NEAR:
@@ -188,8 +188,8 @@ def survived(own: Range) -> list[str]:
 def spent(advice: Advice) -> str:
     """What it took: time, images, where."""
     return (
-        f"{duration(advice.seconds)} of {advice.budget}, {advice.images:,} training images seen by "
-        f"all runs, on {advice.device} ({advice.processor})."
+        f"Answered after {duration(advice.seconds)} of {advice.budget}, {advice.images:,} training "
+        f"images seen by all runs, on {advice.device} ({advice.processor})."
     )
 
 
@@ -201,8 +201,15 @@ def settings(advice: Advice) -> str:
         f"{advice.model}, norm {advice.norm}, {advice.optimizer}, schedule {advice.schedule}, "
         f"{count(advice.epochs, 'epoch')}; {advice.n_train:,} training, {advice.n_validation:,} "
         f"validation{part} and {advice.n_test:,} test images of "
-        f"{count(advice.classes, 'class', 'classes')}."
+        f"{count(advice.classes, 'class', 'classes')}{_pixels(advice)}."
     )
+
+
+def _pixels(advice: Advice) -> str:
+    if advice.image_shape is None:
+        return ""
+    channels, height, width = advice.image_shape
+    return f", {height} × {width} pixels, {count(channels, 'channel')}"
 
 
 def diagnostics(advice: Advice) -> list[tuple[str, str, str]]:

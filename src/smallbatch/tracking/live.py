@@ -218,17 +218,19 @@ class LiveMirror:
             for answer in map(json.loads, lines):
                 if answer.get("error") is not None:
                     return answer["error"]
-                if "error" in answer:
-                    self._unanswered.pop(0)  # answers come in the order of the questions
-                elif "initialising" in answer:
-                    self._initialising = answer["initialising"]
-                else:
+                if "reached" in answer:
                     limit_s = timeout_s if answer["reached"] else min(timeout_s, GIVE_UP_S)
+                self._heed(answer)
             if not self._unanswered:
                 return None
         if self._initialising:
             return "its database is still being made"
         return "the tracking store took too long"
+
+    def _heed(self, answer: Mapping[str, Any]) -> None:
+        if "error" in answer:
+            self._unanswered.pop(0)  # answers come in the order of the questions
+        self._initialising = answer.get("initialising", self._initialising)
 
     def _stop(self, *, graceful: bool) -> None:
         process, self._process = self._process, None

@@ -150,7 +150,7 @@ def test_ranges_have_edge_break_and_headroom() -> None:
     assert four.headroom == 1
     assert four.survived[-1] == (2.0**-3, 2)
     assert four.seeds == 3
-    assert four.updates == 2 * 750 // 4  # two epochs are 200 updates
+    assert four.updates == 1000 // 4
     assert (sixteen.edge, sixteen.breaks, sixteen.headroom) == (2.0**-5, None, 1)
 
 
@@ -162,6 +162,36 @@ def test_what_breaks_in_the_race_is_in_the_range() -> None:
     sixteen = advice(found).ranges[1]
     assert sixteen.survived[-2:] == ((2.0**-5, 2), (2.0**-4, 3))
     assert (sixteen.edge, sixteen.breaks) == (2.0**-6, 2.0**-5)
+
+
+def test_the_updates_of_a_stable_range_are_the_fewest_that_one_of_it_was_tried_for() -> None:
+    found = session()
+    short = {seed: replace(it, images=40) for seed, it in trials(0.3, 0.3, 0.3).items()}
+    found.rungs[0].trials[Candidate(4, 2.0**-9)] = short
+    four = advice(found).ranges[0]
+    assert (four.lowest, four.updates) == (2.0**-9, 10)
+    told = " ".join(advice(found).warnings)
+    assert "with few updates at m = 4 (10 updates): later ones" in told
+    assert "16 (" not in told
+
+
+def test_a_cell_for_which_time_ran_out_is_not_known_to_be_worse() -> None:
+    found = session()
+    found.rungs[1] = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79)})
+    told = advice(found)
+    assert "before 1 cell of m = 16 could be trained to the end: not known" in told.warnings[0]
+    assert {it.fate for it in told.raced if it.batch_size == 16} == {"not trained on"}
+
+
+def test_who_cannot_be_told_from_the_overturned_races_winner_is_tied() -> None:
+    """Of the last rung B is second; the final takes it over A, and says nothing of C."""
+    last = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79), B: trials(0.79, 0.81, 0.785),
+                          C: trials(0.78, 0.815, 0.788)})  # fmt: skip
+    one, other = [0.70, 0.71, 0.70, 0.71, 0.70], [0.80, 0.80, 0.80, 0.80, 0.80]
+    found = advice(session(rungs=[last], final=fresh(one, other)))
+    assert found.final is not None
+    assert found.final.overturned
+    assert {Candidate(it.batch_size, it.base_lr) for it in found.raced if it.tied} == {B, C}
 
 
 def test_if_all_diverge_nothing_is_recommended() -> None:
@@ -208,12 +238,38 @@ def test_chance_is_told_as_nothing_learned() -> None:
 
 def test_a_best_at_an_end_of_what_was_raced_is_told() -> None:
     top = [rung(10, 1.0, {A: trials(0.8, 0.81, 0.8), C: trials(0.7, 0.7, 0.71)})]
-    assert any("highest that was raced" in it for it in advice(session(rungs=top)).warnings)
+    assert any("highest that was tried" in it for it in advice(session(rungs=top)).warnings)
     at_edge = session(rungs=top)
     at_edge.brackets[4] = Bracket(4, {2.0**-6: trials(0.3, 0.3, 0.3),
                                       2.0**-5: trials(0.3, 0.3, 0.3),
                                       2.0**-4: trials(None, 0.3, 0.3)})  # fmt: skip
     assert any("at the edge" in it for it in advice(at_edge).warnings)
+
+
+def test_a_best_with_equals_is_at_no_end() -> None:
+    same = {Candidate(4, 2.0**k): trials(1.0, 1.0, 1.0) for k in (-8, -7, -6)}
+    told = " ".join(advice(session(rungs=[rung(10, 1.0, same)])).warnings)
+    assert "learning rate is the" not in told
+
+
+def test_a_best_of_a_bracket_at_its_end_is_told() -> None:
+    found = session(rungs=[], in_time=False)
+    found.brackets = {16: Bracket(16, {2.0**k: trials(*[0.3 + k / 100] * 3) for k in (-8, -7)})}
+    assert any("highest that was tried" in it for it in advice(found).warnings)
+
+
+def test_a_test_set_of_nearly_one_class_is_said_to_tell_nothing() -> None:
+    perfect = [rung(10, 1.0, {A: trials(1.0, 1.0, 1.0), B: trials(1.0, 1.0, 1.0)})]
+    found = advice(session(rungs=perfect, chance=0.98), n_test=150)
+    assert "98.0% of the test images are of one class: even all 150 right" in found.warnings[0]
+    assert headline(found).startswith("No answer")
+
+
+def test_an_answer_has_the_settings_that_it_holds_for() -> None:
+    found = advice(session())
+    assert found.image_shape == (1, 8, 8)
+    assert found.settings["model"] == "resnet8"
+    assert found.settings["weight_decay"] == 0
 
 
 def test_short_trainings_and_changes_of_order_are_told() -> None:

@@ -29,7 +29,22 @@ def test_a_number_of_images_is_read(text: str, images: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0m", "20", "-5m", "m", "20 minutes", "images=", "images=0", "nan", "1e9h", "5m5"]
+    "text",
+    [
+        "٥m",
+        "images=٥٠",
+        "",
+        "0m",
+        "20",
+        "-5m",
+        "m",
+        "20 minutes",
+        "images=",
+        "images=0",
+        "nan",
+        "1e9h",
+        "5m5",
+    ],
 )
 def test_anything_else_is_refused_in_a_line(text: str) -> None:
     with pytest.raises(UserError, match="allowed: a time such as 20m") as refused:

@@ -17,7 +17,7 @@ from smallbatch.analysis.advice import (
     Recommended,
     Stage,
 )
-from smallbatch.analysis.race import Candidate, finish
+from smallbatch.analysis.race import Candidate, tied_with
 from smallbatch.analysis.sampling import CONFIDENCE, interval, is_guess
 from smallbatch.pipeline.advise.bracket import Bracket
 from smallbatch.pipeline.advise.racing import standing
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.racing import Rung
     from smallbatch.pipeline.advise.session import Session
     from smallbatch.pipeline.advise.trials import Trial
+
+
+_FOUND = {"base_lrs", "base_lr", "lrs", "epochs"}
+"""Of a study's settings: those that the advice finds or chooses."""
 
 
 def conclude(
@@ -90,6 +94,8 @@ def conclude(
         larger_budget=(),
         untested=(),
         diagnostics=diagnostics,
+        image_shape=(meta.channels, meta.height, meta.width),
+        settings=study.model_dump(mode="json", exclude_defaults=True, exclude=_FOUND),
     )
     return replace(
         advice,
@@ -191,10 +197,10 @@ def _tied(session: Session, chosen: Candidate | None, final: Final | None) -> se
     if chosen is None:
         return set()
     rung = session.decisive
-    if rung is None or (final is not None and final.overturned) or chosen not in rung.trials:
+    if rung is None or chosen not in rung.ranked:
         return {chosen}
-    tied = {chosen, *finish(standing(rung.trials), session.chance).tied}
-    if final is not None and final.low is not None and final.low > 0:
+    tied = {chosen, *tied_with(chosen, standing(rung.trials), session.chance)}
+    if final is not None and (final.overturned or (final.low is not None and final.low > 0)):
         tied.discard(Candidate(*final.rival))
     elif final is not None:
         tied.add(Candidate(*final.rival))
@@ -286,7 +292,8 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
     if chosen is not None and chosen.batch_size == m:
         best = chosen.base_lr
     edge, seeds = bracket.edge, max(map(len, session.brackets[m].trials.values()))
-    updates = session.size.bracket_epochs(m) * session.size.n_train // m
+    tried = [it for it in bracket.tried if edge is None or it <= edge]
+    updates = min(max(it.images for it in bracket.trials[rate].values()) for rate in tried) // m
     return Range(
         batch_size=m,
         lowest=bracket.tried[0],

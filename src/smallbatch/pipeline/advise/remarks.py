@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from scipy.special import ndtri, stdtrit
 
+from smallbatch.analysis.sampling import is_guess
 from smallbatch.config.base_lr import format_base_lr
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from smallbatch.analysis.advice import Advice, Final, Range
+    from collections.abc import Sequence
+
+    from smallbatch.analysis.advice import Advice, Final, Raced, Range
     from smallbatch.pipeline.advise.session import Session
 
 FEW_IMAGES = 200
@@ -19,7 +22,7 @@ FEW_IMAGES = 200
 RISING = 0.02
 """Accuracy that the last rung gained on the one before, from which on training is called short."""
 _FEW_UPDATES = 50  # after which 99.8 % of divergences had come in results/paper-cifar10-small
-_MOST_SEEDS = 1000
+_MOST_SEEDS = 100  # more are not worth naming
 _POWER = 0.8
 
 
@@ -60,7 +63,7 @@ def larger_budget(advice: Advice, session: Session) -> tuple[str, ...]:
         found.append("The comparison of the two best with fresh seeds could be made.")
     if session.request.epochs is None and advice.epochs < 30:
         found.append(f"Trainings of more than {count(advice.epochs, 'epoch')}.")
-    if advice.final is not None and _is_open(advice.final):
+    if advice.final is not None and advice.final.difference and _is_open(advice.final):
         found.append("More seeds in the final could tell the two best apart.")
     return tuple(found)
 
@@ -86,6 +89,13 @@ def _nothing(advice: Advice, session: Session) -> list[str]:
             return ["Every candidate diverged with one seed or more."]
         return ["The budget ended before any candidate was trained."]
     if not advice.recommended.beyond_chance:
+        if is_guess(1.0, advice.n_test, session.chance, len(advice.raced) or 1):
+            text = (
+                f"{session.chance:.1%} of the test images are of one class: even all "
+                f"{advice.n_test} right could not be told from guessing. This takes more images of "
+                "the other classes."
+            )
+            return [text]
         text = (
             f"Nothing was learned that can be told from guessing ({session.chance:.3g} of the "
             "images): this answers nothing. Train longer (--epochs) or check images and labels."
@@ -118,6 +128,14 @@ def _cut(advice: Advice, session: Session) -> list[str]:
     if advice.recommended.on == "bracket":
         return ["The budget ended before the race: the answer is from the search's few updates."]
     rung = session.decisive
+    undecided = [it for it in advice.raced if it.fate == "not trained on"]
+    if rung is not None and rung.share == 1 and undecided:
+        sizes = sorted({it.batch_size for it in undecided})
+        text = (
+            f"The budget ended before {count(len(undecided), 'cell')} of m = "
+            f"{', '.join(map(str, sizes))} could be trained to the end: not known to be worse."
+        )
+        return [text]
     if rung is not None and rung != session.rungs[-1]:
         after = session.rungs[-1].share
         text = (
@@ -145,11 +163,12 @@ def _edges(advice: Advice) -> list[str]:
     told = advice.recommended
     if told is None:
         return []
-    rates = [it.base_lr for it in advice.raced if it.batch_size == told.batch_size]
-    if not rates or min(rates) < told.base_lr < max(rates):
+    own = next(it for it in advice.ranges if it.batch_size == told.batch_size)
+    raced = [it for it in advice.raced if it.batch_size == told.batch_size]
+    rates = [it.base_lr for it in raced] or [rate for rate, _ in own.survived]
+    if min(rates) < told.base_lr < max(rates) or _has_equals(raced, told.base_lr):
         return []
     side = "lowest" if told.base_lr == min(rates) else "highest"
-    own = next(it for it in advice.ranges if it.batch_size == told.batch_size)
     if side == "highest" and own.breaks is not None and told.base_lr * 2 >= own.breaks:
         text = (
             f"The best learning rate is at the edge: at {format_base_lr(own.breaks)} a seed broke, "
@@ -157,10 +176,18 @@ def _edges(advice: Advice) -> list[str]:
         )
         return [text]
     text = (
-        f"The best learning rate is the {side} that was raced at m = {told.batch_size}: one beyond "
+        f"The best learning rate is the {side} that was tried at m = {told.batch_size}: one beyond "
         "it may be better."
     )
     return [text]
+
+
+def _has_equals(raced: Sequence[Raced], base_lr: float) -> bool:
+    """Whether another rate is as good: then the best is at an end only as equals have an order."""
+    last = {it.base_lr: it.stages[-1] for it in raced}
+    best = last.pop(base_lr, None)
+    return any(it == best or (best and it.share == best.share and it.accuracy == best.accuracy)
+               for it in last.values())  # fmt: skip
 
 
 def _ends_open(advice: Advice, own: Range) -> bool:
@@ -243,11 +270,10 @@ def _brackets(advice: Advice) -> list[str]:
     few = [it for it in advice.ranges if it.updates < _FEW_UPDATES]
     if not few:
         return []
-    sizes = ", ".join(str(it.batch_size) for it in few)
-    least = min(it.updates for it in few)
+    sizes = ", ".join(f"{it.batch_size} ({count(it.updates, 'update')})" for it in few)
     text = (
-        f"At m = {sizes} the stable range was searched with {count(least, 'update')} only: later "
-        "ones may break at lower learning rates."
+        f"The stable range was searched with few updates at m = {sizes}: later ones may break at "
+        "lower learning rates."
     )
     return [text]
 

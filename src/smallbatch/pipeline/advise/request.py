@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 BATCH_SIZES = (4, 16, 64)
 """Those that are tried if the user names none, as far as the training set allows."""
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
-_IMAGES = re.compile(r"images\s*=\s*(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)")
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
+_IMAGES = re.compile(r"images\s*=\s*(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?)", re.ASCII)
 _MOST_SECONDS = 10_000 * 3600
 
 

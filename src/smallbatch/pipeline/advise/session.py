@@ -207,6 +207,8 @@ class _Steps:
 
         pairs = self._ledger.decide(f"rung of {epochs}", choose)
         kept = [Candidate(int(m), rate) for m, rate in pairs]
+        if 0 < len(kept) < len(left):
+            self._say(f"  the budget has room for {len(kept)} of {count(len(left), 'candidate')}")
         self._session.cut += [it for it in left if it not in kept]
         return kept
 
