@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -21,6 +22,16 @@ _CACHE = Path(tempfile.mkdtemp(prefix="smallbatch-test-cache-"))
 for _kernels in cache_folder().glob("kernels-*.s*"):
     shutil.copy(_kernels, _CACHE)
 os.environ["SMALLBATCH_CACHE"] = str(_CACHE)
+
+# A folder for what takes long to make and which all processes of these tests may read: the first
+# makes it, before those of pytest-xdist are started.
+if "SMALLBATCH_TEST_SHARED" not in os.environ:
+    _shared = tempfile.mkdtemp(prefix="smallbatch-test-shared-")
+    os.environ["SMALLBATCH_TEST_SHARED"] = _shared
+    atexit.register(shutil.rmtree, _shared, ignore_errors=True)
+
+# As every training has it: more threads than cores would spin while they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Without a GPU, Triton's kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():
