@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # One folder for all processes of these tests: the first makes it, before it starts the others.
 if "SMALLBATCH_TEST_SHARED" not in os.environ:
     _shared = tempfile.mkdtemp(prefix="smallbatch-test-shared-")
-    atexit.register(shutil.rmtree, _shared, ignore_errors=True)
+    _first = os.getpid()  # its forks leave the folder alone
+    atexit.register(lambda: os.getpid() == _first and shutil.rmtree(_shared, ignore_errors=True))
     os.environ["SMALLBATCH_TEST_SHARED"] = _shared
     # What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
     # Kernels that were compiled elsewhere are the same.
