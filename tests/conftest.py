@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -15,12 +16,22 @@ from smallbatch.machine import cache_folder
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
 
-# What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
-# Kernels that were compiled elsewhere are the same.
-_CACHE = Path(tempfile.mkdtemp(prefix="smallbatch-test-cache-"))
-for _kernels in cache_folder().glob("kernels-*.s*"):
-    shutil.copy(_kernels, _CACHE)
-os.environ["SMALLBATCH_CACHE"] = str(_CACHE)
+# One folder for all processes of these tests: the first makes it, before it starts the others.
+if "SMALLBATCH_TEST_SHARED" not in os.environ:
+    _shared = tempfile.mkdtemp(prefix="smallbatch-test-shared-")
+    _first = os.getpid()  # its forks leave the folder alone
+    atexit.register(lambda: os.getpid() == _first and shutil.rmtree(_shared, ignore_errors=True))
+    os.environ["SMALLBATCH_TEST_SHARED"] = _shared
+    # What this machine learnt elsewhere must not decide what a test does; sub-processes inherit it.
+    # Kernels that were compiled elsewhere are the same.
+    _cache = Path(_shared, "cache")
+    _cache.mkdir(mode=0o700)
+    for _kernels in cache_folder().glob("kernels-*.s*"):
+        shutil.copy(_kernels, _cache)
+    os.environ["SMALLBATCH_CACHE"] = str(_cache)
+
+# As every training has it: more threads than cores would spin while they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Without a GPU, Triton's kernels run in its interpreter.
 if not Path("/dev/nvidiactl").exists():

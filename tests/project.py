@@ -24,7 +24,8 @@ class Project:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config"):
             shutil.copy(ROOT / name, root / name)
         shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-        skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        # Bytecode comes along: it is of these files, whose times and sizes stay the same.
+        skip = shutil.ignore_patterns("*.egg-info")
         shutil.copytree(ROOT / "src", root / "src", ignore=skip)
         (root / "params.yaml").write_text(params)
         add_database(root)

@@ -19,6 +19,7 @@ from smallbatch import tracking
 from smallbatch.cli.main import main
 from smallbatch.config import profiles
 from smallbatch.engines import update_variance
+from smallbatch.report.figures import Gallery
 from tests.data.conftest import IMAGE_TYPE, encode, noise
 from tests.project import ROOT, Project
 
@@ -78,6 +79,8 @@ def reproduced(params: dict[str, Any], root: Path) -> Project:
         # Variances of a thousand updates of each model say no more about its profile than of a few.
         patch.setattr(update_variance, "BATCHES", 2)
         patch.setattr(update_variance.update_variances, "__defaults__", ((0, 8),))
+        # The figures are in the page; what saves them as files: tests/report/test_page.py.
+        patch.setattr(Gallery, "_save", lambda *_: None)
         for words in (("prepare",), *trained, ("measure",), ("evaluate",), ("report",)):
             call(*words)
     return project

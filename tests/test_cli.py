@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from PIL import Image
 
 from smallbatch.cli.main import main
 from smallbatch.config import profiles
-from tests.analysis.synthetic import write_models
+from tests.analysis.synthetic import STUDIES, Study, write_models
 from tests.database import empty_database
 
 ROOT = Path(__file__).parents[1]
+FEW = tuple(replace(study, batch_sizes=(8, 32)) for study in STUDIES)
+TINY = (Study("tiny", batch_sizes=(2,), base_lrs=(2**-6,), seeds=1),)
 
 
 @pytest.fixture
@@ -248,7 +251,7 @@ def test_params_with_edits_are_not_lost(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:sqlalchemy")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow")
-def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
+def test_a_single_run_trains_logs_and_syncs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` in a process of its own, with η instead of η̃; read back through MLflow's client."""
     uri = f"sqlite:///{folder}/tracking.db"
     shutil.copy(empty_database(), folder / "tracking.db")
@@ -281,7 +284,8 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path) -> None:
     other = process(*words, "--weight-decay", "0", cwd=folder, MLFLOW_TRACKING_URI=uri)
     assert other.returncode == 0, other.stderr
     assert len(list((folder / ".smallbatch/runs").rglob("runs.json"))) == 2
-    again = process("sync", cwd=folder, MLFLOW_TRACKING_URI=uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    again = call("sync")
     assert "0 MLflow runs created, 0 completed" in again.stdout
 
 
@@ -314,7 +318,7 @@ def test_an_unknown_scale_is_one_line(folder: Path) -> None:
 
 
 def test_claims_judge_result_files_without_a_report(folder: Path) -> None:
-    write_models(Path("models"))
+    write_models(Path("models"), FEW)
     printed = call("claims", "--models", "models", "--json")
     assert printed.exit_code == 0, printed.output
     judged = json.loads(printed.stdout)
@@ -332,7 +336,7 @@ def test_claims_judge_result_files_without_a_report(folder: Path) -> None:
 
 
 def test_a_report_ends_with_the_answers_and_its_path(folder: Path) -> None:
-    write_models(Path("models"))
+    write_models(Path("models"), FEW)
     assert call("evaluate").exit_code == 0
     missing = call("answer")
     assert missing.exit_code == 2
@@ -353,8 +357,8 @@ def test_a_report_ends_with_the_answers_and_its_path(folder: Path) -> None:
 
 
 def test_the_data_set_at_hand_comes_first(folder: Path) -> None:
-    write_models(Path("models"))
-    write_models(Path("models"), dataset="zebra")
+    write_models(Path("models"), TINY)
+    write_models(Path("models"), TINY, dataset="zebra")
     assert call("evaluate", "--all").exit_code == 0
 
     def names() -> list[str]:
@@ -371,7 +375,7 @@ def test_the_data_set_at_hand_comes_first(folder: Path) -> None:
 def test_a_report_without_its_server_says_that_links_are_missing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_models(Path("models"))
+    write_models(Path("models"), TINY)
     assert call("evaluate").exit_code == 0
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://u:S3cretPw@127.0.0.1:1")
     done = call("report")

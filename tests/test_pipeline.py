@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from smallbatch.protocol.run import PROTOCOL
+from tests.database import add_database
 from tests.project import Project, stages_run
 
 PARAMS = """
@@ -77,6 +78,7 @@ def _restored_from_the_cache(project: Project) -> None:
 def _mlflow_rebuilt(project: Project, mirrored: list[tuple[str, str]]) -> None:
     for file in project.root.glob("mlflow.db*"):  # a log of another database would spoil a new one
         file.unlink()
+    add_database(project.root)
     python = [sys.executable, "-P", "-m", "smallbatch"]
     # A parent run for each of the two columns besides.
     assert "6 MLflow runs created" in project.call(*python, "sync")

@@ -1,4 +1,4 @@
-"""`smallbatch run` with other optimisers, as a process of its own."""
+"""`smallbatch run` with other optimisers; what it trains, in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from click.testing import CliRunner
+
+from smallbatch.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smallbatch", "run", "-m", "256", "--epochs", "1", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+RUN = ("run", "-m", "256", "--epochs", "1")
 
 
 @pytest.mark.parametrize(
@@ -29,27 +30,29 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
          "momentum: found with optimizer adamw"),
         (["--optimizer", "adamw", "--lr", "0.1", "--betas", "0.9", "1"], "betas"),
         (["--lr", "0.1", "--schedule", "linear"], "'linear' is not one of"),
+        # β₂ is given twice: the study's own rule says so.
+        (["--optimizer", "adamw", "--lr", "2^-9", "--betas", "0.8", "0.99", "--beta2-examples",
+          "4000", "--schedule", "cosine", "--json"], "beta"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_together_is_refused_in_a_line(
-    tmp_path: Path, words: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
-    done = run(tmp_path, *words)
-    assert done.returncode == 2
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [*RUN, *words])
+    assert done.exit_code == 2
     assert said in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_a_run_under_adamw_has_eta_and_its_settings_in_its_files(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, "--optimizer", "adamw", "--lr", "2^-9", "--betas", "0.8", "0.99",
-        "--beta2-examples", "4000", "--schedule", "cosine", "--json",
+    words = (
+        "--optimizer", "adamw", "--lr", "2^-9", "--betas", "0.8", "0.99", "--schedule", "cosine",
+        "--json",
     )  # fmt: skip
-    # β₂ is given twice: the study's own rule says so.
-    assert done.returncode == 2
-    done = run(
-        tmp_path, "--optimizer", "adamw", "--lr", "2^-9", "--betas", "0.8", "0.99",
-        "--schedule", "cosine", "--json",
+    done = subprocess.run(
+        [sys.executable, "-m", "smallbatch", *RUN, *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

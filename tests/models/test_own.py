@@ -151,7 +151,8 @@ def test_names_are_checked_without_the_module() -> None:
 def test_an_edited_module_is_imported_again(project: Path) -> None:
     build()
     layers = project / "nets/layers.py"
-    layers.write_text(layers.read_text().replace("nn.ReLU()", "nn.GELU()"))
+    # Of another length: bytecode is told apart by a file's size and the second of its change.
+    layers.write_text(layers.read_text().replace("nn.ReLU()", "nn.GELU('none')"))
     assert isinstance(build().get_submodule("body.2"), nn.GELU)
 
 

@@ -7,12 +7,16 @@ import pytest
 from smallbatch.analysis.evaluation import evaluate
 from smallbatch.report.page import build_report
 from tests.analysis import synthetic
+from tests.database import shared
 
 
 @pytest.fixture(scope="session")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reports() -> Path:
     """A report of the two made-up studies, one without any finished run, and a single run."""
-    root = tmp_path_factory.mktemp("report")
+    return shared("report", _make_report) / "reports"
+
+
+def _make_report(root: Path) -> None:
     hopeless = synthetic.Study("hopeless", log_base_lr_0=-30.0, batch_sizes=(2, 4))
     single = synthetic.Study(
         "single", batch_sizes=(4,), base_lrs=(0.01,), seeds=1,
@@ -22,4 +26,3 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "models/synthetic/single/m8").mkdir()
     evaluate(root / "models", root / "reports/evaluation")
     build_report(root / "reports/evaluation", root / "models", root / "reports")
-    return root / "reports"

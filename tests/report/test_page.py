@@ -181,8 +181,10 @@ def test_figures_of_studies_that_are_gone_are_removed(reports: Path, tmp_path: P
     assert not stale.exists()
 
 
-def test_without_timing_files_hardware_is_said_to_be_unknown(reports: Path, tmp_path: Path) -> None:
-    path = build_report(reports / "evaluation", tmp_path / "elsewhere", tmp_path)
+def test_without_timing_files_hardware_is_said_to_be_unknown(tmp_path: Path) -> None:
+    tiny = synthetic.Study("tiny", batch_sizes=(2,), base_lrs=(2**-6,), seeds=1)
+    evaluate(synthetic.write_models(tmp_path / "models", (tiny,)), tmp_path / "evaluation")
+    path = build_report(tmp_path / "evaluation", tmp_path / "elsewhere", tmp_path)
     assert "Not recorded: there are no timing files" in path.read_text(encoding="utf-8")
 
 

@@ -116,6 +116,7 @@ def test_timestamps_come_from_the_timing_file(columns: Any, tables: Any) -> None
 
 def test_an_empty_database_is_rebuilt_alike(columns: Any, tables: Any, workplace: Path) -> None:
     columns.write(8)
+    shutil.copy(workplace / "mlflow.db", workplace / "rebuilt.db")
     sync(columns.root)
     sync(columns.root, f"sqlite:///{workplace / 'rebuilt.db'}")
     rebuilt = tables.of(workplace / "rebuilt.db")
@@ -475,10 +476,12 @@ def test_long_runs_exceed_one_request(columns: Any, tables: Any, expected_points
 def test_the_environment_names_the_store(
     columns: Any, tables: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'elsewhere.db'}")
+    elsewhere = workplace / "elsewhere.db"
+    shutil.copy(workplace / "mlflow.db", elsewhere)  # to make one takes seconds
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
     columns.write(8, base_lrs=(2.0**-6,), seeds=1)
     sync(columns.root)
-    assert (workplace / "elsewhere.db").exists()
+    assert tables.of(elsewhere).points()
     assert not tables.points()
 
 
