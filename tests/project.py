@@ -24,8 +24,9 @@ class Project:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/.gitignore", ".dvc/config"):
             shutil.copy(ROOT / name, root / name)
         shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-        # Bytecode comes along: it is of these files, whose times and sizes stay the same.
-        skip = shutil.ignore_patterns("*.egg-info")
+        # Bytecode comes along: it is of these files, whose times and sizes stay the same. While it
+        # is written, its names end in numbers.
+        skip = shutil.ignore_patterns("*.egg-info", "*.pyc.*")
         shutil.copytree(ROOT / "src", root / "src", ignore=skip)
         (root / "params.yaml").write_text(params)
         add_database(root)
