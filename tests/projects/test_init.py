@@ -240,3 +240,19 @@ def test_what_it_lays_out_for_images_is_prepared_at_once(
     prepared = call("prepare")
     assert prepared.exit_code == 0, prepared.output
     assert "18 train, 2 validation, 4 test images 3×10×12" in prepared.output
+
+
+def test_images_without_splits_have_a_part_held_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_images(folder / "laid out", (12, 10))
+    (folder / "laid out/train").rename(folder / "photos")  # ten images in each of two classes
+    done = call("init", "new", "--data", "photos", "--model", "resnet8")
+    assert done.exit_code == 0, done.output
+    params = load_params("new/params.yaml")
+    assert params.dataset.test_fraction == 0.25
+    assert params.grid.batch_sizes == (4,)
+    monkeypatch.chdir("new")
+    prepared = call("prepare")
+    assert prepared.exit_code == 0, prepared.output
+    assert "13 train, 2 validation, 5 test images" in prepared.output

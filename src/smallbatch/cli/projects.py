@@ -19,7 +19,7 @@ from smallbatch.errors import UserError
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A folder of images, train/CLASS/* and test/CLASS/*, instead of a profile.",
+    help="A folder of images, CLASS/* or train/CLASS/* and test/CLASS/*, instead of a profile.",
 )
 @click.option(
     "--model",

@@ -13,6 +13,8 @@ from smallbatch.errors import UserError
 
 BATCH_SIZES = (4, 16, 64)
 VALIDATION = 0.1
+HELD_OUT = 0.25
+"""Of the images, for the test split, where there is none."""
 
 _TEXT = """\
 # {model} on the images of {source}
@@ -23,6 +25,7 @@ dataset:
   source: image_folder
   path: {path}
 {size}\
+{held_out}\
   validation_fraction: {validation}  # of the training images: m and η̃ are chosen on these
 
 grid:
@@ -62,7 +65,7 @@ def params_for(
     """The text of a params.yaml for a folder of images.
 
     Args:
-        images: The folder, with ``train/<class>/*`` and ``test/<class>/*``.
+        images: The folder, with ``train/<class>/*`` and ``test/<class>/*``, or with ``<class>/*``.
         model: Any timm model, or one of the paper's.
         norm: The norm of its layers.
         batch_sizes: Those of the grid; by default such as the training images allow.
@@ -74,7 +77,8 @@ def params_for(
     """
     from smallbatch.data.image_folder import open_image_folder
 
-    source = open_image_folder(images, None)
+    one_split = _has_one_split(images)
+    source = open_image_folder(images, None, test_fraction=HELD_OUT if one_split else None)
     training = len(source.train.labels)
     kept = training - round(VALIDATION * training)
     images, project = images.resolve(), project.resolve()
@@ -85,6 +89,9 @@ def params_for(
         name=as_name(images.name, "images"),
         path=_quoted(path),
         size=_size_line(images),
+        held_out=f"  test_fraction: {HELD_OUT}  # held out, as there is no test split\n"
+        if one_split
+        else "",
         validation=VALIDATION,
         study=as_name(model, "study"),
         model=model if re.fullmatch(r"[\w.-]+", model) else _quoted(model),
@@ -101,6 +108,16 @@ def params_for(
             f"training images of {images} that are left after validation"
         )
     return text
+
+
+def _has_one_split(images: Path) -> bool:
+    from smallbatch.data.choice import has_test
+    from smallbatch.data.image_folder import splits_in
+
+    try:
+        return images.is_dir() and not has_test(splits_in(images))
+    except OSError:
+        return False  # opening it tells what is wrong
 
 
 def _size_line(images: Path) -> str:
