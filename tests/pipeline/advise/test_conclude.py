@@ -175,6 +175,22 @@ def test_the_updates_of_a_stable_range_are_the_fewest_that_one_of_it_was_tried_f
     assert "16 (" not in told
 
 
+def test_of_several_trials_of_a_rate_the_longest_counts() -> None:
+    found = session()
+    found.rungs[0].trials[A] = {
+        seed: replace(it, images=40) for seed, it in found.rungs[0].trials[A].items()
+    }
+    assert advice(found).ranges[0].updates == 1000 // 4
+
+
+def test_nobody_is_said_to_be_stopped_at_a_rung_where_none_was() -> None:
+    short = rung(3, 0.3, {A: trials(0.70, 0.71, 0.69), B: trials(0.70, 0.71, 0.695)})
+    last = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79), B: trials(0.79, 0.81, 0.785)})
+    told = " ".join(advice(session(rungs=[short, last])).warnings)
+    assert "The order changed" in told
+    assert "was stopped" not in told
+
+
 def test_a_cell_for_which_time_ran_out_is_not_known_to_be_worse() -> None:
     found = session()
     found.rungs[1] = rung(10, 1.0, {A: trials(0.80, 0.81, 0.79)})
@@ -238,7 +254,7 @@ def test_chance_is_told_as_nothing_learned() -> None:
 
 def test_a_best_at_an_end_of_what_was_raced_is_told() -> None:
     top = [rung(10, 1.0, {A: trials(0.8, 0.81, 0.8), C: trials(0.7, 0.7, 0.71)})]
-    assert any("highest that was tried" in it for it in advice(session(rungs=top)).warnings)
+    assert any("highest that was raced" in it for it in advice(session(rungs=top)).warnings)
     at_edge = session(rungs=top)
     at_edge.brackets[4] = Bracket(4, {2.0**-6: trials(0.3, 0.3, 0.3),
                                       2.0**-5: trials(0.3, 0.3, 0.3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from smallbatch.execution.watch import Watch
 from smallbatch.pipeline.advise import ledger as module
 from smallbatch.pipeline.advise.ledger import Deadline, Ledger, OutOfBudget
 from smallbatch.pipeline.advise.request import parse_budget
+from smallbatch.report.advice import read_advice
+from tests.project import ROOT
 
 
 @pytest.fixture
@@ -78,6 +81,27 @@ def test_the_file_of_another_request_is_as_none(path: Path) -> None:
     other = path.with_name("other")
     other.write_bytes(path.read_bytes())
     assert ledger(other).decide("size", lambda: 3) == 3
+
+
+def columns() -> list[Path]:
+    for folder in (Path("m4"), Path("m16")):
+        folder.mkdir()
+        (folder / "runs.json").write_text(f"of {folder}")
+    return [Path("m4"), Path("m16")]
+
+
+def test_an_answer_is_kept_with_what_mlflow_lacks_until_it_has_it(path: Path) -> None:
+    answer = read_advice(ROOT / "results/advise/digits/advice.json")
+    assert ledger(path).unlogged == {}
+    ledger(path).end(answer, columns())
+    assert ledger(path).answer == answer
+    assert ledger(path).unlogged == {Path("m4"): True, Path("m16"): True}
+    Path("m4/runs.json").write_text("of another request")
+    shutil.rmtree("m16")
+    assert ledger(path).unlogged == {Path("m4"): False, Path("m16"): False}
+    ledger(path).logged()
+    assert ledger(path).unlogged == {}
+    assert ledger(path).answer == answer
 
 
 def test_the_deadline_stops_a_training_and_says_that_the_budget_is_spent(path: Path) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from smallbatch.analysis.race import Candidate
 from smallbatch.config import model_files
-from smallbatch.config.params import parse_dataset, parse_study
+from smallbatch.config.params import ComputeConfig, parse_dataset, parse_study
+from smallbatch.execution.watch import Watch
 from smallbatch.models import pretrained
 from smallbatch.pipeline.advise import advise as module
-from smallbatch.pipeline.advise.ledger import Ledger
+from smallbatch.pipeline.advise.ledger import Ledger, OutOfBudget
 from smallbatch.pipeline.advise.request import Request, parse_budget
+from smallbatch.pipeline.advise.session import run
 from smallbatch.pipeline.advise.size import Size
+from smallbatch.pipeline.advise.trials import Trainer
 from smallbatch.records.columns import read_column
 from smallbatch.report.advice import read_advice
 from tests.pipeline.advise.test_advise import call, photographs
@@ -75,6 +80,27 @@ def test_weights_that_the_command_itself_fetched_do_not_make_another_request(
     with pytest.raises(pytest.fail.Exception):
         module.advise(request, print, lambda *_: "", print)
     assert fetched == ["resnet18"]  # before the key is made
+
+
+def test_columns_of_a_step_that_the_budget_ended_reach_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = session(rungs=[], brackets={})
+    asked: list[Path] = []
+    data: Any = SimpleNamespace(meta=SimpleNamespace(name="digits"))
+    mirror: Any = SimpleNamespace(finish_later=asked.append)
+    ledger = Ledger(tmp_path / "ledger", found.request.budget)
+    trainer = Trainer("advise", found.request.study, data, found.speeds, ledger, ComputeConfig(),
+                      Watch(), mirror)  # fmt: skip
+    trainer._unlogged.add(("bracket", 4))  # of a first pass; the second one is cut
+
+    def out_of_budget(*_: object, **__: object) -> None:
+        raise OutOfBudget
+
+    monkeypatch.setattr(trainer, "train", out_of_budget)
+    run(found, trainer, ledger, print)
+    assert not found.in_time
+    assert asked == trainer.logged == [trainer.folder("bracket", 4)]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 
 from smallbatch.config.params import ComputeConfig
 from smallbatch.errors import UserError
+from smallbatch.pipeline.advise.catch_up import MIRROR_S, NICENESS, catch_up, complete
 from smallbatch.pipeline.advise.ledger import Ledger
 from smallbatch.pipeline.advise.request import BATCH_SIZES
 from smallbatch.pipeline.advise.size import (
@@ -26,7 +27,7 @@ from smallbatch.pipeline.advise.size import (
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from smallbatch.analysis.advice import Advice, Diagnostics
     from smallbatch.config.study import StudyConfig
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.request import Request
     from smallbatch.pipeline.advise.session import Session
     from smallbatch.pipeline.advise.trials import Trainer
-    from smallbatch.tracking import LiveMirror
 
 FULL = 0.85
 """The share of the budget that is planned for; the rest is for what takes longer than planned."""
@@ -44,8 +44,6 @@ _LEAST_IN_TRAINING = 5  # in the source: one of them is for validation
 _LEAST_SECONDS = 10  # for any training, beside what is kept for the answer
 _UNEVEN = 1.5  # times as many images of one class as of another
 _CURVATURE_S = 10.0
-_MIRROR_S = 60.0
-_NICENESS = 5  # of the copy to MLflow: with less of the processors it would not end in time
 
 
 Code: TypeAlias = "Callable[[StudyConfig, int, float, int], str]"
@@ -77,7 +75,6 @@ def advise(
     from smallbatch.models.pretrained import fetch
     from smallbatch.pipeline.advise.trials import FOLDER
     from smallbatch.pipeline.single import listing_of
-    from smallbatch.tracking import LiveMirror
 
     with Watch() as signals:
         if request.study.pretrained == FROM_TIMM:
@@ -87,8 +84,7 @@ def advise(
         if (answer := ledger.answer) is not None:
             say("answered before; delete .smallbatch/advise to begin anew")
             write(answer)
-            if columns := [it for it in ledger.unlogged if it.exists()]:
-                _complete(LiveMirror(niceness=_NICENESS), columns, _MIRROR_S, ledger)
+            catch_up(ledger, say)
             return answer
         return _Advising(request, ledger, signals, say, code).run(write)
 
@@ -153,7 +149,7 @@ class _Advising:
         data = load_prepared(prepared_for_itself(config, self._say))
         labels = data.test_labels
         chance = float(np.unique(labels, return_counts=True)[1].max()) / len(labels)
-        mirror = LiveMirror(niceness=_NICENESS)
+        mirror = LiveMirror(niceness=NICENESS)
         try:
             trainer = Trainer(
                 self._name(), request.study, data, speeds, ledger, self._compute, self._signals,
@@ -170,8 +166,8 @@ class _Advising:
             raise
         if trainer.logged:
             # It has begun with all but the last.
-            timeout_s = max(1.0, min(_MIRROR_S, ledger.until_end - 1.0))
-            _complete(mirror, trainer.logged[-1:], timeout_s, ledger)
+            timeout_s = max(1.0, min(MIRROR_S, ledger.until_end - 1.0))
+            complete(mirror, trainer.logged[-1:], timeout_s, ledger)
         return advice
 
     def _source(self) -> tuple[Source, tuple[int, int, int]]:
@@ -320,16 +316,6 @@ class _Advising:
         run, weights = kept
         noise_scale, sharpness = measure_curvature(run, trainer.data, weights, seconds=seconds)
         return Diagnostics(noise_scale, sharpness, 2 / run.lr, fit)
-
-
-def _complete(
-    mirror: LiveMirror, columns: Sequence[Path], timeout_s: float, ledger: Ledger
-) -> None:
-    """Complete MLflow from columns' files; what it then still lacks, the next call completes."""
-    for column in columns[:-1]:
-        mirror.finish_later(column)
-    if mirror.finish(columns[-1], timeout_s=timeout_s):
-        ledger.logged()
 
 
 def _is_uneven(source: Source) -> bool:

@@ -150,6 +150,11 @@ def _diverged(trials: dict[int, Trial]) -> int:
     return sum(not trial.finished for trial in trials.values())
 
 
+def _longest(trials: dict[int, Trial]) -> int:
+    """Training images of the seed that saw most; one that diverged saw fewer."""
+    return max(trial.images for trial in trials.values())
+
+
 def _of_brackets(session: Session) -> Candidate | None:
     """Where no rung was trained, the cell of the highest validation accuracy in the brackets."""
     if session.rungs:  # every candidate has diverged
@@ -293,7 +298,7 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
         best = chosen.base_lr
     edge, seeds = bracket.edge, max(map(len, session.brackets[m].trials.values()))
     tried = [it for it in bracket.tried if edge is None or it <= edge]
-    updates = min(max(it.images for it in bracket.trials[rate].values()) for rate in tried) // m
+    updates = min(_longest(bracket.trials[rate]) for rate in tried) // m
     return Range(
         batch_size=m,
         lowest=bracket.tried[0],
@@ -312,14 +317,17 @@ def _range(session: Session, m: int, chosen: Candidate | None) -> Range:
 
 
 def _all_trials(session: Session, m: int) -> Bracket:
-    """The bracket, with what race and final add: where most seeds diverged counts."""
+    """The bracket, with what race and final add.
+
+    Of several trials of a rate those count of which most seeds diverged, then the longest.
+    """
     trials = dict(session.brackets[m].trials)
     for step in (*(rung.trials for rung in session.rungs), session.final):
         for candidate, found in step.items():
             if candidate.batch_size != m:
                 continue
             before = trials.setdefault(candidate.base_lr, found)
-            if _diverged(found) > _diverged(before):
+            if (_diverged(found), _longest(found)) > (_diverged(before), _longest(before)):
                 trials[candidate.base_lr] = found
     return Bracket(m, trials)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -114,17 +115,22 @@ class Ledger:
 
     def end(self, answer: Advice, columns: Iterable[Path]) -> None:
         """Keep the answer, and the folders of the columns that MLflow is still to have whole."""
-        self._content |= {"answer": asdict(answer), "unlogged": [str(it) for it in columns]}
+        unlogged = {str(it): _digest(it) for it in columns}
+        self._content |= {"answer": asdict(answer), "unlogged": unlogged}
         self.save()
 
     @property
-    def unlogged(self) -> list[Path]:
-        """The folders of the columns that MLflow may not have whole."""
-        return [Path(it) for it in self._content.get("unlogged", [])]
+    def unlogged(self) -> dict[Path, bool]:
+        """The folders of the columns that MLflow may not have whole, and if they are still there.
+
+        Another request for the same model may have put its columns in their place.
+        """
+        kept: dict[str, str | None] = self._content.get("unlogged", {})
+        return {Path(it): _digest(Path(it)) == digest for it, digest in kept.items()}
 
     def logged(self) -> None:
         """Note that MLflow has all columns whole."""
-        self._content["unlogged"] = []
+        self._content["unlogged"] = {}
         self.save()
 
     def save(self) -> None:
@@ -132,6 +138,14 @@ class Ledger:
         self._content["seconds"] = round(self.seconds, 3)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         durable.seal(self._path, {}, self._content, of=self._path.name)
+
+
+def _digest(column: Path) -> str | None:
+    """Of a column's file that says what its runs are; None: there is none."""
+    try:
+        return hashlib.sha256((column / "runs.json").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 class Deadline(Watch):

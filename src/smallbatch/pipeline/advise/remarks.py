@@ -169,6 +169,7 @@ def _edges(advice: Advice) -> list[str]:
     if min(rates) < told.base_lr < max(rates) or _has_equals(raced, told.base_lr):
         return []
     side = "lowest" if told.base_lr == min(rates) else "highest"
+    which = "raced" if raced else "tried"
     if side == "highest" and own.breaks is not None and told.base_lr * 2 >= own.breaks:
         text = (
             f"The best learning rate is at the edge: at {format_base_lr(own.breaks)} a seed broke, "
@@ -176,8 +177,8 @@ def _edges(advice: Advice) -> list[str]:
         )
         return [text]
     text = (
-        f"The best learning rate is the {side} that was tried at m = {told.batch_size}: one beyond "
-        "it may be better."
+        f"The best learning rate is the {side} that was {which} at m = {told.batch_size}: one "
+        "beyond it may be better."
     )
     return [text]
 
@@ -259,10 +260,13 @@ def _order(session: Session) -> list[str]:
         if first not in after.ranked:
             continue
         place = after.ranked.index(first) + 1
-        found.append(
+        text = (
             f"The order changed: the best at {rung.share:.0%} of the training is number {place} at "
-            f"{after.share:.0%}. One that was stopped at {rung.share:.0%} may have been better."
+            f"{after.share:.0%}."
         )
+        if any(ruling.why == "behind" for ruling in rung.rulings):
+            text += f" One that was stopped at {rung.share:.0%} may have been better."
+        found.append(text)
     return found[-1:]
 
 

@@ -104,6 +104,7 @@ def run(session: Session, trainer: Trainer, ledger: Ledger, say: Callable[[str],
     except OutOfBudget:
         session.in_time = False
         say("the budget is spent: the answer is from what has been trained")
+    trainer.log_all()
 
 
 class _Steps:

@@ -106,6 +106,7 @@ class Trainer:
         self._makers: set[str] = set()
         self._environment: dict[str, Any] | None = None
         self.logged: list[Path] = []
+        self._unlogged: set[tuple[str, int]] = set()
 
     def cost(self, m: int, runs: int, work: Work) -> float:
         """What a column costs, in seconds or images, as the budget is.
@@ -190,6 +191,7 @@ class Trainer:
         finally:
             self._ledger.save()
         self._rates[step, m] = together
+        self._unlogged.add((step, m))
         trials = read_trials(directory)
         self._learn(column, trials, news, perf_counter() - began, work)
         if not trials.keys() >= set(rates):
@@ -198,8 +200,14 @@ class Trainer:
 
     def log(self, step: str, m: int) -> None:
         """Let MLflow have a step's column, of which no more is trained."""
+        self._unlogged.discard((step, m))
         self.logged.append(self.folder(step, m))
         self._mirror.finish_later(self.logged[-1])
+
+    def log_all(self) -> None:
+        """Let MLflow have also the columns of steps that the budget ended."""
+        for step, m in sorted(self._unlogged):
+            self.log(step, m)
 
     def kept(
         self, candidate: Candidate, seed: int, epochs: int
