@@ -144,11 +144,14 @@ def test_code_is_shown_with_its_imports_however_many_warnings_there_are() -> Non
 
 
 def test_where_nothing_was_learned_nothing_is_claimed() -> None:
-    advice = made_up(recommended=recommended(beyond_chance=False), final=final(0.002, 0.014))
+    alone = tuple(replace(cell, tied=False) for cell in made_up().raced)
+    advice = made_up(recommended=recommended(beyond_chance=False), final=final(0.002, 0.014),
+                     raced=alone)  # fmt: skip
     assert advice.recommended is not None
     for text in (words(advice), advice_page(advice)):
         assert "No answer: nothing was learned" in text
         assert "Better than" not in text
+        assert 'class="card clear"' not in text
         assert "Expect" not in text
         assert advice.recommended.code.splitlines()[-1] not in text
 

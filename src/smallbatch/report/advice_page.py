@@ -66,7 +66,7 @@ def _joined(text: str) -> str:
 
 def _sure(advice: Advice) -> str:
     """The colour of the answer: green if it is better than all, orange if others may be as good."""
-    if advice.recommended is None:
+    if advice.recommended is None or not advice.recommended.beyond_chance:
         return ""
     final = advice.final
     better = final is not None and final.low is not None and final.low > 0

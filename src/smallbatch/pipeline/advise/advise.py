@@ -165,7 +165,7 @@ class _Advising:
             mirror.abort()
             raise
         if trainer.logged:
-            # It has begun with all but the last.
+            # It has begun with all of them; of the last is asked once more, to wait for the answer.
             timeout_s = max(1.0, min(MIRROR_S, ledger.until_end - 1.0))
             complete(mirror, trainer.logged[-1:], timeout_s, ledger)
         return advice

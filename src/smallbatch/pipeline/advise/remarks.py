@@ -187,8 +187,9 @@ def _has_equals(raced: Sequence[Raced], base_lr: float) -> bool:
     """Whether another rate is as good: then the best is at an end only as equals have an order."""
     last = {it.base_lr: it.stages[-1] for it in raced}
     best = last.pop(base_lr, None)
-    return any(it == best or (best and it.share == best.share and it.accuracy == best.accuracy)
-               for it in last.values())  # fmt: skip
+    return best is not None and any(
+        (it.share, it.accuracy) == (best.share, best.accuracy) for it in last.values()
+    )
 
 
 def _ends_open(advice: Advice, own: Range) -> bool:
