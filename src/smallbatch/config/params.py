@@ -60,12 +60,39 @@ class GridConfig(Strict):
         return self
 
 
+class RayConfig(Strict):
+    """A Ray cluster, and what a column takes of it.
+
+    ``address`` is ``auto``, for the cluster that runs here or else one of this machine alone, or
+    ``HOST:6379``, or ``ray://HOST:10001``. ``cpus`` and ``gpus`` are a column's; ``auto`` is one GPU
+    where the cluster has any, else the cores of its smallest node.
+    """
+
+    address: Annotated[str, Field(min_length=1, max_length=300)] = "auto"
+    cpus: WorkerCount = "auto"
+    gpus: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+
+
+class SlurmConfig(Strict):
+    """Options of `sbatch` for the jobs of columns, such as ``--partition=gpu``."""
+
+    options: Annotated[tuple[str, ...], Field(strict=False, max_length=100)] = ()
+
+    @model_validator(mode="after")
+    def _are_options(self) -> Self:
+        for option in self.options:
+            if not option.startswith("--") or not option.isprintable():
+                raise ValueError(f"options: found {option!r}, allowed: such as '--partition=gpu'")
+        return self
+
+
 class ComputeConfig(Strict):
     """How runs are computed; nothing here changes results by more than float rounding.
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
     of the free memory. ``checkpoint_seconds`` is the time between a run's checkpoints, which is the
-    most work that a crash can lose.
+    most work that a crash can lose. ``cluster`` is what trains the columns elsewhere.
+    ``same_hardware`` forbids columns of which different processors or GPUs trained the runs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -73,6 +100,10 @@ class ComputeConfig(Strict):
     workers: WorkerCount = "auto"
     memory: Gibibytes = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    cluster: Literal["none", "ray", "slurm"] = "none"
+    ray: RayConfig = RayConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    same_hardware: bool = False
 
 
 class AdviseConfig(Strict):
