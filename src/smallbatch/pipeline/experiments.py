@@ -50,7 +50,7 @@ def train_study_column(
         found = f"batch_size: found {batch_size}"
         raise UserError(f"{found}, {_of_grid(params.grid.batch_sizes, 'batch_sizes')}")
     train_and_track(
-        lambda: _plan(study, params, batch_size),
+        lambda: plan_study_column(params, study, batch_size),
         params.compute,
         lambda _: column_folder(params, study, batch_size),
         stage=_stage(params, study, batch_size),
@@ -225,7 +225,21 @@ def result_folders() -> list[Path]:
     return found
 
 
-def _plan(study: str, params: Params, batch_size: int) -> Column:
+def plan_study_column(
+    params: Params, study: str, batch_size: int, base_lrs: Sequence[float] | None = None
+) -> Column:
+    """The column of a study at a batch size, with the prepared data.
+
+    Args:
+        params: The checked params file.
+        study: The name of the study.
+        batch_size: m.
+        base_lrs: Its learning rates; by default the grid's, or the best one of another column.
+
+    Raises:
+        UserError: The data is not prepared with these settings, the column whose best learning rate
+            is taken does not exist, or the batch is larger than the training set.
+    """
     from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.protocol.column import plan_column
 
@@ -239,7 +253,7 @@ def _plan(study: str, params: Params, batch_size: int) -> Column:
         params.studies[study],
         dataset,
         batch_size=batch_size,
-        base_lrs=_base_lrs(params, study, batch_size, dataset.meta.fingerprint),
+        base_lrs=base_lrs or _base_lrs(params, study, batch_size, dataset.meta.fingerprint),
         seeds=range(params.grid.seeds),
     )
 
