@@ -1,0 +1,265 @@
+"""Columns as jobs of a real Slurm, which these tests start; most with a stand-in for the worker."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from smallbatch.config.params import ComputeConfig, SlurmConfig
+from smallbatch.errors import UserError
+from smallbatch.pipeline.cluster import slurm as road
+from smallbatch.pipeline.cluster.board import Board, State, Status, Task
+from smallbatch.pipeline.cluster.slurm import Slurm
+from tests.pipeline.cluster.slurm_site import MOST, Site, missing, slurm_site
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=f"no {', '.join(missing())} (slurm-wlm, munge)"),
+]
+
+# Does what its study is called, and writes states as a worker does.
+STAND_IN = """\
+import json, os, signal, sys, time
+from pathlib import Path
+
+file = Path(sys.argv[1])
+task = json.loads(file.read_text())
+state = file.with_name("state.json")
+found = json.loads(state.read_text())
+attempt = found["attempt"] + 1
+
+def tell(status):
+    found = json.loads(state.read_text())
+    if found["attempt"] > attempt:
+        sys.exit(2)
+    part = state.with_suffix(".new")
+    part.write_text(json.dumps({**found, "attempt": attempt, "status": status}))
+    part.rename(state)
+
+def keep(*_):
+    file.with_name("kept").touch()
+    tell("stopped")
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, keep)
+file.with_name(f"environment-{attempt}").write_text(json.dumps(dict(os.environ)))
+tell("running")
+print(f"attempt {attempt} of {task['study']}", flush=True)
+if task["study"] == "works":
+    while not file.with_name("go").exists():
+        time.sleep(0.02)
+if task["study"] == "fails":
+    tell("failed")
+    sys.exit(2)
+if task["study"] == "crashes":
+    os.kill(os.getpid(), 9)
+tell("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def site() -> Generator[Site]:
+    with slurm_site() as site:
+        yield site
+
+
+class Road:
+    """A project's board and its road to Slurm."""
+
+    def __init__(self, *options: str) -> None:
+        self.board = Board()
+        self.slurm = Slurm(self.board, ComputeConfig(slurm=SlurmConfig(options=options)))
+
+    def put(self, study: str, batch_size: int = 1, after: str | None = None) -> Task:
+        key = f"images-{study}-m{batch_size}"
+        return self.board.put(
+            Task(key, study, batch_size, {}, "params.yaml", (0.1,), None, after, 1, 1, {}, "images",
+                 "", "slurm")
+        )  # fmt: skip
+
+    def state(self, task: Task) -> State:
+        state = self.board.state(task.key)
+        assert state
+        return state
+
+    def file(self, task: Task, name: str) -> Path:
+        return self.board.folder_of(task.key) / name
+
+    def wait(self, task: Task, status: Status, seconds: float = 20) -> State:
+        """Until a task is so; meanwhile Slurm is asked now and then."""
+        self._until(lambda: self.state(task).status == status, seconds, lambda: self.state(task))
+        return self.state(task)
+
+    def wait_file(self, task: Task, name: str, seconds: float = 20) -> str:
+        file = self.file(task, name)
+        self._until(file.exists, seconds, lambda: self.state(task))
+        return file.read_text()
+
+    def _until(self, met: Callable[[], bool], seconds: float, found: Callable[[], object]) -> None:
+        end = time.monotonic() + seconds
+        while not met():
+            self.slurm.refresh()
+            if time.monotonic() > end:
+                queue = subprocess.run(["squeue", "--states=all"], capture_output=True, check=False)
+                log = self.board.folder / "slurm.log"
+                said = log.read_text() if log.exists() else ""
+                raise TimeoutError(f"{found()}\n{queue.stdout.decode()}\n{said}")
+            time.sleep(0.1)
+
+
+@pytest.fixture(autouse=True)
+def project(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Path]:
+    root = tmp_path / "a project, 100%"  # all that a script has to quote
+    root.mkdir()
+    (tmp_path / "worker.py").write_text(STAND_IN)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(road, "WORKER", (sys.executable, "-S", str(tmp_path / "worker.py")))
+    monkeypatch.setattr(road, "_LAG_S", 1.0)
+    yield root
+    subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], check=False)
+    subprocess.run(["scancel", "--me"], check=False)
+
+
+def test_arrays_end_and_are_split_at_the_site_s_limit(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    road = Road("--time=5")
+    tasks = [road.put("ends", 2**power) for power in range(MOST + 2)]
+    road.slurm.submit(tasks)
+    for task in tasks:
+        state = road.wait(task, "done")
+        assert (state.number, state.attempt) == (1, 1)
+        assert road.file(task, "log").read_text() == "attempt 1 of ends\n"
+        environment = road.file(task, "environment-1").read_text()
+        assert "MLFLOW_TRACKING_TOKEN" not in environment
+        assert '"NODES_OWN": "here"' in environment
+    jobs = [road.board.job(task.key)["job"] for task in tasks]
+    assert [jobs.count(job) for job in sorted(set(jobs), key=int)] == [MOST, 2]
+    assert site.call("squeue", "-h", "--states=all", "-o", "%l", "-j", jobs[0]).split()[0] == "5:00"
+
+
+def test_a_dependent_starts_after_its_source_and_never_if_that_fails() -> None:
+    road = Road()
+    source, failing = road.put("works"), road.put("fails")
+    after = [road.put("ends", 1, source.key), road.put("ends", 2, failing.key)]
+    road.slurm.submit([*after, source, failing])
+    road.wait(failing, "failed")
+    state = road.wait(after[1], "failed")
+    assert state.message == "images-fails-m1, which it comes after, failed"
+    assert road.wait(source, "running").attempt == 1
+    assert road.state(after[0]).message == "waits in Slurm: Dependency"
+    late = road.put("ends", 3, source.key)  # by a later call
+    road.slurm.submit([late])
+    assert not road.file(after[0], "environment-1").exists()
+    road.file(source, "go").touch()
+    for task in (source, after[0], late):
+        road.wait(task, "done")
+    begun = road.file(after[0], "environment-1").stat().st_mtime
+    assert begun > road.file(source, "state.json").stat().st_mtime
+    assert not road.file(after[1], "environment-1").exists()
+
+
+def test_a_preempted_task_keeps_its_progress_and_goes_on(site: Site) -> None:
+    road = Road("--cpus-per-task=2")
+    task = road.put("works")
+    road.slurm.submit([task])
+    road.wait(task, "running")
+    site.call("sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null",
+              "--wrap=sleep 1")  # fmt: skip
+    road.wait_file(task, "kept")
+    road.wait(task, "queued")
+    assert '"SLURM_RESTART_COUNT": "1"' in road.wait_file(task, "environment-2")
+    road.file(task, "go").touch()
+    assert road.wait(task, "done").attempt == 2
+    assert road.file(task, "log").read_text().count("attempt") == 2
+
+
+def test_a_task_that_is_stopped_by_its_time_limit_goes_on() -> None:
+    road = Road("--time=1")
+    task = road.put("works")
+    road.slurm.submit([task])
+    road.wait_file(task, "kept", 90)
+    road.wait_file(task, "environment-2", 40)
+    road.file(task, "go").touch()
+    assert road.wait(task, "done").attempt == 2
+
+
+def test_cancelled_tasks_end_and_others_go_on(site: Site) -> None:
+    road = Road()
+    tasks = [road.put("works", m) for m in (1, 2, 3)]
+    road.slurm.submit(tasks)
+    for task in tasks[:2]:
+        road.wait(task, "running")
+    road.slurm.cancel([tasks[0].key, tasks[2].key, "images-unknown-m1"])
+    assert [road.state(task).status for task in tasks] == ["cancelled", "running", "cancelled"]
+    road.wait_file(tasks[0], "kept")
+    road.file(tasks[1], "go").touch()
+    road.wait(tasks[1], "done")
+    job = road.board.job(tasks[0].key)["job"]
+    end = time.monotonic() + 20
+    while site.call("squeue", "--noheader", "--jobs", job):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    road.slurm.refresh()
+    assert [road.state(task).status for task in tasks] == ["cancelled", "done", "cancelled"]
+    assert not road.file(tasks[2], "environment-1").exists()
+    assert not road.file(tasks[0], "environment-2").exists()
+
+
+def test_what_ended_without_a_word_is_lost_or_cancelled(site: Site) -> None:
+    road = Road()
+    crashing, unknown, none, ended = tasks = [
+        road.put(study) for study in ("crashes", "unknown", "none", "works")
+    ]
+    road.slurm.submit([crashing, ended])
+    road.board.set_job(unknown.key, {"job": "987654", "index": 0})
+    road.wait(ended, "running")
+    job = road.board.job(ended.key)
+    site.call("scancel", f"{job['job']}_{job['index']}")
+    for task in tasks[:3]:
+        road.wait(task, "lost")
+    job = road.board.job(crashing.key)
+    assert road.state(crashing).message == (
+        f"its job {job['job']}_{job['index']} ended in Slurm: FAILED NonZeroExitCode; see "
+        ".smallbatch/cluster/images-crashes-m1/log and .smallbatch/cluster/slurm.log"
+    )
+    assert road.state(unknown).message == "Slurm no longer knows its job 987654_0"
+    assert road.state(none).message == "it was not given to Slurm"
+    assert road.wait(ended, "cancelled").message == "cancelled in Slurm"
+
+
+def test_slurm_s_refusal_is_one_line() -> None:
+    road = Road("--partition=nowhere")
+    with pytest.raises(UserError, match=r"^sbatch: .*invalid partition specified.*$"):
+        road.slurm.submit([road.put("ends")])
+
+
+def test_without_its_controller_states_stay(
+    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallbatch.pipeline.cluster.slurm._RETRY_S", 1.0)
+    road = Road()
+    task, other = road.put("works"), road.put("ends")
+    road.slurm.submit([task])
+    road.wait(task, "running")
+    site.stop("slurmctld")
+    try:
+        with pytest.raises(UserError, match=r"^\w+: .*Unable to contact slurm controller.*$"):
+            road.slurm.submit([other])
+        road.board.set_job(other.key, {"job": "1", "index": 9})
+        for _ in range(2):
+            road.slurm.refresh()
+            time.sleep(1.1)
+        assert capsys.readouterr().err.count("warning: squeue: ") == 1
+        assert [road.state(it).status for it in (task, other)] == ["running", "queued"]
+    finally:
+        site.start("slurmctld")
+        site.wait_until_up()
+    road.file(task, "go").touch()
+    road.wait(task, "done")
