@@ -49,6 +49,7 @@ MpiDefault=none
 ReturnToService=2
 MaxArraySize={most}
 KillWait=3
+MessageTimeout=3
 MinJobAge=300
 TaskProlog={folder}/prolog
 PreemptType=preempt/partition_prio
@@ -78,7 +79,7 @@ class Site:
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def stop(self, daemon: str) -> None:
-        """Kill a daemon."""
+        """End a daemon."""
         self._ask(f"stop {daemon}")
 
     def start(self, daemon: str) -> None:
@@ -144,7 +145,6 @@ def slurm_site() -> Generator[Site]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports() -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _keep(folder: Path) -> None:
                 while daemon == "munged" and not (folder / "munge.socket").exists():
                     time.sleep(0.02)
             else:
-                running[daemon].kill()
+                running[daemon].terminate()  # slurmctld writes what it knows
                 running[daemon].wait()
             sys.stdout.write("ok\n")
             sys.stdout.flush()
@@ -190,6 +190,7 @@ def _keep(folder: Path) -> None:
             for process in left:
                 process.kill()
             psutil.wait_procs(left, timeout=5)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

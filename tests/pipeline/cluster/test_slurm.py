@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,18 +11,36 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from smallbatch.cli.main import main
 from smallbatch.config.params import ComputeConfig, SlurmConfig
 from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster import slurm as road
 from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 from smallbatch.pipeline.cluster.slurm import Slurm
 from tests.pipeline.cluster.slurm_site import MOST, Site, missing, slurm_site
+from tests.project import ROOT
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()), reason=f"no {', '.join(missing())} (slurm-wlm, munge)"),
 ]
+
+WORKER = road.WORKER
+PARAMS = """
+dataset: {name: digits, source: digits, subset: 400, test_subset: 100}
+grid: {studies: [bn], dependent: [{name: gn, after: bn}], batch_sizes: [8], base_lrs: [1], seeds: 1}
+advise: {studies: []}
+studies:
+  bn:
+    {model: resnet8, norm: batch, epochs: 8, weight_decay: 0.0001,
+      optimizer: adamw, schedule: cosine, lrs: [2^-10]}
+  gn:
+    {model: resnet8, norm: group, epochs: 1, weight_decay: 0.0001,
+      optimizer: adamw, schedule: cosine, base_lr: best of bn}
+compute: {device: cpu, engine: loop, workers: 1, checkpoint_seconds: 0.1, cluster: slurm}
+"""
 
 # Does what its study is called, and writes states as a worker does.
 STAND_IN = """\
@@ -151,7 +171,7 @@ def test_a_dependent_starts_after_its_source_and_never_if_that_fails() -> None:
     road.slurm.submit([*after, source, failing])
     road.wait(failing, "failed")
     state = road.wait(after[1], "failed")
-    assert state.message == "images-fails-m1, which it comes after, failed"
+    assert state.message == "images-fails-m1, which it comes after: failed"
     assert road.wait(source, "running").attempt == 1
     assert road.state(after[0]).message == "waits in Slurm: Dependency"
     late = road.put("ends", 3, source.key)  # by a later call
@@ -214,14 +234,16 @@ def test_cancelled_tasks_end_and_others_go_on(site: Site) -> None:
 
 def test_what_ended_without_a_word_is_lost_or_cancelled(site: Site) -> None:
     road = Road()
-    crashing, unknown, none, ended = tasks = [
-        road.put(study) for study in ("crashes", "unknown", "none", "works")
+    crashing, unknown, none, ended, behind = tasks = [
+        road.put(study) for study in ("crashes", "unknown", "none", "works", "ends")
     ]
     road.slurm.submit([crashing, ended])
+    Road("--hold").slurm.submit([behind])
     road.board.set_job(unknown.key, {"job": "987654", "index": 0})
     road.wait(ended, "running")
+    assert road.state(behind).message == "waits in Slurm: JobHeldUser"
     job = road.board.job(ended.key)
-    site.call("scancel", f"{job['job']}_{job['index']}")
+    site.call("scancel", f"{job['job']}_{job['index']}", road.board.job(behind.key)["job"])
     for task in tasks[:3]:
         road.wait(task, "lost")
     job = road.board.job(crashing.key)
@@ -231,7 +253,8 @@ def test_what_ended_without_a_word_is_lost_or_cancelled(site: Site) -> None:
     )
     assert road.state(unknown).message == "Slurm no longer knows its job 987654_0"
     assert road.state(none).message == "it was not given to Slurm"
-    assert road.wait(ended, "cancelled").message == "cancelled in Slurm"
+    for task in (ended, behind):
+        assert road.wait(task, "cancelled").message == "cancelled in Slurm"
 
 
 def test_slurm_s_refusal_is_one_line() -> None:
@@ -240,26 +263,66 @@ def test_slurm_s_refusal_is_one_line() -> None:
         road.slurm.submit([road.put("ends")])
 
 
-def test_without_its_controller_states_stay(
-    site: Site, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("smallbatch.pipeline.cluster.slurm._RETRY_S", 1.0)
+def test_without_its_controller_states_stay(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     road = Road()
-    task, other = road.put("works"), road.put("ends")
+    task = road.put("works")
     road.slurm.submit([task])
     road.wait(task, "running")
+    other = road.put("ends")
+    road.board.set_job(other.key, {"job": "1", "index": 9})
     site.stop("slurmctld")
     try:
         with pytest.raises(UserError, match=r"^\w+: .*Unable to contact slurm controller.*$"):
             road.slurm.submit([other])
-        road.board.set_job(other.key, {"job": "1", "index": 9})
-        for _ in range(2):
+        for _ in range(3):
             road.slurm.refresh()
-            time.sleep(1.1)
-        assert capsys.readouterr().err.count("warning: squeue: ") == 1
+        said = capsys.readouterr().err
+        assert said.startswith("warning: squeue: ")
+        assert said.count("\n") == 1
         assert [road.state(it).status for it in (task, other)] == ["running", "queued"]
     finally:
         site.start("slurmctld")
         site.wait_until_up()
+    road.slurm._away_until = 0.0
+    road.wait(other, "lost")
     road.file(task, "go").touch()
     road.wait(task, "done")
+
+
+def test_real_columns_stopped_on_the_way_have_the_numbers_of_an_undisturbed_training(
+    site: Site, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(road, "WORKER", WORKER)
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(local)
+    _smallbatch("prepare")
+    shutil.copytree(local, project, dirs_exist_ok=True)
+    monkeypatch.chdir(project)
+    _smallbatch("submit", "--detach")
+    it = Road()
+    first, second = it.board.task("digits-bn-m8"), it.board.task("digits-gn-m8")
+    assert first
+    assert second
+    it._until(lambda: bool([*Path(".smallbatch").glob("work/*.checkpoints/*/*/*.checkpoint")]),
+              60, lambda: it.state(first))  # fmt: skip
+    job = it.board.job(first.key)
+    # As Slurm does before a time limit.
+    site.call("scancel", "--batch", "--signal=TERM", f"{job['job']}_{job['index']}")
+    undisturbed = subprocess.run(
+        [sys.executable, "-P", "-m", "smallbatch", "train", "bn", "8", "--cluster=none"], cwd=local,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert it.wait(first, "done", 60).attempt == 2
+    assert it.wait(second, "done", 60).share == 1
+    for name in ("history.parquet", "weights.safetensors"):
+        path = Path("models/digits/bn/m8", name)
+        assert path.read_bytes() == (local / path).read_bytes()
+    assert Path("models/digits/gn/m8/runs.json").exists()
+
+
+def _smallbatch(*words: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output

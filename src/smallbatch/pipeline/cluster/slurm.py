@@ -16,7 +16,7 @@ from smallbatch.modules import PACKAGE
 from smallbatch.pipeline.cluster.board import FINAL
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from smallbatch.config.params import ComputeConfig
     from smallbatch.pipeline.cluster.board import Board, State, Status, Task
@@ -32,6 +32,7 @@ _ACTIVE = ("queued", "running", "stopped")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL",
          "DEADLINE", "OUT_OF_MEMORY")  # fmt: skip
+_NEVER = "DependencyNeverSatisfied"
 _UNKNOWN_JOB = "Invalid job id specified"
 
 # TERM comes before the time limit, at preemption and by scancel. A worker that keeps its progress
@@ -115,7 +116,7 @@ class Slurm:
             return
         self._warned = False
         for key, state in states.items():
-            found = seen.get(_element(jobs[key])) if jobs[key] else None
+            found = _of(jobs[key], seen)
             if found is None or found.state in _OVER:
                 self._end(tasks[key], jobs[key], found)
             else:
@@ -175,11 +176,13 @@ class Slurm:
             self._board.set_job(task.key, {"job": number, "index": index})
 
     def _go_on(self, key: str, state: State, job: dict[str, Any], seen: _Seen) -> None:
-        """Of a job that waits, say so and why; of one that runs its worker tells."""
+        """Of a job that waits, or is about to, say so and why; of others their worker tells."""
         if "over" in job:  # Slurm put it back into the queue
             self._board.set_job(key, {"job": job["job"], "index": job["index"]})
+        if seen.state not in _WAITING and state.status != "stopped":
+            return
         message = f"waits in Slurm: {seen.reason}"
-        if seen.state in _WAITING and (state.status, state.message) != ("queued", message):
+        if (state.status, state.message) != ("queued", message):
             self._board.set_state(key, state.now(status="queued", message=message))
 
     def _end(self, task: Task, job: dict[str, Any], seen: _Seen | None) -> None:
@@ -200,12 +203,13 @@ class Slurm:
     ) -> tuple[Status, str]:
         if not job:
             return "lost", "it was not given to Slurm"
-        if seen and seen.state == "CANCELLED":
+        if seen and seen.reason == _NEVER:
             source = self._board.state(task.after) if task.after else None
-            if source is None or source.status in ("queued", "running", "done"):
-                return "cancelled", "cancelled in Slurm"
-            status = source.status if source.status in FINAL else "lost"
-            return status, f"{task.after}, which it comes after, {source.status}"
+            failed = source and source.status in ("failed", "cancelled")
+            status = source.status if source and failed else "lost"
+            return status, f"{task.after}, which it comes after: {status}"
+        if seen and seen.state == "CANCELLED":
+            return "cancelled", "cancelled in Slurm"
         if state.status == "stopped":  # with its progress: whoever waits for it submits it again
             return state.status, state.message
         element = _element(job)
@@ -230,6 +234,13 @@ def _script(files: Iterable[Path]) -> str:
         interrupted=INTERRUPTED,
         out_of_time=OUT_OF_TIME,
     )
+
+
+def _of(job: dict[str, Any], seen: Mapping[str, _Seen]) -> _Seen | None:
+    if not job:
+        return None
+    # Of an array that was cancelled before any element of it ran, there is one line alone.
+    return seen.get(_element(job)) or seen.get(f"{job['job']}_N/A")
 
 
 def _element(job: dict[str, Any]) -> str:
