@@ -37,7 +37,7 @@ def work(file: Path) -> None:
     if task is None:
         raise UserError(f"{file}: no such task: it was cancelled, or submitted again")
     node = platform.node()
-    with Watch() as watch:
+    with Watch(under_dvc=False) as watch:  # which may be gone, and the cluster's work goes on
         journal = Journal(Board(file.parent.parent), task, node)
         journal.tell("running")
         try:
