@@ -1,4 +1,4 @@
-"""A Slurm of one node, two cores and two partitions, in a folder of its own, for tests.
+"""A Slurm of one node, two cores and three partitions, in a folder of its own, for tests.
 
 Run as a program it keeps the daemons: it ends them, and all that they started, when its standard
 input ends, which it does however the tests end.
@@ -27,7 +27,8 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MOST = 4
 """MaxArraySize: no array has an index of this or above."""
 
-# `low` gives way to `high`: its jobs get their signal and are put back into the queue.
+# `low` gives way to `high`: its jobs get their signal and are put back into the queue. `calm` does
+# not.
 CONF = """\
 ClusterName=site
 SlurmctldHost={host}(127.0.0.1)
@@ -58,6 +59,7 @@ SlurmctldParameters=preempt_send_user_signal
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=2
 PartitionName=low Nodes=node Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
+PartitionName=calm Nodes=node MaxTime=INFINITE PriorityTier=1 PreemptMode=OFF
 PartitionName=high Nodes=node MaxTime=INFINITE PriorityTier=9 PreemptMode=OFF
 """
 

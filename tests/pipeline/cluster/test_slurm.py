@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,13 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from smallbatch.cli.main import main
-from smallbatch.config.params import ComputeConfig, SlurmConfig
+from smallbatch.config.params import ComputeConfig, SlurmConfig, load_params
 from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster import slurm as road
 from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 from smallbatch.pipeline.cluster.slurm import Slurm
+from smallbatch.pipeline.experiments import plan_study_column
+from tests.columns import place_and_train
 from tests.pipeline.cluster.slurm_site import MOST, Site, missing, slurm_site
-from tests.project import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -185,29 +184,22 @@ def test_a_dependent_starts_after_its_source_and_never_if_that_fails() -> None:
     assert not road.file(after[1], "environment-1").exists()
 
 
-def test_a_preempted_task_keeps_its_progress_and_goes_on(site: Site) -> None:
-    road = Road("--cpus-per-task=2")
-    task = road.put("works")
-    road.slurm.submit([task])
-    road.wait(task, "running")
-    site.call("sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null",
-              "--wrap=sleep 1")  # fmt: skip
-    road.wait_file(task, "kept")
-    road.wait(task, "queued")
-    assert '"SLURM_RESTART_COUNT": "1"' in road.wait_file(task, "environment-2")
-    road.file(task, "go").touch()
-    assert road.wait(task, "done").attempt == 2
-    assert road.file(task, "log").read_text().count("attempt") == 2
-
-
-def test_a_task_that_is_stopped_by_its_time_limit_goes_on() -> None:
-    road = Road("--time=1")
-    task = road.put("works")
-    road.slurm.submit([task])
-    road.wait_file(task, "kept", 90)
-    road.wait_file(task, "environment-2", 40)
-    road.file(task, "go").touch()
-    assert road.wait(task, "done").attempt == 2
+def test_tasks_that_slurm_stops_keep_their_progress_and_go_on(site: Site) -> None:
+    road, limited = Road(), Road("--partition=calm", "--time=1")
+    preempted, out_of_time = road.put("works", 1), road.put("works", 2)
+    limited.slurm.submit([out_of_time])
+    road.slurm.submit([preempted])
+    for task in (preempted, out_of_time):
+        road.wait(task, "running")
+    site.call("sbatch", "--partition=high", "--output=/dev/null", "--wrap=sleep 1")
+    road.wait_file(preempted, "kept")
+    road.wait(preempted, "queued")
+    for task in (preempted, out_of_time):
+        road.wait_file(task, "kept", 90)
+        assert '"SLURM_RESTART_COUNT": "1"' in road.wait_file(task, "environment-2", 40)
+        road.file(task, "go").touch()
+        assert road.wait(task, "done").attempt == 2
+        assert road.file(task, "log").read_text().count("attempt") == 2
 
 
 def test_cancelled_tasks_end_and_others_go_on(site: Site) -> None:
@@ -293,33 +285,27 @@ def test_real_columns_stopped_on_the_way_have_the_numbers_of_an_undisturbed_trai
     site: Site, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(road, "WORKER", WORKER)
-    local = tmp_path / "local"
-    local.mkdir()
-    (local / "params.yaml").write_text(PARAMS)
-    monkeypatch.chdir(local)
+    (project / "params.yaml").write_text(PARAMS)
     _smallbatch("prepare")
-    shutil.copytree(local, project, dirs_exist_ok=True)
-    monkeypatch.chdir(project)
     _smallbatch("submit", "--detach")
     it = Road()
     first, second = it.board.task("digits-bn-m8"), it.board.task("digits-gn-m8")
     assert first
     assert second
     it._until(lambda: bool([*Path(".smallbatch").glob("work/*.checkpoints/*/*/*.checkpoint")]),
-              60, lambda: it.state(first))  # fmt: skip
+              120, lambda: it.state(first))  # fmt: skip
     job = it.board.job(first.key)
     # As Slurm does before a time limit.
     site.call("scancel", "--batch", "--signal=TERM", f"{job['job']}_{job['index']}")
-    undisturbed = subprocess.run(
-        [sys.executable, "-P", "-m", "smallbatch", "train", "bn", "8", "--cluster=none"], cwd=local,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, check=False,
-    )  # fmt: skip
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    assert it.wait(first, "done", 60).attempt == 2
-    assert it.wait(second, "done", 60).share == 1
+    params = load_params(Path("params.yaml"))
+    column = plan_study_column(params, "bn", 8)
+    undisturbed = tmp_path / "column"
+    place_and_train(column, undisturbed, compute=params.compute, work=tmp_path)
+    assert it.wait(first, "done", 120).attempt == 2
+    assert it.wait(second, "done", 120).share == 1
     for name in ("history.parquet", "weights.safetensors"):
-        path = Path("models/digits/bn/m8", name)
-        assert path.read_bytes() == (local / path).read_bytes()
+        made = Path("models/digits/bn/m8", name).read_bytes()
+        assert made == (undisturbed / name).read_bytes()
     assert Path("models/digits/gn/m8/runs.json").exists()
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smallbatch import private
 from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, UserError, shown
 from smallbatch.modules import PACKAGE
 from smallbatch.pipeline.cluster.board import FINAL
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 
 WORKER = (sys.executable, "-P", "-m", "smallbatch", "work")
-LOG = "log"
-"""In a task's folder: what its worker says. What Slurm says itself is in `slurm.log` above."""
+LOG, SLURM_LOG = "log", "slurm.log"
+"""What a worker says, in its task's folder; what Slurm itself says of all jobs, on the board."""
 
 _COMMAND_S = 120.0  # sbatch tries again for a while if Slurm cannot take a job at the moment
 _LAG_S = 30.0  # until what a node wrote last can be seen through a shared file system's cache
@@ -136,11 +137,9 @@ class Slurm:
         for key in active:
             state = self._board.state(key)
             if state and state.status not in FINAL:
-                # The worker, which still keeps its progress, no longer writes: a later attempt has.
-                number = state.attempt + 1
-                self._board.set_state(
-                    key, state.now(status="cancelled", attempt=number, message="")
-                )
+                # As of a later attempt: so the worker, which is still ending, leaves it alone.
+                ended = state.now(status="cancelled", attempt=state.attempt + 1, message="")
+                self._board.set_state(key, ended)
 
     def _dependency(self, task: Task) -> str | None:
         """The element that must have succeeded before a task starts, if it is still to end."""
@@ -151,6 +150,9 @@ class Slurm:
 
     def _submit(self, tasks: Sequence[Task], dependency: str | None) -> None:
         files = [self._board.file_of(task) for task in tasks]
+        said_by_slurm = self._board.folder / SLURM_LOG
+        for log in (said_by_slurm, *(file.with_name(LOG) for file in files)):
+            private.refuse_links_of_others(log)
         command = [
             "sbatch",
             f"--job-name=smallbatch-{Path.cwd().name}",
@@ -163,7 +165,7 @@ class Slurm:
             "--parsable",
             f"--array=0-{len(tasks) - 1}",
             f"--chdir={Path.cwd()}",
-            f"--output={self._board.folder / 'slurm.log'}",
+            f"--output={said_by_slurm}",
             "--open-mode=append",
         ]
         if dependency is not None:
@@ -181,7 +183,7 @@ class Slurm:
             self._board.set_job(key, {"job": job["job"], "index": job["index"]})
         if seen.state not in _WAITING and state.status != "stopped":
             return
-        message = f"waits in Slurm: {seen.reason}"
+        message = "waits in Slurm" if seen.reason == "None" else f"waits in Slurm: {seen.reason}"
         if (state.status, state.message) != ("queued", message):
             self._board.set_state(key, state.now(status="queued", message=message))
 
@@ -215,7 +217,7 @@ class Slurm:
         element = _element(job)
         if seen is None:
             return "lost", f"Slurm no longer knows its job {element}"
-        logs = f"{self._board.folder_of(task.key) / LOG} and {self._board.folder / 'slurm.log'}"
+        logs = f"{self._board.folder_of(task.key) / LOG} and {self._board.folder / SLURM_LOG}"
         return "lost", f"its job {element} ended in Slurm: {seen.state} {seen.reason}; see {logs}"
 
 
