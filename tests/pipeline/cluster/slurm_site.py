@@ -1,4 +1,4 @@
-"""A Slurm of one node, two cores and three partitions, in a folder of its own, for tests.
+"""A Slurm of one node and three partitions, in a folder of its own, for tests.
 
 Run as a program it keeps the daemons: it ends them, and all that they started, when its standard
 input ends, which it does however the tests end.
@@ -24,6 +24,8 @@ import psutil
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+CORES = 5
+"""Of the node, as Slurm believes."""
 MOST = 4
 """MaxArraySize: no array has an index of this or above."""
 
@@ -55,9 +57,10 @@ MinJobAge=300
 TaskProlog={folder}/prolog
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+SlurmdParameters=config_overrides
 SlurmctldParameters=preempt_send_user_signal
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs=2
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs={cores}
 PartitionName=low Nodes=node Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=calm Nodes=node MaxTime=INFINITE PriorityTier=1 PreemptMode=OFF
 PartitionName=high Nodes=node MaxTime=INFINITE PriorityTier=9 PreemptMode=OFF
@@ -121,7 +124,7 @@ def slurm_site() -> Generator[Site]:
     (folder / "spool").mkdir()
     conf = CONF.format(
         folder=folder, host=platform.node(), user=psutil.Process().username(),
-        controller=ports[0], node=ports[1], most=MOST,
+        controller=ports[0], node=ports[1], most=MOST, cores=CORES,
     )  # fmt: skip
     (folder / "slurm.conf").write_text(conf)
     former = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
