@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -193,7 +193,8 @@ def _keep(folder: Path) -> None:
     finally:
         while left := psutil.Process().children(recursive=True):
             for process in left:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(left, timeout=5)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ tasks=({tasks})
 task=${{tasks[SLURM_ARRAY_TASK_ID]}}
 exec >>"${{task%/*}}/{log}" 2>&1
 {pythonpath}
+PATH=$PATH:{programs}
 told='' worker=''
 trap 'told=1; [[ -z $worker ]] || kill -TERM "$worker"' TERM
 {worker} "$task" &
@@ -232,6 +234,7 @@ def _script(files: Iterable[Path]) -> str:
         tasks=shlex.join(map(str, files)),
         log=LOG,
         pythonpath=pythonpath,
+        programs=shlex.quote(str(Path(shutil.which("squeue") or "squeue").parent)),
         worker=shlex.join(WORKER),
         interrupted=INTERRUPTED,
         out_of_time=OUT_OF_TIME,
