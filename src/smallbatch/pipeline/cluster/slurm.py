@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +30,9 @@ _COMMAND_S = 120.0  # sbatch tries again for a while if Slurm cannot take a job 
 _LAG_S = 30.0  # until what a node wrote last can be seen through a shared file system's cache
 _RETRY_S = 30.0  # each question to a controller that is away takes some ten seconds
 _ACTIVE = ("queued", "running", "stopped")
+# The variables that Slurm's commands and jobs get of this process's: among others are secrets.
+_TO_JOBS = ("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SBATCH_", "SHELL",
+            "SLURM_", "USER")  # fmt: skip
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _OVER = ("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL",
          "DEADLINE", "OUT_OF_MEMORY")  # fmt: skip
@@ -47,7 +49,6 @@ tasks=({tasks})
 task=${{tasks[SLURM_ARRAY_TASK_ID]}}
 exec >>"${{task%/*}}/{log}" 2>&1
 {pythonpath}
-PATH=$PATH:{programs}
 told='' worker=''
 trap 'told=1; [[ -z $worker ]] || kill -TERM "$worker"' TERM
 {worker} "$task" &
@@ -161,9 +162,9 @@ class Slurm:
             "--requeue",
             "--signal=B:TERM@60",
             *self._options,
-            # Of these no option takes the place. Variables of this process stay here: there may be
-            # secrets among them. A job has those of a login on its node.
-            "--export=NONE",
+            # Of these no option takes the place. ALL is what `_call` leaves of the variables; for
+            # NONE, Slurm would start a login on the node, which may take long or fail.
+            "--export=ALL",
             "--parsable",
             f"--array=0-{len(tasks) - 1}",
             f"--chdir={Path.cwd()}",
@@ -234,7 +235,6 @@ def _script(files: Iterable[Path]) -> str:
         tasks=shlex.join(map(str, files)),
         log=LOG,
         pythonpath=pythonpath,
-        programs=shlex.quote(str(Path(shutil.which("squeue") or "squeue").parent)),
         worker=shlex.join(WORKER),
         interrupted=INTERRUPTED,
         out_of_time=OUT_OF_TIME,
@@ -283,8 +283,7 @@ def _call(program: str, *arguments: str, script: str = "") -> str:
     Raises:
         UserError: It failed; its own message in one line.
     """
-    # Variables by which users choose what squeue shows them.
-    environment = {name: it for name, it in os.environ.items() if not name.startswith("SQUEUE_")}
+    environment = {name: it for name, it in os.environ.items() if name.startswith(_TO_JOBS)}
     try:
         done = subprocess.run(
             [program, *arguments], input=script, env=environment, check=True, timeout=_COMMAND_S,
