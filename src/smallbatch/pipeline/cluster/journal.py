@@ -1,4 +1,4 @@
-"""A worker's news of its column, in files on the board: its state, and what MLflow is to show."""
+"""A node's news of the column that it trains, in files on the board: its state, and what MLflow is to show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVENTS = "events.jsonl"
 TELL_S = 2.0
-"""Seconds between the states that a worker writes."""
+"""Seconds between the states that a node writes."""
 
 
 class Events(Teller):

@@ -1,4 +1,4 @@
-"""Passes on to MLflow what workers write of the columns that they train."""
+"""Passes on to MLflow what nodes write of the columns that they train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker: trains one task of a board, on whatever machine it was started."""
+"""Trains one task of a board, on whatever node it was started."""
 
 from __future__ import annotations
 
