@@ -1,0 +1,96 @@
+"""Starts a worker process for each GPU, which sees that one alone.
+
+CUDA cannot be used in a fork of a process that has used it, so these processes begin anew. This
+module is the first that they import: before torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+from collections.abc import Generator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.reduction import DupFd
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.machine import VISIBLE_GPUS
+from smallbatch.processes import live_and_die_with
+
+if TYPE_CHECKING:
+    from smallbatch.execution.chunks import Job
+    from smallbatch.execution.workers import Shared
+
+_ALIGNED = 64  # bytes
+
+
+def start_workers(
+    context: SpawnContext, job: Job, planned: list[list[str]], shared: Shared
+) -> list[SpawnProcess]:
+    """Start a worker for each device of a job, but no more than there are chunks."""
+    parcel, workers = Parcel((job, planned)), list[SpawnProcess]()
+    for device in job.devices[: len(planned)]:
+        arguments = (parcel, shared, os.getpid())
+        workers.append(context.Process(target=_begin, args=arguments, daemon=True))
+        with _visible(device):
+            workers[-1].start()
+    parcel.close()
+    return workers
+
+
+def _begin(parcel: Parcel, shared: Shared, parent: int) -> None:
+    live_and_die_with(parent)
+    from smallbatch.execution.workers import work
+
+    job, planned = parcel.open()
+    work(job, None, planned, shared)
+
+
+@contextmanager
+def _visible(device: str) -> Generator[None, None, None]:
+    """Within this block processes that are started see one GPU; this process saw its own before."""
+    before = os.environ.get(VISIBLE_GPUS)
+    os.environ[VISIBLE_GPUS] = device
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VISIBLE_GPUS]
+        else:
+            os.environ[VISIBLE_GPUS] = before
+
+
+class Parcel:
+    """An object for processes that are spawned; the arrays in it are in memory once for all.
+
+    They lie in a file without a name, which is gone with the last process that has it open.
+    """
+
+    def __init__(self, content: object) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        self._pickled = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+        self._spans: list[tuple[int, int]] = []
+        self._file = os.memfd_create("smallbatch")
+        with os.fdopen(self._file, "wb", closefd=False) as file:
+            for buffer in buffers:
+                view = buffer.raw()
+                start = file.seek(-(-file.tell() // _ALIGNED) * _ALIGNED)
+                file.write(view)
+                self._spans.append((start, start + view.nbytes))
+
+    def close(self) -> None:
+        """This process needs it no longer."""
+        os.close(self._file)
+
+    def open(self) -> Any:
+        """The object, in a process that got the parcel; what it changes, others do not see."""
+        mapped = memoryview(mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY))
+        arrays = [mapped[start:end] for start, end in self._spans]
+        return pickle.loads(self._pickled, buffers=arrays)  # noqa: S301 - of the parent's memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_file": DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_file": state["_file"].detach()})
