@@ -64,8 +64,8 @@ class RayConfig(Strict):
     """A Ray cluster, and what a column takes of it.
 
     ``address`` is ``auto``, for the cluster that runs here or else one of this machine alone, or
-    ``HOST:6379``, or ``ray://HOST:10001``. ``cpus`` and ``gpus`` are a column's; ``auto`` is one GPU
-    where the cluster has any, else the cores of its smallest node.
+    ``HOST:6379``, or ``ray://HOST:10001``. ``cpus`` and ``gpus`` are a column's; ``auto`` is one
+    GPU where the cluster has any, else the cores of its smallest node.
     """
 
     address: Annotated[str, Field(min_length=1, max_length=300)] = "auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -20,6 +20,7 @@ from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints, files
 from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import Row, RunResult
@@ -53,6 +54,8 @@ def train_column(
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     keep_weights: bool = True,
+    tick: Callable[[], None] = lambda: None,
+    kept_only: bool = False,
 ) -> None:
     """Train the missing runs of a column and write its result files to ``directory``.
 
@@ -71,9 +74,12 @@ def train_column(
         watch: Knows of reasons to stop early; by default there are none.
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
+        tick: Is called several times a second.
+        kept_only: Whether to train nothing, as all runs were trained elsewhere.
 
     Raises:
-        UserError: The model cannot be built for these images.
+        UserError: The model cannot be built for these images, or runs are missing that were to be
+            trained elsewhere.
         OSError: Something cannot be written; earlier files are unchanged.
         Stopped: The watch asked to stop; the same call then continues.
     """
@@ -99,6 +105,8 @@ def train_column(
             lock,
             sampler,
             keep_weights,
+            tick,
+            kept_only,
         )
         makers = placement.makers
         records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
@@ -149,6 +157,8 @@ def _train_missing(
     lock: Lock,
     sampler: Sampler,
     keep_weights: bool,
+    tick: Callable[[], None],
+    kept_only: bool,
 ) -> int | None:
     """Train the runs that have no record.
 
@@ -167,12 +177,18 @@ def _train_missing(
         sampler.resume()
     if not missing:
         return None
+    if kept_only:
+        raise UserError(
+            f"{work}: {len(missing)} of {count(len(column.runs), 'run')} of {directory} missing or "
+            "made by other code, which the cluster said it had trained; run the same command again"
+        )
     from smallbatch.execution.chunks import Job
     from smallbatch.execution.workers import train_all
 
     def beat() -> None:
         lock.beat()
         sampler.tick()
+        tick()
 
     if placement.remark:
         print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smallbatch.protocol.column import Column
     from smallbatch.protocol.run import Run
     from smallbatch.tracking import ColumnInfo, LiveMirror
+    from smallbatch.tracking.live import Teller
 
 
 def train_and_track(
@@ -28,6 +29,7 @@ def train_and_track(
     *,
     stage: str | None,
     time_limit: float | None,
+    elsewhere: Callable[[LiveMirror, Watch], None] | None = None,
 ) -> Path:
     """Place a column, train it and mirror it to MLflow while it trains.
 
@@ -37,6 +39,7 @@ def train_and_track(
         folder: Gives the folder for the column's files.
         stage: The name of the DVC stage; None outside the pipeline.
         time_limit: Seconds after which to stop, with all progress kept.
+        elsewhere: Has the runs trained by others and waits for them; then none are trained here.
 
     Returns:
         The folder.
@@ -49,7 +52,7 @@ def train_and_track(
     from smallbatch.execution.watch import Watch
 
     with Watch(time_limit) as watch:
-        return _watched(plan, compute, folder, stage, watch)
+        return _watched(plan, compute, folder, stage, watch, elsewhere)
 
 
 def _watched(
@@ -58,6 +61,7 @@ def _watched(
     folder: Callable[[Column], Path],
     stage: str | None,
     watch: Watch,
+    elsewhere: Callable[[LiveMirror, Watch], None] | None,
 ) -> Path:
     from smallbatch.tracking import LiveMirror
     from smallbatch.tracking.uri import VARIABLE, TrackingUri
@@ -66,6 +70,10 @@ def _watched(
         TrackingUri.parse()  # so that a mistake in it is told now and not after the training
     mirror = LiveMirror()  # before torch is imported, as its process imports mlflow meanwhile
     try:
+        if elsewhere is not None:
+            elsewhere(mirror, watch)
+            # The device and the engine were the others' to choose.
+            compute = compute.model_copy(update={"device": "auto", "engine": "auto"})
         from smallbatch import machine
         from smallbatch.execution.column import train_column
         from smallbatch.placement.placement import place
@@ -73,12 +81,13 @@ def _watched(
 
         column = plan()
         directory = folder(column)
-        find_out(column, compute)
-        placement = place(column, compute)
+        if elsewhere is None:
+            find_out(column, compute)
+        placement = place(column, compute, keep=elsewhere is None)
         environment = machine.describe(placement.device)
-        mirror.start(_column_info(column, directory, placement, environment, stage))
+        mirror.start(column_info(column, directory, placement, environment, stage))
         with _progress(column, single=stage is None) as progress:
-            observers = [progress, _Tracked(mirror, column)]
+            observers = [progress, Tracked(mirror, column)]
             train_column(
                 column,
                 directory,
@@ -88,6 +97,7 @@ def _watched(
                 stage=stage,
                 environment=environment,
                 watch=watch,
+                kept_only=elsewhere is not None,
             )
     except BaseException:
         mirror.abort()
@@ -108,13 +118,14 @@ def _progress(column: Column, single: bool) -> Progress | RunProgress:
     return Progress(title, len(column.runs), epochs, images)
 
 
-def _column_info(
+def column_info(
     column: Column,
     directory: Path,
     placement: Placement,
     environment: dict[str, Any],
     stage: str | None,
 ) -> ColumnInfo:
+    """What MLflow is told of a column before its first update."""
     from smallbatch.protocol.run import PROTOCOL
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
@@ -136,10 +147,15 @@ def _column_info(
     )
 
 
-class _Tracked:
-    """Tells a mirror of a column's epochs; see :class:`~execution.column.Observer`."""
+class Tracked:
+    """Tells MLflow of a column's epochs; see :class:`~execution.column.Observer`.
 
-    def __init__(self, mirror: LiveMirror, column: Column) -> None:
+    Args:
+        mirror: Who is told.
+        column: The column.
+    """
+
+    def __init__(self, mirror: Teller, column: Column) -> None:
         from smallbatch.tracking import RunInfo
 
         self._mirror = mirror
@@ -155,9 +171,11 @@ class _Tracked:
         }
 
     def run_begun(self, run: Run, started: datetime) -> None:
+        """See :class:`~execution.column.Observer`."""
         self._mirror.run_begun(run.hash, started)
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        """See :class:`~execution.column.Observer`."""
         self._mirror.run_epoch(self._infos[run.hash], row)
 
     def run_done(self, run: Run, outcome: str) -> None:

@@ -1,0 +1,260 @@
+"""The board: which columns a cluster is to train, and how far each of them is.
+
+Each column has a folder below `.smallbatch/cluster`. Who submits writes `task-<number>.json`,
+whoever trains it `state.json` and `events.jsonl`, a scheduler `job.json` with what it needs to know
+of its own job. All are replaced whole, so that any process may read them at any time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from smallbatch import durable, private
+from smallbatch.errors import UserError
+
+FOLDER = Path(".smallbatch/cluster")
+
+Status = Literal["queued", "running", "done", "failed", "stopped", "cancelled", "lost"]
+FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
+"""After them a task is carried out no further; it can be submitted again."""
+
+_TASK = re.compile(r"task-(\d{1,9})\.json")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-m\d{1,10}")
+_POLL_S = 0.1
+_Kind = TypeVar("_Kind")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column that is to be trained elsewhere.
+
+    Attributes:
+        key: Its name on the board.
+        study: The study's name.
+        batch_size: m.
+        params: The content of the params file when it was submitted.
+        origin: The name of that file.
+        base_lrs: Its base learning rates; None: the best one of the column that it comes ``after``.
+        stage: The name of the DVC stage.
+        after: The key of the column that has to be complete first.
+        runs: The number of its runs.
+        updates: Of each run.
+        needs: What a node must have to train it: the digest of the code, versions of libraries.
+        dataset: The name of the prepared data.
+        fingerprint: The SHA-256 of its content.
+        cluster: ``ray`` or ``slurm``.
+        wanted: A digest of the runs: tasks with the same one lead to the same column.
+        number: Of the submission; each of one column has a higher one than those before.
+        submitted: When, ISO 8601.
+    """
+
+    key: str
+    study: str
+    batch_size: int
+    params: Mapping[str, Any]
+    origin: str
+    base_lrs: Sequence[float] | None
+    stage: str | None
+    after: str | None
+    runs: int
+    updates: int
+    needs: Mapping[str, str]
+    dataset: str
+    fingerprint: str
+    cluster: str
+    wanted: str = ""
+    number: int = 1
+    submitted: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a task is.
+
+    Attributes:
+        number: Of the submission.
+        attempt: How often its training was begun: the fencing number of whoever writes.
+        status: `lost` is a task that no longer runs and did not end.
+        node: Where it runs.
+        device: On what.
+        message: One line, of what went wrong or is waited for.
+        started: When this attempt began, ISO 8601.
+        told: When this was written.
+        runs_done: Runs that have ended.
+        share: Of the column's updates, 0 to 1.
+        images_per_second: Of this attempt.
+    """
+
+    number: int
+    attempt: int = 0
+    status: Status = "queued"
+    node: str = ""
+    device: str = ""
+    message: str = ""
+    started: str = ""
+    told: str = ""
+    runs_done: int = 0
+    share: float = 0.0
+    images_per_second: float | None = None
+
+    def now(self, **changes: Any) -> State:
+        """A copy with changes, told now."""
+        return replace(self, told=datetime.now(UTC).isoformat(timespec="seconds"), **changes)
+
+
+class Scheduler(Protocol):
+    """Who carries tasks out. Its methods are called by whoever holds the board's lock."""
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Take over tasks that are on the board as queued.
+
+        Raises:
+            UserError: It cannot; the reason in one line.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Correct states of which the scheduler knows better: what vanished is `lost`."""
+        ...
+
+    def cancel(self, keys: Collection[str]) -> None:
+        """End tasks; their states become `cancelled`."""
+        ...
+
+
+class Board:
+    """The tasks of a project and their states.
+
+    Args:
+        folder: Where it lies; made when the first task is put there.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
+
+    def folder_of(self, key: str) -> Path:
+        """The folder of a task.
+
+        Raises:
+            UserError: The key is none.
+        """
+        if not _KEY.fullmatch(key):
+            raise UserError(
+                f"{self.folder}: found the task {key[:80]!r}, allowed: DATASET-STUDY-mM"
+            )
+        return self.folder / key
+
+    def file_of(self, task: Task) -> Path:
+        """The file that a worker is given. It is gone when a later submission replaced this one."""
+        return self.folder_of(task.key) / f"task-{task.number}.json"
+
+    def put(self, task: Task) -> Task:
+        """Put a task on the board as queued, in place of an earlier submission; numbers it."""
+        folder = self.folder_of(task.key)
+        private.refuse_links_of_others(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        former = [number for number, _ in self._files(folder)]
+        state = self.state(task.key)
+        number = 1 + max([*former, state.number if state else 0])
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        task = replace(task, number=number, submitted=moment)
+        for _, path in self._files(folder):
+            path.unlink(missing_ok=True)
+        for name in ("job.json", "events.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        self.set_state(task.key, State(number))
+        durable.write(self.file_of(task), _json(asdict(task)))
+        return task
+
+    def task(self, key: str) -> Task | None:
+        """The latest submission of a column; None if there is none that can be read."""
+        files = self._files(self.folder_of(key))
+        return read_task(files[-1][1]) if files else None
+
+    def tasks(self) -> list[Task]:
+        """The latest submission of each column, in the order of their keys."""
+        with suppress(FileNotFoundError):
+            names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+            found = (self.task(name) for name in names if _KEY.fullmatch(name))
+            return [task for task in found if task is not None]
+        return []
+
+    def state(self, key: str) -> State | None:
+        """How far a task is; None if that cannot be read."""
+        return _parsed(State, self.folder_of(key) / "state.json")
+
+    def set_state(self, key: str, state: State) -> None:
+        """Replace a task's state."""
+        durable.write(self.folder_of(key) / "state.json", _json(asdict(state)))
+
+    def job(self, key: str) -> dict[str, Any]:
+        """What the scheduler noted of its job; empty if there is nothing."""
+        return _read(self.folder_of(key) / "job.json")
+
+    def set_job(self, key: str, job: Mapping[str, Any]) -> None:
+        """Replace the scheduler's note."""
+        durable.write(self.folder_of(key) / "job.json", _json(job))
+
+    @contextmanager
+    def lock(self, check: Callable[[], None] = lambda: None) -> Generator[None]:
+        """Keep other processes of this machine from submitting, cancelling and refreshing.
+
+        Args:
+            check: Called while waiting; may raise.
+        """
+        private.refuse_links_of_others(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = private.open_lock(self.folder / "lock")
+        try:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    check()
+                    time.sleep(_POLL_S)
+            yield
+        finally:
+            os.close(file)
+
+    @staticmethod
+    def _files(folder: Path) -> list[tuple[int, Path]]:
+        """Numbers and files of the submissions in a folder, the latest last."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            found = ((_TASK.fullmatch(path.name), path) for path in folder.iterdir())
+            return sorted((int(it.group(1)), path) for it, path in found if it)
+        return []
+
+
+def read_task(path: Path) -> Task | None:
+    """A task's file, None if there is none or it is damaged."""
+    return _parsed(Task, path)
+
+
+def _parsed(kind: type[_Kind], path: Path) -> _Kind | None:
+    try:
+        return kind(**_read(path))
+    except TypeError:  # of another version of the package
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(private.read_shared(path))
+    except (FileNotFoundError, private.Untrusted, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=1)}\n".encode()
