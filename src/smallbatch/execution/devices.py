@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from smallbatch.execution.workers import Shared
 
 _ALIGNED = 64  # bytes
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def start_workers(
@@ -33,7 +35,7 @@ def start_workers(
     for device in job.devices[: len(planned)]:
         arguments = (parcel, shared, os.getpid())
         workers.append(context.Process(target=_begin, args=arguments, daemon=True))
-        with _visible(device):
+        with _seeing(device), _signals_held():
             workers[-1].start()
     parcel.close()
     return workers
@@ -41,6 +43,7 @@ def start_workers(
 
 def _begin(parcel: Parcel, shared: Shared, parent: int) -> None:
     live_and_die_with(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     from smallbatch.execution.workers import work
 
     job, planned = parcel.open()
@@ -48,7 +51,20 @@ def _begin(parcel: Parcel, shared: Shared, parent: int) -> None:
 
 
 @contextmanager
-def _visible(device: str) -> Generator[None, None, None]:
+def _signals_held() -> Generator[None, None, None]:
+    """Processes that are started within this block hold signals back until they ignore them.
+
+    Python would answer Ctrl-C with a traceback while it starts. For this process they only wait.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _seeing(device: str) -> Generator[None, None, None]:
     """Within this block processes that are started see one GPU; this process saw its own before."""
     before = os.environ.get(VISIBLE_GPUS)
     os.environ[VISIBLE_GPUS] = device
