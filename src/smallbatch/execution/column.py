@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -25,8 +24,6 @@ from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import Row, RunResult
-
-_PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 
 class Observer(Protocol):
@@ -67,7 +64,7 @@ def train_column(
         directory: The folder for `history.parquet`, `weights.safetensors`, `runs.json` and
             `timing.json`.
         placement: Where and how to train. On a CPU, chunks of runs go to several single-thread
-            processes, by default one per core; a GPU trains one chunk after another.
+            processes, by default one per core; each GPU trains one chunk after another.
         checkpoint_seconds: Seconds between a chunk's checkpoints.
         work: The folder for records of runs; they stay there when the column is complete.
         observers: Are told of the end of every epoch and run.
@@ -92,9 +89,11 @@ def train_column(
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
-        sampler = Sampler(checkpoints.system_file(work, directory), placement.device)
+        sampler = Sampler(
+            checkpoints.system_file(work, directory), placement.device, placement.devices
+        )
         started, began = datetime.now(UTC), time.perf_counter()
-        measured = _train_missing(
+        peak = _train_missing(
             column,
             directory,
             placement,
@@ -121,12 +120,12 @@ def train_column(
             kernels=placement.kernels,
             device=placement.device,
         )  # fmt: skip
-        if measured:
+        if peak is not None:
             images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
             seconds = sum(it.seconds for it in clocks.values())
             clock["seconds"] = time.perf_counter() - began
             clock["images_per_second"] = placement.workers * images / seconds
-            clock["peak_memory_bytes"] = _peak_memory(placement.device)
+            clock["peak_memory_bytes"] = peak
         if "workers" in shared:
             clock["workers"] = cast("int", shared.pop("workers"))
         timing = kept or Timing(environment=shared, column=clock, runs=clocks)
@@ -140,7 +139,7 @@ def train_column(
             updates=column.updates(column.runs[0]),
             results=[(run, records[run.hash][0]) for run in column.runs],
             timing=timing,
-            system_use=sampler.finish() if measured or sampler.content() else None,
+            system_use=sampler.finish() if peak is not None or sampler.content() else None,
         )
         lock.beat(now=True)
         shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
@@ -160,12 +159,12 @@ def _train_missing(
     keep_weights: bool,
     tick: Callable[[], None],
     kept_only: bool,
-) -> bool:
+) -> int | None:
     """Train the runs that have no record.
 
     Returns:
-        Whether all of the column was trained now, from the first update on. Else what an earlier
-        attempt took is not known.
+        Peak memory in bytes if all of the column was trained now, from the first update on; else
+        None, as what an earlier attempt took is not known.
     """
     done = {run.hash: files.load_record(work / run.hash, *placement.makers) for run in column.runs}
     for run in column.runs:
@@ -177,13 +176,14 @@ def _train_missing(
     if not afresh:
         sampler.resume()
     if not missing:
-        return False
+        return None
     if kept_only:
         raise UserError(
             f"{work}: {len(missing)} of {count(len(column.runs), 'run')} of {directory} missing or "
             "made by other code, which the cluster said it had trained; run the same command again"
         )
-    from smallbatch.execution.workers import Job, train_all
+    from smallbatch.execution.chunks import Job
+    from smallbatch.execution.workers import train_all
 
     def beat() -> None:
         lock.beat()
@@ -192,7 +192,7 @@ def _train_missing(
 
     if placement.remark:
         print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
-    train_all(
+    peak = train_all(
         Job(
             column=column.runs,
             missing=missing,
@@ -210,7 +210,7 @@ def _train_missing(
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
-    return afresh
+    return peak if afresh else None
 
 
 def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
@@ -236,13 +236,3 @@ def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:
 def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
     for observer in observers:
         observer.run_done(run, outcome)
-
-
-def _peak_memory(device: str) -> int:
-    """Peak memory in bytes: on a GPU the device's, on a CPU the largest worker process's."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    usage = max(resource.getrusage(who).ru_maxrss for who in _PROCESSES)
-    return usage * 1024
