@@ -21,6 +21,7 @@ from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints, files, hardware
 from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import Row
@@ -62,6 +63,7 @@ def train_column(
     watch: Watch | None = None,
     keep_weights: bool = True,
     tick: Callable[[], None] = lambda: None,
+    kept_only: bool = False,
 ) -> None:
     """Train the missing runs of a column and write its result files to ``directory``.
 
@@ -81,9 +83,11 @@ def train_column(
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
         tick: Is called several times a second.
+        kept_only: Whether to train nothing, as all runs were trained elsewhere.
 
     Raises:
-        UserError: The model cannot be built for these images.
+        UserError: The model cannot be built for these images, or runs are missing that were to be
+            trained elsewhere.
         OSError: Something cannot be written; earlier files are unchanged.
         Stopped: The watch asked to stop; the same call then continues.
     """
@@ -108,6 +112,7 @@ def train_column(
             sampler,
             keep_weights,
             tick,
+            kept_only,
         )
         records = _whole(_kept(column, work, placement), work)
         shared, clocks = files.shared_environment(
@@ -160,6 +165,7 @@ def _train_missing(
     sampler: Sampler,
     keep_weights: bool,
     tick: Callable[[], None],
+    kept_only: bool,
 ) -> bool:
     """Train the runs that have no record.
 
@@ -178,6 +184,11 @@ def _train_missing(
         sampler.resume()
     if not missing:
         return False
+    if kept_only:
+        raise UserError(
+            f"{work}: {len(missing)} of {count(len(column.runs), 'run')} of {directory} missing or "
+            "made by other code, which the cluster said it had trained; run the same command again"
+        )
     from smallbatch.execution.workers import Job, train_all
 
     def beat() -> None:
