@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from smallbatch.records.schema import Timing
 
-DIFFERS = "numbers round differently from one to another, and times cannot be compared"
-"""What follows from several kinds of hardware, or engines, as the end of a sentence."""
+DIFFERS = "between these, numbers round differently, and times cannot be compared"
+"""What follows from several kinds of hardware, or several engines."""
 
 
-def trained_by(timing: Timing) -> dict[str, int]:
-    """How many runs of a column each kind of hardware trained, by its name; most first.
+class Trained(NamedTuple):
+    """The name of some hardware, the engine if that differs too, and how many runs it trained."""
 
-    Where engines or kernels are not the same for all runs, they are part of the name. Runs of which
-    older files do not name the hardware are not counted.
+    hardware: str
+    by: str
+    runs: int
+
+
+def trained_by(timing: Timing) -> list[Trained]:
+    """What trained the runs of a column; what trained most of them comes first.
+
+    Runs of which older files do not name the hardware are not counted.
     """
     of_column = {**timing.environment, **timing.column}
     runs = [{**of_column, **clock.environment} for clock in timing.runs.values()]
-    kinds = {(_name(run), run.get("hardware")) for run in runs}
-    names = Counter(name for name, _ in kinds)
-    ways = {(run.get("engine"), run.get("kernels")) for run in runs}
-    found: Counter[str] = Counter()
+    names = Counter(name for name, _ in {(_name(run), run.get("hardware")) for run in runs})
+    several = len({(run.get("engine"), run.get("kernels")) for run in runs}) > 1
+    found: Counter[tuple[str, str]] = Counter()
     for run in runs:
         if name := _name(run):
-            exact = f" ({run['hardware']})" if names[name] > 1 else ""
-            found[name + exact + (_way(run) if len(ways) > 1 else "")] += 1
-    return dict(found.most_common())
+            # As two virtual machines may have, whose processors leave different instructions out.
+            exact = f" ({run.get('hardware')})" if names[name] > 1 else ""
+            found[name + exact, _by(run) if several else ""] += 1
+    return [Trained(*kind, number) for kind, number in found.most_common()]
 
 
-def sentence(runs: Mapping[str, int]) -> str:
-    """How a column's runs are split between what trained them, such as ``2 runs on X``."""
-    return ", ".join(f"{count(number, 'run')} on {name}" for name, number in runs.items())
+def sentence(trained: Iterable[Trained]) -> str:
+    """How the runs of a column are split, such as ``2 runs on X, 1 run on Y``."""
+    return ", ".join(f"{count(it.runs, 'run')} on {it.hardware}{it.by}" for it in trained)
 
 
 def _name(run: Mapping[str, object]) -> str:
@@ -46,6 +53,6 @@ def _name(run: Mapping[str, object]) -> str:
     return str((run["gpu"] if on_gpu else run.get("cpu")) or "")
 
 
-def _way(run: Mapping[str, object]) -> str:
-    kernels = f", kernels {run['kernels']}" if run.get("kernels") else ""
+def _by(run: Mapping[str, object]) -> str:
+    kernels = f" with {run['kernels']} kernels" if run.get("kernels") else ""
     return f" by engine {run.get('engine')}{kernels}"
