@@ -27,9 +27,11 @@ _MEMORY = {
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
+_SLURM_CORES = "SLURM_CPUS_ON_NODE"
+
 
 def cores(root: Path = _ROOT) -> int:
-    """Cores this process may use: no more than its affinity and its container allow.
+    """Cores this process may use: no more than its affinity, container and Slurm job allow.
 
     Args:
         root: below it, `proc` and `sys` tell the limits of containers.
@@ -41,6 +43,8 @@ def cores(root: Path = _ROOT) -> int:
             quota, period = map(int, words.split())
             if quota > 0 and period > 0:
                 found = min(found, math.ceil(quota / period))
+    with suppress(ValueError):  # a site need not bind jobs to the cores that it gives them
+        found = min(found, max(1, int(os.environ.get(_SLURM_CORES, found))))
     return found
 
 

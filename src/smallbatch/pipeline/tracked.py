@@ -72,8 +72,7 @@ def _watched(
     try:
         if elsewhere is not None:
             elsewhere(mirror, watch)
-            # The device and the engine were the others' to choose.
-            compute = compute.model_copy(update={"device": "auto", "engine": "auto"})
+            compute = compute.model_copy(update={"device": "auto"})  # there may be no such here
         from smallbatch import machine
         from smallbatch.execution.column import train_column
         from smallbatch.placement.placement import place
