@@ -301,7 +301,7 @@ def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
             images_per_second=images / seconds if seconds else None,
             environment=job.environment,
         )
-        files.save_record(job.work / run.hash, result, clock, job.placement.made_by)
+        files.save_record(job.work / run.hash, result, clock, job.placement.made_by, job.plan.fence)
         news.done(run, result.outcome)
 
     checkpoints.start_clock()
