@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from smallbatch import durable, machine
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, shown
 from smallbatch.execution.sampler import Sampler
 from smallbatch.execution.watch import Watch
 from smallbatch.placement.placement import Placement
 from smallbatch.protocol.column import Column
 from smallbatch.protocol.run import Run
-from smallbatch.records import checkpoints, files
+from smallbatch.records import checkpoints, files, hardware
 from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from smallbatch.protocol.outcome import Row, RunResult
+    from smallbatch.protocol.outcome import Row
+    from smallbatch.records.checkpoints import ChunkPlan
+    from smallbatch.records.files import Kept
 
-_PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
+_OF_COLUMN = ("workers", "engine", "kernels", "device")
+"""What `timing.json` has of the column, if it is the same for all runs; else of each run."""
 
 
 class Observer(Protocol):
@@ -57,6 +58,7 @@ def train_column(
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     keep_weights: bool = True,
+    on_attempt: Callable[[int], None] = lambda _number: None,
     tick: Callable[[], None] = lambda: None,
     kept_only: bool = False,
 ) -> None:
@@ -67,7 +69,7 @@ def train_column(
         directory: The folder for `history.parquet`, `weights.safetensors`, `runs.json` and
             `timing.json`.
         placement: Where and how to train. On a CPU, chunks of runs go to several single-thread
-            processes, by default one per core; a GPU trains one chunk after another.
+            processes, by default one per core; each GPU trains one chunk after another.
         checkpoint_seconds: Seconds between a chunk's checkpoints.
         work: The folder for records of runs; they stay there when the column is complete.
         observers: Are told of the end of every epoch and run.
@@ -77,6 +79,7 @@ def train_column(
         watch: Knows of reasons to stop early; by default there are none.
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
+        on_attempt: Is told the number of this attempt at the column, once it holds the lock.
         tick: Is called several times a second.
         kept_only: Whether to train nothing, as all runs were trained elsewhere.
 
@@ -85,6 +88,7 @@ def train_column(
             trained elsewhere.
         OSError: Something cannot be written; earlier files are unchanged.
         Stopped: The watch asked to stop; the same call then continues.
+        TakenOver: Another process trains this column now; nothing more was written.
     """
     watch = watch or Watch()
     # Described now, because the checkout may change while this code trains.
@@ -92,9 +96,15 @@ def train_column(
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
-        sampler = Sampler(checkpoints.system_file(work, directory), placement.device)
+        on_attempt(lock.attempt)
+        sampler = Sampler(
+            checkpoints.system_file(work, directory),
+            placement.device,
+            placement.devices,
+            lock.fence,
+        )
         started, began = datetime.now(UTC), time.perf_counter()
-        measured = _train_missing(
+        peak = _train_missing(
             column,
             directory,
             placement,
@@ -109,41 +119,43 @@ def train_column(
             tick,
             kept_only,
         )
-        makers = placement.makers
-        records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
-        shared, clocks = files.shared_environment({name: it[1] for name, it in records.items()})
+        records = _whole(_kept(column, work, placement), work)
+        shared, clocks = files.shared_environment(
+            {name: _placed(kept, placement) for name, kept in records.items()}
+        )
         watch.check()
         kept = files.load_timing(checkpoints.timing_file(work, directory), clocks)
         clock = ColumnClock(
             started=min(started, *(datetime.fromisoformat(it.started) for it in clocks.values()))
-            .isoformat(timespec="seconds"),
-            engine=placement.engine,
-            kernels=placement.kernels,
-            device=placement.device,
+            .isoformat(timespec="seconds")
         )  # fmt: skip
-        if measured:
-            images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
+        if peak is not None:
+            updates = sum(it.result.rows[-1]["updates"] for it in records.values())
             seconds = sum(it.seconds for it in clocks.values())
             clock["seconds"] = time.perf_counter() - began
-            clock["images_per_second"] = placement.workers * images / seconds
-            clock["peak_memory_bytes"] = _peak_memory(placement.device)
-        if "workers" in shared:
-            clock["workers"] = cast("int", shared.pop("workers"))
+            clock["images_per_second"] = placement.workers * column.batch_size * updates / seconds
+            clock["peak_memory_bytes"] = peak
+        of_column = {key: shared.pop(key) for key in _OF_COLUMN if key in shared}
+        clock |= cast("ColumnClock", of_column)
+        shared.pop("hardware", None)
         timing = kept or Timing(environment=shared, column=clock, runs=clocks)
         timing.column["stage"] = stage
+        if len(trained_by := hardware.trained_by(timing)) > 1:
+            _say(f"{directory}: {hardware.sentence(trained_by)}: {hardware.DIFFERS}")
         lock.beat(now=True)
-        files.save_timing(checkpoints.timing_file(work, directory), timing)
+        files.save_timing(checkpoints.timing_file(work, directory), timing, lock.fence)
         files.write_column(
             directory,
             dataset=column.dataset.meta,
             study=column.study,
             updates=column.updates(column.runs[0]),
-            results=[(run, records[run.hash][0]) for run in column.runs],
+            results=[(run, records[run.hash].result) for run in column.runs],
             timing=timing,
-            system_use=sampler.finish() if measured or sampler.content() else None,
+            system_use=sampler.finish() if peak is not None or sampler.content() else None,
+            fence=lock.fence,
         )
         lock.beat(now=True)
-        shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
+        lock.fence.clear()
 
 
 def _train_missing(
@@ -160,30 +172,31 @@ def _train_missing(
     keep_weights: bool,
     tick: Callable[[], None],
     kept_only: bool,
-) -> bool:
+) -> int | None:
     """Train the runs that have no record.
 
     Returns:
-        Whether all of the column was trained now, from the first update on. Else what an earlier
-        attempt took is not known.
+        Peak memory in bytes if all of the column was trained now, from the first update on; else
+        None, as what an earlier attempt took is not known.
     """
-    done = {run.hash: files.load_record(work / run.hash, *placement.makers) for run in column.runs}
+    done = _kept(column, work, placement)
     for run in column.runs:
         if kept := done[run.hash]:
-            _end(observers, run, kept[0].outcome)
+            _end(observers, run, kept.result.outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
-    plan = checkpoints.plan(work, directory, placement.made_by)
+    plan = checkpoints.plan(lock.fence, placement.made_by)
     afresh = len(missing) == len(column.runs) and not plan.has_checkpoints()
     if not afresh:
         sampler.resume()
     if not missing:
-        return False
+        return None
     if kept_only:
         raise UserError(
             f"{work}: {len(missing)} of {count(len(column.runs), 'run')} of {directory} missing or "
             "made by other code, which the cluster said it had trained; run the same command again"
         )
-    from smallbatch.execution.workers import Job, train_all
+    from smallbatch.execution.chunks import Job
+    from smallbatch.execution.workers import train_all
 
     def beat() -> None:
         lock.beat()
@@ -191,8 +204,10 @@ def _train_missing(
         tick()
 
     if placement.remark:
-        print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
-    train_all(
+        _say(f"{directory}: {placement.remark}")
+    if others := _others_checkpoints(plan):
+        _say(f"{directory}: {others}")
+    peak = train_all(
         Job(
             column=column.runs,
             missing=missing,
@@ -210,17 +225,47 @@ def _train_missing(
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
-    return afresh
+    return peak if afresh else None
 
 
-def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
-    record = files.load_record(directory, *made_by)
-    if record is None:
-        raise UserError(
-            f"{directory}: this run's record is gone: deleted, or replaced by a training of "
-            "another column with another engine or other code; run the same command again"
-        )
-    return record
+def _kept(column: Column, work: Path, placement: Placement) -> dict[str, Kept | None]:
+    """The kept run of each hash; None if it is to be trained."""
+    makers = placement.makers
+    found = {run.hash: files.load_record(work / run.hash, makers) for run in column.runs}
+    taken = makers.among({name: kept and kept.made_by for name, kept in found.items()})
+    return {name: kept if name in taken else None for name, kept in found.items()}
+
+
+def _whole(records: Mapping[str, Kept | None], work: Path) -> dict[str, Kept]:
+    for name, record in records.items():
+        if record is None:
+            raise UserError(
+                f"{work / name}: this run's record is gone: deleted, or replaced by a training of "
+                "another column with another engine or other code; run the same command again"
+            )
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def _placed(kept: Kept, placement: Placement) -> Clock:
+    """A run's clock, with where and how it was trained in its environment."""
+    place = placement.makers.place(kept.made_by)
+    return kept.clock.model_copy(update={"environment": {**kept.clock.environment, **place}})
+
+
+def _others_checkpoints(plan: ChunkPlan) -> str:
+    """A line if checkpoints lie there that are not used; a run goes on where it began."""
+    folder = plan.folder.parent
+    unused = sorted(
+        version.name
+        for version in (folder.iterdir() if folder.is_dir() else ())
+        if version != plan.folder and any(version.glob("*/*.checkpoint"))
+    )
+    if not unused:
+        return ""
+    return (
+        f"checkpoints in {folder} are not used ({', '.join(unused)}): other hardware, another "
+        "engine or other code made them, and an unfinished run goes on only where it began"
+    )
 
 
 def _begin(observers: Sequence[Observer], run: Run, started: datetime) -> None:
@@ -238,11 +283,5 @@ def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
         observer.run_done(run, outcome)
 
 
-def _peak_memory(device: str) -> int:
-    """Peak memory in bytes: on a GPU the device's, on a CPU the largest worker process's."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    usage = max(resource.getrusage(who).ru_maxrss for who in _PROCESSES)
-    return usage * 1024
+def _say(text: str) -> None:
+    print(shown(text), file=sys.stderr, flush=True)

@@ -83,7 +83,7 @@ class State:
 
     Attributes:
         number: Of the submission.
-        attempt: How often its training was begun: the fencing number of whoever writes.
+        attempt: How often its training was begun; who has a lower one writes no state.
         status: `lost` is a task that no longer runs and did not end.
         node: Where it runs.
         device: On what.
@@ -155,7 +155,7 @@ class Board:
         return self.folder / key
 
     def file_of(self, task: Task) -> Path:
-        """The file that a worker is given. It is gone when a later submission replaced this one."""
+        """The file that `smallbatch work` is given; gone when a later submission replaced it."""
         return self.folder_of(task.key) / f"task-{task.number}.json"
 
     def put(self, task: Task) -> Task:

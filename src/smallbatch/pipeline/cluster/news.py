@@ -1,4 +1,4 @@
-"""Passes on to MLflow what workers write of the columns that they train."""
+"""Passes on to MLflow what nodes write of the columns that they train."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class News:
 
     def __init__(self, board: Board, mirror: LiveMirror) -> None:
         self._board, self._mirror = board, mirror
-        self._read: dict[str, tuple[int, int]] = {}  # inode of the file, bytes of it, by task
+        self._read: dict[str, tuple[bytes, int]] = {}  # first line, bytes, by task
 
     def pass_on(self, task: Task) -> None:
         """What is new of a task."""
@@ -55,11 +55,13 @@ class News:
     def _new_lines(self, key: str, path: Path) -> list[bytes]:
         try:
             with path.open("rb") as file:
-                inode = path.stat().st_ino
-                former, position = self._read.get(key, (inode, 0))
-                file.seek(position if former == inode else 0)
+                first = file.readline()  # it has the moment, so it differs between attempts
+                former, position = self._read.get(key, (first, 0))
+                file.seek(position if former == first else 0)
+                start = file.tell()
                 whole, end, _ = file.read().rpartition(b"\n")
-                self._read[key] = inode, file.tell() if end else position
         except FileNotFoundError:
             return []
+        if end:  # else not even the first line is complete
+            self._read[key] = first, start + len(whole) + 1
         return whole.splitlines()
