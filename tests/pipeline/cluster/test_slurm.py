@@ -55,7 +55,7 @@ attempt = found["attempt"] + 1
 
 def tell(status):
     found = json.loads(state.read_text())
-    if found["attempt"] > attempt:
+    if found["attempt"] > attempt or found["status"] == "cancelled":
         sys.exit(2)
     part = state.with_suffix(".new")
     part.write_text(json.dumps({**found, "attempt": attempt, "status": status}))

@@ -140,9 +140,7 @@ class Slurm:
         for key in active:
             state = self._board.state(key)
             if state and state.status not in FINAL:
-                # As of a later attempt: so the worker, which is still ending, leaves it alone.
-                ended = state.now(status="cancelled", attempt=state.attempt + 1, message="")
-                self._board.set_state(key, ended)
+                self._board.set_state(key, state.now(status="cancelled", message=""))
 
     def _dependency(self, task: Task) -> str | None:
         """The element that must have succeeded before a task starts, if it is still to end."""
