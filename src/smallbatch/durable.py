@@ -22,6 +22,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _LITTER = (".DS_Store", ".gitignore", ".nfs", "._", "Thumbs.db", "desktop.ini")
 """With what the names of files begin that systems and tools leave in any folder."""
 _LENGTH_BYTES = 8  # of safetensors' little-endian header length
+_MOST_HEADER = 100_000_000  # bytes, which is safetensors' own limit
 
 
 class Damaged(ValueError):  # noqa: N818 - the state of a file
@@ -169,6 +170,24 @@ def unseal(data: bytes, of: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise Damaged(f"it is no sealed file ({error})") from error
+
+
+def peek(file: IO[bytes]) -> dict[str, Any]:
+    """The JSON of a sealed file, read from its beginning alone: the rest may be damaged.
+
+    Raises:
+        Damaged: It is no sealed file.
+    """
+    file.seek(_DIGEST_BYTES)
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    try:
+        header = file.read(length) if length <= _MOST_HEADER else b""
+        content = json.loads(json.loads(header)["__metadata__"]["content"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"it is no sealed file ({error})") from error
+    if not isinstance(content, dict):
+        raise Damaged("its content is no mapping")
+    return content
 
 
 def check_regular(path: Path) -> None:

@@ -47,7 +47,7 @@ def to_train(project: Project) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.root)
         params = load_params(Path("params.yaml"))
-        return {run.hash for run in experiments._plan("tuned", params, 8).runs}
+        return {run.hash for run in experiments.plan_study_column(params, "tuned", 8).runs}
 
 
 def test_what_is_edited_is_trained_again_and_the_model_loads_elsewhere(tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def main() -> None:
 
 
 for command in (
-    init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.measure, run,
-    advise, results.evaluate, results.report, results.answer, results.claims, results.sync,
-    results.ui, profile, bench,
+    init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.work,
+    pipeline.measure, run, advise, results.evaluate, results.report, results.answer,
+    results.claims, results.sync, results.ui, profile, bench,
 ):  # fmt: skip
     main.add_command(command)

@@ -104,6 +104,20 @@ def train(study: str, batch_size: int, time_limit: float | None, params_file: Pa
         train_study_column(params, study, batch_size, time_limit)
 
 
+@click.command(hidden=True)
+@click.argument("task_file", type=click.Path(path_type=Path))
+def work(task_file: Path) -> None:
+    """Train the column of a task file of a cluster's board, in this project.
+
+    \b
+    Examples:
+      smallbatch work .smallbatch/cluster/digits-resnet8-m8/task-1.json
+    """
+    from smallbatch.pipeline.cluster.work import work as carry_out
+
+    carry_out(task_file)
+
+
 @click.command()
 @PARAMS
 def measure(params_file: Path) -> None:

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -56,6 +56,7 @@ def train_column(
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     keep_weights: bool = True,
+    tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Train the missing runs of a column and write its result files to ``directory``.
 
@@ -74,6 +75,7 @@ def train_column(
         watch: Knows of reasons to stop early; by default there are none.
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
+        tick: Is called several times a second.
 
     Raises:
         UserError: The model cannot be built for these images.
@@ -100,6 +102,7 @@ def train_column(
             lock,
             sampler,
             keep_weights,
+            tick,
         )
         makers = placement.makers
         records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
@@ -150,6 +153,7 @@ def _train_missing(
     lock: Lock,
     sampler: Sampler,
     keep_weights: bool,
+    tick: Callable[[], None],
 ) -> bool:
     """Train the runs that have no record.
 
@@ -173,6 +177,7 @@ def _train_missing(
     def beat() -> None:
         lock.beat()
         sampler.tick()
+        tick()
 
     if placement.remark:
         print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ class Watch:
         self._why: Stopped | None = None
         self._timers: list[threading.Timer] = []
         self._handlers: dict[int, Any] = {}
-        self._dvc = _dvc_above() if "DVC_STAGE" in os.environ else None
+        self._dvc = dvc_above() if "DVC_STAGE" in os.environ else None
         self._looked = time.monotonic()
         self._deadline = math.inf
         self._limit = time_limit
@@ -117,7 +117,7 @@ def _leave(why: Stopped) -> None:
     os._exit(why.exit_code)
 
 
-def _dvc_above() -> psutil.Process | None:
+def dvc_above() -> psutil.Process | None:
     """The nearest living `dvc` among this process's ancestors."""
     try:
         for process in psutil.Process().parents():

@@ -50,10 +50,10 @@ def train_study_column(
         found = f"batch_size: found {batch_size}"
         raise UserError(f"{found}, {_of_grid(params.grid.batch_sizes, 'batch_sizes')}")
     train_and_track(
-        lambda: _plan(study, params, batch_size),
+        lambda: plan_study_column(params, study, batch_size),
         params.compute,
         lambda _: column_folder(params, study, batch_size),
-        stage=_stage(params, study, batch_size),
+        stage=stage_of(params, study, batch_size),
         time_limit=time_limit,
     )
 
@@ -106,7 +106,7 @@ def measure_updates(params: Params) -> Path:
     from smallbatch.analysis.evaluation import write_table
     from smallbatch.engines.update_variance import measure_study
 
-    dataset = _prepared(params)
+    dataset = prepared(params)
     rows = [
         row
         for name, study in measured_studies(params).items()
@@ -177,7 +177,7 @@ def is_named(params: Params) -> Callable[[str], bool]:
     return lambda name: name in named or not name.startswith(own)
 
 
-def _stage(params: Params, study: str, batch_size: int) -> str:
+def stage_of(params: Params, study: str, batch_size: int) -> str:
     """The name of the column's stage in dvc.yaml, where dependent studies are numbered."""
     dependent = [each.name for each in params.grid.dependent]
     if study in dependent:
@@ -202,14 +202,14 @@ def plan_columns(params: Params) -> Plan:
         source = params.studies[study].best_of
         if source is None or (
             column_folder(params, source, batch_size).exists()
-            and _is_as_planned(params, source, batch_size, meta.fingerprint)
+            and is_as_planned(params, source, batch_size, meta.fingerprint)
         ):
             return _base_lrs(params, study, batch_size, meta.fingerprint)
         return params.base_lrs(source)[:1]  # the best one is not known yet, but all cost the same
 
     return plan(
         params, prepared=PREPARED, models=MODELS, work=Path(".smallbatch/work"), base_lrs=base_lrs,
-        is_kept=lambda study, m: _stage(params, study, m) in kept_stages(),
+        is_kept=lambda study, m: stage_of(params, study, m) in kept_stages(),
     )  # fmt: skip
 
 
@@ -225,11 +225,25 @@ def result_folders() -> list[Path]:
     return found
 
 
-def _plan(study: str, params: Params, batch_size: int) -> Column:
+def plan_study_column(
+    params: Params, study: str, batch_size: int, base_lrs: Sequence[float] | None = None
+) -> Column:
+    """The column of a study at a batch size, with the prepared data.
+
+    Args:
+        params: The checked params file.
+        study: The name of the study.
+        batch_size: m.
+        base_lrs: Its learning rates; by default the grid's, or the best one of another column.
+
+    Raises:
+        UserError: The data is not prepared with these settings, the column whose best learning rate
+            is taken does not exist, or the batch is larger than the training set.
+    """
     from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.protocol.column import plan_column
 
-    dataset = _prepared(params)
+    dataset = prepared(params)
     if params.studies[study].pretrained == FROM_TIMM:
         from smallbatch.models.pretrained import fetch
 
@@ -239,12 +253,17 @@ def _plan(study: str, params: Params, batch_size: int) -> Column:
         params.studies[study],
         dataset,
         batch_size=batch_size,
-        base_lrs=_base_lrs(params, study, batch_size, dataset.meta.fingerprint),
+        base_lrs=base_lrs or _base_lrs(params, study, batch_size, dataset.meta.fingerprint),
         seeds=range(params.grid.seeds),
     )
 
 
-def _prepared(params: Params) -> Dataset:
+def prepared(params: Params) -> Dataset:
+    """The pipeline's prepared data.
+
+    Raises:
+        UserError: There is none with these settings.
+    """
     from smallbatch.data.expected import check_prepared
     from smallbatch.data.prepared import load_prepared
 
@@ -258,7 +277,7 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
     if source is None:
         return params.base_lrs(study)
     folder = column_folder(params, source, batch_size)
-    if folder.exists() and not _is_as_planned(params, source, batch_size, fingerprint):
+    if folder.exists() and not is_as_planned(params, source, batch_size, fingerprint):
         raise UserError(
             f"train {source} {batch_size} first: the column in {folder}, whose best learning "
             f"rate {study} takes, was trained with other settings, grid or data than the "
@@ -267,18 +286,26 @@ def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> 
     return (best_base_lr(folder),)
 
 
-def _is_as_planned(params: Params, study: str, batch_size: int, fingerprint: str) -> bool:
+def is_as_planned(params: Params, study: str, batch_size: int, fingerprint: str) -> bool:
     """Whether the runs of an independent study's column are those that would now be trained."""
-    from smallbatch.config.model_files import model_digest
-    from smallbatch.protocol.run import Run
     from smallbatch.records.columns import read_record
 
-    model = model_digest(params.studies[study])
-    planned = {
-        Run(settings, fingerprint, batch_size, base_lr, seed, model).hash
-        for settings in params.studies[study].at(batch_size)
-        for base_lr in params.base_lrs(study)
-        for seed in range(params.grid.seeds)
-    }
+    planned = planned_runs(params, study, batch_size, params.base_lrs(study), fingerprint)
     record = read_record(column_folder(params, study, batch_size))
     return planned == {run.run for run in record.runs}
+
+
+def planned_runs(
+    params: Params, study: str, batch_size: int, base_lrs: Sequence[float], fingerprint: str
+) -> set[str]:
+    """The hashes of a column's runs, from the settings and the data's fingerprint alone."""
+    from smallbatch.config.model_files import model_digest
+    from smallbatch.protocol.run import Run
+
+    model = model_digest(params.studies[study])
+    return {
+        Run(settings, fingerprint, batch_size, base_lr, seed, model).hash
+        for settings in params.studies[study].at(batch_size)
+        for base_lr in base_lrs
+        for seed in range(params.grid.seeds)
+    }

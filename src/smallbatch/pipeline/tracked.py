@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from smallbatch.placement.placement import Placement
     from smallbatch.protocol.column import Column
     from smallbatch.protocol.run import Run
-    from smallbatch.tracking import ColumnInfo, LiveMirror
+    from smallbatch.tracking import ColumnInfo
+    from smallbatch.tracking.live import Teller
 
 
 def train_and_track(
@@ -76,9 +77,9 @@ def _watched(
         find_out(column, compute)
         placement = place(column, compute)
         environment = machine.describe(placement.device)
-        mirror.start(_column_info(column, directory, placement, environment, stage))
+        mirror.start(column_info(column, directory, placement, environment, stage))
         with _progress(column, single=stage is None) as progress:
-            observers = [progress, _Tracked(mirror, column)]
+            observers = [progress, Tracked(mirror, column)]
             train_column(
                 column,
                 directory,
@@ -108,13 +109,14 @@ def _progress(column: Column, single: bool) -> Progress | RunProgress:
     return Progress(title, len(column.runs), epochs, images)
 
 
-def _column_info(
+def column_info(
     column: Column,
     directory: Path,
     placement: Placement,
     environment: dict[str, Any],
     stage: str | None,
 ) -> ColumnInfo:
+    """What MLflow is told of a column before its first update."""
     from smallbatch.protocol.run import PROTOCOL
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
@@ -136,10 +138,15 @@ def _column_info(
     )
 
 
-class _Tracked:
-    """Tells a mirror of a column's epochs; see :class:`~execution.column.Observer`."""
+class Tracked:
+    """Tells MLflow of a column's epochs; see :class:`~execution.column.Observer`.
 
-    def __init__(self, mirror: LiveMirror, column: Column) -> None:
+    Args:
+        mirror: Who is told.
+        column: The column.
+    """
+
+    def __init__(self, mirror: Teller, column: Column) -> None:
         from smallbatch.tracking import RunInfo
 
         self._mirror = mirror
@@ -155,9 +162,11 @@ class _Tracked:
         }
 
     def run_begun(self, run: Run, started: datetime) -> None:
+        """See :class:`~execution.column.Observer`."""
         self._mirror.run_begun(run.hash, started)
 
     def run_epoch(self, run: Run, row: dict[str, Any]) -> None:
+        """See :class:`~execution.column.Observer`."""
         self._mirror.run_epoch(self._infos[run.hash], row)
 
     def run_done(self, run: Run, outcome: str) -> None:

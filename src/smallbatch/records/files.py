@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -82,6 +83,19 @@ def load_record(directory: Path, *made_by: str) -> tuple[RunResult, Clock] | Non
         return None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
+
+
+def maker_of(directory: Path) -> str | None:
+    """What made a kept run, from the beginning of its record alone; None where there is none.
+
+    Whether the record is whole is not looked at.
+    """
+    try:
+        with os.fdopen(private.open_shared(directory / "record", os.O_RDONLY), "rb") as file:
+            maker = durable.peek(file).get("made_by")
+    except (OSError, ValueError):
+        return None
+    return maker if isinstance(maker, str) else None
 
 
 def shared_environment(clocks: Mapping[str, Clock]) -> tuple[Environment, dict[str, Clock]]:

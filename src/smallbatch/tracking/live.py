@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict
@@ -33,7 +34,33 @@ GIVE_UP_S = 10.0
 """Most seconds by which a tracking server that cannot be reached delays a column's end."""
 
 
-class LiveMirror:
+class Teller(ABC):
+    """Says what happens to a column while it trains, in messages that JSON can hold."""
+
+    def start(self, column: ColumnInfo) -> None:
+        """A column begins."""
+        self._send("start", {**asdict(column), "time": time.time()})
+
+    def run_begun(self, run: str, started: datetime) -> None:
+        """A run, given by its hash, began; perhaps in an earlier attempt."""
+        self._send("begin", {"run": run, "time": started.timestamp()})
+
+    def run_epoch(self, run: RunInfo, row: Mapping[str, Any]) -> None:
+        """An epoch ended; `row` holds its values as in `history.parquet`."""
+        with suppress(TypeError, ValueError):
+            values = {
+                key: float(value)
+                for key, value in row.items()
+                if not isinstance(value, str) and value is not None
+            }
+            self._send("epoch", {"run": asdict(run), "row": values, "time": time.time()})
+
+    @abstractmethod
+    def _send(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Pass a message on."""
+
+
+class LiveMirror(Teller):
     """Mirrors columns while they train. Only `finish` waits, and no method raises an error.
 
     Args:
@@ -54,21 +81,20 @@ class LiveMirror:
         """A column begins."""
         if self._process is None:
             self._launch()
-        self._send("start", {**asdict(column), "time": time.time()})
+        super().start(column)
 
-    def run_begun(self, run: str, started: datetime) -> None:
-        """A run, given by its hash, began; perhaps in an earlier attempt."""
-        self._send("begin", {"run": run, "time": started.timestamp()})
+    def forward(self, column: str, message: Mapping[str, Any]) -> None:
+        """Pass on what a :class:`Teller` said of a column that trains elsewhere.
 
-    def run_epoch(self, run: RunInfo, row: Mapping[str, Any]) -> None:
-        """An epoch ended; `row` holds its values as in `history.parquet`."""
-        with suppress(TypeError, ValueError):
-            values = {
-                key: float(value)
-                for key, value in row.items()
-                if not isinstance(value, str) and value is not None
-            }
-            self._send("epoch", {"run": asdict(run), "row": values, "time": time.time()})
+        Its runs stay as they are when this process ends.
+
+        Args:
+            column: A name for the column, the same in all that is said of it.
+            message: With its ``kind``.
+        """
+        if self._process is None:
+            self._launch()
+        self._send(str(message.get("kind")), {**message, "column": column})
 
     def finish_later(self, directory: Path) -> None:
         """Begin to complete MLflow from a column's result files; `finish` of another waits for it.
@@ -175,7 +201,7 @@ class LiveMirror:
         if process is None:
             return
         try:
-            line = json.dumps({"kind": kind, **content}, default=list).encode() + b"\n"
+            line = json.dumps({**content, "kind": kind}, default=list).encode() + b"\n"
         except (TypeError, ValueError):
             return
         if kind != "epoch" or self._size + len(line) <= QUEUE:

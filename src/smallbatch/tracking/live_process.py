@@ -43,6 +43,8 @@ INITIALISE_S = 900
 LOCK_S = 15.0
 """Most seconds to wait for another process that writes; a training's rows can wait longer."""
 
+_OWN = ""  # the name of the column that the trainer itself trains, and so ends with it
+
 Message = dict[str, Any]
 
 
@@ -157,23 +159,29 @@ class Mirror:
     def __init__(self, answers: TextIO):
         self._answers = answers
         self._store: Store | None = None
-        self._column: LiveColumn | None = None
+        self._columns: dict[str, LiveColumn] = {}
         self._due = 0.0
         self._reached: bool | None = None
 
     def handle(self, message: Message) -> None:
         """Act on a message from the trainer."""
-        kind = message.pop("kind")
+        kind, name = message.pop("kind"), message.pop("column", _OWN)
+        column = self._columns.get(name)
         if kind == "start":
             started_ms = round(message.pop("time") * 1000)
-            self._column = LiveColumn(ColumnInfo(**message), started_ms)
+            self._columns[name] = LiveColumn(ColumnInfo(**message), started_ms)
             self._due = 0.0
-        elif kind == "begin" and self._column:
-            self._column.begin(message)
-        elif kind == "epoch" and self._column:
-            self._column.add(message)
+        elif kind == "begin" and column:
+            column.begin(message)
+        elif kind == "epoch" and column:
+            column.add(message)
+        elif kind == "kill" and column:
+            del self._columns[name]
+            _reason(lambda: column.kill(self._open()))
+        elif kind == "drop":
+            self._columns.pop(name, None)
         elif kind == "finish":
-            self._column = None  # epochs that still wait are in the result files
+            self._columns.pop(name, None)  # epochs that still wait are in the result files
             error = _reason(self._probe)
             if error is None:
                 os.environ.update(PATIENT)
@@ -193,7 +201,7 @@ class Mirror:
 
     def tick(self) -> None:
         """Log waiting epochs if it is time."""
-        if self._column is None or time.monotonic() < self._due:
+        if not self._columns or time.monotonic() < self._due:
             return
         reached = _reason(self._flush) is None
         if reached != self._reached:  # only on changes: the trainer reads them at the end only
@@ -203,15 +211,15 @@ class Mirror:
 
     def leave(self) -> None:
         """Called when the trainer has ended."""
-        if self._column and self._store:
-            column, store = self._column, self._store
+        column, store = self._columns.get(_OWN), self._store
+        if column and store:
             _reason(lambda: column.kill(store))
 
     def _flush(self) -> None:
-        with suppress(Busy):  # its epochs go with the next batch, as from a store in good order
-            store = self._open()
-            if self._column:
-                self._column.flush(store)
+        store = self._open()
+        for column in self._columns.values():
+            with suppress(Busy):  # its epochs go with the next batch, as from a store in good order
+                column.flush(store)
 
     def _probe(self) -> None:
         self._open().client.search_experiments(max_results=1)

@@ -53,6 +53,7 @@ class Task:
         dataset: The name of the prepared data.
         fingerprint: The SHA-256 of its content.
         cluster: ``ray`` or ``slurm``.
+        wanted: A digest of the runs: tasks with the same one lead to the same column.
         number: Of the submission; each of one column has a higher one than those before.
         submitted: When, ISO 8601.
     """
@@ -71,6 +72,7 @@ class Task:
     dataset: str
     fingerprint: str
     cluster: str
+    wanted: str = ""
     number: int = 1
     submitted: str = ""
 

@@ -1,0 +1,101 @@
+"""A worker: trains one task of a board, on whatever machine it was started."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallbatch.config.params import parse_params
+from smallbatch.errors import Stopped, TakenOver, UserError, first_line
+from smallbatch.execution.watch import Watch
+from smallbatch.pipeline import experiments
+from smallbatch.pipeline.cluster.board import Board, Task, read_task
+from smallbatch.pipeline.cluster.journal import EVENTS, Events, Journal
+from smallbatch.pipeline.cluster.needs import check, needs
+from smallbatch.pipeline.tracked import Tracked, column_info
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Params
+
+
+def work(file: Path) -> None:
+    """Train the column of a task file in this folder, as `smallbatch train` does.
+
+    Its state and events are written beside the task file, for whoever waits for it.
+
+    Args:
+        file: `task-<number>.json` of a board.
+
+    Raises:
+        UserError: The task was replaced, needs something else than what is here, or cannot be
+            trained.
+        Stopped: By a signal; all progress is kept.
+    """
+    task = read_task(file)
+    if task is None:
+        raise UserError(f"{file}: no such task: it was cancelled, or submitted again")
+    node = platform.node()
+    with Watch() as watch:
+        journal = Journal(Board(file.parent.parent), task, node)
+        journal.tell("running")
+        try:
+            _train(task, node, journal, Events(file.with_name(EVENTS)), watch)
+        except TakenOver:
+            raise
+        except Stopped as stopped:
+            journal.tell("stopped", first_line(stopped))
+            raise
+        except UserError as error:
+            journal.tell("failed", f"{node}: {first_line(error)}")
+            raise
+        except Exception as error:
+            journal.tell("failed", f"{node}: {type(error).__name__}: {first_line(error)}")
+            raise
+        journal.tell("done")
+
+
+def _train(task: Task, node: str, journal: Journal, events: Events, watch: Watch) -> None:
+    params = parse_params(dict(task.params), task.origin)
+    if task.study not in params.studies:
+        raise UserError(f"{task.origin}: studies: found no {task.study!r}")
+    check(task.needs, needs(params.studies[task.study]), node)
+
+    from smallbatch import machine
+    from smallbatch.execution.column import train_column
+    from smallbatch.placement.placement import place
+    from smallbatch.speed.calibration import find_out
+
+    column = experiments.plan_study_column(params, task.study, task.batch_size, task.base_lrs)
+    if column.dataset.meta.fingerprint != task.fingerprint:
+        raise UserError(
+            f"data/prepared/{task.dataset}: other images than where the column was submitted"
+        )
+    compute = params.compute
+    find_out(column, compute)
+    placement = place(column, compute)
+    environment = machine.describe(placement.device)
+    directory = experiments.column_folder(params, task.study, task.batch_size)
+    events.start(column_info(column, directory, placement, environment, task.stage))
+    journal.state = replace(journal.state, device=_device(environment, placement.device))
+    train_column(
+        column,
+        directory,
+        placement=placement,
+        checkpoint_seconds=compute.checkpoint_seconds,
+        observers=[journal, Tracked(events, column)],
+        stage=task.stage,
+        environment=environment,
+        watch=watch,
+        tick=journal.tick,
+    )
+
+
+def _device(environment: dict[str, object], device: str) -> str:
+    return str(environment["gpu"] if device == "cuda" else environment["cpu"])
+
+
+def as_data(params: Params) -> dict[str, object]:
+    """A params file's content as plain data, from which it can be made again."""
+    return params.model_dump(mode="json", by_alias=True, exclude_unset=True)
