@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -216,7 +216,23 @@ def _code(run: Run) -> dict[str, str] | None:
 
 
 def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Put a folder of files in place of a directory, whole or not at all."""
+    def fill(folder: Path) -> None:
+        for name, data in contents.items():
+            durable.write(folder / name, data)
+
+    replace_folder(directory, fill)
+
+
+def replace_folder(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Put a column's files in place of those that were there, whole or not at all.
+
+    Args:
+        directory: `models/<dataset>/<study>/m<m>`.
+        fill: Writes the files into the folder that it is given.
+
+    Raises:
+        OSError: They cannot be written; what was there before stays as it is.
+    """
     private.refuse_links_of_others(directory)
     part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
     for folder in (directory, part, old):
@@ -224,8 +240,7 @@ def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
     _remove(part)
     try:
         part.mkdir(parents=True)
-        for name, data in contents.items():
-            durable.write(part / name, data)
+        fill(part)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
