@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from smallbatch import machine
+
 TOKEN = "RAY_AUTH_TOKEN_PATH"
 # Of the loopback: for 127.0.0.1 Ray takes the address that the machine has on its network.
 _HOST = "127.0.0.2"
@@ -46,7 +48,8 @@ class Cluster:
             "RAY_TMPDIR": str(self.folder),
         }
         self._started: list[psutil.Process] = []
-        self._head = self._nodes = 0
+        self._nodes = 0
+        self.nodes: list[psutil.Process] = []
         self.start_head()
 
     def start_head(self) -> None:
@@ -60,7 +63,11 @@ class Cluster:
     def add_node(self, cpus: int = 1, **environment: str) -> psutil.Process:
         """Start a node with a cache of its own."""
         self._nodes += 1
-        environment["SMALLBATCH_CACHE"] = str(self.folder / f"cache{self._nodes}")
+        cache = self.folder / f"cache{self._nodes}"
+        cache.mkdir(mode=0o700)
+        for kernels in machine.cache_folder().glob("kernels-*.s*"):  # compiled once
+            shutil.copy(kernels, cache)
+        environment["SMALLBATCH_CACHE"] = str(cache)
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **environment)
 
     def _start(self, *words: str, **environment: str) -> psutil.Process:
@@ -93,13 +100,14 @@ class Cluster:
 
 
 def workers(node: psutil.Process) -> list[psutil.Process]:
-    """The processes below a node that train a column."""
-    found = list[psutil.Process]()
+    """The processes below a node that Ray's started to train a column, not those they forked."""
+    found = dict[int, psutil.Process]()
     for process in _below(node):
         with suppress(psutil.NoSuchProcess):
-            if "smallbatch.pipeline.cluster.ray.mortal" in process.cmdline():
-                found.append(process)
-    return found
+            forked = process.ppid() in found
+            if "smallbatch.pipeline.cluster.ray.mortal" in process.cmdline() and not forked:
+                found[process.pid] = process
+    return [*found.values()]
 
 
 def _below(node: psutil.Process) -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch import durable, private
 from smallbatch.config.params import parse_params
 from smallbatch.pipeline import experiments
-from smallbatch.records.checkpoints import column_folder, column_key
+from smallbatch.records.checkpoints import column_key
 from smallbatch.records.files import NAMES, replace_folder
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Column:
         """What the project has of its progress: records, checkpoints."""
         found = [WORK / run / "record" for run in sorted(self.runs)]
         found += [WORK / f"{self.key}.{end}" for end in ("system", "timing")]
-        found += sorted(column_folder(WORK, self.folder).rglob("*"))
+        found += sorted((WORK / f"{self.key}.checkpoints").rglob("*"))
         return [it for it in found if it.is_file() and self.takes(str(it))]
 
     def forget_all_but(self, names: Collection[str]) -> None:
@@ -85,9 +85,7 @@ def column_of(task: Task) -> Column:
         source = params.studies[task.study].best_of or task.study
         folder = experiments.column_folder(params, source, task.batch_size)
         rates = (experiments.best_base_lr(folder),)
-    runs = experiments.planned_runs(
-        params, task.study, task.batch_size, rates, task.fingerprint
-    )
+    runs = experiments.planned_runs(params, task.study, task.batch_size, rates, task.fingerprint)
     folder = experiments.column_folder(params, task.study, task.batch_size)
     return Column(folder, column_key(WORK, folder), frozenset(runs), rates)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
@@ -81,6 +81,10 @@ class Jobs:
         (self.board.folder_of(key) / EVENTS).unlink(missing_ok=True)
         self.running[key] = job
         return job
+
+    def say(self, job: Job, message: str) -> None:
+        """Say what a task waits for."""
+        self._tell(job, "queued", message)
 
     def read(self, head: Mapping[str, Any], body: bytes) -> None:
         """Take a message, unless it is of an attempt that is over."""
@@ -167,8 +171,8 @@ class Jobs:
 
     def _set(self, job: Job, state: State) -> None:
         number, message = job.task.number, state.message[:_MESSAGE]
-        changes = {"number": number, "attempt": job.attempt, "message": message}
-        self.board.set_state(job.task.key, State(**asdict(state) | changes))
+        state = replace(state, number=number, attempt=job.attempt, message=message)
+        self.board.set_state(job.task.key, state)
 
     def _tell(self, job: Job, status: Status, message: str, **changes: Any) -> None:
         state = self.board.state(job.task.key) or State(job.task.number)

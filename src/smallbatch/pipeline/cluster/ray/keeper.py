@@ -62,8 +62,9 @@ class Keeper:
         self._resources = Resources(ray)
         # On the head, without which nothing goes on anyway.
         ray.cloudpickle.register_pickle_by_value(shipped)
+        lasts = {"max_restarts": -1, "max_task_retries": -1}
         place = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
-        self._inbox = ray.remote(shipped.Inbox).options(max_restarts=-1, **place).remote()
+        self._inbox = ray.remote(shipped.Inbox).options(**lasts, **place).remote()
         self._carry_out = ray.remote(shipped.carry_out)
         self._offers = Offers(ray, self._inbox)
         folder = Path.cwd()
@@ -112,19 +113,22 @@ class Keeper:
     def _look(self) -> None:
         """Find what changed on the board since."""
         for key, task in self._changed():
-            state = self._board.state(key)
-            job = self._jobs.running.get(key)
-            wanted = task is not None and state is not None and task.cluster == "ray"
-            wanted = wanted and state.status not in FINAL and state.number == task.number
-            if job and not (wanted and task.number == job.task.number):
+            job, former = self._jobs.running.get(key), self._waiting.get(key)
+            number = task.number if task and self._is_open(task) else None
+            if job and number != job.task.number:
                 self._drop(job)
-                job = None
-            if not wanted:
-                self._waiting.pop(key, None)
-            elif job is None:
-                former = self._waiting.get(key)
-                if former is None or former[0].number != task.number:
-                    self._waiting[key] = task, None
+            if former and number != former[0].number:
+                del self._waiting[key]
+            known = (job and job.task.number, former and former[0].number)
+            if task and number is not None and number not in known:
+                self._waiting[key] = task, None
+
+    def _is_open(self, task: Task) -> bool:
+        """Whether a task is to be trained here, and neither ended nor cancelled."""
+        state = self._board.state(task.key)
+        if state is None or task.cluster != "ray":
+            return False
+        return state.number == task.number and state.status not in FINAL
 
     def _changed(self) -> Iterator[tuple[str, Task | None]]:
         with suppress(FileNotFoundError), os.scandir(self._board.folder) as entries:
@@ -151,8 +155,8 @@ class Keeper:
         """Begin attempts, a few more than there is room for: the rest waits here."""
         begun: list[Job] = []
         for key, (task, former) in [*self._waiting.items()]:
-            most = max(2, 2 * self._resources.slots(_compute(task)))
-            if len(self._jobs.running) >= most:
+            slots = self._resources.slots(_compute(task))
+            if len(self._jobs.running) >= max(2, 2 * slots):
                 break
             if not self._may_begin(task):
                 continue
@@ -160,7 +164,10 @@ class Keeper:
             try:
                 column = column_of(task)
                 offered = self._offers.of(task, column)
-                begun.append(self._jobs.begin(task, column, former, offered))
+                job = self._jobs.begin(task, column, former, offered)
+                if not slots:
+                    self._jobs.say(job, "no node of the cluster has as many cores or GPUs")
+                begun.append(job)
             except (UserError, OSError) as error:
                 self._fail(task, first_line(error))
         return begun

@@ -69,7 +69,8 @@ class Offers:
         """Lay files out; of a name that is no longer one nothing."""
         if name not in self._laid:
             keep = name.startswith(("images ", "model "))
-            self._laid[name] = [self._file(it, keep) for it in self._files.get(name, [])]
+            files = [it for it in self._files.get(name, []) if it.is_file()]
+            self._laid[name] = [self._file(it, keep) for it in files]
         self._ray.get(self._inbox.offer.remote(name, self._laid[name]))
 
     def withdraw(self, names: Collection[str]) -> None:

@@ -88,6 +88,16 @@ class Ray:
                 env=environment(), start_new_session=True,
             )  # fmt: skip
         _started.append(process)
+        try:
+            self._wait(process)
+        except BaseException:  # an interruption, too
+            process.kill()
+            process.wait()
+            raise
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        """Return when a keeper is connected."""
+        folder = self._board.folder
         until = time.monotonic() + _CONNECT_S
         while time.monotonic() < until:
             note = read_note(self._board)
@@ -100,10 +110,8 @@ class Ray:
             if reason is None and process.poll() is not None:
                 reason = f"compute.ray.address: {self._address}: {_last(said)}"
             if reason is not None:
-                process.kill()
                 raise UserError(reason)
             time.sleep(_POLL_S)
-        process.kill()
         raise UserError(
             f"compute.ray.address: {self._address}: no answer within {_CONNECT_S:.0f} s; "
             f"{folder / LOG} has what Ray says"
