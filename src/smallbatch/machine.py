@@ -9,13 +9,16 @@ import os
 import platform
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from smallbatch import DISTRIBUTION
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""The variable that says which GPUs a process sees: by numbers, or by names of theirs."""
 
 _ROOT = Path("/")
 _MOST_COMPARED = 2**28  # bytes of tracked files
@@ -27,9 +30,11 @@ _MEMORY = {
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
+_SLURM_CORES = "SLURM_CPUS_ON_NODE"
+
 
 def cores(root: Path = _ROOT) -> int:
-    """Cores this process may use: no more than its affinity and its container allow.
+    """Cores this process may use: no more than its affinity, container and Slurm job allow.
 
     Args:
         root: below it, `proc` and `sys` tell the limits of containers.
@@ -41,6 +46,8 @@ def cores(root: Path = _ROOT) -> int:
             quota, period = map(int, words.split())
             if quota > 0 and period > 0:
                 found = min(found, math.ceil(quota / period))
+    with suppress(ValueError):  # a site need not bind jobs to the cores that it gives them
+        found = min(found, max(1, int(os.environ.get(_SLURM_CORES, found))))
     return found
 
 
@@ -241,3 +248,20 @@ def gpu_name() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def gpus() -> dict[str, str]:
+    """The model of each GPU that torch sees, by the word that `CUDA_VISIBLE_DEVICES` has for it.
+
+    Such a word is a number or like "GPU-8932f937". They are in torch's order.
+    """
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    words = os.environ.get(VISIBLE_GPUS, ",".join(map(str, range(found)))).split(",")
+    return {word.strip(): torch.cuda.get_device_name(i) for i, word in enumerate(words[:found])}
+
+
+def gpu_indices(words: Sequence[str]) -> list[int]:
+    """Torch's numbers, in this process, of GPUs that `gpus` names; without any, of the first."""
+    return [i for i, word in enumerate(gpus()) if word in words] if words else [0]

@@ -15,10 +15,12 @@ import pytest
 from smallbatch.config.params import Params, parse_params
 from smallbatch.pipeline.experiments import plan_columns
 from smallbatch.placement import known as store
+from smallbatch.placement import placement
 from smallbatch.placement.known import Known
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.protocol.run import PROTOCOL
-from smallbatch.speed import calibration
+from smallbatch.speed import calibration, plan_rates
+from smallbatch.speed import plan as plans
 from smallbatch.speed.plan import Plan, plan
 from smallbatch.speed.plan_rates import interpolate, startup
 from smallbatch.speed.plan_table import clock, lines, scaled
@@ -308,3 +310,15 @@ def test_the_command_measures_this_machine(tmp_path: Path) -> None:
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
     assert "run `smallbatch prepare` first" in line
+
+
+def test_several_gpus_share_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs in the rate of three GPUs, which is that of one three times; and another start."""
+    for module in (placement, plans, plan_rates, calibration):
+        monkeypatch.setattr(module, "resolve_device", lambda _: "cuda")
+    monkeypatch.setattr(placement.machine, "gpus", lambda: {"0": "H200"})
+    one = make(tmp_path, engine="loop").columns[0]
+    monkeypatch.setattr(placement.machine, "gpus", lambda: dict.fromkeys("012", "H200"))
+    three = make(tmp_path, engine="loop").columns[0]
+    assert (one.images_per_second, three.images_per_second) == (100, 300)
+    assert three.seconds - 10 == pytest.approx((one.seconds - 5) / 3)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from smallbatch import DISTRIBUTION
-from smallbatch.cli import door, pipeline, results
+from smallbatch.cli import cluster, door, pipeline, results
 from smallbatch.cli.advise import advise
 from smallbatch.cli.bench import bench
 from smallbatch.cli.profiles import profile
@@ -84,7 +84,8 @@ def main() -> None:
 
 for command in (
     init, pipeline.code, pipeline.prepare, pipeline.plan, pipeline.train, pipeline.work,
-    pipeline.measure, run, advise, results.evaluate, results.report, results.answer,
-    results.claims, results.sync, results.ui, profile, bench,
+    pipeline.measure, cluster.submit, cluster.status, cluster.cancel, run, advise,
+    results.evaluate, results.report, results.answer, results.claims, results.sync, results.ui,
+    profile, bench,
 ):  # fmt: skip
     main.add_command(command)

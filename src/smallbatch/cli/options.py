@@ -166,6 +166,20 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
 
+CLUSTER = click.option(
+    "--cluster",
+    type=click.Choice(["none", "ray", "slurm"]),
+    help="Who trains, instead of what compute.cluster says.",
+)
+
+
+def on_cluster(params: Params, cluster: str | None) -> Params:
+    """The params with another `compute.cluster`; None: as they are."""
+    if cluster is None:
+        return params
+    compute = params.compute.model_copy(update={"cluster": cluster})
+    return params.model_copy(update={"compute": compute})
+
 
 def load(path: Path) -> Params:
     """Read and check the params file.

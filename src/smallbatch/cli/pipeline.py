@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import MOST, PARAMS, TIME_LIMIT, load
+from smallbatch.cli.options import CLUSTER, MOST, PARAMS, TIME_LIMIT, load, on_cluster
 from smallbatch.errors import UserError
 
 
@@ -83,13 +83,20 @@ def plan(as_json: bool, params_file: Path) -> None:
 @click.command()
 @click.argument("study")
 @click.argument("batch_size", type=click.IntRange(1, MOST))
+@CLUSTER
 @TIME_LIMIT
 @PARAMS
-def train(study: str, batch_size: int, time_limit: float | None, params_file: Path) -> None:
+def train(
+    study: str,
+    batch_size: int,
+    cluster: str | None,
+    time_limit: float | None,
+    params_file: Path,
+) -> None:
     """Train one column of the grid: every base learning rate and seed of STUDY at BATCH_SIZE.
 
     Ctrl-C and SIGTERM stop it within 5 seconds with exit status 75. Whatever ended it, the same
-    command goes on from the last checkpoint.
+    command goes on from the last checkpoint. A cluster's work goes on meanwhile.
 
     \b
     Examples:
@@ -101,7 +108,9 @@ def train(study: str, batch_size: int, time_limit: float | None, params_file: Pa
     from smallbatch.pipeline.held import held_params, train_inputs
 
     with held_params(params_file, lambda now: train_inputs(now, study, batch_size)) as params:
-        train_study_column(params, study, batch_size, time_limit)
+        train_study_column(
+            on_cluster(params, cluster), study, batch_size, time_limit, str(params_file)
+        )
 
 
 @click.command(hidden=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -21,11 +20,10 @@ from smallbatch.protocol.run import Run
 from smallbatch.records import checkpoints, files
 from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.protocol.outcome import Row, RunResult
-
-_PROCESSES = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
 
 
 class Observer(Protocol):
@@ -57,6 +55,7 @@ def train_column(
     watch: Watch | None = None,
     keep_weights: bool = True,
     tick: Callable[[], None] = lambda: None,
+    kept_only: bool = False,
 ) -> None:
     """Train the missing runs of a column and write its result files to ``directory``.
 
@@ -65,7 +64,7 @@ def train_column(
         directory: The folder for `history.parquet`, `weights.safetensors`, `runs.json` and
             `timing.json`.
         placement: Where and how to train. On a CPU, chunks of runs go to several single-thread
-            processes, by default one per core; a GPU trains one chunk after another.
+            processes, by default one per core; each GPU trains one chunk after another.
         checkpoint_seconds: Seconds between a chunk's checkpoints.
         work: The folder for records of runs; they stay there when the column is complete.
         observers: Are told of the end of every epoch and run.
@@ -76,9 +75,11 @@ def train_column(
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
         tick: Is called several times a second.
+        kept_only: Whether to train nothing, as all runs were trained elsewhere.
 
     Raises:
-        UserError: The model cannot be built for these images.
+        UserError: The model cannot be built for these images, or runs are missing that were to be
+            trained elsewhere.
         OSError: Something cannot be written; earlier files are unchanged.
         Stopped: The watch asked to stop; the same call then continues.
     """
@@ -88,9 +89,11 @@ def train_column(
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
-        sampler = Sampler(checkpoints.system_file(work, directory), placement.device)
+        sampler = Sampler(
+            checkpoints.system_file(work, directory), placement.device, placement.devices
+        )
         started, began = datetime.now(UTC), time.perf_counter()
-        measured = _train_missing(
+        peak = _train_missing(
             column,
             directory,
             placement,
@@ -103,6 +106,7 @@ def train_column(
             sampler,
             keep_weights,
             tick,
+            kept_only,
         )
         makers = placement.makers
         records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
@@ -116,12 +120,12 @@ def train_column(
             kernels=placement.kernels,
             device=placement.device,
         )  # fmt: skip
-        if measured:
+        if peak is not None:
             images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
             seconds = sum(it.seconds for it in clocks.values())
             clock["seconds"] = time.perf_counter() - began
             clock["images_per_second"] = placement.workers * images / seconds
-            clock["peak_memory_bytes"] = _peak_memory(placement.device)
+            clock["peak_memory_bytes"] = peak
         if "workers" in shared:
             clock["workers"] = cast("int", shared.pop("workers"))
         timing = kept or Timing(environment=shared, column=clock, runs=clocks)
@@ -135,7 +139,7 @@ def train_column(
             updates=column.updates(column.runs[0]),
             results=[(run, records[run.hash][0]) for run in column.runs],
             timing=timing,
-            system_use=sampler.finish() if measured or sampler.content() else None,
+            system_use=sampler.finish() if peak is not None or sampler.content() else None,
         )
         lock.beat(now=True)
         shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
@@ -154,12 +158,13 @@ def _train_missing(
     sampler: Sampler,
     keep_weights: bool,
     tick: Callable[[], None],
-) -> bool:
+    kept_only: bool,
+) -> int | None:
     """Train the runs that have no record.
 
     Returns:
-        Whether all of the column was trained now, from the first update on. Else what an earlier
-        attempt took is not known.
+        Peak memory in bytes if all of the column was trained now, from the first update on; else
+        None, as what an earlier attempt took is not known.
     """
     done = {run.hash: files.load_record(work / run.hash, *placement.makers) for run in column.runs}
     for run in column.runs:
@@ -171,8 +176,14 @@ def _train_missing(
     if not afresh:
         sampler.resume()
     if not missing:
-        return False
-    from smallbatch.execution.workers import Job, train_all
+        return None
+    if kept_only:
+        raise UserError(
+            f"{work}: {len(missing)} of {count(len(column.runs), 'run')} of {directory} missing or "
+            "made by other code, which the cluster said it had trained; run the same command again"
+        )
+    from smallbatch.execution.chunks import Job
+    from smallbatch.execution.workers import train_all
 
     def beat() -> None:
         lock.beat()
@@ -181,7 +192,7 @@ def _train_missing(
 
     if placement.remark:
         print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
-    train_all(
+    peak = train_all(
         Job(
             column=column.runs,
             missing=missing,
@@ -199,7 +210,7 @@ def _train_missing(
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
-    return afresh
+    return peak if afresh else None
 
 
 def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
@@ -225,13 +236,3 @@ def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:
 def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
     for observer in observers:
         observer.run_done(run, outcome)
-
-
-def _peak_memory(device: str) -> int:
-    """Peak memory in bytes: on a GPU the device's, on a CPU the largest worker process's."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    usage = max(resource.getrusage(who).ru_maxrss for who in _PROCESSES)
-    return usage * 1024

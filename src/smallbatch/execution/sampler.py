@@ -7,7 +7,7 @@ forks. A look takes less than a millisecond every few seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from smallbatch import durable, private
+from smallbatch.machine import gpu_indices
 from smallbatch.records.system import MOST, Sample, SystemUse
 
 INTERVAL_S = 5.0
@@ -29,11 +30,12 @@ class Sampler:
     Args:
         path: Where they are kept while it trains.
         device: `cpu` or `cuda`.
+        gpus: The GPUs that train it, if they are several; see `Placement.devices`.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str, gpus: Sequence[str] = ()) -> None:
         self._path = path
-        self._gpu = _look_at_gpu() if device == "cuda" else None
+        self._gpu = _look_at_gpus(gpus) if device == "cuda" else None
         self._use = SystemUse(interval=INTERVAL_S, samples=())
         psutil.cpu_percent()  # counts from here on
         self._last = self._saved = time.monotonic()
@@ -87,8 +89,8 @@ class Sampler:
                 durable.write(self._path, content)
 
 
-def _look_at_gpu() -> Callable[[], dict[str, float]]:
-    """What looks at the GPU that torch uses: by NVIDIA's library, else by torch at its own memory.
+def _look_at_gpus(gpus: Sequence[str]) -> Callable[[], dict[str, float]]:
+    """What looks at the GPUs: by NVIDIA's library, else by torch at the memory of this process.
 
     Neither asks anything of the device that a captured graph would not stand.
     """
@@ -97,20 +99,21 @@ def _look_at_gpu() -> Callable[[], dict[str, float]]:
     try:
         nvml: Any = import_module("pynvml")
         nvml.nvmlInit()
-        name = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{name}")
+        uuids = [torch.cuda.get_device_properties(i).uuid for i in gpu_indices(gpus)]
+        handles = [nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
     except Exception:  # noqa: BLE001 - whatever the library lacks, training goes on
+        if gpus:  # other processes train on them
+            return dict[str, float]
         return lambda: {"gpu_0_memory_usage_megabytes": torch.cuda.memory_reserved() / _MEGABYTE}
 
     def look() -> dict[str, float]:
-        with suppress(nvml.NVMLError):
-            return {
-                "gpu_0_memory_usage_megabytes": nvml.nvmlDeviceGetMemoryInfo(handle).used
-                / _MEGABYTE,
-                "gpu_0_utilization_percentage": float(
-                    nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-                ),
-            }
-        return {}
+        found: dict[str, float] = {}
+        for i, handle in enumerate(handles):
+            with suppress(nvml.NVMLError):
+                memory = nvml.nvmlDeviceGetMemoryInfo(handle).used / _MEGABYTE
+                busy = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                found[f"gpu_{i}_memory_usage_megabytes"] = memory
+                found[f"gpu_{i}_utilization_percentage"] = busy
+        return found
 
     return look

@@ -35,13 +35,15 @@ class Watch:
 
     Args:
         time_limit: Seconds that the command may take; if `dvc` started it, that `dvc` may take.
+        under_dvc: Whether to end with the `dvc` that started it; by default, if one did.
     """
 
-    def __init__(self, time_limit: float | None = None) -> None:
+    def __init__(self, time_limit: float | None = None, under_dvc: bool | None = None) -> None:
         self._why: Stopped | None = None
         self._timers: list[threading.Timer] = []
         self._handlers: dict[int, Any] = {}
-        self._dvc = dvc_above() if "DVC_STAGE" in os.environ else None
+        self._under_dvc = "DVC_STAGE" in os.environ if under_dvc is None else under_dvc
+        self._dvc = dvc_above() if self._under_dvc else None
         self._looked = time.monotonic()
         self._deadline = math.inf
         self._limit = time_limit
@@ -56,7 +58,7 @@ class Watch:
         if self._limit is not None:  # a timer, as `stopping` may not be called at that moment
             reason = f"stopped before the time limit of {self._limit:g} s"
             self._later(self.left, self._stop, reason, OUT_OF_TIME)
-        if "DVC_STAGE" in os.environ and self._dvc is None and os.getppid() == 1:
+        if self._under_dvc and self._dvc is None and os.getppid() == 1:
             self._stop(_DVC_IS_GONE, INTERRUPTED)  # dvc ended before its process was looked up
         return self
 

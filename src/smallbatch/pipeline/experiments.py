@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from smallbatch.data.prepared import Dataset
+    from smallbatch.execution.watch import Watch
     from smallbatch.protocol.column import Column
     from smallbatch.speed.plan import Plan
+    from smallbatch.tracking import LiveMirror
 
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
@@ -29,15 +31,22 @@ _NAMED = 30  # studies or batch sizes in a message; there may be thousands
 
 
 def train_study_column(
-    params: Params, study: str, batch_size: int, time_limit: float | None = None
+    params: Params,
+    study: str,
+    batch_size: int,
+    time_limit: float | None = None,
+    origin: str = str(DEFAULT_PARAMS),
 ) -> None:
     """Train one column of the pipeline into `models/<dataset>/<study>/m<m>`.
+
+    By `compute.cluster` other machines train it.
 
     Args:
         params: The checked params file.
         study: The name of the study.
         batch_size: m.
         time_limit: Seconds after which to stop, with all progress kept.
+        origin: The name of the params file.
 
     Raises:
         UserError: The grid has no such column, the data is not prepared with these settings, or the
@@ -49,12 +58,19 @@ def train_study_column(
     if batch_size not in params.grid.batch_sizes:
         found = f"batch_size: found {batch_size}"
         raise UserError(f"{found}, {_of_grid(params.grid.batch_sizes, 'batch_sizes')}")
+
+    def elsewhere(mirror: LiveMirror, watch: Watch) -> None:
+        from smallbatch.pipeline.cluster.elsewhere import train_elsewhere
+
+        train_elsewhere(params, origin, study, batch_size, mirror, watch)
+
     train_and_track(
         lambda: plan_study_column(params, study, batch_size),
         params.compute,
         lambda _: column_folder(params, study, batch_size),
         stage=stage_of(params, study, batch_size),
         time_limit=time_limit,
+        elsewhere=None if params.compute.cluster == "none" else elsewhere,
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from smallbatch.placement.placement import Placement
     from smallbatch.protocol.column import Column
     from smallbatch.protocol.run import Run
-    from smallbatch.tracking import ColumnInfo
+    from smallbatch.tracking import ColumnInfo, LiveMirror
     from smallbatch.tracking.live import Teller
 
 
@@ -29,6 +29,7 @@ def train_and_track(
     *,
     stage: str | None,
     time_limit: float | None,
+    elsewhere: Callable[[LiveMirror, Watch], None] | None = None,
 ) -> Path:
     """Place a column, train it and mirror it to MLflow while it trains.
 
@@ -38,6 +39,7 @@ def train_and_track(
         folder: Gives the folder for the column's files.
         stage: The name of the DVC stage; None outside the pipeline.
         time_limit: Seconds after which to stop, with all progress kept.
+        elsewhere: Has the runs trained by others and waits for them; then none are trained here.
 
     Returns:
         The folder.
@@ -50,7 +52,7 @@ def train_and_track(
     from smallbatch.execution.watch import Watch
 
     with Watch(time_limit) as watch:
-        return _watched(plan, compute, folder, stage, watch)
+        return _watched(plan, compute, folder, stage, watch, elsewhere)
 
 
 def _watched(
@@ -59,6 +61,7 @@ def _watched(
     folder: Callable[[Column], Path],
     stage: str | None,
     watch: Watch,
+    elsewhere: Callable[[LiveMirror, Watch], None] | None,
 ) -> Path:
     from smallbatch.tracking import LiveMirror
     from smallbatch.tracking.uri import VARIABLE, TrackingUri
@@ -67,6 +70,9 @@ def _watched(
         TrackingUri.parse()  # so that a mistake in it is told now and not after the training
     mirror = LiveMirror()  # before torch is imported, as its process imports mlflow meanwhile
     try:
+        if elsewhere is not None:
+            elsewhere(mirror, watch)
+            compute = compute.model_copy(update={"device": "auto"})  # there may be no such here
         from smallbatch import machine
         from smallbatch.execution.column import train_column
         from smallbatch.placement.placement import place
@@ -74,8 +80,9 @@ def _watched(
 
         column = plan()
         directory = folder(column)
-        find_out(column, compute)
-        placement = place(column, compute)
+        if elsewhere is None:
+            find_out(column, compute)
+        placement = place(column, compute, keep=elsewhere is None)
         environment = machine.describe(placement.device)
         mirror.start(column_info(column, directory, placement, environment, stage))
         with _progress(column, single=stage is None) as progress:
@@ -89,6 +96,7 @@ def _watched(
                 stage=stage,
                 environment=environment,
                 watch=watch,
+                kept_only=elsewhere is not None,
             )
     except BaseException:
         mirror.abort()

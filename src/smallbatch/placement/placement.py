@@ -18,6 +18,7 @@ from smallbatch.placement.known import decided, learn
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
 from smallbatch.placement.workload import Method, Workload, noise
 from smallbatch.processes import live_and_die_with
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig, EngineSetting
@@ -34,10 +35,12 @@ class Placement:
     Attributes:
         device: ``cpu`` or ``cuda``.
         method: The engine, and how it computes lanes.
-        workers: The number of processes; one on a GPU.
+        workers: The number of processes; one for each GPU.
         memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
         made_by: What the numbers depend on besides a run's hash.
         earlier: What else makes the same numbers; see :mod:`~engines.same_numbers`.
+        devices: The GPUs, if they are several, as `CUDA_VISIBLE_DEVICES` names them; each then has
+            a worker.
         native: The version of the native kernels if they compute the lanes; None if others do.
         remark: One line if the engine is not the one asked for.
     """
@@ -50,6 +53,7 @@ class Placement:
     native: str | None = None
     remark: str | None = None
     earlier: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -82,6 +86,7 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     choice = _choose(column, compute, device, keep)
     method, study = choice.method, column.runs[0].settings
     made_by = made_by_on(method.engine, device, study, method.kernels)
+    devices, others = _devices(column, device)
     return Placement(
         device=device,
         method=method,
@@ -90,7 +95,8 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
         made_by=made_by,
         earlier=earlier_makers(made_by, method.engine, study, method.kernels),
         native=native_version(method.engine, device, study, method.kernels),
-        remark=choice.remark,
+        remark="; ".join(filter(None, (choice.remark, others))) or None,
+        devices=devices,
     )
 
 
@@ -127,6 +133,8 @@ def name_of(column: Column, device: str) -> str:
 def workload_of(column: Column, compute: ComputeConfig) -> Workload:
     """The column's workload: all that decides how fast it trains.
 
+    Of several GPUs it is that of one, with its share of the runs.
+
     Raises:
         UserError: The device does not exist.
     """
@@ -142,9 +150,9 @@ def workload_of(column: Column, compute: ComputeConfig) -> Workload:
         width=meta.width,
         classes=len(meta.classes),
         batch_size=run.batch_size,
-        lanes=len(column.runs),
+        lanes=_lanes(column, device),
         device=device,
-        workers=_workers(column, compute, device),
+        workers=1 if device == "cuda" else _workers(column, compute, device),
         optimizer=run.settings.optimizer,
     )
 
@@ -171,9 +179,32 @@ def can_stack(column: Column, device: str) -> bool:
 
 
 def _workers(column: Column, compute: ComputeConfig, device: str) -> int:
-    """The number of processes: one on a GPU, else as many as asked for or one per core."""
-    workers = 1 if device == "cuda" else compute.workers
-    return min(machine.cores() if workers == "auto" else workers, len(column.runs))
+    """The number of processes: one for each GPU, else as many as asked for or one per core."""
+    if device == "cuda":
+        return max(1, len(_devices(column, device)[0]))
+    workers = machine.cores() if compute.workers == "auto" else compute.workers
+    return min(workers, len(column.runs))
+
+
+def _devices(column: Column, device: str) -> tuple[tuple[str, ...], str | None]:
+    """The GPUs that train a column, none if it is one, and a line about any that do not.
+
+    All are of the first one's model, as numbers round differently on others.
+    """
+    found = machine.gpus() if device == "cuda" else {}
+    models = list(found.values())
+    alike = [word for word, model in found.items() if model == models[0]]
+    remark = None
+    if left := len(found) - len(alike):
+        kinds = ", ".join(sorted(set(models) - {models[0]}))
+        remark = f"{count(left, 'GPU')} of another model left out ({kinds}); {models[0]} trains it"
+    devices = tuple(alike[: len(column.runs)])
+    return devices if len(devices) > 1 else (), remark
+
+
+def _lanes(column: Column, device: str) -> int:
+    """The number of runs, on several GPUs of each one's share."""
+    return -(-len(column.runs) // max(1, len(_devices(column, device)[0])))
 
 
 def memory_of(compute: ComputeConfig) -> int | None:
@@ -205,7 +236,7 @@ def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool =
         run.settings,
         batch_size=run.batch_size,
         pixels=meta.height * meta.width,
-        lanes=len(column.runs),
+        lanes=_lanes(column, device),
         device=device,
         vmap_works=try_vmap,
         triton_works=try_triton,

@@ -124,9 +124,11 @@ def find_out(column: Column, compute: ComputeConfig) -> None:
     if compute.engine != "auto" or len(column.runs) == 1:
         return
     run, device = column.runs[0], resolve_device(compute.device)
-    images = len(column.runs) * column.updates(run) * run.batch_size
+    workload = workload_of(column, compute)
+    runs = workload.lanes if device == "cuda" else len(column.runs)  # those of one GPU
+    images = runs * column.updates(run) * run.batch_size
     decide(
-        name_of(column, device), workload_of(column, compute), images,
+        name_of(column, device), workload, images,
         lambda: can_stack(column, device), memory_of(compute),
     )  # fmt: skip
 

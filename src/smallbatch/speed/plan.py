@@ -47,7 +47,8 @@ class ColumnPlan:
         updates: Updates, in sum over the runs.
         images: Training images, in sum over the runs.
         flops: FLOPs of training and evaluation.
-        memory_bytes: Memory of the images, and of the runs that train side by side.
+        memory_bytes: Memory of the images, and of the runs that train side by side; of several
+            GPUs that of one.
         engine: The engine that trains the column.
         images_per_second: The rate of training, in sum over the runs; None if no run is left.
         measured: Whether this rate was measured at this batch size, not interpolated.
@@ -204,10 +205,13 @@ def _plan(
     rate, measured, seconds = None, False, 0.0
     if left:
         rates = known_rates(column, columns, params, placement)
+        devices = min(left, max(1, len(placement.devices)))  # whose rate was measured is one
+        rates = {m: devices * rate for m, rate in rates.items()}
         rate, measured = interpolate(rates, workload.batch_size), workload.batch_size in rates
         # An evaluation has large batches at any m and no backward pass, so it is about three times
         # as fast as the fastest training.
-        seconds = images / rate + forward_images / (3 * max(rates.values())) + startup()
+        seconds = images / rate + forward_images / (3 * max(rates.values()))
+        seconds += startup() * min(devices, 2)  # several have processes, which begin after this one
     return ColumnPlan(
         study=column.study,
         batch_size=workload.batch_size,

@@ -17,7 +17,7 @@ from smallbatch.placement.workload import Method, Workload, noise
 from smallbatch.protocol.run import Run
 
 if TYPE_CHECKING:
-    from smallbatch.execution.workers import Job
+    from smallbatch.execution.chunks import Job
 
 BASE_LR = 2.0**-30  # so small that no lane diverges, as the others would then be faster
 PATIENCE = 5, 10.0  # epochs and seconds after which runs that have not reported are not waited for
@@ -97,8 +97,8 @@ def job_of(
 ) -> Job:
     """A job that trains a workload's runs by a method; none of its files are kept."""
     from smallbatch.engines.made_by import native_version
+    from smallbatch.execution.chunks import Job
     from smallbatch.execution.watch import Watch
-    from smallbatch.execution.workers import Job
     from smallbatch.placement.placement import Placement
     from smallbatch.records.checkpoints import ChunkPlan
 

@@ -88,7 +88,7 @@ def calibrate(
             ) from None
         resident = load_resident(images, augment=False, device=torch.device("cpu"))
         found[m] = Speed(
-            images_per_second=together.images_per_second,
+            images_per_second=max(1, len(placement.devices)) * together.images_per_second,
             images_per_second_alone=alone.images_per_second,
             by_vectors=placement.native is not None,
             memory_bytes=lane_bytes(column.runs[0], resident),

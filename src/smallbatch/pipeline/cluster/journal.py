@@ -1,4 +1,4 @@
-"""A worker's news of its column, in files on the board: its state, and what MLflow is to show."""
+"""A node's news of the column that it trains, in files on the board: its state, and what MLflow is to show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
-from smallbatch.errors import TakenOver
+from smallbatch.errors import INTERRUPTED, Stopped, TakenOver
 from smallbatch.pipeline.cluster.board import State
 from smallbatch.tracking.live import Teller
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVENTS = "events.jsonl"
 TELL_S = 2.0
-"""Seconds between the states that a worker writes."""
+"""Seconds between the states that a node writes."""
 
 
 class Events(Teller):
@@ -34,12 +34,13 @@ class Events(Teller):
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        private.refuse_links_of_others(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
 
     def _send(self, kind: str, content: Mapping[str, Any]) -> None:
-        self._file.write(f"{json.dumps({**content, 'kind': kind}, default=list)}\n")
-        self._file.flush()
+        line = json.dumps({**content, "kind": kind}, default=list)
+        private.refuse_links_of_others(self._path)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 class Journal:
@@ -66,10 +67,13 @@ class Journal:
 
         Raises:
             TakenOver: A later attempt or submission writes its own.
+            Stopped: The task was cancelled.
         """
         found, key = self._board.state(self._task.key), self._task.key
         if found and (found.number, found.attempt) > (self.state.number, self.state.attempt):
             raise TakenOver(f"{key}: attempt {found.attempt} on {found.node} goes on with it")
+        if found and found.number == self.state.number and found.status == "cancelled":
+            raise Stopped(f"{key}: cancelled", INTERRUPTED)
         self._told = time.monotonic()
         seconds = self._told - self._began
         self.state = self.state.now(

@@ -35,7 +35,12 @@ def key_of(params: Params, study: str, batch_size: int) -> str:
     return f"{params.dataset.name}-{study}-m{batch_size}"
 
 
-def outstanding(params: Params, origin: str, columns: Collection[tuple[str, int]]) -> list[Task]:
+def outstanding(
+    params: Params,
+    origin: str,
+    columns: Collection[tuple[str, int]],
+    own: tuple[str, int] | None = None,
+) -> list[Task]:
     """Tasks for those of the columns that lack runs, each after the one that it depends on.
 
     A column is complete where DVC's lock file has it that the present code made it, or where all
@@ -45,6 +50,7 @@ def outstanding(params: Params, origin: str, columns: Collection[tuple[str, int]
         params: The checked params file.
         origin: The name of that file.
         columns: Study and batch size of each.
+        own: The one whose files are to be made now, which takes all of its runs.
 
     Raises:
         UserError: The data is not prepared with these settings.
@@ -59,7 +65,8 @@ def outstanding(params: Params, origin: str, columns: Collection[tuple[str, int]
             continue
         rates = None if waits else _base_lrs(params, study, m)
         runs = planned_runs(params, study, m, rates or (1.0,), meta.fingerprint)
-        if rates is not None and _is_complete(params, study, m, runs, kept, meta.fingerprint):
+        noted = kept if (study, m) != own else ()
+        if rates is not None and _is_complete(params, study, m, runs, noted, meta.fingerprint):
             continue
         after = key_of(params, *source) if source and waits else None
         tasks[study, m] = Task(

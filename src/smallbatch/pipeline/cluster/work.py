@@ -1,4 +1,4 @@
-"""A worker: trains one task of a board, on whatever machine it was started."""
+"""Trains one task of a board, on whatever node it was started."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def work(file: Path) -> None:
     if task is None:
         raise UserError(f"{file}: no such task: it was cancelled, or submitted again")
     node = platform.node()
-    with Watch() as watch:
+    with Watch(under_dvc=False) as watch:  # which may be gone, and the cluster's work goes on
         journal = Journal(Board(file.parent.parent), task, node)
-        journal.tell("running")
         try:
+            journal.tell("running")
             _train(task, node, journal, Events(file.with_name(EVENTS)), watch)
+            journal.tell("done")
         except TakenOver:
             raise
         except Stopped as stopped:
-            journal.tell("stopped", first_line(stopped))
+            _tell_stopped(journal, stopped)
             raise
         except UserError as error:
             journal.tell("failed", f"{node}: {first_line(error)}")
@@ -53,7 +54,18 @@ def work(file: Path) -> None:
         except Exception as error:
             journal.tell("failed", f"{node}: {type(error).__name__}: {first_line(error)}")
             raise
-        journal.tell("done")
+
+
+def _tell_stopped(journal: Journal, stopped: Stopped) -> None:
+    """Say that the task can go on, unless it was cancelled, after which it is not to.
+
+    Raises:
+        UserError: It was.
+    """
+    try:
+        journal.tell("stopped", first_line(stopped))
+    except Stopped as cancelled:
+        raise UserError(first_line(cancelled)) from None
 
 
 def _train(task: Task, node: str, journal: Journal, events: Events, watch: Watch) -> None:

@@ -1,0 +1,103 @@
+"""Tasks and states on disk, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.errors import UserError
+from smallbatch.pipeline.cluster.board import Board, State, Task, read_task
+from smallbatch.pipeline.cluster.wait import seconds_left, summary
+
+TASK = Task(
+    key="digits-a-m4", study="a", batch_size=4, params={"compute": {}}, origin="params.yaml",
+    base_lrs=(0.5,), stage="train@a-4", after=None, runs=2, updates=10, needs={}, dataset="digits",
+    fingerprint="f", cluster="slurm", wanted="w",
+)  # fmt: skip
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    monkeypatch.chdir(tmp_path)
+    return Board()
+
+
+def test_a_later_submission_takes_the_place_of_the_former(board: Board) -> None:
+    first = board.put(TASK)
+    assert (first.number, board.state(TASK.key)) == (1, State(1))
+    board.set_state(TASK.key, State(1, 3, "failed"))
+    board.set_job(TASK.key, {"id": "7"})
+    second = board.put(TASK)
+    assert (second.number, board.state(TASK.key), board.job(TASK.key)) == (2, State(2), {})
+    # A worker that was started for the first finds no task.
+    assert read_task(board.file_of(first)) is None
+    assert board.task(TASK.key) == board.tasks()[0]
+    assert json.loads(json.dumps(board.tasks()[0].base_lrs)) == [0.5]
+
+
+@pytest.mark.parametrize("key", ["", "..", "../x-m4", "a/b-m4", "x-m", "x", "-m4"])
+def test_keys_lead_nowhere_else(board: Board, key: str) -> None:
+    with pytest.raises(UserError, match="allowed: DATASET-STUDY-mM"):
+        board.folder_of(key)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"number": 1, "odd": 2}', b"\xff"])
+def test_damaged_files_are_as_if_they_were_not_there(board: Board, content: bytes) -> None:
+    task = board.put(TASK)
+    board.file_of(task).write_bytes(content)
+    (board.folder_of(TASK.key) / "state.json").write_bytes(content)
+    assert (board.tasks(), board.state(TASK.key)) == ([], None)
+
+
+def test_a_link_in_the_place_of_a_state_is_not_followed(board: Board, tmp_path: Path) -> None:
+    board.put(TASK)
+    other = tmp_path / "other"
+    other.write_text(json.dumps({"number": 9}))
+    path = board.folder_of(TASK.key) / "state.json"
+    path.unlink()
+    path.symlink_to(other)
+    assert board.state(TASK.key) is None
+    board.set_state(TASK.key, State(1))
+    assert json.loads(other.read_text()) == {"number": 9}
+
+
+def test_the_lock_keeps_others_out_and_who_waits_may_leave(board: Board) -> None:
+    def leave() -> None:
+        raise InterruptedError
+
+    with board.lock(), pytest.raises(InterruptedError), board.lock(leave):
+        pass
+    with board.lock(leave):
+        pass
+    assert (board.folder / "lock").stat().st_mode & 0o077 == 0
+
+
+def states(*given: tuple[str, dict[str, Any]]) -> tuple[list[Task], dict[str, State]]:
+    tasks = [replace(TASK, key=f"digits-a-m{m}", batch_size=int(m)) for m, _ in given]
+    return tasks, {task.key: State(1, **it) for task, (_, it) in zip(tasks, given, strict=True)}
+
+
+def test_the_time_left_is_that_of_all_columns_at_the_present_speed() -> None:
+    running = {"status": "running", "share": 0.5, "images_per_second": 10.0}
+    # 2 runs × 10 updates × m images: of m = 4 half of 80 are left, of m = 8 all 160.
+    tasks, found = states(("4", running), ("8", {}), ("16", {"status": "done"}))
+    assert seconds_left(tasks, found) == (40 + 160) / 10
+    # No less than what the slowest takes that runs.
+    slow = {"status": "running", "share": 0.0, "images_per_second": 1.0}
+    tasks, found = states(("4", running), ("8", slow))
+    assert seconds_left(tasks, found) == 160
+    tasks, found = states(("4", {}), ("8", {"status": "running"}))
+    assert seconds_left(tasks, found) is None
+
+
+def test_one_line_says_where_all_columns_are() -> None:
+    running = {"status": "running", "share": 0.5, "images_per_second": 10.0, "node": "n1"}
+    tasks, found = states(("4", running), ("8", {}), ("16", {"status": "done"}))
+    line = (
+        "slurm: 1 queued, 1 running, 1 done (digits-a-m4 on n1 50%, 10 images/s); about 20 s left"
+    )
+    assert summary(tasks, found) == line

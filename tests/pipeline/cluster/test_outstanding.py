@@ -1,0 +1,80 @@
+"""Which columns lack runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smallbatch.config.params import Params, parse_params
+from smallbatch.data.prepare import prepare
+from smallbatch.engines.made_by import code_digest
+from smallbatch.pipeline.cluster.outstanding import WORK, outstanding
+from smallbatch.pipeline.experiments import planned_runs
+from smallbatch.protocol.outcome import RunResult
+from smallbatch.records import files
+from smallbatch.records.schema import Clock
+
+RAW = {
+    "dataset": {"name": "digits", "source": "digits", "subset": 100},
+    "grid": {
+        "studies": ["a"], "dependent": [{"name": "b", "after": "a"}], "batch_sizes": [4, 16],
+        "base_lrs": [0.5, 0.25], "seeds": 2,
+    },
+    "studies": {
+        "a": {"model": "resnet8", "norm": "none", "epochs": 3, "weight_decay": 0.0},
+        "b": {"model": "resnet8", "norm": "batch", "epochs": 1, "weight_decay": 0.0,
+              "base_lr": "best of a"},
+    },
+    "compute": {"cluster": "slurm"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.chdir(tmp_path)
+    params = parse_params(RAW, "params.yaml")
+    prepare(params.dataset)
+    return params
+
+
+def keep(params: Params, made_by: str, m: int = 4, leave_out: int = 0) -> None:
+    """Records of the runs of study a."""
+    fingerprint = outstanding(params, "params.yaml", params.columns)[0].fingerprint
+    runs = sorted(planned_runs(params, "a", m, (0.5, 0.25), fingerprint))
+    for run in runs[leave_out:]:
+        result = RunResult("finished", None, [], {}, 10, {})
+        clock = Clock(started="2026-01-01T00:00:00+00:00", seconds=1.0)
+        files.save_record(WORK / run, result, clock, made_by)
+
+
+def test_all_columns_of_a_new_project_with_what_they_are_trained_by(params: Params) -> None:
+    tasks = outstanding(params, "params.yaml", params.columns)
+    found = [(it.key, it.stage, it.after, it.base_lrs, it.runs, it.updates) for it in tasks]
+    assert found == [
+        ("digits-a-m4", "train@a-4", None, (0.5, 0.25), 4, 75),
+        ("digits-a-m16", "train@a-16", None, (0.5, 0.25), 4, 18),
+        ("digits-b-m4", "train_dependent@study0-4", "digits-a-m4", None, 2, 25),
+        ("digits-b-m16", "train_dependent@study0-16", "digits-a-m16", None, 2, 6),
+    ]
+    assert parse_params(dict(tasks[0].params), "x") == params
+    assert len({it.wanted for it in tasks}) == 4
+
+
+def test_only_those_that_were_asked_for(params: Params) -> None:
+    tasks = outstanding(params, "params.yaml", {("a", 16)})
+    assert [it.key for it in tasks] == ["digits-a-m16"]
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_columns_whose_runs_the_present_code_made_are_complete(params: Params, engine: str) -> None:
+    keep(params, f"{code_digest('loop' if engine == 'loop' else 'stacked')} torch x elsewhere")
+    keys = [it.key for it in outstanding(params, "params.yaml", {("a", 4), ("a", 16)})]
+    assert keys == ["digits-a-m16"]
+
+
+def test_runs_that_other_code_made_or_that_are_missing_are_trained(params: Params) -> None:
+    keep(params, "0123 torch x")
+    assert len(outstanding(params, "params.yaml", {("a", 4)})) == 1
+    keep(params, f"{code_digest('loop')} torch x", leave_out=1)
+    assert len(outstanding(params, "params.yaml", {("a", 4)})) == 1

@@ -1,0 +1,173 @@
+"""`dvc repro` with a cluster, by real `dvc` and worker processes; the scheduler is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.cluster.here import shim
+from tests.project import Project
+
+PARAMS = """
+dataset: {{name: digits, source: digits, subset: 200}}
+grid:
+  studies: [resnet8]
+  dependent: [{{name: ghost, after: resnet8}}]
+  batch_sizes: [8, 32]
+  base_lrs: [2^-8, 2^-6]
+  seeds: 1
+advise: {{studies: []}}
+studies:
+  resnet8: {{model: resnet8, norm: none, epochs: {epochs}, weight_decay: 0.0001}}
+  ghost:
+    {{model: resnet8, norm: ghost, epochs: 1, weight_decay: 0.0, base_lr: best of resnet8,
+      bn_batch_sizes: [4, 8]}}
+compute: {{engine: loop, workers: 1, cluster: {cluster}, checkpoint_seconds: 1}}
+"""
+KEYS = [f"digits-{study}-m{m}" for study in ("ghost", "resnet8") for m in (32, 8)]
+
+pytestmark = pytest.mark.slow
+
+
+class Clustered:
+    """A project whose `smallbatch` has the stand-in for a cluster."""
+
+    def __init__(self, folder: Path, epochs: int = 1) -> None:
+        self.project = Project(folder / "project", PARAMS.format(epochs=epochs, cluster="slurm"))
+        self.root = self.project.root
+        self.environment = shim(folder / "bin")
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=self.root, env=self.environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def call(self, *words: str, status: int = 0) -> str:
+        with self.start(*words) as process:
+            output = process.communicate(timeout=240)[0]
+        assert process.returncode == status, output
+        return output
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        paths = self.root.glob(".smallbatch/cluster/*/state.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        paths = self.root.glob(".smallbatch/cluster/*/task-*.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_target_trains_alone_and_a_repro_fans_out_with_the_files_of_a_local_one(
+    tmp_path: Path,
+) -> None:
+    clustered = Clustered(tmp_path)
+    clustered.call("dvc", "repro", "train@resnet8-8")
+    assert sorted(clustered.states()) == ["digits-resnet8-m8"]
+
+    clustered.call("dvc", "repro")
+    states = clustered.states()
+    assert sorted(states) == KEYS
+    assert {(it["status"], it["attempt"]) for it in states.values()} == {("done", 1)}
+    # The first stage that trains anything submits all of them, the dependent ones after theirs.
+    tasks = clustered.tasks()
+    former = tasks.pop("digits-resnet8-m8")
+    moments = [datetime.fromisoformat(it["submitted"]) for it in tasks.values()]
+    assert max(moments) - min(moments) <= timedelta(seconds=1)
+    assert min(moments) > datetime.fromisoformat(former["submitted"])
+    after = {key: it["after"] for key, it in tasks.items()}
+    assert after == {
+        "digits-resnet8-m32": None,
+        "digits-ghost-m32": "digits-resnet8-m32",
+        "digits-ghost-m8": None,  # its source is trained
+    }
+
+    (tmp_path / "local").mkdir()
+    local = Project(tmp_path / "local/project", PARAMS.format(epochs=1, cluster="none"))
+    local.call("dvc", "repro", "evaluate")
+    ours = {Path(k).relative_to(clustered.root): v for k, v in clustered.project.outputs().items()}
+    assert ours == {Path(k).relative_to(local.root): v for k, v in local.outputs().items()}
+    assert len(ours) == 12
+    # Each run once, though workers' news and result files were both logged.
+    assert clustered.project.runs_in_mlflow() == local.runs_in_mlflow()
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGKILL of dvc"])
+def test_what_ends_a_repro_leaves_the_cluster_and_the_next_one_takes_its_work(
+    tmp_path: Path, how: str
+) -> None:
+    clustered = Clustered(tmp_path, epochs=100)
+    repro = clustered.start("dvc", "repro", "train@resnet8-8")
+    key = "digits-resnet8-m8"
+    until(lambda: clustered.states().get(key, {}).get("share", 0) > 0)
+    if how == "SIGINT":  # as Ctrl-C sends it, to all of the terminal's processes that wait
+        children = subprocess.run(
+            ["pgrep", "-P", str(repro.pid)], capture_output=True, text=True, check=True
+        )
+        for pid in [repro.pid, *map(int, children.stdout.split())]:
+            os.kill(pid, signal.SIGINT)
+    else:
+        repro.kill()
+    output = repro.communicate(timeout=30)[0]
+    assert "the cluster goes on with 1 column" in output
+
+    assert clustered.call("smallbatch", "status").startswith(f"{key}  running")
+    clustered.call("dvc", "repro", "train@resnet8-8")
+    state = clustered.states()[key]
+    assert (state["status"], state["number"], state["attempt"]) == ("done", 1, 1)
+
+
+def test_cancelled_and_lost_columns_go_on_from_what_they_had(tmp_path: Path) -> None:
+    clustered = Clustered(tmp_path, epochs=100)
+    clustered.call("smallbatch", "prepare")
+    words = ("smallbatch", "submit", "resnet8", "--batch-size", "8", "--cluster", "slurm")
+    assert "1 column under way" in clustered.call(*words, "--detach")
+    key = "digits-resnet8-m8"
+    until(lambda: clustered.states()[key]["share"])
+    assert "1 column under way" in clustered.call(*words, "--detach")  # and none is doubled
+    assert clustered.states()[key]["number"] == 1
+    assert "1 column cancelled" in clustered.call("smallbatch", "cancel")
+    assert "nothing is under way" in clustered.call("smallbatch", "cancel")
+    assert clustered.states()[key]["status"] == "cancelled"
+
+    waiting = clustered.start(*words)
+    job = clustered.root / f".smallbatch/cluster/{key}/job.json"
+    until(lambda: clustered.states()[key]["status"] == "running" and job.exists())
+    until(lambda: clustered.states()[key]["share"])
+    os.kill(json.loads(job.read_text())["pid"], signal.SIGKILL)
+    output = waiting.communicate(timeout=120)[0]
+    assert waiting.returncode == 0, output
+    assert "lost (no process): submitted again" in output
+    log = (clustered.root / f".smallbatch/cluster/{key}/log").read_text()
+    assert log.count("goes on from its checkpoint") >= 1
+    assert clustered.states()[key]["number"] == 3
+    history = clustered.root / "models/digits/resnet8/m8/history.parquet"
+    assert history.is_file()
+
+
+def test_a_column_that_fails_ends_its_stage_with_the_node_s_line(tmp_path: Path) -> None:
+    clustered = Clustered(tmp_path)
+    clustered.call("dvc", "repro", "prepare")
+    params = clustered.root / "params.yaml"
+    params.write_text(params.read_text().replace("{engine: loop", "{device: cuda, engine: loop"))
+    output = clustered.call("smallbatch", "train", "resnet8", "8", status=2)
+    last = output.strip().splitlines()[-1]
+    assert "digits-resnet8-m8: failed on the cluster: " in last
+    assert "device: found 'cuda', allowed here: cpu" in last
+    assert last.endswith("its log is .smallbatch/cluster/digits-resnet8-m8/log")

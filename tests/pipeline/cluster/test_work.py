@@ -1,0 +1,131 @@
+"""A worker that refuses its task, or has lost it to another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from smallbatch.errors import TakenOver, UserError
+from smallbatch.pipeline.cluster.board import Board, State
+from smallbatch.pipeline.cluster.journal import Events, Journal
+from smallbatch.pipeline.cluster.needs import check
+from smallbatch.pipeline.cluster.news import News
+from smallbatch.pipeline.cluster.work import work
+from smallbatch.tracking import LiveMirror
+from smallbatch.tracking.records import RunInfo
+from tests.pipeline.cluster.test_board import TASK
+
+PARAMS = {
+    "dataset": {"name": "digits", "source": "digits"},
+    "grid": {"studies": ["a"], "batch_sizes": [4], "base_lrs": [0.5], "seeds": 1},
+    "studies": {"a": {"model": "resnet8", "norm": "none", "epochs": 1, "weight_decay": 0.0}},
+}
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    monkeypatch.chdir(tmp_path)
+    return Board()
+
+
+def test_other_versions_are_refused_by_a_line_that_names_both(board: Board) -> None:
+    task = board.put(replace(TASK, params=PARAMS, needs={"torch": "1.0.0"}))
+    with pytest.raises(UserError, match=r"torch: found \d+\.\d+\.\d+, wanted 1\.0\.0"):
+        work(board.file_of(task))
+    state = board.state(task.key)
+    assert state
+    assert state.status == "failed"
+    assert "wanted 1.0.0" in state.message
+
+
+def test_what_is_needed_and_not_known_here_is_refused() -> None:
+    check({}, {"torch": "2"}, "node")
+    check({"torch": "2"}, {"torch": "2", "other": "1"}, "node")
+    with pytest.raises(UserError, match="node: triton: found none, wanted 3"):
+        check({"torch": "2", "triton": "3"}, {"torch": "2"}, "node")
+
+
+def test_a_task_that_was_submitted_again_is_not_begun(board: Board) -> None:
+    former = board.put(TASK)
+    board.put(TASK)
+    with pytest.raises(UserError, match="no such task"):
+        work(board.file_of(former))
+    assert board.state(TASK.key) == State(2)
+
+
+@pytest.mark.parametrize("later", [State(1, 2, "running", "other"), State(2, 1, "queued")])
+def test_who_was_overtaken_writes_no_state(board: Board, later: State) -> None:
+    journal = Journal(board, board.put(TASK), "node")
+    journal.tell("running")
+    assert cast("State", board.state(TASK.key)).attempt == 1
+    board.set_state(TASK.key, later)
+    with pytest.raises(TakenOver, match="goes on with it"):
+        journal.tell("done")
+    assert board.state(TASK.key) == later
+
+
+def test_a_cancelled_task_stays_cancelled_and_its_worker_stops(board: Board) -> None:
+    task = board.put(replace(TASK, params=PARAMS))
+    board.set_state(TASK.key, State(1, status="cancelled"))
+    with pytest.raises(UserError, match="digits-a-m4: cancelled"):
+        work(board.file_of(task))
+    assert board.state(TASK.key) == State(1, status="cancelled")
+
+
+def test_attempts_of_a_submission_are_counted(board: Board) -> None:
+    task = board.put(TASK)
+    for attempt in (1, 2):
+        Journal(board, task, "node").tell("stopped")
+        assert cast("State", board.state(TASK.key)).attempt == attempt
+
+
+class Told:
+    """A mirror that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+
+    def forward(self, column: str, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+
+def test_news_are_passed_on_once_and_those_of_a_later_attempt_from_the_start(
+    board: Board,
+) -> None:
+    task, told = board.put(TASK), Told()
+    news = News(board, cast("LiveMirror", told))
+    path = board.folder_of(task.key) / "events.jsonl"
+    news.pass_on(task)
+    assert told.messages == []
+
+    events = Events(path)
+    events.run_begun("a", datetime.fromtimestamp(5, UTC))
+    news.pass_on(task)
+    events.run_epoch(RunInfo("a", 0.5, 0, 10), {"epoch": 1, "updates": 5, "train_loss": 2.0})
+    with path.open("a") as file:
+        file.write('{"kind": "beg')  # half of a line
+    news.pass_on(task)
+    news.pass_on(task)
+    assert [it["kind"] for it in told.messages] == ["begin", "epoch"]
+    assert told.messages[1]["row"] == {"epoch": 1.0, "updates": 5.0, "train_loss": 2.0}
+    with path.open("a") as file:
+        file.write('in", "run": "b"}\n')
+    news.pass_on(task)
+    assert told.messages[2:] == [{"kind": "begin", "run": "b"}]
+
+    Events(path).run_begun("c", datetime.fromtimestamp(6, UTC))
+    news.pass_on(task)
+    assert [it["run"] for it in told.messages[3:]] == ["c"]
+
+
+def test_the_folder_that_mlflow_is_told_is_that_of_this_project(board: Board) -> None:
+    task, told = board.put(TASK), Told()
+    path = board.folder_of(task.key) / "events.jsonl"
+    path.write_text(f"{json.dumps({'kind': 'start', 'place': 'of a node'})}\n")
+    News(board, cast("LiveMirror", told)).pass_on(task)
+    assert told.messages[0]["place"] not in ("", "of a node")
