@@ -48,38 +48,52 @@ class Cluster:
             "RAY_TMPDIR": str(self.folder),
         }
         self._started: list[psutil.Process] = []
-        self._nodes = 0
+        self._nodes = self._count = 0
         self.nodes: list[psutil.Process] = []
         self.start_head()
 
     def start_head(self) -> None:
         """Start it, or start it again at the same address."""
         self.head = self._start(
-            "--head", f"--port={self._port}", f"--ray-client-server-port={self._client}",
+            _HOST, "--head", f"--port={self._port}", f"--ray-client-server-port={self._client}",
             "--include-dashboard=false", "--num-cpus=0",
         )  # fmt: skip
-        wait_for(lambda: _listens(self._port), "the head")
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all that was started is there."""
+
+        def ready() -> bool:
+            log = (self.folder / "start.log").read_text(errors="replace")
+            return log.count("Ray runtime started") == self._count
+
+        wait_for(ready, "nodes")
 
     def add_node(self, cpus: int = 1, **environment: str) -> psutil.Process:
         """Start a node with a cache of its own."""
         self._nodes += 1
+        self.wait()  # of two that start at once, one at times gives up
         cache = self.folder / f"cache{self._nodes}"
         cache.mkdir(mode=0o700)
         for kernels in machine.cache_folder().glob("kernels-*.s*"):  # compiled once
             shutil.copy(kernels, cache)
         environment["SMALLBATCH_CACHE"] = str(cache)
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **environment)
+        return self._start(
+            f"127.0.0.{3 + self._nodes % 250}", f"--address={self.address}", f"--num-cpus={cpus}",
+            **environment,
+        )  # fmt: skip
 
-    def _start(self, *words: str, **environment: str) -> psutil.Process:
+    def _start(self, host: str, *words: str, **environment: str) -> psutil.Process:
         log = (self.folder / "start.log").open("ab")
         with log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
-                 f"--node-ip-address={_HOST}", "--object-store-memory=100000000", *words],
+                 f"--node-ip-address={host}", "--object-store-memory=100000000", *words],
                 env=os.environ | self.environment | environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
         self._started.append(psutil.Process(process.pid))
+        self._count += 1
         process.returncode = 0  # it is ended by `kill`, and nobody waits for it
         return self._started[-1]
 
@@ -128,10 +142,3 @@ def _free_port() -> int:
     with socket.socket() as it:
         it.bind((_HOST, 0))
         return it.getsockname()[1]
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError):
-        socket.create_connection((_HOST, port), 1).close()
-        return True
-    return False

@@ -114,6 +114,7 @@ class Project:
 def cluster() -> Iterator[Cluster]:
     found = Cluster()
     found.nodes = [found.add_node(), found.add_node(SMALLBATCH_NODE_DATA="fetch")]
+    found.wait()
     yield found
     found.close()
 
@@ -174,7 +175,11 @@ def test_what_is_killed_goes_on_elsewhere(driver: Cluster, tmp_path: Path) -> No
 
 
 @needs_ray
-def test_the_head_is_killed_and_started_again(driver: Cluster) -> None:
+def test_the_head_is_killed_and_started_again(
+    driver: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Seconds until Ray ends its driver, instead of 60.
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
     project = Project(LONG, driver.address)
     tasks = project.submit()
     wait_for(lambda: all(project.checkpoints(it) for it in tasks), "checkpoints")

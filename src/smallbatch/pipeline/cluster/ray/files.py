@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from smallbatch.records.checkpoints import column_key
 from smallbatch.records.files import NAMES, replace_folder
 
 if TYPE_CHECKING:
+    from smallbatch.config.params import Params
     from smallbatch.pipeline.cluster.board import Task
 
 WORK = Path(".smallbatch/work")
@@ -79,7 +82,7 @@ def column_of(task: Task) -> Column:
     Raises:
         UserError: The settings are wrong, or the learning rate of another column is not known.
     """
-    params = parse_params(dict(task.params), task.origin)
+    params = _parsed(json.dumps(task.params), task.origin)
     rates = tuple(task.base_lrs or ())
     if not rates:
         source = params.studies[task.study].best_of or task.study
@@ -88,6 +91,11 @@ def column_of(task: Task) -> Column:
     runs = experiments.planned_runs(params, task.study, task.batch_size, rates, task.fingerprint)
     folder = experiments.column_folder(params, task.study, task.batch_size)
     return Column(folder, column_key(WORK, folder), frozenset(runs), rates)
+
+
+@lru_cache(maxsize=4)  # all tasks of a submission have the same, which may name many columns
+def _parsed(params: str, origin: str) -> Params:
+    return parse_params(json.loads(params), origin)
 
 
 class Receiver:
