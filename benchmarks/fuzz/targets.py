@@ -360,7 +360,7 @@ def keeps_checkpoints(folder: Path) -> str | None:
 
     whole = {path: _is_whole(path) for path in (folder / CHUNK / CHECKPOINT, folder / RECORD)}
     saved = Checkpoints(folder / CHUNK, 60, lambda: False).saved
-    kept = files.load_record(folder / "run", "code")
+    kept = files.load_record(folder / "run", ["code"])
     for (path, intact), found in zip(whole.items(), (saved, kept), strict=True):
         if found is not None and not intact:
             return f"{path.name} is damaged and used"

@@ -450,7 +450,7 @@ def test_what_is_declared_to_give_the_same_numbers_is_the_present_code() -> None
         )
 
 
-def test_other_kernels_compilers_and_processors_train_again(
+def test_other_kernels_compilers_and_processors_are_told_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def made_by(engine: Engine = "stacked", **settings: Any) -> str:

@@ -264,7 +264,7 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(
 
     with monkeypatch.context() as patch:
         patch.setattr(private, "read_shared", failing)
-        for read in (lambda: found(tmp_path), kept.read, lambda: load_record(tmp_path, "code")):
+        for read in (lambda: found(tmp_path), kept.read, lambda: load_record(tmp_path, ["code"])):
             with pytest.raises(OSError, match="Input/output error"):
                 read()
     assert found(tmp_path) == 2

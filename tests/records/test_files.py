@@ -133,12 +133,12 @@ def test_a_record_that_is_another_runs_or_another_users_is_left_out(
     save_record(tmp_path / "a", FINISHED, CLOCK, "code")
     (tmp_path / "b").mkdir()
     plant(tmp_path / "b/record", tmp_path / "a/record")
-    assert load_record(tmp_path / "b", "code") is None
+    assert load_record(tmp_path / "b", ["code"]) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'b/record'}: left out: ")
     save_record(tmp_path / "b", DIVERGED, CLOCK, "code")
     for name, outcome in (("a", "finished"), ("b", "diverged")):
-        kept = load_record(tmp_path / name, "code")
+        kept = load_record(tmp_path / name, ["code"])
         assert kept is not None
         assert kept[0].outcome == outcome
 
@@ -146,10 +146,10 @@ def test_a_record_that_is_another_runs_or_another_users_is_left_out(
 def test_a_record_does_not_go_through_a_link_to_another_runs_folder(tmp_path: Path) -> None:
     save_record(tmp_path / "a", FINISHED, CLOCK, "code")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert load_record(tmp_path / "b", "code") is None
+    assert load_record(tmp_path / "b", ["code"]) is None
     save_record(tmp_path / "b", DIVERGED, CLOCK, "code")
-    assert load_record(tmp_path / "a", "code") is not None
-    assert load_record(tmp_path / "b", "code") is not None
+    assert load_record(tmp_path / "a", ["code"]) is not None
+    assert load_record(tmp_path / "b", ["code"]) is not None
 
 
 def test_records_that_members_of_a_group_may_write_are_used(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_records_that_members_of_a_group_may_write_are_used(tmp_path: Path) -> N
         save_record(tmp_path / "a", FINISHED, CLOCK, "code")
     finally:
         os.umask(before)
-    assert load_record(tmp_path / "a", "code") is not None
+    assert load_record(tmp_path / "a", ["code"]) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,5 +25,12 @@ def _make_report(root: Path) -> None:
     )  # fmt: skip
     synthetic.write_models(root / "models", (*synthetic.STUDIES, hopeless, single))
     (root / "models/synthetic/single/m8").mkdir()
+    # A run of one column has been trained on another machine.
+    timing = root / "models/synthetic/hopeless/m4/timing.json"
+    content = json.loads(timing.read_text())
+    cpu = content["environment"].pop("cpu")
+    for i, run in enumerate(content["runs"].values()):
+        run["environment"] = {"cpu": "Another CPU" if i == 0 else cpu}
+    timing.write_text(json.dumps(content))
     evaluate(root / "models", root / "reports/evaluation")
     build_report(root / "reports/evaluation", root / "models", root / "reports")

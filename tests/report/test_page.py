@@ -75,6 +75,19 @@ def test_the_page_is_well_formed_and_loads_nothing(page: Page, reports: Path) ->
     assert "url(" not in style
 
 
+def test_several_kinds_of_hardware_are_named_above_the_table_of_machines(page: Page) -> None:
+    words = "".join(page.words)
+    section = words[words.rindex("Hardware and versions") : words.rindex("Definitions in full")]
+    for sentence in (
+        "synthetic/hopeless, m = 4: ",
+        " runs on Example CPU, 1 run on Another CPU.",
+        "synthetic/hopeless: m = 2 on Example CPU; m = 4 on Another CPU and Example CPU.",
+        "Between these, numbers round differently, and times cannot be compared.",
+    ):
+        assert sentence in section
+    assert "synthetic/single: m" not in section
+
+
 def test_every_figure_is_described_and_saved_twice(page: Page, reports: Path) -> None:
     figures = reports / "figures"
     # Two studies with all figures, one that has nothing to show, one cell, and the comparison.

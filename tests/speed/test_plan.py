@@ -176,6 +176,10 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     assert made.prepared
     assert [column.kept for column in made.columns] == [0, 2]
     assert made.columns[1].updates == 2 * 4
+    with monkeypatch.context() as patch:  # as on another node
+        patch.setattr("smallbatch.machine.processor", lambda: "fedcba9876543210")
+        assert [column.kept for column in make(tmp_path).columns] == [0, 2]
+        assert [column.kept for column in make(tmp_path, same_hardware=True).columns] == [0, 0]
     train((2.0**-8, 2.0**-6))
     whole = make(tmp_path).columns[1]
     assert (whole.kept, whole.updates, whole.flops, whole.seconds) == (4, 0, 0, 0.0)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 from smallbatch import machine, modules
 from smallbatch.config.study import StudyConfig
@@ -22,14 +25,17 @@ ENTRY: dict[Engine, tuple[str, ...]] = {
 # The engines import these, but they do not change numbers: settings are part of a run's hash, and
 # the others only read and write.
 NO_NUMBERS = ("config", "records", "errors.py", "durable.py", "private.py", "machine.py", "data")
-# Variables by which torch and its libraries leave instruction sets out, choose between them, or
-# multiply in fewer bits.
+# Variables by which torch and its libraries leave instruction sets out or choose between them.
 _DISPATCH = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
-             "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE",
-             "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE", "CUBLAS_WORKSPACE_CONFIG",
-             "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # fmt: skip
+             "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OPENBLAS_CORETYPE",
+             "CUBLAS_WORKSPACE_CONFIG")  # fmt: skip
+# Those by which they multiply in fewer bits.
+_FEWER_BITS = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE",
+               "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # fmt: skip
 _OF_TIMM = "TIMM_"
 """With what the names of timm's variables begin; some choose another model of the same name."""
+_LIBRARIES = ("torch", "timm", "numpy")
+_NOT_NATIVE = ("torch", "grouped", "unrolled", "triton")  # kernels; the native ones are hex digits
 
 
 @cache
@@ -65,7 +71,7 @@ def made_by_on(
     engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
 ) -> str:
     """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
-    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy")]
+    versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     hardware = machine.gpu_name() if device == "cuda" else machine.processor()
     by = native_version(engine, device, study, kernels) or kernels or "torch"
     if kernels == "triton":
@@ -80,6 +86,76 @@ def _dispatch() -> list[str]:
     chosen = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
-        if name in _DISPATCH or name.startswith(_OF_TIMM)
+        if name in (*_DISPATCH, *_FEWER_BITS) or name.startswith(_OF_TIMM)
     ]
     return [torch.backends.cpu.get_cpu_capability(), *chosen]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What :func:`made_by_on` says, taken apart; records hold it as text.
+
+    Attributes:
+        code: The digest of the engine's code.
+        versions: Of the libraries, by name; of torch without the build, such as ``+cu128``.
+        choices: Variables that choose another model or fewer bits, as ``NAME=value``.
+        device: ``cpu`` or ``cuda``.
+        hardware: The GPU's name or the processor's digest, the CPU's instruction sets, and
+            variables that choose between these.
+        kernels: What computed: ``native``, ``torch``, ``grouped``, ``unrolled`` or ``triton``.
+    """
+
+    code: str
+    versions: dict[str, str]
+    choices: frozenset[str]
+    device: str
+    hardware: str
+    kernels: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take apart what a record says.
+
+        Raises:
+            ValueError: It is nothing that `made_by_on` gives.
+        """
+        code, *words = text.split(" ")
+        at = next((i for i, word in enumerate(words) if word in ("cpu", "cuda")), len(words))
+        if at % 2 or at + 2 > len(words):
+            raise ValueError(f"made by: found {text!r}, allowed: code, versions, device, kernels")
+        versions = dict(zip(words[:at:2], words[1:at:2], strict=True))
+        *rest, by = words[at + 1 :]
+        choices = frozenset(filter(_is_a_choice, rest))
+        return cls(
+            code=code,
+            versions={name: _release(version) for name, version in versions.items()},
+            choices=choices,
+            device=words[at],
+            hardware=" ".join(word for word in rest if word not in choices),
+            kernels=by if by in _NOT_NATIVE else "native",
+        )
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of the libraries on which numbers depend, as `Maker` has them."""
+    names = [*_LIBRARIES]
+    with suppress(metadata.PackageNotFoundError):
+        metadata.version("triton")
+        names.append("triton")
+    return {name: _release(metadata.version(name)) for name in names}
+
+
+def choices_here() -> frozenset[str]:
+    """The variables that choose another model or fewer bits, as `Maker` has them."""
+    words = (f"{name}={value}" for name, value in os.environ.items())
+    return frozenset(filter(_is_a_choice, words))
+
+
+def _is_a_choice(word: str) -> bool:
+    name, equals, _ = word.partition("=")
+    return bool(equals) and (name in _FEWER_BITS or name.startswith(_OF_TIMM))
+
+
+def _release(version: str) -> str:
+    """A version without its local part, which in torch's names the build for a CPU or a GPU."""
+    return version.partition("+")[0]

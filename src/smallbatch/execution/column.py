@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from smallbatch import durable, machine
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, shown
 from smallbatch.execution.sampler import Sampler
 from smallbatch.execution.watch import Watch
 from smallbatch.placement.placement import Placement
 from smallbatch.protocol.column import Column
 from smallbatch.protocol.run import Run
-from smallbatch.records import checkpoints, files
+from smallbatch.records import checkpoints, files, hardware
 from smallbatch.records.lock import Lock, one_writer
 from smallbatch.records.schema import Clock, ColumnClock, Environment, Timing
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from smallbatch.protocol.outcome import Row, RunResult
+    from smallbatch.protocol.outcome import Row
+    from smallbatch.records.checkpoints import ChunkPlan
+    from smallbatch.records.files import Kept
+
+_OF_COLUMN = ("workers", "engine", "kernels", "device")
+"""What `timing.json` has of the column, if it is the same for all runs; else of each run."""
 
 
 class Observer(Protocol):
@@ -108,28 +113,29 @@ def train_column(
             tick,
             kept_only,
         )
-        makers = placement.makers
-        records = {run.hash: _whole(work / run.hash, *makers) for run in column.runs}
-        shared, clocks = files.shared_environment({name: it[1] for name, it in records.items()})
+        records = _whole(_kept(column, work, placement), work)
+        shared, clocks = files.shared_environment(
+            {name: _placed(kept, placement) for name, kept in records.items()}
+        )
         watch.check()
         kept = files.load_timing(checkpoints.timing_file(work, directory), clocks)
         clock = ColumnClock(
             started=min(started, *(datetime.fromisoformat(it.started) for it in clocks.values()))
-            .isoformat(timespec="seconds"),
-            engine=placement.engine,
-            kernels=placement.kernels,
-            device=placement.device,
+            .isoformat(timespec="seconds")
         )  # fmt: skip
         if peak is not None:
-            images = column.batch_size * sum(it.rows[-1]["updates"] for it, _ in records.values())
+            updates = sum(it.result.rows[-1]["updates"] for it in records.values())
             seconds = sum(it.seconds for it in clocks.values())
             clock["seconds"] = time.perf_counter() - began
-            clock["images_per_second"] = placement.workers * images / seconds
+            clock["images_per_second"] = placement.workers * column.batch_size * updates / seconds
             clock["peak_memory_bytes"] = peak
-        if "workers" in shared:
-            clock["workers"] = cast("int", shared.pop("workers"))
+        of_column = {key: shared.pop(key) for key in _OF_COLUMN if key in shared}
+        clock |= cast("ColumnClock", of_column)
+        shared.pop("hardware", None)
         timing = kept or Timing(environment=shared, column=clock, runs=clocks)
         timing.column["stage"] = stage
+        if len(trained_by := hardware.trained_by(timing)) > 1:
+            _say(f"{directory}: {hardware.sentence(trained_by)}: {hardware.DIFFERS}")
         lock.beat(now=True)
         files.save_timing(checkpoints.timing_file(work, directory), timing)
         files.write_column(
@@ -137,7 +143,7 @@ def train_column(
             dataset=column.dataset.meta,
             study=column.study,
             updates=column.updates(column.runs[0]),
-            results=[(run, records[run.hash][0]) for run in column.runs],
+            results=[(run, records[run.hash].result) for run in column.runs],
             timing=timing,
             system_use=sampler.finish() if peak is not None or sampler.content() else None,
         )
@@ -166,10 +172,10 @@ def _train_missing(
         Peak memory in bytes if all of the column was trained now, from the first update on; else
         None, as what an earlier attempt took is not known.
     """
-    done = {run.hash: files.load_record(work / run.hash, *placement.makers) for run in column.runs}
+    done = _kept(column, work, placement)
     for run in column.runs:
         if kept := done[run.hash]:
-            _end(observers, run, kept[0].outcome)
+            _end(observers, run, kept.result.outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
     plan = checkpoints.plan(work, directory, placement.made_by)
     afresh = len(missing) == len(column.runs) and not plan.has_checkpoints()
@@ -191,7 +197,9 @@ def _train_missing(
         tick()
 
     if placement.remark:
-        print(f"{directory}: {placement.remark}", file=sys.stderr, flush=True)
+        _say(f"{directory}: {placement.remark}")
+    if others := _others_checkpoints(plan):
+        _say(f"{directory}: {others}")
     peak = train_all(
         Job(
             column=column.runs,
@@ -213,14 +221,44 @@ def _train_missing(
     return peak if afresh else None
 
 
-def _whole(directory: Path, *made_by: str) -> tuple[RunResult, Clock]:
-    record = files.load_record(directory, *made_by)
-    if record is None:
-        raise UserError(
-            f"{directory}: this run's record is gone: deleted, or replaced by a training of "
-            "another column with another engine or other code; run the same command again"
-        )
-    return record
+def _kept(column: Column, work: Path, placement: Placement) -> dict[str, Kept | None]:
+    """The kept run of each hash; None if it is to be trained."""
+    makers = placement.makers
+    found = {run.hash: files.load_record(work / run.hash, makers) for run in column.runs}
+    taken = makers.among({name: kept and kept.made_by for name, kept in found.items()})
+    return {name: kept if name in taken else None for name, kept in found.items()}
+
+
+def _whole(records: Mapping[str, Kept | None], work: Path) -> dict[str, Kept]:
+    for name, record in records.items():
+        if record is None:
+            raise UserError(
+                f"{work / name}: this run's record is gone: deleted, or replaced by a training of "
+                "another column with another engine or other code; run the same command again"
+            )
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def _placed(kept: Kept, placement: Placement) -> Clock:
+    """A run's clock, with where and how it was trained in its environment."""
+    place = placement.makers.place(kept.made_by)
+    return kept.clock.model_copy(update={"environment": {**kept.clock.environment, **place}})
+
+
+def _others_checkpoints(plan: ChunkPlan) -> str:
+    """A line if checkpoints lie there that are not used; a run goes on where it began."""
+    folder = plan.folder.parent
+    unused = sorted(
+        version.name
+        for version in (folder.iterdir() if folder.is_dir() else ())
+        if version != plan.folder and any(version.glob("*/*.checkpoint"))
+    )
+    if not unused:
+        return ""
+    return (
+        f"checkpoints in {folder} are not used ({', '.join(unused)}): other hardware, another "
+        "engine or other code made them, and an unfinished run goes on only where it began"
+    )
 
 
 def _begin(observers: Sequence[Observer], run: Run, started: datetime) -> None:
@@ -236,3 +274,7 @@ def _tell(observers: Sequence[Observer], run: Run, row: Row) -> None:
 def _end(observers: Sequence[Observer], run: Run, outcome: str) -> None:
     for observer in observers:
         observer.run_done(run, outcome)
+
+
+def _say(text: str) -> None:
+    print(shown(text), file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from smallbatch.engines.same_numbers import earlier_makers
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn
+from smallbatch.placement.makers import Makers, makers_of
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
 from smallbatch.placement.workload import Method, Workload, noise
 from smallbatch.processes import live_and_die_with
@@ -38,7 +39,7 @@ class Placement:
         workers: The number of processes; one for each GPU.
         memory: Bytes for the lanes of all workers; None: a fraction of the free memory.
         made_by: What the numbers depend on besides a run's hash.
-        earlier: What else makes the same numbers; see :mod:`~engines.same_numbers`.
+        makers: What made runs that need not be trained again.
         devices: The GPUs, if they are several, as `CUDA_VISIBLE_DEVICES` names them; each then has
             a worker.
         native: The version of the native kernels if they compute the lanes; None if others do.
@@ -52,13 +53,8 @@ class Placement:
     made_by: str
     native: str | None = None
     remark: str | None = None
-    earlier: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
-
-    @property
-    def makers(self) -> tuple[str, ...]:
-        """All that makes these numbers; a run that one of them made need not be trained again."""
-        return (self.made_by, *self.earlier)
+    makers: Makers = field(default_factory=Makers)
 
     @property
     def engine(self) -> Engine:
@@ -87,13 +83,14 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     method, study = choice.method, column.runs[0].settings
     made_by = made_by_on(method.engine, device, study, method.kernels)
     devices, others = _devices(column, device)
+    earlier = earlier_makers(made_by, method.engine, study, method.kernels)
     return Placement(
         device=device,
         method=method,
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
         made_by=made_by,
-        earlier=earlier_makers(made_by, method.engine, study, method.kernels),
+        makers=makers_of(study, compute, method.engine, exact=(made_by, *earlier)),
         native=native_version(method.engine, device, study, method.kernels),
         remark="; ".join(filter(None, (choice.remark, others))) or None,
         devices=devices,

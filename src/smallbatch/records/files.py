@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from smallbatch import durable, private
 from smallbatch.config.model_files import code_digest
@@ -60,8 +60,16 @@ def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) 
     durable.seal(directory / "record", result.weights, record, of=directory.name)
 
 
-def load_record(directory: Path, *made_by: str) -> tuple[RunResult, Clock] | None:
-    """A kept run, or None where there is none, it is damaged, or none of `made_by` made it.
+class Kept(NamedTuple):
+    """A finished or diverged run, when it was trained, and what made it."""
+
+    result: RunResult
+    clock: Clock
+    made_by: str
+
+
+def load_record(directory: Path, makers: Container[str]) -> Kept | None:
+    """A kept run, or None where there is none, it is damaged, or none of `makers` made it.
 
     None as well, with a line, for another run's record, another user's, or a link.
 
@@ -73,11 +81,11 @@ def load_record(directory: Path, *made_by: str) -> tuple[RunResult, Clock] | Non
     path = directory / "record"
     try:
         weights, record = durable.unseal(private.read_shared(path), of=directory.name)
-        if record.pop("made_by") not in made_by:
+        if (made_by := record.pop("made_by")) not in makers:
             return None
         clock = Clock(**record.pop("timing"))
         record["weights"] = weights
-        return RunResult(**record), clock
+        return Kept(RunResult(**record), clock, made_by)
     except (private.Untrusted, durable.Misplaced) as error:
         private.say_once(f"{path}: left out: {getattr(error, 'strerror', error)}")
         return None

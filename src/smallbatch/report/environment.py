@@ -10,7 +10,8 @@ import pandas as pd
 
 from smallbatch.analysis.frames import column_name
 from smallbatch.records.columns import find_columns, read_record, read_timing
-from smallbatch.report.labels import DASH, duration
+from smallbatch.records.hardware import DIFFERS, Trained, sentence, trained_by
+from smallbatch.report.labels import DASH, duration, listed
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _LABELS = {
     "cpu": "CPU",
     "cores": "CPU cores",
     "gpu": "GPU",
+    "hardware": "Instruction sets",
+    "kernels": "Kernels",
     "platform": "Platform",
     "python": "Python",
     "torch": "torch",
@@ -44,8 +47,10 @@ def read_timings(models_dir: Path, set_aside: Collection[str] = ()) -> pd.DataFr
 
     Returns:
         One row per column: dataset, study, batch_size, started (ISO 8601), seconds,
-        images_per_second, peak_memory_bytes, and ``environment``, which describes the machine as
-        JSON text. Columns without a timing file are left out; what is not known is NaN.
+        images_per_second, peak_memory_bytes, ``environment``, which describes the machine as JSON
+        text, and ``trained_by``, likewise what trained its runs, as
+        :func:`~records.hardware.trained_by` has it. Columns without a timing file are left out;
+        what is not known is NaN.
 
     Raises:
         UserError: A timing file is damaged, or that of another column.
@@ -75,6 +80,7 @@ def read_timings(models_dir: Path, set_aside: Collection[str] = ()) -> pd.DataFr
                 "images_per_second": timing.get("images_per_second", math.nan),
                 "peak_memory_bytes": timing.get("peak_memory_bytes", math.nan),
                 "environment": json.dumps(environment, sort_keys=True),
+                "trained_by": json.dumps(trained_by(whole), ensure_ascii=False),
             }
         )
     return pd.DataFrame(rows)
@@ -102,6 +108,26 @@ def environment_table(timings: pd.DataFrame) -> Table | None:
     headers = ["value"] if one else [f"environment {index + 1}" for index in range(len(groups))]
     caption = "What the columns (all runs of one study at one batch size) were trained on."
     return Table(caption, ("item", *headers), rows, prose=True)
+
+
+def mixed_hardware(timings: pd.DataFrame) -> list[str]:
+    """Sentences on the columns, and the studies, that several kinds of hardware trained."""
+    if timings.empty:
+        return []
+    found: list[str] = []
+    for (dataset, study), columns in timings.groupby(["dataset", "study"], sort=False):
+        sizes: dict[str, list[str]] = {}
+        ordered = columns.sort_values("batch_size")
+        for m, text in zip(ordered["batch_size"], ordered["trained_by"], strict=True):
+            trained = [Trained(*it) for it in json.loads(text)]
+            if len(trained) > 1:
+                found.append(f"{dataset}/{study}, m = {m}: {sentence(trained)}.")
+            if names := sorted({it.hardware for it in trained}):
+                sizes.setdefault(" and ".join(names), []).append(str(m))
+        if len(sizes) > 1:
+            split = (f"m = {listed(some)} on {names}" for names, some in sizes.items())
+            found.append(f"{dataset}/{study}: {'; '.join(split)}.")
+    return [*found, f"{DIFFERS[0].upper()}{DIFFERS[1:]}."] if found else []
 
 
 def _summed(seconds: pd.Series[float]) -> str:

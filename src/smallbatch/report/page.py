@@ -33,7 +33,7 @@ from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
 from smallbatch.report.document import library, render
-from smallbatch.report.environment import environment_table, read_timings
+from smallbatch.report.environment import environment_table, mixed_hardware, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
 from smallbatch.report.ghost import ghost_section
@@ -181,6 +181,7 @@ def build_report(
         if of_paper
         else [second_opinions.decided(frames.best, frames.runs)],
         environment=environment_table(timings),
+        mixed_hardware=mixed_hardware(timings),
         notices=[*mixed_results(runs, frames.cells), *_left_out(models_dir, set_aside)],
         counts=_counts(frames),
         what_runs_share=_reported(runs),

@@ -136,7 +136,7 @@ def first_updates(
         job = job_of(workload, method, runs, dataset, Path(folder), memory)
         train_all(job, on_epoch=lambda *_: None, on_done=lambda *_: None)
         for run in runs:
-            record = load_record(job.work / run.hash, job.placement.made_by)
+            record = load_record(job.work / run.hash, [job.placement.made_by])
             if record is None:
                 raise RuntimeError(f"the run that was just trained cannot be read back: {run.hash}")
             weights[run.hash] = record[0].weights

@@ -170,7 +170,8 @@ def _kept(
     """
     names = {run.hash for run in column.runs}
     makers = place(column, params.compute, keep=False).makers
-    records = sum(files.load_record(work / name, *makers) is not None for name in names)
+    found = ((name, files.load_record(work / name, makers)) for name in names)
+    records = len(makers.among({name: kept and kept.made_by for name, kept in found}))
     if records or any((work / name).exists() for name in names):
         return records, True
     # A column from DVC's cache has result files but no records.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smallbatch.execution.watch import Watch
     from smallbatch.pipeline.advise.calibrate import Speed
     from smallbatch.pipeline.advise.ledger import Ledger
+    from smallbatch.placement.makers import Makers
     from smallbatch.protocol.column import Column
     from smallbatch.protocol.run import Run
     from smallbatch.records.schema import RunRecord
@@ -103,7 +104,7 @@ class Trainer:
         self._slower = dict.fromkeys(speeds, 1.0)
         self._rates: dict[tuple[str, int], set[float]] = {}
         self._counted: set[str] = set()
-        self._makers: set[str] = set()
+        self._makers: list[Makers] = []
         self._environment: dict[str, Any] | None = None
         self.logged: list[Path] = []
         self._unlogged: set[tuple[str, int]] = set()
@@ -167,7 +168,8 @@ class Trainer:
         )  # fmt: skip
         directory = self.folder(step, m)
         placement = place(column, self._compute)
-        self._makers |= set(placement.makers)
+        if placement.makers not in self._makers:
+            self._makers.append(placement.makers)
         if self._environment is None:
             self._environment = machine.describe(placement.device)
         work_folder = FOLDER / ("runs" if keep_weights else "runs-without-weights")
@@ -222,8 +224,10 @@ class Trainer:
             batch_size=candidate.batch_size, base_lrs=[candidate.base_lr], seeds=[seed],
         )  # fmt: skip
         (run,) = column.runs
-        record = load_record(FOLDER / "runs" / run.hash, *self._makers)
-        return (run, record[0].weights) if record and record[0].weights else None
+        for makers in self._makers:
+            if kept := load_record(FOLDER / "runs" / run.hash, makers):
+                return (run, kept.result.weights) if kept.result.weights else None
+        return None
 
     def _learn(
         self, column: Column, trials: Trials, news: _News, seconds: float, work: Work

@@ -155,7 +155,7 @@ class Board:
         return self.folder / key
 
     def file_of(self, task: Task) -> Path:
-        """The file that `smallbatch work` is given. It is gone when a later submission replaced this one."""
+        """The file that `smallbatch work` is given; gone when a later submission replaced it."""
         return self.folder_of(task.key) / f"task-{task.number}.json"
 
     def put(self, task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""A node's news of the column that it trains, in files on the board: its state, and what MLflow is to show."""
+"""A node's news of the column that it trains: its state, and what MLflow is to show."""
 
 from __future__ import annotations
 

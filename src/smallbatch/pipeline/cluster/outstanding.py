@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallbatch.engines.made_by import ENTRY, code_digest
 from smallbatch.errors import UserError
 from smallbatch.pipeline import code
 from smallbatch.pipeline.cluster.board import Task
@@ -19,6 +18,7 @@ from smallbatch.pipeline.experiments import (
     prepared,
     stage_of,
 )
+from smallbatch.placement.makers import makers_of
 from smallbatch.protocol.schedule import updates_after
 from smallbatch.records.files import maker_of
 
@@ -44,7 +44,8 @@ def outstanding(
     """Tasks for those of the columns that lack runs, each after the one that it depends on.
 
     A column is complete where DVC's lock file has it that the present code made it, or where all
-    of its runs are kept that the present code made.
+    of its runs are kept and none is trained again; whether their records are whole is looked at
+    later.
 
     Args:
         params: The checked params file.
@@ -108,7 +109,9 @@ def _is_complete(
     kept: Collection[str],
     fingerprint: str,
 ) -> bool:
-    if all(_is_current(WORK / run) for run in runs):
+    # An engine that is asked for and cannot train the study leaves it to `loop`.
+    makers = makers_of(params.studies[study], params.compute, "loop")
+    if makers.among({run: maker_of(WORK / run) for run in runs}) == set(runs):
         return True
     if stage_of(params, study, batch_size) not in kept or params.studies[study].best_of:
         return False
@@ -116,12 +119,6 @@ def _is_complete(
         return is_as_planned(params, study, batch_size, fingerprint)
     except UserError:
         return False
-
-
-def _is_current(record: Path) -> bool:
-    """Whether the present code made a run's record; whether it is whole is looked at later."""
-    maker = maker_of(record)
-    return maker is not None and maker.split(" ")[0] in map(code_digest, ENTRY)
 
 
 def _digest(runs: Sequence[str], after: str | None) -> str:
