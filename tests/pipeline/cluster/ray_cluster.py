@@ -110,6 +110,11 @@ class Cluster:
         """End all."""
         for node in [*self._started]:
             self.kill(node)
+        # What a node left that gave up at its start; all name the folder.
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if any(str(self.folder) in word for word in process.cmdline()):
+                    process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
