@@ -106,7 +106,7 @@ class Project:
 
     def end_keeper(self) -> None:
         if keeper_runs(self.board):
-            psutil.Process(read_note(self.board)["pid"]).kill()
+            psutil.Process(read_note(self.board)["pid"]).terminate()
         wait_for(lambda: not keeper_runs(self.board), "the keeper's end")
 
 

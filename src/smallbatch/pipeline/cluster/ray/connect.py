@@ -92,8 +92,8 @@ def connected(address: str | None) -> Generator[Any]:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **_ON_LOOPBACK}
     # Short, for names of sockets have at most 107 bytes.
     sessions = tempfile.mkdtemp(prefix="smallbatch-", dir="/tmp")
+    ray = import_module("ray")
     try:
-        ray = import_module("ray")
         ray.init(
             address="local",
             include_dashboard=False,
@@ -103,8 +103,8 @@ def connected(address: str | None) -> Generator[Any]:
             _temp_dir=sessions,
         )
         yield ray
-        ray.shutdown()
     finally:
+        ray.shutdown()
         shutil.rmtree(sessions, ignore_errors=True)
 
 
