@@ -368,7 +368,7 @@ def keeps_checkpoints(folder: Path) -> str | None:
 
 
 def takes_the_lock(folder: Path) -> str | None:
-    """Whatever a lock file says, the lock is taken or waited for, and then given back empty."""
+    """Whatever a lock file says, the lock is taken or waited for, and then given back."""
     from smallbatch.records.checkpoints import column_key
     from smallbatch.records.lock import one_writer
 
@@ -384,7 +384,7 @@ def takes_the_lock(folder: Path) -> str | None:
                 return "the lock is taken, and its file does not say by whom"
     except _Waits:
         return None
-    return "something is left in the lock's file" if path.read_bytes() else None
+    return "the lock's file still names a holder" if "token" in path.read_text() else None
 
 
 class _Waits(Exception):  # noqa: N818 - nothing went wrong

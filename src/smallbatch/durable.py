@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,17 +34,24 @@ class Misplaced(Damaged):
     """A sealed file was copied or moved from its place to another's."""
 
 
-def write(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write(path: Path, data: bytes, mode: int = 0o666, draft: Path | None = None) -> None:
     """Write or replace a file, by a temporary file, fsync, rename and fsync of the folder.
 
     Several processes may write one file at once: it then has the bytes of the last. A link at
-    ``path`` is replaced, not followed. The umask takes its part of ``mode``.
+    ``path`` is replaced, not followed.
+
+    Args:
+        path: The file.
+        data: Its content.
+        mode: Its mode, of which the umask takes its part.
+        draft: What the temporary file is named after, elsewhere on the same disk; by default
+            ``path``.
 
     Raises:
         OSError: It cannot be written; an old file at ``path`` is unchanged, and no other is left.
     """
     try:
-        with _temporary(path, mode) as file:
+        with _temporary(draft or path, mode) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -117,6 +125,29 @@ def read(path: Path, most: int = -1) -> bytes:
         os.close(descriptor)
 
 
+def discard(path: Path) -> None:
+    """Remove a file, or a folder and what is in it; of a link only the link. None is fine, too.
+
+    It is renamed first, so that it is gone at once: a process that knows its name can neither put
+    anything into it meanwhile, nor find half of it.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    with suppress(FileNotFoundError):
+        gone = set_aside(path)
+        if gone.is_symlink() or not gone.is_dir():
+            gone.unlink()
+        else:
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to ``NAME.RANDOM.part``, a name that nobody knows; returns it."""
+    name = re.sub(r"\.[0-9a-f]{16}\.part$", "", path.name)
+    return path.rename(path.with_name(f"{name}.{secrets.token_hex(8)}.part"))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a loss of power, if the file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -129,7 +160,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], of: str) -> None:
+def seal(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    of: str,
+    draft: Path | None = None,
+) -> None:
     """Write tensors and JSON as one file; see :func:`write`.
 
     The file is a SHA-256 followed by safetensors, which, unlike a pickle, run no code when read. It
@@ -140,7 +177,7 @@ def seal(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], 
     # safetensors refuses tensors that share memory, hence the clones.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     body = save(plain, {"content": json.dumps(content), "of": of})
-    write(path, hashlib.sha256(body).digest() + body)
+    write(path, hashlib.sha256(body).digest() + body, draft=draft)
 
 
 def unseal(data: bytes, of: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -346,7 +346,7 @@ def test_results_that_cannot_be_put_in_place_leave_the_earlier_ones(
     replace = Path.replace
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name == "m4.part":
+        if self.name == "new":
             raise OSError(5, "Input/output error", str(self))
         return replace(self, target)
 

@@ -105,7 +105,7 @@ def test_a_lock_of_a_living_process_elsewhere_is_respected(
 
     with one_writer(tmp_path, Path("models/m4")):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert path.read_text() == ""
+    assert json.loads(path.read_text()) == {"attempt": 1}
 
 
 def test_a_silent_lock_from_elsewhere_is_taken_over_and_its_owner_learns_of_it(

@@ -116,7 +116,8 @@ def open_chunk(job: Job, hashes: Sequence[str], stopping: Callable[[], bool]) ->
     """A chunk as it was left; the one who trains it calls this when its turn comes."""
     runs = {run.hash: run for run in job.column}
     missing = {run.hash for run in job.missing}
-    checkpoints = Checkpoints(job.plan.chunk_folder(hashes), job.checkpoint_seconds, stopping)
+    folder, fence = job.plan.chunk_folder(hashes), job.plan.fence
+    checkpoints = Checkpoints(folder, job.checkpoint_seconds, stopping, fence)
     if checkpoints.saved and missing & set(hashes) - set(checkpoints.saved.runs):
         checkpoints.forget()  # a run ended before this checkpoint, but its record was lost
     alive = checkpoints.saved.runs if checkpoints.saved else hashes

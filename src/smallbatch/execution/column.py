@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +58,7 @@ def train_column(
     environment: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     keep_weights: bool = True,
+    on_attempt: Callable[[int], None] = lambda _number: None,
     tick: Callable[[], None] = lambda: None,
     kept_only: bool = False,
 ) -> None:
@@ -79,6 +79,7 @@ def train_column(
         watch: Knows of reasons to stop early; by default there are none.
         keep_weights: Whether records and files hold the final weights. A folder of records must
             have those of all runs or of none.
+        on_attempt: Is told the number of this attempt at the column, once it holds the lock.
         tick: Is called several times a second.
         kept_only: Whether to train nothing, as all runs were trained elsewhere.
 
@@ -87,6 +88,7 @@ def train_column(
             trained elsewhere.
         OSError: Something cannot be written; earlier files are unchanged.
         Stopped: The watch asked to stop; the same call then continues.
+        TakenOver: Another process trains this column now; nothing more was written.
     """
     watch = watch or Watch()
     # Described now, because the checkout may change while this code trains.
@@ -94,8 +96,12 @@ def train_column(
                    "workers": placement.workers}  # fmt: skip
     with one_writer(work, directory, watch.check) as lock:
         durable.check_replaceable(directory, files.NAMES)  # rather than after hours of training
+        on_attempt(lock.attempt)
         sampler = Sampler(
-            checkpoints.system_file(work, directory), placement.device, placement.devices
+            checkpoints.system_file(work, directory),
+            placement.device,
+            placement.devices,
+            lock.fence,
         )
         started, began = datetime.now(UTC), time.perf_counter()
         peak = _train_missing(
@@ -137,7 +143,7 @@ def train_column(
         if len(trained_by := hardware.trained_by(timing)) > 1:
             _say(f"{directory}: {hardware.sentence(trained_by)}: {hardware.DIFFERS}")
         lock.beat(now=True)
-        files.save_timing(checkpoints.timing_file(work, directory), timing)
+        files.save_timing(checkpoints.timing_file(work, directory), timing, lock.fence)
         files.write_column(
             directory,
             dataset=column.dataset.meta,
@@ -146,9 +152,10 @@ def train_column(
             results=[(run, records[run.hash].result) for run in column.runs],
             timing=timing,
             system_use=sampler.finish() if peak is not None or sampler.content() else None,
+            fence=lock.fence,
         )
         lock.beat(now=True)
-        shutil.rmtree(checkpoints.column_folder(work, directory), ignore_errors=True)
+        lock.fence.clear()
 
 
 def _train_missing(
@@ -177,7 +184,7 @@ def _train_missing(
         if kept := done[run.hash]:
             _end(observers, run, kept.result.outcome)
     missing = [run for run in column.runs if done[run.hash] is None]
-    plan = checkpoints.plan(work, directory, placement.made_by)
+    plan = checkpoints.plan(lock.fence, placement.made_by)
     afresh = len(missing) == len(column.runs) and not plan.has_checkpoints()
     if not afresh:
         sampler.resume()

@@ -17,6 +17,7 @@ import psutil
 
 from smallbatch import durable, private
 from smallbatch.machine import gpu_indices
+from smallbatch.records.fence import OPEN, Fence
 from smallbatch.records.system import MOST, Sample, SystemUse
 
 INTERVAL_S = 5.0
@@ -31,10 +32,13 @@ class Sampler:
         path: Where they are kept while it trains.
         device: `cpu` or `cuda`.
         gpus: The GPUs that train it, if they are several; see `Placement.devices`.
+        fence: Of the attempt that trains.
     """
 
-    def __init__(self, path: Path, device: str, gpus: Sequence[str] = ()) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, device: str, gpus: Sequence[str] = (), fence: Fence = OPEN
+    ) -> None:
+        self._path, self._fence = path, fence
         self._gpu = _look_at_gpus(gpus) if device == "cuda" else None
         self._use = SystemUse(interval=INTERVAL_S, samples=())
         psutil.cpu_percent()  # counts from here on
@@ -86,7 +90,8 @@ class Sampler:
         self._saved = time.monotonic()
         with suppress(OSError):  # of a full disk the training itself tells
             if content := self.content():
-                durable.write(self._path, content)
+                with self._fence.writing():
+                    durable.write(self._path, content, draft=self._fence.draft(self._path))
 
 
 def _look_at_gpus(gpus: Sequence[str]) -> Callable[[], dict[str, float]]:

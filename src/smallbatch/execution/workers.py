@@ -159,6 +159,8 @@ def _follow(job: Job, workers: Sequence[Any], shared: Shared, news: _News) -> in
                 news.done(runs[name], outcome)
             elif kind in _News._fields:
                 getattr(news, kind)(runs[name], value)
+            elif kind == "overtaken":
+                raise TakenOver(value)
             elif kind == "refused":
                 raise UserError(value)
             elif kind == "lost":
@@ -267,6 +269,8 @@ def _try(call: Callable[[], T], events: Any, name: str) -> T | None:
         return call()
     except Stopping:
         pass
+    except TakenOver as error:
+        events.put(("overtaken", name, str(error)))
     except UserError as error:
         events.put(("refused", name, str(error)))
     except OSError as error:
@@ -301,7 +305,7 @@ def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
             images_per_second=images / seconds if seconds else None,
             environment=job.environment,
         )
-        files.save_record(job.work / run.hash, result, clock, job.placement.made_by)
+        files.save_record(job.work / run.hash, result, clock, job.placement.made_by, job.plan.fence)
         news.done(run, result.outcome)
 
     checkpoints.start_clock()

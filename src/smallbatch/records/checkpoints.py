@@ -7,8 +7,6 @@ A trainer that can stop and go on implements :class:`Resumable` and calls
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from smallbatch import durable, private
 from smallbatch.errors import Stopping, UserError, is_out_of_memory, shown
+from smallbatch.records.fence import OPEN, Fence, column_key, without_attempt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +89,7 @@ class Checkpoints:
         folder: where they lie; made when the first is written.
         interval: seconds from one to the next.
         stopping: whether the training is to end.
+        fence: of the attempt whose checkpoints they are.
 
     Attributes:
         saved: the state found in the folder, None where there is none.
@@ -98,11 +98,18 @@ class Checkpoints:
 
     Raises:
         UserError: another user made a link on the way to the folder; so do all methods that
-            write or remove.
+            write or remove. `TakenOver`, of those that write, if another attempt has taken over.
     """
 
-    def __init__(self, folder: Path, interval: float, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        interval: float,
+        stopping: Callable[[], bool],
+        fence: Fence = OPEN,
+    ) -> None:
         self.folder, self.interval, self.stopping = folder, interval, stopping
+        self._fence = fence
         self.seconds = 0.0
         self.started = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.saved = self._newest()
@@ -158,7 +165,8 @@ class Checkpoints:
     def clear(self) -> None:
         """The chunk is done, its runs are kept elsewhere."""
         private.refuse_links_of_others(self.folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            durable.discard(self.folder)
 
     def _save(self, state: State) -> None:
         private.refuse_links_of_others(self.folder)
@@ -171,8 +179,9 @@ class Checkpoints:
         }
         path = self.folder / f"{state.update:012}.checkpoint"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            durable.seal(path, state.tensors, envelope, of=_name(self.folder))
+            with self._fence.writing():
+                self._fence.make(self.folder)
+                durable.seal(path, state.tensors, envelope, of=_name(self.folder))
         except OSError as error:  # a full disk costs the checkpoint, not the training
             if not self._complained:
                 _say(f"{path}: cannot be written ({error.strerror}); training goes on without it")
@@ -208,9 +217,11 @@ class ChunkPlan:
 
     Args:
         folder: of the column's checkpoints, those of one version of the code.
+        fence: of the attempt whose plan it is.
     """
 
     folder: Path
+    fence: Fence = OPEN
 
     def read(self) -> list[list[str]]:
         """Run hashes of each chunk; none where nothing was kept.
@@ -236,12 +247,14 @@ class ChunkPlan:
         Raises:
             OSError: they cannot be written.
             UserError: another user made a link on the way to their folder.
+            TakenOver: another attempt has taken over.
         """
         private.refuse_links_of_others(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {"chunks": [list(chunk) for chunk in chunks]}
-        for path in self._paths:
-            durable.seal(path, {}, content, of=_name(self.folder))
+        with self.fence.writing():
+            self.fence.make(self.folder)
+            for path in self._paths:
+                durable.seal(path, {}, content, of=_name(self.folder))
 
     def has_checkpoints(self) -> bool:
         """Whether an earlier attempt left any, whole or not."""
@@ -257,15 +270,10 @@ class ChunkPlan:
         return self.folder / "plan", self.folder / "plan.copy"
 
 
-def plan(work: Path, directory: Path, made_by: str) -> ChunkPlan:
-    """The plan of a column under one version of the code."""
+def plan(fence: Fence, made_by: str) -> ChunkPlan:
+    """The plan of an attempt at a column under one version of the code."""
     version = hashlib.sha256(made_by.encode()).hexdigest()[:16]
-    return ChunkPlan(column_folder(work, directory) / version)
-
-
-def column_folder(work: Path, directory: Path) -> Path:
-    """Where the checkpoints of a column lie, those of all versions of the code."""
-    return work / f"{column_key(work, directory)}.checkpoints"
+    return ChunkPlan((fence.folder or Path()) / version, fence)
 
 
 def system_file(work: Path, directory: Path) -> Path:
@@ -278,15 +286,6 @@ def timing_file(work: Path, directory: Path) -> Path:
     return work / f"{column_key(work, directory)}.timing"
 
 
-def column_key(work: Path, directory: Path) -> str:
-    """16 hex digits that name a column by the place of its result files, seen from a work folder.
-
-    Where a project is mounted does not matter: a container and its host take turns.
-    """
-    place = os.path.relpath(directory.absolute(), work.absolute())
-    return hashlib.sha256(place.encode()).hexdigest()[:16]
-
-
 def _unseal(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return durable.unseal(private.read_shared(path), of=_name(folder))
@@ -296,7 +295,7 @@ def _unseal(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 def _name(folder: Path) -> str:
     """What a folder's files are of: a column or a chunk of it, and the version of the code."""
-    return f"{folder.parent.name}/{folder.name}"
+    return f"{without_attempt(folder.parent.name)}/{folder.name}"
 
 
 def _remove(path: Path) -> None:

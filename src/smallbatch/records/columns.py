@@ -69,7 +69,7 @@ def find_columns(folder: Path) -> tuple[list[Path], list[Path]]:
     complete, started = set[Path](), set[Path]()
     for path, names in _folders(folder):
         if path.suffix == ".part":
-            name = path.name.removesuffix(".part").removesuffix(".old")
+            name = path.name.split(".")[0]
             started |= {path.with_name(name)} if _NUMBER.match(name) else set()
         elif names is None or (_NUMBER.match(path.name) and path != folder):
             started.add(path)
@@ -80,7 +80,10 @@ def find_columns(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
-    """Each folder at or below one, with the names in it; None where it cannot be opened."""
+    """Each folder at or below one, with the names in it; None where it cannot be opened.
+
+    Of what a writer has not put in place yet, ``NAME.part``, only the folder itself.
+    """
     seen, folders, linked = set[tuple[int, int]](), [top], list[Path]()
     while folders or linked:
         path = (folders or linked).pop()  # by its own place rather than by a link, if it has both
@@ -95,7 +98,7 @@ def _folders(top: Path) -> Iterator[tuple[Path, set[str] | None]]:
             if path.is_symlink() or path.exists():  # else it was deleted or renamed meanwhile
                 yield path, None
             continue
-        for entry in inside:
+        for entry in inside if path.suffix != ".part" or path == top else []:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             elif entry.is_symlink() and not entry.is_file():

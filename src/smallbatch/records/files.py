@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -23,6 +22,7 @@ from smallbatch.config.model_names import own_model
 from smallbatch.modules import as_paths, of_project
 from smallbatch.protocol.run import PROTOCOL, Run, told
 from smallbatch.records import system
+from smallbatch.records.fence import OPEN, Fence
 from smallbatch.records.schema import (
     CODE,
     Clock,
@@ -44,20 +44,25 @@ NAMES = ("history.parquet", "weights.safetensors", "runs.json", "timing.json", s
 """Of a column's files."""
 
 
-def save_record(directory: Path, result: RunResult, clock: Clock, made_by: str) -> None:
+def save_record(
+    directory: Path, result: RunResult, clock: Clock, made_by: str, fence: Fence = OPEN
+) -> None:
     """Keep one finished or diverged run in a directory named by its hash.
 
-    ``made_by`` names the code and versions that it depends on.
+    ``made_by`` names the code and versions that it depends on, ``fence`` the attempt that made it.
 
     Raises:
         OSError: it cannot be written; nothing of it is left.
+        TakenOver: another attempt at its column has taken over.
     """
-    if directory.is_symlink():  # to another run's directory
-        directory.unlink()
-    private.refuse_links_of_others(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     record = {**vars(result), "weights": None, "timing": clock.model_dump(), "made_by": made_by}
-    durable.seal(directory / "record", result.weights, record, of=directory.name)
+    path = directory / "record"
+    with fence.writing():
+        if directory.is_symlink():  # to another run's directory
+            directory.unlink()
+        private.refuse_links_of_others(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        durable.seal(path, result.weights, record, of=directory.name, draft=fence.draft(path))
 
 
 class Kept(NamedTuple):
@@ -123,13 +128,15 @@ def shared_environment(clocks: Mapping[str, Clock]) -> tuple[Environment, dict[s
     return shared, own
 
 
-def save_timing(path: Path, timing: Timing) -> None:
+def save_timing(path: Path, timing: Timing, fence: Fence = OPEN) -> None:
     """Keep a column's timing beside the records of its runs.
 
     Raises:
         OSError: it cannot be written.
+        TakenOver: another attempt has taken over.
     """
-    durable.seal(path, {}, timing.model_dump(), of=path.name)
+    with fence.writing():
+        durable.seal(path, {}, timing.model_dump(), of=path.name, draft=fence.draft(path))
 
 
 def load_timing(path: Path, clocks: Mapping[str, Clock]) -> Timing | None:
@@ -162,6 +169,7 @@ def write_column(
     results: Iterable[tuple[Run, RunResult]],
     timing: Timing,
     system_use: bytes | None = None,
+    fence: Fence = OPEN,
 ) -> None:
     """Write a column's files as one directory, which is never there half-written.
 
@@ -174,9 +182,11 @@ def write_column(
             and seed.
         timing: content of `timing.json`; in it and in the next alone the clock or machine shows.
         system_use: content of `system.json`; None if there is none.
+        fence: of the attempt that made them.
 
     Raises:
         OSError: they cannot be written; what was there before stays as it is.
+        TakenOver: another attempt has taken over; likewise.
     """
     import pandas as pd
     from safetensors.torch import save
@@ -207,7 +217,7 @@ def write_column(
     )
     contents = (history.getvalue(), weights, _json(record), _json(timing), system_use)
     named = zip(NAMES, contents, strict=True)
-    _replace_folder(directory, {name: data for name, data in named if data is not None})
+    _replace_folder(directory, {name: data for name, data in named if data is not None}, fence)
 
 
 def _code(run: Run) -> dict[str, str] | None:
@@ -223,53 +233,53 @@ def _code(run: Run) -> dict[str, str] | None:
     return {CODE: json.dumps({it: file.read_text("utf-8") for it, file in as_paths(files).items()})}
 
 
-def _replace_folder(directory: Path, contents: Mapping[str, bytes]) -> None:
+def _replace_folder(directory: Path, contents: Mapping[str, bytes], fence: Fence = OPEN) -> None:
     def fill(folder: Path) -> None:
         for name, data in contents.items():
             durable.write(folder / name, data)
 
-    replace_folder(directory, fill)
+    replace_folder(directory, fill, fence)
 
 
-def replace_folder(directory: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(directory: Path, fill: Callable[[Path], None], fence: Fence = OPEN) -> None:
     """Put a column's files in place of those that were there, whole or not at all.
 
     Args:
         directory: `models/<dataset>/<study>/m<m>`.
         fill: Writes the files into the folder that it is given.
+        fence: Of the attempt that made them.
 
     Raises:
         OSError: They cannot be written; what was there before stays as it is.
+        TakenOver: Another attempt has taken over; likewise.
     """
     private.refuse_links_of_others(directory)
-    part, old = (directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part"))
-    for folder in (directory, part, old):
+    # What versions of this package left that had a stage of the same name for all.
+    left = [directory.with_name(f"{directory.name}{end}") for end in (".part", ".old.part")]
+    for folder in (directory, *left):
         durable.check_replaceable(folder, NAMES)
-    _remove(part)
+    stage = fence.stage(directory)
+    new, old = stage / "new", stage / "old"
     try:
-        part.mkdir(parents=True)
-        fill(part)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    _remove(old)
-    with suppress(FileNotFoundError):
-        directory.replace(old)
-    try:
-        part.replace(directory)
-    except OSError:
-        if old.exists():
-            old.replace(directory)
-        raise
-    durable.sync_folder(directory.parent)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; of a link only the link, wherever it leads."""
-    if folder.is_symlink():
-        folder.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+        with fence.writing():
+            stage.mkdir(parents=True)
+            fence.check()  # whoever took over before there was this stage cannot have removed it
+            new.mkdir()
+            fill(new)
+            # Both renames have one end in the stage: neither works once that is taken away.
+            with suppress(FileNotFoundError):
+                directory.replace(old)
+            try:
+                new.replace(directory)
+            except OSError:
+                with suppress(FileNotFoundError):
+                    old.replace(directory)
+                raise
+        durable.sync_folder(directory.parent)
+    finally:
+        with suppress(OSError):
+            for folder in (stage, *left):
+                durable.discard(folder)
 
 
 def recorded_settings(run: Run) -> StudySettings:

@@ -17,7 +17,7 @@ from typing import Any
 
 from smallbatch import private
 from smallbatch.errors import TakenOver, UserError, shown
-from smallbatch.records.checkpoints import column_key
+from smallbatch.records.fence import OPEN, Fence, column_key, newest_attempt, raise_fence
 
 BEAT_S = 10.0
 """Seconds between signs of life of whoever holds a lock."""
@@ -26,6 +26,7 @@ STALE_S = 120.0
 POLL_S = 0.5
 SETTLE_S = 1.0  # between taking over a lock and making sure of it
 _SIZE = 512  # bytes of a signature, padded with spaces
+_MOST = 10**12  # attempts; a lock's file that says more is damaged
 
 
 class Lock:
@@ -33,7 +34,12 @@ class Lock:
 
     The kernel's lock ends with its process and those forked from it, however they end. Where
     it does not reach other hosts, as on some network file systems, the signs of life do.
+
+    Attributes:
+        fence: keeps this process from writing once another has taken over.
     """
+
+    fence: Fence = OPEN
 
     def __init__(self, path: Path, directory: Path) -> None:
         self.path, self.directory = path, directory
@@ -42,6 +48,11 @@ class Lock:
         self._seen: tuple[float, float] | None = None
         self._beaten = -BEAT_S
         self._sure = time.monotonic()
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt at the column: one more than that of the last."""
+        return self.fence.attempt
 
     def silence(self) -> float:
         """Seconds since the holder's last sign of life.
@@ -115,15 +126,18 @@ def one_writer(
             told = True
             check()
             time.sleep(POLL_S)
-        _sign(file, lock)
+        attempt = _sign(file, lock, newest_attempt(work, directory))
         lock.beat()
         try:
+            lock.fence = raise_fence(work, directory, attempt, lock.token[:8])
             yield lock
         finally:
             with suppress(OSError):
-                if (_read(lock.path) or {}).get("token") == lock.token:
-                    os.ftruncate(file, 0)
-                    os.fsync(file)
+                if lock.fence.folder is not None:
+                    lock.fence.folder.rmdir()  # if nothing is in it
+            with suppress(OSError):
+                if _content(lock.path).get("token") == lock.token:
+                    _write(file, {"attempt": attempt})
     finally:
         os.close(file)
 
@@ -151,9 +165,13 @@ def _holder(file: int, lock: Lock) -> dict[str, Any] | None:
     return None
 
 
-def _sign(file: int, lock: Lock) -> None:
-    before = _read(lock.path)
+def _sign(file: int, lock: Lock, newest: int) -> int:
+    """Sign the lock; returns the number of the attempt."""
+    before = _content(lock.path)
+    number = before.get("attempt")
+    attempt = 1 + max(newest, number if isinstance(number, int) and number < _MOST else 0)
     holder = {
+        "attempt": attempt,
         "token": lock.token,
         "pid": os.getpid(),
         "host": platform.node(),
@@ -161,24 +179,35 @@ def _sign(file: int, lock: Lock) -> None:
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
-        # Over the old signature, never beside it or with none between: of two at once, one stays.
-        os.pwrite(file, json.dumps(holder).encode().ljust(_SIZE), 0)
-        os.ftruncate(file, _SIZE)
-        os.fsync(file)  # other hosts see it only now
+        _write(file, holder)
     except OSError as error:
         raise UserError(f"{lock.path}: cannot be written: {error.strerror}") from error
-    if not lock.by_kernel or (before is not None and before["boot"] != _boot()):
+    if not lock.by_kernel or before.get("boot", _boot()) != _boot():
         time.sleep(SETTLE_S)  # two may have found the lock free or stale: the last one has it
+    return attempt
+
+
+def _write(file: int, content: dict[str, Any]) -> None:
+    # Over the old signature, never beside it or with none between: of two at once, one stays.
+    os.pwrite(file, json.dumps(content).encode().ljust(_SIZE), 0)
+    os.ftruncate(file, _SIZE)
+    os.fsync(file)  # other hosts see it only now
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a lock's file says: who holds it, and the number of the last attempt."""
+    try:
+        with os.fdopen(private.open_shared(path, os.O_RDONLY), "rb") as file:
+            content = json.loads(file.read())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        with os.fdopen(private.open_shared(path, os.O_RDONLY), "rb") as file:
-            holder = json.loads(file.read())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    named = isinstance(holder, dict) and {"token", "pid", "host", "boot"} <= holder.keys()
-    return holder if named else None
+    """Who holds a lock; None if nobody does."""
+    holder = _content(path)
+    return holder if {"token", "pid", "host", "boot"} <= holder.keys() else None
 
 
 def _name(holder: dict[str, Any]) -> str:

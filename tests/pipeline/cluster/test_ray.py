@@ -21,6 +21,7 @@ from smallbatch.pipeline import experiments
 from smallbatch.pipeline.cluster.board import Board, State, Task
 from smallbatch.pipeline.cluster.outstanding import outstanding
 from smallbatch.pipeline.cluster.ray.scheduler import Ray, keeper_runs, read_note
+from smallbatch.records.fence import column_key
 from tests.columns import place_and_train
 from tests.pipeline.cluster.ray_cluster import TOKEN, Cluster, wait_for, workers
 
@@ -83,10 +84,9 @@ class Project:
 
     def checkpoints(self, task: Task) -> set[int]:
         """Updates at which a column's kept checkpoints are."""
-        from smallbatch.records.checkpoints import column_folder
-
+        work = Path(".smallbatch/work")
         folder = experiments.column_folder(self.params, task.study, task.batch_size)
-        found = column_folder(Path(".smallbatch/work"), folder).rglob("*.checkpoint")
+        found = work.glob(f"{column_key(work, folder)}*.checkpoints/*/*/*.checkpoint")
         return {int(it.stem) for it in found}
 
     def assert_as_here(self, tasks: list[Task], elsewhere: Path) -> None:

@@ -83,7 +83,7 @@ class State:
 
     Attributes:
         number: Of the submission.
-        attempt: How often its training was begun: the fencing number of whoever writes.
+        attempt: How often its training was begun; who has a lower one writes no state.
         status: `lost` is a task that no longer runs and did not end.
         node: Where it runs.
         device: On what.

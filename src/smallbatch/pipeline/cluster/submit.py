@@ -9,7 +9,7 @@ from smallbatch.pipeline.cluster.board import FINAL, Board, Scheduler, Task
 from smallbatch.pipeline.cluster.outstanding import outstanding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from smallbatch.config.params import ComputeConfig, Params
 
@@ -79,15 +79,16 @@ def submit(
         return [*going, *new]
 
 
-def submit_again(board: Board, scheduler: Scheduler, task: Task) -> Task:
-    """Submit a task once more that no longer runs and did not end; the board is locked.
+def submit_again(board: Board, scheduler: Scheduler, tasks: Sequence[Task]) -> list[Task]:
+    """Submit tasks once more that no longer run and did not end; the board is locked.
 
     Raises:
         UserError: The cluster takes no tasks.
     """
-    task = board.put(task)
-    scheduler.submit([task])
-    return task
+    again = [board.put(task) for task in tasks]
+    if again:
+        scheduler.submit(again)
+    return again
 
 
 def _is_same(one: Task, other: Task) -> bool:

@@ -102,6 +102,7 @@ class Waiter:
         self._say(f"{task.key}: {state.status}{reason}")
 
     def _start_again(self) -> None:
+        again: list[Task] = []
         for key, state in self._states.items():
             if state.status not in ("lost", "stopped"):
                 continue
@@ -109,14 +110,14 @@ class Waiter:
                 self._tries[key] = 0
             self._shares[key] = state.share
             self._tries[key] += 1
-            task = self._tasks[key]
             if self._tries[key] > TRIES:
                 failed = f"was lost {TRIES} times without progress: {state.message}"
                 self._board.set_state(key, state.now(status="failed", message=failed))
                 continue
             self._say(f"{key}: {state.status} ({state.message}): submitted again")
-            self._tasks[key] = submit_again(self._board, self._scheduler, task)
-            self._states[key] = State(self._tasks[key].number)
+            again.append(self._tasks[key])
+        for task in submit_again(self._board, self._scheduler, again):
+            self._tasks[task.key], self._states[task.key] = task, State(task.number)
 
     def _speak(self) -> None:
         now = time.monotonic()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch import durable, private
 from smallbatch.config.params import parse_params
 from smallbatch.pipeline import experiments
-from smallbatch.records.checkpoints import column_key
+from smallbatch.records.fence import column_key
 from smallbatch.records.files import NAMES, replace_folder
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ class Column:
         run = re.fullmatch(r"\.smallbatch/work/([0-9a-f]{16})/record", name)
         if run:
             return run.group(1) in self.runs
-        kept = rf"\.smallbatch/work/{self.key}\.(system|timing|checkpoints/[0-9a-f]{{16}}/"
-        kept += r"(plan|plan\.copy|[0-9a-f]{16}/\d{12}\.checkpoint))"
+        # Of any attempt at the column, as `records.fence` names their folders.
+        kept = rf"\.smallbatch/work/{self.key}(\.system|\.timing|(\.\d{{1,15}}-[0-9a-f]{{8}})?"
+        kept += r"\.checkpoints/[0-9a-f]{16}/(plan|plan\.copy|[0-9a-f]{16}/\d{12}\.checkpoint))"
         return re.fullmatch(kept, name) is not None or self.is_result(name)
 
     def is_result(self, name: str) -> bool:
@@ -61,13 +62,14 @@ class Column:
         """What the project has of its progress: records, checkpoints."""
         found = [WORK / run / "record" for run in sorted(self.runs)]
         found += [WORK / f"{self.key}.{end}" for end in ("system", "timing")]
-        found += sorted((WORK / f"{self.key}.checkpoints").rglob("*"))
+        for folder in sorted(WORK.glob(f"{self.key}*.checkpoints")):
+            found += sorted(folder.rglob("*"))
         return [it for it in found if it.is_file() and self.takes(str(it))]
 
     def forget_all_but(self, names: Collection[str]) -> None:
         """Remove checkpoints that a node no longer has."""
         for path in self.kept():
-            if f"{self.key}.checkpoints" in path.parts and str(path) not in names:
+            if ".checkpoints/" in str(path) and str(path) not in names:
                 path.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty
                     for folder in (path.parent, *path.parent.parents):

@@ -86,7 +86,12 @@ class _Post:
         found |= set((place / results).glob("*")) if results else set()
         names = dict[str, Path]()
         for path in sorted(found):
-            if not path.name.endswith((".lock", ".part")) and ".lock." not in path.name:
+            begun = path.parent.name.endswith(".checkpoints")  # to be renamed once it is whole
+            if (
+                not path.name.endswith((".lock", ".part"))
+                and ".lock." not in path.name
+                and not begun
+            ):
                 names[str(path.relative_to(place))] = path
         changed = names.keys() != self.digests.keys()
         for name, path in names.items():
