@@ -43,7 +43,8 @@ def send(jobs: Jobs, name: str, body: bytes, attempt: int = 1, **changes: Any) -
 
 
 @pytest.mark.parametrize("name", [
-    RECORD, CHECKPOINT, CHECKPOINT.replace(".checkpoints", ".2-01234567.checkpoints"), f".smallbatch/work/{KEY}.timing", "models/noise/plain/m4/runs.json",
+    RECORD, CHECKPOINT, CHECKPOINT.replace(".checkpoints", ".2-01234567.checkpoints"),
+    f".smallbatch/work/{KEY}.timing", "models/noise/plain/m4/runs.json",
 ])  # fmt: skip
 def test_files_of_the_column_are_taken(name: str) -> None:
     assert COLUMN.takes(name)

@@ -86,12 +86,9 @@ class _Post:
         found |= set((place / results).glob("*")) if results else set()
         names = dict[str, Path]()
         for path in sorted(found):
-            begun = path.parent.name.endswith(".checkpoints")  # to be renamed once it is whole
-            if (
-                not path.name.endswith((".lock", ".part"))
-                and ".lock." not in path.name
-                and not begun
-            ):
+            if path.parent.name.endswith(".checkpoints"):
+                continue  # it is renamed once it is whole
+            if not path.name.endswith((".lock", ".part")) and ".lock." not in path.name:
                 names[str(path.relative_to(place))] = path
         changed = names.keys() != self.digests.keys()
         for name, path in names.items():
