@@ -40,7 +40,7 @@ def run_in_child(words: Sequence[str], *, progress: bool) -> str:
     said = ""
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "smallbatch", *words],
-        env=_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
     ) as process:  # fmt: skip
         out, err = cast("IO[str]", process.stdout), cast("IO[str]", process.stderr)
@@ -73,13 +73,13 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.kill()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, in which a child finds this package, too, if it is not installed."""
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    found = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     if PACKAGE.parent.name not in ("site-packages", "dist-packages"):
-        paths = [str(PACKAGE.parent), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return environment
+        paths = [str(PACKAGE.parent), found.get("PYTHONPATH", "")]
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return found
 
 
 def is_text(word: str) -> bool:

@@ -1,0 +1,1 @@
+"""What a Ray cluster costs beside training: many columns of next to no work on simulated nodes."""

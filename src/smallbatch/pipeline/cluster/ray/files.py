@@ -1,0 +1,178 @@
+"""Files between a project and a node's workspace: which, and how one is written from pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallbatch import durable, private
+from smallbatch.config.params import parse_params
+from smallbatch.pipeline import experiments
+from smallbatch.records.fence import column_key
+from smallbatch.records.files import NAMES, replace_folder
+
+if TYPE_CHECKING:
+    from smallbatch.config.params import Params
+    from smallbatch.pipeline.cluster.board import Task
+
+WORK = Path(".smallbatch/work")
+PIECE = 2**23
+"""Bytes of a message's piece of a file, at most."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the files of a column lie, in a project and in a workspace alike.
+
+    Attributes:
+        folder: Of its results.
+        key: Of its checkpoints.
+        runs: Hashes of its runs.
+        base_lrs: Of its runs.
+    """
+
+    folder: Path
+    key: str
+    runs: frozenset[str]
+    base_lrs: tuple[float, ...]
+
+    def takes(self, name: str) -> bool:
+        """Whether a file that a node sends is one of the column's: no other is written."""
+        run = re.fullmatch(r"\.smallbatch/work/([0-9a-f]{16})/record", name)
+        if run:
+            return run.group(1) in self.runs
+        # Of any attempt at the column, as `records.fence` names their folders.
+        kept = rf"\.smallbatch/work/{self.key}(\.system|\.timing|(\.\d{{1,15}}-[0-9a-f]{{8}})?"
+        kept += r"\.checkpoints/[0-9a-f]{16}/(plan|plan\.copy|[0-9a-f]{16}/\d{12}\.checkpoint))"
+        return re.fullmatch(kept, name) is not None or self.is_result(name)
+
+    def is_result(self, name: str) -> bool:
+        """Whether a file is one of the results, which appear together."""
+        return name in {f"{self.folder}/{it}" for it in NAMES}
+
+    def kept(self) -> list[Path]:
+        """What the project has of its progress: records, checkpoints."""
+        found = [WORK / run / "record" for run in sorted(self.runs)]
+        found += [WORK / f"{self.key}.{end}" for end in ("system", "timing")]
+        for folder in sorted(WORK.glob(f"{self.key}*.checkpoints")):
+            found += sorted(folder.rglob("*"))
+        return [it for it in found if it.is_file() and self.takes(str(it))]
+
+    def forget_all_but(self, names: Collection[str]) -> None:
+        """Remove checkpoints that a node no longer has."""
+        for path in self.kept():
+            if ".checkpoints/" in str(path) and str(path) not in names:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty
+                    for folder in (path.parent, *path.parent.parents):
+                        if folder == WORK:
+                            break
+                        folder.rmdir()
+
+
+def column_of(task: Task) -> Column:
+    """The column of a task, in the project that is the working folder.
+
+    Raises:
+        UserError: The settings are wrong, or the learning rate of another column is not known.
+    """
+    params = _parsed(json.dumps(task.params), task.origin)
+    rates = tuple(task.base_lrs or ())
+    if not rates:
+        source = params.studies[task.study].best_of or task.study
+        folder = experiments.column_folder(params, source, task.batch_size)
+        rates = (experiments.best_base_lr(folder),)
+    runs = experiments.planned_runs(params, task.study, task.batch_size, rates, task.fingerprint)
+    folder = experiments.column_folder(params, task.study, task.batch_size)
+    return Column(folder, column_key(WORK, folder), frozenset(runs), rates)
+
+
+@lru_cache(maxsize=4)  # all tasks of a submission have the same, which may name many columns
+def _parsed(params: str, origin: str) -> Params:
+    return parse_params(json.loads(params), origin)
+
+
+class Receiver:
+    """Writes the files of one attempt into the project, each whole or not at all.
+
+    Args:
+        column: Which files it may write.
+        folder: For what is not whole yet.
+    """
+
+    def __init__(self, column: Column, folder: Path) -> None:
+        self.column, self._folder = column, folder
+        self.digests: dict[str, str] = {}
+
+    def receive(self, head: Mapping[str, Any], body: bytes) -> bool:
+        """Take the next piece of a file; returns whether the file is whole now.
+
+        Raises:
+            ValueError: A node sends what it should not.
+            OSError: It cannot be written.
+        """
+        name, offset, size = str(head["name"]), int(head["offset"]), int(head["size"])
+        if not self.column.takes(name):
+            raise ValueError(f"{name[:200]!r} is no file of this column")
+        self._folder.mkdir(exist_ok=True)
+        part = self._folder / "incoming"
+        with os.fdopen(private.open_shared(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            file.truncate(offset)
+            file.seek(offset)
+            file.write(body)
+            if file.tell() < size:
+                return False
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        if digest != head["sha256"]:
+            raise ValueError(f"{name}: it arrived damaged")
+        target = Path(name)
+        if self.column.is_result(name):
+            target = self._folder / target.name
+        private.refuse_links_of_others(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+        durable.sync_folder(target.parent)
+        self.digests[name] = digest
+        return True
+
+    def place_results(self) -> None:
+        """Put the column's results in their place, together."""
+        found = [self._folder / name for name in NAMES if (self._folder / name).is_file()]
+        replace_folder(self.column.folder, lambda part: _move(found, part))
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove what is not whole."""
+        for name in ("incoming", *NAMES):
+            (self._folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
+
+
+def _move(files: Collection[Path], folder: Path) -> None:
+    for file in files:
+        try:
+            file.replace(folder / file.name)
+        except OSError:  # on another disk
+            durable.write(folder / file.name, file.read_bytes())
+
+
+def pieces(path: Path, size: int = PIECE) -> Iterator[tuple[int, int, bytes]]:
+    """The offsets of a file's pieces, the size of the file, and the pieces; at least one."""
+    with path.open("rb") as file:
+        whole = os.fstat(file.fileno()).st_size
+        for offset in range(0, max(whole, 1), size):
+            body = file.read(min(size, whole - offset))
+            if offset + len(body) < min(whole, offset + size):
+                raise OSError(f"{path}: became shorter while it was read")
+            yield offset, whole, body

@@ -1,0 +1,140 @@
+"""What a keeper takes from a node, without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallbatch.pipeline.cluster.board import Board, Task
+from smallbatch.pipeline.cluster.ray import shipped
+from smallbatch.pipeline.cluster.ray.files import WORK, Column, pieces
+from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Jobs
+
+RUN, OTHER, KEY = "a" * 16, "b" * 16, "c" * 16
+RECORD = f".smallbatch/work/{RUN}/record"
+CHECKPOINT = f".smallbatch/work/{KEY}.checkpoints/{'d' * 16}/{'e' * 16}/{7:012}.checkpoint"
+COLUMN = Column(Path("models/noise/plain/m4"), KEY, frozenset({RUN}), (0.5,))
+TASK = Task(
+    "noise-plain-m4", "plain", 4, {}, "params.yaml", (0.5,), None, None, runs=1, updates=8,
+    needs={}, fingerprint="f" * 64, dataset="noise", cluster="ray", wanted="",
+)  # fmt: skip
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    monkeypatch.chdir(tmp_path)
+    jobs = Jobs(Board())
+    jobs.begin(jobs.board.put(TASK), COLUMN, None, [])
+    return jobs
+
+
+def send(jobs: Jobs, name: str, body: bytes, attempt: int = 1, **changes: Any) -> None:
+    """In pieces of three bytes."""
+    for offset in range(0, len(body), 3):
+        piece = body[offset : offset + 3]
+        head = {"key": TASK.key, "of": [1, attempt], "kind": "file", "name": name,
+                "offset": offset, "size": len(body)}  # fmt: skip
+        head["sha256"] = hashlib.sha256(body).hexdigest()
+        jobs.read(head | changes, piece)
+
+
+@pytest.mark.parametrize("name", [
+    RECORD, CHECKPOINT, CHECKPOINT.replace(".checkpoints", ".2-01234567.checkpoints"),
+    f".smallbatch/work/{KEY}.timing", "models/noise/plain/m4/runs.json",
+])  # fmt: skip
+def test_files_of_the_column_are_taken(name: str) -> None:
+    assert COLUMN.takes(name)
+
+
+@pytest.mark.parametrize("name", [
+    RECORD.replace(RUN, OTHER), f"/{RECORD}", f"x/../{RECORD}", f"{RECORD}/../record",
+    f"{RECORD}\n", f".smallbatch/work/{KEY}.lock", CHECKPOINT.replace(KEY, OTHER),
+    "models/noise/plain/m8/runs.json", "models/noise/plain/m4/more.py", "params.yaml", "",
+])  # fmt: skip
+def test_no_others_are(name: str, jobs: Jobs) -> None:
+    assert not COLUMN.takes(name)
+    send(jobs, name, b"planted")
+    assert "is no file of this column" in jobs.running[TASK.key].fault
+    assert not Path(RECORD).exists()
+
+
+def test_a_file_appears_whole(jobs: Jobs) -> None:
+    send(jobs, RECORD, b"sent in pieces"[:3], size=14)
+    assert not Path(RECORD).exists()
+    send(jobs, RECORD, b"sent in pieces")
+    assert Path(RECORD).read_bytes() == b"sent in pieces"
+
+
+def test_a_damaged_file_does_not(jobs: Jobs) -> None:
+    send(jobs, RECORD, b"sent in pieces", sha256="0" * 64)
+    assert "it arrived damaged" in jobs.running[TASK.key].fault
+    assert not Path(RECORD).exists()
+
+
+def test_an_attempt_that_is_over_writes_nothing(jobs: Jobs) -> None:
+    (job,) = jobs.running.values()
+    assert jobs.end(job, None, "killed")
+    jobs.begin(job.task, COLUMN, job, [])
+    send(jobs, RECORD, b"late", attempt=1)
+    assert not Path(RECORD).exists()
+    send(jobs, RECORD, b"right", attempt=2)
+    assert Path(RECORD).read_bytes() == b"right"
+
+
+def test_nor_does_one_that_was_cancelled(jobs: Jobs) -> None:
+    state = jobs.board.state(TASK.key)
+    assert state
+    jobs.board.set_state(TASK.key, replace(state, status="cancelled"))
+    send(jobs, RECORD, b"late")
+    assert not Path(RECORD).exists()
+
+
+def test_attempts_that_leave_nothing_end(jobs: Jobs) -> None:
+    for _ in range(ATTEMPTS):
+        (job,) = jobs.running.values()
+        again = jobs.end(job, None, "killed")
+        if again:
+            jobs.begin(job.task, COLUMN, job, [])
+    state = jobs.board.state(TASK.key)
+    assert state
+    assert (state.status, state.attempt) == ("failed", ATTEMPTS)
+    assert state.message == "3 attempts left no progress; the last: killed"
+
+
+def test_checkpoints_that_a_node_has_no_more_go(jobs: Jobs) -> None:
+    send(jobs, CHECKPOINT, b"old")
+    send(jobs, RECORD, b"record")
+    later = CHECKPOINT.replace("7.", "9.")
+    send(jobs, later, b"new")
+    (job,) = jobs.running.values()
+    jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": [later]}, b"")
+    assert [str(it) for it in job.column.kept()] == [RECORD, later]
+    jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": []}, b"")
+    assert [str(it) for it in WORK.rglob("*") if it.is_file()] == [RECORD]
+    assert not list(WORK.glob("*.checkpoints"))
+
+
+def test_an_inbox_waits_for_its_keeper_and_refuses_the_late() -> None:
+    inbox = shipped.Inbox()
+    head = '{"key": "k", "of": [1, 2]}'
+    assert inbox.push(head, b"") == shipped.FULL
+    inbox.admit({"k": [1, 2]})
+    assert inbox.push(head, b"body") == shipped.TAKEN
+    assert inbox.push('{"key": "k", "of": [1, 1]}', b"") == shipped.STALE
+    assert inbox.take() == ([(head, b"body")], [])
+    assert inbox.want("images") is None
+    assert inbox.take() == ([], ["images"])
+    inbox.offer("images", ["file"])
+    assert (inbox.want("images"), inbox.take()) == (["file"], ([], []))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 5, 8])
+def test_pieces_make_the_file(size: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(size)))
+    found = [*pieces(tmp_path / "file", 4)]
+    assert b"".join(body for _, _, body in found) == bytes(range(size))
+    assert found[-1][0] + len(found[-1][2]) == size == found[0][1]
