@@ -123,12 +123,11 @@ def test_what_ends_a_repro_leaves_the_cluster_and_the_next_one_takes_its_work(
     assert "the cluster goes on with 1 column" in repro.communicate(timeout=60)[0]
     assert clustered.call("smallbatch", "status").startswith(f"{KEY}  running")
 
-    again = clustered.start("dvc", "repro", "train@resnet8-8")
-    output = iter(cast("IO[str]", again.stdout))
-    assert any("slurm: 1 running" in line for line in output)
-    again.kill()  # DVC alone
-    assert "the cluster goes on with 1 column" in "".join(output)
-    again.wait()
+    with clustered.start("dvc", "repro", "train@resnet8-8") as again:
+        output = iter(cast("IO[str]", again.stdout))
+        assert any("slurm: 1 running" in line for line in output)
+        again.kill()  # DVC alone
+        assert "the cluster goes on with 1 column" in "".join(output)
 
     clustered.call("dvc", "repro", "train@resnet8-8")
     state = clustered.states()[KEY]
