@@ -37,6 +37,8 @@ NEVER_ONE = {
     ("analysis/claims.py", "images"),  # a training set
     ("config/params.py", "columns"),  # more than are allowed
     ("config/study.py", "epochs"),  # not a whole number, or too many
+    ("pipeline/cluster/elsewhere.py", "images"),  # a second
+    ("pipeline/cluster/wait.py", "images"),
     ("placement/workload.py", "lanes"),  # a key of what is known of a machine
     ("placement/workload.py", "workers"),
     ("data/prepare.py", "images"),
