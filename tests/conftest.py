@@ -45,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sub-processes train is not written to MLflow: that takes as long as to train."""
+    from tests.project import UNTRACKED
+
+    path = filter(None, [os.environ.get("PYTHONPATH"), str(UNTRACKED)])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+
+@pytest.fixture
 def noise() -> Dataset:
     """23 training and 11 test images of noise, 2×6×6, three classes."""
     from tests.noise import make_dataset

@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 import smallbatch
+from tests.database import add_database
+from tests.project import UNTRACKED
 
 SRC = Path(__file__).parents[1] / "src"
 TINY = "dataset: {name: tiny, source: digits, subset: 60, test_subset: 40}\n" + textwrap.dedent("""\
@@ -35,7 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_run_from_a_thread_of_a_program(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_from_a_thread_of_a_program(
+    folder: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    add_database(folder)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     found: list[smallbatch.TrainedRun] = []
     settings: Any = {"dataset": "tiny", "norm": "batch", "batch_size": 8, "epochs": 2}
@@ -62,6 +67,7 @@ def test_a_run_from_a_thread_of_a_program(folder: Path, capfd: pytest.CaptureFix
     assert out == ""
     assert "epoch 2/2" in err
 
+    request.getfixturevalue("untracked")  # it is in MLflow already
     again = smallbatch.train(base_lr="2^-6", progress=False, **settings)
     assert again == run
     assert capfd.readouterr() == ("", "")
@@ -69,6 +75,7 @@ def test_a_run_from_a_thread_of_a_program(folder: Path, capfd: pytest.CaptureFix
     assert (row.run, row.final_test_accuracy) == (run.run, run.test_accuracy)
 
 
+@pytest.mark.usefixtures("untracked")
 def test_what_goes_wrong_is_an_exception(folder: Path) -> None:
     with pytest.raises(smallbatch.UserError, match=r"norm: found 'bath', allowed: none"):
         smallbatch.train(batch_size=8, lr=0.1, norm="bath", progress=False)
@@ -96,8 +103,8 @@ def test_an_interruption_ends_the_training_and_the_program_goes_on(folder: Path)
     """
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "PYTHONPATH": str(SRC)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        env={**os.environ, "PYTHONPATH": f"{SRC}{os.pathsep}{UNTRACKED}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stderr is not None
         assert any("epoch 1/" in line for line in process.stderr)

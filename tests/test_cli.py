@@ -22,6 +22,7 @@ from smallbatch.cli.main import main
 from smallbatch.config import profiles
 from tests.analysis.synthetic import STUDIES, Study, write_models
 from tests.database import empty_database
+from tests.project import UNTRACKED
 
 ROOT = Path(__file__).parents[1]
 FEW = tuple(replace(study, batch_sizes=(8, 32)) for study in STUDIES)
@@ -277,16 +278,18 @@ def test_a_single_run_trains_logs_and_syncs(folder: Path, monkeypatch: pytest.Mo
     assert child.data.tags["smallbatch.run"] == run["run"]
     assert child.data.metrics["test_accuracy"] == pytest.approx(run["final"]["test_accuracy"])
 
-    kept = process(*words, cwd=folder, MLFLOW_TRACKING_URI=uri)
-    assert kept.stdout == done.stdout
-    assert "found the kept result of this run; nothing was trained" in kept.stderr
-    assert "training loss" not in kept.stderr
-    other = process(*words, "--weight-decay", "0", cwd=folder, MLFLOW_TRACKING_URI=uri)
-    assert other.returncode == 0, other.stderr
-    assert len(list((folder / ".smallbatch/runs").rglob("runs.json"))) == 2
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     again = call("sync")
     assert "0 MLflow runs created, 0 completed" in again.stdout
+
+    untracked = {"PYTHONPATH": f"{ROOT}/src{os.pathsep}{UNTRACKED}"}
+    kept = process(*words, cwd=folder, **untracked)
+    assert kept.stdout == done.stdout
+    assert "found the kept result of this run; nothing was trained" in kept.stderr
+    assert "training loss" not in kept.stderr
+    other = process(*words, "--weight-decay", "0", cwd=folder, **untracked)
+    assert other.returncode == 0, other.stderr
+    assert len(list((folder / ".smallbatch/runs").rglob("runs.json"))) == 2
 
 
 def test_a_profile_is_installed_at_a_scale(folder: Path) -> None:

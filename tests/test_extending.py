@@ -168,7 +168,8 @@ def guides() -> dict[str, str]:
 
 def copy_sources(root: Path) -> None:
     """Copy ``src/`` into a folder."""
-    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    # Bytecode comes along, as in tests/project.py; that of a changed file is of another size.
+    skip = shutil.ignore_patterns("*.egg-info", "*.pyc.*")
     shutil.copytree(ROOT / "src", root / "src", ignore=skip)
 
 

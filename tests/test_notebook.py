@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 import smallbatch
 from tests.analysis import synthetic
 from tests.database import add_database
+from tests.project import UNTRACKED
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
@@ -60,7 +61,8 @@ def _the_examples_of_the_page_run(folder: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) == 2
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], cwd=folder, env=dict(os.environ),
+        [sys.executable, "-c", "\n".join(blocks)], cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{UNTRACKED}"},
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -18,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.database import add_database
 from tests.docs.pages import DOCS, blocks
-from tests.project import stages_run
+from tests.project import UNTRACKED, stages_run
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", ".dvcignore", ".dvc/config",
@@ -33,6 +35,9 @@ pytestmark = pytest.mark.slow
 
 class Installed:
     """An environment with the wheel; the libraries are those of the environment of the tests."""
+
+    tracked = False
+    """Whether what is trained is written to MLflow; once is enough, as it takes long."""
 
     def __init__(self, root: Path) -> None:
         self.venv, self.home, self.project = (
@@ -64,6 +69,8 @@ class Installed:
             "SMALLBATCH_CACHE": os.environ["SMALLBATCH_CACHE"],
             "DVC_SITE_CACHE_DIR": str(self.home / "dvc"),
         }
+        if not self.tracked:
+            environment["PYTHONPATH"] = str(UNTRACKED)
         return subprocess.run(
             words,
             cwd=cwd,
@@ -170,8 +177,15 @@ def _an_upgrade_runs_again_what_it_changed(installed: Installed) -> None:
     (runs,) = installed.project.glob("models/*/resnet8/m8/timing.json")
     before = runs.read_bytes()
     installed.edit("engines/loop.py", "# other numbers\n")
+    add_database(installed.project)
+    installed.tracked = True
     assert installed.repro("train@resnet8-8") == ["train@resnet8-8"]
+    installed.tracked = False
     assert runs.read_bytes() != before
+    with sqlite3.connect(installed.project / "mlflow.db") as database:
+        # Of two learning rates, with their parent.
+        found = database.execute("select status, count(*) from runs group by 1").fetchall()
+    assert found == [("FINISHED", 3)]
 
 
 def _another_project_of_the_name_is_told(installed: Installed) -> None:

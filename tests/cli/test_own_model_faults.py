@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.project import ROOT
+from tests.project import ROOT, UNTRACKED
 
 LATE = """from torch import nn
 
@@ -36,7 +36,7 @@ def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-P", "-m", "smallbatch", *words, "--epochs", "1", *more],
         cwd=folder, capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src{os.pathsep}{UNTRACKED}"},
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def test_what_does_not_belong_together_is_refused_in_a_line(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untracked")
 def test_a_run_under_adamw_has_eta_and_its_settings_in_its_files(tmp_path: Path) -> None:
     words = (
         "--optimizer", "adamw", "--lr", "2^-9", "--betas", "0.8", "0.99", "--schedule", "cosine",

@@ -179,7 +179,7 @@ def test_params_edited_while_dvc_trains_are_trained_by_the_next_repro(tmp_path: 
         "studies:\n"
         "  plain: {model: resnet8, norm: none, epochs: 20, weight_decay: 0.0001}\n"
     )
-    project = Project(tmp_path / "project", text)
+    project = Project(tmp_path / "project", text, tracked=False)
     params = project.root / "params.yaml"
     with project.start("dvc", "repro", "train@plain-8") as process:
         assert process.stdout is not None

@@ -51,7 +51,7 @@ def to_train(project: Project) -> set[str]:
 
 
 def test_what_is_edited_is_trained_again_and_the_model_loads_elsewhere(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", PARAMS)
+    project = Project(tmp_path / "project", PARAMS, tracked=False)
     net = write_net(project.root) / "nets"
     weights = project.root / "w.safetensors"
     start = ("run", "--model", "nets.mine:Net", "--norm", "batch", "-m", "8", "--lr", "0.1")
@@ -80,6 +80,7 @@ def test_what_is_edited_is_trained_again_and_the_model_loads_elsewhere(tmp_path:
         seen |= planned
         planned = to_train(project)
         assert not seen & planned
+    project.tracked = True
     stages, after = trained(project)
     assert stages == [STAGE]
     assert after == planned

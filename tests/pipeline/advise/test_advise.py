@@ -20,8 +20,8 @@ from smallbatch.report.advice import read_advice
 from tests.project import Project, stages_run
 
 WORDS = (
-    "--data", "photos", "--budget", "images=90000", "--model", "resnet8",
-    "--norm", "none", "--batch-sizes", "4,8", "--epochs", "8",
+    "--data", "photos", "--budget", "images=40000", "--model", "resnet8",
+    "--norm", "none", "--batch-sizes", "4,8", "--epochs", "4",
 )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_sixty_photographs_give_an_answer_from_one_command(whole: tuple[Path, st
     assert advice.recommended is not None
     assert advice.recommended.low <= advice.recommended.accuracy <= advice.recommended.high
     assert advice.recommended.on == "final"
-    assert advice.images <= 90_000
+    assert advice.images <= 40_000
     page = (folder / "reports/advice.html").read_text()
     assert "<script" not in page
 
@@ -85,6 +85,7 @@ def test_every_run_is_in_mlflow_below_its_column(whole: tuple[Path, str]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untracked")
 def test_killed_it_goes_on_and_ends_with_the_same_answer(
     whole: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -167,7 +168,7 @@ studies:
 
 @pytest.mark.slow
 def test_a_stage_answers_for_a_study_and_runs_once(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", PARAMS)
+    project = Project(tmp_path / "project", PARAMS, tracked=False)
     ran = stages_run(project.call("dvc", "repro", "advise"))
     assert {stage.partition("@")[0] for stage in ran} == {"prepare", "advise"}
     advice = read_advice(project.root / "reports/advice/a.json")

@@ -139,6 +139,7 @@ def test_called_again_it_gives_the_same_answer_and_completes_mlflow(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("untracked")
 def test_called_again_with_other_images_it_answers_for_these(tmp_path: Path) -> None:
     photos = photographs(tmp_path, {"dark": 30, "light": 30})
     words = ("--data", "photos", "--norm", "none", "--batch-sizes", "4", "--epochs", "2",
