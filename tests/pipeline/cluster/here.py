@@ -16,6 +16,7 @@ import psutil
 from smallbatch.config.params import ComputeConfig
 from smallbatch.pipeline.cluster import elsewhere, submit
 from smallbatch.pipeline.cluster.board import FINAL, Board, Task
+from tests.project import UNTRACKED
 
 
 class Here:
@@ -68,8 +69,13 @@ def _lives(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def shim(folder: Path) -> dict[str, str]:
-    """An environment in which `smallbatch` is this program, and DVC is found beside it."""
+def shim(folder: Path, *, tracked: bool) -> dict[str, str]:
+    """An environment in which `smallbatch` is this program, and DVC is found beside it.
+
+    Args:
+        folder: Where the program is written.
+        tracked: Whether MLflow is told of trainings.
+    """
     folder.mkdir()
     program = folder / "smallbatch"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -P {Path(__file__)} "$@"\n')
@@ -78,6 +84,7 @@ def shim(folder: Path) -> dict[str, str]:
     beside = [str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]
     kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     paths = [os.environ.get("PYTHONPATH", "").split(os.pathsep)[0] or str(root / "src"), str(root)]
+    paths += [] if tracked else [str(UNTRACKED)]
     return {**kept, "PATH": os.pathsep.join(beside), "PYTHONPATH": os.pathsep.join(paths)}
 
 

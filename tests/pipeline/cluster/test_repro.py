@@ -43,10 +43,10 @@ pytestmark = pytest.mark.slow
 class Clustered:
     """A project whose `smallbatch` has the stand-in for a cluster."""
 
-    def __init__(self, folder: Path, epochs: int = 1) -> None:
+    def __init__(self, folder: Path, epochs: int = 1, *, tracked: bool = False) -> None:
         self.project = Project(folder / "project", PARAMS.format(epochs=epochs, cluster="slurm"))
         self.root = self.project.root
-        self.environment = shim(folder / "bin")
+        self.environment = shim(folder / "bin", tracked=tracked)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -79,7 +79,7 @@ def until(what: Callable[[], object]) -> None:
 def test_a_target_trains_alone_and_a_repro_fans_out_with_the_files_of_a_local_one(
     tmp_path: Path,
 ) -> None:
-    clustered = Clustered(tmp_path)
+    clustered = Clustered(tmp_path, tracked=True)
     clustered.call("dvc", "repro", "train@wide-8")
     assert sorted(clustered.states()) == ["digits-wide-m8"]
 
@@ -103,6 +103,7 @@ def test_a_target_trains_alone_and_a_repro_fans_out_with_the_files_of_a_local_on
     assert len(ours) == 9
     shutil.rmtree(clustered.root / "models")
     shutil.rmtree(clustered.root / ".smallbatch/work")
+    clustered.environment |= shim(tmp_path / "untracked", tracked=False)
     for study in ("resnet8", "ghost"):
         clustered.call("smallbatch", "train", study, "8", "--cluster", "none")
     again = clustered.project.outputs()
