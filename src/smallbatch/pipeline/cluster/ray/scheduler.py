@@ -27,6 +27,7 @@ NOTE, LOG, LOCK = "keeper.json", "keeper.log", "keeper.lock"
 _CONNECT_S = 90.0
 _POLL_S = 0.1
 _MODULE = "smallbatch.pipeline.cluster.ray.keeper"
+_NOT_FOR_NODES = ("MLFLOW_", "DVC_")
 _started: list[subprocess.Popen[bytes]] = []  # of this process; they outlive it
 
 
@@ -85,7 +86,7 @@ class Ray:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE, str(folder), self._address],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=environment(), start_new_session=True,
+                env=_without_secrets(), start_new_session=True,
             )  # fmt: skip
         _started.append(process)
         try:
@@ -116,6 +117,15 @@ class Ray:
             f"compute.ray.address: {self._address}: no answer within {_CONNECT_S:.0f} s; "
             f"{folder / LOG} has what Ray says"
         )
+
+
+def _without_secrets() -> dict[str, str]:
+    """The keeper's environment, which the nodes of a cluster of this machine alone have, too.
+
+    Of MLflow, to which whoever waits tells the runs, and of a `dvc` that ends before they do, it
+    has nothing.
+    """
+    return {k: v for k, v in environment().items() if not k.startswith(_NOT_FOR_NODES)}
 
 
 def _last(said: str) -> str:
