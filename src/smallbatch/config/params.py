@@ -73,6 +73,10 @@ class RayConfig(Strict):
     gpus: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = "auto"
 
 
+_OURS = ("--array", "--chdir", "--export", "--export-file", "--open-mode", "--output", "--parsable",
+         "--wrap")  # fmt: skip
+
+
 class SlurmConfig(Strict):
     """Options of `sbatch` for the jobs of columns, such as ``--partition=gpu``."""
 
@@ -83,6 +87,8 @@ class SlurmConfig(Strict):
         for option in self.options:
             if not option.startswith("--") or not option.isprintable():
                 raise ValueError(f"options: found {option!r}, allowed: such as '--partition=gpu'")
+            if (name := option.partition("=")[0]) in _OURS:
+                raise ValueError(f"options: found {name}, which smallbatch sets itself")
         return self
 
 

@@ -84,7 +84,7 @@ class Progress:
 
     def _show(self) -> None:
         epochs = sum(self._epochs_of.values())
-        loss = f"loss {self.loss:.3f}"
+        loss = f"loss {self.loss:.3f}" if self._trained else ""  # else all of it was kept
         if self._rich is not None:
             runs = f"{self.done}/{count(self.runs, 'run')}"
             self._rich.update(self._rich.task_ids[0], completed=epochs, runs=runs, loss=loss)

@@ -177,6 +177,7 @@ class Mirror:
             column.add(message)
         elif kind == "kill" and column:
             del self._columns[name]
+            _reason(lambda: column.flush(self._open()))  # which finds out which runs are there
             _reason(lambda: column.kill(self._open()))
         elif kind == "drop":
             self._columns.pop(name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from smallbatch.protocol.outcome import RunResult
 from smallbatch.records import files
 from smallbatch.records.schema import Clock
 
-RAW = {
+RAW: dict[str, Any] = {
     "dataset": {"name": "digits", "source": "digits", "subset": 100},
     "grid": {
         "studies": ["a"], "dependent": [{"name": "b", "after": "a"}], "batch_sizes": [4, 16],

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import pytest
 
+from smallbatch.config.params import parse_params
 from smallbatch.errors import TakenOver, UserError
 from smallbatch.pipeline.cluster.board import Board, State
 from smallbatch.pipeline.cluster.journal import Events, Journal
-from smallbatch.pipeline.cluster.needs import check
+from smallbatch.pipeline.cluster.needs import check, needs
 from smallbatch.pipeline.cluster.news import News
 from smallbatch.pipeline.cluster.work import work
 from smallbatch.tracking import LiveMirror
@@ -46,8 +47,22 @@ def test_other_versions_are_refused_by_a_line_that_names_both(board: Board) -> N
 def test_what_is_needed_and_not_known_here_is_refused() -> None:
     check({}, {"torch": "2"}, "node")
     check({"torch": "2"}, {"torch": "2", "other": "1"}, "node")
-    with pytest.raises(UserError, match="node: triton: found none, wanted 3"):
-        check({"torch": "2", "triton": "3"}, {"torch": "2"}, "node")
+    with pytest.raises(UserError, match="node: timm: found none, wanted 1"):
+        check({"torch": "2", "timm": "1"}, {"torch": "2"}, "node")
+    check({"triton": "3"}, {}, "node")  # a build of torch for a CPU does without
+    with pytest.raises(UserError, match="node: triton: found 2, wanted 3"):
+        check({"triton": "3"}, {"triton": "2"}, "node")
+
+
+def test_variables_that_choose_other_numbers_are_needed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = parse_params(PARAMS, "x").studies["a"]
+    plain = needs(study)
+    assert plain["variables"] == "none"
+    monkeypatch.setenv("TIMM_FUSED_ATTN", "0")
+    with pytest.raises(UserError, match="variables: found none, wanted TIMM_FUSED_ATTN=0"):
+        check(needs(study), plain, "node")
 
 
 def test_a_task_that_was_submitted_again_is_not_begun(board: Board) -> None:

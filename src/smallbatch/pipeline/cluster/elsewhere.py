@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from smallbatch.config.params import parse_compute
 from smallbatch.errors import Missing, UserError
 from smallbatch.execution.watch import Watch
 from smallbatch.pipeline.cluster.board import FINAL, Board, State, Task
+from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.news import News
 from smallbatch.pipeline.cluster.outstanding import key_of
-from smallbatch.pipeline.cluster.submit import scheduler_of, submit
+from smallbatch.pipeline.cluster.submit import by_scheduler, cancel, scheduler_of, submit
 from smallbatch.pipeline.cluster.targets import columns_of_repro
 from smallbatch.pipeline.cluster.wait import Waiter, summary
-from smallbatch.pipeline.experiments import column_folder
+from smallbatch.pipeline.experiments import MODELS
 from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from smallbatch.config.params import Params
-    from smallbatch.pipeline.cluster.board import Scheduler
     from smallbatch.tracking import LiveMirror
 
 _NAMED = 3  # columns in a message
@@ -38,15 +38,20 @@ def train_elsewhere(
         UserError: The cluster takes no tasks, or the column failed or was cancelled there.
         Stopped: The watch asked to stop; the cluster goes on.
     """
-    own, board = (study, batch_size), Board()
+    own, board, key = (study, batch_size), Board(), key_of(params, study, batch_size)
     scheduler = scheduler_of(board, params.compute)
     columns = {own, *columns_of_repro(params)}
-    tasks = submit(board, scheduler, params, origin, columns, own, watch.check)
-    if key_of(params, *own) not in {task.key for task in tasks}:
+    tasks, cancelled = submit(board, scheduler, params, origin, columns, own, watch.check)
+    news = News(board, mirror)
+    _tell_cancelled(news, cancelled)
+    if key not in {task.key for task in tasks}:
         return
-    waiter = Waiter(board, scheduler, tasks, News(board, mirror), watch)
-    key = key_of(params, *own)
-    state = waiter.until_ended([key])[key]
+
+    def complete(task: Task) -> None:
+        if task.key != key:  # which is completed when its files are made here
+            _complete(task, mirror)
+
+    state = Waiter(board, scheduler, tasks, news, watch, complete).until_ended([key])[key]
     if state.status != "done":
         raise UserError(
             f"{key}: {state.status} on the cluster: {state.message or 'no reason is known'}; "
@@ -73,25 +78,31 @@ def submit_columns(
     board = Board()
     scheduler = scheduler_of(board, params.compute)
     with Watch() as watch:
-        tasks = submit(board, scheduler, params, origin, columns, None, watch.check)
-        if not tasks:
-            return "all of these columns are trained"
-        if not wait:
+        tasks, cancelled = submit(board, scheduler, params, origin, columns, None, watch.check)
+        if tasks and not wait:
+            _kill_in_mlflow(board, cancelled)
             return f"{count(len(tasks), 'column')} under way: `smallbatch status` shows them"
+        if not tasks:
+            _kill_in_mlflow(board, cancelled)
+            return "all of these columns are trained"
         mirror = LiveMirror()
+        news, done = News(board, mirror), list[Task]()
         try:
-            waiter = Waiter(board, scheduler, tasks, News(board, mirror), watch)
-            states = waiter.until_ended([task.key for task in tasks])
+            _tell_cancelled(news, cancelled)
+            waiter = Waiter(board, scheduler, tasks, news, watch, done.append)
+            waiter.until_ended([task.key for task in tasks])
         except BaseException:
             mirror.abort()
             raise
-        done = [task for task in tasks if states[task.key].status == "done"]
-        folders = [column_folder(params, task.study, task.batch_size) for task in done]
+        folders = [folder for task in done if (folder := _folder_of(task)).is_dir()]
         for folder in folders[:-1]:
             mirror.finish_later(folder)
         if folders:
             mirror.finish(folders[-1], timeout_s=_LONGEST_S)
-    failed = [task.key for task in tasks if task not in done]
+        else:
+            mirror.abort()
+    trained = {task.key for task in done}
+    failed = [task.key for task in tasks if task.key not in trained]
     if failed:
         more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         raise UserError(
@@ -111,7 +122,7 @@ def status_lines() -> list[str]:
     if not (tasks := board.tasks()):
         raise Missing(f"{board.folder}: no column was submitted")
     with board.lock():
-        for scheduler in _schedulers(board, tasks):
+        for scheduler, _ in by_scheduler(board, tasks):
             scheduler.refresh()
     states = {task.key: board.state(task.key) or State(task.number) for task in tasks}
     width = max(len(task.key) for task in tasks)
@@ -133,25 +144,60 @@ def cancel_columns(studies: Collection[str], batch_sizes: Collection[int]) -> li
         UserError: The cluster cannot be asked.
     """
     board = Board()
-    tasks = [
-        task
-        for task in board.tasks()
-        if (not studies or task.study in studies)
-        and (not batch_sizes or task.batch_size in batch_sizes)
-    ]
     with board.lock():
+        tasks = board.tasks()
+        _refuse_unknown("study", studies, {task.study for task in tasks})
+        _refuse_unknown("--batch-size", batch_sizes, {task.batch_size for task in tasks})
         states = {task.key: board.state(task.key) for task in tasks}
-        ended = {key for key, state in states.items() if state is None or state.status in FINAL}
-        left = [task for task in tasks if task.key not in ended]
-        for scheduler in _schedulers(board, left):
-            scheduler.cancel([task.key for task in left])
+        left = [
+            task
+            for task in tasks
+            if (state := states[task.key])
+            and state.status not in FINAL
+            and task.study in (studies or {task.study})
+            and task.batch_size in (batch_sizes or {task.batch_size})
+        ]
+        cancel(board, left)
+        for task in left:
+            if (state := board.state(task.key)) and state.status == "cancelled":
+                board.set_state(task.key, state.now(message="by `smallbatch cancel`"))
+    _kill_in_mlflow(board, left)
     return [task.key for task in left]
 
 
-def _schedulers(board: Board, tasks: Collection[Task]) -> list[Scheduler]:
-    """Who carries out these tasks."""
-    compute = {task.cluster: parse_compute(task.params["compute"], task.origin) for task in tasks}
-    return [scheduler_of(board, settings) for settings in compute.values()]
+def _refuse_unknown(name: str, asked: Collection[object], known: set[Any]) -> None:
+    for value in asked:
+        if value not in known:
+            found = f"{name}: found {value!r}"
+            raise UserError(f"{found}, submitted: {', '.join(map(str, sorted(known))) or 'none'}")
+
+
+def _tell_cancelled(news: News, tasks: Collection[Task]) -> None:
+    """MLflow's runs of these never end: they are marked as killed."""
+    for task in tasks:
+        news.pass_on(task)
+        news.ended(task, killed=True)
+
+
+def _kill_in_mlflow(board: Board, tasks: Collection[Task]) -> None:
+    """The same where nobody waits: a process does so after this one has ended."""
+    from smallbatch.tracking import LiveMirror
+
+    begun = [task for task in tasks if (board.folder_of(task.key) / EVENTS).exists()]
+    if begun:
+        mirror = LiveMirror()
+        _tell_cancelled(News(board, mirror), begun)
+        mirror.abort()
+
+
+def _complete(task: Task, mirror: LiveMirror) -> None:
+    """MLflow shows the whole of a column whose files the cluster has written."""
+    if (folder := _folder_of(task)).is_dir():
+        mirror.finish_later(folder)
+
+
+def _folder_of(task: Task) -> Path:
+    return MODELS / task.dataset / task.study / f"m{task.batch_size}"
 
 
 def _told(state: State) -> str:

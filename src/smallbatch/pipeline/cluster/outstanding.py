@@ -20,12 +20,14 @@ from smallbatch.pipeline.experiments import (
 )
 from smallbatch.placement.makers import makers_of
 from smallbatch.protocol.schedule import updates_after
-from smallbatch.records.files import maker_of
+from smallbatch.records.files import load_record, maker_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from smallbatch.config.params import Params
+    from smallbatch.data.prepared import Meta
+    from smallbatch.placement.makers import Makers
 
 WORK = Path(".smallbatch/work")
 
@@ -51,7 +53,7 @@ def outstanding(
         params: The checked params file.
         origin: The name of that file.
         columns: Study and batch size of each.
-        own: The one whose files are to be made now, which takes all of its runs.
+        own: The one whose files are to be made now, which takes all of its runs, whole.
 
     Raises:
         UserError: The data is not prepared with these settings.
@@ -59,35 +61,66 @@ def outstanding(
     meta = prepared(params).meta
     kept, tasks = code.kept_stages(), dict[tuple[str, int], Task]()
     for study, m in params.columns:
-        settings = params.studies[study]
-        source = (settings.best_of, m) if settings.best_of else None
+        source = (params.studies[study].best_of, m)
         waits = source in tasks
         if (study, m) not in columns:
             continue
         rates = None if waits else _base_lrs(params, study, m)
-        runs = planned_runs(params, study, m, rates or (1.0,), meta.fingerprint)
-        noted = kept if (study, m) != own else ()
-        if rates is not None and _is_complete(params, study, m, runs, noted, meta.fingerprint):
-            continue
-        after = key_of(params, *source) if source and waits else None
-        tasks[study, m] = Task(
-            key=key_of(params, study, m),
-            study=study,
-            batch_size=m,
-            params=params.model_dump(mode="json", by_alias=True, exclude_unset=True),
-            origin=origin,
-            base_lrs=rates,
-            stage=stage_of(params, study, m),
-            after=after,
-            runs=len(runs),
-            updates=updates_after(settings.at(m)[0].epochs, meta.counts["train"], m),
-            needs=needs(settings),
-            dataset=meta.name,
-            fingerprint=meta.fingerprint,
-            cluster=params.compute.cluster,
-            wanted=_digest(sorted(runs), after),
-        )
+        if rates is not None:
+            runs = planned_runs(params, study, m, rates, meta.fingerprint)
+            is_own = (study, m) == own
+            noted = () if is_own else kept
+            if _is_complete(params, study, m, runs, noted, meta.fingerprint, whole=is_own):
+                continue
+        after = key_of(params, str(source[0]), m) if waits else None
+        tasks[study, m] = _task(params, origin, meta, study, m, rates, after)
     return list(tasks.values())
+
+
+def planned(params: Params, origin: str) -> dict[str, Task]:
+    """A task for every column, by key, whether it lacks runs or not."""
+    meta = prepared(params).meta
+    tasks = (_task(params, origin, meta, *column, None, None) for column in params.columns)
+    return {task.key: task for task in tasks}
+
+
+def _task(
+    params: Params,
+    origin: str,
+    meta: Meta,
+    study: str,
+    batch_size: int,
+    base_lrs: Sequence[float] | None,
+    after: str | None,
+) -> Task:
+    settings = params.studies[study]
+    runs = planned_runs(params, study, batch_size, _any_rates(params, study), meta.fingerprint)
+    wanted = sorted(runs)
+    if source := settings.best_of:  # so the digest is the same before and after that is trained
+        rates = params.base_lrs(source)
+        wanted += sorted(planned_runs(params, source, batch_size, rates, meta.fingerprint))
+    return Task(
+        key=key_of(params, study, batch_size),
+        study=study,
+        batch_size=batch_size,
+        params=params.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        origin=origin,
+        base_lrs=base_lrs,
+        stage=stage_of(params, study, batch_size),
+        after=after,
+        runs=len(runs),
+        updates=updates_after(settings.at(batch_size)[0].epochs, meta.counts["train"], batch_size),
+        needs=needs(settings),
+        dataset=meta.name,
+        fingerprint=meta.fingerprint,
+        cluster=params.compute.cluster,
+        wanted=hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:16],
+    )
+
+
+def _any_rates(params: Params, study: str) -> Sequence[float]:
+    """The learning rates of a study; of a dependent one any, as it has one that is not known."""
+    return (1.0,) if params.studies[study].best_of else params.base_lrs(study)
 
 
 def _base_lrs(params: Params, study: str, batch_size: int) -> Sequence[float] | None:
@@ -108,10 +141,15 @@ def _is_complete(
     runs: Collection[str],
     kept: Collection[str],
     fingerprint: str,
+    *,
+    whole: bool,
 ) -> bool:
-    # An engine that is asked for and cannot train the study leaves it to `loop`.
-    makers = makers_of(params.studies[study], params.compute, "loop")
-    if makers.among({run: maker_of(WORK / run) for run in runs}) == set(runs):
+    compute = params.compute
+    # Should an engine that is asked for not take the study, the node finds the runs kept.
+    engine = "loop" if compute.engine == "auto" else compute.engine
+    makers = makers_of(params.studies[study], compute, engine)
+    of = {run: _maker(WORK / run, makers, whole=whole) for run in runs}
+    if makers.among(of) == set(runs):
         return True
     if stage_of(params, study, batch_size) not in kept or params.studies[study].best_of:
         return False
@@ -121,5 +159,9 @@ def _is_complete(
         return False
 
 
-def _digest(runs: Sequence[str], after: str | None) -> str:
-    return hashlib.sha256(f"{runs} {after}".encode()).hexdigest()[:16]
+def _maker(record: Path, makers: Makers, *, whole: bool) -> str | None:
+    """What made a kept run; with ``whole``, if all of its record can be read."""
+    if not whole:
+        return maker_of(record)
+    kept = load_record(record, makers)
+    return kept and kept.made_by

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smallbatch.config.params import parse_compute
 from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster.board import FINAL, Board, Scheduler, Task
-from smallbatch.pipeline.cluster.outstanding import outstanding
+from smallbatch.pipeline.cluster.outstanding import outstanding, planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -39,11 +40,11 @@ def submit(
     columns: Collection[tuple[str, int]],
     own: tuple[str, int] | None,
     check: Callable[[], None],
-) -> list[Task]:
+) -> tuple[list[Task], list[Task]]:
     """See that all of these columns that lack runs are on the board and carried out.
 
-    What is under way already is left alone; what is under way with other settings is cancelled
-    first.
+    What is under way already is left alone. What is under way with other settings is cancelled,
+    whichever column of this params file it is, as it would replace results of the present ones.
 
     Args:
         board: The board.
@@ -55,28 +56,69 @@ def submit(
         check: Called while another process has the board; may raise.
 
     Returns:
-        The tasks that are under way now.
+        The tasks that are under way now, and those that were cancelled.
 
     Raises:
         UserError: The data is not prepared, or the cluster takes no tasks; the reason in one line.
     """
     with board.lock(check):
         wanted = outstanding(params, origin, columns, own)
-        if not wanted:
-            return []
+        under_way = [task for task in board.tasks() if not _has_ended(board, task)]
+        if not wanted and not under_way:
+            return [], []
         scheduler.refresh()
-        going, new = list[Task](), list[Task]()
-        for task in wanted:
-            former = board.task(task.key)
-            if former and not _has_ended(board, task.key):
-                if _is_same(former, task):
-                    going.append(former)
-                    continue
-                scheduler.cancel([task.key])
-            new.append(board.put(task))
+        under_way = [task for task in under_way if not _has_ended(board, task)]
+        stale = _stale(under_way, params, origin)
+        cancel(board, stale)
+        going = {task.key: task for task in under_way if task not in stale}
+        new = [board.put(task) for task in wanted if task.key not in going]
         if new:
             scheduler.submit(new)
-        return [*going, *new]
+        return [*(going[task.key] for task in wanted if task.key in going), *new], stale
+
+
+def _stale(under_way: Sequence[Task], params: Params, origin: str) -> list[Task]:
+    """Tasks that would lead to other columns than those which a params file names."""
+    if not under_way:
+        return []
+    now = planned(params, origin)
+    found: list[Task] = []
+    for task in under_way:
+        same = now.get(task.key)
+        # Another file may name other columns of the same images.
+        dropped = same is None and (task.origin, task.dataset) == (origin, params.dataset.name)
+        if dropped or (same is not None and not is_same(task, same)):
+            found.append(task)
+    return found
+
+
+def by_scheduler(board: Board, tasks: Collection[Task]) -> list[tuple[Scheduler, list[Task]]]:
+    """Who carries out which of these tasks.
+
+    Raises:
+        UserError: One is for a cluster that this version of the package does not know.
+    """
+    found: dict[str, list[Task]] = {}
+    for task in tasks:
+        found.setdefault(task.cluster, []).append(task)
+    return [(scheduler_of(board, _compute_of(its[0])), its) for its in found.values()]
+
+
+def cancel(board: Board, tasks: Collection[Task]) -> None:
+    """End tasks, each by who carries it out; the board is locked.
+
+    Raises:
+        UserError: A cluster cannot be asked.
+    """
+    for scheduler, its in by_scheduler(board, tasks):
+        scheduler.cancel([task.key for task in its])
+
+
+def _compute_of(task: Task) -> ComputeConfig:
+    try:
+        return parse_compute({**task.params.get("compute", {}), "cluster": task.cluster}, task.key)
+    except UserError:  # of another version; to ask about a task takes none of its settings
+        return parse_compute({"cluster": task.cluster}, task.key)
 
 
 def submit_again(board: Board, scheduler: Scheduler, tasks: Sequence[Task]) -> list[Task]:
@@ -91,12 +133,15 @@ def submit_again(board: Board, scheduler: Scheduler, tasks: Sequence[Task]) -> l
     return again
 
 
-def _is_same(one: Task, other: Task) -> bool:
+def is_same(one: Task, other: Task) -> bool:
     """Whether two tasks lead to the same runs, in the same way."""
+    rates = [None if it.base_lrs is None else [*it.base_lrs] for it in (one, other)]
     of = (one.wanted, one.cluster, dict(one.needs), one.params.get("compute"))
-    return of == (other.wanted, other.cluster, dict(other.needs), other.params.get("compute"))
+    same = of == (other.wanted, other.cluster, dict(other.needs), other.params.get("compute"))
+    return same and (None in rates or rates[0] == rates[1])
 
 
-def _has_ended(board: Board, key: str) -> bool:
-    state = board.state(key)
-    return state is None or state.status in (*FINAL, "lost", "stopped")
+def _has_ended(board: Board, task: Task) -> bool:
+    state = board.state(task.key)
+    over = state is None or state.status in (*FINAL, "lost", "stopped")
+    return over or (state is not None and state.number != task.number)

@@ -43,14 +43,19 @@ def _stages(words: Sequence[str]) -> set[str]:
     from dvc.repo import Repo
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 
-    asked: Any = parse_args([*words])
+    asked: dict[str, Any] = vars(parse_args([*words]))  # `exp run` has no --glob
+    whole, every = asked.get("pipeline", False), asked.get("all_pipelines", False)
     with Repo() as repo:
         chosen: list[Any] = []
-        if not asked.all_pipelines:
+        if not every:
             chosen = collect_stages(
-                repo, asked.targets or [PROJECT_FILE], recursive=asked.recursive, glob=asked.glob
+                repo,
+                asked["targets"] or [PROJECT_FILE],
+                recursive=asked.get("recursive", False),
+                glob=asked.get("glob", False),
             )
-        if not asked.single_item or asked.pipeline or asked.all_pipelines:
+        if whole or every or not asked.get("single_item", False):
             graph = get_active_graph(repo.index.graph)
-            chosen = plan_repro(graph, chosen, pipeline=asked.pipeline, downstream=asked.downstream)
+            downstream = asked.get("downstream", False)
+            chosen = plan_repro(graph, chosen, pipeline=whole, downstream=downstream)
         return {stage.addressing for stage in chosen if not stage.frozen}

@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from smallbatch.errors import Stopped, shown
+from smallbatch.errors import Stopped, UserError, shown
 from smallbatch.pipeline.cluster.board import FINAL, State
-from smallbatch.pipeline.cluster.submit import submit_again
+from smallbatch.pipeline.cluster.submit import is_same, submit_again
 from smallbatch.pipeline.progress import clock
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from smallbatch.execution.watch import Watch
     from smallbatch.pipeline.cluster.board import Board, Scheduler, Task
@@ -39,12 +39,20 @@ class Waiter:
         tasks: Those that are shown, the ones that are waited for among them.
         news: Is told of them.
         watch: Knows of reasons to stop waiting.
+        on_done: Is told of each task that is done.
     """
 
     def __init__(
-        self, board: Board, scheduler: Scheduler, tasks: Sequence[Task], news: News, watch: Watch
+        self,
+        board: Board,
+        scheduler: Scheduler,
+        tasks: Sequence[Task],
+        news: News,
+        watch: Watch,
+        on_done: Callable[[Task], None],
     ) -> None:
         self._board, self._scheduler, self._news, self._watch = board, scheduler, news, watch
+        self._on_done = on_done
         self._tasks = {task.key: task for task in tasks}
         self._states: dict[str, State] = {}
         self._told: set[str] = set()
@@ -71,7 +79,11 @@ class Waiter:
             left = sum(state.status in _UNDER_WAY for state in self._states.values())
             if not left:
                 raise
-            line = f"{stopped}; the cluster goes on with {count(left, 'column')}: `smallbatch status` shows them, `smallbatch cancel` ends them"  # noqa: E501
+            line = (
+                f"{str(stopped).partition(':')[0]}: the cluster goes on with "
+                f"{count(left, 'column')}, and the same command waits again; `smallbatch status` "
+                "shows what is under way, `smallbatch cancel` ends it"
+            )
             raise Stopped(line, stopped.exit_code) from None
 
     def _look(self) -> None:
@@ -86,16 +98,36 @@ class Waiter:
             self._read()
 
     def _read(self) -> None:
-        for key, task in self._tasks.items():
+        for key, task in [*self._tasks.items()]:
             former = self._states.get(key)
             if former and former.status in FINAL:
                 continue
             state = self._board.state(key) or State(task.number)
+            if state.number > task.number:
+                task = self._of_another(task)
+            elif state.number < task.number:  # of the submission before, written late
+                state = State(task.number)
             self._states[key] = state
             self._news.pass_on(task)
             if state.status in FINAL:
                 self._news.ended(task, killed=state.status != "done")
                 self._tell(task, state)
+                if state.status == "done":
+                    self._on_done(task)
+
+    def _of_another(self, task: Task) -> Task:
+        """The submission of another process that took this one's place.
+
+        Raises:
+            UserError: It leads to other runs.
+        """
+        later = self._board.task(task.key)
+        if later is None or not is_same(task, later):
+            raise UserError(
+                f"{task.key}: another command submitted it with other settings; run this one again"
+            )
+        self._tasks[task.key] = later
+        return later
 
     def _tell(self, task: Task, state: State) -> None:
         reason = f": {state.message}" if state.message else ""
