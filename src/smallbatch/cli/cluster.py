@@ -75,7 +75,7 @@ def status() -> None:
 @click.argument("studies", nargs=-1)
 @_BATCH_SIZES
 def cancel(studies: tuple[str, ...], batch_sizes: tuple[int, ...]) -> None:
-    """End the cluster's work on columns; what they have trained is kept.
+    """End the cluster's work on columns; finished runs and the last checkpoints are kept.
 
     STUDIES default to all.
 
