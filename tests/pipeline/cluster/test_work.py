@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from smallbatch.pipeline.cluster.needs import check, needs
 from smallbatch.pipeline.cluster.news import News
 from smallbatch.pipeline.cluster.work import work
 from smallbatch.tracking import LiveMirror
-from smallbatch.tracking.records import RunInfo
+from smallbatch.tracking.place import place_of
+from smallbatch.tracking.records import ColumnInfo, RunInfo
 from tests.pipeline.cluster.test_board import TASK
 
 PARAMS = {
@@ -129,18 +131,103 @@ def test_news_are_passed_on_once_and_those_of_a_later_attempt_from_the_start(
     assert [it["kind"] for it in told.messages] == ["begin", "epoch"]
     assert told.messages[1]["row"] == {"epoch": 1.0, "updates": 5.0, "train_loss": 2.0}
     with path.open("a") as file:
-        file.write('in", "run": "b"}\n')
+        file.write('in", "run": "b", "time": 5.0}\n')
     news.pass_on(task)
-    assert told.messages[2:] == [{"kind": "begin", "run": "b"}]
+    assert told.messages[2:] == [{"kind": "begin", "run": "b", "time": 5.0}]
 
     Events(path).run_begun("c", datetime.fromtimestamp(6, UTC))
     news.pass_on(task)
     assert [it["run"] for it in told.messages[3:]] == ["c"]
 
 
+SETTINGS = parse_params(PARAMS, "params.yaml").studies["a"].model_dump(mode="json")
+COLUMN = ColumnInfo("digits", "f", "a", 4, SETTINGS, place="of a node", environment={"gpu": None})
+
+
 def test_the_folder_that_mlflow_is_told_is_that_of_this_project(board: Board) -> None:
     task, told = board.put(TASK), Told()
-    path = board.folder_of(task.key) / "events.jsonl"
-    path.write_text(f"{json.dumps({'kind': 'start', 'place': 'of a node'})}\n")
+    Events(board.folder_of(task.key) / "events.jsonl").start(COLUMN)
     News(board, cast("LiveMirror", told)).pass_on(task)
-    assert told.messages[0]["place"] not in ("", "of a node")
+    (message,) = told.messages
+    assert message.pop("place") == place_of(Path("models/digits/a/m4"))
+    assert message.pop("kind") == "start"
+    assert message.pop("time") > 1e9
+    # This is what the mirror's process makes of it.
+    assert ColumnInfo(**message, place="of a node") == COLUMN
+
+
+BEGIN = {"kind": "begin", "run": "a", "time": 5.0}
+RUN = {"run": "a", "base_lr": 0.5, "seed": 0, "updates": 10}
+EPOCH = {"kind": "epoch", "run": RUN, "row": {"epoch": 1.0, "train_loss": None}, "time": 5.0}
+START = {"kind": "start", "dataset": "d", "fingerprint": "f", "study": "a", "batch_size": 4,
+         "settings": SETTINGS, "time": 5.0}  # fmt: skip
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[1]", "5", '"x"', "null", "{}", "[" * 100_000, '{"kind": ' * 1000, "\udcff"]
+    + [
+        json.dumps(it)
+        for it in (
+            *({**BEGIN, "kind": it} for it in ("finish", "kill", "drop", "odd", None, [])),
+            *({**BEGIN, "time": it} for it in (None, "5", NAN, -1, 1e300)),
+            *({**BEGIN, **it} for it in ({"run": 1}, {"odd": 1}, {"column": "other"})),
+            {"kind": "begin", "run": "a"},
+            *({**START, "batch_size": it} for it in ("4", 0, 10**400)),
+            *({**START, "settings": it} for it in ([], {}, {**SETTINGS, "model": 1})),
+            {**START, "odd": 1},
+            {"kind": "start", "time": 5.0},
+            *({**EPOCH, "run": it} for it in ("a", {}, {**RUN, "odd": 1}, {**RUN, "seed": "0"})),
+            *({**EPOCH, "run": {**RUN, "base_lr": it}} for it in (0, -1, NAN)),
+            *({**EPOCH, "row": it} for it in ([], {}, {"epoch": NAN}, {"epoch": "1"})),
+            EPOCH,  # a value is None
+        )
+    ],
+    ids=lambda line: line[:20],
+)
+def test_what_mlflow_cannot_be_told_is_left_out(board: Board, line: str) -> None:
+    task, told = board.put(TASK), Told()
+    path = board.folder_of(task.key) / "events.jsonl"
+    right = {**EPOCH, "row": {"epoch": 1.0, "train_loss": 1e9}}
+    lines = [line, json.dumps(START), json.dumps(BEGIN), line, json.dumps(right)]
+    path.write_text("\n".join([*lines, ""]), errors="surrogateescape")
+    News(board, cast("LiveMirror", told)).pass_on(task)
+    assert [it["kind"] for it in told.messages] == ["start", "begin", "epoch"]
+
+
+def test_the_loss_of_a_run_that_diverged_is_no_number_and_passed_on(board: Board) -> None:
+    task, told = board.put(TASK), Told()
+    row = {"epoch": 1, "train_loss": float("inf"), "test_loss": NAN}
+    Events(board.folder_of(task.key) / "events.jsonl").run_epoch(RunInfo("a", 0.5, 0, 10), row)
+    News(board, cast("LiveMirror", told)).pass_on(task)
+    assert str(told.messages[0]["row"]) == str({key: float(it) for key, it in row.items()})
+
+
+def test_a_line_that_is_too_long_is_left_out_and_a_long_file_read_in_parts(board: Board) -> None:
+    task, told = board.put(TASK), Told()
+    news = News(board, cast("LiveMirror", told))
+    begin = f"{json.dumps(BEGIN)}\n".encode()
+    with (board.folder_of(task.key) / "events.jsonl").open("wb") as file:
+        file.write(begin)
+        file.write(b"x" * 3 * 2**20 + b"\n" + b"x" * 9 * 2**20 + b"\n")
+        file.write(begin)
+    passed = list[int]()
+    for _ in range(5):
+        news.pass_on(task)
+        passed.append(len(told.messages))
+    assert (passed[0], passed[-1]) == (1, 2)
+
+
+def test_events_that_are_no_file_or_behind_a_link_are_none(board: Board, tmp_path: Path) -> None:
+    task, told = board.put(TASK), Told()
+    news, path = News(board, cast("LiveMirror", told)), board.folder_of(TASK.key) / "events.jsonl"
+    other = tmp_path / "other"
+    other.write_text(f"{json.dumps(BEGIN)}\n")
+    for make in (lambda: path.symlink_to(other), lambda: os.mkfifo(path), path.mkdir):
+        make()
+        news.pass_on(task)
+        Events(path).run_begun("b", datetime.fromtimestamp(5, UTC))  # takes its place
+        path.unlink()
+    assert told.messages == []
+    assert other.read_text() == f"{json.dumps(BEGIN)}\n"

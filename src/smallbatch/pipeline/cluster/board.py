@@ -2,7 +2,8 @@
 
 Each column has a folder below `.smallbatch/cluster`. Who submits writes `task-<number>.json`,
 whoever trains it `state.json` and `events.jsonl`, a scheduler `job.json` with what it needs to know
-of its own job. All are replaced whole, so that any process may read them at any time.
+of its own job. All are replaced whole, so that any process may read them at any time. What was
+written by another version, or damaged, or is no regular file, counts as if it was not there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from smallbatch import durable, private
 from smallbatch.errors import UserError
@@ -31,7 +34,17 @@ FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 _TASK = re.compile(r"task-(\d{1,9})\.json")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-m\d{1,10}")
 _POLL_S = 0.1
+_MOST_BYTES = 4 * 2**20  # of a file that is read
+_MOST_CHARACTERS = 1000  # of a text
 _Kind = TypeVar("_Kind")
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_Number = Annotated[int, Field(ge=0, lt=10**9)]  # as many digits as in a file's name
+_Count = Annotated[int, Field(ge=1, le=2**53)]
+_Text = Annotated[str, AfterValidator(lambda text: text[:_MOST_CHARACTERS])]
+_Share = Annotated[float, AfterValidator(lambda share: min(max(share, 0.0), 1.0))]
+_Speed = Annotated[float, Field(ge=1e-9, le=1e12)]  # so that the time that is left is finite
+_Rate = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -58,23 +71,25 @@ class Task:
         submitted: When, ISO 8601.
     """
 
-    key: str
-    study: str
-    batch_size: int
+    __pydantic_config__ = _STRICT  # when it is made from a file
+
+    key: _Text
+    study: _Text
+    batch_size: _Count
     params: Mapping[str, Any]
-    origin: str
-    base_lrs: Sequence[float] | None
-    stage: str | None
-    after: str | None
-    runs: int
-    updates: int
-    needs: Mapping[str, str]
-    dataset: str
-    fingerprint: str
-    cluster: str
-    wanted: str = ""
-    number: int = 1
-    submitted: str = ""
+    origin: _Text
+    base_lrs: Sequence[_Rate] | None
+    stage: _Text | None
+    after: _Text | None
+    runs: _Count
+    updates: _Count
+    needs: Mapping[str, _Text]
+    dataset: _Text
+    fingerprint: _Text
+    cluster: _Text
+    wanted: _Text = ""
+    number: _Number = 1
+    submitted: _Text = ""
 
 
 @dataclass(frozen=True)
@@ -95,17 +110,19 @@ class State:
         images_per_second: Of this attempt.
     """
 
-    number: int
-    attempt: int = 0
+    __pydantic_config__ = _STRICT  # when it is made from a file
+
+    number: _Number
+    attempt: _Number = 0
     status: Status = "queued"
-    node: str = ""
-    device: str = ""
-    message: str = ""
-    started: str = ""
-    told: str = ""
-    runs_done: int = 0
-    share: float = 0.0
-    images_per_second: float | None = None
+    node: _Text = ""
+    device: _Text = ""
+    message: _Text = ""
+    started: _Text = ""
+    told: _Text = ""
+    runs_done: _Number = 0
+    share: _Share = 0.0
+    images_per_second: _Speed | None = None
 
     def now(self, **changes: Any) -> State:
         """A copy with changes, told now."""
@@ -159,21 +176,27 @@ class Board:
         return self.folder_of(task.key) / f"task-{task.number}.json"
 
     def put(self, task: Task) -> Task:
-        """Put a task on the board as queued, in place of an earlier submission; numbers it."""
+        """Put a task on the board as queued, in place of an earlier submission; numbers it.
+
+        Raises:
+            UserError: There is no higher number than that of an earlier submission.
+        """
         folder = self.folder_of(task.key)
         private.refuse_links_of_others(folder)
         folder.mkdir(parents=True, exist_ok=True)
         former = [number for number, _ in self._files(folder)]
         state = self.state(task.key)
         number = 1 + max([*former, state.number if state else 0])
+        if number >= 10**9:
+            raise UserError(f"{folder}: found the submission {number - 1}, the last: remove it")
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         task = replace(task, number=number, submitted=moment)
         for _, path in self._files(folder):
-            path.unlink(missing_ok=True)
+            make_way(path)
         for name in ("job.json", "events.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+            make_way(folder / name)
         self.set_state(task.key, State(number))
-        durable.write(self.file_of(task), _json(asdict(task)))
+        _write(self.file_of(task), asdict(task))
         return task
 
     def task(self, key: str) -> Task | None:
@@ -183,7 +206,7 @@ class Board:
 
     def tasks(self) -> list[Task]:
         """The latest submission of each column, in the order of their keys."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
             found = (self.task(name) for name in names if _KEY.fullmatch(name))
             return [task for task in found if task is not None]
@@ -191,19 +214,23 @@ class Board:
 
     def state(self, key: str) -> State | None:
         """How far a task is; None if that cannot be read."""
-        return _parsed(State, self.folder_of(key) / "state.json")
+        return _parsed(_STATE, self.folder_of(key) / "state.json")
 
     def set_state(self, key: str, state: State) -> None:
         """Replace a task's state."""
-        durable.write(self.folder_of(key) / "state.json", _json(asdict(state)))
+        _write(self.folder_of(key) / "state.json", asdict(state))
 
     def job(self, key: str) -> dict[str, Any]:
         """What the scheduler noted of its job; empty if there is nothing."""
-        return _read(self.folder_of(key) / "job.json")
+        try:
+            found = json.loads(_read(self.folder_of(key) / "job.json"))
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def set_job(self, key: str, job: Mapping[str, Any]) -> None:
         """Replace the scheduler's note."""
-        durable.write(self.folder_of(key) / "job.json", _json(job))
+        _write(self.folder_of(key) / "job.json", job)
 
     @contextmanager
     def lock(self, check: Callable[[], None] = lambda: None) -> Generator[None]:
@@ -237,24 +264,45 @@ class Board:
 
 
 def read_task(path: Path) -> Task | None:
-    """A task's file, None if there is none or it is damaged."""
-    return _parsed(Task, path)
+    """A task's file; None if there is none, or it is damaged or of another task."""
+    task = _parsed(_TASK_FILE, path)
+    named = task and (task.key, f"task-{task.number}.json") == (path.parent.name, path.name)
+    return task if named else None
 
 
-def _parsed(kind: type[_Kind], path: Path) -> _Kind | None:
+def make_way(path: Path) -> None:
+    """Remove a file or a link; a folder, which nobody but a stranger put there, is put aside.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    if path.is_dir() and not path.is_symlink():
+        durable.set_aside(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+_STATE, _TASK_FILE = TypeAdapter(State), TypeAdapter(Task)
+
+
+def _parsed(kind: TypeAdapter[_Kind], path: Path) -> _Kind | None:
     try:
-        return kind(**_read(path))
-    except TypeError:  # of another version of the package
+        return kind.validate_json(_read(path))
+    except ValidationError:  # of another version of the package
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
+    """A file's content; nothing of one that is not there, cannot be trusted or is too large."""
     try:
-        found = json.loads(private.read_shared(path))
-    except (FileNotFoundError, private.Untrusted, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return private.read_shared(path) if path.lstat().st_size <= _MOST_BYTES else b""
+    except (FileNotFoundError, NotADirectoryError, PermissionError, private.Untrusted):
+        return b""
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(content, indent=1)}\n".encode()
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    if path.is_dir():  # which no file can replace
+        make_way(path)
+    # A name of a file may have characters that are none of Unicode; readers would refuse them.
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    durable.write(path, f"{text}\n".encode(errors="replace"))

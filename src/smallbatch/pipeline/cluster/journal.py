@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
 from smallbatch.errors import INTERRUPTED, Stopped, TakenOver
-from smallbatch.pipeline.cluster.board import State
+from smallbatch.pipeline.cluster.board import State, make_way
 from smallbatch.tracking.live import Teller
 
 if TYPE_CHECKING:
@@ -33,14 +34,15 @@ class Events(Teller):
     """
 
     def __init__(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
+        make_way(path)
         self._path = path
 
     def _send(self, kind: str, content: Mapping[str, Any]) -> None:
-        line = json.dumps({**content, "kind": kind}, default=list)
+        line = json.dumps({**content, "kind": kind}, default=list, ensure_ascii=False)
         private.refuse_links_of_others(self._path)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        file = private.open_shared(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        with os.fdopen(file, "ab") as opened:
+            opened.write(f"{line}\n".encode(errors="replace"))
 
 
 class Journal:
