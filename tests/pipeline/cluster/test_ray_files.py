@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from smallbatch.pipeline.cluster.board import Board, Task
-from smallbatch.pipeline.cluster.ray import shipped
+from smallbatch.pipeline.cluster.ray import node, shipped
 from smallbatch.pipeline.cluster.ray.files import WORK, Column, pieces
 from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Jobs
 
@@ -130,6 +131,16 @@ def test_an_inbox_waits_for_its_keeper_and_refuses_the_late() -> None:
     assert inbox.take() == ([], ["images"])
     inbox.offer("images", ["file"])
     assert (inbox.want("images"), inbox.take()) == (["file"], ([], []))
+
+
+def test_a_node_asks_in_a_thread_for_whose_waiting_ray_frees_no_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def name(_inbox: object, message: object) -> str:
+        return f"{message} {threading.current_thread() is threading.main_thread()}"
+
+    monkeypatch.setattr(node, "carry_out", name)
+    assert shipped.carry_out(None, "[1]") == "[1] False"
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 FULL, TAKEN, STALE = "full", "taken", "stale"
@@ -75,4 +76,7 @@ def carry_out(inbox: Any, message: str) -> str:
     except Exception as error:  # noqa: BLE001 - whatever an installation lacks
         said = f"{platform.node()}: smallbatch cannot be imported: {error}"
         return json.dumps({"exit": 2, "said": said, "files": {}})
-    return node.carry_out(inbox, json.loads(message))
+    # Not in the process's main thread: while that waits for an answer of the inbox, Ray lends the
+    # task's cores to another task.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(node.carry_out, inbox, json.loads(message)).result()
