@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 
 import pytest
 
-from smallbatch.pipeline.cluster.board import Board, Task
+from smallbatch.pipeline.cluster.board import Board, Status, Task
 from smallbatch.pipeline.cluster.ray import node, shipped
-from smallbatch.pipeline.cluster.ray.files import WORK, Column, pieces
-from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Jobs
+from smallbatch.pipeline.cluster.ray.files import WORK, Busy, Column, pieces
+from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Job, Jobs
+from smallbatch.records.fence import column_key
+from smallbatch.records.lock import one_writer
 
-RUN, OTHER, KEY = "a" * 16, "b" * 16, "c" * 16
+FOLDER = Path("models/noise/plain/m4")
+RUN, OTHER, KEY = "a" * 16, "b" * 16, column_key(WORK, FOLDER)
 RECORD = f".smallbatch/work/{RUN}/record"
 CHECKPOINT = f".smallbatch/work/{KEY}.checkpoints/{'d' * 16}/{'e' * 16}/{7:012}.checkpoint"
-COLUMN = Column(Path("models/noise/plain/m4"), KEY, frozenset({RUN}), (0.5,))
+COLUMN = Column(FOLDER, KEY, frozenset({RUN}), (0.5,))
 TASK = Task(
     "noise-plain-m4", "plain", 4, {}, "params.yaml", (0.5,), None, None, runs=1, updates=8,
     needs={}, fingerprint="f" * 64, dataset="noise", cluster="ray", wanted="",
@@ -29,8 +33,12 @@ TASK = Task(
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
     monkeypatch.chdir(tmp_path)
     jobs = Jobs(Board())
-    jobs.begin(jobs.board.put(TASK), COLUMN, None, [])
+    begin(jobs, jobs.board.put(TASK))
     return jobs
+
+
+def begin(jobs: Jobs, task: Task, former: Job | None = None) -> Job:
+    return jobs.begin(task, COLUMN, former, [], COLUMN.take_over())
 
 
 def send(jobs: Jobs, name: str, body: bytes, attempt: int = 1, **changes: Any) -> None:
@@ -44,8 +52,7 @@ def send(jobs: Jobs, name: str, body: bytes, attempt: int = 1, **changes: Any) -
 
 
 @pytest.mark.parametrize("name", [
-    RECORD, CHECKPOINT, CHECKPOINT.replace(".checkpoints", ".2-01234567.checkpoints"),
-    f".smallbatch/work/{KEY}.timing", "models/noise/plain/m4/runs.json",
+    RECORD, CHECKPOINT, f".smallbatch/work/{KEY}.timing", "models/noise/plain/m4/runs.json",
 ])  # fmt: skip
 def test_files_of_the_column_are_taken(name: str) -> None:
     assert COLUMN.takes(name)
@@ -54,6 +61,7 @@ def test_files_of_the_column_are_taken(name: str) -> None:
 @pytest.mark.parametrize("name", [
     RECORD.replace(RUN, OTHER), f"/{RECORD}", f"x/../{RECORD}", f"{RECORD}/../record",
     f"{RECORD}\n", f".smallbatch/work/{KEY}.lock", CHECKPOINT.replace(KEY, OTHER),
+    CHECKPOINT.replace(".checkpoints", ".2-01234567.checkpoints"),
     "models/noise/plain/m8/runs.json", "models/noise/plain/m4/more.py", "params.yaml", "",
 ])  # fmt: skip
 def test_no_others_are(name: str, jobs: Jobs) -> None:
@@ -79,17 +87,18 @@ def test_a_damaged_file_does_not(jobs: Jobs) -> None:
 def test_an_attempt_that_is_over_writes_nothing(jobs: Jobs) -> None:
     (job,) = jobs.running.values()
     assert jobs.end(job, None, "killed")
-    jobs.begin(job.task, COLUMN, job, [])
+    begin(jobs, job.task, job)
     send(jobs, RECORD, b"late", attempt=1)
     assert not Path(RECORD).exists()
     send(jobs, RECORD, b"right", attempt=2)
     assert Path(RECORD).read_bytes() == b"right"
 
 
-def test_nor_does_one_that_was_cancelled(jobs: Jobs) -> None:
+@pytest.mark.parametrize("status", ["cancelled", "lost", "done"])
+def test_nor_does_one_that_was_cancelled_or_given_up(jobs: Jobs, status: Status) -> None:
     state = jobs.board.state(TASK.key)
     assert state
-    jobs.board.set_state(TASK.key, replace(state, status="cancelled"))
+    jobs.board.set_state(TASK.key, replace(state, status=status))
     send(jobs, RECORD, b"late")
     assert not Path(RECORD).exists()
 
@@ -99,7 +108,7 @@ def test_attempts_that_leave_nothing_end(jobs: Jobs) -> None:
         (job,) = jobs.running.values()
         again = jobs.end(job, None, "killed")
         if again:
-            jobs.begin(job.task, COLUMN, job, [])
+            begin(jobs, job.task, job)
     state = jobs.board.state(TASK.key)
     assert state
     assert (state.status, state.attempt) == ("failed", ATTEMPTS)
@@ -115,8 +124,54 @@ def test_checkpoints_that_a_node_has_no_more_go(jobs: Jobs) -> None:
     jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": [later]}, b"")
     assert [str(it) for it in job.column.kept()] == [RECORD, later]
     jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": []}, b"")
-    assert [str(it) for it in WORK.rglob("*") if it.is_file()] == [RECORD]
+    assert [str(it) for it in COLUMN.kept()] == [RECORD]
     assert not list(WORK.glob("*.checkpoints"))
+
+
+def end(jobs: Jobs) -> str:
+    """The column is whole; returns what the board says then."""
+    (job,) = jobs.running.values()
+    send(jobs, RECORD, b"record")
+    send(jobs, f"{FOLDER}/runs.json", b"theirs")
+    assert not jobs.end(job, json.dumps({"exit": 0, "said": "", "files": {**job.receiver.digests}}))
+    state = jobs.board.state(TASK.key)
+    assert state
+    return f"{state.status} {state.message}"
+
+
+def test_a_whole_column_has_its_results_and_no_progress(jobs: Jobs) -> None:
+    send(jobs, CHECKPOINT, b"progress")
+    assert end(jobs) == "done "
+    assert (FOLDER / "runs.json").read_bytes() == b"theirs"
+    assert not list(WORK.glob("*.checkpoints"))
+
+
+def test_results_that_were_made_here_meanwhile_stay(jobs: Jobs) -> None:
+    with one_writer(WORK, FOLDER):
+        FOLDER.mkdir(parents=True)
+        (FOLDER / "runs.json").write_bytes(b"ours")
+    assert end(jobs).startswith("done its runs are kept; ")
+    assert (FOLDER / "runs.json").read_bytes() == b"ours"
+    assert Path(RECORD).read_bytes() == b"record"
+
+
+def test_whoever_trains_the_column_here_keeps_its_progress(jobs: Jobs) -> None:
+    send(jobs, CHECKPOINT, b"progress")
+    with one_writer(WORK, FOLDER) as lock:
+        (taken,) = WORK.rglob("*.checkpoint")
+        assert taken.is_relative_to(lock.fence.folder or "")
+        send(jobs, CHECKPOINT.replace("7.", "9."), b"more")
+        jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": []}, b"")
+        assert [*WORK.rglob("*.checkpoint")] == [taken]
+        lock.fence.check()
+        with pytest.raises(Busy, match="a process of this project trains it"):
+            COLUMN.take_over()
+        assert end(jobs).startswith("done its runs are kept; ")
+        lock.fence.check()
+    assert not FOLDER.exists()
+    assert taken.read_bytes() == b"progress"
+    COLUMN.take_over()
+    assert [str(it) for it in COLUMN.kept()] == [RECORD, CHECKPOINT]
 
 
 def test_an_inbox_waits_for_its_keeper_and_refuses_the_late() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """Attempts in a row that leave no progress, after which a task has failed."""
 _MESSAGE = 400
+_NOT_PLACED = "its runs are kept; its folder is left as a process of this project made it meanwhile"
 
 
 @dataclass
@@ -64,15 +65,28 @@ class Jobs:
         self.running: dict[str, Job] = {}
 
     def is_current(self, job: Job) -> bool:
-        """Whether nobody has cancelled the task or submitted it again."""
+        """Whether nobody has cancelled or ended the task, or submitted it again."""
         state = self.board.state(job.task.key)
-        return state is not None and state.number == job.task.number and state.status != "cancelled"
+        of = (job.task.number, job.attempt)
+        if state is None or (state.number, state.attempt) != of:
+            return False
+        return state.status in ("queued", "running")
 
-    def begin(self, task: Task, column: Column, former: Job | None, offered: list[str]) -> Job:
-        """The next attempt at a task, which waits for a node."""
+    def begin(
+        self, task: Task, column: Column, former: Job | None, offered: list[str], number: int
+    ) -> Job:
+        """The next attempt at a task, which waits for a node.
+
+        Args:
+            task: The task.
+            column: Its column.
+            former: The attempt before, if it was this keeper's.
+            offered: Names of files that it begins with.
+            number: Of this attempt among all at the column, by `Column.take_over`.
+        """
         state, key = self.board.state(task.key), task.key
         attempt = 1 + (state.attempt if state and state.number == task.number else 0)
-        receiver = Receiver(column, self.board.folder_of(key) / "incoming")
+        receiver = Receiver(column, self.board.folder_of(key) / "incoming", number)
         receiver.clear()
         job = Job(task, attempt, column, receiver, offered=offered)
         job.barren = former.barren if former else 0
@@ -135,12 +149,12 @@ class Jobs:
             exit_code, said = content["exit"], content["said"]
             if exit_code == 0 and not (job.fault or self._lacks(job, content["files"])):
                 try:
-                    job.receiver.place_results()
+                    placed = job.receiver.place_results()
                 except (OSError, UserError) as error:
                     job.fault = str(error)
                 else:
                     share = {"runs_done": job.task.runs, "share": 1.0}
-                    self._tell(job, "done", "", **share)
+                    self._tell(job, "done", "" if placed else _NOT_PLACED, **share)
                     return False
             elif exit_code == 2:
                 self._tell(job, "failed", said)

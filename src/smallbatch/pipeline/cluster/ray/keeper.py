@@ -25,7 +25,7 @@ from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.cluster.board import FINAL, Board
 from smallbatch.pipeline.cluster.ray import shipped
 from smallbatch.pipeline.cluster.ray.connect import address_of, connected, why
-from smallbatch.pipeline.cluster.ray.files import column_of
+from smallbatch.pipeline.cluster.ray.files import Busy, column_of
 from smallbatch.pipeline.cluster.ray.jobs import Job, Jobs
 from smallbatch.pipeline.cluster.ray.offers import Offers
 from smallbatch.pipeline.cluster.ray.resources import Resources
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 IDLE_S = 10.0
 """Seconds without a task after which a keeper ends."""
 _POLL_S = 0.25
+_BUSY_S = 5.0
 _SILENCE_S = 20.0  # of the inbox, which has little to do; less than Ray waits for its head
 _NEWS_S = 1.0
 _NODES = 100  # whose news each second an inbox takes easily
@@ -58,6 +59,7 @@ class Keeper:
         self._board, self._ray = board, ray
         self._jobs = Jobs(board)
         self._waiting: dict[str, tuple[Task, Job | None]] = {}
+        self._later: dict[str, float] = {}
         self._seen: dict[str, int] = {}
         self._resources = Resources(ray)
         # On the head, without which nothing goes on anyway.
@@ -158,19 +160,29 @@ class Keeper:
             slots = self._resources.slots(_compute(task))
             if len(self._jobs.running) >= max(2, 2 * slots):
                 break
-            if not self._may_begin(task):
+            if time.monotonic() < self._later.get(key, 0.0) or not self._may_begin(task):
                 continue
-            del self._waiting[key]
             try:
                 column = column_of(task)
+                number = column.take_over()
                 offered = self._offers.of(task, column)
-                job = self._jobs.begin(task, column, former, offered)
+                job = self._jobs.begin(task, column, former, offered, number)
                 if not slots:
                     self._jobs.say(job, "no node of the cluster has as many cores or GPUs")
                 begun.append(job)
+                del self._waiting[key]
+            except Busy as busy:
+                self._put_off(task, busy)
             except (UserError, OSError) as error:
                 self._fail(task, first_line(error))
         return begun
+
+    def _put_off(self, task: Task, busy: Busy) -> None:
+        """Try again later to begin a task whose column is trained in the project itself."""
+        self._later[task.key] = time.monotonic() + _BUSY_S
+        state, message = self._board.state(task.key), first_line(busy)
+        if state and state.message != message:
+            self._board.set_state(task.key, state.now(message=message))
 
     def _may_begin(self, task: Task) -> bool:
         """Whether the column that it comes after is complete; if that never will be, it fails."""

@@ -26,6 +26,7 @@ from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.ray.files import WORK, pieces
 from smallbatch.pipeline.cluster.ray.shipped import FULL, STALE
 from smallbatch.pipeline.experiments import MODELS, PREPARED
+from smallbatch.records import fence
 
 FETCH = "SMALLBATCH_NODE_DATA"
 """Environment variable of a node: `fetch` brings the images there even where it sees them."""
@@ -89,7 +90,7 @@ class _Post:
             if path.parent.name.endswith(".checkpoints"):
                 continue  # it is renamed once it is whole
             if not path.name.endswith((".lock", ".part")) and ".lock." not in path.name:
-                names[str(path.relative_to(place))] = path
+                names[str(fence.plain(path.relative_to(place)))] = path
         changed = names.keys() != self.digests.keys()
         for name, path in names.items():
             with suppress(FileNotFoundError):  # a checkpoint, in the meantime replaced
