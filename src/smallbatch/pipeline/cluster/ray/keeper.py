@@ -46,6 +46,8 @@ _NEWS_S = 1.0
 _NODES = 100  # whose news each second an inbox takes easily
 _FRESH_NS = 10**8  # a folder's time of change is no finer than a few milliseconds
 
+_WRONG = (UserError, OSError, ValueError, TypeError, LookupError, AttributeError)  # with a task
+
 
 class Keeper:
     """Hands tasks of a board to a Ray cluster until none is left.
@@ -127,10 +129,12 @@ class Keeper:
 
     def _is_open(self, task: Task) -> bool:
         """Whether a task is to be trained here, and neither ended nor cancelled."""
-        state = self._board.state(task.key)
-        if state is None or task.cluster != "ray":
+        state, job = self._board.state(task.key), self._jobs.running.get(task.key)
+        if state is None or state.number != task.number or task.cluster != "ray":
             return False
-        return state.number == task.number and state.status not in FINAL
+        # What was lost is submitted again by whoever waits for it, perhaps with other settings.
+        own = job is not None and (job.task.number, job.attempt) == (state.number, state.attempt)
+        return state.status == "queued" or (state.status == "running" and own)
 
     def _changed(self) -> Iterator[tuple[str, Task | None]]:
         with suppress(FileNotFoundError), os.scandir(self._board.folder) as entries:
@@ -143,7 +147,8 @@ class Keeper:
                 if time.time_ns() - moment > _FRESH_NS:
                     self._seen[entry.name] = moment
                 with suppress(UserError):  # no task's folder
-                    yield entry.name, self._board.task(entry.name)
+                    task = self._board.task(entry.name)
+                    yield entry.name, task if task and task.key == entry.name else None
 
     def _drop(self, job: Job) -> None:
         """End an attempt that was cancelled, or whose task was submitted again."""
@@ -157,12 +162,16 @@ class Keeper:
         """Begin attempts, a few more than there is room for: the rest waits here."""
         begun: list[Job] = []
         for key, (task, former) in [*self._waiting.items()]:
-            slots = self._resources.slots(_compute(task))
+            if (compute := self._readable(task)) is None:
+                continue
+            slots = self._resources.slots(compute)
             if len(self._jobs.running) >= max(2, 2 * slots):
                 break
-            if time.monotonic() < self._later.get(key, 0.0) or not self._may_begin(task):
+            if time.monotonic() < self._later.get(key, 0.0):
                 continue
             try:
+                if not self._may_begin(task):
+                    continue
                 column = column_of(task)
                 number = column.take_over()
                 offered = self._offers.of(task, column)
@@ -173,9 +182,17 @@ class Keeper:
                 del self._waiting[key]
             except Busy as busy:
                 self._put_off(task, busy)
-            except (UserError, OSError) as error:
-                self._fail(task, first_line(error))
+            except _WRONG as error:
+                self._fail(task, _reason(task, error))
         return begun
+
+    def _readable(self, task: Task) -> ComputeConfig | None:
+        """The settings of a task; None where they cannot be read, and it failed."""
+        try:
+            return _compute(task)
+        except _WRONG as error:
+            self._fail(task, _reason(task, error))
+            return None
 
     def _put_off(self, task: Task, busy: Busy) -> None:
         """Try again later to begin a task whose column is trained in the project itself."""
@@ -245,6 +262,14 @@ class Keeper:
 
 def _compute(task: Task) -> ComputeConfig:
     return parse_compute(task.params.get("compute", {}), task.origin)
+
+
+def _reason(task: Task, error: Exception) -> str:
+    """What is wrong with a task, which another version may have written, in a line."""
+    if isinstance(error, UserError | OSError):
+        return first_line(error)
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return f"submission {task.number} cannot be read ({what}); submit it again"
 
 
 def _told(error: Exception) -> str:

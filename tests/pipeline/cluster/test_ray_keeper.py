@@ -1,0 +1,141 @@
+"""Which tasks a keeper takes off the board, and when it ends; the cluster is a stand-in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from smallbatch.pipeline.cluster.board import Board, Status, Task
+from smallbatch.pipeline.cluster.ray import keeper as module
+from smallbatch.pipeline.cluster.ray import shipped
+from smallbatch.pipeline.cluster.ray.files import WORK, Column
+from smallbatch.pipeline.cluster.ray.keeper import Keeper
+from smallbatch.records.fence import column_key
+
+COMPUTE = {"cluster": "ray", "ray": {"address": "10.0.0.1:6379"}}
+TASK = Task(
+    "noise-plain-m4", "plain", 4, {"compute": COMPUTE, "studies": {"plain": {"model": "resnet8"}}},
+    "params.yaml", (0.5,), None, None, runs=1, updates=8,
+    needs={}, fingerprint="f" * 64, dataset="noise", cluster="ray", wanted="",
+)  # fmt: skip
+
+
+class Cluster:
+    """Ray's module, as far as a keeper uses it: calls of actors happen at once."""
+
+    def __init__(self) -> None:
+        self.cloudpickle = SimpleNamespace(register_pickle_by_value=lambda _module: None)
+        self.exceptions = SimpleNamespace(RayError=ConnectionError)
+        self.handed_out: list[dict[str, Any]] = []
+        self.cancelled: list[object] = []
+        self.inbox = shipped.Inbox()
+
+    def remote(self, what: object) -> Any:
+        begin = self._actor if what is shipped.Inbox else self._task
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=begin))
+
+    def _actor(self) -> object:
+        names = ("push", "want", "admit", "take", "offer", "withdraw")
+        return SimpleNamespace(
+            **{it: SimpleNamespace(remote=getattr(self.inbox, it)) for it in names}
+        )
+
+    def _task(self, _inbox: object, message: str) -> str:
+        self.handed_out.append(json.loads(message))
+        return f"task {len(self.handed_out)}"
+
+    def get(self, value: object, timeout: float = 0) -> object:
+        return value
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def wait(self, refs: list[object], **_: object) -> tuple[list[object], list[object]]:
+        return [], refs
+
+    def cancel(self, ref: object, *, force: bool) -> None:
+        self.cancelled.append(ref)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "IDLE_S", 0.0)
+    monkeypatch.setattr(module, "_POLL_S", 0.0)
+
+    def column(task: Task) -> Column:
+        folder = Path(f"models/noise/plain/m{task.batch_size}")
+        return Column(folder, column_key(WORK, folder), frozenset({"a" * 16}), (0.5,))
+
+    monkeypatch.setattr(module, "column_of", column)
+    return Board()
+
+
+def keep(cluster: Cluster, board: Board, until: Callable[[], bool]) -> list[str]:
+    """Let a keeper go on until something is so, or it ends; returns the keys it has handed out."""
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    take = cluster.inbox.take
+
+    def enough() -> Any:
+        if until():
+            raise Enough
+        return take()
+
+    cluster.inbox.take = enough  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        Keeper(board, cluster).run(lambda: None)
+    except Enough:
+        pass
+    return [it["task"]["key"] for it in cluster.handed_out]
+
+
+def said(board: Board, task: Task) -> tuple[Status, str]:
+    state = board.state(task.key)
+    assert state
+    return state.status, state.message
+
+
+@pytest.mark.parametrize(
+    ("status", "taken"),
+    [("queued", True), ("running", False), ("lost", False), ("stopped", False), ("done", False)],
+)
+def test_only_what_waits_is_taken(
+    status: Status, taken: bool, cluster: Cluster, board: Board
+) -> None:
+    board.put(TASK)
+    state = board.state(TASK.key)
+    assert state
+    board.set_state(TASK.key, replace(state, status=status))
+    assert bool(keep(cluster, board, lambda: bool(cluster.handed_out))) == taken
+
+
+@pytest.mark.parametrize("params", [
+    {"compute": {"cluster": "moon"}}, {"compute": {"cluster": "ray", "unheard_of": 1}},
+    {"compute": []}, [], {"compute": COMPUTE}, {"compute": COMPUTE, "studies": {"plain": 5}},
+])  # fmt: skip
+def test_a_task_that_cannot_be_read_fails_alone(
+    params: Any, cluster: Cluster, board: Board
+) -> None:
+    odd = replace(TASK, key="noise-odd-m4", params=params)
+    board.put(replace(odd, number=1))
+    later = replace(TASK, key="noise-plain-m8", batch_size=8)
+    board.put(later)
+    assert keep(cluster, board, lambda: bool(cluster.handed_out)) == [later.key]
+    status, message = said(board, odd)
+    assert status == "failed"
+    assert message
+    assert "\n" not in message
