@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch.pipeline.cluster.board import Board, Status, Task
+from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 from smallbatch.pipeline.cluster.ray import node, shipped
 from smallbatch.pipeline.cluster.ray.files import WORK, Busy, Column, pieces
 from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Job, Jobs
@@ -48,7 +48,11 @@ def send(jobs: Jobs, name: str, body: bytes, attempt: int = 1, **changes: Any) -
         head = {"key": TASK.key, "of": [1, attempt], "kind": "file", "name": name,
                 "offset": offset, "size": len(body)}  # fmt: skip
         head["sha256"] = hashlib.sha256(body).hexdigest()
-        jobs.read(head | changes, piece)
+        jobs.read(json.dumps(head | changes), piece)
+
+
+def say(jobs: Jobs, content: dict[str, Any]) -> None:
+    jobs.read(json.dumps({"key": TASK.key, "of": [1, 1]} | content), b"")
 
 
 @pytest.mark.parametrize("name", [
@@ -121,9 +125,9 @@ def test_checkpoints_that_a_node_has_no_more_go(jobs: Jobs) -> None:
     later = CHECKPOINT.replace("7.", "9.")
     send(jobs, later, b"new")
     (job,) = jobs.running.values()
-    jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": [later]}, b"")
+    say(jobs, {"kind": "kept", "names": [later]})
     assert [str(it) for it in job.column.kept()] == [RECORD, later]
-    jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": []}, b"")
+    say(jobs, {"kind": "kept", "names": []})
     assert [str(it) for it in COLUMN.kept()] == [RECORD]
     assert not list(WORK.glob("*.checkpoints"))
 
@@ -161,7 +165,7 @@ def test_whoever_trains_the_column_here_keeps_its_progress(jobs: Jobs) -> None:
         (taken,) = WORK.rglob("*.checkpoint")
         assert taken.is_relative_to(lock.fence.folder or "")
         send(jobs, CHECKPOINT.replace("7.", "9."), b"more")
-        jobs.read({"key": TASK.key, "of": [1, 1], "kind": "kept", "names": []}, b"")
+        say(jobs, {"kind": "kept", "names": []})
         assert [*WORK.rglob("*.checkpoint")] == [taken]
         lock.fence.check()
         with pytest.raises(Busy, match="a process of this project trains it"):
@@ -172,6 +176,54 @@ def test_whoever_trains_the_column_here_keeps_its_progress(jobs: Jobs) -> None:
     assert taken.read_bytes() == b"progress"
     COLUMN.take_over()
     assert [str(it) for it in COLUMN.kept()] == [RECORD, CHECKPOINT]
+
+
+STATE = vars(State(1, 1, "running", "n1"))
+PIECE = {"kind": "file", "name": RECORD, "offset": 0, "size": 3, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("content", [
+    {"kind": "state", "state": STATE | {"share": "abc"}},
+    {"kind": "state", "state": STATE | {"share": float("nan")}},
+    {"kind": "state", "state": STATE | {"status": "asleep"}}, {"kind": "state", "state": []},
+    PIECE | {"offset": float("inf")}, PIECE | {"offset": 2**63}, PIECE | {"offset": -1},
+    PIECE | {"offset": 1}, PIECE | {"size": "x"}, PIECE | {"name": [RECORD]}, {"kind": "file"},
+    {"kind": "kept", "names": 5}, {"kind": "more", "name": "../state.json"}, {"kind": "odd"}, {},
+])  # fmt: skip
+def test_an_odd_message_fails_its_attempt_alone(content: dict[str, Any], jobs: Jobs) -> None:
+    say(jobs, content)
+    (job,) = jobs.faulty()
+    assert jobs.end(job, None, "killed")
+    state = jobs.board.state(TASK.key)
+    assert state
+    assert state.message.startswith("goes on elsewhere: ")
+    assert "killed" not in state.message
+    assert "\n" not in state.message
+    assert (state.status, state.share) == ("queued", 0.0)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "", "[" * 10**5, '{"key": [], "of": 1}', "{}"])
+def test_what_is_of_no_attempt_is_dropped(text: str, jobs: Jobs) -> None:
+    jobs.read(text, b"")
+    assert not jobs.faulty()
+
+
+@pytest.mark.parametrize("result", [
+    None, [], 5, "", "[]", "{}", '{"exit": 0, "said": ""}', '{"exit": 0, "said": 5, "files": {}}',
+    '{"exit": NaN, "said": "", "files": {}}', '{"exit": 0, "said": "", "files": {"x": "y"}}',
+])  # fmt: skip
+def test_an_odd_end_is_none(result: object, jobs: Jobs) -> None:
+    (job,) = jobs.running.values()
+    assert jobs.end(job, result, "lost")
+    assert ("its end cannot be read" in job.fault) == (result is not None)
+
+
+def test_how_far_a_node_is(jobs: Jobs) -> None:
+    say(jobs, {"kind": "state", "state": STATE | {"share": 0.5, "number": 7}})
+    state = jobs.board.state(TASK.key)
+    assert state
+    assert (state.number, state.status, state.node, state.share) == (1, "running", "n1", 0.5)
+    assert not jobs.faulty()
 
 
 def test_an_inbox_waits_for_its_keeper_and_refuses_the_late() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,10 +97,8 @@ def keep(cluster: Cluster, board: Board, until: Callable[[], bool]) -> list[str]
         return take()
 
     cluster.inbox.take = enough  # pyright: ignore[reportAttributeAccessIssue]
-    try:
+    with suppress(Enough):
         Keeper(board, cluster).run(lambda: None)
-    except Enough:
-        pass
     return [it["task"]["key"] for it in cluster.handed_out]
 
 

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smallbatch import durable, private
 from smallbatch.config.params import parse_params
@@ -24,6 +24,7 @@ from smallbatch.records.lock import Lock, one_writer
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
     from smallbatch.pipeline.cluster.board import Task
+    from smallbatch.pipeline.cluster.ray.letters import Piece
 
 WORK = Path(".smallbatch/work")
 PIECE = 2**23
@@ -147,8 +148,9 @@ class Receiver:
     def __init__(self, column: Column, folder: Path, attempt: int) -> None:
         self.column, self._folder, self._attempt = column, folder, attempt
         self.digests: dict[str, str] = {}
+        self._came = 0
 
-    def receive(self, head: Mapping[str, Any], body: bytes) -> bool:
+    def receive(self, head: Piece, body: bytes) -> bool:
         """Take the next piece of a file; returns whether the file is whole now, and kept.
 
         Records are always kept. Other progress is not where the column is trained here now.
@@ -157,9 +159,12 @@ class Receiver:
             ValueError: A node sends what it should not.
             OSError: It cannot be written.
         """
-        name, offset, size = str(head["name"]), int(head["offset"]), int(head["size"])
+        name, offset, size = head.name, head.offset, head.size
         if not self.column.takes(name):
             raise ValueError(f"{name[:200]!r} is no file of this column")
+        if offset > size or offset not in (0, self._came):
+            raise ValueError(f"{name}: a piece at {offset} of {size} bytes, after {self._came}")
+        self._came = offset + len(body)
         self._folder.mkdir(exist_ok=True)
         part = self._folder / "incoming"
         with os.fdopen(private.open_shared(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
@@ -171,7 +176,7 @@ class Receiver:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        if digest != head["sha256"]:
+        if digest != head.sha256:
             raise ValueError(f"{name}: it arrived damaged")
         self.digests[name] = digest
         target = Path(name)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
-from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, UserError
+from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, UserError, first_line, shown
 from smallbatch.pipeline.cluster.board import State, Status
 from smallbatch.pipeline.cluster.journal import EVENTS
+from smallbatch.pipeline.cluster.ray import letters
 from smallbatch.pipeline.cluster.ray.files import Column, Receiver
 from smallbatch.text import count
 
@@ -100,38 +100,43 @@ class Jobs:
         """Say what a task waits for."""
         self._tell(job, "queued", message)
 
-    def read(self, head: Mapping[str, Any], body: bytes) -> None:
+    def read(self, text: str, body: bytes) -> None:
         """Take a message, unless it is of an attempt that is over."""
-        job = self.running.get(str(head.get("key")))
-        if job is None or head.get("of") != [job.task.number, job.attempt]:
+        who = letters.sender(text)
+        job = self.running.get(who[0]) if who else None
+        if job is None or who != (job.task.key, (job.task.number, job.attempt)):
             return
         if not job.fault and self.is_current(job):
             try:
-                self._apply(job, head, body)
-            except (ValueError, TypeError, KeyError, OSError, UserError) as error:
-                job.fault = f"{job.node}: {error}"
+                self._apply(job, letters.read(text), body)
+            except (ValueError, TypeError, OSError, UserError) as error:
+                job.fault = f"{job.node or 'a node'}: {first_line(error)}"
 
-    def _apply(self, job: Job, head: Mapping[str, Any], body: bytes) -> None:
-        key, kind = job.task.key, head["kind"]
-        if kind == "state":
-            state = State(**head["state"])
-            job.node = state.node
-            if state.status == "running":  # how it ends is told by how the worker ends
-                self._set(job, state)
-        elif kind == "more" and head["name"] in (EVENTS, "log"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            path = self.board.folder_of(key) / head["name"]
-            with os.fdopen(private.open_shared(path, flags), "ab") as file:
-                file.write(body)
-        elif kind == "file":
-            if job.receiver.receive(head, body):
-                job.progress += 1
-        elif kind == "kept":
-            job.column.forget_all_but(head["names"])
-        elif kind != "sign":
-            raise ValueError(f"a message of an unknown kind, {str(kind)[:50]!r}")
+    def faulty(self) -> list[Job]:
+        """Attempts that are to end, as what they sent cannot be taken."""
+        return [job for job in self.running.values() if job.fault]
 
-    def end(self, job: Job, result: str | None, trouble: str = "") -> bool:
+    def _apply(self, job: Job, letter: letters.Letter, body: bytes) -> None:
+        match letter:
+            case letters.News():
+                state = letter.as_state()
+                job.node = state.node
+                if state.status == "running":  # how it ends is told by how the worker ends
+                    self._set(job, state)
+            case letters.More():
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                path = self.board.folder_of(job.task.key) / letter.name
+                with os.fdopen(private.open_shared(path, flags), "ab") as file:
+                    file.write(body)
+            case letters.Piece():
+                if job.receiver.receive(letter, body):
+                    job.progress += 1
+            case letters.Kept():
+                job.column.forget_all_but(letter.names)
+            case letters.Sign():
+                pass
+
+    def end(self, job: Job, result: object, trouble: str = "") -> bool:
         """An attempt has ended; returns whether the task needs another.
 
         Args:
@@ -144,10 +149,9 @@ class Jobs:
             job.receiver.clear()
             return False
         said, exit_code = trouble, None
-        if result is not None:
-            content = json.loads(result)
-            exit_code, said = content["exit"], content["said"]
-            if exit_code == 0 and not (job.fault or self._lacks(job, content["files"])):
+        if result is not None and (end := self._read_end(job, result)):
+            exit_code, said = end.exit, f"{shown(end.said)[:_MESSAGE]}"
+            if exit_code == 0 and not (job.fault or self._lacks(job, end.files)):
                 try:
                     placed = job.receiver.place_results()
                 except (OSError, UserError) as error:
@@ -162,6 +166,14 @@ class Jobs:
         if exit_code in (INTERRUPTED, OUT_OF_TIME):
             said = f"stopped on {said}"
         return self._again(job, job.fault or said)
+
+    @staticmethod
+    def _read_end(job: Job, result: object) -> letters.End | None:
+        try:
+            return letters.read_end(result)
+        except ValueError as error:
+            job.fault = job.fault or f"{job.node or 'a node'}: {error}"
+            return None
 
     def _again(self, job: Job, said: str) -> bool:
         job.barren = 0 if job.progress else job.barren + 1

@@ -109,7 +109,10 @@ class Keeper:
         letters, wanted = self._call("take")
         with self._board.lock():
             for head, body in letters:
-                self._jobs.read(json.loads(head), body)
+                self._jobs.read(head, body)
+            for job in self._jobs.faulty():
+                if job.ref is not None:
+                    self._ray.cancel(job.ref, force=True)  # and its end says why
         for name in wanted:
             self._offers.lay_out(name)
         return bool(letters)

@@ -31,6 +31,8 @@ class Inbox:
         """Take a node's message, unless it comes too early, or from an attempt that is over."""
         if self._current is None or self._size > _MOST_BYTES:
             return FULL
+        if not (isinstance(head, str) and isinstance(body, bytes)):
+            raise TypeError("a message is text and bytes")
         content = json.loads(head)
         if self._current.get(content["key"]) != content["of"]:
             return STALE
@@ -40,7 +42,7 @@ class Inbox:
 
     def want(self, name: str) -> Any:
         """The files of a name, once the keeper has laid them out; until then None."""
-        if name not in self._offers:
+        if (name := str(name)) not in self._offers:
             self._wanted.add(name)
         return self._offers.get(name)
 
