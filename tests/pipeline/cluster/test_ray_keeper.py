@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +19,7 @@ from smallbatch.pipeline.cluster.ray import keeper as module
 from smallbatch.pipeline.cluster.ray import shipped
 from smallbatch.pipeline.cluster.ray.files import WORK, Column
 from smallbatch.pipeline.cluster.ray.keeper import Keeper
+from smallbatch.pipeline.cluster.ray.scheduler import hold, keeper_runs
 from smallbatch.records.fence import column_key
 
 COMPUTE = {"cluster": "ray", "ray": {"address": "10.0.0.1:6379"}}
@@ -98,7 +101,9 @@ def keep(cluster: Cluster, board: Board, until: Callable[[], bool]) -> list[str]
 
     cluster.inbox.take = enough  # pyright: ignore[reportAttributeAccessIssue]
     with suppress(Enough):
-        Keeper(board, cluster).run(lambda: None)
+        held = hold(board)
+        assert held is not None
+        Keeper(board, cluster, held).run(lambda: os.close(held))
     return [it["task"]["key"] for it in cluster.handed_out]
 
 
@@ -138,3 +143,18 @@ def test_a_task_that_cannot_be_read_fails_alone(
     assert status == "failed"
     assert message
     assert "\n" not in message
+
+
+def test_a_keeper_ends_with_its_board(cluster: Cluster, board: Board) -> None:
+    board.put(TASK)
+
+    def remove() -> bool:
+        if cluster.handed_out and not cluster.cancelled:
+            shutil.rmtree(board.folder)
+            board.put(TASK)  # of the next keeper, which is not there yet
+            assert not keeper_runs(board)
+        return False
+
+    assert keep(cluster, board, remove) == [TASK.key]
+    assert cluster.cancelled == ["task 1"]
+    assert said(board, TASK) == ("queued", "")

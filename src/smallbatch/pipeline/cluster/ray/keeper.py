@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,10 +29,10 @@ from smallbatch.pipeline.cluster.ray.files import Busy, column_of
 from smallbatch.pipeline.cluster.ray.jobs import Job, Jobs
 from smallbatch.pipeline.cluster.ray.offers import Offers
 from smallbatch.pipeline.cluster.ray.resources import Resources
-from smallbatch.pipeline.cluster.ray.scheduler import NOTE, hold, read_note
+from smallbatch.pipeline.cluster.ray.scheduler import NOTE, hold, is_held, read_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from smallbatch.config.params import ComputeConfig
     from smallbatch.pipeline.cluster.board import Task
@@ -49,16 +49,21 @@ _FRESH_NS = 10**8  # a folder's time of change is no finer than a few millisecon
 _WRONG = (UserError, OSError, ValueError, TypeError, LookupError, AttributeError)  # with a task
 
 
+class _Replaced(Exception):  # noqa: N818
+    """The board was removed, or another keeper's address was asked for."""
+
+
 class Keeper:
     """Hands tasks of a board to a Ray cluster until none is left.
 
     Args:
         board: The board of the project that is the working folder.
         ray: Ray's module, connected.
+        held: The keeper's lock of the board.
     """
 
-    def __init__(self, board: Board, ray: Any) -> None:
-        self._board, self._ray = board, ray
+    def __init__(self, board: Board, ray: Any, held: int) -> None:
+        self._board, self._ray, self._held = board, ray, held
         self._jobs = Jobs(board)
         self._waiting: dict[str, tuple[Task, Job | None]] = {}
         self._later: dict[str, float] = {}
@@ -79,14 +84,30 @@ class Keeper:
         }
 
     def run(self, leave: Callable[[], None]) -> None:
-        """Return when there has been no task for a while.
+        """Return when there has been no task for a while, or another keeper has the board.
 
         Args:
-            leave: Called then, while the board is locked: who submits afterwards finds no keeper.
+            leave: Called in the first case, while the board is locked: who submits afterwards
+                finds no keeper.
         """
+        try:
+            self._run(leave)
+        except _Replaced:
+            for job in self._jobs.running.values():
+                if job.ref is not None:
+                    self._ray.cancel(job.ref, force=True)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        with self._board.lock():
+            if not is_held(self._board, self._held):
+                raise _Replaced
+            yield
+
+    def _run(self, leave: Callable[[], None]) -> None:
         idle = time.monotonic()
         while True:
-            with self._board.lock():
+            with self._locked():
                 self._look()
                 if self._waiting or self._jobs.running:
                     idle = time.monotonic()
@@ -107,7 +128,7 @@ class Keeper:
     def _take(self) -> bool:
         """Read what nodes sent, and lay out what they ask for; returns whether there was any."""
         letters, wanted = self._call("take")
-        with self._board.lock():
+        with self._locked():
             for head, body in letters:
                 self._jobs.read(head, body)
             for job in self._jobs.faulty():
@@ -251,7 +272,7 @@ class Keeper:
         for _ in range(shipped.MOST_TAKES):
             if not self._take():
                 break
-        with self._board.lock():
+        with self._locked():
             for ref in ended:
                 job, result, trouble = jobs[ref], None, ""
                 try:
@@ -286,20 +307,22 @@ def _told(error: Exception) -> str:
 def main(board: Board, asked: str) -> None:
     """Keep a board's tasks; see the module."""
     address: str | None = asked
+    held = hold(board)
 
     def note(status: str, message: str = "") -> None:
+        if held is not None and not is_held(board, held):
+            return  # it is another's
         content = {"pid": os.getpid(), "asked": asked, "address": address or "this machine",
                    "status": status, "message": message}  # fmt: skip
         durable.write(board.folder / NOTE, f"{json.dumps(content, indent=1)}\n".encode())
 
-    held = hold(board)
     if held is None:
         note("failed", f"{board.folder}: another keeper runs")
         return
     try:
         address = address_of(asked)
         with connected(address) as ray:
-            keeper = Keeper(board, ray)
+            keeper = Keeper(board, ray, held)
             note("connected")
 
             def leave() -> None:

@@ -152,6 +152,14 @@ def hold(board: Board) -> int | None:
     return file
 
 
+def is_held(board: Board, file: int) -> bool:
+    """Whether a keeper's lock is still that of the board, which may have been removed."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(board.folder / LOCK))
+    except FileNotFoundError:
+        return False
+
+
 def read_note(board: Board) -> dict[str, Any]:
     """What the keeper says of itself; empty where there is nothing."""
     with suppress(OSError, ValueError):
