@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 
+from smallbatch.config.params import parse_compute
+from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster.board import Board, Status, Task
 from smallbatch.pipeline.cluster.ray import keeper as module
-from smallbatch.pipeline.cluster.ray import shipped
+from smallbatch.pipeline.cluster.ray import scheduler, shipped
 from smallbatch.pipeline.cluster.ray.files import WORK, Column
 from smallbatch.pipeline.cluster.ray.keeper import Keeper
-from smallbatch.pipeline.cluster.ray.scheduler import hold, keeper_runs
+from smallbatch.pipeline.cluster.ray.scheduler import NOTE, Ray, hold, is_held, keeper_runs
 from smallbatch.records.fence import column_key
 
-COMPUTE = {"cluster": "ray", "ray": {"address": "10.0.0.1:6379"}}
+ADDRESS = "10.0.0.1:6379"
+COMPUTE = {"cluster": "ray", "ray": {"address": ADDRESS}}
 TASK = Task(
     "noise-plain-m4", "plain", 4, {"compute": COMPUTE, "studies": {"plain": {"model": "resnet8"}}},
     "params.yaml", (0.5,), None, None, runs=1, updates=8,
@@ -103,7 +106,7 @@ def keep(cluster: Cluster, board: Board, until: Callable[[], bool]) -> list[str]
     with suppress(Enough):
         held = hold(board)
         assert held is not None
-        Keeper(board, cluster, held).run(lambda: os.close(held))
+        Keeper(board, cluster, ADDRESS, held).run(lambda: os.close(held))
     return [it["task"]["key"] for it in cluster.handed_out]
 
 
@@ -158,3 +161,52 @@ def test_a_keeper_ends_with_its_board(cluster: Cluster, board: Board) -> None:
     assert keep(cluster, board, remove) == [TASK.key]
     assert cluster.cancelled == ["task 1"]
     assert said(board, TASK) == ("queued", "")
+
+
+def test_a_task_of_another_address_is_left_alone(cluster: Cluster, board: Board) -> None:
+    elsewhere = COMPUTE | {"ray": {"address": "10.0.0.2:6379"}}
+    board.put(replace(TASK, params={**TASK.params, "compute": elsewhere}))
+    assert keep(cluster, board, lambda: bool(cluster.handed_out)) == []
+    assert said(board, TASK) == ("queued", "")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, board: Board) -> list[str]:
+    """Notes what keepers are started; one of another address holds the board's lock."""
+    started: list[str] = []
+    monkeypatch.setattr(scheduler, "find_spec", lambda _name: True)
+    monkeypatch.setattr(Ray, "_start", lambda self: started.append(self._address))
+    board.put(TASK)
+    (board.folder / NOTE).write_text(json.dumps({"asked": "10.0.0.2:6379", "status": "connected"}))
+    return started
+
+
+@pytest.fixture
+def ray() -> Ray:
+    return Ray(Board(), parse_compute(COMPUTE, "params.yaml"))
+
+
+def test_an_idle_keeper_of_another_address_is_replaced(
+    started: list[str], ray: Ray, board: Board
+) -> None:
+    held = hold(board)
+    assert held is not None
+    ray.submit([TASK])
+    assert started == [ADDRESS]
+    assert not is_held(board, held)
+    os.close(held)
+
+
+def test_one_that_has_columns_is_not(started: list[str], ray: Ray, board: Board) -> None:
+    other = board.put(replace(TASK, key="noise-plain-m8", batch_size=8))
+    held = hold(board)
+    assert held is not None
+    with pytest.raises(UserError, match=r"found 10\.0\.0\.1:6379, .* on 10\.0\.0\.2:6379"):
+        ray.submit([TASK])
+    assert not started
+    assert is_held(board, held)
+    assert said(board, other) == ("queued", "")
+    status, message = said(board, TASK)
+    assert status == "lost"  # it is submitted again when the other keeper has ended
+    assert message.startswith("compute.ray.address: found")
+    os.close(held)

@@ -28,6 +28,7 @@ from smallbatch.pipeline.cluster.ray.connect import address_of, connected, why
 from smallbatch.pipeline.cluster.ray.files import Busy, column_of
 from smallbatch.pipeline.cluster.ray.jobs import Job, Jobs
 from smallbatch.pipeline.cluster.ray.offers import Offers
+from smallbatch.pipeline.cluster.ray.reasons import WRONG, lost, wrong
 from smallbatch.pipeline.cluster.ray.resources import Resources
 from smallbatch.pipeline.cluster.ray.scheduler import NOTE, hold, is_held, read_note
 
@@ -46,8 +47,6 @@ _NEWS_S = 1.0
 _NODES = 100  # whose news each second an inbox takes easily
 _FRESH_NS = 10**8  # a folder's time of change is no finer than a few milliseconds
 
-_WRONG = (UserError, OSError, ValueError, TypeError, LookupError, AttributeError)  # with a task
-
 
 class _Replaced(Exception):  # noqa: N818
     """The board was removed, or another keeper's address was asked for."""
@@ -59,11 +58,12 @@ class Keeper:
     Args:
         board: The board of the project that is the working folder.
         ray: Ray's module, connected.
+        asked: `compute.ray.address` of the tasks that it takes.
         held: The keeper's lock of the board.
     """
 
-    def __init__(self, board: Board, ray: Any, held: int) -> None:
-        self._board, self._ray, self._held = board, ray, held
+    def __init__(self, board: Board, ray: Any, asked: str, held: int) -> None:
+        self._board, self._ray, self._asked, self._held = board, ray, asked, held
         self._jobs = Jobs(board)
         self._waiting: dict[str, tuple[Task, Job | None]] = {}
         self._later: dict[str, float] = {}
@@ -156,6 +156,9 @@ class Keeper:
         state, job = self._board.state(task.key), self._jobs.running.get(task.key)
         if state is None or state.number != task.number or task.cluster != "ray":
             return False
+        with suppress(*WRONG):  # one that cannot be read fails when it is its turn
+            if _compute(task).ray.address != self._asked:
+                return False
         # What was lost is submitted again by whoever waits for it, perhaps with other settings.
         own = job is not None and (job.task.number, job.attempt) == (state.number, state.attempt)
         return state.status == "queued" or (state.status == "running" and own)
@@ -206,16 +209,16 @@ class Keeper:
                 del self._waiting[key]
             except Busy as busy:
                 self._put_off(task, busy)
-            except _WRONG as error:
-                self._fail(task, _reason(task, error))
+            except WRONG as error:
+                self._fail(task, wrong(task, error))
         return begun
 
     def _readable(self, task: Task) -> ComputeConfig | None:
         """The settings of a task; None where they cannot be read, and it failed."""
         try:
             return _compute(task)
-        except _WRONG as error:
-            self._fail(task, _reason(task, error))
+        except WRONG as error:
+            self._fail(task, wrong(task, error))
             return None
 
     def _put_off(self, task: Task, busy: Busy) -> None:
@@ -278,7 +281,7 @@ class Keeper:
                 try:
                     result = self._ray.get(ref)
                 except self._ray.exceptions.RayError as error:
-                    trouble = _told(error)
+                    trouble = lost(error)
                 self._offers.withdraw(job.offered)
                 if self._jobs.end(job, result, trouble):
                     self._waiting[job.task.key] = job.task, job
@@ -286,22 +289,6 @@ class Keeper:
 
 def _compute(task: Task) -> ComputeConfig:
     return parse_compute(task.params.get("compute", {}), task.origin)
-
-
-def _reason(task: Task, error: Exception) -> str:
-    """What is wrong with a task, which another version may have written, in a line."""
-    if isinstance(error, UserError | OSError):
-        return first_line(error)
-    what = f"{type(error).__name__}: {first_line(error)}"
-    return f"submission {task.number} cannot be read ({what}); submit it again"
-
-
-def _told(error: Exception) -> str:
-    """What happened to a task, in a line."""
-    name, lines = type(error).__name__, str(error).strip().splitlines()
-    if name.startswith("RayTaskError"):  # with the traceback of a node
-        return f"a node failed: {lines[-1] if lines else name}"
-    return f"a node or its process was lost ({name})"
 
 
 def main(board: Board, asked: str) -> None:
@@ -322,7 +309,7 @@ def main(board: Board, asked: str) -> None:
     try:
         address = address_of(asked)
         with connected(address) as ray:
-            keeper = Keeper(board, ray, held)
+            keeper = Keeper(board, ray, asked, held)
             note("connected")
 
             def leave() -> None:

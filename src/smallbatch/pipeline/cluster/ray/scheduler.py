@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.child import environment
 from smallbatch.pipeline.cluster.board import FINAL, State
 from smallbatch.pipeline.cluster.ray.connect import why
@@ -44,7 +45,15 @@ class Ray:
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """See `Scheduler`: the keeper finds them on the board."""
-        del tasks
+        try:
+            self._submit({task.key for task in tasks})
+        except UserError as error:  # nobody carries them out
+            for task in tasks:
+                state = (self._board.state(task.key) or State(task.number)).now(status="lost")
+                self._board.set_state(task.key, replace(state, message=first_line(error)))
+            raise
+
+    def _submit(self, keys: Collection[str]) -> None:
         if find_spec("ray") is None:
             raise UserError(
                 "compute.cluster: found ray, which is not installed here; allowed after "
@@ -52,13 +61,20 @@ class Ray:
             )
         if keeper_runs(self._board):
             asked = read_note(self._board).get("asked")
-            if asked != self._address:
+            if asked == self._address:
+                return
+            if self._others_under_way(keys):
                 raise UserError(
                     f"compute.ray.address: found {self._address}, while columns of this project "
                     f"are trained on {asked}; `smallbatch cancel` ends them"
                 )
-            return
+            (self._board.folder / LOCK).unlink()  # without which the keeper ends
         self._start()
+
+    def _others_under_way(self, keys: Collection[str]) -> bool:
+        others = [task for task in self._board.tasks() if task.key not in keys]
+        states = [self._board.state(task.key) for task in others if task.cluster == "ray"]
+        return any(state and state.status in ("queued", "running") for state in states)
 
     def refresh(self) -> None:
         """See `Scheduler`: without a keeper nothing goes on."""
@@ -155,7 +171,7 @@ def hold(board: Board) -> int | None:
 def is_held(board: Board, file: int) -> bool:
     """Whether a keeper's lock is still that of the board, which may have been removed."""
     try:
-        return os.path.samestat(os.fstat(file), os.stat(board.folder / LOCK))
+        return os.path.samestat(os.fstat(file), (board.folder / LOCK).stat())
     except FileNotFoundError:
         return False
 
