@@ -195,6 +195,7 @@ def test_the_head_is_killed_and_started_again(
     with project.board.lock():
         project.ray.refresh()
     assert {project.state(it).status for it in tasks} == {"lost"}
+    assert f"{driver.address} is gone; when it has been" in project.state(tasks[0]).message
     for node in driver.nodes:
         driver.kill(node)
     kept = {it.key: project.checkpoints(it) for it in tasks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster.board import Board, Status, Task
 from smallbatch.pipeline.cluster.ray import keeper as module
 from smallbatch.pipeline.cluster.ray import scheduler, shipped
+from smallbatch.pipeline.cluster.ray.connect import address_of
 from smallbatch.pipeline.cluster.ray.files import WORK, Column
 from smallbatch.pipeline.cluster.ray.keeper import Keeper
 from smallbatch.pipeline.cluster.ray.scheduler import NOTE, Ray, hold, is_held, keeper_runs
@@ -210,3 +212,29 @@ def test_one_that_has_columns_is_not(started: list[str], ray: Ray, board: Board)
     assert status == "lost"  # it is submitted again when the other keeper has ended
     assert message.startswith("compute.ray.address: found")
     os.close(held)
+
+
+def test_a_cluster_that_is_gone_is_told(
+    started: list[str], board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "127.0.0.1:1"
+    ray = Ray(board, parse_compute(COMPUTE | {"ray": {"address": address}}, "params.yaml"))
+    note = {"asked": address, "address": address, "status": "connected", "message": ""}
+    (board.folder / NOTE).write_text(json.dumps(note))
+    ray.refresh()
+    message = (
+        f"the Ray cluster at {address} is gone; when it has been started again, "
+        "the same command goes on"
+    )
+    assert said(board, TASK) == ("lost", message)
+
+    def refused(_ray: Ray) -> None:
+        address_of(address)
+
+    monkeypatch.setattr(Ray, "_start", refused)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        ray.submit([TASK])
+    assert said(board, TASK) == ("lost", message)
+    (board.folder / NOTE).unlink()  # it never was
+    with pytest.raises(UserError, match="where no Ray cluster answers"):
+        ray.submit([TASK])

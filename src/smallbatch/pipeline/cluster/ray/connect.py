@@ -65,6 +65,18 @@ def _probe(address: str) -> None:
         ) from None
 
 
+def gone(address: str) -> str | None:
+    """What to say where the cluster of a keeper that ended does not answer; None if it does."""
+    try:
+        _probe(address)
+    except UserError:
+        return (
+            f"the Ray cluster at {address} is gone; when it has been started again, "
+            "the same command goes on"
+        )
+    return None
+
+
 @contextmanager
 def connected(address: str | None) -> Generator[Any]:
     """Ray's module, connected; the connection, or the local cluster, ends with the context."""

@@ -24,7 +24,7 @@ from smallbatch.config.params import parse_compute
 from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.cluster.board import FINAL, Board
 from smallbatch.pipeline.cluster.ray import shipped
-from smallbatch.pipeline.cluster.ray.connect import address_of, connected, why
+from smallbatch.pipeline.cluster.ray.connect import address_of, connected, gone, why
 from smallbatch.pipeline.cluster.ray.files import Busy, column_of
 from smallbatch.pipeline.cluster.ray.jobs import Job, Jobs
 from smallbatch.pipeline.cluster.ray.offers import Offers
@@ -323,7 +323,8 @@ def main(board: Board, asked: str) -> None:
         was = read_note(board).get("status")
         reason = why(f"{type(error).__name__}: {error}", asked)
         if was == "connected":
-            note("ended", f"Ray at {address or 'this machine'} is gone: {first_line(error)}")
+            said = f"Ray at {address or 'this machine'} ended its keeper: {first_line(error)}"
+            note("ended", (gone(address) if address else None) or said)
         else:
             note("failed", reason or f"compute.ray.address: {asked}: {first_line(error)}")
         traceback.print_exc()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from smallbatch import private
 from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.child import environment
 from smallbatch.pipeline.cluster.board import FINAL, State
-from smallbatch.pipeline.cluster.ray.connect import why
+from smallbatch.pipeline.cluster.ray.connect import gone, why
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
@@ -69,7 +69,13 @@ class Ray:
                     f"are trained on {asked}; `smallbatch cancel` ends them"
                 )
             (self._board.folder / LOCK).unlink()  # without which the keeper ends
-        self._start()
+        former = read_note(self._board)
+        try:
+            self._start()
+        except UserError as error:
+            if former.get("asked") == self._address and (said := _gone(former)):
+                raise UserError(said) from error
+            raise
 
     def _others_under_way(self, keys: Collection[str]) -> bool:
         others = [task for task in self._board.tasks() if task.key not in keys]
@@ -80,8 +86,9 @@ class Ray:
         """See `Scheduler`: without a keeper nothing goes on."""
         if keeper_runs(self._board):
             return
-        said = read_note(self._board).get("message")
-        message = said or f"the keeper ended; {self._board.folder / LOG} says why"
+        note = read_note(self._board)
+        message = note.get("message") or _gone(note)
+        message = message or f"the keeper ended; {self._board.folder / LOG} says why"
         for task in self._board.tasks():
             state = self._board.state(task.key) or State(task.number)
             if task.cluster == "ray" and state.status not in (*FINAL, "lost", "stopped"):
@@ -142,6 +149,14 @@ def _without_secrets() -> dict[str, str]:
     has nothing.
     """
     return {k: v for k, v in environment().items() if not k.startswith(_NOT_FOR_NODES)}
+
+
+def _gone(note: Mapping[str, Any]) -> str | None:
+    """What to say where a keeper had a cluster that does not answer any more."""
+    address = str(note.get("address"))
+    if note.get("status") not in ("connected", "ended") or ":" not in address:
+        return None
+    return gone(address)
 
 
 def _last(said: str) -> str:
