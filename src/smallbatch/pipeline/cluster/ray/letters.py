@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
@@ -76,7 +77,7 @@ class News(_Letter):
 
     def as_state(self) -> State:
         """As the board has it."""
-        return State(**{**dict(self.state), "share": min(self.state.share, 1.0)})
+        return replace(State(**dict(self.state)), share=min(self.state.share, 1.0))
 
 
 class End(_Model):

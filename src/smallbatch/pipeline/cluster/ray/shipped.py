@@ -27,7 +27,7 @@ class Inbox:
         self._offers: dict[str, Any] = {}
         self._wanted: set[str] = set()
 
-    def push(self, head: str, body: bytes) -> str:
+    def push(self, head: object, body: object) -> str:
         """Take a node's message, unless it comes too early, or from an attempt that is over."""
         if self._current is None or self._size > _MOST_BYTES:
             return FULL
