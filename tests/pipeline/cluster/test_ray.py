@@ -74,13 +74,19 @@ class Project:
         assert state
         return state
 
-    def wait(self, tasks: list[Task], seconds: float = 60.0) -> None:
+    def wait(self, tasks: list[Task], cluster: Cluster | None = None) -> int:
+        """Wait until tasks are done; returns the most that a node trained at once."""
+        most = 0
+
         def ended() -> bool:
+            nonlocal most
+            most = max([most, *(len(workers(it)) for it in (cluster.nodes if cluster else []))])
             states = [self.state(task) for task in tasks]
             assert not [it for it in states if it.status in ("failed", "lost")], states
             return all(it.status == "done" for it in states)
 
-        wait_for(ended, f"{[self.state(it) for it in tasks]}", seconds)
+        wait_for(ended, f"{[self.state(it) for it in tasks]}")
+        return most
 
     def checkpoints(self, task: Task) -> set[int]:
         """Updates at which a column's kept checkpoints are."""
@@ -136,7 +142,8 @@ def test_columns_are_as_if_trained_here(driver: Cluster, tmp_path: Path) -> None
     project = Project(GRID, driver.client)
     tasks = project.submit()
     assert len(tasks) == 6
-    project.wait(tasks)
+    together = project.wait(tasks, driver)
+    assert together == 1  # at most, on a node of one core
     project.assert_as_here(tasks, tmp_path / "here")
     for task in tasks:
         state = project.state(task)
@@ -188,6 +195,7 @@ def test_the_head_is_killed_and_started_again(
     with project.board.lock():
         project.ray.refresh()
     assert {project.state(it).status for it in tasks} == {"lost"}
+    assert f"{driver.address} is gone; when it has been" in project.state(tasks[0]).message
     for node in driver.nodes:
         driver.kill(node)
     kept = {it.key: project.checkpoints(it) for it in tasks}

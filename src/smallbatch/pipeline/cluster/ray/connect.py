@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,8 @@ from smallbatch.errors import UserError
 
 _ANSWER_S = 5.0
 _MEMORY = 2**28  # bytes of a local cluster's object store: there only progress passes through it
+_PREFIX = "smallbatch-ray-"
+_LOCK_S = 60.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Else Ray binds to, and looks for, the address that the machine has on its network.
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -65,6 +69,18 @@ def _probe(address: str) -> None:
         ) from None
 
 
+def gone(address: str) -> str | None:
+    """What to say where the cluster of a keeper that ended does not answer; None if it does."""
+    try:
+        _probe(address)
+    except UserError:
+        return (
+            f"the Ray cluster at {address} is gone; when it has been started again, "
+            "the same command goes on"
+        )
+    return None
+
+
 @contextmanager
 def connected(address: str | None) -> Generator[Any]:
     """Ray's module, connected; the connection, or the local cluster, ends with the context."""
@@ -90,22 +106,56 @@ def connected(address: str | None) -> Generator[Any]:
     for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **_ON_LOOPBACK}
-    # Short, for names of sockets have at most 107 bytes.
-    sessions = tempfile.mkdtemp(prefix="smallbatch-", dir="/tmp")
     ray = import_module("ray")
+    with sessions() as place:
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=_MEMORY,
+                namespace="smallbatch",
+                _temp_dir=str(place / "r"),  # which Ray opens to all
+            )
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def sessions(parent: Path = Path("/tmp")) -> Generator[Path]:  # noqa: S108
+    """A folder of this user alone; those that killed keepers left are removed first.
+
+    Its path is short, for names of sockets have at most 107 bytes.
+    """
+    with private.locked(private.make_folder(machine.cache_folder()) / "ray.lock", wait=_LOCK_S):
+        for left in parent.glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                found = left.lstat()
+                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                    continue
+                if (held := hold_folder(left)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    os.close(held)
+        place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        held = hold_folder(place)
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=_MEMORY,
-            namespace="smallbatch",
-            _temp_dir=sessions,
-        )
-        yield ray
+        yield place
     finally:
-        ray.shutdown()
-        shutil.rmtree(sessions, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def hold_folder(folder: Path) -> int | None:
+    """A lock on a folder that ends with this process; None where another has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _use_token() -> None:

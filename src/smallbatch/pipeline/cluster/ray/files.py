@@ -6,26 +6,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smallbatch import durable, private
 from smallbatch.config.params import parse_params
+from smallbatch.errors import TakenOver, UserError
 from smallbatch.pipeline import experiments
-from smallbatch.records.fence import column_key
+from smallbatch.records.fence import column_key, newest_attempt, withdraw
 from smallbatch.records.files import NAMES, replace_folder
+from smallbatch.records.lock import Lock, one_writer
 
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
     from smallbatch.pipeline.cluster.board import Task
+    from smallbatch.pipeline.cluster.ray.letters import Piece
 
 WORK = Path(".smallbatch/work")
 PIECE = 2**23
 """Bytes of a message's piece of a file, at most."""
+
+
+class Busy(UserError):  # noqa: N818 - the state of a column
+    """A process of this project trains the column itself."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,9 @@ class Column:
         run = re.fullmatch(r"\.smallbatch/work/([0-9a-f]{16})/record", name)
         if run:
             return run.group(1) in self.runs
-        # Of any attempt at the column, as `records.fence` names their folders.
-        kept = rf"\.smallbatch/work/{self.key}(\.system|\.timing|(\.\d{{1,15}}-[0-9a-f]{{8}})?"
-        kept += r"\.checkpoints/[0-9a-f]{16}/(plan|plan\.copy|[0-9a-f]{16}/\d{12}\.checkpoint))"
+        # Never a folder of an attempt here, as `records.fence` names it: that is its own.
+        kept = rf"\.smallbatch/work/{self.key}(\.system|\.timing"
+        kept += r"|\.checkpoints/[0-9a-f]{16}/(plan|plan\.copy|[0-9a-f]{16}/\d{12}\.checkpoint))"
         return re.fullmatch(kept, name) is not None or self.is_result(name)
 
     def is_result(self, name: str) -> bool:
@@ -62,9 +69,38 @@ class Column:
         """What the project has of its progress: records, checkpoints."""
         found = [WORK / run / "record" for run in sorted(self.runs)]
         found += [WORK / f"{self.key}.{end}" for end in ("system", "timing")]
-        for folder in sorted(WORK.glob(f"{self.key}*.checkpoints")):
-            found += sorted(folder.rglob("*"))
+        found += sorted((WORK / f"{self.key}.checkpoints").rglob("*"))
         return [it for it in found if it.is_file() and self.takes(str(it))]
+
+    @contextmanager
+    def held(self) -> Generator[Lock]:
+        """Hold the column's lock.
+
+        Raises:
+            Busy: A process of this project has it.
+        """
+
+        def leave() -> None:
+            raise Busy(f"{self.folder}: a process of this project trains it")
+
+        with one_writer(WORK, self.folder, leave) as lock:
+            yield lock
+
+    def take_over(self) -> int:
+        """Take the progress of former attempts for one elsewhere; returns the attempt's number.
+
+        Raises:
+            Busy: A process of this project trains the column.
+        """
+        with self.held() as lock:
+            folder = withdraw(WORK, self.folder)
+            with suppress(OSError):
+                folder.rmdir()  # if nothing is in it
+            return lock.attempt
+
+    def is_trained_here(self) -> bool:
+        """Whether a process of this project has taken the progress that came from elsewhere."""
+        return newest_attempt(WORK, self.folder) > 0
 
     def forget_all_but(self, names: Collection[str]) -> None:
         """Remove checkpoints that a node no longer has."""
@@ -106,22 +142,29 @@ class Receiver:
     Args:
         column: Which files it may write.
         folder: For what is not whole yet.
+        attempt: Its number among all attempts at the column, by `Column.take_over`.
     """
 
-    def __init__(self, column: Column, folder: Path) -> None:
-        self.column, self._folder = column, folder
+    def __init__(self, column: Column, folder: Path, attempt: int) -> None:
+        self.column, self._folder, self._attempt = column, folder, attempt
         self.digests: dict[str, str] = {}
+        self._came = 0
 
-    def receive(self, head: Mapping[str, Any], body: bytes) -> bool:
-        """Take the next piece of a file; returns whether the file is whole now.
+    def receive(self, head: Piece, body: bytes) -> bool:
+        """Take the next piece of a file; returns whether the file is whole now, and kept.
+
+        Records are always kept. Other progress is not where the column is trained here now.
 
         Raises:
             ValueError: A node sends what it should not.
             OSError: It cannot be written.
         """
-        name, offset, size = str(head["name"]), int(head["offset"]), int(head["size"])
+        name, offset, size = head.name, head.offset, head.size
         if not self.column.takes(name):
             raise ValueError(f"{name[:200]!r} is no file of this column")
+        if offset > size or offset not in (0, self._came):
+            raise ValueError(f"{name}: a piece at {offset} of {size} bytes, after {self._came}")
+        self._came = offset + len(body)
         self._folder.mkdir(exist_ok=True)
         part = self._folder / "incoming"
         with os.fdopen(private.open_shared(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
@@ -133,23 +176,39 @@ class Receiver:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        if digest != head["sha256"]:
+        if digest != head.sha256:
             raise ValueError(f"{name}: it arrived damaged")
+        self.digests[name] = digest
         target = Path(name)
+        if target.name != "record" and self.column.is_trained_here():
+            return False
         if self.column.is_result(name):
             target = self._folder / target.name
         private.refuse_links_of_others(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
         durable.sync_folder(target.parent)
-        self.digests[name] = digest
         return True
 
-    def place_results(self) -> None:
-        """Put the column's results in their place, together."""
-        found = [self._folder / name for name in NAMES if (self._folder / name).is_file()]
-        replace_folder(self.column.folder, lambda part: _move(found, part))
-        self.clear()
+    def place_results(self) -> bool:
+        """Put the column's results in their place, together.
+
+        Returns:
+            False where a process of this project made or makes them since this attempt began:
+            they are left alone, and are made from the records when they are wanted.
+        """
+        try:
+            with self.column.held() as lock:
+                if lock.attempt > self._attempt + 1:
+                    return False
+                found = [self._folder / name for name in NAMES if (self._folder / name).is_file()]
+                replace_folder(self.column.folder, lambda part: _move(found, part), lock.fence)
+                lock.fence.clear()
+                return True
+        except (Busy, TakenOver):
+            return False
+        finally:
+            self.clear()
 
     def clear(self) -> None:
         """Remove what is not whole."""

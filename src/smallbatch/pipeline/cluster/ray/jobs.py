@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
-from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, UserError
+from smallbatch.errors import INTERRUPTED, OUT_OF_TIME, UserError, first_line, shown
 from smallbatch.pipeline.cluster.board import State, Status
 from smallbatch.pipeline.cluster.journal import EVENTS
+from smallbatch.pipeline.cluster.ray import letters
 from smallbatch.pipeline.cluster.ray.files import Column, Receiver
 from smallbatch.text import count
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """Attempts in a row that leave no progress, after which a task has failed."""
 _MESSAGE = 400
+_NOT_PLACED = "its runs are kept; its folder is left as a process of this project made it meanwhile"
 
 
 @dataclass
@@ -64,15 +65,28 @@ class Jobs:
         self.running: dict[str, Job] = {}
 
     def is_current(self, job: Job) -> bool:
-        """Whether nobody has cancelled the task or submitted it again."""
+        """Whether nobody has cancelled or ended the task, or submitted it again."""
         state = self.board.state(job.task.key)
-        return state is not None and state.number == job.task.number and state.status != "cancelled"
+        of = (job.task.number, job.attempt)
+        if state is None or (state.number, state.attempt) != of:
+            return False
+        return state.status in ("queued", "running")
 
-    def begin(self, task: Task, column: Column, former: Job | None, offered: list[str]) -> Job:
-        """The next attempt at a task, which waits for a node."""
+    def begin(
+        self, task: Task, column: Column, former: Job | None, offered: list[str], number: int
+    ) -> Job:
+        """The next attempt at a task, which waits for a node.
+
+        Args:
+            task: The task.
+            column: Its column.
+            former: The attempt before, if it was this keeper's.
+            offered: Names of files that it begins with.
+            number: Of this attempt among all at the column, by `Column.take_over`.
+        """
         state, key = self.board.state(task.key), task.key
         attempt = 1 + (state.attempt if state and state.number == task.number else 0)
-        receiver = Receiver(column, self.board.folder_of(key) / "incoming")
+        receiver = Receiver(column, self.board.folder_of(key) / "incoming", number)
         receiver.clear()
         job = Job(task, attempt, column, receiver, offered=offered)
         job.barren = former.barren if former else 0
@@ -86,38 +100,43 @@ class Jobs:
         """Say what a task waits for."""
         self._tell(job, "queued", message)
 
-    def read(self, head: Mapping[str, Any], body: bytes) -> None:
+    def read(self, text: str, body: bytes) -> None:
         """Take a message, unless it is of an attempt that is over."""
-        job = self.running.get(str(head.get("key")))
-        if job is None or head.get("of") != [job.task.number, job.attempt]:
+        who = letters.sender(text)
+        job = self.running.get(who[0]) if who else None
+        if job is None or who != (job.task.key, (job.task.number, job.attempt)):
             return
         if not job.fault and self.is_current(job):
             try:
-                self._apply(job, head, body)
-            except (ValueError, TypeError, KeyError, OSError, UserError) as error:
-                job.fault = f"{job.node}: {error}"
+                self._apply(job, letters.read(text), body)
+            except (ValueError, TypeError, OSError, UserError) as error:
+                job.fault = f"{job.node or 'a node'}: {first_line(error)}"
 
-    def _apply(self, job: Job, head: Mapping[str, Any], body: bytes) -> None:
-        key, kind = job.task.key, head["kind"]
-        if kind == "state":
-            state = State(**head["state"])
-            job.node = state.node
-            if state.status == "running":  # how it ends is told by how the worker ends
-                self._set(job, state)
-        elif kind == "more" and head["name"] in (EVENTS, "log"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            path = self.board.folder_of(key) / head["name"]
-            with os.fdopen(private.open_shared(path, flags), "ab") as file:
-                file.write(body)
-        elif kind == "file":
-            if job.receiver.receive(head, body):
-                job.progress += 1
-        elif kind == "kept":
-            job.column.forget_all_but(head["names"])
-        elif kind != "sign":
-            raise ValueError(f"a message of an unknown kind, {str(kind)[:50]!r}")
+    def faulty(self) -> list[Job]:
+        """Attempts that are to end, as what they sent cannot be taken."""
+        return [job for job in self.running.values() if job.fault]
 
-    def end(self, job: Job, result: str | None, trouble: str = "") -> bool:
+    def _apply(self, job: Job, letter: letters.Letter, body: bytes) -> None:
+        match letter:
+            case letters.News():
+                state = letter.as_state()
+                job.node = state.node
+                if state.status == "running":  # how it ends is told by how the worker ends
+                    self._set(job, state)
+            case letters.More():
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+                path = self.board.folder_of(job.task.key) / letter.name
+                with os.fdopen(private.open_shared(path, flags), "ab") as file:
+                    file.write(body)
+            case letters.Piece():
+                if job.receiver.receive(letter, body):
+                    job.progress += 1
+            case letters.Kept():
+                job.column.forget_all_but(letter.names)
+            case letters.Sign():
+                pass
+
+    def end(self, job: Job, result: object, trouble: str = "") -> bool:
         """An attempt has ended; returns whether the task needs another.
 
         Args:
@@ -130,17 +149,16 @@ class Jobs:
             job.receiver.clear()
             return False
         said, exit_code = trouble, None
-        if result is not None:
-            content = json.loads(result)
-            exit_code, said = content["exit"], content["said"]
-            if exit_code == 0 and not (job.fault or self._lacks(job, content["files"])):
+        if result is not None and (end := self._read_end(job, result)):
+            exit_code, said = end.exit, f"{shown(end.said)[:_MESSAGE]}"
+            if exit_code == 0 and not (job.fault or self._lacks(job, end.files)):
                 try:
-                    job.receiver.place_results()
+                    placed = job.receiver.place_results()
                 except (OSError, UserError) as error:
                     job.fault = str(error)
                 else:
                     share = {"runs_done": job.task.runs, "share": 1.0}
-                    self._tell(job, "done", "", **share)
+                    self._tell(job, "done", "" if placed else _NOT_PLACED, **share)
                     return False
             elif exit_code == 2:
                 self._tell(job, "failed", said)
@@ -148,6 +166,14 @@ class Jobs:
         if exit_code in (INTERRUPTED, OUT_OF_TIME):
             said = f"stopped on {said}"
         return self._again(job, job.fault or said)
+
+    @staticmethod
+    def _read_end(job: Job, result: object) -> letters.End | None:
+        try:
+            return letters.read_end(result)
+        except ValueError as error:
+            job.fault = job.fault or f"{job.node or 'a node'}: {error}"
+            return None
 
     def _again(self, job: Job, said: str) -> bool:
         job.barren = 0 if job.progress else job.barren + 1

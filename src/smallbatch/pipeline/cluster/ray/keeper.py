@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,16 @@ from smallbatch.config.params import parse_compute
 from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.cluster.board import FINAL, Board
 from smallbatch.pipeline.cluster.ray import shipped
-from smallbatch.pipeline.cluster.ray.connect import address_of, connected, why
-from smallbatch.pipeline.cluster.ray.files import column_of
+from smallbatch.pipeline.cluster.ray.connect import address_of, connected, gone, why
+from smallbatch.pipeline.cluster.ray.files import Busy, column_of
 from smallbatch.pipeline.cluster.ray.jobs import Job, Jobs
 from smallbatch.pipeline.cluster.ray.offers import Offers
+from smallbatch.pipeline.cluster.ray.reasons import WRONG, lost, wrong
 from smallbatch.pipeline.cluster.ray.resources import Resources
-from smallbatch.pipeline.cluster.ray.scheduler import NOTE, hold, read_note
+from smallbatch.pipeline.cluster.ray.scheduler import NOTE, hold, is_held, read_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from smallbatch.config.params import ComputeConfig
     from smallbatch.pipeline.cluster.board import Task
@@ -40,10 +41,15 @@ if TYPE_CHECKING:
 IDLE_S = 10.0
 """Seconds without a task after which a keeper ends."""
 _POLL_S = 0.25
+_BUSY_S = 5.0
 _SILENCE_S = 20.0  # of the inbox, which has little to do; less than Ray waits for its head
 _NEWS_S = 1.0
 _NODES = 100  # whose news each second an inbox takes easily
 _FRESH_NS = 10**8  # a folder's time of change is no finer than a few milliseconds
+
+
+class _Replaced(Exception):  # noqa: N818
+    """The board was removed, or another keeper's address was asked for."""
 
 
 class Keeper:
@@ -52,12 +58,15 @@ class Keeper:
     Args:
         board: The board of the project that is the working folder.
         ray: Ray's module, connected.
+        asked: `compute.ray.address` of the tasks that it takes.
+        held: The keeper's lock of the board.
     """
 
-    def __init__(self, board: Board, ray: Any) -> None:
-        self._board, self._ray = board, ray
+    def __init__(self, board: Board, ray: Any, asked: str, held: int) -> None:
+        self._board, self._ray, self._asked, self._held = board, ray, asked, held
         self._jobs = Jobs(board)
         self._waiting: dict[str, tuple[Task, Job | None]] = {}
+        self._later: dict[str, float] = {}
         self._seen: dict[str, int] = {}
         self._resources = Resources(ray)
         # On the head, without which nothing goes on anyway.
@@ -75,14 +84,30 @@ class Keeper:
         }
 
     def run(self, leave: Callable[[], None]) -> None:
-        """Return when there has been no task for a while.
+        """Return when there has been no task for a while, or another keeper has the board.
 
         Args:
-            leave: Called then, while the board is locked: who submits afterwards finds no keeper.
+            leave: Called in the first case, while the board is locked: who submits afterwards
+                finds no keeper.
         """
+        try:
+            self._run(leave)
+        except _Replaced:
+            for job in self._jobs.running.values():
+                if job.ref is not None:
+                    self._ray.cancel(job.ref, force=True)
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        with self._board.lock():
+            if not is_held(self._board, self._held):
+                raise _Replaced
+            yield
+
+    def _run(self, leave: Callable[[], None]) -> None:
         idle = time.monotonic()
         while True:
-            with self._board.lock():
+            with self._locked():
                 self._look()
                 if self._waiting or self._jobs.running:
                     idle = time.monotonic()
@@ -103,9 +128,12 @@ class Keeper:
     def _take(self) -> bool:
         """Read what nodes sent, and lay out what they ask for; returns whether there was any."""
         letters, wanted = self._call("take")
-        with self._board.lock():
+        with self._locked():
             for head, body in letters:
-                self._jobs.read(json.loads(head), body)
+                self._jobs.read(head, body)
+            for job in self._jobs.faulty():
+                if job.ref is not None:
+                    self._ray.cancel(job.ref, force=True)  # and its end says why
         for name in wanted:
             self._offers.lay_out(name)
         return bool(letters)
@@ -125,10 +153,15 @@ class Keeper:
 
     def _is_open(self, task: Task) -> bool:
         """Whether a task is to be trained here, and neither ended nor cancelled."""
-        state = self._board.state(task.key)
-        if state is None or task.cluster != "ray":
+        state, job = self._board.state(task.key), self._jobs.running.get(task.key)
+        if state is None or state.number != task.number or task.cluster != "ray":
             return False
-        return state.number == task.number and state.status not in FINAL
+        with suppress(*WRONG):  # one that cannot be read fails when it is its turn
+            if _compute(task).ray.address != self._asked:
+                return False
+        # What was lost is submitted again by whoever waits for it, perhaps with other settings.
+        own = job is not None and (job.task.number, job.attempt) == (state.number, state.attempt)
+        return state.status == "queued" or (state.status == "running" and own)
 
     def _changed(self) -> Iterator[tuple[str, Task | None]]:
         with suppress(FileNotFoundError), os.scandir(self._board.folder) as entries:
@@ -141,7 +174,8 @@ class Keeper:
                 if time.time_ns() - moment > _FRESH_NS:
                     self._seen[entry.name] = moment
                 with suppress(UserError):  # no task's folder
-                    yield entry.name, self._board.task(entry.name)
+                    task = self._board.task(entry.name)
+                    yield entry.name, task if task and task.key == entry.name else None
 
     def _drop(self, job: Job) -> None:
         """End an attempt that was cancelled, or whose task was submitted again."""
@@ -155,22 +189,44 @@ class Keeper:
         """Begin attempts, a few more than there is room for: the rest waits here."""
         begun: list[Job] = []
         for key, (task, former) in [*self._waiting.items()]:
-            slots = self._resources.slots(_compute(task))
+            if (compute := self._readable(task)) is None:
+                continue
+            slots = self._resources.slots(compute)
             if len(self._jobs.running) >= max(2, 2 * slots):
                 break
-            if not self._may_begin(task):
+            if time.monotonic() < self._later.get(key, 0.0):
                 continue
-            del self._waiting[key]
             try:
+                if not self._may_begin(task):
+                    continue
                 column = column_of(task)
+                number = column.take_over()
                 offered = self._offers.of(task, column)
-                job = self._jobs.begin(task, column, former, offered)
+                job = self._jobs.begin(task, column, former, offered, number)
                 if not slots:
                     self._jobs.say(job, "no node of the cluster has as many cores or GPUs")
                 begun.append(job)
-            except (UserError, OSError) as error:
-                self._fail(task, first_line(error))
+                del self._waiting[key]
+            except Busy as busy:
+                self._put_off(task, busy)
+            except WRONG as error:
+                self._fail(task, wrong(task, error))
         return begun
+
+    def _readable(self, task: Task) -> ComputeConfig | None:
+        """The settings of a task; None where they cannot be read, and it failed."""
+        try:
+            return _compute(task)
+        except WRONG as error:
+            self._fail(task, wrong(task, error))
+            return None
+
+    def _put_off(self, task: Task, busy: Busy) -> None:
+        """Try again later to begin a task whose column is trained in the project itself."""
+        self._later[task.key] = time.monotonic() + _BUSY_S
+        state, message = self._board.state(task.key), first_line(busy)
+        if state and state.message != message:
+            self._board.set_state(task.key, state.now(message=message))
 
     def _may_begin(self, task: Task) -> bool:
         """Whether the column that it comes after is complete; if that never will be, it fails."""
@@ -219,13 +275,13 @@ class Keeper:
         for _ in range(shipped.MOST_TAKES):
             if not self._take():
                 break
-        with self._board.lock():
+        with self._locked():
             for ref in ended:
                 job, result, trouble = jobs[ref], None, ""
                 try:
                     result = self._ray.get(ref)
                 except self._ray.exceptions.RayError as error:
-                    trouble = _told(error)
+                    trouble = lost(error)
                 self._offers.withdraw(job.offered)
                 if self._jobs.end(job, result, trouble):
                     self._waiting[job.task.key] = job.task, job
@@ -235,31 +291,25 @@ def _compute(task: Task) -> ComputeConfig:
     return parse_compute(task.params.get("compute", {}), task.origin)
 
 
-def _told(error: Exception) -> str:
-    """What happened to a task, in a line."""
-    name, lines = type(error).__name__, str(error).strip().splitlines()
-    if name.startswith("RayTaskError"):  # with the traceback of a node
-        return f"a node failed: {lines[-1] if lines else name}"
-    return f"a node or its process was lost ({name})"
-
-
 def main(board: Board, asked: str) -> None:
     """Keep a board's tasks; see the module."""
     address: str | None = asked
+    held = hold(board)
 
     def note(status: str, message: str = "") -> None:
+        if held is not None and not is_held(board, held):
+            return  # it is another's
         content = {"pid": os.getpid(), "asked": asked, "address": address or "this machine",
                    "status": status, "message": message}  # fmt: skip
         durable.write(board.folder / NOTE, f"{json.dumps(content, indent=1)}\n".encode())
 
-    held = hold(board)
     if held is None:
         note("failed", f"{board.folder}: another keeper runs")
         return
     try:
         address = address_of(asked)
         with connected(address) as ray:
-            keeper = Keeper(board, ray)
+            keeper = Keeper(board, ray, asked, held)
             note("connected")
 
             def leave() -> None:
@@ -273,7 +323,8 @@ def main(board: Board, asked: str) -> None:
         was = read_note(board).get("status")
         reason = why(f"{type(error).__name__}: {error}", asked)
         if was == "connected":
-            note("ended", f"Ray at {address or 'this machine'} is gone: {first_line(error)}")
+            said = f"Ray at {address or 'this machine'} ended its keeper: {first_line(error)}"
+            note("ended", (gone(address) if address else None) or said)
         else:
             note("failed", reason or f"compute.ray.address: {asked}: {first_line(error)}")
         traceback.print_exc()

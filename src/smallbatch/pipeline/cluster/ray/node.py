@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,9 +22,11 @@ from smallbatch.errors import UserError
 from smallbatch.pipeline.child import environment
 from smallbatch.pipeline.cluster.board import FOLDER, Board, State, Task
 from smallbatch.pipeline.cluster.journal import EVENTS
+from smallbatch.pipeline.cluster.ray.connect import hold_folder
 from smallbatch.pipeline.cluster.ray.files import WORK, pieces
 from smallbatch.pipeline.cluster.ray.shipped import FULL, STALE
 from smallbatch.pipeline.experiments import MODELS, PREPARED
+from smallbatch.records import fence
 
 FETCH = "SMALLBATCH_NODE_DATA"
 """Environment variable of a node: `fetch` brings the images there even where it sees them."""
@@ -89,7 +90,7 @@ class _Post:
             if path.parent.name.endswith(".checkpoints"):
                 continue  # it is renamed once it is whole
             if not path.name.endswith((".lock", ".part")) and ".lock." not in path.name:
-                names[str(path.relative_to(place))] = path
+                names[str(fence.plain(path.relative_to(place)))] = path
         changed = names.keys() != self.digests.keys()
         for name, path in names.items():
             with suppress(FileNotFoundError):  # a checkpoint, in the meantime replaced
@@ -175,29 +176,18 @@ def _workspace(root: Path, name: str) -> Generator[Path]:
     places = private.make_folder(root / "places")
     with private.locked(places / "lock", wait=_LOCK_S):
         for left in places.iterdir():
-            if left.is_dir() and (held := _hold(left)) is not None:
+            if left.is_dir() and (held := hold_folder(left)) is not None:
                 shutil.rmtree(left, ignore_errors=True)
                 os.close(held)
         place = places / f"{name}-{time.time_ns():x}"
         place.mkdir(mode=0o700)
-        held = _hold(place)
+        held = hold_folder(place)
     try:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
         if held is not None:
             os.close(held)
-
-
-def _hold(folder: Path) -> int | None:
-    """A lock on a folder that ends with this process; None where another has it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _lay_out_data(task: Task, message: Mapping[str, Any], place: Path, content: _Content) -> None:

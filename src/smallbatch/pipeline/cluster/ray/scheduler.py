@@ -8,16 +8,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from smallbatch import private
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, first_line
 from smallbatch.pipeline.child import environment
 from smallbatch.pipeline.cluster.board import FINAL, State
-from smallbatch.pipeline.cluster.ray.connect import why
+from smallbatch.pipeline.cluster.ray.connect import gone, why
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
@@ -44,7 +45,15 @@ class Ray:
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """See `Scheduler`: the keeper finds them on the board."""
-        del tasks
+        try:
+            self._submit({task.key for task in tasks})
+        except UserError as error:  # nobody carries them out
+            for task in tasks:
+                state = (self._board.state(task.key) or State(task.number)).now(status="lost")
+                self._board.set_state(task.key, replace(state, message=first_line(error)))
+            raise
+
+    def _submit(self, keys: Collection[str]) -> None:
         if find_spec("ray") is None:
             raise UserError(
                 "compute.cluster: found ray, which is not installed here; allowed after "
@@ -52,20 +61,34 @@ class Ray:
             )
         if keeper_runs(self._board):
             asked = read_note(self._board).get("asked")
-            if asked != self._address:
+            if asked == self._address:
+                return
+            if self._others_under_way(keys):
                 raise UserError(
                     f"compute.ray.address: found {self._address}, while columns of this project "
                     f"are trained on {asked}; `smallbatch cancel` ends them"
                 )
-            return
-        self._start()
+            (self._board.folder / LOCK).unlink()  # without which the keeper ends
+        former = read_note(self._board)
+        try:
+            self._start()
+        except UserError as error:
+            if former.get("asked") == self._address and (said := _gone(former)):
+                raise UserError(said) from error
+            raise
+
+    def _others_under_way(self, keys: Collection[str]) -> bool:
+        others = [task for task in self._board.tasks() if task.key not in keys]
+        states = [self._board.state(task.key) for task in others if task.cluster == "ray"]
+        return any(state and state.status in ("queued", "running") for state in states)
 
     def refresh(self) -> None:
         """See `Scheduler`: without a keeper nothing goes on."""
         if keeper_runs(self._board):
             return
-        said = read_note(self._board).get("message")
-        message = said or f"the keeper ended; {self._board.folder / LOG} says why"
+        note = read_note(self._board)
+        message = note.get("message") or _gone(note)
+        message = message or f"the keeper ended; {self._board.folder / LOG} says why"
         for task in self._board.tasks():
             state = self._board.state(task.key) or State(task.number)
             if task.cluster == "ray" and state.status not in (*FINAL, "lost", "stopped"):
@@ -128,6 +151,14 @@ def _without_secrets() -> dict[str, str]:
     return {k: v for k, v in environment().items() if not k.startswith(_NOT_FOR_NODES)}
 
 
+def _gone(note: Mapping[str, Any]) -> str | None:
+    """What to say where a keeper had a cluster that does not answer any more."""
+    address = str(note.get("address"))
+    if note.get("status") not in ("connected", "ended") or ":" not in address:
+        return None
+    return gone(address)
+
+
 def _last(said: str) -> str:
     return (said.strip().splitlines() or ["the keeper ended without a word"])[-1][:300]
 
@@ -150,6 +181,14 @@ def hold(board: Board) -> int | None:
         os.close(file)
         return None
     return file
+
+
+def is_held(board: Board, file: int) -> bool:
+    """Whether a keeper's lock is still that of the board, which may have been removed."""
+    try:
+        return os.path.samestat(os.fstat(file), (board.folder / LOCK).stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_note(board: Board) -> dict[str, Any]:

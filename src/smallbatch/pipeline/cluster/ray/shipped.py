@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 FULL, TAKEN, STALE = "full", "taken", "stale"
@@ -26,10 +27,12 @@ class Inbox:
         self._offers: dict[str, Any] = {}
         self._wanted: set[str] = set()
 
-    def push(self, head: str, body: bytes) -> str:
+    def push(self, head: object, body: object) -> str:
         """Take a node's message, unless it comes too early, or from an attempt that is over."""
         if self._current is None or self._size > _MOST_BYTES:
             return FULL
+        if not (isinstance(head, str) and isinstance(body, bytes)):
+            raise TypeError("a message is text and bytes")
         content = json.loads(head)
         if self._current.get(content["key"]) != content["of"]:
             return STALE
@@ -39,7 +42,7 @@ class Inbox:
 
     def want(self, name: str) -> Any:
         """The files of a name, once the keeper has laid them out; until then None."""
-        if name not in self._offers:
+        if (name := str(name)) not in self._offers:
             self._wanted.add(name)
         return self._offers.get(name)
 
@@ -75,4 +78,7 @@ def carry_out(inbox: Any, message: str) -> str:
     except Exception as error:  # noqa: BLE001 - whatever an installation lacks
         said = f"{platform.node()}: smallbatch cannot be imported: {error}"
         return json.dumps({"exit": 2, "said": said, "files": {}})
-    return node.carry_out(inbox, json.loads(message))
+    # Not in the process's main thread: while that waits for an answer of the inbox, Ray lends the
+    # task's cores to another task.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(node.carry_out, inbox, json.loads(message)).result()

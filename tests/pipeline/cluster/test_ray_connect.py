@@ -1,0 +1,40 @@
+"""The folder of a cluster of this machine alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from smallbatch.pipeline.cluster.ray.connect import sessions
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from smallbatch.pipeline.cluster.ray.connect import sessions
+with sessions(Path(sys.argv[1])) as place:
+    (place / "r").mkdir()
+    print(place, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_keeper_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    others = tmp_path / "smallbatch-0123"
+    others.mkdir()
+    link = tmp_path / "smallbatch-ray-link"
+    link.symlink_to(others)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as keeper:
+        assert keeper.stdout
+        left = Path(keeper.stdout.readline().strip())
+        assert left.stat().st_mode & 0o777 == 0o700
+        with sessions(tmp_path) as place:
+            assert left.is_dir()
+            assert place.is_dir()
+        assert not place.exists()
+        keeper.kill()
+    assert left.is_dir()
+    with sessions(tmp_path) as place:
+        assert {*tmp_path.iterdir()} == {others, link, place}
