@@ -134,7 +134,7 @@ def test_only_what_waits_is_taken(
 
 @pytest.mark.parametrize("params", [
     {"compute": {"cluster": "moon"}}, {"compute": {"cluster": "ray", "unheard_of": 1}},
-    {"compute": []}, [], {"compute": COMPUTE}, {"compute": COMPUTE, "studies": {"plain": 5}},
+    {"compute": []}, {"compute": COMPUTE}, {"compute": COMPUTE, "studies": {"plain": 5}},
 ])  # fmt: skip
 def test_a_task_that_cannot_be_read_fails_alone(
     params: Any, cluster: Cluster, board: Board
