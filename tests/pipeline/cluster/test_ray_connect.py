@@ -5,12 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from smallbatch.pipeline.cluster.ray import connect
 from smallbatch.pipeline.cluster.ray.connect import sessions
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from smallbatch.pipeline.cluster.ray import connect
 from smallbatch.pipeline.cluster.ray.connect import sessions
 with sessions(Path(sys.argv[1])) as place:
     (place / "r").mkdir()
@@ -38,3 +49,20 @@ def test_what_a_killed_keeper_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert left.is_dir()
     with sessions(tmp_path) as place:
         assert {*tmp_path.iterdir()} == {others, link, place}
+
+
+@pytest.mark.parametrize(("address", "tries"), [("ray://h:10001", 3), ("h:6379", 1)])
+def test_a_client_server_that_was_too_slow_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, address: str, tries: int
+) -> None:
+    monkeypatch.setattr(connect, "_PAUSE_S", 0.0)
+    asked: list[str] = []
+
+    def init(address: str, **_: Any) -> None:
+        asked.append(address)
+        raise ConnectionAbortedError("Initialization failure from server:\nno answer")
+
+    with pytest.raises(ConnectionAbortedError):
+        connect._init(SimpleNamespace(init=init), address)
+    assert asked == [address] * tries
+    connect._init(SimpleNamespace(init=lambda **_: None), address)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -19,6 +20,8 @@ from smallbatch import durable, machine, private
 from smallbatch.errors import UserError
 
 _ANSWER_S = 5.0
+_TRIES, _PAUSE_S = 3, 2.0
+_SLOW = "Initialization failure from server"  # of Ray's client
 _MEMORY = 2**28  # bytes of a local cluster's object store: there only progress passes through it
 _PREFIX = "smallbatch-ray-"
 _LOCK_S = 60.0
@@ -81,6 +84,18 @@ def gone(address: str) -> str | None:
     return None
 
 
+def _init(ray: Any, address: str) -> None:
+    """Connect; to a client server again, if a busy machine gave it too little time to answer."""
+    for left in reversed(range(_TRIES if address.startswith("ray://") else 1)):
+        try:
+            ray.init(address=address, log_to_driver=False, namespace="smallbatch")
+            return
+        except ConnectionError as error:
+            if not left or _SLOW not in str(error):
+                raise
+            time.sleep(_PAUSE_S)
+
+
 @contextmanager
 def connected(address: str | None) -> Generator[Any]:
     """Ray's module, connected; the connection, or the local cluster, ends with the context."""
@@ -94,7 +109,7 @@ def connected(address: str | None) -> Generator[Any]:
             os.environ.update(_ON_LOOPBACK)
         _use_token()
         ray: Any = import_module("ray")
-        ray.init(address=address, log_to_driver=False, namespace="smallbatch")
+        _init(ray, address)
         yield ray
         ray.shutdown()
         return
