@@ -1,4 +1,4 @@
-"""The folder of a cluster of this machine alone."""
+"""The connection to a cluster, and the folder of one of this machine alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ from smallbatch.pipeline.cluster.ray.connect import sessions
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-
-from smallbatch.pipeline.cluster.ray import connect
 from smallbatch.pipeline.cluster.ray.connect import sessions
 with sessions(Path(sys.argv[1])) as place:
     (place / "r").mkdir()
