@@ -17,6 +17,7 @@ from smallbatch.errors import UserError
 from smallbatch.execution.watch import Watch
 from smallbatch.pipeline.cluster import elsewhere, submit, targets
 from smallbatch.pipeline.cluster.board import Board, State, Task
+from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.news import News
 from smallbatch.pipeline.cluster.outstanding import WORK, outstanding
 from smallbatch.pipeline.cluster.wait import Waiter
@@ -76,9 +77,18 @@ def give(
     noted: Noted, given: Params, columns: Collection[tuple[str, int]] = (("a", 4),)
 ) -> tuple[list[str], list[str]]:
     """Keys of what is under way after a submission, and of what it cancelled."""
-    going, cancelled = submit.submit(
-        noted.board, noted, given, "params.yaml", columns, None, lambda: None
+    cancelled: list[Task] = []
+
+    def note(tasks: list[Task]) -> None:
+        events = (noted.board.folder_of(task.key) / EVENTS for task in tasks)
+        assert all(path.exists() for path in events)  # by which MLflow is told
+        cancelled.extend(tasks)
+
+    going = submit.submit(
+        noted.board, noted, given, "params.yaml", columns, None, lambda: None, note
     )
+    for task in going:
+        (noted.board.folder_of(task.key) / EVENTS).touch()
     return [it.key for it in going], [it.key for it in cancelled]
 
 
@@ -112,10 +122,11 @@ def test_they_are_cancelled_where_nothing_is_to_be_trained(noted: Noted) -> None
 def test_columns_that_the_grid_no_longer_names_are_cancelled(noted: Noted) -> None:
     give(noted, params(), [("a", 4), ("a", 16)])
     assert give(noted, params(batch_sizes=[16])) == ([], ["digits-a-m4"])
-    assert (
-        submit.submit(noted.board, noted, params(), "other.yaml", [("a", 4)], None, lambda: None)[1]
-        == []
+    other: list[Task] = []
+    submit.submit(
+        noted.board, noted, params(), "other.yaml", [("a", 4)], None, lambda: None, other.extend
     )
+    assert other == []
 
 
 def test_a_dependent_column_goes_on_when_its_source_is_complete(noted: Noted) -> None:

@@ -41,9 +41,11 @@ def train_elsewhere(
     own, board, key = (study, batch_size), Board(), key_of(params, study, batch_size)
     scheduler = scheduler_of(board, params.compute)
     columns = {own, *columns_of_repro(params)}
-    tasks, cancelled = submit(board, scheduler, params, origin, columns, own, watch.check)
     news = News(board, mirror)
-    _tell_cancelled(news, cancelled)
+    tasks = submit(
+        board, scheduler, params, origin, columns, own, watch.check,
+        lambda cancelled: _tell_cancelled(news, cancelled),
+    )  # fmt: skip
     if key not in {task.key for task in tasks}:
         return
 
@@ -78,17 +80,17 @@ def submit_columns(
     board = Board()
     scheduler = scheduler_of(board, params.compute)
     with Watch() as watch:
-        tasks, cancelled = submit(board, scheduler, params, origin, columns, None, watch.check)
+        tasks = submit(
+            board, scheduler, params, origin, columns, None, watch.check,
+            lambda cancelled: _kill_in_mlflow(board, cancelled),
+        )  # fmt: skip
         if tasks and not wait:
-            _kill_in_mlflow(board, cancelled)
             return f"{count(len(tasks), 'column')} under way: `smallbatch status` shows them"
         if not tasks:
-            _kill_in_mlflow(board, cancelled)
             return "all of these columns are trained"
         mirror = LiveMirror()
         news, done = News(board, mirror), list[Task]()
         try:
-            _tell_cancelled(news, cancelled)
             waiter = Waiter(board, scheduler, tasks, news, watch, done.append)
             waiter.until_ended([task.key for task in tasks])
         except BaseException:

@@ -40,7 +40,8 @@ def submit(
     columns: Collection[tuple[str, int]],
     own: tuple[str, int] | None,
     check: Callable[[], None],
-) -> tuple[list[Task], list[Task]]:
+    on_cancelled: Callable[[list[Task]], None],
+) -> list[Task]:
     """See that all of these columns that lack runs are on the board and carried out.
 
     What is under way already is left alone. What is under way with other settings is cancelled,
@@ -54,9 +55,10 @@ def submit(
         columns: Study and batch size of each.
         own: The one that has to have all of its runs here, whatever DVC's lock file says.
         check: Called while another process has the board; may raise.
+        on_cancelled: Is told of tasks that were cancelled, while the board still has their events.
 
     Returns:
-        The tasks that are under way now, and those that were cancelled.
+        The tasks that are under way now.
 
     Raises:
         UserError: The data is not prepared, or the cluster takes no tasks; the reason in one line.
@@ -65,16 +67,18 @@ def submit(
         wanted = outstanding(params, origin, columns, own)
         under_way = [task for task in board.tasks() if not _has_ended(board, task)]
         if not wanted and not under_way:
-            return [], []
+            return []
         scheduler.refresh()
         under_way = [task for task in under_way if not _has_ended(board, task)]
         stale = _stale(under_way, params, origin)
-        cancel(board, stale)
+        if stale:
+            cancel(board, stale)
+            on_cancelled(stale)
         going = {task.key: task for task in under_way if task not in stale}
         new = [board.put(task) for task in wanted if task.key not in going]
         if new:
             scheduler.submit(new)
-        return [*(going[task.key] for task in wanted if task.key in going), *new], stale
+        return [*(going[task.key] for task in wanted if task.key in going), *new]
 
 
 def _stale(under_way: Sequence[Task], params: Params, origin: str) -> list[Task]:
