@@ -70,6 +70,29 @@ def test_runs_show_while_they_train_and_are_complete_at_the_end(
 
 
 @pytest.mark.slow
+def test_runs_of_a_column_elsewhere_stay_until_they_are_said_to_have_ended(
+    columns: Any, tables: Any
+) -> None:
+    column = read_column(columns.write(8)).info
+    run = RunInfo("a" * 16, 2.0**-3, 0, 10)
+    start = {"kind": "start", **asdict(column), "time": 1.0}
+    mirror = LiveMirror(niceness=0)
+    mirror.forward("x", start)
+    row = {"epoch": 1, "updates": 5, "train_loss": 2.0}
+    mirror.forward("x", {"kind": "epoch", "run": asdict(run), "row": row, "time": 2.0})
+    statuses = "select distinct status from runs"
+    wait_until(lambda: tables.query("select count(*) from runs") == [(2,)])
+    mirror.abort()
+    later = LiveMirror(niceness=0)  # of another command
+    assert tables.query(statuses) == [("RUNNING",)]
+    later.forward("x", start)
+    later.forward("x", {"kind": "kill"})
+    later.abort()
+    wait_until(lambda: tables.query(statuses) == [("KILLED",)])
+    assert tables.query("select count(*) from runs") == [(2,)]
+
+
+@pytest.mark.slow
 def test_one_mirror_completes_several_columns_one_after_another(columns: Any, tables: Any) -> None:
     directories = [columns.write(m) for m in (2, 4, 8)]
     mirror = LiveMirror(niceness=0)

@@ -97,6 +97,14 @@ class LiveColumn:
                 if store.client.get_run(run_id).info.status == "RUNNING":
                     store.client.set_terminated(run_id, "KILLED")
 
+    def kill_all(self, store: Store) -> None:
+        """Mark all of its runs as killed that are running, whichever process left them so."""
+        with exclusive(store.uri, self.column.experiment, wait=LOCK_S):
+            experiment_id = store.experiment_id(self.column.experiment)
+            for run in find_existing(store, experiment_id, self.column.key).own(self.column):
+                if run.info.status == "RUNNING":
+                    store.client.set_terminated(run.info.run_id, "KILLED")
+
     def _open(self, store: Store) -> str:
         self._experiment_id = store.experiment_id(self.column.experiment)
         describe_experiment(store, self._experiment_id, self.column)
@@ -177,8 +185,7 @@ class Mirror:
             column.add(message)
         elif kind == "kill" and column:
             del self._columns[name]
-            _reason(lambda: column.flush(self._open()))  # which finds out which runs are there
-            _reason(lambda: column.kill(self._open()))
+            _reason(lambda: column.kill_all(self._open()))
         elif kind == "drop":
             self._columns.pop(name, None)
         elif kind == "finish":

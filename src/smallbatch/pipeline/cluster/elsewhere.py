@@ -177,8 +177,7 @@ def _refuse_unknown(name: str, asked: Collection[object], known: set[Any]) -> No
 def _tell_cancelled(news: News, tasks: Collection[Task]) -> None:
     """MLflow's runs of these never end: they are marked as killed."""
     for task in tasks:
-        news.pass_on(task)
-        news.ended(task, killed=True)
+        news.kill(task)
 
 
 def _kill_in_mlflow(board: Board, tasks: Collection[Task]) -> None:

@@ -6,7 +6,7 @@ The files may be of another version, or damaged. What the mirror could not use i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -90,7 +90,16 @@ class News:
     def pass_on(self, task: Task) -> None:
         """What is new of a task."""
         path = self._board.folder_of(task.key) / EVENTS
-        for line in self._new_lines(task.key, path):
+        self._forward(task, self._new_lines(task.key, path))
+
+    def kill(self, task: Task) -> None:
+        """Have its runs marked as killed, of which perhaps another process told MLflow."""
+        path = self._board.folder_of(task.key) / EVENTS
+        self._forward(task, self._new_lines(task.key, path)[:1])
+        self.ended(task, killed=True)
+
+    def _forward(self, task: Task, lines: Iterable[bytes]) -> None:
+        for line in lines:
             try:
                 message = _MESSAGE.validate_json(line)
             except ValidationError:
