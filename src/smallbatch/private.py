@@ -199,6 +199,14 @@ def locked(path: Path, *, wait: float, check: Callable[[], None] = lambda: None)
         os.close(descriptor)  # with the lock
 
 
+def hold(descriptor: int) -> int | None:
+    """Lock a descriptor's file until this process ends; None, and closed, if another has it."""
+    if _lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
 def _lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

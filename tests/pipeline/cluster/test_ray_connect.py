@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallbatch.pipeline.cluster.ray import connect
+from smallbatch.pipeline.cluster.ray import connect, scheduler
 from smallbatch.pipeline.cluster.ray.connect import sessions
 
 PROGRAM = """
@@ -60,3 +60,12 @@ def test_a_client_server_that_was_too_slow_is_asked_again(
         connect._init(SimpleNamespace(init=init), address)
     assert asked == [address] * tries
     connect._init(SimpleNamespace(init=lambda **_: None), address)
+
+
+def test_the_keeper_has_nothing_of_mlflow_and_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI", "DVC_STAGE"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("RAY_ADDRESS", "kept")
+    found = scheduler._without_secrets()
+    assert found["RAY_ADDRESS"] == "kept"
+    assert "secret" not in found.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -10,8 +9,8 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ _TRIES, _PAUSE_S = 3, 2.0
 _SLOW = "Initialization failure from server"  # of Ray's client
 _MEMORY = 2**28  # bytes of a local cluster's object store: there only progress passes through it
 _PREFIX = "smallbatch-ray-"
-_LOCK_S = 60.0
+_LOCK_S = 600.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Else Ray binds to, and looks for, the address that the machine has on its network.
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -137,23 +136,38 @@ def connected(address: str | None) -> Generator[Any]:
             ray.shutdown()
 
 
-@contextmanager
-def sessions(parent: Path = Path("/tmp")) -> Generator[Path]:  # noqa: S108
+def sessions(parent: Path = Path("/tmp")) -> AbstractContextManager[Path]:  # noqa: S108
     """A folder of this user alone; those that killed keepers left are removed first.
 
     Its path is short, for names of sockets have at most 107 bytes.
     """
-    with private.locked(private.make_folder(machine.cache_folder()) / "ray.lock", wait=_LOCK_S):
-        for left in parent.glob(f"{_PREFIX}*"):
+    return own_folder(
+        private.make_folder(machine.cache_folder()) / "ray.lock",
+        parent.glob(f"{_PREFIX}*"),
+        lambda: Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)),
+    )
+
+
+@contextmanager
+def own_folder(lock: Path, others: Iterable[Path], make: Callable[[], Path]) -> Generator[Path]:
+    """A folder while the context lasts; those that killed processes left are removed first.
+
+    Args:
+        lock: A file that is locked meanwhile.
+        others: Folders like this one. Those that a process uses, and other users', stay.
+        make: Makes it.
+    """
+    with private.locked(lock, wait=_LOCK_S):
+        for left in others:
             with suppress(OSError):
                 found = left.lstat()
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
                     continue
-                if (held := hold_folder(left)) is not None:
+                if (held := _hold_folder(left)) is not None:
                     shutil.rmtree(left, ignore_errors=True)
                     os.close(held)
-        place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        held = hold_folder(place)
+        place = make()
+        held = _hold_folder(place)
     try:
         yield place
     finally:
@@ -162,15 +176,10 @@ def sessions(parent: Path = Path("/tmp")) -> Generator[Path]:  # noqa: S108
             os.close(held)
 
 
-def hold_folder(folder: Path) -> int | None:
+def _hold_folder(folder: Path) -> int | None:
     """A lock on a folder that ends with this process; None where another has it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return private.hold(os.open(folder, flags))
 
 
 def _use_token() -> None:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from smallbatch.errors import UserError
 from smallbatch.pipeline.child import environment
 from smallbatch.pipeline.cluster.board import FOLDER, Board, State, Task
 from smallbatch.pipeline.cluster.journal import EVENTS
-from smallbatch.pipeline.cluster.ray.connect import hold_folder
+from smallbatch.pipeline.cluster.ray.connect import own_folder
 from smallbatch.pipeline.cluster.ray.files import WORK, pieces
 from smallbatch.pipeline.cluster.ray.shipped import FULL, STALE
 from smallbatch.pipeline.experiments import MODELS, PREPARED
@@ -170,24 +169,16 @@ class _Content:
         part.replace(path)
 
 
-@contextmanager
-def _workspace(root: Path, name: str) -> Generator[Path]:
+def _workspace(root: Path, name: str) -> AbstractContextManager[Path]:
     """A folder for one attempt; those whose task was killed are removed first."""
     places = private.make_folder(root / "places")
-    with private.locked(places / "lock", wait=_LOCK_S):
-        for left in places.iterdir():
-            if left.is_dir() and (held := hold_folder(left)) is not None:
-                shutil.rmtree(left, ignore_errors=True)
-                os.close(held)
+
+    def make() -> Path:
         place = places / f"{name}-{time.time_ns():x}"
         place.mkdir(mode=0o700)
-        held = hold_folder(place)
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        return place
+
+    return own_folder(places / "lock", places.iterdir(), make)
 
 
 def _lay_out_data(task: Task, message: Mapping[str, Any], place: Path, content: _Content) -> None:

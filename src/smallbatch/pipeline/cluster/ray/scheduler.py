@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -174,13 +173,7 @@ def keeper_runs(board: Board) -> bool:
 
 def hold(board: Board) -> int | None:
     """The keeper's lock; None where another has it."""
-    file = private.open_lock(board.folder / LOCK)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    return file
+    return private.hold(private.open_lock(board.folder / LOCK))
 
 
 def is_held(board: Board, file: int) -> bool:
