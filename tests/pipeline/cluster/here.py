@@ -6,6 +6,7 @@ Run as a program it is the `smallbatch` command whose cluster, whatever is asked
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -48,6 +49,7 @@ class Here:
             if (job := self.board.job(key)) and _lives(job["pid"]):
                 process = psutil.Process(job["pid"])
                 process.terminate()
+                os.killpg(process.pid, signal.SIGCONT)  # a test may have stopped it
                 process.wait(20)
             if state := self.board.state(key):
                 self.board.set_state(key, state.now(status="cancelled"))

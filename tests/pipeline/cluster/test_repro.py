@@ -33,7 +33,7 @@ studies:
   ghost:
     {{model: resnet8, norm: ghost, epochs: 1, weight_decay: 0.0, base_lr: best of resnet8,
       bn_batch_sizes: [4, 8]}}
-compute: {{engine: loop, workers: 1, cluster: {cluster}, checkpoint_seconds: 1}}
+compute: {{engine: loop, workers: 1, cluster: {cluster}, checkpoint_seconds: 0.2}}
 """
 KEY = "digits-resnet8-m8"
 
@@ -51,7 +51,7 @@ class Clustered:
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             words, cwd=self.root, env=self.environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def call(self, *words: str, status: int = 0) -> str:
@@ -63,6 +63,11 @@ class Clustered:
     def states(self) -> dict[str, dict[str, Any]]:
         paths = self.root.glob(".smallbatch/cluster/*/state.json")
         return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+    def signal(self, number: int) -> None:
+        """Send it to every process of the column's worker: one that is stopped cannot end early."""
+        job = json.loads((self.root / f".smallbatch/cluster/{KEY}/job.json").read_text())
+        os.killpg(job["pid"], number)
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         paths = self.root.glob(".smallbatch/cluster/*/task-*.json")
@@ -113,14 +118,11 @@ def test_a_target_trains_alone_and_a_repro_fans_out_with_the_files_of_a_local_on
 def test_what_ends_a_repro_leaves_the_cluster_and_the_next_one_takes_its_work(
     tmp_path: Path,
 ) -> None:
-    clustered = Clustered(tmp_path, epochs=60)
+    clustered = Clustered(tmp_path, epochs=150)
     repro = clustered.start("dvc", "repro", "train@resnet8-8")
     until(lambda: clustered.states().get(KEY, {}).get("share", 0) > 0)
-    children = subprocess.run(
-        ["pgrep", "-P", str(repro.pid)], capture_output=True, text=True, check=True
-    )
-    for pid in [repro.pid, *map(int, children.stdout.split())]:  # as Ctrl-C sends it, to all
-        os.kill(pid, signal.SIGINT)
+    clustered.signal(signal.SIGSTOP)
+    os.killpg(repro.pid, signal.SIGINT)  # as Ctrl-C sends it: to DVC, its shell and the stage
     assert "the cluster goes on with 1 column" in repro.communicate(timeout=60)[0]
     assert clustered.call("smallbatch", "status").startswith(f"{KEY}  running")
 
@@ -130,18 +132,20 @@ def test_what_ends_a_repro_leaves_the_cluster_and_the_next_one_takes_its_work(
         again.kill()  # DVC alone
         assert "the cluster goes on with 1 column" in "".join(output)
 
+    clustered.signal(signal.SIGCONT)
     clustered.call("dvc", "repro", "train@resnet8-8")
     state = clustered.states()[KEY]
     assert (state["status"], state["number"], state["attempt"]) == ("done", 1, 1)
 
 
 def test_cancelled_and_lost_columns_go_on_from_what_they_had(tmp_path: Path) -> None:
-    clustered = Clustered(tmp_path, epochs=60)
+    clustered = Clustered(tmp_path, epochs=150)
     clustered.call("smallbatch", "prepare")
     words = ("smallbatch", "submit", "resnet8", "--batch-size", "8", "--cluster", "slurm")
     assert "1 column under way" in clustered.call(*words, "--detach")
     key = KEY
     until(lambda: clustered.states()[key]["share"])
+    clustered.signal(signal.SIGSTOP)
     assert "1 column under way" in clustered.call(*words, "--detach")  # and none is doubled
     assert clustered.states()[key]["number"] == 1
     assert "1 column cancelled" in clustered.call("smallbatch", "cancel")
