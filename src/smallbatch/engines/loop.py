@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from smallbatch.config.model_files import model_digest
+from smallbatch.engines.batches import BatchSource, Evaluated
 from smallbatch.engines.flat import FlatWeights, flat_weights
-from smallbatch.engines.resident import Resident, Split
 from smallbatch.engines.tally import Tally
 from smallbatch.errors import UserError
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
 from smallbatch.protocol.outcome import Row, RunResult
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import scheduled_lr, updates_after
-from smallbatch.protocol.stream import stretches
 from smallbatch.records.checkpoints import Keeper, KeepNothing, State
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ LOOK_EVERY = {"cpu": 1, "cuda": 64}
 
 def train(
     run: Run,
-    data: Resident,
+    data: BatchSource,
     *,
     dtype: torch.dtype = torch.float32,
     on_epoch: Callable[[Row], None] = lambda _: None,
@@ -48,7 +47,7 @@ def train(
 
     Args:
         run: The run.
-        data: The resident data set; its device and dtype are those of the training.
+        data: The data set; its device and dtype are those of the training.
         dtype: The dtype of the weights; float64 is for tests of exactness.
         on_epoch: Called with the epoch's row at the end of each epoch.
         keeper: Keeps the run's checkpoints.
@@ -56,7 +55,7 @@ def train(
     Raises:
         Stopping: The keeper asked to stop.
     """
-    device = data.train.images.device
+    device = data.device
     model = initial_model(run, data).to(device, dtype)
     weights = flat_weights(model, run.settings, run.batch_size)
     with arithmetic(run.settings.precision, device):
@@ -76,7 +75,7 @@ def train(
 @dataclass
 class _Trainer:
     run_: Run
-    data: Resident
+    data: BatchSource
     model: nn.Module
     weights: FlatWeights
     on_epoch: Callable[[Row], None]
@@ -101,13 +100,11 @@ class _Trainer:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The remaining batches, until a divergence is seen."""
-        run, n, m = self.run_, len(self.data.train), self.run_.batch_size
-        for stretch in stretches(run.seed, n, run.settings.epochs, m, self.update):
-            table = self.data.place(stretch)
-            for first in range(0, len(stretch), m):
-                if self.diverged_at is not None:
-                    return
-                yield self.data.batch(table[:, first : first + m])
+        run = self.run_
+        rest = self.data.batches(run.seed, run.settings.epochs, run.batch_size, self.update)
+        with closing(rest):
+            while self.diverged_at is None and (batch := next(rest, None)) is not None:
+                yield batch
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         study, lr = self.run_.settings, self._lr(self.update)
@@ -207,25 +204,22 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, pause: Callable[[], None] = lambda: None
+    model: nn.Module, split: Evaluated, pause: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode.
 
     ``pause`` is called between batches.
     """
     model.eval()
-    device = split.images.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in zip(
-        split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True
-    ):
+    loss: Tensor | float = 0.0
+    correct: Tensor | int = 0
+    for images, labels in split.batches(EVAL_BATCH):
         logits = model(images.clone())  # a copy, as a model may work in place
         loss += cross_entropy(logits.double(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
         pause()
     model.train()
-    return loss.item() / len(split), int(correct) / len(split)
+    return float(loss) / len(split), int(correct) / len(split)
 
 
 @contextmanager
@@ -245,12 +239,12 @@ def arithmetic(precision: Precision, device: torch.device) -> Generator[None, No
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Module:
+def initial_model(run: Run, data: BatchSource, *, weights: bool = True) -> nn.Module:
     """The run's model on the CPU, initialised from its seed, for the data's images and classes.
 
     Args:
         run: The run.
-        data: The resident data.
+        data: The data set.
         weights: Whether pretrained weights are read; its structure needs none.
 
     Raises:
@@ -259,7 +253,7 @@ def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Modul
     """
     # Layers that draw random numbers, such as dropout in a timm model, also use the run's seed.
     torch.manual_seed(run.seed)
-    _, channels, height, width = data.train.images.shape
+    channels, height, width = data.image
     built = build_model(
         run.settings.model,
         run.settings.norm,
@@ -281,7 +275,9 @@ def initial_model(run: Run, data: Resident, *, weights: bool = True) -> nn.Modul
     return built
 
 
-def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[str, float | None]:
+def _final_metrics(
+    model: nn.Module, data: BatchSource, trained: _Trainer
+) -> dict[str, float | None]:
     finished = trained.diverged_at is None
     final: dict[str, float | None] = {}
     scores = evaluate(model, data.train, trained.pause) if finished else (None, None)
@@ -294,8 +290,9 @@ def _final_metrics(model: nn.Module, data: Resident, trained: _Trainer) -> dict[
     if finished and has_batch_norm(model):
         kept = {name: value.clone() for name, value in model.state_dict().items()}
         # Every n-th image, not the first ones, because image folders are sorted by class.
-        stride = -(-data.train.images[:, 0].numel() // POPULATION_PIXELS)
-        recompute_population_statistics(model, data.train.images[::stride])
+        _, height, width = data.image
+        stride = -(-len(data.train) * height * width // POPULATION_PIXELS)
+        recompute_population_statistics(model, data.every(stride))
         scores = evaluate(model, data.test)
         final["population_test_loss"], final["population_test_accuracy"] = scores
         model.load_state_dict(kept)

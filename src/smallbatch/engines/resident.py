@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from smallbatch.data.prepared import Dataset
 from smallbatch.errors import UserError
-from smallbatch.protocol.stream import PAD, Examples
+from smallbatch.protocol.stream import PAD, Examples, stretches
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`~engines.batches.Evaluated`."""
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,30 @@ class Resident:
     validation: Split | None
     windows: Tensor | None
     classes: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.train.images.device
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def batches(
+        self, seed: int, epochs: int, batch_size: int, start: int = 0
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """See :class:`~engines.batches.BatchSource`."""
+        for stretch in stretches(seed, len(self.train), epochs, batch_size, start):
+            table = self.place(stretch)
+            for first in range(0, len(stretch), batch_size):
+                yield self.batch(table[:, first : first + batch_size])
+
+    def every(self, stride: int) -> Tensor:
+        """See :class:`~engines.batches.BatchSource`."""
+        return self.train.images[::stride]
 
     def place(self, examples: Examples) -> Tensor:
         """A part of the stream as a table on the device; the host waits for the copy.
