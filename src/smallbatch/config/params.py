@@ -96,8 +96,10 @@ class ComputeConfig(Strict):
     """How runs are computed; nothing here changes results by more than float rounding.
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
-    of the free memory. ``checkpoint_seconds`` is the time between a run's checkpoints, which is the
-    most work that a crash can lose. ``cluster`` is what trains the columns elsewhere.
+    of the free memory. ``decoders`` are processes beside each worker that decode images which are
+    kept encoded; ``auto`` is none on a CPU, where the workers do that themselves, and on GPUs a
+    share of the other cores. ``checkpoint_seconds`` is the time between a run's checkpoints, which
+    is the most work that a crash can lose. ``cluster`` is what trains the columns elsewhere.
     ``same_hardware`` forbids columns of which different processors or GPUs trained the runs.
     """
 
@@ -105,6 +107,7 @@ class ComputeConfig(Strict):
     engine: EngineSetting = "auto"
     workers: WorkerCount = "auto"
     memory: Gibibytes = "auto"
+    decoders: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     cluster: Literal["none", "ray", "slurm"] = "none"
     ray: RayConfig = RayConfig()

@@ -50,6 +50,7 @@ class Meta:
     counts: dict[str, int]
     fingerprint: str
     scale: str | None = None
+    short_side: int | None = None
 
 
 @dataclass(frozen=True)

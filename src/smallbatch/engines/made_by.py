@@ -47,11 +47,22 @@ def sources(*entries: str) -> tuple[Path, ...]:
     return modules.sources(*entries, leave_out=NO_NUMBERS)
 
 
+def _of_streamed() -> dict[str, str]:
+    """What decoded images depend on: torchvision, and the code that decodes and crops."""
+    code = _digest(("engines/streamed.py",))[:12]
+    return {"torchvision": _release(metadata.version("torchvision")), "decoding": code}
+
+
 @cache
 def code_digest(engine: Engine) -> str:
     """Hash of the sources that determine a run's numbers under an engine."""
+    return _digest(ENTRY[engine])
+
+
+@cache
+def _digest(entries: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for path in sources(*ENTRY[engine]):
+    for path in sources(*entries):
         digest.update(f"{path}\n".encode() + (modules.PACKAGE / path).read_bytes())
     return digest.hexdigest()
 
@@ -68,10 +79,25 @@ def native_version(
 
 
 def made_by_on(
-    engine: Engine, device: str, study: StudyConfig, kernels: Kernels | None = None
+    engine: Engine,
+    device: str,
+    study: StudyConfig,
+    kernels: Kernels | None = None,
+    *,
+    streamed: bool = False,
 ) -> str:
-    """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware."""
+    """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware.
+
+    Args:
+        engine: The engine.
+        device: ``cpu`` or ``cuda``.
+        study: The run's settings.
+        kernels: Of stacked lanes on a GPU.
+        streamed: Whether its images are decoded while it trains.
+    """
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    if streamed:
+        versions += [f"{name} {version}" for name, version in _of_streamed().items()]
     hardware = machine.gpu_name() if device == "cuda" else machine.processor()
     by = native_version(engine, device, study, kernels) or kernels or "torch"
     if kernels == "triton":
@@ -142,7 +168,7 @@ def versions_here() -> dict[str, str]:
     with suppress(metadata.PackageNotFoundError):
         metadata.version("triton")
         names.append("triton")
-    return {name: _release(metadata.version(name)) for name in names}
+    return {name: _release(metadata.version(name)) for name in names} | _of_streamed()
 
 
 def choices_here() -> frozenset[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -23,7 +23,9 @@ from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.config.study import StudyConfig
+    from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
+    from smallbatch.engines.batches import BatchSource
     from smallbatch.engines.resident import Resident
     from smallbatch.execution.watch import Watch
     from smallbatch.protocol.run import Run
@@ -51,7 +53,7 @@ class Job:
 
     column: Sequence[Run]
     missing: Sequence[Run]
-    dataset: Dataset
+    dataset: Dataset | EncodedDataset
     placement: Placement
     work: Path
     environment: Environment
@@ -83,7 +85,7 @@ class Chunk:
     checkpoints: Checkpoints
 
 
-def plan_chunks(job: Job, data: Resident) -> list[list[str]]:
+def plan_chunks(job: Job, data: BatchSource) -> list[list[str]]:
     """Hashes of each chunk's runs, kept for the next attempt.
 
     The chunks of an earlier attempt that still hold missing runs come first, then new ones for the
@@ -143,11 +145,12 @@ def tell_resumed(job: Job, planned: Sequence[Sequence[str]]) -> None:
 
 def _image_bytes(job: Job) -> int:
     """Most bytes of the images on a device, in float32, where training images may be padded."""
-    pixels = sum(array.size for array in job.dataset.arrays().values() if array.ndim > 1)
+    arrays = cast("Dataset", job.dataset).arrays().values()  # the stacked engine has no others
+    pixels = sum(array.size for array in arrays if array.ndim > 1)
     return 4 * pixels * (2 if job.missing[0].settings.augment else 1)
 
 
-def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
+def _lanes_at_most(job: Job, data: BatchSource) -> tuple[int, bool]:
     """Most lanes of a chunk, by a worker's memory, and whether the user set the memory."""
     if job.placement.engine == "loop":
         return 1, False
@@ -160,5 +163,5 @@ def _lanes_at_most(job: Job, data: Resident) -> tuple[int, bool]:
         memory = int(CAPTURED_SHARE * (free - (_image_bytes(job) if job.devices else 0)))
     else:
         memory = int(MEMORY_SHARE * free_memory()) // job.workers
-    lanes = memory // lane_bytes(job.missing[0], data)
+    lanes = memory // lane_bytes(job.missing[0], cast("Resident", data))
     return max(1, min(lanes, job.placement.method.lanes or lanes)), job.placement.memory is not None

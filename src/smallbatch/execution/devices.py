@@ -34,7 +34,9 @@ def start_workers(
     parcel, workers = Parcel((job, planned)), list[SpawnProcess]()
     for device in job.devices[: len(planned)]:
         arguments = (parcel, shared, os.getpid())
-        workers.append(context.Process(target=_begin, args=arguments, daemon=True))
+        workers.append(
+            context.Process(target=_begin, args=arguments, daemon=not job.placement.decoders)
+        )
         with _seeing(device), _signals_held():
             workers[-1].start()
     parcel.close()

@@ -13,14 +13,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.context import BaseContext
 from queue import Empty
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from smallbatch.config.base_lr import format_base_lr
+from smallbatch.data.encoded import EncodedDataset
 from smallbatch.engines.lanes import train_lanes
 from smallbatch.engines.loop import initial_model, train
 from smallbatch.engines.resident import load_resident
+from smallbatch.engines.streamed import Streamed
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.execution.chunks import Chunk, Job, open_chunk, plan_chunks, tell_resumed
 from smallbatch.execution.devices import start_workers
@@ -32,6 +34,7 @@ from smallbatch.records.schema import Clock
 
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
+    from smallbatch.engines.batches import BatchSource
     from smallbatch.engines.resident import Resident
     from smallbatch.protocol.outcome import Row, RunResult
     from smallbatch.protocol.run import Run
@@ -80,7 +83,7 @@ def train_all(
         Stopped: The watch asked to stop; all progress is kept.
     """
     _set_up(job)
-    data = _resident(job, _first_images(job.dataset) if job.devices else job.dataset)
+    data = _images(job, _first_images(job.dataset) if job.devices else job.dataset)
     initial_model(job.missing[0], data)  # a model that does not fit the images fails here, once
     planned = plan_chunks(job, data)
     tell_resumed(job, planned)
@@ -96,7 +99,7 @@ def train_all(
         shared = Shared.by(fork)
         workers = [
             fork.Process(target=_work_forked, args=(job, data, planned, shared, os.getpid()),
-                         daemon=True)
+                         daemon=not job.placement.decoders)  # a daemon may have no children
             for _ in range(job.workers)
         ]  # fmt: skip
         for worker in workers:
@@ -117,13 +120,18 @@ def _set_up(job: Job) -> None:
         torch.backends.cudnn.deterministic = True
 
 
-def _resident(job: Job, dataset: Dataset) -> Resident:
-    augment = job.missing[0].settings.augment
-    return load_resident(dataset, augment=augment, device=torch.device(job.placement.device))
+def _images(job: Job, dataset: Dataset | EncodedDataset) -> BatchSource:
+    augment, device = job.missing[0].settings.augment, torch.device(job.placement.device)
+    if isinstance(dataset, EncodedDataset):
+        processes = job.placement.decoders
+        return Streamed(dataset, augment=augment, device=device, processes=processes)
+    return load_resident(dataset, augment=augment, device=device)
 
 
-def _first_images(dataset: Dataset) -> Dataset:
+def _first_images(dataset: Dataset | EncodedDataset) -> Dataset | EncodedDataset:
     """The first image of each split: enough to build a model for them and count its memory."""
+    if isinstance(dataset, EncodedDataset):
+        return dataset  # none is in memory
     return replace(dataset, **{name: array[:1] for name, array in dataset.arrays().items()})
 
 
@@ -133,7 +141,7 @@ def _peak_memory(job: Job) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _train_here(job: Job, data: Resident, planned: list[list[str]], news: _News) -> None:
+def _train_here(job: Job, data: BatchSource, planned: list[list[str]], news: _News) -> None:
     def stopping() -> bool:
         job.beat()
         return job.watch.stopping()
@@ -218,13 +226,13 @@ def _events(job: Job, workers: Sequence[Any], shared: Shared) -> Iterator[tuple[
 
 
 def _work_forked(
-    job: Job, data: Resident, planned: list[list[str]], shared: Shared, parent: int
+    job: Job, data: BatchSource, planned: list[list[str]], shared: Shared, parent: int
 ) -> None:
     live_and_die_with(parent)
     work(job, data, planned, shared)
 
 
-def work(job: Job, data: Resident | None, planned: list[list[str]], shared: Shared) -> None:
+def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: Shared) -> None:
     """Be a worker: train the next chunk until none is left; what happens is told as events.
 
     Args:
@@ -244,9 +252,9 @@ def work(job: Job, data: Resident | None, planned: list[list[str]], shared: Shar
 
     news = _News(put("begun"), put("epoch"), done)
 
-    def load() -> Resident:
+    def load() -> BatchSource:
         _set_up(job)
-        return _resident(job, job.dataset)
+        return _images(job, job.dataset)
 
     data = data or _try(load, events, job.missing[0].hash)
     events.put(("ready", "", os.getpid()))
@@ -256,7 +264,7 @@ def work(job: Job, data: Resident | None, planned: list[list[str]], shared: Shar
         if i >= len(planned):
             return
 
-        def train_next(data: Resident = data, hashes: Sequence[str] = planned[i]) -> None:
+        def train_next(data: BatchSource = data, hashes: Sequence[str] = planned[i]) -> None:
             chunk = open_chunk(job, hashes, lambda: bool(shared.stop.value))
             _train_chunk(job, data, chunk, news)
 
@@ -283,7 +291,7 @@ def _try(call: Callable[[], T], events: Any, name: str) -> T | None:
     return None
 
 
-def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
+def _train_chunk(job: Job, data: BatchSource, chunk: Chunk, news: _News) -> None:
     """Train the runs of a chunk, and write each run's record when it ends."""
     # Some runs may have a record already, if they ended after the checkpoint that is resumed.
     missing = {run.hash for run in job.missing}
@@ -316,7 +324,7 @@ def _train_chunk(job: Job, data: Resident, chunk: Chunk, news: _News) -> None:
         if job.placement.engine == "stacked":
             recorded = {run for run in chunk.runs if run.hash not in missing}
             train_lanes(
-                chunk.runs, data, on_epoch=tell, on_end=keep, keeper=checkpoints,
+                chunk.runs, cast("Resident", data), on_epoch=tell, on_end=keep, keeper=checkpoints,
                 kernels=job.placement.method.kernels, by_torch=job.placement.native is None,
                 native=job.placement.native, recorded=recorded,
             )  # fmt: skip

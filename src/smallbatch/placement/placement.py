@@ -43,6 +43,7 @@ class Placement:
         devices: The GPUs, if they are several, as `CUDA_VISIBLE_DEVICES` names them; each then has
             a worker.
         native: The version of the native kernels if they compute the lanes; None if others do.
+        decoders: Processes beside each worker that decode images.
         remark: One line if the engine is not the one asked for.
     """
 
@@ -52,6 +53,7 @@ class Placement:
     memory: int | None
     made_by: str
     native: str | None = None
+    decoders: int = 0
     remark: str | None = None
     devices: tuple[str, ...] = ()
     makers: Makers = field(default_factory=Makers)
@@ -81,7 +83,7 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
     device = resolve_device(compute.device)
     choice = _choose(column, compute, device, keep)
     method, study = choice.method, column.runs[0].settings
-    made_by = made_by_on(method.engine, device, study, method.kernels)
+    made_by = made_by_on(method.engine, device, study, method.kernels, streamed=column.streamed)
     devices, others = _devices(column, device)
     earlier = earlier_makers(made_by, method.engine, study, method.kernels)
     return Placement(
@@ -92,12 +94,16 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
         made_by=made_by,
         makers=makers_of(study, compute, method.engine, exact=(made_by, *earlier)),
         native=native_version(method.engine, device, study, method.kernels),
+        decoders=_decoders(column, compute, device) if column.streamed else 0,
         remark="; ".join(filter(None, (choice.remark, others))) or None,
         devices=devices,
     )
 
 
 def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> Choice:
+    if column.streamed:
+        remark = "the stacked engine needs all images in memory; the loop engine decodes them"
+        return Choice(Method("loop"), remark if compute.engine == "stacked" else None)
     if device == "cpu":
         import torch
 
@@ -181,6 +187,16 @@ def _workers(column: Column, compute: ComputeConfig, device: str) -> int:
         return max(1, len(_devices(column, device)[0]))
     workers = machine.cores() if compute.workers == "auto" else compute.workers
     return min(workers, len(column.runs))
+
+
+def _decoders(column: Column, compute: ComputeConfig, device: str) -> int:
+    """The number of processes that decode images for one worker."""
+    if compute.decoders != "auto":
+        return compute.decoders
+    if device == "cpu":
+        return 0
+    workers = _workers(column, compute, device)
+    return max(1, (machine.cores() - workers) // workers)
 
 
 def _devices(column: Column, device: str) -> tuple[tuple[str, ...], str | None]:

@@ -14,6 +14,7 @@ from smallbatch.protocol.run import Run
 from smallbatch.protocol.schedule import updates_after
 
 if TYPE_CHECKING:
+    from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
 
 
@@ -28,8 +29,13 @@ class Column:
     """
 
     study: str
-    dataset: Dataset
+    dataset: Dataset | EncodedDataset
     runs: tuple[Run, ...]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are decoded while runs train, as they are too many to lie in memory."""
+        return self.dataset.meta.short_side is not None
 
     @property
     def batch_size(self) -> int:
@@ -45,7 +51,7 @@ class Column:
 def plan_column(
     study: str,
     settings: StudyConfig,
-    dataset: Dataset,
+    dataset: Dataset | EncodedDataset,
     *,
     batch_size: int,
     base_lrs: Sequence[float],

@@ -121,7 +121,7 @@ def find_out(column: Column, compute: ComputeConfig) -> None:
     Raises:
         UserError: The device does not exist, or the model cannot be built for these images.
     """
-    if compute.engine != "auto" or len(column.runs) == 1:
+    if compute.engine != "auto" or len(column.runs) == 1 or column.streamed:
         return
     run, device = column.runs[0], resolve_device(compute.device)
     workload = workload_of(column, compute)

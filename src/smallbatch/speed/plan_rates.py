@@ -137,10 +137,11 @@ def _candidates(column: Column, params: Params) -> list[Method]:
     workload, asked = workload_of(column, params.compute), params.compute.engine
     device = resolve_device(params.compute.device)
     engines: list[Engine] = ["loop"]
-    if asked != "loop" and workload.lanes > 1 and can_stack(column, device):
+    stacks = asked != "loop" and not column.streamed
+    if stacks and workload.lanes > 1 and can_stack(column, device):
         engines = ["stacked"] if asked == "stacked" else ["loop", "stacked"]
     methods = methods_of(workload, engines)
-    if asked != "stacked":
+    if asked != "stacked" or column.streamed:
         return methods
     kernels = place(column, params.compute, keep=False).method.kernels
     return [method for method in methods if method.kernels == kernels]
