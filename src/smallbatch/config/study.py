@@ -47,7 +47,8 @@ class StudyConfig(Strict):
 
     ``pretrained`` is a file of weights, relative to the project's folder, or ``timm`` for those
     that timm has; the head is initialised anew. With ``freeze: head only`` only the head is
-    trained.
+    trained. With ``input: timm`` images that are kept encoded have the size, the normalisation, the
+    crop and the filter that timm states for the model, instead of the data set's own.
     """
 
     model: str
@@ -74,6 +75,7 @@ class StudyConfig(Strict):
     lrs: BaseLrs | None = None
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     freeze: Literal["head only"] | None = None
+    input: Literal["timm"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -51,6 +51,8 @@ class Meta:
     fingerprint: str
     scale: str | None = None
     short_side: int | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from smallbatch.errors import UserError, WorkerLost
 from smallbatch.processes import die_with
-from smallbatch.protocol.crops import Crop, centre_crop, random_crop
+from smallbatch.protocol.crops import CENTRE, Crop, centre_crop, random_crop
 from smallbatch.protocol.stream import stretches
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ class _Wanted:
     epoch: int | None = None
     mirrored: bool = False
 
-    def crop(self, height: int, width: int) -> Crop:
+    def crop(self, height: int, width: int, ratio: float) -> Crop:
         if self.epoch is None:
-            return centre_crop(height, width)
+            return centre_crop(height, width, ratio)
         return random_crop(self.seed, self.epoch, self.row, height, width)
 
 
@@ -52,7 +53,7 @@ class _Images(Dataset["Piece | UserError"]):
     """What a process that decodes needs; an error is handed over, as raising it would bury it."""
 
     split: EncodedSplit
-    side: int
+    meta: Meta
 
     def __getitems__(self, wanted: list[_Wanted]) -> Piece | UserError:
         try:
@@ -69,11 +70,14 @@ class _Images(Dataset["Piece | UserError"]):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"image {wanted.row} of {self.split.folder}: {reason}") from None
-        top, left, height, width = wanted.crop(*image.shape[1:])
-        part = image[None, :, top : top + height, left : left + width]
+        _, height, width = image.shape
+        crop = wanted.crop(height, width, self.meta.crop_ratio or CENTRE)
+        rows, columns = slice(crop.top, crop.bottom), slice(crop.left, crop.right)
+        part = image[None, :, rows, columns]
         # In this layout the filter works on all channels at once.
         part = part.contiguous(memory_format=torch.channels_last)
-        square = resize(part, [self.side, self.side], antialias=True)[0]
+        side, filter_ = self.meta.height, self.meta.interpolation or "bilinear"
+        square = resize(part, [side, side], InterpolationMode(filter_), antialias=True)[0]
         return square.flip(2) if wanted.mirrored else square
 
 
@@ -83,7 +87,7 @@ class _Decoding:
     def __init__(
         self, meta: Meta, device: torch.device, dtype: torch.dtype, processes: int
     ) -> None:
-        self.side, self.device, self.dtype, self.processes = meta.height, device, dtype, processes
+        self.meta, self.device, self.dtype, self.processes = meta, device, dtype, processes
         mean = torch.tensor(meta.mean, dtype=torch.float64)[:, None, None]
         std = torch.tensor(meta.std, dtype=torch.float64)[:, None, None]
         std = torch.where(std > 0, std, 1.0)  # a constant channel would else be divided by 0
@@ -105,7 +109,7 @@ class _Decoding:
         # A copy from pinned memory does not wait; it is short beside the update that follows.
         pinned, parent = self.device.type == "cuda", os.getpid()
         loader: Iterable[Piece | UserError] = DataLoader(
-            _Images(images, self.side),
+            _Images(images, self.meta),
             batch_sampler=_pieces_of(wanted),  # pyright: ignore[reportArgumentType] - of any kind
             collate_fn=_as_it_is,
             num_workers=self.processes,

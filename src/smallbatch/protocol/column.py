@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smallbatch.config.base_lr import refuse_overflow
@@ -74,6 +74,8 @@ def plan_column(
         refuse_overflow(max(base_lrs), settings.examples_per_rate(batch_size))
     except ValueError as error:
         raise UserError(f"studies.{study}.{error}") from None
+    if settings.input is not None:
+        dataset = _as_timm_has_it(study, settings, dataset)
     fingerprint, model = dataset.meta.fingerprint, model_digest(settings)
     return Column(
         study,
@@ -85,3 +87,22 @@ def plan_column(
             for seed in seeds
         ),
     )
+
+
+def _as_timm_has_it(
+    study: str, settings: StudyConfig, dataset: Dataset | EncodedDataset
+) -> Dataset | EncodedDataset:
+    """The data set with the size, statistics, crop and filter of the study's model."""
+    from smallbatch.models.inputs import own_input
+
+    if dataset.meta.short_side is None:
+        raise UserError(
+            f"studies.{study}.input: found timm with images that are prepared as pixels, allowed: "
+            "with dataset.storage: encoded"
+        )
+    own = own_input(settings.model)
+    meta = replace(
+        dataset.meta, height=own.side, width=own.side, mean=own.mean, std=own.std,
+        crop_ratio=own.crop_ratio, interpolation=own.interpolation,
+    )  # fmt: skip
+    return replace(dataset, meta=meta)

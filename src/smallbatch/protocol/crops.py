@@ -28,6 +28,16 @@ class Crop(NamedTuple):
     height: int
     width: int
 
+    @property
+    def bottom(self) -> int:
+        """The first row below it."""
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        """The first column beside it."""
+        return self.left + self.width
+
 
 def random_crop(seed: int, epoch: int, example: int, height: int, width: int) -> Crop:
     """A random part of an image, which is then resized to a square.
@@ -56,9 +66,9 @@ def random_crop(seed: int, epoch: int, example: int, height: int, width: int) ->
     return _middle(height, width, h, w)
 
 
-def centre_crop(height: int, width: int) -> Crop:
-    """The square in the middle of an image, of `CENTRE` of its short side."""
-    side = max(1, round(CENTRE * min(height, width)))
+def centre_crop(height: int, width: int, ratio: float = CENTRE) -> Crop:
+    """The square in the middle of an image, of this part of its short side."""
+    side = max(1, round(ratio * min(height, width)))
     return _middle(height, width, side, side)
 
 

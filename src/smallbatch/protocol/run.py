@@ -32,6 +32,7 @@ _WAS_ALWAYS = {
     "eps": None,
     "schedule": "step",
     "freeze": None,
+    "input": None,
 }
 _LATER = {**_WAS_ALWAYS, "pretrained": None}
 
