@@ -23,9 +23,11 @@ from smallbatch.engines import loop
 from smallbatch.engines.resident import load_resident
 from smallbatch.engines.streamed import Streamed
 from smallbatch.errors import UserError, WorkerLost
+from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.crops import centre_crop, random_crop
 from smallbatch.protocol.run import Run
 from smallbatch.protocol.stream import epoch_examples
+from tests.noise import make_dataset
 
 SIDE = 16
 CPU = torch.device("cpu")
@@ -82,8 +84,8 @@ def stream(data: Streamed, m: int, epochs: int = 2, start: int = 0) -> tuple[Ten
     return images, labels
 
 
-def streamed(data: EncodedDataset, **given: Any) -> Streamed:
-    return Streamed(data, **{"augment": True, "device": CPU} | given)
+def streamed(data: EncodedDataset, *, augment: bool = True, processes: int = 0) -> Streamed:
+    return Streamed(data, augment=augment, device=CPU, processes=processes)
 
 
 def pixels_of(data: EncodedDataset, images: Tensor) -> np.ndarray:
@@ -213,3 +215,28 @@ def test_decoders_end_when_nobody_wants_their_images() -> None:
     while children.read_text().split():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_images_are_as_timm_states_them_for_a_model() -> None:
+    settings = StudyConfig(
+        model="resnet10t", norm="batch", epochs=1, weight_decay=0, input="timm", augment=True
+    )
+    column = plan_column(
+        "its_own", settings, dataset(8), batch_size=2, base_lrs=[2.0**-8], seeds=[0]
+    )
+    meta = column.dataset.meta
+    assert (meta.height, meta.width, meta.crop_ratio) == (176, 176, 0.875)
+    source = streamed(cast("EncodedDataset", column.dataset))
+    assert source.image == (3, 176, 176)
+    images, _ = next(source.test.batches(5))
+    assert images.shape == (5, 3, 176, 176)
+    blue = images[:, 2, 88, 88] * 0.225 + 0.406
+    assert torch.allclose(blue * 255, torch.tensor([40.0 + 8 * i for i in range(5)]), atol=3)
+    plain = settings.model_copy(update={"input": None})
+    assert column.runs[0].hash != replace(column.runs[0], settings=plain).hash
+
+
+def test_images_in_memory_cannot_be_as_timm_states_them() -> None:
+    settings = StudyConfig(model="resnet10t", norm="batch", epochs=1, weight_decay=0, input="timm")
+    with pytest.raises(UserError, match=r"studies\.x\.input: .* dataset\.storage: encoded"):
+        plan_column("x", settings, make_dataset(), batch_size=2, base_lrs=[0.1], seeds=[0])
