@@ -6,11 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from smallbatch.config.values import MOST, Fraction, Name
 
+Storage = Literal["auto", "pixels", "encoded"]
 Source = Literal["digits", "cifar10", "cifar100", "parquet", "image_folder"]
 BUILT_IN = ("digits", "cifar10", "cifar100")
 """The sources that need no settings; each is also the name of its data set."""
 
 MEGAPIXELS = 179  # of the largest image that is decoded, if params.yaml says nothing else
+MOST_PIXELS = 2**32
+"""Bytes of pixels, three channels, of a data set that is kept as pixels if params.yaml says nothing
+else."""
+_CAME_LATER = ("test_fraction", "storage", "short_side", "test_labels")
 
 
 class Strict(BaseModel):
@@ -28,6 +33,11 @@ class DatasetConfig(Strict):
     ``max_megapixels`` is refused. ``test_split`` names the split of the source on which runs are
     tested, where it has several; where it has none, ``test_fraction`` of its images are held out
     for one, before all else. ``scale`` is a label: how far a profile was shrunk.
+
+    ``storage`` is how prepared images are kept: as ``pixels``, or ``encoded`` as JPEG, of a short
+    side of at most ``short_side`` pixels, of which training makes crops of ``image_size``; ``auto``
+    keeps them encoded where their pixels would exceed ``MOST_PIXELS``. ``test_labels`` is a file,
+    relative to ``path``, with the labels of a test split that is a folder without classes.
     """
 
     name: Name
@@ -44,11 +54,15 @@ class DatasetConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     scale: Name | None = None
     test_fraction: Fraction | None = None
+    storage: Storage = "auto"
+    short_side: Annotated[int, Field(ge=4, le=8192)] | None = None
+    test_labels: Annotated[str, Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
     def _as_before_test_fraction(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """All keys, but ``test_fraction`` only if it is set: digests of the others stay."""
+        """All keys, but those that came later only if they are set: digests of the others stay."""
         written = write(self)
-        if self.test_fraction is None:
-            written.pop("test_fraction", None)
+        for key in _CAME_LATER:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                written.pop(key, None)
         return written

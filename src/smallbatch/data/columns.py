@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from smallbatch.data.choice import listed
-from smallbatch.data.images import Encoded
 from smallbatch.data.labels import is_text, stated_classes
 from smallbatch.data.parquet import encoded_in, is_of_images, parquet_file, reading
 from smallbatch.data.sizes import LOOKED_AT
+from smallbatch.data.split import Encoded
 from smallbatch.errors import UserError
 
 _IMAGES, _LABELS = ("img", "image"), ("label", "labels")  # as columns are usually called

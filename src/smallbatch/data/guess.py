@@ -9,7 +9,7 @@ from smallbatch.config.values import as_name
 from smallbatch.data.choice import has_test
 from smallbatch.data.files import below
 from smallbatch.data.image_folder import SUFFIXES, splits_in
-from smallbatch.data.prepare import check_classes
+from smallbatch.data.rows import check_classes
 from smallbatch.data.sizes import side, sizes_below, sizes_of
 from smallbatch.data.sources import open_source
 from smallbatch.errors import UserError

@@ -1,9 +1,11 @@
 """The test split of a source that has none: a share of its images, held out before all else."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from smallbatch.data.selection import HELD_OUT_STREAM, balanced, stratified
-from smallbatch.data.split import Images, Rows, Split
+from smallbatch.data.split import Encoded, Images, Rows, Split
 from smallbatch.errors import UserError
 from smallbatch.text import count
 
@@ -55,4 +57,9 @@ def _part(pool: Split, members: Rows, name: str) -> Split:
     def read(rows: Rows) -> Images:
         return pool.read(members[rows])
 
-    return Split(f"{pool.where} ({name} part)", pool.labels[members], read)
+    def encoded(rows: Rows) -> Iterator[Encoded]:
+        assert pool.encoded is not None  # noqa: S101 - by the condition below
+        return pool.encoded(members[rows])
+
+    where = f"{pool.where} ({name} part)"
+    return Split(where, pool.labels[members], read, encoded if pool.encoded else None)

@@ -3,17 +3,19 @@
 If a test split is to be held out, also ``train/<class>/*`` alone, or ``<class>/*``.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose, has_test, has_training
 from smallbatch.data.files import composed, litter, visible
 from smallbatch.data.held_out import hold_out
-from smallbatch.data.images import Encoded, decode_all
-from smallbatch.data.split import Images, Rows, Source, Split
+from smallbatch.data.images import decode_all
+from smallbatch.data.split import Encoded, Images, Rows, Source, Split
 from smallbatch.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -21,10 +23,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class _Folder:
-    """One split's folder: its classes and, per class, its image files, all sorted by name."""
+    """One split's folder: its classes and, per class, its image files, all sorted by name.
+
+    Files are told by their paths relative to the folder: there may be millions of them.
+    """
 
     path: Path
-    files: dict[str, list[Path]]
+    files: dict[str, list[str]]
 
 
 def open_image_folder(
@@ -100,7 +105,7 @@ def _split_folders(
 
 
 def _list_split(folder: Path) -> _Folder:
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[str]] = {}
     for entry in visible(folder):
         name = composed(entry.name)
         if entry.is_dir():
@@ -115,12 +120,12 @@ def _list_split(folder: Path) -> _Folder:
     return _Folder(folder, files)
 
 
-def _list_class(folder: Path) -> list[Path]:
-    files: list[Path] = []
+def _list_class(folder: Path) -> list[str]:
+    files: list[str] = []
     for entry in visible(folder):
         if not entry.is_file() or not _is_named_as_image(entry.name):
             raise UserError(f"{entry.path}: not an image; allowed: files {' '.join(SUFFIXES)}")
-        files.append(Path(entry.path))
+        files.append(f"{folder.name}/{entry.name}")
     if not files:
         raise UserError(f"{folder}: empty; allowed: at least one image a class")
     return files
@@ -157,25 +162,39 @@ def _check_same_classes(train: _Folder, test: _Folder) -> None:
 
 def _check_no_shared_files(folders: list[_Folder]) -> None:
     """Refuses a file that links put into two classes or splits: a wrong label, or a leak."""
-    seen: dict[tuple[int, int], Path] = {}
-    for folder in folders:
-        for files in folder.files.values():
-            for file in files:
-                status = file.stat()
-                other = seen.setdefault((status.st_dev, status.st_ino), file)
-                if other.parent != file.parent:
-                    raise UserError(
-                        f"{file}: the same file as {other}; allowed: one class and one split"
-                    )
+    groups = [(folder.path, group) for folder in folders for group in folder.files.values()]
+    places: npt.NDArray[np.uint64] = np.empty(
+        (sum(len(group) for _, group in groups), 2), np.uint64
+    )
+    at = 0
+    for path, group in groups:
+        for file in group:
+            status = (path / file).stat()
+            places[at] = status.st_dev, status.st_ino
+            at += 1
+    order = np.lexsort(places.T)
+    again = np.flatnonzero((places[order][1:] == places[order][:-1]).all(axis=1))
+    if not len(again):
+        return
+    files = [path / file for path, group in groups for file in group]
+    for first, second in sorted((order[it], order[it + 1]) for it in again):
+        if files[first].parent != files[second].parent:
+            raise UserError(
+                f"{files[second]}: the same file as {files[first]}; "
+                "allowed: one class and one split"
+            )
 
 
 def _split(folder: _Folder, image_size: int | None, max_megapixels: int) -> Split:
     files = [file for group in folder.files.values() for file in group]
     sizes = [len(group) for group in folder.files.values()]
 
+    def encoded(rows: Rows) -> Iterator[Encoded]:
+        paths = (folder.path / files[row] for row in rows)
+        return (Encoded(str(path), path) for path in paths)
+
     def read(rows: Rows) -> Images:
-        encoded = (Encoded(str(files[row]), files[row]) for row in rows)
-        return decode_all(encoded, len(rows), image_size, max_megapixels)
+        return decode_all(encoded(rows), len(rows), image_size, max_megapixels)
 
     labels = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
-    return Split(str(folder.path), labels, read)
+    return Split(str(folder.path), labels, read, encoded)

@@ -4,22 +4,23 @@ import io
 import math
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data import jpeg, png
-from smallbatch.data.split import Images
+from smallbatch.data.split import Encoded, Images
 from smallbatch.durable import check_regular
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, first_line
 from smallbatch.machine import cores, free_memory
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -37,14 +38,7 @@ _TURNS = {  # by EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An image still encoded, as bytes or as a file, with the name that errors give it."""
-
-    where: str
-    content: bytes | Path
+_T = TypeVar("_T")
 
 
 def decode(
@@ -67,8 +61,8 @@ def decode(
     Raises:
         UserError: The image can't be read, is too large, or has more than 8 bits a channel.
     """
-    with _pillow_as_told():
-        return _decode(encoded, image_size, max_megapixels)
+    with pillow_as_told():
+        return opened(encoded, partial(_pixels, image_size=image_size), max_megapixels)
 
 
 def decode_all(
@@ -92,8 +86,10 @@ def decode_all(
         UserError: An image can't be read, sizes differ and ``image_size`` is None, or there is
             not enough memory for all.
     """
-    with _pillow_as_told():
-        return _gathered(_decoded(encoded, image_size, max_megapixels), count)
+    with pillow_as_told():
+        use = partial(_pixels, image_size=image_size)
+        decoded = in_threads(lambda one: (one.where, opened(one, use, max_megapixels)), encoded)
+        return _gathered(decoded, count)
 
 
 def _gathered(decoded: Iterable[tuple[str, Images]], count: int) -> Images:
@@ -156,7 +152,7 @@ def size_text(images: Images) -> str:
 
 
 @contextmanager
-def _pillow_as_told() -> Generator[None, None, None]:
+def pillow_as_told() -> Generator[None, None, None]:
     """Without Pillow's own limit and warnings; for the whole process, as threads share both."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
@@ -168,7 +164,17 @@ def _pillow_as_told() -> Generator[None, None, None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Images:
+def opened(encoded: Encoded, use: Callable[[ImageFile.ImageFile], _T], max_megapixels: int) -> _T:
+    """What is made of an image that was decoded and checked, as it lies in the file.
+
+    Args:
+        encoded: The image.
+        use: Makes it; the image is closed afterwards.
+        max_megapixels: As for ``decode``.
+
+    Raises:
+        UserError: As ``decode``.
+    """
     where, content = encoded.where, encoded.content
     try:
         if isinstance(content, Path):
@@ -176,7 +182,7 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         with _LARGE_ONE if size > _LARGE else nullcontext():
             _check_size(where, size, max_megapixels)
-            return _read_again(where, content, image_size, max_megapixels)
+            return _read_again(where, content, use, max_megapixels)
     except UserError:
         raise
     except MemoryError as error:
@@ -187,6 +193,22 @@ def _decode(encoded: Encoded, image_size: int | None, max_megapixels: int) -> Im
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: damaged image ({reason})") from error
+
+
+def in_memory(encoded: Encoded, max_megapixels: int) -> Encoded:
+    """The image with its bytes in memory.
+
+    Raises:
+        UserError: It cannot be read, or is larger than so many pixels can be.
+    """
+    if isinstance(encoded.content, bytes):
+        return encoded
+    try:
+        check_regular(encoded.content)
+        _check_size(encoded.where, encoded.content.stat().st_size, max_megapixels)
+        return Encoded(encoded.where, encoded.content.read_bytes())
+    except OSError as error:
+        raise UserError(f"{encoded.where}: damaged image ({first_line(error)})") from error
 
 
 def _check_size(where: str, size: int, max_megapixels: int) -> None:
@@ -202,21 +224,29 @@ def _check_size(where: str, size: int, max_megapixels: int) -> None:
 
 
 def _read_again(
-    where: str, content: bytes | Path, image_size: int | None, max_megapixels: int
-) -> Images:
+    where: str,
+    content: bytes | Path,
+    use: Callable[[ImageFile.ImageFile], _T],
+    max_megapixels: int,
+) -> _T:
     """Reads an image; a PNG that cannot be read, once more without its metadata."""
     try:
-        return _read(where, content, image_size, max_megapixels)
+        return _read(where, content, use, max_megapixels)
     except (UserError, MemoryError):
         raise
     except Exception:
         whole = _whole(content)
         if not whole.startswith(png.SIGNATURE):
             raise
-        return _read(where, png.without_metadata(whole), image_size, max_megapixels)
+        return _read(where, png.without_metadata(whole), use, max_megapixels)
 
 
-def _read(where: str, content: bytes | Path, image_size: int | None, max_megapixels: int) -> Images:
+def _read(
+    where: str,
+    content: bytes | Path,
+    use: Callable[[ImageFile.ImageFile], _T],
+    max_megapixels: int,
+) -> _T:
     header: png.Header | None = None
     with _open(content) as image:
         if math.prod(image.size) > max_megapixels * 10**6:
@@ -239,7 +269,7 @@ def _read(where: str, content: bytes | Path, image_size: int | None, max_megapix
         if image.format in ("JPEG", "MPO"):
             jpeg.check(_whole(content))
         image.load()  # some metadata lies behind the pixels
-        return _pixels(_upright(image), image_size)
+        return use(image)
 
 
 def _whole(content: bytes | Path) -> bytes:
@@ -251,8 +281,8 @@ def _open(content: bytes | Path) -> ImageFile.ImageFile:
     return Image.open(file, formats=FORMATS)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation; as it lies if that cannot be read."""
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation; as it lies, and itself, if that says nothing."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - a parser of damaged input, like the decoders
@@ -260,36 +290,36 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _pixels(image: Image.Image, image_size: int | None) -> Images:
+def plain(image: Image.Image) -> Image.Image:
+    """The image as L or RGB: without palette, transparency and other colour spaces."""
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # Pillow warns about transparency if converted to RGB at once
-    image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _pixels(image: Image.Image, image_size: int | None) -> Images:
+    image = plain(upright(image))
     if image_size is not None and image.size != (image_size, image_size):
         image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _decoded(
-    encoded: Iterable[Encoded], image_size: int | None, max_megapixels: int
-) -> Iterator[tuple[str, Images]]:
+def in_threads(
+    one: Callable[[Encoded], _T], encoded: Iterable[Encoded], chunk: int = _CHUNK
+) -> Iterator[_T]:
+    """Yields what ``one`` makes of each image, in order; few are in memory at a time."""
     Image.init()  # registers the decoders here, in one thread, not on first use in several
     workers = min(cores(), 16)
     pool = ThreadPoolExecutor(workers)
-    pending: deque[Future[list[tuple[str, Images]]]] = deque()
+    pending: deque[Future[list[_T]]] = deque()
     iterator = iter(encoded)
     try:
-        while chunk := list(islice(iterator, _CHUNK)):
-            pending.append(pool.submit(_decode_chunk, chunk, image_size, max_megapixels))
+        while some := list(islice(iterator, chunk)):
+            pending.append(pool.submit(lambda some: [one(each) for each in some], some))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _decode_chunk(
-    chunk: list[Encoded], image_size: int | None, max_megapixels: int
-) -> list[tuple[str, Images]]:
-    return [(encoded.where, _decode(encoded, image_size, max_megapixels)) for encoded in chunk]

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose
 from smallbatch.data.held_out import hold_out
-from smallbatch.data.images import Encoded, decode_all
+from smallbatch.data.images import decode_all
 from smallbatch.data.labels import Shard, alike, check_labels, shard_of
 from smallbatch.data.shards import complete, find_shards, left_out
-from smallbatch.data.split import Images, Rows, Source, Split
+from smallbatch.data.split import Encoded, Images, Rows, Source, Split
 from smallbatch.durable import check_regular
 from smallbatch.errors import UserError, is_out_of_memory
 from smallbatch.machine import free_memory
@@ -199,13 +199,15 @@ def _without_view(found: pa.DataType) -> pa.DataType:
 def _split(
     shards: list[Shard], image_column: str, image_size: int | None, max_megapixels: int
 ) -> Split:
+    def encoded(rows: Rows) -> Iterator[Encoded]:
+        return _encoded(shards, rows, image_column)
+
     def read(rows: Rows) -> Images:
-        encoded = _encoded(shards, rows, image_column)
-        return decode_all(encoded, len(rows), image_size, max_megapixels)
+        return decode_all(encoded(rows), len(rows), image_size, max_megapixels)
 
     first = shards[0].path
     where = first if len(shards) == 1 else f"{first} and {len(shards) - 1} more"
-    return Split(str(where), np.concatenate([shard.labels for shard in shards]), read)
+    return Split(str(where), np.concatenate([shard.labels for shard in shards]), read, encoded)
 
 
 def _encoded(shards: list[Shard], rows: Rows, image_column: str) -> Iterator[Encoded]:

@@ -1,13 +1,12 @@
 """Prepares a data set: from a configuration to ``data/prepared/<dataset>``."""
 
-from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from smallbatch.config.dataset import MOST_PIXELS
 from smallbatch.config.params import DatasetConfig
 from smallbatch.data.expected import settings_digest
 from smallbatch.data.images import size_text, with_channels
@@ -18,15 +17,9 @@ from smallbatch.data.prepared import (
     fingerprint,
     write_prepared,
 )
-from smallbatch.data.selection import (
-    TEST_STREAM,
-    TRAIN_STREAM,
-    VALIDATION_STREAM,
-    balanced,
-    stratified,
-)
+from smallbatch.data.rows import Digests, check_classes, select, select_train, tell_of_shared
 from smallbatch.data.sources import open_source
-from smallbatch.data.split import Arrays, Labels, Rows, Source, Split
+from smallbatch.data.split import Arrays, Images, Rows, Source
 from smallbatch.errors import UserError, first_line
 
 
@@ -35,6 +28,7 @@ def prepare(
     root: Path = Path("data"),
     *,
     say: Callable[[str], object] = lambda _: None,
+    told: Callable[[int, int], object] = lambda *_: None,
 ) -> Meta:
     """Prepares a data set: selects, decodes and resizes its images and describes them.
 
@@ -45,6 +39,8 @@ def prepare(
         config: The data set's configuration.
         root: The data folder; writes ``root/prepared/<name>``.
         say: Takes a line for the user, such as which of several splits are used.
+        told: Is told how many images are prepared, and of how many, where they are kept encoded:
+            that may take hours.
 
     Returns:
         The description that was written as ``meta.json``.
@@ -55,9 +51,18 @@ def prepare(
     source = open_source(config, root)
     if source.note is not None:
         say(source.note)
+    if config.storage == "encoded" or (config.storage == "auto" and _is_large(config, source)):
+        from smallbatch.data.prepare_encoded import prepare_encoded
+
+        return prepare_encoded(config, source, root, say, told)
     try:
         dataset = assemble(config, source)
-        _tell_of_shared_images(dataset, say)
+        seen = {
+            "test": _digests(dataset.test_images),
+            "validation": _digests(dataset.validation_images),
+            "training": _digests(dataset.train_images),
+        }
+        tell_of_shared(seen, "pixel by pixel", say)
         write_prepared(dataset, root / "prepared" / config.name, settings_digest(config))
     except MemoryError as error:
         raise UserError(
@@ -65,6 +70,15 @@ def prepare(
             "allowed: a smaller image_size, subset or test_subset"
         ) from error
     return dataset.meta
+
+
+def _is_large(config: DatasetConfig, source: Source) -> bool:
+    """Whether images that can be kept encoded would have more pixels than are kept otherwise."""
+    if config.image_size is None or source.train.encoded is None or source.test.encoded is None:
+        return False
+    images = config.subset or len(source.train.labels)
+    images += config.test_subset or len(source.test.labels)
+    return images * 3 * config.image_size**2 > MOST_PIXELS
 
 
 def assemble(config: DatasetConfig, source: Source) -> Dataset:
@@ -78,94 +92,15 @@ def assemble(config: DatasetConfig, source: Source) -> Dataset:
         UserError: The source or an option is wrong.
     """
     check_classes(source)
-    train, validation = _select_train(config, source)
-    test = _select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
+    train, validation = select_train(config, source)
+    test = select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
     return _read(config, source, train, validation, test)
 
 
-def _tell_of_shared_images(dataset: Dataset, say: Callable[[str], object]) -> None:
-    """Accuracy on images that were trained on, or chosen by, tells what was learnt by heart."""
-    splits = {
-        "test": dataset.test_images,
-        "validation": dataset.validation_images,
-        "training": dataset.train_images,
-    }
-    seen = {
-        split: [sha256(image.tobytes()).digest() for image in images]
-        for split, images in splits.items()
-        if images is not None
-    }
-    for split, other in combinations(seen, 2):
-        others = set(seen[other])
-        count = sum(image in others for image in seen[split])
-        if count:
-            say(
-                f"warning: {count} of {len(seen[split])} {split} images found among the "
-                f"{other} images, pixel by pixel"
-            )
-
-
-def check_classes(source: Source) -> None:
-    """Refuses a source that cannot be prepared for its classes.
-
-    Raises:
-        UserError: There is one class only, two have one name, a name is no valid text, or a class
-            is missing from a split.
-    """
-    if len(source.classes) < 2:
-        raise UserError(
-            f"{source.train.where}: found {len(source.classes)} class; allowed: 2 or more"
-        )
-    for name in source.classes:
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            raise UserError(f"{source.train.where}: class {name!r}; allowed: valid Unicode names")
-    name, times = Counter(source.classes).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"{source.train.where}: two classes are called {name!r}")
-    for split in (source.train, source.test):
-        name = _missing_class(split.labels, source.classes)
-        if name is not None:
-            raise UserError(
-                f"{split.where}: class {name!r} has no images; allowed: every class in both splits"
-            )
-
-
-def _missing_class(labels: Labels, classes: tuple[str, ...]) -> str | None:
-    missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
-    return classes[missing[0]] if len(missing) else None
-
-
-def _select_train(config: DatasetConfig, source: Source) -> tuple[Rows, Rows]:
-    """The rows of the source's training split for training and for validation, both ascending."""
-    rows = _select(source.train, source.classes, config.subset, "subset", config.seed)
-    if not config.validation_fraction:
-        return rows, rows[:0]
-    labels = source.train.labels[rows]
-    count = round(config.validation_fraction * len(rows))
-    held_out = stratified(labels, count, seed=config.seed, stream=VALIDATION_STREAM)
-    kept = np.setdiff1d(np.arange(len(rows)), held_out)
-    for split, part in (("training", kept), ("validation", held_out)):
-        name = _missing_class(labels[part], source.classes)
-        if name is not None:
-            raise UserError(
-                f"dataset.validation_fraction: found {config.validation_fraction:g}, which leaves "
-                f"class {name!r} out of the {split} split of {len(rows)}; allowed: a "
-                "fraction that leaves every class in both, or 0"
-            )
-    return rows[kept], rows[held_out]
-
-
-def _select(split: Split, classes: tuple[str, ...], count: int | None, key: str, seed: int) -> Rows:
-    available = len(split.labels)
-    if count is None:
-        return np.arange(available)
-    if not len(classes) <= count <= available:
-        raise UserError(
-            f"dataset.{key}: found {count}; allowed: {len(classes)} (one a class) to "
-            f"{available} (all of {split.where})"
-        )
-    stream = TRAIN_STREAM if key == "subset" else TEST_STREAM
-    return balanced(split.labels, count, seed=seed, stream=stream)
+def _digests(images: Images | None) -> Digests:
+    """Of the pixels of each image."""
+    found = [sha256(image.tobytes()).digest() for image in images] if images is not None else []
+    return np.array(found, "S32")
 
 
 def _read(

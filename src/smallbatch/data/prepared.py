@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from smallbatch.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 _COUNTED = 2**20  # pixels
+_LATER = ("short_side", "crop_ratio", "interpolation")  # fields of `Meta`
+_FILES = re.compile(
+    r"meta\.json|index\.npy|(train|validation|test)(_(images|labels)\.npy|-\d{5,}\.parquet)"
+)
+"""The names of a prepared data set's files, of either storage."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,11 @@ class Meta:
         fingerprint: The SHA-256 (hex) of arrays, labels and class names. It does not depend on the
             name, the source, or where and when the data set was prepared.
         scale: How far a profile was shrunk when this was prepared, such as ``small``; a label.
+        short_side: The largest short side of the images in pixels, if they are kept encoded, each
+            of its own size; height and width are then those of the crops that a model sees.
+        crop_ratio: The side of the middle that is evaluated, as a part of the short side, if a
+            study states it.
+        interpolation: The filter by which crops are resized, ``bilinear`` or ``bicubic``, likewise.
     """
 
     name: str
@@ -131,6 +142,11 @@ def load_prepared(directory: Path) -> Dataset:
         UserError: A file is missing or damaged, or does not match ``meta.json``.
     """
     meta = load_meta(directory)
+    if meta.short_side is not None:
+        raise UserError(
+            f"{directory}: found images kept encoded, which this command does not read; "
+            "allowed: dataset.storage: pixels"
+        )
     validation = ("validation",) if meta.counts["validation"] else ()
     arrays: Arrays = {}
     for split in ("train", "test", *validation):
@@ -168,8 +184,7 @@ def write_prepared(dataset: Dataset, directory: Path, settings: str | None = Non
     try:
         with scratch_folder(directory.parent, directory.name) as scratch:
             _write_files(dataset, scratch / "new", settings)
-            with locked(directory.parent):  # two processes may prepare one data set
-                _replace(scratch / "new", directory, aside=scratch / "old")
+            replace_prepared(scratch / "new", directory, aside=scratch / "old")
     except OSError as error:
         raise UserError(f"{directory}: cannot write it ({error.strerror or error})") from error
 
@@ -244,30 +259,47 @@ def _load_array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any
 def _write_files(dataset: Dataset, directory: Path, settings: str | None) -> None:
     directory.mkdir()
     for name, array in dataset.arrays().items():
-        _write(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
-    content = asdict(dataset.meta) | ({} if settings is None else {"settings": settings})
+        write_file(directory / f"{name}.npy", lambda file, array=array: np.save(file, array))
+    content = as_json(dataset.meta) | ({} if settings is None else {"settings": settings})
+    write_meta(directory, content)
+
+
+def as_json(meta: Meta) -> dict[str, Any]:
+    """The description as ``meta.json`` has it; what came later only where it is set."""
+    return {key: value for key, value in asdict(meta).items()
+            if value is not None or key not in _LATER}  # fmt: skip
+
+
+def write_meta(directory: Path, content: dict[str, Any]) -> None:
+    """Writes ``meta.json``, the last file of a prepared data set, and syncs the folder."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    _write(directory / "meta.json", lambda file: file.write(text.encode()))
+    write_file(directory / "meta.json", lambda file: file.write(text.encode()))
     durable.sync_folder(directory)
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file, synced."""
     with path.open("wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _replace(new: Path, directory: Path, aside: Path) -> None:
-    """Renames ``new`` to ``directory``; moves the old folder ``aside``, and back on failure."""
-    names = [f"{split}_{kind}.npy" for split in SPLITS for kind in ("images", "labels")]
-    durable.check_replaceable(directory, ["meta.json", *names])
-    if directory.exists():
-        directory.rename(aside)
-    try:
-        new.rename(directory)
-    except BaseException:
-        if aside.exists():
-            aside.rename(directory)
-        raise
-    durable.sync_folder(directory.parent)
+def replace_prepared(new: Path, directory: Path, aside: Path) -> None:
+    """Renames ``new`` to ``directory``; moves the old folder ``aside``, and back on failure.
+
+    Raises:
+        OSError: It cannot be done, or the old folder holds what is of no prepared data set.
+    """
+    with locked(directory.parent):  # two processes may prepare one data set
+        there = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        durable.check_replaceable(directory, [name for name in there if _FILES.fullmatch(name)])
+        if directory.exists():
+            directory.rename(aside)
+        try:
+            new.rename(directory)
+        except BaseException:
+            if aside.exists():
+                aside.rename(directory)
+            raise
+        durable.sync_folder(directory.parent)

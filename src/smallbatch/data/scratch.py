@@ -59,6 +59,49 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
 
 
 @contextmanager
+def unfinished_folder(parent: Path, name: str, key: str) -> Generator[Path, None, None]:
+    """A hidden folder inside ``parent`` for work that goes on where it was when it ended early.
+
+    It is removed when the work is done, or when another begins under the same name.
+
+    Args:
+        parent: The folder of the result.
+        name: The result's name.
+        key: What the work is made from: under the same key it goes on.
+
+    Yields:
+        The folder, empty or as it was left.
+
+    Raises:
+        OSError: It can't be created, or another process works in it.
+    """
+    folder = parent / f".{name}.{key}.unfinished"
+    private.refuse_links_of_others(parent, folder)
+    created = [path for path in (parent, *parent.parents) if not path.exists()]
+    with ExitStack() as held:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with locked(parent):
+                for left in set(parent.glob(f".{name}.*.unfinished")) - {folder}:
+                    with suppress(OSError), _unused(left):
+                        shutil.rmtree(left)
+                folder.mkdir(exist_ok=True)
+                try:
+                    held.enter_context(_unused(folder))
+                except BlockingIOError as error:
+                    why = "another process is at this"
+                    raise BlockingIOError(errno.EWOULDBLOCK, why, str(folder)) from error
+                except OSError:  # the file system has no locks
+                    pass
+            yield folder
+            shutil.rmtree(folder)
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing is in it
+            _remove_empty(created)
+
+
+@contextmanager
 def locked(folder: Path) -> Generator[None, None, None]:
     """Holds a folder's lock, where the file system has locks.
 

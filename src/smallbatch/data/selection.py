@@ -4,6 +4,8 @@ The randomness comes from raw 64-bit words of PCG64. NumPy guarantees these acro
 ``permutation`` or ``shuffle``. So the same seed selects the same rows on every machine.
 """
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -62,3 +64,35 @@ def _ranks_within_class(
     ranks = np.empty(len(labels), dtype=np.intp)
     ranks[order] = np.arange(len(labels)) - np.repeat(starts, sizes)
     return ranks, words
+
+
+def by_content(
+    labels: Labels, digests: npt.NDArray[np.uint8], count: int, *, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Selects about ``count`` rows, each class by its share, by what they hold and not where.
+
+    Of each class those with the lowest SHA-256 of seed and digest. Rows of a class with the same
+    content are selected together, so that a few more may be.
+
+    Args:
+        labels: Class indices (N,).
+        digests: Digests of the contents (N, B).
+        count: The number of rows, at most N.
+        seed: The data set's seed.
+
+    Returns:
+        Whether a row is selected (N,).
+    """
+    prefix = hashlib.sha256(seed.to_bytes(8, "little"))
+    words = np.empty(len(labels), dtype=np.uint64)
+    for row, digest in enumerate(digests):
+        hashed = prefix.copy()
+        hashed.update(digest.tobytes())
+        words[row] = int.from_bytes(hashed.digest()[:8], "big")
+    order = np.lexsort((words, labels))
+    sizes = np.bincount(labels)
+    ranks = np.empty(len(labels), dtype=np.intp)
+    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.lexsort((words, (ranks + 0.5) / sizes[labels]))[:count]
+    contents = np.rec.fromarrays([labels, words])
+    return np.isin(contents, contents[chosen])

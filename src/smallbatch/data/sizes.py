@@ -9,7 +9,7 @@ from PIL import Image
 
 from smallbatch.data.files import below
 from smallbatch.data.image_folder import SUFFIXES
-from smallbatch.data.images import Encoded
+from smallbatch.data.split import Encoded
 from smallbatch.errors import UserError
 
 LARGEST = 64

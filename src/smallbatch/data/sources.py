@@ -6,18 +6,23 @@ from typing import Any
 import numpy as np
 
 from smallbatch.config.params import DatasetConfig
+from smallbatch.config.values import MOST
 from smallbatch.data.images import resize_all
 from smallbatch.data.selection import DIGITS_STREAM, stratified
 from smallbatch.data.split import Images, Rows, Source, Split
 from smallbatch.errors import UserError
 
 DIGITS_TEST_IMAGES = 360
+ENCODED = ("parquet", "image_folder")
+"""Sources of encoded images, which may be kept so."""
 _OPTIONS = {  # that not all sources have
     "image_column": ("parquet",),
     "label_column": ("parquet",),
     "test_split": ("parquet", "image_folder"),
     "test_fraction": ("parquet", "image_folder"),
     "max_megapixels": ("parquet", "image_folder"),
+    "short_side": ("parquet", "image_folder"),
+    "test_labels": ("image_folder",),
 }
 
 
@@ -95,6 +100,7 @@ def _check_options(config: DatasetConfig) -> None:
             f"dataset.test_split: found {config.test_split!r} beside test_fraction; "
             "allowed: one of the two"
         )
+    _check_storage(config)
     for key, sources in _OPTIONS.items():
         value = getattr(config, key)
         if config.source not in sources and value != DatasetConfig.model_fields[key].default:
@@ -102,6 +108,29 @@ def _check_options(config: DatasetConfig) -> None:
                 f"dataset.{key}: found {value!r} with source {config.source}; "
                 f"allowed: with source {' or '.join(sources)} only"
             )
+
+
+def _check_storage(config: DatasetConfig) -> None:
+    if config.storage == "pixels" and config.short_side is not None:
+        raise UserError(
+            f"dataset.short_side: found {config.short_side} with storage pixels; "
+            "allowed: with storage encoded only"
+        )
+    if config.storage == "encoded" and config.source not in ENCODED:
+        raise UserError(
+            f"dataset.storage: found encoded with source {config.source}; "
+            f"allowed: with source {' or '.join(ENCODED)} only"
+        )
+    if config.storage == "encoded" and config.image_size is None:
+        raise UserError(
+            "dataset.image_size: missing; allowed with storage encoded: the side in pixels of the "
+            "crops that the model sees"
+        )
+    if (config.short_side or MOST) < (config.image_size or 0):
+        raise UserError(
+            f"dataset.short_side: found {config.short_side}; allowed: image_size, "
+            f"{config.image_size}, or more"
+        )
 
 
 def _open_digits(image_size: int | None) -> Source:

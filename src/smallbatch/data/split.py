@@ -1,7 +1,8 @@
 """What a source gives to ``prepare``: labels at once, images on request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,14 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """An image still encoded, as bytes or as a file, with the name that errors give it."""
+
+    where: str
+    content: bytes | Path
+
+
+@dataclass(frozen=True)
 class Split:
     """The training or the test images of a source, not yet read.
 
@@ -24,11 +33,14 @@ class Split:
         read: Reads the images of ascending row numbers (n,) as uint8 (n, C, H, W), resized if the
             configuration asks for it. C is 1 only if all these images are grayscale, else 3.
             Raises a UserError that names the file of an unreadable image.
+        encoded: Yields the encoded images of ascending row numbers, none decoded; None: the source
+            has only pixels.
     """
 
     where: str
     labels: Labels
     read: Callable[[Rows], Images]
+    encoded: Callable[[Rows], Iterator[Encoded]] | None = None
 
 
 @dataclass(frozen=True)

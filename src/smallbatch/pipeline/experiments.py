@@ -17,6 +17,7 @@ from smallbatch.pipeline.tracked import train_and_track
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
     from smallbatch.execution.watch import Watch
     from smallbatch.protocol.column import Column
@@ -108,7 +109,8 @@ def refuse_for_dvc(params: Params, file: Path) -> None:
 def measure_updates(params: Params) -> Path:
     """Measure the variance of updates for those models of the studies that have no batch norm.
 
-    Studies with another optimiser than plain SGD are left out.
+    Studies with another optimiser than plain SGD are left out, and images that are kept encoded: a
+    measurement needs the same few batches very often.
 
     Returns:
         The path of the table, with a row per model, seed, batch size and point of training; without
@@ -120,14 +122,19 @@ def measure_updates(params: Params) -> Path:
     import pandas as pd
 
     from smallbatch.analysis.evaluation import write_table
+    from smallbatch.data.encoded import EncodedDataset
     from smallbatch.engines.update_variance import measure_study
 
     dataset = prepared(params)
-    rows = [
-        row
-        for name, study in measured_studies(params).items()
-        for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
-    ]
+    rows = (
+        []
+        if isinstance(dataset, EncodedDataset)
+        else [
+            row
+            for name, study in measured_studies(params).items()
+            for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
+        ]
+    )
     columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
                "seen", "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
@@ -274,18 +281,18 @@ def plan_study_column(
     )
 
 
-def prepared(params: Params) -> Dataset:
+def prepared(params: Params) -> Dataset | EncodedDataset:
     """The pipeline's prepared data.
 
     Raises:
         UserError: There is none with these settings.
     """
+    from smallbatch.data.encoded import load_any
     from smallbatch.data.expected import check_prepared
-    from smallbatch.data.prepared import load_prepared
 
     directory = PREPARED / params.dataset.name
     check_prepared(params.dataset, directory)
-    return load_prepared(directory)
+    return load_any(directory)
 
 
 def _base_lrs(params: Params, study: str, batch_size: int, fingerprint: str) -> tuple[float, ...]:

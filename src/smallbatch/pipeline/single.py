@@ -91,7 +91,7 @@ def single_run(
     """
     from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.config.model_names import validate_model
-    from smallbatch.data.prepared import load_prepared
+    from smallbatch.data.encoded import EncodedDataset, load_any
     from smallbatch.protocol.column import plan_column
 
     study = parse_study(settings, "run")
@@ -106,8 +106,9 @@ def single_run(
 
     def plan() -> Column:
         config = _dataset_config(params_file, dataset, say)
-        data = load_prepared(prepared_for_itself(config, say))
-        labels.append(data.test_labels)
+        data = load_any(prepared_for_itself(config, say))
+        encoded = isinstance(data, EncodedDataset)
+        labels.append(data.test.labels if encoded else data.test_labels)
         if study.pretrained == FROM_TIMM:
             from smallbatch.models.pretrained import fetch
 

@@ -9,10 +9,17 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal, Required, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
-from smallbatch.data.prepared import SPLITS, Meta
+from smallbatch.data.prepared import SPLITS, Meta, as_json
 from smallbatch.records.reading import Kind
 
 METRICS = (
@@ -144,7 +151,7 @@ class ColumnRecord(_Record):
     """
 
     protocol: _Count
-    dataset: Annotated[Meta, AfterValidator(_whole_meta)]
+    dataset: Annotated[Meta, AfterValidator(_whole_meta), PlainSerializer(as_json)]
     study: Annotated[str, AfterValidator(_plain_name)]
     batch_size: Annotated[int, Field(ge=1, le=MOST)]
     settings: StudySettings
