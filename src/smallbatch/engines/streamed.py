@@ -56,8 +56,11 @@ class _Images(Dataset["Piece | UserError"]):
     meta: Meta
 
     def __getitems__(self, wanted: list[_Wanted]) -> Piece | UserError:
+        side, layout = self.meta.height, torch.channels_last
+        images = torch.empty(len(wanted), 3, side, side, dtype=torch.uint8, memory_format=layout)
         try:
-            images = torch.stack([self._decode(each) for each in wanted])
+            for i, each in enumerate(wanted):
+                images[i] = self._decode(each)
         except UserError as error:
             return error
         return images, torch.from_numpy(self.split.labels[[each.row for each in wanted]])
@@ -220,7 +223,8 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 
 
 def _laid_out(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last) if images.is_cpu else images
+    """As other images are: on a CPU channels last, as they were decoded."""
+    return images if images.is_cpu else images.contiguous()
 
 
 def _pieces_of(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
