@@ -11,6 +11,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from smallbatch.protocol.crops import RATIO, SCALE, Crop, centre_crop, random_crop
+from tests.protocol.twin_stream import photograph_crop
 
 
 def theirs(height: int, width: int, count: int) -> np.ndarray:
@@ -42,6 +43,18 @@ def test_crops_are_distributed_as_torchvision_s(height: int, width: int) -> None
 def test_of_a_shape_that_no_crop_suits_the_middle_is_taken(height: int, width: int) -> None:
     found, known = ours(height, width, 50), theirs(height, width, 50)
     assert {tuple(row) for row in found.tolist()} <= {tuple(row) for row in known.tolist()}
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 341), (73, 73), (30, 200), (9, 1000)])
+def test_crops_are_those_of_docs_random_numbers(height: int, width: int) -> None:
+    for seed, epoch, row in [
+        (0, 0, 0),
+        (1, 0, 5),
+        (2**40, 2, 1_281_166),
+        *((3, 4, i) for i in range(30)),
+    ]:
+        expected = photograph_crop(seed, epoch, row, height, width)
+        assert tuple(random_crop(seed, epoch, row, height, width)) == expected
 
 
 def test_a_crop_depends_on_seed_epoch_and_example_alone() -> None:

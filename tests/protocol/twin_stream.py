@@ -6,6 +6,7 @@ of either shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -129,3 +130,22 @@ def epoch_of(seed: int, epoch: int, n: int) -> Epoch:
         left=[below(9, corners) for _ in range(n)],
         flip=[word < 2**63 for word in islice(flips, n)],
     )
+
+
+def photograph_crop(
+    seed: int, epoch: int, row: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """Row, column, height and width of an encoded image's crop."""
+    key = philox_key(seed, epoch, 3)
+    words = [word for block in range(1, 11) for word in philox_block([block, row, 0, 0], key)]
+    numbers = iter([(word >> 11) / 2**53 for word in words])
+    for _ in range(10):
+        u0, u1, u2, u3 = islice(numbers, 4)
+        area = height * width * (0.08 + 0.92 * u0)
+        ratio = math.exp(math.log(3 / 4) + u1 * (math.log(4 / 3) - math.log(3 / 4)))
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall <= height and 0 < wide <= width:
+            corner = int(u2 * (height - tall + 1)), int(u3 * (width - wide + 1))
+            return *corner, tall, wide
+    wide, tall = min(width, round(height * 4 / 3)), min(height, round(width / (3 / 4)))
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
