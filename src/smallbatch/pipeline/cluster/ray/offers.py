@@ -63,7 +63,8 @@ class Offers:
     @staticmethod
     def sizes(dataset: str) -> dict[str, int]:
         """Of the files of a data set, in bytes."""
-        return {it.name: it.stat().st_size for it in (PREPARED / dataset).glob("*.npy")}
+        files = (PREPARED / dataset).glob("*.*")
+        return {it.name: it.stat().st_size for it in files if it.suffix in (".npy", ".parquet")}
 
     def lay_out(self, name: str) -> None:
         """Lay files out; of a name that is no longer one nothing."""
