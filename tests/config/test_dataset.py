@@ -22,14 +22,15 @@ OWN = {"name": "own", "source": "image_folder", "path": "images", "image_size": 
         ({"name": "digits", "source": "digits"}, "b675349aca1dad07"),
     ],
 )
-def test_what_is_written_without_a_test_fraction_is_as_before_there_was_one(
+def test_what_is_written_without_keys_that_came_later_is_as_before_there_were_any(
     settings: dict[str, Any], digest: str
 ) -> None:
     """Single runs keep their images below this digest."""
     config = DatasetConfig.model_validate(settings)
     written = config.model_dump_json()
     assert hashlib.sha256(written.encode()).hexdigest()[:16] == digest
-    assert "test_fraction" not in config.model_dump()
+    later = {"test_fraction", "storage", "short_side", "test_labels"}
+    assert not later & config.model_dump().keys()
 
 
 def test_a_test_fraction_is_written_and_read_back() -> None:
@@ -46,3 +47,24 @@ def test_a_fraction_that_leaves_a_split_empty_is_refused(fraction: object) -> No
     raw = {"name": "own", "source": "parquet", "path": "x", "test_fraction": fraction}
     with pytest.raises(UserError, match=r"params\.yaml: test_fraction: found"):
         parse_dataset(raw, "params.yaml")
+
+
+def test_keys_that_came_later_are_written_and_read_back() -> None:
+    later = {"storage": "encoded", "short_side": 256, "test_labels": "labels.txt"}
+    config = DatasetConfig.model_validate(OWN | later)
+    assert later.items() <= config.model_dump().items()
+    assert DatasetConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("storage", "jpeg", "storage: found 'jpeg', allowed: auto, pixels, encoded"),
+        ("short_side", 3, "short_side: found 3, allowed: greater than or equal to 4"),
+        ("short_side", 256.0, r"short_side: found 256\.0, allowed: a"),
+        ("test_labels", "", "test_labels: found ''"),
+    ],
+)
+def test_wrong_values_are_one_line(key: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^params\.yaml: {message}"):
+        parse_dataset(OWN | {key: value}, "params.yaml")

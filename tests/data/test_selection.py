@@ -1,9 +1,11 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallbatch.data.selection import balanced, stratified
+from smallbatch.data.selection import balanced, by_content, stratified
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
@@ -73,3 +75,44 @@ def test_selected_rows_are_pinned() -> None:
     labels = np.repeat(np.arange(3), (9, 6, 3))
     assert balanced(labels, 6, seed=7, stream=0).tolist() == [3, 6, 11, 12, 15, 17]
     assert stratified(labels, 6, seed=7, stream=0).tolist() == [3, 4, 6, 11, 12, 15]
+
+
+def digests_of(contents: list[int]) -> np.ndarray:
+    words = np.random.default_rng(0).integers(0, 256, (max(contents) + 1, 16), dtype=np.uint8)
+    return words[contents]
+
+
+def test_by_content_each_class_has_its_share_whatever_the_order() -> None:
+    labels = np.repeat([0, 1, 2], [400, 100, 10])
+    digests = digests_of([*range(510)])
+    chosen = by_content(labels, digests, 102, seed=3)
+    assert np.bincount(labels[chosen]).tolist() == [80, 20, 2]
+    order = np.random.default_rng(1).permutation(510)
+    np.testing.assert_array_equal(by_content(labels[order], digests[order], 102, seed=3),
+                                  chosen[order])  # fmt: skip
+    assert not np.array_equal(by_content(labels, digests, 102, seed=4), chosen)
+
+
+def test_by_content_takes_those_of_the_lowest_hash() -> None:
+    """As another implementation has it: SHA-256 of the seed in eight bytes and the digest."""
+    labels = np.zeros(50, dtype=np.int64)
+    digests = digests_of([*range(50)])
+    hashes = [
+        hashlib.sha256((7).to_bytes(8, "little") + digest.tobytes()).digest() for digest in digests
+    ]
+    lowest = sorted(range(50), key=hashes.__getitem__)[:12]
+    assert sorted(lowest) == np.flatnonzero(by_content(labels, digests, 12, seed=7)).tolist()
+
+
+def test_by_content_the_same_in_a_class_stays_together() -> None:
+    contents = [row // 5 for row in range(100)]  # each five times
+    for labels in (np.zeros(100, dtype=np.int64), np.arange(100) % 2):
+        chosen = by_content(labels, digests_of(contents), 33, seed=0)
+        assert 33 <= chosen.sum() <= 38
+        for label in (0, 1):
+            sides = [
+                set(chosen[(np.array(contents) == it) & (labels == label)]) for it in range(20)
+            ]
+            assert all(len(each) <= 1 for each in sides)
+    none = by_content(np.zeros(100, dtype=np.int64), digests_of(contents), 0, seed=0)
+    assert not none.any()

@@ -28,7 +28,9 @@ def code() -> None:
 @click.command()
 @PARAMS
 def prepare(params_file: Path) -> None:
-    """Make the data set's arrays under data/prepared/.
+    """Make the data set's arrays under data/prepared/, or its shards of encoded images.
+
+    Shards that are finished when it is interrupted are kept, and the same command goes on.
 
     \b
     Examples:
@@ -39,10 +41,12 @@ def prepare(params_file: Path) -> None:
     from smallbatch.pipeline.experiments import refuse_for_dvc
     from smallbatch.pipeline.fits import check_models
     from smallbatch.pipeline.held import held_params, prepare_inputs
+    from smallbatch.pipeline.image_progress import ImageProgress
 
     with held_params(params_file, prepare_inputs) as params:
         refuse_for_dvc(params, params_file)
-        meta = prepare_data(params.dataset, say=door.say)
+        with ImageProgress(params.dataset.name) as progress:
+            meta = prepare_data(params.dataset, say=door.say, told=progress.told)
     largest, train = max(params.grid.batch_sizes), meta.counts["train"]
     if largest > train:
         raise UserError(
@@ -52,6 +56,8 @@ def prepare(params_file: Path) -> None:
     check_models(params, meta)
     counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
+    if meta.short_side is not None:
+        shape = f"of a short side up to {meta.short_side}, for crops {shape}"
     click.echo(f"data/prepared/{meta.name}: {counts} images {shape}, {len(meta.classes)} classes")
 
 

@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from smallbatch.data.encode import Stored
 from smallbatch.data.encoded import DIGEST_BYTES
 from smallbatch.data.split import Labels
 
-SHARD = 2**28
-"""Bytes of images with which a shard is full."""
 _ROW_GROUP = 2**24  # bytes of images that are in memory until they are written
 PART = np.dtype(
     [
@@ -51,7 +50,7 @@ class Shards:
     notes: Path
     split: str
     classes: tuple[str, ...]
-    size: int = SHARD
+    size: int
 
     def name(self, number: int) -> str:
         """The name of a shard's file."""
@@ -71,7 +70,7 @@ class Shards:
     def write(
         self,
         labels: Labels,
-        images: Callable[[int], Iterator[Stored]],
+        images: Callable[[int], Generator[Stored]],
         told: Callable[[int], object],
     ) -> list[Part]:
         """Writes the shards that are not finished; returns the notes on all of them.
@@ -87,14 +86,16 @@ class Shards:
         """
         parts = self.finished()
         done = sum(len(part) for part in parts)
-        coming = images(done)
-        while done < len(labels):
-            part = self._write_one(len(parts), labels[done:], coming, lambda n, d=done: told(d + n))
-            buffer = io.BytesIO()
-            np.save(buffer, part)
-            durable.write(self._note(len(parts)), buffer.getvalue())
-            parts.append(part)
-            done += len(part)
+        with closing(images(done)) as coming:
+            while done < len(labels):
+                part = self._write_one(
+                    len(parts), labels[done:], coming, lambda n, d=done: told(d + n)
+                )
+                buffer = io.BytesIO()
+                np.save(buffer, part)
+                durable.write(self._note(len(parts)), buffer.getvalue())
+                parts.append(part)
+                done += len(part)
         return parts
 
     def _note(self, number: int) -> Path:
@@ -104,7 +105,7 @@ class Shards:
         try:
             part = np.load(io.BytesIO(durable.read(self._note(number))), allow_pickle=False)
             rows = pq.read_metadata(self.folder / self.name(number)).num_rows
-        except (FileNotFoundError, ValueError):  # of a damaged file, too
+        except (FileNotFoundError, ValueError, EOFError):  # of a damaged file, too
             return None
         return part if part.dtype == PART and len(part) == rows else None
 

@@ -1,6 +1,7 @@
 """The source ``image_folder``: ``train/<class>/*`` and ``test/<class>/*``.
 
-If a test split is to be held out, also ``train/<class>/*`` alone, or ``<class>/*``.
+If a test split is to be held out, also ``train/<class>/*`` alone, or ``<class>/*``. With a file of
+labels also ``test/*``.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from smallbatch.data.choice import choose, has_test, has_training
 from smallbatch.data.files import composed, litter, visible
 from smallbatch.data.held_out import hold_out
 from smallbatch.data.images import decode_all
+from smallbatch.data.label_file import by_class
 from smallbatch.data.split import Encoded, Images, Rows, Source, Split
 from smallbatch.errors import UserError
 
@@ -40,6 +42,7 @@ def open_image_folder(
     test_fraction: float | None = None,
     seed: int = 0,
     max_megapixels: int = MEGAPIXELS,
+    test_labels: str | None = None,
 ) -> Source:
     """Lists a folder of images; the class names are the sorted names of its sub-folders.
 
@@ -53,6 +56,8 @@ def open_image_folder(
         test_fraction: The share that is held out as the test split, where there is none.
         seed: The data set's seed, by which it is drawn.
         max_megapixels: Larger images are refused.
+        test_labels: The file, relative to ``path``, with the labels of test images that lie side by
+            side; see `label_file.by_class`.
 
     Returns:
         The source; images are decoded when they are read.
@@ -66,7 +71,8 @@ def open_image_folder(
         raise UserError(f"dataset.path: found {path}, which is not a folder; allowed: a folder")
     try:
         paths, note = _split_folders(path, test_split, held_out=test_fraction is not None)
-        folders = [_list_split(each) for each in paths]
+        folders = [_list_split(paths[0], flat_key="")]
+        folders += [_list_test(each, path, test_labels, folders[0]) for each in paths[1:]]
         _check_same_classes(folders[0], folders[-1])
         _check_no_shared_files(folders)
         notes = [note, *(_left_out(folder.path) for folder in folders)]
@@ -104,7 +110,25 @@ def _split_folders(
     return [path / name for name in chosen], choice.note
 
 
-def _list_split(folder: Path) -> _Folder:
+def _list_test(folder: Path, root: Path, labels: str | None, train: _Folder) -> _Folder:
+    """The test split, with folders of classes or with a file of labels."""
+    if labels is None:
+        return _list_split(folder, flat_key=", or dataset.test_labels, a file of their labels")
+    names: list[str] = []
+    for entry in visible(folder):
+        if entry.is_dir():
+            raise UserError(
+                f"dataset.test_labels: found {labels!r} with {folder}, which has folders, such as "
+                f"{entry.name}; allowed: where test images lie side by side"
+            )
+        if _is_named_as_image(entry.name):
+            names.append(entry.name)
+    if not names:
+        raise UserError(f"{folder}: empty; allowed: images")
+    return _Folder(folder, by_class(folder, names, root / labels, train.files))
+
+
+def _list_split(folder: Path, *, flat_key: str) -> _Folder:
     files: dict[str, list[str]] = {}
     for entry in visible(folder):
         name = composed(entry.name)
@@ -114,7 +138,9 @@ def _list_split(folder: Path) -> _Folder:
                                 "Unicode form; allowed: one folder for each class")  # fmt: skip
             files[name] = _list_class(Path(entry.path))
         elif _is_named_as_image(entry.name):
-            raise UserError(f"{entry.path}: image outside a class; allowed: {folder}/<class>/*")
+            raise UserError(
+                f"{entry.path}: image outside a class; allowed: {folder}/<class>/*{flat_key}"
+            )
     if not files:
         raise UserError(f"{folder}: empty; allowed: a folder of images for each class")
     return _Folder(folder, files)

@@ -4,7 +4,7 @@ import io
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -307,7 +307,7 @@ def _pixels(image: Image.Image, image_size: int | None) -> Images:
 
 def in_threads(
     one: Callable[[Encoded], _T], encoded: Iterable[Encoded], chunk: int = _CHUNK
-) -> Iterator[_T]:
+) -> Generator[_T]:
     """Yields what ``one`` makes of each image, in order; few are in memory at a time."""
     Image.init()  # registers the decoders here, in one thread, not on first use in several
     workers = min(cores(), 16)

@@ -51,7 +51,13 @@ def prepare(
     source = open_source(config, root)
     if source.note is not None:
         say(source.note)
-    if config.storage == "encoded" or (config.storage == "auto" and _is_large(config, source)):
+    large = config.storage == "auto" and _is_large(config, source)
+    if large:
+        say(
+            f"{config.name}: images are kept encoded, as their pixels would take more than "
+            f"{MOST_PIXELS >> 30} GiB (dataset.storage chooses)"
+        )
+    if large or config.storage == "encoded":
         from smallbatch.data.prepare_encoded import prepare_encoded
 
         return prepare_encoded(config, source, root, say, told)

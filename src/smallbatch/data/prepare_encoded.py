@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from PIL import features
 from smallbatch.config.params import DatasetConfig
 from smallbatch.data.encode import QUALITY, Stored, encode
 from smallbatch.data.encoded import INDEX, index_digest
-from smallbatch.data.encoded_files import SHARD, Part, Shards
+from smallbatch.data.encoded_files import Part, Shards
 from smallbatch.data.expected import settings_digest
 from smallbatch.data.files import listing
 from smallbatch.data.images import in_threads, pillow_as_told
@@ -41,6 +41,8 @@ from smallbatch.data.sources import source_files
 from smallbatch.data.split import Rows, Source, Split
 from smallbatch.errors import UserError
 
+SHARD = 2**28
+"""Bytes of images with which a shard is full."""
 _RATIO = 8 / 7
 """The short side of images that are kept over the side of crops, as 256 is to 224."""
 _AT_ONCE = 8  # images that a thread takes at a time: of photographs, each may have megabytes
@@ -72,15 +74,14 @@ def prepare_encoded(
     test = select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
     directory = root / "prepared" / config.name
     try:
-        key = _key(config, root)
+        key = _key(config, source, root)
         with unfinished_folder(directory.parent, config.name, key) as folder:
             new, notes = folder / "new", folder / "notes"
             for path in (new, notes):
                 path.mkdir(exist_ok=True)
             parts = _encoded(config, source, (pool, test), (new, notes), told)
             meta = _describe(config, source, parts, new, say)
-            for left in folder.glob("old*"):
-                shutil.rmtree(left)
+            shutil.rmtree(folder / "old", ignore_errors=True)  # of a process killed at its end
             replace_prepared(new, directory, aside=folder / "old")
     except OSError as error:
         raise UserError(
@@ -90,11 +91,16 @@ def prepare_encoded(
     return meta
 
 
-def _key(config: DatasetConfig, root: Path) -> str:
-    """What finished shards were made from: settings, the source's files, and what encodes."""
+def _key(config: DatasetConfig, source: Source, root: Path) -> str:
+    """What finished shards were made from: settings, files, labels, and what encodes."""
     files = source_files(config, root)
-    libraries = [features.version("pil"), features.version("libjpeg_turbo")]
-    made_from = [settings_digest(config), files and listing(files), libraries, QUALITY, SHARD]
+    labels = {"train": source.train.labels, "test": source.test.labels}
+    made_from = [
+        settings_digest(config),
+        listing(files) if files else None,
+        fingerprint(source.classes, labels),
+        [features.version("pil"), features.version("libjpeg_turbo"), QUALITY, SHARD],
+    ]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
@@ -113,7 +119,7 @@ def _encoded(
         ("train", "test"), (source.train, source.test), rows, strict=True
     ):
         images = partial(_images, config, split, chosen)
-        shards = Shards(*folders, name, source.classes)
+        shards = Shards(*folders, name, source.classes, SHARD)
         with pillow_as_told():
             found[name] = shards.write(
                 split.labels[chosen], images, lambda done, b=before: told(b + done, total)
@@ -122,7 +128,7 @@ def _encoded(
     return found
 
 
-def _images(config: DatasetConfig, split: Split, rows: Rows, first: int) -> Iterator[Stored]:
+def _images(config: DatasetConfig, split: Split, rows: Rows, first: int) -> Generator[Stored]:
     assert split.encoded is not None  # noqa: S101 - sources of which images are kept encoded
     one = partial(encode, short_side=short_side(config), max_megapixels=config.max_megapixels)
     return in_threads(one, split.encoded(rows[first:]), _AT_ONCE)

@@ -57,7 +57,7 @@ def open_source(config: DatasetConfig, root: Path) -> Source:
         return open_image_folder(
             path, config.image_size,
             test_split=config.test_split, max_megapixels=config.max_megapixels,
-            test_fraction=config.test_fraction, seed=config.seed,
+            test_fraction=config.test_fraction, seed=config.seed, test_labels=config.test_labels,
         )  # fmt: skip
     from smallbatch.data.cifar import open_cifar
 
@@ -95,11 +95,12 @@ def _check_options(config: DatasetConfig) -> None:
         raise UserError(
             f"dataset.path: missing; allowed with source {config.source}: the folder of the images"
         )
-    if config.test_split is not None and config.test_fraction is not None:
-        raise UserError(
-            f"dataset.test_split: found {config.test_split!r} beside test_fraction; "
-            "allowed: one of the two"
-        )
+    for key in ("test_split", "test_labels"):
+        value = getattr(config, key)
+        if value is not None and config.test_fraction is not None:
+            raise UserError(
+                f"dataset.{key}: found {value!r} beside test_fraction; allowed: one of the two"
+            )
     _check_storage(config)
     for key, sources in _OPTIONS.items():
         value = getattr(config, key)

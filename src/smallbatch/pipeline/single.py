@@ -166,6 +166,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     """
     from smallbatch.data.prepare import prepare
     from smallbatch.data.sources import source_files
+    from smallbatch.pipeline.image_progress import ImageProgress
 
     if config.path is None and config.source in ("cifar10", "cifar100"):
         config = config.model_copy(update={"path": f"data/raw/{config.source}"})
@@ -186,7 +187,8 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
             say(f"{directory}: made by other code or libraries, or cut short, thus prepared again")
         else:
             say(f"{files}: changed since {directory} was prepared from it, which is done again")
-    meta = prepare(config, folder, say=say)
+    with ImageProgress(config.name) as progress:
+        meta = prepare(config, folder, say=say, told=progress.told)
     found = listing_of(files)
     if listed in (None, found):
         write(note, json.dumps([found, decoder, meta.fingerprint]).encode())
