@@ -106,6 +106,7 @@ def run(
           --base-lr 2^-6 --epochs 20
       smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
       smallbatch run -m 32 --optimizer adamw --lr 2^-9 --schedule cosine --warmup 0.1
+      smallbatch run -m 32 --lr 0.1 --cluster slurm
     """
     import json
     from functools import partial
