@@ -20,8 +20,10 @@ from smallbatch.pipeline.cluster.board import Board, State, Task
 from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.news import News
 from smallbatch.pipeline.cluster.outstanding import WORK, outstanding, task_of_run
+from smallbatch.pipeline.cluster.ray.files import column_of
 from smallbatch.pipeline.cluster.wait import Waiter
-from smallbatch.pipeline.experiments import plan_study_column
+from smallbatch.pipeline.experiments import plan_study_column, prepared
+from smallbatch.pipeline.single import plan_on
 from smallbatch.protocol.outcome import RunResult
 from smallbatch.records import files
 from smallbatch.records.schema import Clock
@@ -187,6 +189,23 @@ def test_a_run_that_is_kept_is_not_submitted(noted: Noted) -> None:
     record = WORK / task.key[-16:] / "record"
     record.write_bytes(record.read_bytes()[:-1])
     assert give_run(noted, task) == [task.key]
+
+
+@pytest.mark.parametrize("settings", [
+    {"optimizer": "adamw", "betas": (0.8, 0.99), "schedule": "cosine", "warmup": 0.1},
+    {"optimizer": "nesterov", "momentum": 0.8, "augment": True},
+    {"norm": "ghost", "bn_batch_size": 2},
+])  # fmt: skip
+def test_a_node_has_the_run_that_was_asked_for(board: Board, settings: dict[str, Any]) -> None:
+    study = parse_study({"model": "resnet8", "epochs": 1, "weight_decay": 0.1, **settings}, "run")
+    data = prepared(params())
+    column = plan_on(data, "net.mine-net", study, batch_size=4, base_lrs=[0.5], seeds=[2**32 - 1])
+    (run,) = column.runs
+    task = task_of_run(column, params().compute, Path("images"), Path("results"))
+    board.put(task)
+    found = column_of(cast("Task", board.task(f"digits-net.mine-net-m4-{run.hash}")))
+    assert found.runs == {run.hash}
+    assert found.folder == Path("results")
 
 
 def test_a_run_outside_the_pipeline_is_cancelled_by_its_key_alone(noted: Noted) -> None:
