@@ -77,7 +77,8 @@ def status() -> None:
 def cancel(studies: tuple[str, ...], batch_sizes: tuple[int, ...]) -> None:
     """End the cluster's work on columns; finished runs and the last checkpoints are kept.
 
-    STUDIES default to all.
+    STUDIES default to all; what `smallbatch status` shows names one column, or a run outside the
+    pipeline.
 
     \b
     Examples:

@@ -117,6 +117,11 @@ class EncodedDataset:
     test: EncodedSplit
     validation: EncodedSplit | None
 
+    @property
+    def test_labels(self) -> Labels:
+        """The class index of every test image, int64 (N,)."""
+        return self.test.labels
+
 
 def load_any(directory: Path) -> Dataset | EncodedDataset:
     """Reads a prepared data set, whichever way its images are kept.

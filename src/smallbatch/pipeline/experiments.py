@@ -11,7 +11,7 @@ from smallbatch.config.params import Params
 from smallbatch.config.study import StudyConfig
 from smallbatch.errors import Missing, UserError
 from smallbatch.pipeline.advise.trials import FOLDER as ADVICE
-from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS
+from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS, plan_on
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
@@ -263,18 +263,11 @@ def plan_study_column(
         UserError: The data is not prepared with these settings, the column whose best learning rate
             is taken does not exist, or the batch is larger than the training set.
     """
-    from smallbatch.config.model_files import FROM_TIMM
-    from smallbatch.protocol.column import plan_column
-
     dataset = prepared(params)
-    if params.studies[study].pretrained == FROM_TIMM:
-        from smallbatch.models.pretrained import fetch
-
-        fetch(params.studies[study].model)
-    return plan_column(
+    return plan_on(
+        dataset,
         study,
         params.studies[study],
-        dataset,
         batch_size=batch_size,
         base_lrs=base_lrs or _base_lrs(params, study, batch_size, dataset.meta.fingerprint),
         seeds=range(params.grid.seeds),
@@ -322,13 +315,25 @@ def planned_runs(
     params: Params, study: str, batch_size: int, base_lrs: Sequence[float], fingerprint: str
 ) -> set[str]:
     """The hashes of a column's runs, from the settings and the data's fingerprint alone."""
+    seeds = range(params.grid.seeds)
+    return run_hashes(params.studies[study], batch_size, base_lrs, seeds, fingerprint)
+
+
+def run_hashes(
+    study: StudyConfig,
+    batch_size: int,
+    base_lrs: Sequence[float],
+    seeds: Sequence[int],
+    fingerprint: str,
+) -> set[str]:
+    """The same of a study with any seeds."""
     from smallbatch.config.model_files import model_digest
     from smallbatch.protocol.run import Run
 
-    model = model_digest(params.studies[study])
+    model = model_digest(study)
     return {
         Run(settings, fingerprint, batch_size, base_lr, seed, model).hash
-        for settings in params.studies[study].at(batch_size)
+        for settings in study.at(batch_size)
         for base_lr in base_lrs
-        for seed in range(params.grid.seeds)
+        for seed in seeds
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.config.dataset import BUILT_IN
 from smallbatch.config.params import (
     DatasetConfig,
+    Params,
     load_params,
     parse_compute,
     parse_dataset,
@@ -23,10 +25,14 @@ from smallbatch.pipeline.tracked import train_and_track
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from smallbatch.data.prepared import Labels
+    from smallbatch.config.params import ComputeConfig
+    from smallbatch.config.study import StudyConfig
+    from smallbatch.data.prepared import Dataset, Labels
+    from smallbatch.execution.watch import Watch
     from smallbatch.protocol.column import Column
+    from smallbatch.tracking import LiveMirror
 
 DEFAULT_PARAMS = Path("params.yaml")
 SINGLE_RUNS = Path(".smallbatch/runs")  # not in models/, which has the pipeline's outputs
@@ -69,19 +75,21 @@ def single_run(
     base_lr: float,
     seed: int,
     device: str,
+    cluster: str | None = None,
     time_limit: float | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> SingleRun:
     """Train one run outside the pipeline.
 
     Args:
-        params_file: The params file; read only if it has the data set.
+        params_file: The params file, for its data set and its cluster.
         dataset: A built-in data set, or the name of the params file's.
         settings: The study's settings, as written in `params.yaml`.
         batch_size: m.
         base_lr: η̃; under AdamW η.
         seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
+        cluster: ``none``, ``ray`` or ``slurm``; None: as the params file has it.
         time_limit: Seconds after which to stop, with all progress kept.
         say: Takes a line for the user: which images are used, where that is not plain.
 
@@ -89,11 +97,11 @@ def single_run(
         UserError: A setting is wrong, or the data set is unknown.
         Stopped: By a signal or before the time limit.
     """
-    from smallbatch.config.model_files import FROM_TIMM
     from smallbatch.config.model_names import validate_model
-    from smallbatch.data.encoded import EncodedDataset, load_any
-    from smallbatch.protocol.column import plan_column
+    from smallbatch.data.encoded import load_any
 
+    params = _params(params_file)
+    compute = _compute(params, device, cluster)
     study = parse_study(settings, "run")
     validate_model(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
@@ -102,32 +110,59 @@ def single_run(
     if study.optimizer != "sgd":
         name += f"-{study.optimizer}"
 
-    labels: list[Labels] = []  # of the test set
+    @cache
+    def prepared() -> Path:
+        return prepared_for_itself(_dataset_config(params, params_file, dataset, say), say)
 
+    @cache
     def plan() -> Column:
-        config = _dataset_config(params_file, dataset, say)
-        data = load_any(prepared_for_itself(config, say))
-        encoded = isinstance(data, EncodedDataset)
-        labels.append(data.test.labels if encoded else data.test_labels)
-        if study.pretrained == FROM_TIMM:
-            from smallbatch.models.pretrained import fetch
+        data = load_any(prepared())
+        return plan_on(data, name, study, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed])
 
-            fetch(study.model)
-        return plan_column(
-            name, study, data, batch_size=batch_size, base_lrs=[base_lr], seeds=[seed]
-        )
+    def folder(column: Column) -> Path:
+        return SINGLE_RUNS / dataset / name / column.runs[0].hash
+
+    def elsewhere(mirror: LiveMirror, watch: Watch) -> None:
+        from smallbatch.pipeline.cluster.elsewhere import run_elsewhere
+
+        run_elsewhere(plan(), compute, prepared(), folder(plan()), mirror, watch)
 
     column_dir = train_and_track(
         plan,
-        parse_compute({"device": device}, "run"),
-        lambda column: SINGLE_RUNS / dataset / name / column.runs[0].hash,
+        compute,
+        folder,
         stage=None,
         time_limit=time_limit,
+        elsewhere=None if compute.cluster == "none" else elsewhere,
     )
     run = json.loads((column_dir / "runs.json").read_text())["runs"][0]
     diverged = run["outcome"] == "diverged"
-    remark = "" if diverged else learned_nothing(run["final"], labels[0])
+    remark = "" if diverged else learned_nothing(run["final"], plan().dataset.test_labels)
     return SingleRun(column_dir, run, remark)
+
+
+def plan_on(
+    data: Dataset,
+    name: str,
+    study: StudyConfig,
+    *,
+    batch_size: int,
+    base_lrs: Sequence[float],
+    seeds: Sequence[int],
+) -> Column:
+    """Make a column, with the weights that it begins from.
+
+    Raises:
+        UserError: It does not suit the data, or there are no such weights.
+    """
+    from smallbatch.config.model_files import FROM_TIMM
+    from smallbatch.protocol.column import plan_column
+
+    if study.pretrained == FROM_TIMM:
+        from smallbatch.models.pretrained import fetch
+
+        fetch(study.model)
+    return plan_column(name, study, data, batch_size=batch_size, base_lrs=base_lrs, seeds=seeds)
 
 
 def learned_nothing(final: dict[str, Any], labels: Labels) -> str:
@@ -237,9 +272,25 @@ def listing_of(files: Path | None) -> str | None:
     return listing(files) if files.exists() else None
 
 
-def _dataset_config(params_file: Path, dataset: str, say: Callable[[str], object]) -> DatasetConfig:
+def _params(params_file: Path) -> Params | None:
     default = params_file == DEFAULT_PARAMS
-    params = None if default and not params_file.exists() else load_params(params_file)
+    return None if default and not params_file.exists() else load_params(params_file)
+
+
+def _compute(params: Params | None, device: str, cluster: str | None) -> ComputeConfig:
+    """Where a run is trained; of a params file the cluster alone counts, with its settings."""
+    found: dict[str, Any] = {}
+    if params is not None:
+        settings = {"cluster", "ray", "slurm"}
+        found = params.compute.model_dump(include=settings, exclude_unset=True)
+    if cluster is not None:
+        found["cluster"] = cluster
+    return parse_compute({**found, "device": device}, "run")
+
+
+def _dataset_config(
+    params: Params | None, params_file: Path, dataset: str, say: Callable[[str], object]
+) -> DatasetConfig:
     if params is not None and params.dataset.name == dataset:
         if dataset in BUILT_IN:
             own = params.dataset.model_dump(exclude_defaults=True, exclude={"name"})

@@ -20,6 +20,7 @@ TASK = Task(
     base_lrs=(0.5,), stage="train@a-4", after=None, runs=2, updates=10, needs={}, dataset="digits",
     fingerprint="f", cluster="slurm", wanted="w",
 )  # fmt: skip
+RUN = "0123456789abcdef"
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def test_a_later_submission_takes_the_place_of_the_former(board: Board) -> None:
     assert json.loads(json.dumps(board.tasks()[0].base_lrs)) == [0.5]
 
 
-@pytest.mark.parametrize("key", ["", "..", "../x-m4", "a/b-m4", "x-m", "x", "-m4"])
+@pytest.mark.parametrize(
+    "key", ["", "..", "../x-m4", "a/b-m4", "x-m", "x", "-m4", "x-m4-", "x-m4-..", f"x-{RUN}"]
+)
 def test_keys_lead_nowhere_else(board: Board, key: str) -> None:
     with pytest.raises(UserError, match="allowed: DATASET-STUDY-mM"):
         board.folder_of(key)
@@ -105,6 +108,9 @@ def test_a_state_with_a_wrong_value_cannot_be_read(
         "updates": [None, 0, 1.5],
         "needs": [None, [], {"torch": 2}],
         "cluster": [None, []],
+        "seed": ["1", -1, 2**32, 1.0],
+        "prepared": [None, 1],
+        "folder": [None, 1],
         "number": [None, "1", 0, 2, 10**12],  # 2 is that of another file
     }.items(),
 )
@@ -117,6 +123,21 @@ def test_a_task_with_a_wrong_value_cannot_be_read(
         board.file_of(task).write_text(json.dumps({**asdict(task), key: value}))
         assert board.tasks() == [], value
     assert board.put(TASK).number == 2
+
+
+def test_tasks_of_before_there_were_runs_outside_the_pipeline_are_columns_of_it(
+    board: Board,
+) -> None:
+    task = board.put(TASK)
+    later = ("seed", "prepared", "folder")
+    former = {key: value for key, value in asdict(task).items() if key not in later}
+    board.file_of(task).write_text(json.dumps(former))
+    found = board.task(TASK.key)
+    assert found
+    assert (found.images, found.results) == (
+        Path("data/prepared/digits"),
+        Path("models/digits/a/m4"),
+    )
 
 
 def test_what_can_be_set_right_is(board: Board) -> None:

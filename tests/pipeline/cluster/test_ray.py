@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from smallbatch.pipeline import experiments
 from smallbatch.pipeline.cluster.board import Board, State, Task
 from smallbatch.pipeline.cluster.outstanding import outstanding
 from smallbatch.pipeline.cluster.ray.scheduler import Ray, keeper_runs, read_note
+from smallbatch.pipeline.single import single_run
 from smallbatch.records.fence import column_key
 from tests.columns import place_and_train
 from tests.pipeline.cluster.ray_cluster import TOKEN, Cluster, wait_for, workers
@@ -138,7 +140,10 @@ def driver(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_ray
-def test_columns_are_as_if_trained_here(driver: Cluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("untracked")
+def test_columns_are_as_if_trained_here(
+    driver: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = Project(GRID, driver.client)
     tasks = project.submit()
     assert len(tasks) == 6
@@ -155,6 +160,29 @@ def test_columns_are_as_if_trained_here(driver: Cluster, tmp_path: Path) -> None
         len(list(it.glob("?" * 64))) for it in sorted(driver.folder.glob("cache*/nodes/content"))
     ]
     assert kept == [0, len(list(Path("data/prepared/digits").iterdir()))]
+
+    # So is a run outside the pipeline, of the same images in a folder of its own.
+    ours = run_files()
+    (key,) = {it.key for it in project.board.tasks()} - {it.key for it in tasks}
+    state = project.board.state(key)
+    assert state
+    assert (state.status, state.attempt, state.runs_done) == ("done", 1, 1)
+    (tmp_path / "other").mkdir()
+    shutil.copy("params.yaml", tmp_path / "other")
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "other")
+        assert run_files("none") == ours
+
+
+def run_files(cluster: str | None = None) -> list[bytes]:
+    """What a run outside the pipeline leaves, but for times; None: by compute.cluster."""
+    folder = single_run(
+        Path("params.yaml"), "digits", {"model": "resnet8", "epochs": 1, "weight_decay": 0.0},
+        batch_size=8, base_lr=2**-8, seed=7, device="cpu", cluster=cluster,
+    ).folder  # fmt: skip
+    return [
+        (folder / it).read_bytes() for it in ("history.parquet", "weights.safetensors", "runs.json")
+    ]
 
 
 @needs_ray

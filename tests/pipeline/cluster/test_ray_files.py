@@ -15,6 +15,7 @@ from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 from smallbatch.pipeline.cluster.ray import node, shipped
 from smallbatch.pipeline.cluster.ray.files import WORK, Busy, Column, pieces
 from smallbatch.pipeline.cluster.ray.jobs import ATTEMPTS, Job, Jobs
+from smallbatch.pipeline.cluster.ray.offers import Offers
 from smallbatch.records.fence import column_key
 from smallbatch.records.lock import one_writer
 
@@ -248,6 +249,12 @@ def test_a_node_asks_in_a_thread_for_whose_waiting_ray_frees_no_cores(
 
     monkeypatch.setattr(node, "carry_out", name)
     assert shipped.carry_out(None, "[1]") == "[1] False"
+
+
+def test_the_same_images_in_another_folder_are_another_offer() -> None:
+    other = replace(TASK, seed=7, prepared=".smallbatch/data/0/prepared/noise")
+    assert Offers.images(other) != Offers.images(TASK)
+    assert other.images == Path(other.prepared)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 8])

@@ -64,9 +64,9 @@ class Clustered:
         paths = self.root.glob(".smallbatch/cluster/*/state.json")
         return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
-    def signal(self, number: int) -> None:
+    def signal(self, number: int, key: str = KEY) -> None:
         """Send it to every process of the column's worker: one that is stopped cannot end early."""
-        job = json.loads((self.root / f".smallbatch/cluster/{KEY}/job.json").read_text())
+        job = json.loads((self.root / f".smallbatch/cluster/{key}/job.json").read_text())
         os.killpg(job["pid"], number)
 
     def tasks(self) -> dict[str, dict[str, Any]]:

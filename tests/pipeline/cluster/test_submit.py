@@ -19,8 +19,14 @@ from smallbatch.pipeline.cluster import elsewhere, submit, targets
 from smallbatch.pipeline.cluster.board import Board, State, Task
 from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.news import News
-from smallbatch.pipeline.cluster.outstanding import WORK, outstanding
+from smallbatch.pipeline.cluster.outstanding import WORK, outstanding, task_of_run
+from smallbatch.pipeline.cluster.ray.files import column_of
 from smallbatch.pipeline.cluster.wait import Waiter
+from smallbatch.pipeline.experiments import plan_study_column, prepared
+from smallbatch.pipeline.single import plan_on
+from smallbatch.protocol.outcome import RunResult
+from smallbatch.records import files
+from smallbatch.records.schema import Clock
 from tests.pipeline.cluster.test_outstanding import RAW, keep
 from tests.project import Project
 
@@ -138,6 +144,76 @@ def test_a_dependent_column_goes_on_when_its_source_is_complete(noted: Noted) ->
     now = replace(dependent, after=None, base_lrs=(0.5,))
     assert submit.is_same(dependent, now)
     assert not submit.is_same(now, replace(now, base_lrs=(0.25,)))
+
+
+def run_task(given: Params) -> Task:
+    """That of a run outside the pipeline, with the settings of study a and another seed."""
+    column = plan_study_column(given, "a", 4, [0.5])
+    run = replace(column.runs[0], seed=7)
+    return task_of_run(replace(column, runs=(run,)), given.compute, Path("images"), Path("results"))
+
+
+def give_run(noted: Noted, task: Task) -> list[str]:
+    going = submit.submit_run(noted.board, noted, task, lambda: None, lambda _: None)
+    return [it.key for it in going]
+
+
+def test_runs_outside_the_pipeline_and_columns_of_it_leave_each_other_alone(noted: Noted) -> None:
+    task = run_task(params())
+    assert give_run(noted, task) == [task.key]
+    assert give(noted, params()) == (["digits-a-m4"], [])
+    assert give_run(noted, task) == [task.key]
+    # Even where a params file has the name that stands for none.
+    going = submit.submit(
+        noted.board, noted, params(), task.origin, [("a", 4)], None, lambda: None, lambda _: None
+    )
+    assert [it.key for it in going] == ["digits-a-m4"]
+    assert noted.submitted == [(task.key, 1), ("digits-a-m4", 1)]
+    assert noted.cancelled == []
+
+
+def test_a_run_with_other_compute_settings_takes_the_place_of_that_under_way(noted: Noted) -> None:
+    task = run_task(params())
+    give_run(noted, task)
+    give_run(noted, replace(task, params={**task.params, "compute": {"device": "cuda"}}))
+    assert noted.cancelled == [task.key]
+    assert noted.submitted == [(task.key, 1), (task.key, 2)]
+
+
+def test_a_run_that_is_kept_is_not_submitted(noted: Noted) -> None:
+    task = run_task(params())
+    result = RunResult("finished", None, [], {}, 10, {})
+    clock = Clock(started="2026-01-01T00:00:00+00:00", seconds=1.0)
+    files.save_record(WORK / task.key[-16:], result, clock, MAKER)
+    assert give_run(noted, task) == []
+    record = WORK / task.key[-16:] / "record"
+    record.write_bytes(record.read_bytes()[:-1])
+    assert give_run(noted, task) == [task.key]
+
+
+@pytest.mark.parametrize("settings", [
+    {"optimizer": "adamw", "betas": (0.8, 0.99), "schedule": "cosine", "warmup": 0.1},
+    {"optimizer": "nesterov", "momentum": 0.8, "augment": True},
+    {"norm": "ghost", "bn_batch_size": 2},
+])  # fmt: skip
+def test_a_node_has_the_run_that_was_asked_for(board: Board, settings: dict[str, Any]) -> None:
+    study = parse_study({"model": "resnet8", "epochs": 1, "weight_decay": 0.1, **settings}, "run")
+    data = prepared(params())
+    column = plan_on(data, "net.mine-net", study, batch_size=4, base_lrs=[0.5], seeds=[2**32 - 1])
+    (run,) = column.runs
+    task = task_of_run(column, params().compute, Path("images"), Path("results"))
+    board.put(task)
+    found = column_of(cast("Task", board.task(f"digits-net.mine-net-m4-{run.hash}")))
+    assert found.runs == {run.hash}
+    assert found.folder == Path("results")
+
+
+def test_a_run_outside_the_pipeline_is_cancelled_by_its_key_alone(noted: Noted) -> None:
+    task = run_task(params())  # of the name of a study
+    give_run(noted, task)
+    give(noted, params())
+    assert elsewhere.cancel_columns(["a"], []) == ["digits-a-m4"]
+    assert elsewhere.cancel_columns([task.key], []) == [task.key]
 
 
 class Silent:

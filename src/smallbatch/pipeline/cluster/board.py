@@ -18,12 +18,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from smallbatch import durable, private
+from smallbatch.config.params import parse_study
 from smallbatch.errors import UserError
+from smallbatch.pipeline.experiments import MODELS, PREPARED
+
+if TYPE_CHECKING:
+    from smallbatch.config.study import StudyConfig
 
 FOLDER = Path(".smallbatch/cluster")
 
@@ -32,7 +37,8 @@ FINAL: tuple[Status, ...] = ("done", "failed", "cancelled")
 """After them a task is carried out no further; it can be submitted again."""
 
 _TASK = re.compile(r"task-(\d{1,9})\.json")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-m\d{1,10}")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-m\d{1,10}(-[0-9a-f]{16})?")
+"""Of a column of the pipeline, or with its run's hash of a run outside."""
 _POLL_S = 0.1
 _MOST_BYTES = 4 * 2**20  # of a file that is read
 _MOST_CHARACTERS = 1000  # of a text
@@ -40,6 +46,7 @@ _Kind = TypeVar("_Kind")
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _Number = Annotated[int, Field(ge=0, lt=10**9)]  # as many digits as in a file's name
+_Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _Count = Annotated[int, Field(ge=1, le=2**53)]
 _Text = Annotated[str, AfterValidator(lambda text: text[:_MOST_CHARACTERS])]
 _Share = Annotated[float, AfterValidator(lambda share: min(max(share, 0.0), 1.0))]
@@ -55,7 +62,8 @@ class Task:
         key: Its name on the board.
         study: The study's name.
         batch_size: m.
-        params: The content of the params file when it was submitted.
+        params: The content of the params file when it was submitted; of a run outside the pipeline
+            its study and ``compute`` alone.
         origin: The name of that file.
         base_lrs: Its base learning rates; None: the best one of the column that it comes ``after``.
         stage: The name of the DVC stage.
@@ -69,6 +77,9 @@ class Task:
         wanted: A digest of the runs: tasks with the same one lead to the same column.
         number: Of the submission; each of one column has a higher one than those before.
         submitted: When, ISO 8601.
+        seed: Of a run outside the pipeline; None: it is a column of the grid.
+        prepared: The folder of the prepared data; empty: the pipeline's.
+        folder: That of its result files; empty: the pipeline's.
     """
 
     __pydantic_config__ = _STRICT  # when it is made from a file
@@ -90,6 +101,36 @@ class Task:
     wanted: _Text = ""
     number: _Number = 1
     submitted: _Text = ""
+    seed: _Seed | None = None
+    prepared: _Text = ""
+    folder: _Text = ""
+
+    @property
+    def images(self) -> Path:
+        """The folder of the prepared data."""
+        return Path(self.prepared) if self.prepared else PREPARED / self.dataset
+
+    @property
+    def results(self) -> Path:
+        """The folder of its result files."""
+        pipeline = MODELS / self.dataset / self.study / f"m{self.batch_size}"
+        return Path(self.folder) if self.folder else pipeline
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of its runs."""
+        return range(self.params["grid"]["seeds"]) if self.seed is None else [self.seed]
+
+    def settings(self) -> StudyConfig:
+        """Those of its study.
+
+        Raises:
+            UserError: There are none, or they are wrong.
+        """
+        studies = self.params.get("studies", {})
+        if self.study not in studies:
+            raise UserError(f"{self.origin}: studies: found no {self.study!r}")
+        return parse_study(studies[self.study], f"{self.origin}: studies.{self.study}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +208,7 @@ class Board:
         """
         if not _KEY.fullmatch(key):
             raise UserError(
-                f"{self.folder}: found the task {key[:80]!r}, allowed: DATASET-STUDY-mM"
+                f"{self.folder}: found the task {key[:80]!r}, allowed: DATASET-STUDY-mM[-RUN]"
             )
         return self.folder / key
 

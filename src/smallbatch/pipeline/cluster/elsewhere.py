@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.errors import Missing, UserError
@@ -10,17 +9,25 @@ from smallbatch.execution.watch import Watch
 from smallbatch.pipeline.cluster.board import FINAL, Board, State, Task
 from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.news import News
-from smallbatch.pipeline.cluster.outstanding import key_of
-from smallbatch.pipeline.cluster.submit import by_scheduler, cancel, scheduler_of, submit
+from smallbatch.pipeline.cluster.outstanding import key_of, task_of_run
+from smallbatch.pipeline.cluster.submit import (
+    by_scheduler,
+    cancel,
+    scheduler_of,
+    submit,
+    submit_run,
+)
 from smallbatch.pipeline.cluster.targets import columns_of_repro
 from smallbatch.pipeline.cluster.wait import Waiter, summary
-from smallbatch.pipeline.experiments import MODELS
 from smallbatch.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
-    from smallbatch.config.params import Params
+    from smallbatch.config.params import ComputeConfig, Params
+    from smallbatch.pipeline.cluster.board import Scheduler
+    from smallbatch.protocol.column import Column
     from smallbatch.tracking import LiveMirror
 
 _NAMED = 3  # columns in a message
@@ -46,6 +53,45 @@ def train_elsewhere(
         board, scheduler, params, origin, columns, own, watch.check,
         lambda cancelled: _tell_cancelled(news, cancelled),
     )  # fmt: skip
+    _wait(board, scheduler, tasks, key, news, mirror, watch)
+
+
+def run_elsewhere(
+    column: Column,
+    compute: ComputeConfig,
+    prepared: Path,
+    folder: Path,
+    mirror: LiveMirror,
+    watch: Watch,
+) -> None:
+    """The same for a run outside the pipeline.
+
+    Args:
+        column: Of this run alone.
+        compute: By what it is trained.
+        prepared: The folder of its prepared data.
+        folder: That of its result files.
+        mirror: Copies it to MLflow.
+        watch: Knows of reasons to stop waiting.
+    """
+    task, board = task_of_run(column, compute, prepared, folder), Board()
+    scheduler, news = scheduler_of(board, compute), News(board, mirror)
+    tasks = submit_run(
+        board, scheduler, task, watch.check, lambda cancelled: _tell_cancelled(news, cancelled)
+    )
+    _wait(board, scheduler, tasks, task.key, news, mirror, watch)
+
+
+def _wait(
+    board: Board,
+    scheduler: Scheduler,
+    tasks: list[Task],
+    key: str,
+    news: News,
+    mirror: LiveMirror,
+    watch: Watch,
+) -> None:
+    """Wait until the column with this key is trained, if it is one of the tasks."""
     if key not in {task.key for task in tasks}:
         return
 
@@ -96,7 +142,7 @@ def submit_columns(
         except BaseException:
             mirror.abort()
             raise
-        folders = [folder for task in done if (folder := _folder_of(task)).is_dir()]
+        folders = [task.results for task in done if task.results.is_dir()]
         for folder in folders[:-1]:
             mirror.finish_later(folder)
         if folders:
@@ -136,7 +182,7 @@ def cancel_columns(studies: Collection[str], batch_sizes: Collection[int]) -> li
     """End what is under way of these columns.
 
     Args:
-        studies: Their names; empty: all.
+        studies: Their names, or keys of columns; empty: all.
         batch_sizes: Their m; empty: all.
 
     Returns:
@@ -148,7 +194,7 @@ def cancel_columns(studies: Collection[str], batch_sizes: Collection[int]) -> li
     board = Board()
     with board.lock():
         tasks = board.tasks()
-        _refuse_unknown("study", studies, {task.study for task in tasks})
+        _refuse_unknown("study", studies, set().union(*map(_names, tasks)))
         _refuse_unknown("--batch-size", batch_sizes, {task.batch_size for task in tasks})
         states = {task.key: board.state(task.key) for task in tasks}
         left = [
@@ -156,7 +202,7 @@ def cancel_columns(studies: Collection[str], batch_sizes: Collection[int]) -> li
             for task in tasks
             if (state := states[task.key])
             and state.status not in FINAL
-            and task.study in (studies or {task.study})
+            and (not studies or _names(task).intersection(studies))
             and task.batch_size in (batch_sizes or {task.batch_size})
         ]
         cancel(board, left)
@@ -193,12 +239,13 @@ def _kill_in_mlflow(board: Board, tasks: Collection[Task]) -> None:
 
 def _complete(task: Task, mirror: LiveMirror) -> None:
     """MLflow shows the whole of a column whose files the cluster has written."""
-    if (folder := _folder_of(task)).is_dir():
-        mirror.finish_later(folder)
+    if task.results.is_dir():
+        mirror.finish_later(task.results)
 
 
-def _folder_of(task: Task) -> Path:
-    return MODELS / task.dataset / task.study / f"m{task.batch_size}"
+def _names(task: Task) -> set[str]:
+    """By what it is cancelled; a run outside the pipeline may have the name of a study."""
+    return {task.key} if task.seed is not None else {task.key, task.study}
 
 
 def _told(state: State) -> str:

@@ -14,7 +14,6 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from smallbatch import private
 from smallbatch.pipeline.cluster.journal import EVENTS
-from smallbatch.pipeline.experiments import MODELS
 from smallbatch.records.schema import MOST, StudySettings
 from smallbatch.tracking.place import place_of
 from smallbatch.tracking.records import ColumnInfo, RunInfo
@@ -106,8 +105,7 @@ class News:
                 continue
             if isinstance(message, _Start):
                 # On a node the column's folder may be elsewhere.
-                folder = MODELS / task.dataset / task.study / f"m{task.batch_size}"
-                message = replace(message, place=place_of(folder))
+                message = replace(message, place=place_of(task.results))
             self._mirror.forward(task.key, asdict(message))
 
     def ended(self, task: Task, *, killed: bool) -> None:

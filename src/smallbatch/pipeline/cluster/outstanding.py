@@ -16,6 +16,7 @@ from smallbatch.pipeline.experiments import (
     is_as_planned,
     planned_runs,
     prepared,
+    run_hashes,
     stage_of,
 )
 from smallbatch.placement.makers import makers_of
@@ -25,11 +26,14 @@ from smallbatch.records.files import load_record, maker_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from smallbatch.config.params import Params
+    from smallbatch.config.params import ComputeConfig, Params
+    from smallbatch.config.study import StudyConfig
     from smallbatch.data.prepared import Meta
     from smallbatch.placement.makers import Makers
+    from smallbatch.protocol.column import Column
 
 WORK = Path(".smallbatch/work")
+_LONGEST = 64  # characters of a model's name in a task's
 
 
 def key_of(params: Params, study: str, batch_size: int) -> str:
@@ -84,6 +88,49 @@ def planned(params: Params, origin: str) -> dict[str, Task]:
     return {task.key: task for task in tasks}
 
 
+def task_of_run(column: Column, compute: ComputeConfig, prepared: Path, folder: Path) -> Task:
+    """A task for a run outside the pipeline.
+
+    Args:
+        column: Of this run alone.
+        compute: By what it is trained.
+        prepared: The folder of its prepared data.
+        folder: That of its result files.
+    """
+    (run,), meta = column.runs, column.dataset.meta
+    study = run.settings.model_dump(mode="json", exclude_unset=True)
+    return Task(
+        key=f"{meta.name}-{column.study[:_LONGEST]}-m{run.batch_size}-{run.hash}",
+        study=column.study,
+        batch_size=run.batch_size,
+        params={
+            "studies": {column.study: study},
+            "compute": compute.model_dump(mode="json", exclude_unset=True),
+        },
+        origin="run",
+        base_lrs=(run.base_lr,),
+        stage=None,
+        after=None,
+        runs=1,
+        updates=column.updates(run),
+        needs=needs(run.settings),
+        dataset=meta.name,
+        fingerprint=meta.fingerprint,
+        cluster=compute.cluster,
+        wanted=_digest([run.hash]),
+        seed=run.seed,
+        prepared=str(prepared),
+        folder=str(folder),
+    )
+
+
+def is_kept(task: Task, compute: ComputeConfig) -> bool:
+    """Whether the run of a task outside the pipeline is kept, whole, and not trained again."""
+    study = task.settings()
+    runs = run_hashes(study, task.batch_size, task.base_lrs or (), task.seeds, task.fingerprint)
+    return _are_kept(study, compute, runs, whole=True)
+
+
 def _task(
     params: Params,
     origin: str,
@@ -114,8 +161,12 @@ def _task(
         dataset=meta.name,
         fingerprint=meta.fingerprint,
         cluster=params.compute.cluster,
-        wanted=hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:16],
+        wanted=_digest(wanted),
     )
+
+
+def _digest(runs: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:16]
 
 
 def _any_rates(params: Params, study: str) -> Sequence[float]:
@@ -144,12 +195,7 @@ def _is_complete(
     *,
     whole: bool,
 ) -> bool:
-    compute = params.compute
-    # Should an engine that is asked for not take the study, the node finds the runs kept.
-    engine = "loop" if compute.engine == "auto" else compute.engine
-    makers = makers_of(params.studies[study], compute, engine)
-    of = {run: _maker(WORK / run, makers, whole=whole) for run in runs}
-    if makers.among(of) == set(runs):
+    if _are_kept(params.studies[study], params.compute, runs, whole=whole):
         return True
     if stage_of(params, study, batch_size) not in kept or params.studies[study].best_of:
         return False
@@ -157,6 +203,16 @@ def _is_complete(
         return is_as_planned(params, study, batch_size, fingerprint)
     except UserError:
         return False
+
+
+def _are_kept(
+    study: StudyConfig, compute: ComputeConfig, runs: Collection[str], *, whole: bool
+) -> bool:
+    # Should an engine that is asked for not take the study, the node finds the runs kept.
+    engine = "loop" if compute.engine == "auto" else compute.engine
+    makers = makers_of(study, compute, engine)
+    of = {run: _maker(WORK / run, makers, whole=whole) for run in runs}
+    return makers.among(of) == set(runs)
 
 
 def _maker(record: Path, makers: Makers, *, whole: bool) -> str | None:

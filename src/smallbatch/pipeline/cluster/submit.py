@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from smallbatch.config.params import parse_compute
 from smallbatch.errors import UserError
 from smallbatch.pipeline.cluster.board import FINAL, Board, Scheduler, Task
-from smallbatch.pipeline.cluster.outstanding import outstanding, planned
+from smallbatch.pipeline.cluster.outstanding import is_kept, outstanding, planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -63,14 +63,46 @@ def submit(
     Raises:
         UserError: The data is not prepared, or the cluster takes no tasks; the reason in one line.
     """
+    return _submit(
+        board, scheduler,
+        lambda: outstanding(params, origin, columns, own),
+        lambda under_way: _stale(under_way, params, origin),
+        check, on_cancelled,
+    )  # fmt: skip
+
+
+def submit_run(
+    board: Board,
+    scheduler: Scheduler,
+    task: Task,
+    check: Callable[[], None],
+    on_cancelled: Callable[[list[Task]], None],
+) -> list[Task]:
+    """The same for a run outside the pipeline, unless it is kept; other tasks are left alone."""
+    return _submit(
+        board, scheduler,
+        lambda: [] if is_kept(task, _compute_of(task)) else [task],
+        lambda under_way: [it for it in under_way if it.key == task.key and not is_same(it, task)],
+        check, on_cancelled,
+    )  # fmt: skip
+
+
+def _submit(
+    board: Board,
+    scheduler: Scheduler,
+    lacking: Callable[[], list[Task]],
+    outdated: Callable[[list[Task]], list[Task]],
+    check: Callable[[], None],
+    on_cancelled: Callable[[list[Task]], None],
+) -> list[Task]:
     with board.lock(check):
-        wanted = outstanding(params, origin, columns, own)
+        wanted = lacking()
         under_way = [task for task in board.tasks() if not _has_ended(board, task)]
         if not wanted and not under_way:
             return []
         scheduler.refresh()
         under_way = [task for task in under_way if not _has_ended(board, task)]
-        stale = _stale(under_way, params, origin)
+        stale = outdated(under_way)
         if stale:
             cancel(board, stale)
             on_cancelled(stale)
@@ -90,7 +122,8 @@ def _stale(under_way: Sequence[Task], params: Params, origin: str) -> list[Task]
     for task in under_way:
         same = now.get(task.key)
         # Another file may name other columns of the same images.
-        dropped = same is None and (task.origin, task.dataset) == (origin, params.dataset.name)
+        of_this = (task.origin, task.dataset) == (origin, params.dataset.name)
+        dropped = same is None and of_this and task.seed is None
         if dropped or (same is not None and not is_same(task, same)):
             found.append(task)
     return found

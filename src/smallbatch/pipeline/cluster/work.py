@@ -7,21 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallbatch.config.params import parse_params
+from smallbatch.config.params import parse_compute, parse_params
 from smallbatch.errors import Stopped, TakenOver, UserError, first_line
 from smallbatch.execution.watch import Watch
 from smallbatch.pipeline import experiments
 from smallbatch.pipeline.cluster.board import Board, Task, read_task
 from smallbatch.pipeline.cluster.journal import EVENTS, Events, Journal
 from smallbatch.pipeline.cluster.needs import check, needs
+from smallbatch.pipeline.single import plan_on
 from smallbatch.pipeline.tracked import Tracked, column_info
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import Params
+    from smallbatch.config.study import StudyConfig
+    from smallbatch.protocol.column import Column
 
 
 def work(file: Path) -> None:
-    """Train the column of a task file in this folder, as `smallbatch train` does.
+    """Train the column of a task file in this folder, as `smallbatch train` and `run` do.
 
     Its state and events are written beside the task file, for whoever waits for it.
 
@@ -69,31 +71,26 @@ def _tell_stopped(journal: Journal, stopped: Stopped) -> None:
 
 
 def _train(task: Task, node: str, journal: Journal, events: Events, watch: Watch) -> None:
-    params = parse_params(dict(task.params), task.origin)
-    if task.study not in params.studies:
-        raise UserError(f"{task.origin}: studies: found no {task.study!r}")
-    check(task.needs, needs(params.studies[task.study]), node)
+    study = task.settings()
+    check(task.needs, needs(study), node)
 
     from smallbatch import machine
     from smallbatch.execution.column import train_column
     from smallbatch.placement.placement import place
     from smallbatch.speed.calibration import find_out
 
-    column = experiments.plan_study_column(params, task.study, task.batch_size, task.base_lrs)
+    column = _planned(task, study)
     if column.dataset.meta.fingerprint != task.fingerprint:
-        raise UserError(
-            f"data/prepared/{task.dataset}: other images than where the column was submitted"
-        )
-    compute = params.compute
+        raise UserError(f"{task.images}: other images than where the column was submitted")
+    compute = parse_compute(task.params.get("compute", {}), task.origin)
     find_out(column, compute)
     placement = place(column, compute)
     environment = machine.describe(placement.device)
-    directory = experiments.column_folder(params, task.study, task.batch_size)
-    events.start(column_info(column, directory, placement, environment, task.stage))
+    events.start(column_info(column, task.results, placement, environment, task.stage))
     journal.state = replace(journal.state, device=_device(environment, placement.device))
     train_column(
         column,
-        directory,
+        task.results,
         placement=placement,
         checkpoint_seconds=compute.checkpoint_seconds,
         observers=[journal, Tracked(events, column)],
@@ -104,10 +101,18 @@ def _train(task: Task, node: str, journal: Journal, events: Events, watch: Watch
     )
 
 
+def _planned(task: Task, study: StudyConfig) -> Column:
+    if task.seed is None:
+        params = parse_params(dict(task.params), task.origin)
+        return experiments.plan_study_column(params, task.study, task.batch_size, task.base_lrs)
+
+    from smallbatch.data.prepared import load_prepared
+
+    return plan_on(
+        load_prepared(task.images), task.study, study,
+        batch_size=task.batch_size, base_lrs=task.base_lrs or (), seeds=task.seeds,
+    )  # fmt: skip
+
+
 def _device(environment: dict[str, object], device: str) -> str:
     return str(environment["gpu"] if device == "cuda" else environment["cpu"])
-
-
-def as_data(params: Params) -> dict[str, object]:
-    """A params file's content as plain data, from which it can be made again."""
-    return params.model_dump(mode="json", by_alias=True, exclude_unset=True)

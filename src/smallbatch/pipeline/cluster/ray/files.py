@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallbatch import durable, private
-from smallbatch.config.params import parse_params
 from smallbatch.errors import TakenOver, UserError
 from smallbatch.pipeline import experiments
 from smallbatch.records.fence import column_key, newest_attempt, withdraw
@@ -22,7 +19,6 @@ from smallbatch.records.files import NAMES, replace_folder
 from smallbatch.records.lock import Lock, one_writer
 
 if TYPE_CHECKING:
-    from smallbatch.config.params import Params
     from smallbatch.pipeline.cluster.board import Task
     from smallbatch.pipeline.cluster.ray.letters import Piece
 
@@ -120,20 +116,13 @@ def column_of(task: Task) -> Column:
     Raises:
         UserError: The settings are wrong, or the learning rate of another column is not known.
     """
-    params = _parsed(json.dumps(task.params), task.origin)
+    study, folder = task.settings(), task.results
     rates = tuple(task.base_lrs or ())
     if not rates:
-        source = params.studies[task.study].best_of or task.study
-        folder = experiments.column_folder(params, source, task.batch_size)
-        rates = (experiments.best_base_lr(folder),)
-    runs = experiments.planned_runs(params, task.study, task.batch_size, rates, task.fingerprint)
-    folder = experiments.column_folder(params, task.study, task.batch_size)
+        source = experiments.MODELS / task.dataset / (study.best_of or task.study)
+        rates = (experiments.best_base_lr(source / folder.name),)
+    runs = experiments.run_hashes(study, task.batch_size, rates, task.seeds, task.fingerprint)
     return Column(folder, column_key(WORK, folder), frozenset(runs), rates)
-
-
-@lru_cache(maxsize=4)  # all tasks of a submission have the same, which may name many columns
-def _parsed(params: str, origin: str) -> Params:
-    return parse_params(json.loads(params), origin)
 
 
 class Receiver:

@@ -253,7 +253,7 @@ class Keeper:
             "attempt": job.attempt,
             "cpus": cpus,
             "gpus": gpus,
-            "data": self._offers.sizes(task.dataset),
+            "data": self._offers.sizes(task),
             "images": self._offers.images(task),
             "offers": job.offered,
             "seconds": max(_NEWS_S, self._resources.nodes / _NODES),

@@ -24,7 +24,6 @@ from smallbatch.pipeline.cluster.journal import EVENTS
 from smallbatch.pipeline.cluster.ray.connect import own_folder
 from smallbatch.pipeline.cluster.ray.files import WORK, pieces
 from smallbatch.pipeline.cluster.ray.shipped import FULL, STALE
-from smallbatch.pipeline.experiments import MODELS, PREPARED
 from smallbatch.records import fence
 
 FETCH = "SMALLBATCH_NODE_DATA"
@@ -183,8 +182,7 @@ def _workspace(root: Path, name: str) -> AbstractContextManager[Path]:
 
 def _lay_out_data(task: Task, message: Mapping[str, Any], place: Path, content: _Content) -> None:
     """The prepared images: where this node sees them a link, else a copy that it keeps."""
-    there = Path(message["folder"]) / PREPARED / task.dataset
-    here = place / PREPARED / task.dataset
+    there, here = Path(message["folder"]) / task.images, place / task.images
     if os.environ.get(FETCH) != "fetch" and _is_same(there, task.fingerprint, message["data"]):
         here.parent.mkdir(parents=True)
         here.symlink_to(there)
@@ -222,8 +220,7 @@ def _train(task: Task, message: Mapping[str, Any], place: Path, post: _Post) -> 
             ended = process.returncode
             news.tell()
             # After its end, so that nothing is left out.
-            done = MODELS / task.dataset / task.study / f"m{task.batch_size}"
-            post.push_changed(place, results=done if ended == 0 else None)
+            post.push_changed(place, results=task.results if ended == 0 else None)
             if ended is not None:
                 said = f"{platform.node()}: {news.last_line()}"
                 return json.dumps({"exit": ended, "said": said, "files": post.digests})

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from smallbatch.config.model_files import FROM_TIMM, file_digest, model_files, weights_file
 from smallbatch.pipeline.cluster.ray.files import pieces
-from smallbatch.pipeline.experiments import PREPARED
 
 if TYPE_CHECKING:
     from smallbatch.pipeline.cluster.board import Task
@@ -36,8 +35,8 @@ class Offers:
 
     @staticmethod
     def images(task: Task) -> str:
-        """The name of a task's images."""
-        return f"images {task.fingerprint}"
+        """The name of a task's images, which may lie in several folders."""
+        return f"images {task.fingerprint} {task.images}"
 
     def of(self, task: Task, column: Column) -> list[str]:
         """The names of what else an attempt at a task begins with.
@@ -45,7 +44,7 @@ class Offers:
         Raises:
             UserError: A source of the model is no Python.
         """
-        self._files[self.images(task)] = sorted((PREPARED / task.dataset).glob("*"))
+        self._files[self.images(task)] = sorted(task.images.glob("*"))
         names, study = list[str](), task.params["studies"][task.study]
         model = model_files([study])
         if study.get("pretrained") == FROM_TIMM:
@@ -61,9 +60,9 @@ class Offers:
         return names
 
     @staticmethod
-    def sizes(dataset: str) -> dict[str, int]:
-        """Of the files of a data set, in bytes."""
-        files = (PREPARED / dataset).glob("*.*")
+    def sizes(task: Task) -> dict[str, int]:
+        """Of the files of a task's images, in bytes."""
+        files = task.images.glob("*.*")
         return {it.name: it.stat().st_size for it in files if it.suffix in (".npy", ".parquet")}
 
     def lay_out(self, name: str) -> None:
