@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from smallbatch.config.params import ComputeConfig
     from smallbatch.config.study import StudyConfig
+    from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset, Labels
     from smallbatch.execution.watch import Watch
     from smallbatch.protocol.column import Column
@@ -142,7 +143,7 @@ def single_run(
 
 
 def plan_on(
-    data: Dataset,
+    data: Dataset | EncodedDataset,
     name: str,
     study: StudyConfig,
     *,

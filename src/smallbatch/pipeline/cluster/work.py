@@ -106,10 +106,10 @@ def _planned(task: Task, study: StudyConfig) -> Column:
         params = parse_params(dict(task.params), task.origin)
         return experiments.plan_study_column(params, task.study, task.batch_size, task.base_lrs)
 
-    from smallbatch.data.prepared import load_prepared
+    from smallbatch.data.encoded import load_any
 
     return plan_on(
-        load_prepared(task.images), task.study, study,
+        load_any(task.images), task.study, study,
         batch_size=task.batch_size, base_lrs=task.base_lrs or (), seeds=task.seeds,
     )  # fmt: skip
 
