@@ -71,7 +71,8 @@ def test_files_are_the_documented_ones(tmp_path: Path) -> None:
         "validation_labels.npy",
     ]
     meta = json.loads((tmp_path / "toy/meta.json").read_text())
-    named = {field.name for field in dataclasses.fields(Meta)} - {"short_side", "crop_ratio", "interpolation"}
+    later = {"short_side", "crop_ratio", "interpolation"}
+    named = {field.name for field in dataclasses.fields(Meta)} - later
     assert list(meta) == sorted(named)  # a key that came later is there only where it is set
     assert meta["classes"] == ["ä", "b"]
 
