@@ -254,6 +254,7 @@ def train(
     pretrained: str | os.PathLike[str] | None = None,
     freeze: str | None = None,
     device: str = "auto",
+    micro_batch: int | str = "auto",
     time_limit: str | float | None = None,
     params: str | os.PathLike[str] = "params.yaml",
     progress: bool = True,
@@ -283,6 +284,7 @@ def train(
         pretrained: A file of weights to start from, or ``timm`` for those that timm has.
         freeze: ``head only`` trains only the head of such a model.
         device: ``auto``, ``cpu`` or ``cuda``.
+        micro_batch: Examples of a batch that are computed at a time; ``auto``: as many as fit.
         time_limit: Seconds, or such as ``"3h30m"``, after which it stops with all progress kept.
         params: The params file that describes ``dataset``, if that is none of the built-in.
         progress: Whether to show the epochs on stderr.
@@ -302,8 +304,8 @@ def train(
         "norm": norm, "bn-batch-size": bn_batch_size, "epochs": epochs, "seed": seed,
         "weight-decay": weight_decay, "warmup": warmup, "optimizer": optimizer,
         "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule,
-        "pretrained": pretrained, "freeze": freeze, "device": device, "time-limit": time_limit,
-        "params": params,
+        "pretrained": pretrained, "freeze": freeze, "device": device, "micro-batch": micro_batch,
+        "time-limit": time_limit, "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     if odd := [word for word in words if "\0" in word or not is_text(word)]:

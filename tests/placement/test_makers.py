@@ -36,7 +36,7 @@ def text(
 
 def makers(placed: Engine = "loop", **compute: Any) -> Makers:
     own = made_by_on(placed, "cpu", STUDY)
-    return makers_of(STUDY, ComputeConfig(**compute), placed, exact=(own,))
+    return makers_of(STUDY, ComputeConfig(**compute), placed, batch_size=32, exact=(own,))
 
 
 def test_a_maker_is_taken_apart() -> None:
@@ -137,7 +137,7 @@ def test_an_engine_or_a_device_that_is_asked_for_has_to_have_made_them() -> None
     assert (loop in by_loop, stacked in by_loop, gpu in by_loop) == (True, False, True)
     on_cpu = makers(device="cpu")
     assert (loop in on_cpu, stacked in on_cpu, gpu in on_cpu) == (True, True, False)
-    fallen_back = makers_of(STUDY, ComputeConfig(engine="stacked"), "loop")
+    fallen_back = makers_of(STUDY, ComputeConfig(engine="stacked"), "loop", batch_size=32)
     assert loop in fallen_back
     assert stacked in fallen_back
 
@@ -155,7 +155,7 @@ def test_earlier_code_with_the_same_numbers_counts_on_other_hardware_but_for_tri
         adamw = StudyConfig(
             model="resnet8", norm="none", epochs=1, weight_decay=0.0, optimizer="adamw"
         )
-        of_others = makers_of(adamw, ComputeConfig(), "stacked")
+        of_others = makers_of(adamw, ComputeConfig(), "stacked", batch_size=32)
     finally:
         same_numbers._earlier.cache_clear()  # pyright: ignore[reportPrivateUsage]
     now, then = code_digest("stacked"), "e" * 64

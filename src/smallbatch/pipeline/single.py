@@ -69,6 +69,7 @@ def single_run(
     base_lr: float,
     seed: int,
     device: str,
+    micro_batch: int | str = "auto",
     time_limit: float | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> SingleRun:
@@ -82,6 +83,7 @@ def single_run(
         base_lr: η̃; under AdamW η.
         seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
+        micro_batch: Examples of a batch that are computed at a time; ``auto``: as many as fit.
         time_limit: Seconds after which to stop, with all progress kept.
         say: Takes a line for the user: which images are used, where that is not plain.
 
@@ -118,7 +120,7 @@ def single_run(
 
     column_dir = train_and_track(
         plan,
-        parse_compute({"device": device}, "run"),
+        parse_compute({"device": device, "micro_batch": micro_batch}, "run"),
         lambda column: SINGLE_RUNS / dataset / name / column.runs[0].hash,
         stage=None,
         time_limit=time_limit,

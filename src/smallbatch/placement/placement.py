@@ -14,8 +14,9 @@ from smallbatch.engines.made_by import made_by_on, native_version
 from smallbatch.engines.same_numbers import earlier_makers
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
-from smallbatch.placement.known import decided, learn
+from smallbatch.placement.known import decided, learn, name_of
 from smallbatch.placement.makers import Makers, makers_of
+from smallbatch.placement.memory import memory_of, micro_batch_of
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
 from smallbatch.placement.workload import Method, Workload, noise
 from smallbatch.processes import live_and_die_with
@@ -68,20 +69,27 @@ class Placement:
         return lanes if self.engine == "stacked" else None
 
 
-def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
+def place(
+    column: Column, compute: ComputeConfig, *, keep: bool = True, here: bool = True
+) -> Placement:
     """Decide where and how a column is trained; see :func:`~placement.rules.choose`.
 
     ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), or
-    else the rules of :mod:`~placement.rules`. The choice for a column is remembered and not
-    changed later; with ``keep`` False it is not remembered.
+    else the rules of :mod:`~placement.rules`; ``micro_batch: auto`` the memory that is free
+    (:mod:`~placement.memory`). The choices for a column are remembered and not changed later; with
+    ``keep`` False they are not remembered. ``here`` is whether this machine is to train anything, so
+    that its memory counts.
 
     Raises:
-        UserError: The device does not exist, or the model cannot be built for these images.
+        UserError: The device does not exist, the model cannot be built for these images, or batches
+            have to be divided that it needs as a whole.
     """
     device = resolve_device(compute.device)
-    choice = _choose(column, compute, device, keep)
+    choice = _choose(column, _by_loop_if_divided(column, compute), device, keep)
     method, study = choice.method, column.runs[0].settings
-    made_by = made_by_on(method.engine, device, study, method.kernels)
+    if here or compute.micro_batch != "auto":
+        method = _divided(column, compute, device, method, keep)
+    made_by = made_by_on(method.engine, device, study, method.kernels, method.micro_batch)
     devices, others = _devices(column, device)
     earlier = earlier_makers(made_by, method.engine, study, method.kernels)
     return Placement(
@@ -90,11 +98,29 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
         made_by=made_by,
-        makers=makers_of(study, compute, method.engine, exact=(made_by, *earlier)),
+        makers=makers_of(
+            study, compute, method.engine, batch_size=column.batch_size, exact=(made_by, *earlier)
+        ),
         native=native_version(method.engine, device, study, method.kernels),
         remark="; ".join(filter(None, (choice.remark, others))) or None,
         devices=devices,
     )
+
+
+def _by_loop_if_divided(column: Column, compute: ComputeConfig) -> ComputeConfig:
+    """The settings by which an engine is chosen: that of batches in parts is `loop`."""
+    divided = isinstance(compute.micro_batch_at(column.batch_size), int)
+    return compute.model_copy(update={"engine": "loop"}) if divided else compute
+
+
+def _divided(
+    column: Column, compute: ComputeConfig, device: str, method: Method, keep: bool
+) -> Method:
+    """A method by which a step fits into memory: the same, or `loop` with batches in parts."""
+    if method.engine == "stacked" and (compute.engine != "auto" or device == "cpu"):
+        return method  # of lanes there are as many as fit
+    size = micro_batch_of(column, workload_of(column, compute), compute, keep=keep)
+    return method if size is None else Method("loop", micro_batch=size)
 
 
 def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> Choice:
@@ -120,11 +146,6 @@ def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> 
     if keep:
         learn(choices={name: choice.method})
     return choice
-
-
-def name_of(column: Column, device: str) -> str:
-    """The name of a column, unique among those that were placed on this machine."""
-    return f"{replace(column.runs[0], base_lr=1.0, seed=0).hash} {device}"
 
 
 def workload_of(column: Column, compute: ComputeConfig) -> Workload:
@@ -202,11 +223,6 @@ def _devices(column: Column, device: str) -> tuple[tuple[str, ...], str | None]:
 def _lanes(column: Column, device: str) -> int:
     """The number of runs, on several GPUs of each one's share."""
     return -(-len(column.runs) // max(1, len(_devices(column, device)[0])))
-
-
-def memory_of(compute: ComputeConfig) -> int | None:
-    """Bytes for the lanes of all workers; None: a fraction of the free memory."""
-    return None if compute.memory == "auto" else int(compute.memory * 2**30)
 
 
 def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:

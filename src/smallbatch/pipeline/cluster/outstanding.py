@@ -147,7 +147,7 @@ def _is_complete(
     compute = params.compute
     # Should an engine that is asked for not take the study, the node finds the runs kept.
     engine = "loop" if compute.engine == "auto" else compute.engine
-    makers = makers_of(params.studies[study], compute, engine)
+    makers = makers_of(params.studies[study], compute, engine, batch_size=batch_size)
     of = {run: _maker(WORK / run, makers, whole=whole) for run in runs}
     if makers.among(of) == set(runs):
         return True
