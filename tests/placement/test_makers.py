@@ -178,6 +178,22 @@ def test_one_kind_of_hardware_where_that_is_asked_for() -> None:
     assert same.among({"a": there, "b": text(engine="stacked")}) == {"a", "b"}
 
 
+def test_a_micro_batch_that_is_asked_for_has_to_have_made_them() -> None:
+    whole, parts = text(), text(f"cpu {THERE} micro_batch=8 torch")
+    found = Maker.parse(parts)
+    assert (found.micro_batch, found.hardware, found.kernels) == (8, THERE, "torch")
+    assert Maker.parse(whole).micro_batch is None
+    assert Maker.parse(made_by_on("loop", "cpu", STUDY, None, 8)).micro_batch == 8
+    assert "micro" not in made_by_on("loop", "cpu", STUDY)
+    # The third is one of all 32 examples, which divides nothing.
+    for asked, taken in (("auto", (True, True)), (8, (False, True)), (32, (True, False)),
+                         (16, (False, False))):  # fmt: skip
+        by = makers_of(STUDY, ComputeConfig(micro_batch=asked), "loop", batch_size=32)
+        assert (whole in by, parts in by) == taken, asked
+    assert makers().place(parts)["micro_batch"] == 8
+    assert "micro_batch" not in makers().place(whole)
+
+
 def test_where_a_run_was_made_is_told() -> None:
     assert makers().place(text("cuda NVIDIA H200 AVX2 triton", engine="stacked")) == {
         "device": "cuda", "hardware": "NVIDIA H200 AVX2", "engine": "stacked", "kernels": "triton",

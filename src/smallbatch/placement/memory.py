@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smallbatch.protocol.run import Run
 
 # Of the free memory, that the steps of all workers may take. What a step takes is estimated; a
-# measured one took up to a quarter more (docs/decisions.md).
+# measured one took up to a third more (docs/decisions.md).
 SHARE = 0.7
 # A step of fewer bytes is never divided, and a training of such steps asks nobody for memory: a
 # process that has imported torch takes several times as much.
@@ -187,12 +187,13 @@ def _step(run: Run, workload: Workload) -> Step:
 
     from smallbatch.engines.loop import initial_model
     from smallbatch.engines.resident import load_resident
+    from smallbatch.models.own import generators_kept
     from smallbatch.models.population import needs_whole_batch
     from smallbatch.protocol.optimiser import MOMENTS
 
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
-    with torch.random.fork_rng(devices=[]):
-        model = initial_model(run, data, weights=False)
+    model = initial_model(run, data, weights=False)
+    with generators_kept():
         example = _example_bytes(model, run, workload)
     trained = sum(it.numel() for it in model.parameters() if it.requires_grad)
     weights = 4 * trained * (3 + MOMENTS[run.settings.optimizer])

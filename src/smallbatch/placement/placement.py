@@ -76,9 +76,13 @@ def place(
 
     ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), or
     else the rules of :mod:`~placement.rules`; ``micro_batch: auto`` the memory that is free
-    (:mod:`~placement.memory`). The choices for a column are remembered and not changed later; with
-    ``keep`` False they are not remembered. ``here`` is whether this machine is to train anything, so
-    that its memory counts.
+    (:mod:`~placement.memory`). The choices for a column are remembered and not changed later.
+
+    Args:
+        column: The column.
+        compute: The settings.
+        keep: Whether its choices are remembered.
+        here: Whether this machine is to train it, so that its memory counts.
 
     Raises:
         UserError: The device does not exist, the model cannot be built for these images, or batches
@@ -117,7 +121,7 @@ def _divided(
     column: Column, compute: ComputeConfig, device: str, method: Method, keep: bool
 ) -> Method:
     """A method by which a step fits into memory: the same, or `loop` with batches in parts."""
-    if method.engine == "stacked" and (compute.engine != "auto" or device == "cpu"):
+    if method.engine != "loop" and (compute.engine != "auto" or device == "cpu"):
         return method  # of lanes there are as many as fit
     size = micro_batch_of(column, workload_of(column, compute), compute, keep=keep)
     return method if size is None else Method("loop", micro_batch=size)
