@@ -188,7 +188,8 @@ def test_a_micro_batch_that_is_asked_for_has_to_have_made_them() -> None:
     # The third is one of all 32 examples, which divides nothing.
     for asked, taken in (("auto", (True, True)), (8, (False, True)), (32, (True, False)),
                          (16, (False, False))):  # fmt: skip
-        by = makers_of(STUDY, ComputeConfig(micro_batch=asked), "loop", batch_size=32)
+        compute = ComputeConfig.model_validate({"micro_batch": asked})
+        by = makers_of(STUDY, compute, "loop", batch_size=32)
         assert (whole in by, parts in by) == taken, asked
     assert makers().place(parts)["micro_batch"] == 8
     assert "micro_batch" not in makers().place(whole)

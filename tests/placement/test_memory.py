@@ -68,7 +68,9 @@ def column_of(
 
 
 def compute(**settings: Any) -> ComputeConfig:
-    return ComputeConfig(**{"device": "cpu", "workers": 1, "engine": "loop", **settings})
+    return ComputeConfig.model_validate(
+        {"device": "cpu", "workers": 1, "engine": "loop", **settings}
+    )
 
 
 def bytes_of(column: Column, examples: float) -> float:
