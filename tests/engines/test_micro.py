@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from smallbatch.config.study import StudyConfig
@@ -134,6 +135,45 @@ def test_models_that_work_in_place_or_share_weights(
     whole = loop.train(run, data, dtype=torch.float64)
     parts = loop.train(run, data, dtype=torch.float64, micro_batch=5)
     assert_near(whole, parts, rtol=1e-10, atol=1e-12)
+
+
+def test_batch_norm_that_is_frozen_has_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = resident(make_dataset(size=8))
+    other = Run(study("batch"), "f", 12, 2.0**-6, seed=1)
+    save_file(loop.initial_model(other, data).state_dict(), "w.safetensors")
+    settings = study("batch", pretrained="w.safetensors", freeze="head only")
+    run = Run(settings, "f", 12, 2.0**-6, seed=3)
+    whole = loop.train(run, data, dtype=torch.float64)
+    parts = loop.train(run, data, dtype=torch.float64, micro_batch=5)
+    assert_near(whole, parts, rtol=1e-10, atol=1e-12)
+
+
+def test_each_part_draws_its_own_dropout(noise: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documented: with random layers the training is another one, which repeats to the bit."""
+    drawn: list[torch.Tensor] = []
+
+    class Drops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(72, 3), nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.drop(torch.ones_like(x).flatten(1)) * x.flatten(1)
+            if self.training:
+                drawn.append((x == 0).clone())
+            return self.fc(x)
+
+    monkeypatch.setattr(loop, "build_model", lambda *_, **__: Drops())
+    run = Run(study("none", epochs=1), "f", 12, 2.0**-6, seed=0)
+    data = resident(noise, torch.float32)
+    loop.train(run, data, micro_batch=6)
+    assert len(drawn) == 2
+    assert not torch.equal(drawn[0], drawn[1])
+    loop.train(run, data, micro_batch=6)
+    assert torch.equal(torch.cat(drawn[:2]), torch.cat(drawn[2:]))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from smallbatch import machine
 from smallbatch.config.params import ComputeConfig, parse_compute
 from smallbatch.config.study import StudyConfig
 from smallbatch.engines.made_by import Maker
@@ -132,6 +135,22 @@ def test_workers_share_the_memory_and_a_budget_is_theirs(
     budget = 2 * (bytes_of(column, 4.5) + 1) / 2**30
     assert placed(column, workers=2, memory=budget).method.micro_batch == 4
     assert placed(column, memory=budget).method.micro_batch is None
+
+
+def test_the_fullest_gpu_decides_beside_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = column_of(augment=True)
+    images = IMAGES + 4 * 72 * 23  # training images are padded in a copy of their own
+    room = int(bytes_of(column, 8) / SHARE) + 2
+    free = {0: 2**40, 1: images + room}
+    monkeypatch.setattr(machine, "gpus", lambda: {"0": "H", "1": "H"})
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: (free[i], 2**41))
+    on_gpus = replace(workload_of(column, compute()), device="cuda")
+    assert micro_batch_of(column, on_gpus, compute()) == 8
+    free[1] -= 10
+    assert micro_batch_of(column, on_gpus, compute()) == 4
+    free[1] = 2**40
+    assert micro_batch_of(column, on_gpus, compute()) is None
 
 
 def test_ghost_parts_hold_whole_sub_batches(
