@@ -255,6 +255,7 @@ def train(
     freeze: str | None = None,
     device: str = "auto",
     cluster: str | None = None,
+    micro_batch: int | str = "auto",
     time_limit: str | float | None = None,
     params: str | os.PathLike[str] = "params.yaml",
     progress: bool = True,
@@ -285,9 +286,9 @@ def train(
         freeze: ``head only`` trains only the head of such a model.
         device: ``auto``, ``cpu`` or ``cuda``.
         cluster: Who trains it: ``none``, ``ray`` or ``slurm``; by default as ``params`` says.
+        micro_batch: Examples of a batch that are computed at a time; ``auto``: as many as fit.
         time_limit: Seconds, or such as ``"3h30m"``, after which it stops with all progress kept.
-        params: The params file that describes ``dataset``, if that is none of the built-in, and
-            the cluster, if there is one.
+        params: The params file with the cluster, and with ``dataset`` if that is not built-in.
         progress: Whether to show the epochs on stderr.
 
     Raises:
@@ -306,7 +307,7 @@ def train(
         "weight-decay": weight_decay, "warmup": warmup, "optimizer": optimizer,
         "momentum": momentum, "beta2-examples": beta2_examples, "schedule": schedule,
         "pretrained": pretrained, "freeze": freeze, "device": device, "cluster": cluster,
-        "time-limit": time_limit, "params": params,
+        "micro-batch": micro_batch, "time-limit": time_limit, "params": params,
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     if odd := [word for word in words if "\0" in word or not is_text(word)]:

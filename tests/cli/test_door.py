@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from smallbatch.cli import faults
 from smallbatch.cli.main import main
 from smallbatch.errors import UserError
-from smallbatch.placement import placement
+from smallbatch.placement import trying
 
 ROOT = Path(__file__).parents[2]
 RAISES = "smallbatch.config.profiles.summaries"  # what `profile list` calls
@@ -219,9 +219,9 @@ def test_what_another_process_raises_is_as_if_it_were_here(
         raise OddError("model", "x")
 
     with pytest.raises(UserError, match=r"^model: found x$"):
-        placement._in_a_child(refuse)
-    assert placement._in_a_child(lambda: True)
-    assert not placement._in_a_child(lambda: bool(1 / 0))
-    monkeypatch.setattr(placement, "CHILD_S", 0.1)
-    assert not placement._in_a_child(lambda: bool(os.read(os.pipe()[0], 1)))  # for ever
+        trying.in_a_child(refuse)
+    assert trying.in_a_child(lambda: True)
+    assert not trying.in_a_child(lambda: bool(1 / 0))
+    monkeypatch.setattr(trying, "CHILD_S", 0.1)
+    assert not trying.in_a_child(lambda: bool(os.read(os.pipe()[0], 1)))  # for ever
     assert capfd.readouterr() == ("", "")

@@ -327,15 +327,38 @@ def test_a_killed_worker_fails_the_column(
         (lambda: os._exit(9), "a training worker ended with status 9: finished runs"),
         (
             lambda: os.kill(os.getpid(), 9),
-            r"was killed by signal 9: if memory ran out, set compute\.memory",
+            r"was killed by signal 9: if memory ran out, set compute\.micro_batch below 4 and",
         ),
-        (lambda: bytearray(2**62), "a training worker ran out of memory; set compute.memory"),
-        (lambda: torch.empty(2**50), "a training worker ran out of memory; set compute.memory"),
+        (lambda: bytearray(2**62), "worker ran out of memory; set compute.micro_batch below 4 and"),
+        (lambda: torch.empty(2**50), "worker ran out of memory; set compute.micro_batch below 4"),
     )
     for die, said in deaths:
         monkeypatch.setattr(workers, "train", lambda *_, die=die, **__: die())
         with pytest.raises(WorkerLost, match=said):
             run_column(plan(noise), tmp_path)
+
+
+def test_lanes_that_run_out_of_memory_are_to_be_fewer(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "train_lanes", lambda *_, **__: bytearray(2**62))
+    with pytest.raises(WorkerLost, match=r"ran out of memory; set compute\.memory lower"):
+        run_column(plan(noise), tmp_path, engine="stacked")
+
+
+@pytest.mark.parametrize(("micro_batch", "said"), [(2, "micro_batch below 2 and"), (1, "memory")])
+def test_parts_that_run_out_of_memory_are_to_be_smaller(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: int, said: str
+) -> None:
+    def train(*_: object, **settings: object) -> None:
+        assert settings["micro_batch"] == micro_batch
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(workers, "train", train)
+    compute = ComputeConfig(device="cpu", engine="loop", micro_batch=micro_batch)
+    with pytest.raises(WorkerLost, match=rf"out of memory; set compute\.{said}") as told:
+        place_and_train(plan(noise), tmp_path / "m4", compute=compute, work=tmp_path / "work")
+    assert "\n" not in str(told.value)
 
 
 def test_results_that_cannot_be_put_in_place_leave_the_earlier_ones(

@@ -36,7 +36,7 @@ def text(
 
 def makers(placed: Engine = "loop", **compute: Any) -> Makers:
     own = made_by_on(placed, "cpu", STUDY)
-    return makers_of(STUDY, ComputeConfig(**compute), placed, exact=(own,))
+    return makers_of(STUDY, ComputeConfig(**compute), placed, batch_size=32, exact=(own,))
 
 
 def test_a_maker_is_taken_apart() -> None:
@@ -137,7 +137,7 @@ def test_an_engine_or_a_device_that_is_asked_for_has_to_have_made_them() -> None
     assert (loop in by_loop, stacked in by_loop, gpu in by_loop) == (True, False, True)
     on_cpu = makers(device="cpu")
     assert (loop in on_cpu, stacked in on_cpu, gpu in on_cpu) == (True, True, False)
-    fallen_back = makers_of(STUDY, ComputeConfig(engine="stacked"), "loop")
+    fallen_back = makers_of(STUDY, ComputeConfig(engine="stacked"), "loop", batch_size=32)
     assert loop in fallen_back
     assert stacked in fallen_back
 
@@ -155,7 +155,7 @@ def test_earlier_code_with_the_same_numbers_counts_on_other_hardware_but_for_tri
         adamw = StudyConfig(
             model="resnet8", norm="none", epochs=1, weight_decay=0.0, optimizer="adamw"
         )
-        of_others = makers_of(adamw, ComputeConfig(), "stacked")
+        of_others = makers_of(adamw, ComputeConfig(), "stacked", batch_size=32)
     finally:
         same_numbers._earlier.cache_clear()  # pyright: ignore[reportPrivateUsage]
     now, then = code_digest("stacked"), "e" * 64
@@ -176,6 +176,23 @@ def test_one_kind_of_hardware_where_that_is_asked_for() -> None:
     assert same.among({"a": there, "b": elsewhere}) == set()
     assert same.among({"a": there, "b": None}) == set()  # the present hardware is to train b
     assert same.among({"a": there, "b": text(engine="stacked")}) == {"a", "b"}
+
+
+def test_a_micro_batch_that_is_asked_for_has_to_have_made_them() -> None:
+    whole, parts = text(), text(f"cpu {THERE} micro_batch=8 torch")
+    found = Maker.parse(parts)
+    assert (found.micro_batch, found.hardware, found.kernels) == (8, THERE, "torch")
+    assert Maker.parse(whole).micro_batch is None
+    assert Maker.parse(made_by_on("loop", "cpu", STUDY, None, 8)).micro_batch == 8
+    assert "micro" not in made_by_on("loop", "cpu", STUDY)
+    # The third is one of all 32 examples, which divides nothing.
+    for asked, taken in (("auto", (True, True)), (8, (False, True)), (32, (True, False)),
+                         (16, (False, False))):  # fmt: skip
+        compute = ComputeConfig.model_validate({"micro_batch": asked})
+        by = makers_of(STUDY, compute, "loop", batch_size=32)
+        assert (whole in by, parts in by) == taken, asked
+    assert makers().place(parts)["micro_batch"] == 8
+    assert "micro_batch" not in makers().place(whole)
 
 
 def test_where_a_run_was_made_is_told() -> None:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from smallbatch.config.params import ComputeConfig
-from smallbatch.placement.placement import _vmap_works, place, workload_of
+from smallbatch.placement.placement import place, workload_of
+from smallbatch.placement.trying import vmap_works
 from smallbatch.placement.workload import Workload, noise, training_flops_of
 from smallbatch.protocol.column import plan_column
 from tests.engines.lanes.test_trainer import study
@@ -49,18 +50,18 @@ def test_each_optimiser_has_a_workload_of_its_own() -> None:
 
 
 def test_other_models_are_tried_on_such_images() -> None:
-    assert _vmap_works("test_resnet", "batch", 3, (3, 24, 40), 4, None)
+    assert vmap_works("test_resnet", "batch", 3, (3, 24, 40), 4, None)
 
 
 def test_a_large_model_is_tried_beside_a_pool_of_threads() -> None:
     """The first weights of more than 2¹⁵ numbers that a forked process filled made it hang."""
     code = (
         "import torch\n"
-        "from smallbatch.placement import placement\n"
+        "from smallbatch.placement import trying\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(2**20)\n"  # starts the pool
-        "placement.CHILD_S = 60\n"
-        "print(placement._vmap_works('resnet18', 'batch', 3, (3, 32, 32), 2, None))\n"
+        "trying.CHILD_S = 60\n"
+        "print(trying.vmap_works('resnet18', 'batch', 3, (3, 32, 32), 2, None))\n"
     )
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -71,11 +72,11 @@ def test_a_large_model_is_tried_beside_a_pool_of_threads() -> None:
 def test_a_trial_ends_with_the_command_that_made_it(end: signal.Signals) -> None:
     code = (
         "import os, time\n"
-        "from smallbatch.placement import placement\n"
+        "from smallbatch.placement import trying\n"
         "def hang():\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(300)\n"
-        "placement._in_a_child(hang)\n"
+        "trying.in_a_child(hang)\n"
     )
     command = [sys.executable, "-P", "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

@@ -71,7 +71,8 @@ def test_what_is_learnt_is_there_for_the_next_process(monkeypatch: pytest.Monkey
     forget(monkeypatch)
     assert known().rates == {"a": {"loop": 1.5, "stacked": 2.0}, "b": {"loop": 5.0}}
     # The first one stays.
-    assert known().choices == {"column": {"engine": "stacked", "lanes": 8, "kernels": None}}
+    first = {"engine": "stacked", "lanes": 8, "kernels": None, "micro_batch": None}
+    assert known().choices == {"column": first}
     assert known().startup == 3.0
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     _FloatType = click.ParamType[float]
     _Sizes = click.ParamType[tuple[int, ...]]
+    _Count = click.ParamType[int | str]
 else:  # not generic before click 8.4
-    _FloatType = _Sizes = click.ParamType
+    _FloatType = _Sizes = _Count = click.ParamType
 
 
 MOST = 2**31 - 1  # of any count, as in params.yaml
@@ -93,6 +94,23 @@ class BatchSizes(_Sizes):
         return tuple(map(int, words))
 
 
+class MicroBatch(_Count):
+    """A number of examples, or auto."""
+
+    name = "number or auto"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """The value that was typed."""
+        word = str(value).strip()
+        if word == "auto":
+            return word
+        if not (word.isascii() and word.isdecimal() and 1 <= int(word[:20]) <= MOST):
+            self.fail(f"found {word[:80]!r}, allowed: auto, or a number from 1", param, ctx)
+        return int(word)
+
+
 PARAMS = click.option(
     "--params",
     "params_file",
@@ -166,6 +184,12 @@ DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])
 )
 
+MICRO_BATCH = click.option(
+    "--micro-batch",
+    type=MicroBatch(),
+    help="Examples of a batch that are computed at a time, where all of them do not fit into "
+    "memory; auto: as many as fit.",
+)
 CLUSTER = click.option(
     "--cluster",
     type=click.Choice(["none", "ray", "slurm"]),
@@ -179,6 +203,20 @@ def on_cluster(params: Params, cluster: str | None) -> Params:
         return params
     compute = params.compute.model_copy(update={"cluster": cluster})
     return params.model_copy(update={"compute": compute})
+
+
+def in_parts(params: Params, micro_batch: int | str | None) -> Params:
+    """The params with another `compute.micro_batch`; None: as they are.
+
+    Raises:
+        UserError: It does not go with the engine.
+    """
+    if micro_batch is None:
+        return params
+    from smallbatch.config.params import parse_compute
+
+    said = {**params.compute.model_dump(exclude_unset=True), "micro_batch": micro_batch}
+    return params.model_copy(update={"compute": parse_compute(said, "compute")})
 
 
 def load(path: Path) -> Params:

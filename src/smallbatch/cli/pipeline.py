@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from smallbatch.cli import door
-from smallbatch.cli.options import CLUSTER, MOST, PARAMS, TIME_LIMIT, load, on_cluster
+from smallbatch.cli.options import (
+    CLUSTER,
+    MICRO_BATCH,
+    MOST,
+    PARAMS,
+    TIME_LIMIT,
+    in_parts,
+    load,
+    on_cluster,
+)
 from smallbatch.errors import UserError
 
 
@@ -89,12 +98,14 @@ def plan(as_json: bool, params_file: Path) -> None:
 @click.command()
 @click.argument("study")
 @click.argument("batch_size", type=click.IntRange(1, MOST))
+@MICRO_BATCH
 @CLUSTER
 @TIME_LIMIT
 @PARAMS
 def train(
     study: str,
     batch_size: int,
+    micro_batch: int | str | None,
     cluster: str | None,
     time_limit: float | None,
     params_file: Path,
@@ -107,6 +118,7 @@ def train(
     \b
     Examples:
       smallbatch train resnet8-bn 8
+      smallbatch train resnet50-ghost 4096 --micro-batch 64
       dvc repro train@resnet8-bn-8
       SMALLBATCH_TIME_LIMIT=3h30m dvc repro
     """
@@ -114,9 +126,8 @@ def train(
     from smallbatch.pipeline.held import held_params, train_inputs
 
     with held_params(params_file, lambda now: train_inputs(now, study, batch_size)) as params:
-        train_study_column(
-            on_cluster(params, cluster), study, batch_size, time_limit, str(params_file)
-        )
+        params = on_cluster(in_parts(params, micro_batch), cluster)
+        train_study_column(params, study, batch_size, time_limit, str(params_file))
 
 
 @click.command(hidden=True)

@@ -16,6 +16,7 @@ from smallbatch.cli.options import (
     CLUSTER,
     DEVICE,
     FREEZE,
+    MICRO_BATCH,
     MODEL,
     MOMENTUM,
     MOST,
@@ -82,6 +83,7 @@ from smallbatch.cli.options import (
 @AUGMENT
 @DEVICE
 @CLUSTER
+@MICRO_BATCH
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 @TIME_LIMIT
 @PARAMS
@@ -93,6 +95,7 @@ def run(
     seed: int,
     device: str,
     cluster: str | None,
+    micro_batch: int | str | None,
     as_json: bool,
     time_limit: float | None,
     params_file: Path,
@@ -107,6 +110,7 @@ def run(
       smallbatch run --model resnet20 --norm batch -m 32 --lr 0.1
       smallbatch run -m 32 --optimizer adamw --lr 2^-9 --schedule cosine --warmup 0.1
       smallbatch run -m 32 --lr 0.1 --cluster slurm
+      smallbatch run -m 1024 --micro-batch 64 --base-lr 2^-8
     """
     import json
     from functools import partial
@@ -135,7 +139,8 @@ def run(
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         done = single_run(
             params_file, dataset, settings, batch_size=batch_size, base_lr=base_lr, seed=seed,
-            device=device, cluster=cluster, time_limit=time_limit, say=say,
+            device=device, cluster=cluster, micro_batch=micro_batch or "auto",
+            time_limit=time_limit, say=say,
         )  # fmt: skip
     found = {"folder": str(done.folder), "remark": done.remark, **done.record}
     click.echo(json.dumps(found) if as_json else str(done))

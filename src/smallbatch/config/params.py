@@ -18,6 +18,7 @@ from smallbatch.config.values import (
     BaseLrs,
     BatchSizes,
     Gibibytes,
+    MicroBatch,
     Name,
     WorkerCount,
     refuse_repeats,
@@ -96,23 +97,40 @@ class ComputeConfig(Strict):
     """How runs are computed; nothing here changes results by more than float rounding.
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
-    of the free memory. ``decoders`` are processes beside each worker that decode images which are
-    kept encoded; ``auto`` is none on a CPU, where the workers do that themselves, and on GPUs a
-    share of the other cores. ``checkpoint_seconds`` is the time between a run's checkpoints, which
-    is the most work that a crash can lose. ``cluster`` is what trains the columns elsewhere.
-    ``same_hardware`` forbids columns of which different processors or GPUs trained the runs.
+    of the free memory. ``micro_batch`` is the most examples of a batch that `loop` computes at a
+    time; ``auto`` is all, or as many as fit. ``decoders`` are processes beside each worker that
+    decode images which are kept encoded; ``auto`` is none on a CPU, where the workers do that
+    themselves, and on GPUs a share of the other cores. ``checkpoint_seconds`` is the time between a
+    run's checkpoints, which is the most work that a crash can lose. ``cluster`` is what trains the
+    columns elsewhere. ``same_hardware`` forbids columns of which different processors or GPUs
+    trained the runs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineSetting = "auto"
     workers: WorkerCount = "auto"
     memory: Gibibytes = "auto"
+    micro_batch: MicroBatch = "auto"
     decoders: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     cluster: Literal["none", "ray", "slurm"] = "none"
     ray: RayConfig = RayConfig()
     slurm: SlurmConfig = SlurmConfig()
     same_hardware: bool = False
+
+    @model_validator(mode="after")
+    def _lanes_take_whole_batches(self) -> Self:
+        if self.micro_batch != "auto" and self.engine == "stacked":
+            raise ValueError(
+                f"micro_batch: found {self.micro_batch} with engine stacked, which takes batches "
+                "as a whole; allowed: auto, or engine loop"
+            )
+        return self
+
+    def micro_batch_at(self, batch_size: int) -> MicroBatch | None:
+        """The most examples of a batch of m at a time; None: all, ``auto``: not said."""
+        said = self.micro_batch
+        return said if said == "auto" or said < batch_size else None
 
 
 class AdviseConfig(Strict):

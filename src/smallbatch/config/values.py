@@ -40,6 +40,12 @@ def _worker_count(value: object) -> object:
     raise ValueError("a whole number from 1 to 1024, or auto")
 
 
+def _micro_batch(value: object) -> object:
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST):
+        return value
+    raise ValueError(f"a whole number from 1 to {MOST}, or auto")
+
+
 def _gibibytes(value: object) -> object:
     if value == "auto" or (type(value) in (int, float) and 0 < float(str(value)) <= MOST_GIB):
         return value if value == "auto" else float(str(value))
@@ -77,4 +83,5 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 BestOf = Annotated[str, BeforeValidator(_best_of)]
 Budget = Annotated[str, BeforeValidator(_budget)]
 WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]
+MicroBatch = Annotated[int | Literal["auto"], BeforeValidator(_micro_batch)]
 Gibibytes = Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)]

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from smallbatch.config.model_files import model_digest
 from smallbatch.engines.batches import BatchSource, Evaluated
 from smallbatch.engines.flat import FlatWeights, flat_weights
+from smallbatch.engines.micro import GradientSum
 from smallbatch.engines.tally import Tally
 from smallbatch.errors import UserError
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
@@ -42,6 +43,7 @@ def train(
     dtype: torch.dtype = torch.float32,
     on_epoch: Callable[[Row], None] = lambda _: None,
     keeper: Keeper | None = None,
+    micro_batch: int | None = None,
 ) -> RunResult:
     """Train one run from its seed to its last update or to its divergence.
 
@@ -51,16 +53,19 @@ def train(
         dtype: The dtype of the weights; float64 is for tests of exactness.
         on_epoch: Called with the epoch's row at the end of each epoch.
         keeper: Keeps the run's checkpoints.
+        micro_batch: Most examples that are computed at a time; None: all of a batch.
 
     Raises:
         Stopping: The keeper asked to stop.
+        UserError: The model needs all of a batch at a time, or cannot be built.
     """
     device = data.device
     model = initial_model(run, data).to(device, dtype)
     weights = flat_weights(model, run.settings, run.batch_size)
+    gradient = GradientSum(model, run.settings.precision, micro_batch)
     with arithmetic(run.settings.precision, device):
         keeper, tally = keeper or KeepNothing(), Tally(device)
-        trained = _Trainer(run, data, model, weights, on_epoch, keeper, tally).run()
+        trained = _Trainer(run, data, model, weights, gradient, on_epoch, keeper, tally).run()
         final = _final_metrics(model, data, trained)
     return RunResult(
         outcome="finished" if trained.diverged_at is None else "diverged",
@@ -78,6 +83,7 @@ class _Trainer:
     data: BatchSource
     model: nn.Module
     weights: FlatWeights
+    gradient: GradientSum
     on_epoch: Callable[[Row], None]
     keeper: Keeper
     tally: Tally
@@ -107,15 +113,11 @@ class _Trainer:
                 yield batch
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        study, lr = self.run_.settings, self._lr(self.update)
-        logits = self.model(images)
-        loss = cross_entropy(logits.float() if study.precision == "bf16" else logits, labels,
-                             reduction="sum")  # fmt: skip
-        loss.backward()
+        lr = self._lr(self.update)
+        loss, correct = self.gradient.add(images, labels)
         self.weights.update(lr, self.update)
         self.update += 1
-        correct = (logits.argmax(1) == labels).sum()
-        self.tally.add(self.update, loss.detach(), correct, self.weights.finite())
+        self.tally.add(self.update, loss, correct, self.weights.finite())
 
     def _look(self) -> None:
         """Wait for the device and see whether the run has diverged; if so, forget later updates."""

@@ -35,6 +35,7 @@ _FEWER_BITS = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA
 _OF_TIMM = "TIMM_"
 """With what the names of timm's variables begin; some choose another model of the same name."""
 _LIBRARIES = ("torch", "timm", "numpy")
+_PARTS = "micro_batch="
 _NOT_NATIVE = ("torch", "grouped", "unrolled", "triton")  # kernels; the native ones are hex digits
 
 
@@ -83,6 +84,7 @@ def made_by_on(
     device: str,
     study: StudyConfig,
     kernels: Kernels | None = None,
+    micro_batch: int | None = None,
     *,
     streamed: bool = False,
 ) -> str:
@@ -93,6 +95,7 @@ def made_by_on(
         device: ``cpu`` or ``cuda``.
         study: The run's settings.
         kernels: Of stacked lanes on a GPU.
+        micro_batch: The parts in which a batch was computed; None: as a whole.
         streamed: Whether its images are decoded while it trains.
     """
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
@@ -102,7 +105,9 @@ def made_by_on(
     by = native_version(engine, device, study, kernels) or kernels or "torch"
     if kernels == "triton":
         versions.append(f"triton {metadata.version('triton')}")
-    return " ".join([code_digest(engine), *versions, device, str(hardware), *_dispatch(), by])
+    parts = [] if micro_batch is None else [f"{_PARTS}{micro_batch}"]
+    told = [code_digest(engine), *versions, device, str(hardware), *_dispatch(), *parts, by]
+    return " ".join(told)
 
 
 def _dispatch() -> list[str]:
@@ -129,6 +134,7 @@ class Maker:
         hardware: The GPU's name or the processor's digest, the CPU's instruction sets, and
             variables that choose between these.
         kernels: What computed: ``native``, ``torch``, ``grouped``, ``unrolled`` or ``triton``.
+        micro_batch: Most examples of a batch at a time; None: all.
     """
 
     code: str
@@ -137,6 +143,7 @@ class Maker:
     device: str
     hardware: str
     kernels: str
+    micro_batch: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -152,13 +159,15 @@ class Maker:
         versions = dict(zip(words[:at:2], words[1:at:2], strict=True))
         *rest, by = words[at + 1 :]
         choices = frozenset(filter(_is_a_choice, rest))
+        parts = [word for word in rest if word.startswith(_PARTS)]
         return cls(
             code=code,
             versions={name: _release(version) for name, version in versions.items()},
             choices=choices,
             device=words[at],
-            hardware=" ".join(word for word in rest if word not in choices),
+            hardware=" ".join(word for word in rest if word not in choices and word not in parts),
             kernels=by if by in _NOT_NATIVE else "native",
+            micro_batch=int(parts[0].removeprefix(_PARTS)) if parts else None,
         )
 
 

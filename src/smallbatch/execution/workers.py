@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LESS = "set compute.memory lower; the same command then goes on"
+
+def less(job: Job) -> str:
+    """What to do if memory runs out, in words."""
+    size = job.placement.method.micro_batch or job.column[0].batch_size
+    if job.placement.engine == "loop" and size > 1:
+        return f"set compute.micro_batch below {size} and run the same command again"
+    return "set compute.memory lower; the same command then goes on"
 
 
 class _News(NamedTuple):
@@ -153,7 +159,7 @@ def _train_here(job: Job, data: BatchSource, planned: list[list[str]], news: _Ne
         job.watch.check()
         raise
     except torch.OutOfMemoryError as error:
-        raise WorkerLost(f"the GPU's memory ran out; {LESS}") from error
+        raise WorkerLost(f"the GPU's memory ran out; {less(job)}") from error
 
 
 def _follow(job: Job, workers: Sequence[Any], shared: Shared, news: _News) -> int:
@@ -215,7 +221,7 @@ def _events(job: Job, workers: Sequence[Any], shared: Shared) -> Iterator[tuple[
             if (failed and not shared.stop.value) or not alive:
                 code = failed[0] if failed else 0
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                hint = HINT if code != -signal.SIGKILL else f"if memory ran out, {LESS}"
+                hint = HINT if code != -signal.SIGKILL else f"if memory ran out, {less(job)}"
                 raise WorkerLost(f"a training worker {how}: {hint}") from None
             continue
         if kind == "ready":
@@ -256,7 +262,7 @@ def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: S
         _set_up(job)
         return _images(job, job.dataset)
 
-    data = data or _try(load, events, job.missing[0].hash)
+    data = data or _try(job, load, job.missing[0].hash, events)
     events.put(("ready", "", os.getpid()))
     while data and not shared.stop.value:
         with taken.get_lock():
@@ -268,10 +274,10 @@ def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: S
             chunk = open_chunk(job, hashes, lambda: bool(shared.stop.value))
             _train_chunk(job, data, chunk, news)
 
-        _try(train_next, events, planned[i][0])
+        _try(job, train_next, planned[i][0], events)
 
 
-def _try(call: Callable[[], T], events: Any, name: str) -> T | None:
+def _try(job: Job, call: Callable[[], T], name: str, events: Any) -> T | None:
     """What a function returns; if it fails, that is told of the run ``name``, for the parent."""
     try:
         return call()
@@ -285,7 +291,7 @@ def _try(call: Callable[[], T], events: Any, name: str) -> T | None:
         events.put(("refused", name, f"{error.filename}: cannot be written: {error.strerror}"))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
         if is_out_of_memory(error):
-            events.put(("lost", name, f"a training worker ran out of memory; {LESS}"))
+            events.put(("lost", name, f"a training worker ran out of memory; {less(job)}"))
         else:
             events.put(("failed", name, traceback.format_exc()))
     return None
@@ -330,6 +336,9 @@ def _train_chunk(job: Job, data: BatchSource, chunk: Chunk, news: _News) -> None
             )  # fmt: skip
         else:
             (run,) = chunk.runs
-            result = train(run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints)
+            result = train(
+                run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints,
+                micro_batch=job.placement.method.micro_batch,
+            )  # fmt: skip
             keep(run, result, checkpoints.elapsed)
     checkpoints.clear()

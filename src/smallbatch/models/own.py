@@ -73,7 +73,7 @@ def build_own(
         image, classes = (shape["in_chans"], *side), shape["num_classes"]
         _try(built, name, image, classes)
         if (seen := (factory, image, classes)) not in _trains:
-            with _generators_kept():
+            with generators_kept():
                 _try_to_train(lambda: factory(**arguments), built, name, image, classes)
             _trains.add(seen)
     return built.train()
@@ -119,7 +119,7 @@ def _try_to_train(
 
 
 @contextmanager
-def _generators_kept() -> Generator[None, None, None]:
+def generators_kept() -> Generator[None, None, None]:
     """Leave the global generators of random numbers as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - that of other code
     try:

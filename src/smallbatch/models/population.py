@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smallbatch.models.norms import summed_exactly
+from smallbatch.models.norms import GhostBatchNorm, summed_exactly
 
 BatchNormLayer = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -23,6 +23,12 @@ def batch_norms(model: nn.Module) -> Iterator[BatchNormLayer]:
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether any layer normalises by statistics of the batch in training."""
     return any(layer not in _kept for layer in batch_norms(model))
+
+
+def needs_whole_batch(model: nn.Module) -> bool:
+    """Whether a layer's statistics in training are those of the whole batch, of no part of it."""
+    layers = (layer for layer in batch_norms(model) if layer not in _kept)
+    return any(not isinstance(layer, GhostBatchNorm) for layer in layers)
 
 
 # Batch norms that stay in evaluation mode.

@@ -77,6 +77,7 @@ def single_run(
     seed: int,
     device: str,
     cluster: str | None = None,
+    micro_batch: int | str = "auto",
     time_limit: float | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> SingleRun:
@@ -91,6 +92,7 @@ def single_run(
         seed: The seed of weights and stream.
         device: ``auto``, ``cpu`` or ``cuda``.
         cluster: ``none``, ``ray`` or ``slurm``; None: as the params file has it.
+        micro_batch: Examples of a batch that are computed at a time; ``auto``: as many as fit.
         time_limit: Seconds after which to stop, with all progress kept.
         say: Takes a line for the user: which images are used, where that is not plain.
 
@@ -102,7 +104,7 @@ def single_run(
     from smallbatch.data.encoded import load_any
 
     params = _params(params_file)
-    compute = _compute(params, device, cluster)
+    compute = _compute(params, device, cluster, micro_batch)
     study = parse_study(settings, "run")
     validate_model(
         study.model, study.norm, batch_size=batch_size, bn_batch_size=study.bn_batch_size
@@ -278,7 +280,9 @@ def _params(params_file: Path) -> Params | None:
     return None if default and not params_file.exists() else load_params(params_file)
 
 
-def _compute(params: Params | None, device: str, cluster: str | None) -> ComputeConfig:
+def _compute(
+    params: Params | None, device: str, cluster: str | None, micro_batch: int | str
+) -> ComputeConfig:
     """Where a run is trained; of a params file the cluster alone counts, with its settings."""
     found: dict[str, Any] = {}
     if params is not None:
@@ -286,7 +290,7 @@ def _compute(params: Params | None, device: str, cluster: str | None) -> Compute
         found = params.compute.model_dump(include=settings, exclude_unset=True)
     if cluster is not None:
         found["cluster"] = cluster
-    return parse_compute({**found, "device": device}, "run")
+    return parse_compute({**found, "device": device, "micro_batch": micro_batch}, "run")
 
 
 def _dataset_config(

@@ -80,9 +80,10 @@ def _watched(
 
         column = plan()
         directory = folder(column)
-        if elsewhere is None:
+        here = elsewhere is None
+        if here:
             find_out(column, compute)
-        placement = place(column, compute, keep=elsewhere is None)
+        placement = place(column, compute, keep=here, here=here)
         environment = machine.describe(placement.device)
         mirror.start(column_info(column, directory, placement, environment, stage))
         with _progress(column, single=stage is None) as progress:

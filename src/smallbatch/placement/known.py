@@ -16,12 +16,15 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallbatch import durable, machine, private
 from smallbatch.engines.kinds import GPU_KERNELS, Engine, serves
 from smallbatch.engines.made_by import code_digest
 from smallbatch.placement.workload import Method, Workload
+
+if TYPE_CHECKING:
+    from smallbatch.protocol.column import Column
 
 CHUNK = 8  # lanes at a time; tried beside as many as memory holds
 
@@ -38,7 +41,8 @@ class Known:
 
     Attributes:
         rates: Images per second, by workload and method.
-        choices: The method that each column was given, by `name_of` the column.
+        choices: The method that each column was given, by `name_of` the column; and its
+            micro-batch under `loop`, by a name of that.
         startup: Seconds from the start of a training process to its first update.
     """
 
@@ -76,6 +80,11 @@ def learn(
     with suppress(OSError), private.locked(path.with_suffix(".lock"), wait=LOCK_S):
         merged = asdict(_merged(_read(path), news))
         durable.write(path, json.dumps(merged, indent=1).encode(), mode=0o600)
+
+
+def name_of(column: Column, device: str) -> str:
+    """The name of a column, unique among those that were placed on this machine."""
+    return f"{replace(column.runs[0], base_lr=1.0, seed=0).hash} {device}"
 
 
 def alike(workload: Workload) -> Workload:
@@ -180,12 +189,15 @@ def _checked(raw: Any) -> Known:
 
 
 def _method(raw: Any) -> Method:
-    lanes, kernels = raw["lanes"], raw.get("kernels")
-    if raw["engine"] not in ("loop", "stacked") or not (lanes is None or type(lanes) is int):
+    lanes, kernels, micro_batch = raw["lanes"], raw.get("kernels"), raw.get("micro_batch")
+    counts = [it for it in (lanes, micro_batch) if it is not None]
+    if raw["engine"] not in ("loop", "stacked") or any(type(it) is not int for it in counts):
         raise ValueError("no way to train a column")
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError("no part of a batch")
     if kernels not in (None, *GPU_KERNELS):
         raise ValueError("no way to compute convolutions")
-    return Method(raw["engine"], lanes, kernels)
+    return Method(raw["engine"], lanes, kernels, micro_batch)
 
 
 def _number(value: Any) -> float:

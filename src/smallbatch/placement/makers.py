@@ -13,6 +13,7 @@ from smallbatch.engines.same_numbers import earlier_makers
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
     from smallbatch.config.study import StudyConfig
+    from smallbatch.config.values import MicroBatch
     from smallbatch.records.schema import Environment
 
 
@@ -21,13 +22,14 @@ class Makers:
     """Whose finished runs a column takes over instead of training them again.
 
     The same code, or earlier code with the same numbers, with the same libraries, on whatever
-    hardware. An engine or a device that the settings name has to have made them.
+    hardware. An engine, a device or a micro-batch that the settings name has to have made them.
 
     Attributes:
         exact: What makes the runs that are trained here, and earlier code with their numbers.
         codes: The engine of each digest of code, present or earlier.
         engines: Which of them may have made a run.
         device: ``cpu`` or ``cuda``; None: any.
+        micro_batch: Most examples of a batch at a time, None for all; ``auto``: any.
         same_hardware: Whether one kind of hardware has to have made all runs of a column.
     """
 
@@ -35,6 +37,7 @@ class Makers:
     codes: Mapping[str, Engine] = field(default_factory=dict[str, Engine])
     engines: frozenset[Engine] = frozenset()
     device: str | None = None
+    micro_batch: MicroBatch | None = "auto"
     same_hardware: bool = False
 
     def __contains__(self, text: object) -> bool:
@@ -49,6 +52,7 @@ class Makers:
             # Of Triton's kernels no earlier code has been compared.
             and (maker.kernels != "triton" or maker.code in now)
             and self.device in (None, maker.device)
+            and self.micro_batch in ("auto", maker.micro_batch)
             and maker.choices == made_by.choices_here()
             and all(here.get(name, version) == version for name, version in maker.versions.items())
         )
@@ -71,19 +75,28 @@ class Makers:
         return {run for run, text in kept.items() if text in self.exact}
 
     def place(self, text: str) -> Environment:
-        """Device, hardware, engine and kernels of a maker, as far as they are known."""
+        """Device, hardware, engine and kernels of a maker, as far as they are known.
+
+        And its micro-batch, if it had one.
+        """
         if (maker := _parsed(text)) is None or maker.code not in self.codes:
             return {}
         engine = self.codes[maker.code]
         kernels = maker.kernels if engine == "stacked" else None
+        parts = {} if maker.micro_batch is None else {"micro_batch": maker.micro_batch}
         return {
             "device": maker.device, "hardware": maker.hardware,
-            "engine": engine, "kernels": kernels,
+            "engine": engine, "kernels": kernels, **parts,
         }  # fmt: skip
 
 
 def makers_of(
-    study: StudyConfig, compute: ComputeConfig, engine: Engine, *, exact: tuple[str, ...] = ()
+    study: StudyConfig,
+    compute: ComputeConfig,
+    engine: Engine,
+    *,
+    batch_size: int,
+    exact: tuple[str, ...] = (),
 ) -> Makers:
     """Whose runs are taken over under some settings.
 
@@ -91,6 +104,7 @@ def makers_of(
         study: Of the column.
         compute: What of it is ``auto`` takes the runs of any.
         engine: Which trains the column here; it need not be the one that the settings name.
+        batch_size: m.
         exact: As in :class:`Makers`.
     """
     codes: dict[str, Engine] = {}
@@ -104,6 +118,7 @@ def makers_of(
         codes=codes,
         engines=frozenset(asked),
         device=None if compute.device == "auto" else compute.device,
+        micro_batch=compute.micro_batch_at(batch_size),
         same_hardware=compute.same_hardware,
     )
 

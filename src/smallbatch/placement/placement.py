@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 from smallbatch import machine
@@ -14,19 +10,18 @@ from smallbatch.engines.made_by import made_by_on, native_version
 from smallbatch.engines.same_numbers import earlier_makers
 from smallbatch.errors import UserError
 from smallbatch.machine import free_memory
-from smallbatch.placement.known import decided, learn
+from smallbatch.placement.known import decided, learn, name_of
 from smallbatch.placement.makers import Makers, makers_of
+from smallbatch.placement.memory import memory_of, micro_batch_of
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
+from smallbatch.placement.trying import vmap_works
 from smallbatch.placement.workload import Method, Workload, noise
-from smallbatch.processes import live_and_die_with
 from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig, EngineSetting
     from smallbatch.engines.kinds import Engine
     from smallbatch.protocol.column import Column
-
-CHILD_S = 120.0  # seconds that trying out an update may take; one of two images takes under ten
 
 
 @dataclass(frozen=True)
@@ -70,20 +65,33 @@ class Placement:
         return lanes if self.engine == "stacked" else None
 
 
-def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Placement:
+def place(
+    column: Column, compute: ComputeConfig, *, keep: bool = True, here: bool = True
+) -> Placement:
     """Decide where and how a column is trained; see :func:`~placement.rules.choose`.
 
     ``engine: auto`` follows what is known of this machine's speed (:mod:`~placement.known`), or
-    else the rules of :mod:`~placement.rules`. The choice for a column is remembered and not
-    changed later; with ``keep`` False it is not remembered.
+    else the rules of :mod:`~placement.rules`; ``micro_batch: auto`` the memory that is free
+    (:mod:`~placement.memory`). The choices for a column are remembered and not changed later.
+
+    Args:
+        column: The column.
+        compute: The settings.
+        keep: Whether its choices are remembered.
+        here: Whether this machine is to train it, so that its memory counts.
 
     Raises:
-        UserError: The device does not exist, or the model cannot be built for these images.
+        UserError: The device does not exist, the model cannot be built for these images, or batches
+            have to be divided that it needs as a whole.
     """
     device = resolve_device(compute.device)
-    choice = _choose(column, compute, device, keep)
+    choice = _choose(column, _by_loop_if_divided(column, compute), device, keep)
     method, study = choice.method, column.runs[0].settings
-    made_by = made_by_on(method.engine, device, study, method.kernels, streamed=column.streamed)
+    if here or compute.micro_batch != "auto":
+        method = _divided(column, compute, device, method, keep)
+    made_by = made_by_on(
+        method.engine, device, study, method.kernels, method.micro_batch, streamed=column.streamed
+    )
     devices, others = _devices(column, device)
     earlier = earlier_makers(made_by, method.engine, study, method.kernels)
     return Placement(
@@ -92,12 +100,30 @@ def place(column: Column, compute: ComputeConfig, *, keep: bool = True) -> Place
         workers=_workers(column, compute, device),
         memory=memory_of(compute),
         made_by=made_by,
-        makers=makers_of(study, compute, method.engine, exact=(made_by, *earlier)),
+        makers=makers_of(
+            study, compute, method.engine, batch_size=column.batch_size, exact=(made_by, *earlier)
+        ),
         native=native_version(method.engine, device, study, method.kernels),
         decoders=_decoders(column, compute, device) if column.streamed else 0,
         remark="; ".join(filter(None, (choice.remark, others))) or None,
         devices=devices,
     )
+
+
+def _by_loop_if_divided(column: Column, compute: ComputeConfig) -> ComputeConfig:
+    """The settings by which an engine is chosen: that of batches in parts is `loop`."""
+    divided = isinstance(compute.micro_batch_at(column.batch_size), int)
+    return compute.model_copy(update={"engine": "loop"}) if divided else compute
+
+
+def _divided(
+    column: Column, compute: ComputeConfig, device: str, method: Method, keep: bool
+) -> Method:
+    """A method by which a step fits into memory: the same, or `loop` with batches in parts."""
+    if method.engine != "loop" and (compute.engine != "auto" or device == "cpu"):
+        return method  # of lanes there are as many as fit
+    size = micro_batch_of(column, workload_of(column, compute), compute, keep=keep)
+    return method if size is None else Method("loop", micro_batch=size)
 
 
 def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> Choice:
@@ -126,11 +152,6 @@ def _choose(column: Column, compute: ComputeConfig, device: str, keep: bool) -> 
     if keep:
         learn(choices={name: choice.method})
     return choice
-
-
-def name_of(column: Column, device: str) -> str:
-    """The name of a column, unique among those that were placed on this machine."""
-    return f"{replace(column.runs[0], base_lr=1.0, seed=0).hash} {device}"
 
 
 def workload_of(column: Column, compute: ComputeConfig) -> Workload:
@@ -220,18 +241,13 @@ def _lanes(column: Column, device: str) -> int:
     return -(-len(column.runs) // max(1, len(_devices(column, device)[0])))
 
 
-def memory_of(compute: ComputeConfig) -> int | None:
-    """Bytes for the lanes of all workers; None: a fraction of the free memory."""
-    return None if compute.memory == "auto" else int(compute.memory * 2**30)
-
-
 def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:
     """The choice of :func:`~placement.rules.choose`; with ``tried``, Triton is known to work."""
     run, meta = column.runs[0], column.dataset.meta
 
     def try_vmap() -> bool:
         settings = run.settings
-        return _vmap_works(
+        return vmap_works(
             settings.model, settings.norm, len(meta.classes),
             (meta.channels, meta.height, meta.width),
             run.batch_size, settings.bn_batch_size,
@@ -254,72 +270,6 @@ def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool =
         vmap_works=try_vmap,
         triton_works=try_triton,
     )
-
-
-@cache
-def _vmap_works(
-    model: str,
-    norm: str,
-    classes: int,
-    image: tuple[int, int, int],
-    batch_size: int,
-    bn_batch_size: int | None,
-) -> bool:
-    """Whether a model can be computed under vmap; found by an update of two lanes.
-
-    Raises:
-        UserError: The model cannot be built for these images.
-    """
-    from smallbatch.engines.lanes.torch.vmap import vmap_works
-    from smallbatch.models import build_model
-
-    def works() -> bool:
-        import torch
-
-        torch.set_num_threads(1)  # an OpenMP pool of the parent does not live on in a fork
-        built = build_model(
-            model, norm, num_classes=classes, in_chans=image[0], image_size=image[1:], seed=0,
-            batch_size=batch_size, bn_batch_size=bn_batch_size,
-        )  # fmt: skip
-        return vmap_works(built, image, batch_size)
-
-    return _in_a_child(works)
-
-
-def _in_a_child(call: Callable[[], bool]) -> bool:
-    """Call a function in a forked process and return its answer; False if it fails or hangs.
-
-    The function may start threads, as autograd does. This process must have none, because workers
-    are forked from it later.
-
-    Raises:
-        UserError: The function raised it, or a kind of it.
-    """
-    context, parent = multiprocessing.get_context("fork"), os.getpid()
-    receive, send = context.Pipe(duplex=False)
-
-    def answer() -> None:
-        live_and_die_with(parent)
-        try:
-            send.send(call())
-        except UserError as error:
-            send.send(str(error))  # an exception need not survive a pipe
-        except BaseException:  # noqa: BLE001 - that it fails is the answer
-            send.send(False)
-
-    child = context.Process(target=answer, daemon=True)
-    child.start()
-    send.close()
-    try:
-        found = receive.recv() if receive.poll(CHILD_S) else False
-    except (EOFError, OSError):  # the process was killed
-        found = False
-    finally:
-        child.kill()
-        child.join()
-    if isinstance(found, str):
-        raise UserError(found)
-    return bool(found)
 
 
 def resolve_device(choice: str) -> str:

@@ -97,17 +97,21 @@ class Method:
         engine: ``loop`` or ``stacked``.
         lanes: Most lanes in one worker at a time; None: as many as its memory holds.
         kernels: The kernels of stacked lanes on a GPU; None on a CPU and for `loop`.
+        micro_batch: Most examples of a batch at a time, under `loop`; None: all.
     """
 
     engine: Engine
     lanes: int | None = None
     kernels: Kernels | None = None
+    micro_batch: int | None = None
 
     @property
     def key(self) -> str:
         """The method as text."""
         by = "" if self.kernels is None else f" by {self.kernels} kernels"
-        return f"{self.engine}{by}{'' if self.lanes is None else f' in chunks of {self.lanes}'}"
+        chunks = "" if self.lanes is None else f" in chunks of {self.lanes}"
+        parts = "" if self.micro_batch is None else f" in micro-batches of {self.micro_batch}"
+        return f"{self.engine}{by}{chunks}{parts}"
 
 
 @cache

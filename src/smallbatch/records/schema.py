@@ -201,7 +201,8 @@ class ColumnClock(TypedDict, total=False):
 
     ``started`` is that of its first run. ``seconds``, ``images_per_second`` and
     ``peak_memory_bytes`` are there only if one attempt trained all of the column: of several, or of
-    runs that another column trained, what they took is not known.
+    runs that another column trained, what they took is not known. ``micro_batch`` is there only if
+    batches were computed in parts of so many examples.
     Older files lack some of these; any others are kept as they are.
     """
 
@@ -215,6 +216,7 @@ class ColumnClock(TypedDict, total=False):
     workers: int
     engine: str
     kernels: str | None
+    micro_batch: int
     device: str
     stage: str | None
     peak_memory_bytes: int

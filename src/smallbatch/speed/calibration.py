@@ -7,14 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line, shown
-from smallbatch.placement.known import alike, decided, known, learn, methods, workload_key
-from smallbatch.placement.placement import (
-    can_stack,
-    memory_of,
-    name_of,
-    resolve_device,
-    workload_of,
-)
+from smallbatch.placement.known import alike, decided, known, learn, methods, name_of, workload_key
+from smallbatch.placement.memory import memory_of, micro_batch_of
+from smallbatch.placement.placement import can_stack, resolve_device, workload_of
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed.agreement import COMPARED, check
 from smallbatch.speed.rate import few_updates, measure
@@ -125,6 +120,8 @@ def find_out(column: Column, compute: ComputeConfig) -> None:
         return
     run, device = column.runs[0], resolve_device(compute.device)
     workload = workload_of(column, compute)
+    if micro_batch_of(column, workload, compute) is not None:
+        return  # the loop engine trains it
     runs = workload.lanes if device == "cuda" else len(column.runs)  # those of one GPU
     images = runs * column.updates(run) * run.batch_size
     decide(

@@ -169,7 +169,7 @@ def _kept(
     They have a record, which alone tells that, or their column is complete and DVC keeps it.
     """
     names = {run.hash for run in column.runs}
-    makers = place(column, params.compute, keep=False).makers
+    makers = place(column, params.compute, keep=False, here=False).makers
     found = ((name, files.load_record(work / name, makers)) for name in names)
     records = len(makers.among({name: kept and kept.made_by for name, kept in found}))
     if records or any((work / name).exists() for name in names):
@@ -197,8 +197,8 @@ def _plan(
     recorded: bool,
 ) -> ColumnPlan:
     workload = workload_of(column, params.compute)
-    placement = place(column, params.compute, keep=False)
     left, old = len(column.runs) - kept, _result(column, params, models)
+    placement = place(column, params.compute, keep=False, here=left > 0)
     updates = left * column.updates(column.runs[0])
     images = updates * workload.batch_size
     forward_images = left * _evaluation_images(column)
@@ -250,11 +250,14 @@ def _memory(column: Column, workload: Workload, params: Params, placement: Place
     from smallbatch.engines.lanes import lane_bytes
     from smallbatch.engines.resident import load_resident
     from smallbatch.machine import free_memory
+    from smallbatch.placement.memory import step_of
     from smallbatch.placement.rules import MEMORY_SHARE
     from smallbatch.placement.workload import noise
 
     resident = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
     lane = lane_bytes(column.runs[0], resident)
+    if (size := placement.method.micro_batch) is not None:
+        lane = step_of(column, workload).bytes(size)
     live = workload.workers
     if placement.engine == "stacked":
         budget = memory_of(params.compute) or int(MEMORY_SHARE * free_memory())

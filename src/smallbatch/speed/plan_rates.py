@@ -15,10 +15,10 @@ from smallbatch.engines.kinds import Engine
 from smallbatch.errors import shown
 from smallbatch.placement.known import fastest, known, learn, workload_key
 from smallbatch.placement.known import methods as methods_of
+from smallbatch.placement.memory import memory_of, micro_batch_of
 from smallbatch.placement.placement import (
     Placement,
     can_stack,
-    memory_of,
     place,
     resolve_device,
     workload_of,
@@ -89,8 +89,7 @@ def known_rates(
         best = fastest(other, methods)
         if best is not None:
             rates[other.batch_size] = best[1]
-    method = Method(placement.engine, placement.method.lanes, placement.method.kernels)
-    if (own := rated.get(workload_key(workload), {}).get(method.key)) is not None:
+    if (own := rated.get(workload_key(workload), {}).get(placement.method.key)) is not None:
         rates[workload.batch_size] = own
     return rates
 
@@ -135,6 +134,8 @@ def startup() -> float:
 
 def _candidates(column: Column, params: Params) -> list[Method]:
     workload, asked = workload_of(column, params.compute), params.compute.engine
+    if (size := micro_batch_of(column, workload, params.compute)) is not None:
+        return [Method("loop", micro_batch=size)]
     device = resolve_device(params.compute.device)
     engines: list[Engine] = ["loop"]
     stacks = asked != "loop" and not column.streamed

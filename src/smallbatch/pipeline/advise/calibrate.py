@@ -80,7 +80,8 @@ def calibrate(
         placement = place(column, compute, keep=False)
         try:
             together = measure(workload_of(column, compute), placement.method, seconds=SECONDS)
-            alone = measure(replace(shape, lanes=1), Method("loop"), seconds=SECONDS)
+            by_loop = Method("loop", micro_batch=placement.method.micro_batch)
+            alone = measure(replace(shape, lanes=1), by_loop, seconds=SECONDS)
         except RuntimeError as error:
             raise UserError(
                 f"{study.model}: cannot be trained on random images at m = {m} and a learning rate "

@@ -128,7 +128,7 @@ def is_kept(task: Task, compute: ComputeConfig) -> bool:
     """Whether the run of a task outside the pipeline is kept, whole, and not trained again."""
     study = task.settings()
     runs = run_hashes(study, task.batch_size, task.base_lrs or (), task.seeds, task.fingerprint)
-    return _are_kept(study, compute, runs, whole=True)
+    return _are_kept(study, compute, task.batch_size, runs, whole=True)
 
 
 def _task(
@@ -195,7 +195,7 @@ def _is_complete(
     *,
     whole: bool,
 ) -> bool:
-    if _are_kept(params.studies[study], params.compute, runs, whole=whole):
+    if _are_kept(params.studies[study], params.compute, batch_size, runs, whole=whole):
         return True
     if stage_of(params, study, batch_size) not in kept or params.studies[study].best_of:
         return False
@@ -206,11 +206,16 @@ def _is_complete(
 
 
 def _are_kept(
-    study: StudyConfig, compute: ComputeConfig, runs: Collection[str], *, whole: bool
+    study: StudyConfig,
+    compute: ComputeConfig,
+    batch_size: int,
+    runs: Collection[str],
+    *,
+    whole: bool,
 ) -> bool:
     # Should an engine that is asked for not take the study, the node finds the runs kept.
     engine = "loop" if compute.engine == "auto" else compute.engine
-    makers = makers_of(study, compute, engine)
+    makers = makers_of(study, compute, engine, batch_size=batch_size)
     of = {run: _maker(WORK / run, makers, whole=whole) for run in runs}
     return makers.among(of) == set(runs)
 
