@@ -99,9 +99,9 @@ class ComputeConfig(Strict):
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
     of the free memory. ``micro_batch`` is the most examples of a batch that `loop` computes at a
     time; ``auto`` is all, or as many as fit, into ``memory`` where that is set.
-    ``checkpoint_seconds`` is the time between a run's checkpoints, which is the most work that a crash can lose. ``cluster`` is what trains the
-    columns elsewhere. ``same_hardware`` forbids columns of which different processors or GPUs
-    trained the runs.
+    ``checkpoint_seconds`` is the time between a run's checkpoints, which is the most work that a
+    crash can lose. ``cluster`` is what trains the columns elsewhere. ``same_hardware`` forbids
+    columns of which different processors or GPUs trained the runs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
