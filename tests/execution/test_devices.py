@@ -150,7 +150,7 @@ def test_a_killed_device_worker_is_one_line_and_the_same_call_goes_on(
             killed[0].kill()
 
     column, first = plan(LONG), Looks(kill_one)
-    said = "a training worker was killed by signal 9: if memory ran out, set compute.memory lower"
+    said = "a training worker was killed by signal 9: if memory ran out, set compute.micro"
     with pytest.raises(WorkerLost, match=said):
         train(column, tmp_path / "two", ("0", "1"), observers=[first])
     assert not workers_of(psutil.Process())

@@ -98,12 +98,12 @@ class ComputeConfig(Strict):
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
     of the free memory. ``micro_batch`` is the most examples of a batch that `loop` computes at a
-    time; ``auto`` is all, or as many as fit. ``decoders`` are processes beside each worker that
-    decode images which are kept encoded; ``auto`` is none on a CPU, where the workers do that
-    themselves, and on GPUs a share of the other cores. ``checkpoint_seconds`` is the time between a
-    run's checkpoints, which is the most work that a crash can lose. ``cluster`` is what trains the
-    columns elsewhere. ``same_hardware`` forbids columns of which different processors or GPUs
-    trained the runs.
+    time; ``auto`` is all, or as many as fit, into ``memory`` where that is set. ``decoders`` are
+    processes beside each worker that decode images which are kept encoded; ``auto`` is none on a
+    CPU, where the workers do that themselves, and on GPUs a share of the other cores.
+    ``checkpoint_seconds`` is the time between a run's checkpoints, which is the most work that a
+    crash can lose. ``cluster`` is what trains the columns elsewhere. ``same_hardware`` forbids
+    columns of which different processors or GPUs trained the runs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
