@@ -63,17 +63,18 @@ def main() -> int:
 
 
 def draw(folder: Path, images: int, width: int) -> int:
-    """Write a training image for each number, and a test image for every fiftieth; the bytes."""
+    """Write images, one in fifty of each class for the test split; returns their bytes."""
     pictures = [picture(seed, width) for seed in range(_PICTURES)]
+    classes = max(2, min(_CLASSES, images // 100))
+    for split in ("train", "test"):
+        for label in range(classes):
+            (folder / split / f"n{label:08}").mkdir(parents=True)
     written = 0
     for number in range(images):
-        split = "test" if number % 50 == 0 or number < _CLASSES else "train"
-        name = folder / split / f"n{number // 50 % _CLASSES:08}"
-        if number < 2 * _CLASSES:  # each class in both splits
-            name = folder / split / f"n{number % _CLASSES:08}"
-        name.mkdir(parents=True, exist_ok=True)
+        split = "test" if number // classes % 50 == 0 else "train"
         content = with_comment(pictures[number % _PICTURES], number)
-        (name / f"{number:08}.JPEG").write_bytes(content)
+        path = folder / split / f"n{number % classes:08}" / f"{number:08}.JPEG"
+        path.write_bytes(content)
         written += len(content)
     return written
 
