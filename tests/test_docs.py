@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from smallbatch.config import profiles
-from smallbatch.config.params import parse_params
+from smallbatch.config.params import parse_dataset, parse_params
 
 ROOT = Path(__file__).parents[1]
 # Every page for readers; those of results speak of the code that made them.
@@ -27,7 +27,7 @@ NOT_OURS = re.compile(
     r"^(train|test)/<class>|^data/|^models/|^reports/|^mlartifacts/|^(\.smallbatch|/)"
 )
 
-COLUMNS = {"test_accuracy", "test_loss"}  # of results, which are no tests
+NO_TESTS = {"test_accuracy", "test_loss", "test_labels"}  # columns of results, and a key
 
 
 def _files() -> list[str]:
@@ -66,7 +66,7 @@ def test_files_and_names_that_a_page_mentions_exist(page: Path) -> None:
             ends = re.compile("/" + re.escape(path.rstrip("/")).replace(r"\*", "[^/]*") + "$")
             assert any(ends.search(file) for file in FILES), path
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
-    for name in set(re.findall(r"`(test_\w+)`", text)) - COLUMNS:
+    for name in set(re.findall(r"`(test_\w+)`", text)) - NO_TESTS:
         assert f"def {name}(" in tests, name
     # "`name` in `file`", "`Class.name` and `name` in `file`"
     for names, path in re.findall(r"((?:`[\w.]+`(?: and |, ))*`[\w.]+`) in\s+`([\w./]+)`", text):
@@ -90,9 +90,10 @@ def test_the_readme_quotes_the_answer_as_the_report_gives_it() -> None:
 
 def test_the_params_of_the_how_to_are_valid() -> None:
     text = (ROOT / "docs/own-images.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    raw = YAML(typ="safe").load(textwrap.dedent(block))
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    raw, encoded = (YAML(typ="safe").load(textwrap.dedent(block)) for block in blocks)
     assert parse_params(raw, "docs/own-images.md").dataset.source == "image_folder"
+    assert parse_dataset(encoded["dataset"], "docs/own-images.md").image_size == 224
 
 
 def test_the_architecture_shows_the_rooms_in_their_layers() -> None:

@@ -41,7 +41,7 @@ NEVER_ONE = {
     ("pipeline/cluster/wait.py", "images"),
     ("placement/workload.py", "lanes"),  # a key of what is known of a machine
     ("placement/workload.py", "workers"),
-    ("data/prepare.py", "images"),
+    ("data/rows.py", "images"),
     ("report/tables.py", "epochs"),
     ("report/tables.py", "updates"),
     ("pipeline/advise/advise.py", "epochs"),  # two at least

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from smallbatch.data import images
 from smallbatch.data.encode import Stored, encode
 from smallbatch.data.encoded import digest_of
 from smallbatch.data.images import decode
@@ -62,6 +63,15 @@ def test_a_small_upright_jpeg_keeps_its_bytes(name: str, tmp_path: Path) -> None
     assert stored(content).content == content
     (tmp_path / "a.JPEG").write_bytes(content)
     assert stored(tmp_path / "a.JPEG").content == content
+
+
+@pytest.mark.parametrize("name", ["RGB", "grey"])
+def test_a_file_that_is_too_large_to_be_read_beside_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_LARGE", 100)
+    (tmp_path / "a.JPEG").write_bytes(KEPT[name])
+    assert stored(tmp_path / "a.JPEG").content == KEPT[name]
 
 
 ENCODED = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,9 @@ def test_the_bytes_lie_where_the_notes_say(
     monkeypatch.setattr(encoded_files, "_ROW_GROUP", group)
     labels = np.arange(count) % 2
     told: list[int] = []
-    parts = shards(tmp_path, size).write(labels, lambda _: images(count, length), told.append)
+    work = shards(tmp_path, size)
+    work.write(labels, lambda _: images(count, length), told.append)
+    parts = list(work.parts())
     assert told == list(range(1, count + 1))
     expected = list(images(count, length))
     row = 0
@@ -121,12 +123,12 @@ def test_finished_shards_are_kept_and_the_rest_is_the_same(tmp_path: Path, damag
     for name in ("whole", "ended"):
         (tmp_path / name).mkdir()
     labels = np.arange(60) % 2
-    whole = shards(tmp_path / "whole", 6_000).write(
-        labels, lambda first: images(60, 900, first), lambda _: None
-    )
+    undisturbed = shards(tmp_path / "whole", 6_000)
+    undisturbed.write(labels, lambda first: images(60, 900, first), lambda _: None)
+    whole = list(undisturbed.parts())
     write_until(tmp_path / "ended", 50)
     work = shards(tmp_path / "ended", 6_000)
-    finished = work.finished()
+    finished = list(work.parts())
     assert 1 < len(finished) < len(whole)
     shard, note = work.folder / work.name(1), work.notes / "train-00001.npy"
     match damage:
@@ -142,14 +144,14 @@ def test_finished_shards_are_kept_and_the_rest_is_the_same(tmp_path: Path, damag
             pass
     begun: list[int] = []
 
-    def again(first: int) -> Iterator[Stored]:
+    def again(first: int) -> Generator[Stored]:
         begun.append(first)
         return images(60, 900, first)
 
-    parts = work.write(labels, again, lambda _: None)  # pyright: ignore[reportArgumentType]
+    work.write(labels, again, lambda _: None)
     kept = finished if damage == "none" else finished[:1]
     assert begun == [sum(map(len, kept))]
-    for one, other in zip(parts, whole, strict=True):
+    for one, other in zip(work.parts(), whole, strict=True):
         np.testing.assert_array_equal(one, other)
     assert content(tmp_path / "ended/new") == content(tmp_path / "whole/new")
     assert content(tmp_path / "ended/notes") == content(tmp_path / "whole/notes")

@@ -124,8 +124,8 @@ NAMED = [f"{n} {la}" for n, la in zip(NAMES, LABELS, strict=True)]
 DAMAGES: dict[str, tuple[str | bytes, str]] = {
     "empty": ("\n", r"^dataset\.test_labels: found .*labels\.txt, which is empty; allowed: lines"),
     "binary": (b"\xff\xfe\x00", r"^dataset\.test_labels: .*which is not UTF-8; allowed: lines of"),
-    "too few": (lines(*LABELS[1:]), r"labels\.txt: found 4 labels for the 5 images of .*val; allo"),
-    "too many": (lines(*LABELS, "n01"), r"found 6 labels for the 5 images"),
+    "too few": (lines(*LABELS[1:]), r"labels\.txt: found 4 labels for 5 images of .*val; allowed"),
+    "too many": (lines(*LABELS, "n01"), r"found 6 labels for 5 images"),
     "no class": (lines(*LABELS[:4], "n09"), r"labels\.txt, line 5: found the label 'n09'; allowed"),
     "class of a name": (lines(*NAMED[:2], f"{NAMES[2]} n09", *NAMED[3:]), "line 3: .* label 'n09'"),
     "no label": (lines(*NAMED[:2], f"{NAMES[2]},", *NAMED[3:]), "line 3: found the label ''"),

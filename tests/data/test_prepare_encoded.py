@@ -365,7 +365,7 @@ def test_what_a_killed_process_has_finished_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["image", "time", "new image", "settings"])
+@pytest.mark.parametrize("change", ["image", "time", "new image", "settings", "pixels"])
 def test_another_work_begins_anew_and_clears_away_the_unfinished_one(
     tmp_path: Path, change: str
 ) -> None:
@@ -380,8 +380,13 @@ def test_another_work_begins_anew_and_clears_away_the_unfinished_one(
             os.utime(file, (1, 1))
         case "new image":
             shutil.copy(file, folder / "train/ant/x.JPEG")
-        case _:
+        case "settings":
             config = own(folder, short_side=29)
+        case _:
+            config = own(folder, storage="pixels")
+            prepare(config, tmp_path)
+            assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["own"]
+            return
     status, told = child(config, tmp_path)
     assert (status, told[0]) == (0, 1)
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["own"]

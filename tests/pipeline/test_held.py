@@ -67,7 +67,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, meanwhile: Callable[[], N
 
     class Done:
         counts, name, classes, channels, height, width = ({"train": 60}, "digits", "01", 1, 8, 8)
-        parent = Path("reports")
+        parent, short_side = Path("reports"), None
 
         def lines(self) -> list[str]:
             return ["done"]

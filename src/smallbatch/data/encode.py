@@ -3,13 +3,14 @@
 import io
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from smallbatch.data.encoded import digest_of
-from smallbatch.data.images import in_memory, opened, plain, upright
+from smallbatch.data.images import in_memory, opened, plain, upright, whole
 from smallbatch.data.split import Encoded
 
 QUALITY = 95
@@ -51,17 +52,16 @@ def encode(encoded: Encoded, short_side: int, max_megapixels: int) -> Stored:
     Raises:
         UserError: As `images.decode`.
     """
-    encoded = in_memory(encoded, max_megapixels)
-    assert isinstance(encoded.content, bytes)  # noqa: S101 - it is in memory
+    encoded = in_memory(encoded)
     return opened(encoded, partial(_stored, encoded.content, short_side), max_megapixels)
 
 
-def _stored(content: bytes, short_side: int, image: ImageFile.ImageFile) -> Stored:
+def _stored(content: bytes | Path, short_side: int, image: ImageFile.ImageFile) -> Stored:
     shortest = min(image.size)
     turned = upright(image)
     jpeg = image.format == "JPEG" and image.mode in ("L", "RGB")
     if jpeg and turned is image and shortest <= short_side:
-        return _with_sums(content, image)
+        return _with_sums(whole(content), image)
     picture = plain(turned)
     if shortest > short_side:
         width, height = (round(side * short_side / shortest) for side in picture.size)

@@ -1,6 +1,7 @@
 """Writes shards of encoded images, each once: what a killed process has finished is kept."""
 
 import io
+import itertools
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -56,24 +57,25 @@ class Shards:
         """The name of a shard's file."""
         return f"{self.split}-{number:05}.parquet"
 
-    def finished(self) -> list[Part]:
-        """The notes on the finished shards, in order.
+    def parts(self) -> Iterator[Part]:
+        """Yields the notes on the finished shards, in order.
 
         Raises:
             OSError: One cannot be read.
         """
-        parts: list[Part] = []
-        while (part := self._finished(len(parts))) is not None:
-            parts.append(part)
-        return parts
+        for number in itertools.count():
+            part = self._finished(number)
+            if part is None:
+                return
+            yield part
 
     def write(
         self,
         labels: Labels,
         images: Callable[[int], Generator[Stored]],
         told: Callable[[int], object],
-    ) -> list[Part]:
-        """Writes the shards that are not finished; returns the notes on all of them.
+    ) -> None:
+        """Writes the shards that are not finished.
 
         Args:
             labels: Of all images, int64 (N,).
@@ -84,19 +86,15 @@ class Shards:
             OSError: They cannot be written.
             UserError: An image cannot be read.
         """
-        parts = self.finished()
-        done = sum(len(part) for part in parts)
+        lengths = [len(part) for part in self.parts()]
+        number, done = len(lengths), sum(lengths)
         with closing(images(done)) as coming:
             while done < len(labels):
-                part = self._write_one(
-                    len(parts), labels[done:], coming, lambda n, d=done: told(d + n)
-                )
+                part = self._write_one(number, labels[done:], coming, lambda n, d=done: told(d + n))
                 buffer = io.BytesIO()
                 np.save(buffer, part)
-                durable.write(self._note(len(parts)), buffer.getvalue())
-                parts.append(part)
-                done += len(part)
-        return parts
+                durable.write(self._note(number), buffer.getvalue())
+                number, done = number + 1, done + len(part)
 
     def _note(self, number: int) -> Path:
         return self.notes / f"{self.split}-{number:05}.npy"

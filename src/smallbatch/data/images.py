@@ -195,17 +195,18 @@ def opened(encoded: Encoded, use: Callable[[ImageFile.ImageFile], _T], max_megap
         raise UserError(f"{where}: damaged image ({reason})") from error
 
 
-def in_memory(encoded: Encoded, max_megapixels: int) -> Encoded:
-    """The image with its bytes in memory.
+def in_memory(encoded: Encoded) -> Encoded:
+    """The image with its bytes, so that a file is read once; of a very large one, still the file.
 
     Raises:
-        UserError: It cannot be read, or is larger than so many pixels can be.
+        UserError: It cannot be read.
     """
     if isinstance(encoded.content, bytes):
         return encoded
     try:
         check_regular(encoded.content)
-        _check_size(encoded.where, encoded.content.stat().st_size, max_megapixels)
+        if encoded.content.stat().st_size > _LARGE:
+            return encoded
         return Encoded(encoded.where, encoded.content.read_bytes())
     except OSError as error:
         raise UserError(f"{encoded.where}: damaged image ({first_line(error)})") from error
@@ -235,10 +236,10 @@ def _read_again(
     except (UserError, MemoryError):
         raise
     except Exception:
-        whole = _whole(content)
-        if not whole.startswith(png.SIGNATURE):
+        data = whole(content)
+        if not data.startswith(png.SIGNATURE):
             raise
-        return _read(where, png.without_metadata(whole), use, max_megapixels)
+        return _read(where, png.without_metadata(data), use, max_megapixels)
 
 
 def _read(
@@ -265,14 +266,15 @@ def _read(
             image.verify()  # checks the checksums, which decoding does not; closes the image
     with _open(content) as image:
         if header is not None and png.load(image, header):
-            png.check_rows(_whole(content), header)
+            png.check_rows(whole(content), header)
         if image.format in ("JPEG", "MPO"):
-            jpeg.check(_whole(content))
+            jpeg.check(whole(content))
         image.load()  # some metadata lies behind the pixels
         return use(image)
 
 
-def _whole(content: bytes | Path) -> bytes:
+def whole(content: bytes | Path) -> bytes:
+    """The bytes of an image or of its file."""
     return content if isinstance(content, bytes) else content.read_bytes()
 
 

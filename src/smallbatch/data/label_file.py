@@ -9,6 +9,7 @@ from typing import Any
 from smallbatch import durable
 from smallbatch.data.files import composed
 from smallbatch.errors import UserError
+from smallbatch.text import count
 
 _LARGEST = 2**28  # bytes; ImageNet's have up to 2.5e6
 _KEY = "dataset.test_labels"
@@ -68,8 +69,8 @@ def _in_order(
     """Each image's name and class, from a line for each in the order of names."""
     if len(lines) != len(names):
         raise UserError(
-            f"{file}: found {len(lines)} labels for the {len(names)} images of {folder}; "
-            "allowed: one for each, in the order of file names"
+            f"{file}: found {count(len(lines), 'label')} for {count(len(names), 'image')} of "
+            f"{folder}; allowed: one for each, in the order of file names"
         )
     known: dict[str, str] = {}
     if not all(line in classes for _, line in lines) and all(it.isdecimal() for _, it in lines):

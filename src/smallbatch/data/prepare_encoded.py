@@ -15,7 +15,7 @@ from PIL import features
 from smallbatch.config.params import DatasetConfig
 from smallbatch.data.encode import QUALITY, Stored, encode
 from smallbatch.data.encoded import INDEX, index_digest
-from smallbatch.data.encoded_files import Part, Shards
+from smallbatch.data.encoded_files import Shards
 from smallbatch.data.expected import settings_digest
 from smallbatch.data.files import listing
 from smallbatch.data.images import in_threads, pillow_as_told
@@ -79,8 +79,9 @@ def prepare_encoded(
             new, notes = folder / "new", folder / "notes"
             for path in (new, notes):
                 path.mkdir(exist_ok=True)
-            parts = _encoded(config, source, (pool, test), (new, notes), told)
-            meta = _describe(config, source, parts, new, say)
+            shards = [Shards(new, notes, it, source.classes, SHARD) for it in ("train", "test")]
+            _write(config, source, (pool, test), shards, told)
+            meta = _describe(config, source, shards, say)
             shutil.rmtree(folder / "old", ignore_errors=True)  # of a process killed at its end
             replace_prepared(new, directory, aside=folder / "old")
     except OSError as error:
@@ -104,28 +105,20 @@ def _key(config: DatasetConfig, source: Source, root: Path) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
-def _encoded(
+def _write(
     config: DatasetConfig,
     source: Source,
     rows: tuple[Rows, Rows],
-    folders: tuple[Path, Path],
+    shards: list[Shards],
     told: Callable[[int, int], object],
-) -> dict[str, list[Part]]:
-    """Writes the shards of both splits; the notes on them."""
-    total = sum(map(len, rows))
-    found: dict[str, list[Part]] = {}
-    before = 0
-    for name, split, chosen in zip(
-        ("train", "test"), (source.train, source.test), rows, strict=True
-    ):
+) -> None:
+    """Writes the shards of both splits."""
+    total, before = sum(map(len, rows)), 0
+    for split, chosen, into in zip((source.train, source.test), rows, shards, strict=True):
         images = partial(_images, config, split, chosen)
-        shards = Shards(*folders, name, source.classes, SHARD)
         with pillow_as_told():
-            found[name] = shards.write(
-                split.labels[chosen], images, lambda done, b=before: told(b + done, total)
-            )
+            into.write(split.labels[chosen], images, lambda n, b=before: told(b + n, total))
         before += len(chosen)
-    return found
 
 
 def _images(config: DatasetConfig, split: Split, rows: Rows, first: int) -> Generator[Stored]:
@@ -135,15 +128,11 @@ def _images(config: DatasetConfig, split: Split, rows: Rows, first: int) -> Gene
 
 
 def _describe(
-    config: DatasetConfig,
-    source: Source,
-    parts: dict[str, list[Part]],
-    folder: Path,
-    say: Callable[[str], object],
+    config: DatasetConfig, source: Source, shards: list[Shards], say: Callable[[str], object]
 ) -> Meta:
     """Parts the splits, and writes the index and the description of a data set's shards."""
-    shards = sorted(path.name for path in folder.glob("*.parquet"))
-    pool, test = (_rows(parts[name], name, shards) for name in ("train", "test"))
+    names = sorted(path.name for path in shards[0].folder.glob("*.parquet"))
+    pool, test = (_rows(each, names) for each in shards)
     held_out = np.zeros(len(pool), dtype=bool)
     if config.validation_fraction:
         count = round(config.validation_fraction * len(pool))
@@ -157,7 +146,7 @@ def _describe(
         "training": _digests(splits["train"]),
     }
     tell_of_shared(seen, "byte by byte", say)
-    mean, std = _statistics(np.concatenate(parts["train"])[~held_out])
+    mean, std = _statistics(shards[0], ~held_out)
     side, size = short_side(config), config.image_size or 0
     arrays = {
         f"{split}_{field}": rows[field]
@@ -178,29 +167,30 @@ def _describe(
         scale=config.scale,
         short_side=side,
     )
-    _write_index(config, meta, np.concatenate([*splits.values()]), folder, shards)
+    _write_index(config, meta, np.concatenate([*splits.values()]), shards[0].folder, names)
     return meta
 
 
 def _write_index(
-    config: DatasetConfig, meta: Meta, rows: npt.NDArray[np.void], folder: Path, shards: list[str]
+    config: DatasetConfig, meta: Meta, rows: npt.NDArray[np.void], folder: Path, names: list[str]
 ) -> None:
     write_file(folder / "index.npy", lambda file: np.save(file, rows))
-    sizes = {name: (folder / name).stat().st_size for name in shards}
+    sizes = {name: (folder / name).stat().st_size for name in names}
     content = as_json(meta) | {"settings": settings_digest(config), "shards": sizes}
     content = json.loads(json.dumps(content))  # as it is read
     write_meta(folder, content | {"digest": index_digest(content, rows)})
 
 
-def _rows(parts: list[Part], split: str, shards: list[str]) -> npt.NDArray[np.void]:
+def _rows(shards: Shards, names: list[str]) -> npt.NDArray[np.void]:
     """Rows of the index from the notes on a split's shards."""
-    notes = np.concatenate(parts)
-    rows = np.empty(len(notes), INDEX)
-    for field in ("label", "offset", "length", "digest"):
-        rows[field] = notes[field]
-    first = next(index for index, name in enumerate(shards) if name.startswith(f"{split}-"))
-    rows["shard"] = first + np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return rows
+    found = list[npt.NDArray[np.void]]()
+    for number, part in enumerate(shards.parts()):
+        rows = np.empty(len(part), INDEX)
+        for field in ("label", "offset", "length", "digest"):
+            rows[field] = part[field]
+        rows["shard"] = names.index(shards.name(number))
+        found.append(rows)
+    return np.concatenate(found)
 
 
 def _digests(rows: npt.NDArray[np.void]) -> Digests:
@@ -208,16 +198,22 @@ def _digests(rows: npt.NDArray[np.void]) -> Digests:
     return digests.view(f"S{digests.shape[1]}").reshape(-1)
 
 
-def _statistics(notes: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel of all pixels divided by 255.
+def _statistics(
+    shards: Shards, used: npt.NDArray[np.bool_]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation per channel of the used images' pixels over 255.
 
     From exact sums, so that the order of a summation has no effect; see
     `prepared.channel_statistics`.
     """
-    count = sum(notes["pixels"].tolist())
-    mean, std = list[float](), list[float]()
-    for channel in range(3):
-        total, squares = (sum(notes[it][:, channel].tolist()) for it in ("sums", "squares"))
-        mean.append(total / (255 * count))
-        std.append(math.sqrt((count * squares - total**2) / (255 * count) ** 2))
-    return tuple(mean), tuple(std)
+    count, sums, squares, start = 0, [0] * 3, [0] * 3, 0
+    for part in shards.parts():
+        some = part[used[start : start + len(part)]]
+        start += len(part)
+        count += sum(some["pixels"].tolist())
+        for channel in range(3):
+            sums[channel] += sum(some["sums"][:, channel].tolist())
+            squares[channel] += sum(some["squares"][:, channel].tolist())
+    variances = (count * q - s**2 for s, q in zip(sums, squares, strict=True))
+    mean = tuple(s / (255 * count) for s in sums)
+    return mean, tuple(math.sqrt(it / (255 * count) ** 2) for it in variances)

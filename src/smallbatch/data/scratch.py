@@ -24,9 +24,9 @@ _RANDOM_CHARACTERS = 8  # in names made by mkdtemp
 def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
     """Makes a hidden folder inside ``parent``, on the same file system, and removes it at the end.
 
-    First it removes the folders of killed processes, which are those that no process has locked.
-    Missing folders up to ``parent`` are created, and removed again if they stay empty, so that a
-    failure or an interrupt leaves no trace.
+    First it removes the folders of killed processes, which are those that no process has locked,
+    and those of unfinished work under this name. Missing folders up to ``parent`` are created, and
+    removed again if they stay empty, so that a failure or an interrupt leaves no trace.
 
     Args:
         parent: The folder of the result, which a rename can move there.
@@ -45,9 +45,7 @@ def scratch_folder(parent: Path, prefix: str) -> Generator[Path, None, None]:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent):  # so that no other process removes the folder before its lock
-                for left in parent.glob(f".{prefix}-{'?' * _RANDOM_CHARACTERS}"):
-                    with suppress(OSError), _unused(left):
-                        shutil.rmtree(left)
+                _clear(parent, f".{prefix}-{'?' * _RANDOM_CHARACTERS}", f".{prefix}.*.unfinished")
                 scratch = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
                 with suppress(OSError):  # without locks, which means that nothing is removed
                     held.enter_context(_unused(scratch))
@@ -82,9 +80,7 @@ def unfinished_folder(parent: Path, name: str, key: str) -> Generator[Path, None
         try:
             parent.mkdir(parents=True, exist_ok=True)
             with locked(parent):
-                for left in set(parent.glob(f".{name}.*.unfinished")) - {folder}:
-                    with suppress(OSError), _unused(left):
-                        shutil.rmtree(left)
+                _clear(parent, f".{name}.*.unfinished", keep=folder)
                 folder.mkdir(exist_ok=True)
                 try:
                     held.enter_context(_unused(folder))
@@ -154,6 +150,14 @@ def _unused(folder: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _clear(parent: Path, *patterns: str, keep: Path | None = None) -> None:
+    """Removes folders that no process holds; ``parent`` is locked, so that none takes one now."""
+    for pattern in patterns:
+        for left in set(parent.glob(pattern)) - {keep}:
+            with suppress(OSError), _unused(left):
+                shutil.rmtree(left)
 
 
 def _remove_empty(folders: list[Path]) -> None:

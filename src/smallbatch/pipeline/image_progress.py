@@ -61,7 +61,8 @@ class ImageProgress:
             self._shown = now
             rate = (done - self._found) / (now - self._started)
             left = clock((total - done) / rate)
-            say(self.title, f"{done}/{total} images, {rate:.0f} a second, about {left} left")
+            images = f"{done}/{count(total, 'image')}"
+            say(self.title, f"{images}, {rate:.0f} a second, about {left} left")
 
     def _begin(self, total: int) -> None:
         found = f", {self._found} of them ready before" if self._found else ""

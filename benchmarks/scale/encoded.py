@@ -1,0 +1,149 @@
+"""What it takes to prepare many images that are kept encoded, and to read them.
+
+    PYTHONPATH=src python -m benchmarks.scale.encoded                 # 200,000 into results/scale
+    PYTHONPATH=src python -m benchmarks.scale.encoded --images 20000 --width 500 --out /tmp/scale
+
+The images are JPEGs with eight different pictures, which differ in a comment each. Those of 300
+pixels in width keep their bytes; those of 500 are too large and encoded anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smallbatch import machine
+from smallbatch.config.dataset import DatasetConfig
+from smallbatch.data.encoded import load_encoded
+from smallbatch.data.prepare import prepare
+
+_CLASSES = 100
+_PICTURES = 8
+_READS = 20_000
+
+
+def main() -> int:
+    """Measure, and write `encoded-<width>.json`."""
+    parser = argparse.ArgumentParser(description="Preparing and reading many encoded images.")
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--width", type=int, default=300, help="of an image, in pixels")
+    parser.add_argument("--folder", type=Path, help="where they are made, and removed")
+    parser.add_argument("--out", type=Path, default=Path("results/scale"))
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.folder)))
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="encoded-", dir=options.folder))
+    try:
+        written = draw(folder / "images", options.images, options.width)
+        command = [sys.executable, "-m", "benchmarks.scale.encoded", "--child", "--folder", folder]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        found = described(options.images, options.width, written) | json.loads(done.stdout)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1)
+    (options.out / f"encoded-{options.width}.json").write_text(f"{text}\n")
+    print(text)
+    return 0
+
+
+def draw(folder: Path, images: int, width: int) -> int:
+    """Write images, one in fifty of each class for the test split; returns their bytes."""
+    pictures = [picture(seed, width) for seed in range(_PICTURES)]
+    classes = max(2, min(_CLASSES, images // 100))
+    for split in ("train", "test"):
+        for label in range(classes):
+            (folder / split / f"n{label:08}").mkdir(parents=True)
+    written = 0
+    for number in range(images):
+        split = "test" if number // classes % 50 == 0 else "train"
+        content = with_comment(pictures[number % _PICTURES], number)
+        path = folder / split / f"n{number % classes:08}" / f"{number:08}.JPEG"
+        path.write_bytes(content)
+        written += len(content)
+    return written
+
+
+def picture(seed: int, width: int) -> bytes:
+    """A JPEG with an aspect ratio of 4 to 3, as blurred as photographs are."""
+    noise = np.random.default_rng(seed).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, width * 3 // 4), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def with_comment(jpeg: bytes, number: int) -> bytes:
+    """The same picture in other bytes: with a comment behind its first marker."""
+    return jpeg[:2] + b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big") + jpeg[2:]
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Prepare and read them, in a process that does nothing else."""
+    config = DatasetConfig(name="many", source="image_folder", path=str(folder / "images"),
+                           image_size=224, storage="encoded", validation_fraction=0.02)  # fmt: skip
+    before, began = peak(), time.monotonic()
+    meta = prepare(config, folder, say=lambda line: print(line, file=sys.stderr))
+    seconds, high = time.monotonic() - began, peak()
+    times = os.times()
+    directory = folder / "prepared/many"
+    began = time.monotonic()
+    data = load_encoded(directory)
+    loaded = time.monotonic() - began
+    rows = np.random.default_rng(0).integers(0, len(data.train), _READS).tolist()
+    began = time.monotonic()
+    for row in rows:
+        data.train.read(row)
+    reading = time.monotonic() - began
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+    return {
+        "counts": meta.counts,
+        "seconds": round(seconds, 1),
+        "images_per_second": round(sum(meta.counts.values()) / seconds, 1),
+        "cpu_seconds": round(times.user + times.system, 1),
+        "peak_mebibytes": high >> 10,
+        "mebibytes_before": before >> 10,
+        "shards": sum(name.endswith(".parquet") for name in sizes),
+        "bytes_of_shards": sum(size for name, size in sizes.items() if name.endswith(".parquet")),
+        "bytes_of_index": sizes["index.npy"],
+        "seconds_to_load": round(loaded, 3),
+        "microseconds_per_read": round(1e6 * reading / _READS, 1),
+    }
+
+
+def described(images: int, width: int, written: int) -> dict[str, Any]:
+    """What was measured, and on what."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": machine.cpu_model(),
+        "cores": machine.cores(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "images": images,
+        "width": width,
+        "bytes_of_images": written,
+    }
+
+
+def peak() -> int:
+    """The most memory that this process had so far, in KiB; of no other before it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
