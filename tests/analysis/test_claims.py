@@ -397,6 +397,36 @@ def test_two_seeds_decide_nothing(name: str) -> None:
     assert "n = 2, at least 3 needed" in finding.reason
 
 
+@pytest.mark.parametrize(
+    ("model", "verdict", "said"),
+    [
+        ("resnet50", HELD, ""),
+        ("resnet10t", HELD, "study-12: its model is resnet10t, the paper's resnet50"),
+        ("resnet18", "undecided", "study-12: its model is resnet18, Fig. 12 has resnet50"),
+    ],
+)
+def test_a_smaller_model_in_anothers_place_is_named(model: str, verdict: str, said: str) -> None:
+    rows = [row | {"model": model} for row in MAKERS["best-batch-size-fig-12"](HOLDS)]
+    finding = finding_of("best-batch-size-fig-12", rows)
+    assert (finding.verdict, finding.reason) == (verdict, said)
+
+
+def test_an_eta_beyond_which_no_larger_m_works_need_not_be_usable() -> None:
+    """At the highest η̃ m ≤ 8 and all others stay at chance, or some others do not."""
+    name = "small-m-converge-over-the-full-range-fig-12"
+
+    def rows(works: int) -> Rows:
+        return runs_of(
+            "12",
+            lambda m, lr, seed: 0.6 + 0.01 * seed if lr != LRS[2] or m == works else 0.1,
+        )
+
+    assert finding_of(name, rows(0)).verdict == HELD
+    finding = finding_of(name, rows(64))
+    assert finding.verdict == "contradicted"
+    assert {part["name"] for part in finding.parts} == {f"study-12 at m = {m}" for m in (2, 4, 8)}
+
+
 def test_a_study_that_learnt_nothing_decides_nothing() -> None:
     finding = finding_of("best-batch-size-fig-2", runs_of("2", lambda *_: 0.12))
     assert finding.verdict == "undecided"
@@ -541,6 +571,33 @@ def test_nothing_is_decided_against_a_study_whose_best_base_lr_is_on_the_edge(
     finding = finding_of(name, rows)
     assert finding.verdict == "undecided"
     assert f"study-{figure} at m = {m} is on the edge of the grid" in finding.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "d", "m"),
+    [
+        ("best-over-a-range-of-base-lrs-fig-12", HOLDS, 2),
+        ("best-over-a-range-of-base-lrs-fig-12", FAILS, 16),
+        ("m-64-sensitive-to-base-lr-fig-12", HOLDS, 16),
+        ("m-64-sensitive-to-base-lr-fig-12", FAILS, 64),
+    ],
+)
+def test_nor_where_a_range_or_a_drop_may_be_elsewhere(
+    name: str, d: tuple[float, ...], m: int
+) -> None:
+    """At that m the highest η̃ of five is as good as the best, and a hair better."""
+    rows = MAKERS[name](d)
+    own = [row for row in rows if row["batch_size"] == m]
+    top = {
+        seed: max(row["reported_accuracy"] for row in own if row["seed"] == seed)
+        for seed in range(3)
+    }
+    for row in own:
+        if row["base_lr"] == FIVE[-1]:
+            row["reported_accuracy"] = top[row["seed"]] + 1e-6
+    finding = finding_of(name, rows)
+    assert finding.verdict == "undecided"
+    assert f"study-12 at m = {m} is on the edge of the grid" in finding.reason
 
 
 @pytest.mark.parametrize(
