@@ -64,8 +64,8 @@ def test_small_batches_are_not_trained_twice(project: Project) -> None:
 def test_the_report_names_the_figures_and_warns_of_nothing(project: Project) -> None:
     page = (project.root / "reports/report.html").read_text()
     for study, figure in (("resnet-bn-aug", "12"), ("resnet-ghost-aug", "14")):
-        at = page.index(f'.{study}">')
-        assert f"Fig. {figure}: ResNet-50" in page[at : at + 2000]
+        section = page.partition(f'id="study-imagenet-smoke.{study}"')[2].partition('id="study-')[0]
+        assert f"The paper, Fig. {figure}</strong>" in section
     assert "were trained with different" not in page
     record: dict[str, Any] = json.loads((project.root / "reports/claims.json").read_text())
     own = [it for it in record["claims"] if it["figure"] in ("12", "14")]

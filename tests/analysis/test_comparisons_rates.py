@@ -32,14 +32,15 @@ def test_the_best_place_counts_and_there_the_worst_column() -> None:
     found = comparisons_rates.best_at_neighbours(inside, outside, NONE, 2, k=4)
     error = 0.01 / math.sqrt(3)
     assert found.effect == pytest.approx(0.02)
-    # The grid has three places; one of two columns contradicts, of each of four parts.
+    # The grid has three places; one of two columns contradicts, of each of four parts, and at half
+    # of what that leaves.
     assert found.low < 0.02 - t(ALPHA / 3) * error * (1 - 1e-9)
-    assert found.high == pytest.approx(0.02 + t(ALPHA / 8) * error)
+    assert found.high == pytest.approx(0.02 + t(ALPHA / 16) * error)
     assert found.margin == MARGIN
     alone = comparisons_rates.best_at_neighbours(inside[1:], outside, NONE, 1)
     assert alone.effect == pytest.approx(0.02)
     assert alone.low == pytest.approx(0.02 - t(ALPHA / 4) * error)
-    assert alone.high == pytest.approx(0.02 + t(ALPHA) * error)
+    assert alone.high == pytest.approx(0.02 + t(ALPHA / 2) * error)
 
 
 def test_a_good_column_without_a_neighbour_makes_no_range() -> None:

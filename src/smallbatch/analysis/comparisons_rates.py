@@ -49,7 +49,8 @@ def best_at_neighbours(
         ahead = cross_fitted(cells)[..., np.newaxis, :] - outside
         behind = cross_fitted(outside)[..., np.newaxis, :] - cells
         low.append(lower(ahead, of, 2, places, rows).min(axis=-1))
-        high.append(-lower(behind, of, 2, k * width, outside.shape[-2]).min(axis=-1))
+        # At half of its share of the level: the noise of one or two m may be far above the study's.
+        high.append(-lower(behind, of, 2, 2 * k * width, outside.shape[-2]).min(axis=-1))
         effect.append((hindsight(cells) - hindsight(outside)).mean(axis=-1))
 
     def best_place(values: list[Floats]) -> Floats:

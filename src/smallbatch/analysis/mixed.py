@@ -53,6 +53,8 @@ def _differing(group: pd.DataFrame) -> list[str]:
 def _as_written(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with the settings of params.yaml, where those at each m follow from them."""
     runs = runs.assign(epochs=_written_epochs(runs)).reset_index(drop=True)
+    if not {"norm", "bn_batch_size", "bn_batch_sizes"} <= {*runs}:
+        return runs
     # With a BN batch of "up to N" smaller batches have plain batch norm.
     for _, own in runs[runs["bn_batch_sizes"].isna()].groupby(STUDY_KEYS):
         sizes = own.loc[own["norm"].eq("ghost"), "bn_batch_size"].unique()
