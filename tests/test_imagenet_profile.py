@@ -61,6 +61,17 @@ def test_small_batches_are_not_trained_twice(project: Project) -> None:
     assert sorted(kept) == sorted(set(runs.run))
 
 
+def test_runs_of_two_studies_are_tracked_under_both(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    call("sync")
+    runs = runs_of(project)
+    tracked = [(name.rpartition("/")[2], run) for name, run in project.runs_in_mlflow()]
+    assert sorted(tracked) == sorted(zip(runs.study, runs.run, strict=True))
+
+
 def test_the_report_names_the_figures_and_warns_of_nothing(project: Project) -> None:
     page = (project.root / "reports/report.html").read_text()
     for study, figure in (("resnet-bn-aug", "12"), ("resnet-ghost-aug", "14")):
