@@ -13,6 +13,7 @@ CAMPAIGNS = {
     "fuzz": ("src/smallbatch",),
     "verdicts": (
         "src/smallbatch/analysis/comparisons.py",
+        "src/smallbatch/analysis/comparisons_rates.py",
         "src/smallbatch/analysis/inference.py",
     ),
 }

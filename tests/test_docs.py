@@ -143,7 +143,8 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
-        *((name, scale) for name in ("paper-cifar10", "paper-cifar100", "momentum-cifar10")
+        *((name, scale) for name in ("paper-cifar10", "paper-cifar100", "paper-imagenet",
+                            "momentum-cifar10")
           for scale in ("full", "small", "smoke")),
         ("finetune", "full"),
         ("finetune", "smoke"),

@@ -97,10 +97,10 @@ where two batch sizes have three times the noise of the others, {_rate(wild)}
 ({wild["kind"]}, n = {wild["n"]}). Allowed are {100 * ALLOWED:g} % and {100 * ALLOWED_WILD:g} %
 for the upper bound. {met}
 
-The rule: `src/smallbatch/analysis/inference.py` and `comparisons.py`; the level of a bound is
-{100 * ALPHA:g} %. The worlds: `benchmarks/verdicts/worlds.py`. Again:
-`python -m benchmarks.verdicts` (`--short` for a look). What the rule changed of the committed
-results' verdicts: [differences.md](differences.md).
+The rule: `src/smallbatch/analysis/inference.py`, `comparisons.py` and `comparisons_rates.py`; the
+level of a bound is {100 * ALPHA:g} %. The worlds: `benchmarks/verdicts/worlds.py` and `rates.py`.
+Again: `python -m benchmarks.verdicts` (`--short` for a look, `--kinds` for some of them). What the
+rule changed of the committed results' verdicts: [differences.md](differences.md).
 
 In %, contradicted though true / supported though false, by the number of seeds:
 

@@ -54,7 +54,8 @@ class World:
         )
 
 
-def _profiles(cells: int) -> Iterator[tuple[str, Floats]]:
+def profiles(cells: int) -> Iterator[tuple[str, Floats]]:
+    """How accuracy may depend on η̃."""
     yield "flat", np.zeros(cells)
     if cells > 1:
         yield "peaked", -np.minimum(2.0 * np.abs(np.arange(cells) - cells // 2) ** 1.5, FAR)
@@ -82,7 +83,7 @@ def best_in(parts: int = 1) -> Iterator[World]:
     for sizes, cells in GRIDS:
         if parts > 1 and cells > 6:
             continue
-        for shape, profile in _profiles(cells):
+        for shape, profile in profiles(cells):
             for where, inside in _choices(sizes):
                 outside = [index for index in range(sizes) if index not in inside]
                 for crowd in ("all equal", "one inside", "one outside"):
@@ -121,7 +122,7 @@ def dead() -> Iterator[World]:
 
 
 def _dead(live: int, values: Floats) -> list[Comparison]:
-    cells = _flat(values[:, :1]), _flat(values[:, 1:])
+    cells = flat(values[:, :1]), flat(values[:, 1:])
     # As `SeedArray.noise` does: from the m that learn.
     known = noise([values[:, index] for index in range(live)])
     return [comparisons.best_is_in(*cells, known, margin=MARGIN)]
@@ -131,8 +132,8 @@ def _best_in(sizes: int, inside: list[int], outside: list[int], values: Floats) 
     studies = np.split(values, values.shape[1] // sizes, axis=1)
     return [
         comparisons.best_is_in(
-            _flat(study[:, inside]),
-            _flat(study[:, outside]),
+            flat(study[:, inside]),
+            flat(study[:, outside]),
             noise([study[:, index] for index in range(sizes)]),
             len(studies),
             margin=MARGIN,
@@ -141,16 +142,16 @@ def _best_in(sizes: int, inside: list[int], outside: list[int], values: Floats) 
     ]
 
 
-def bn_best() -> Iterator[World]:
-    """One of two BN batches is best at every SGD batch: rows of one table, their noise pooled."""
+def bn_best(among: int = 2) -> Iterator[World]:
+    """One of some BN batches is best at every SGD batch: rows of one table, their noise pooled."""
     for rows in (1, 2, 4):
-        for columns in (3, 4, 8):
-            inside, outside = [0, 1], list(range(2, columns))
+        for columns in (among + 1, among + 2, 8):
+            inside, outside = list(range(among)), list(range(among, columns))
             judge = partial(_bn_best, inside, outside)
             for crowd in ("all equal", "one inside", "one outside"):
                 level = np.zeros(columns)
-                level[1] -= FAR * (crowd == "one inside")
-                level[3:] -= FAR * (crowd == "one outside")
+                level[1:among] -= FAR * (crowd == "one inside")
+                level[among + 1 :] -= FAR * (crowd == "one outside")
                 truth = np.tile(level, (rows, 1))
                 name = f"{rows} rows of {columns}, {crowd}"
                 yield World(name, truth, judge, CONTRADICTED)
@@ -198,7 +199,7 @@ def _near(values: Floats) -> list[Comparison]:
 def mean_above(*, every: bool = False) -> Iterator[World]:
     """One study is better than another: on average over m, or at every m."""
     for sizes, cells in ((1, 1), (1, 6), (2, 6), (4, 1), (4, 6), (8, 6), (8, 13)):
-        for shape, profile in _profiles(cells):
+        for shape, profile in profiles(cells):
             for many in ("winner", "loser", "both"):
                 first = profile if many != "loser" else np.where(np.arange(cells) > 0, -FAR, 0.0)
                 second = profile if many != "winner" else np.where(np.arange(cells) > 0, -FAR, 0.0)
@@ -228,7 +229,7 @@ def gains_more() -> Iterator[World]:
     """One study's gain over another is larger at some m than at others."""
     for here, there in ((1, 1), (3, 4), (3, 5)):
         for cells in (1, 6):
-            for shape, profile in _profiles(cells):
+            for shape, profile in profiles(cells):
                 for gain in (0.0, 4.0):
                     first, second = (np.tile(profile, (here + there, 1)) for _ in range(2))
                     truth = np.concatenate([first + gain, second])
@@ -252,7 +253,7 @@ def _gains_more(here: int, values: Floats) -> list[Comparison]:
 def same_level() -> Iterator[World]:
     """The best accuracies of two studies differ by less than a width."""
     for sizes, cells in ((1, 1), (2, 6), (8, 6), (11, 13)):
-        for shape, profile in _profiles(cells):
+        for shape, profile in profiles(cells):
             for width in (1.0, 2.0, 4.0):
                 for side in (-1, 1):
                     truth = np.tile(profile, (2 * sizes, 1))
@@ -264,7 +265,7 @@ def same_level() -> Iterator[World]:
 
 def _same_level(width: float, values: Floats) -> list[Comparison]:
     first, second = np.split(values, 2, axis=1)
-    return [comparisons.within(_flat(first), _flat(second), width)]
+    return [comparisons.within(flat(first), flat(second), width)]
 
 
 def curves_alike() -> Iterator[World]:
@@ -325,7 +326,7 @@ def _curves_worse(alike: int, values: Floats) -> list[Comparison]:
 def of_the_way(*, short: bool = False) -> Iterator[World]:
     """The best at each of some m gets a fraction of the way to the best of all, or does not."""
     for sizes, cells in ((2, 6), (8, 6), (11, 13), (3, 1)):
-        for shape, profile in _profiles(cells):
+        for shape, profile in profiles(cells):
             for fraction in (0.25, 0.5, 0.9):
                 for judged in {1, sizes - 1}:
                     truth = np.tile(profile, (sizes, 1)) + 40.0
@@ -340,12 +341,14 @@ def of_the_way(*, short: bool = False) -> Iterator[World]:
 
 def _of_the_way(judged: int, fraction: float, short: bool, values: Floats) -> list[Comparison]:
     compare = comparisons.short_of_the_way if short else comparisons.of_the_way
-    everything, rows = _flat(values), [values[:, index] for index in range(values.shape[1])]
+    everything, rows = flat(values), [values[:, index] for index in range(values.shape[1])]
     return [compare(rows[row], everything, fraction, 0.0, judged) for row in range(judged)]
 
 
-def optimum() -> Iterator[World]:
+def optimum(fraction: float = 0.5) -> Iterator[World]:
     """At the η̃ of the best cell other m fail; where another η̃ is nearly the best, they may not."""
+    edge = fraction * 40.0  # above it an m works
+    works = (edge + 40.0) / 2
     for sizes, cells in ((2, 6), (8, 6), (5, 4), (11, 13)):
         for judged in {1, sizes // 2}:
             # The best cell is in the last row; rival columns are as good there.
@@ -353,9 +356,9 @@ def optimum() -> Iterator[World]:
                 truth = np.zeros((sizes, cells))
                 best = list(range(1 + rivals))
                 truth[-1, best] = 40.0
-                truth[:-1, best] = 30.0
-                truth[:judged, best] = 20.0
-                judge = partial(_optimum, judged)
+                truth[:-1, best] = works
+                truth[:judged, best] = edge
+                judge = partial(_optimum, judged, fraction)
                 name = f"{judged} of {sizes} × {cells}, {rivals} columns as good"
                 yield World(name, truth, judge, CONTRADICTED)
                 safe = truth.copy()
@@ -363,39 +366,40 @@ def optimum() -> Iterator[World]:
                 yield World(name, safe, judge, SUPPORTED)
             # The judged rows work at the best column and fail at its rival, or the other way round.
             for gap in (0.1, 0.3, 0.5, 1.0, 2.0):
-                for here, there, false in ((30.0, 5.0, SUPPORTED), (5.0, 30.0, CONTRADICTED)):
+                for here, there, false in ((works, 5.0, SUPPORTED), (5.0, works, CONTRADICTED)):
                     truth = np.zeros((sizes, cells))
                     truth[-1, :2] = 40.0, 40.0 - gap
                     truth[:judged, :2] = here, there
                     name = f"{judged} of {sizes} × {cells}, a rival behind by {gap:g}"
-                    yield World(name, truth, partial(_optimum, judged), false)
+                    yield World(name, truth, partial(_optimum, judged, fraction), false)
     # The best cell and, at another m, rivals in all other columns; the judged row is exactly at the
     # threshold at the optimum and clear elsewhere. Of the noises with two wild m, these are they.
     for sizes, cells in ((6, 5), (11, 3), (11, 6), (13, 9)):
         for gap in (0.05, 0.3, 1.0):
-            for clear, false in ((0.0, SUPPORTED), (30.0, CONTRADICTED)):
-                truth = np.full((sizes, cells), 20.0)
+            for clear, false in ((0.0, SUPPORTED), (works, CONTRADICTED)):
+                truth = np.full((sizes, cells), edge)
                 truth[0, 0], truth[sizes // 2, 1:] = 40.0, 40.0 - gap
-                truth[1:, 0] = np.where(np.arange(1, sizes) == sizes // 2, 20.0, 30.0)
+                truth[1:, 0] = np.where(np.arange(1, sizes) == sizes // 2, edge, works)
                 truth[-1] = clear
-                truth[-1, 0] = 20.0
+                truth[-1, 0] = edge
                 name = f"{sizes} × {cells}, rivals at another m behind by {gap:g}"
-                yield World(name, truth, _optimum_of_last, false)
+                yield World(name, truth, partial(_optimum_of_last, fraction), false)
 
 
-def _optimum(judged: int, values: Floats) -> list[Comparison]:
+def _optimum(judged: int, fraction: float, values: Floats) -> list[Comparison]:
     # Of the rows in between none may be called learning.
     known = noise([values[:, -1]])
     return [
-        comparisons.short_at_the_best_column(values, row, 0.5, 0.0, known, judged)
+        comparisons.short_at_the_best_column(values, row, fraction, 0.0, known, judged)
         for row in range(judged)
     ]
 
 
-def _optimum_of_last(values: Floats) -> list[Comparison]:
+def _optimum_of_last(fraction: float, values: Floats) -> list[Comparison]:
     # All but the judged row learn.
     known = noise([values[:, index] for index in range(values.shape[1] - 1)])
-    return [comparisons.short_at_the_best_column(values, values.shape[1] - 1, 0.5, 0.0, known)]
+    last = values.shape[1] - 1
+    return [comparisons.short_at_the_best_column(values, last, fraction, 0.0, known)]
 
 
 def shrinks() -> Iterator[World]:
@@ -443,28 +447,6 @@ def _measured_near(width: float, values: Floats) -> list[Comparison]:
     return [comparisons.mean_within(values[:, 0, 0], 0.0, width)]
 
 
-def _flat(values: Floats) -> Floats:
+def flat(values: Floats) -> Floats:
+    """All cells (D, B·C, n) of accuracies (D, B, C, n)."""
     return values.reshape(len(values), -1, values.shape[-1])
-
-
-KINDS: dict[str, Callable[[], Iterator[World]]] = {
-    "the best m is among some (Figs. 1-3, 5-11, 18)": best_in,
-    "so, and some m learn nothing": dead,
-    "so in three studies (Fig. 15)": partial(best_in, 3),
-    "so in nine studies (Fig. 15)": partial(best_in, 9),
-    "better on average (Figs. 10, 11, 13, 17/18)": mean_above,
-    "better at every m (Fig. 5)": partial(mean_above, every=True),
-    "gains more at some m (Figs. 3, 17/18)": gains_more,
-    "the same level (Fig. 6)": same_level,
-    "a fraction of the way (Fig. 10, the text's)": of_the_way,
-    "less than a fraction (the text's)": partial(of_the_way, short=True),
-    "the optimum η̃ fails beyond (Figs. 7-9)": optimum,
-    "the range shrinks (Fig. 16)": shrinks,
-    "a BN batch of 4 or 8 is best (Fig. 13)": bn_best,
-    "the best BN batch is the same (Fig. 13)": bn_near,
-    "curves alike (Fig. 4)": curves_alike,
-    "so, and other curves stay low": curves_low,
-    "curves worse (Fig. 4)": curves_worse,
-    "memory, variance of updates (text)": measured,
-}
-"""Kinds of claims, with the figures of those judged so → worlds."""

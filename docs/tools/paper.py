@@ -59,12 +59,9 @@ def page() -> str:
         texts.append(f"## {title}\n")
         if not own:
             texts.append(f"The paper concludes: {figure.conclusion}.\n")
-            where = [claim for claim in CLAIMS if label in claim.figure.split("/")]
-            if where:
-                first = where[0].figure.split("/")[0]
-                texts.append(f"It is judged together with Fig. {first}, above.\n")
-            else:
-                texts.append("Not judged: there is no profile for ImageNet.\n")
+            where = next(claim for claim in CLAIMS if label in claim.figure.split("/"))
+            first = where.figure.split("/")[0]
+            texts.append(f"It is judged together with Fig. {first}, above.\n")
         for claim in own:
             texts.append(f"**{claim.statement}.**\n")
             texts.append(f"- *Judged:* {claim.criterion}")

@@ -7,6 +7,7 @@ off with the distance (in octaves) from the best η̃ of its batch size, and wit
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
@@ -90,13 +91,14 @@ def _write_column(column: Path, study: Study, batch_size: int) -> None:
     dataset = column.parent.parent.name
     histories: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
-    for base_lr in study.base_lrs:
-        for seed in range(study.seeds):
-            key = f"{dataset}/{study.name}/{batch_size}/{base_lr}/{seed}"
+    sizes = study.settings.get("bn_batch_sizes") or [None]
+    for index, bn in enumerate(size for size in sizes if (size or 0) <= batch_size):
+        for base_lr, seed in itertools.product(study.base_lrs, range(study.seeds)):
+            key = f"{dataset}/{study.name}/{batch_size}/{base_lr}/{seed}" + f"/{bn}" * (index > 0)
             digest = hashlib.sha256(key.encode()).hexdigest()
             rows, run = _run(study, batch_size, base_lr, seed, digest)
             histories += rows
-            runs.append(run)
+            runs.append(run | {"bn_batch_size": bn})
     pd.DataFrame(histories).to_parquet(column / "history.parquet", index=False)
     settings = {
         "model": "resnet8",
@@ -226,7 +228,6 @@ def _run(
         "base_lr": base_lr,
         "lr": base_lr if adamw else batch_size * base_lr,
         "seed": seed,
-        "bn_batch_size": (study.settings.get("bn_batch_sizes") or [None])[0],
         "outcome": "diverged" if diverged else "finished",
         "diverged_at": rows[-1]["updates"] if diverged else None,
         "updates": per_epoch * study.epochs,

@@ -52,6 +52,32 @@ def test_studies_of_different_images_are_pointed_out(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("norms", "differ"),
+    [
+        ({2: ("batch", None), 4: ("batch", None), 8: ("ghost", 4)}, False),  # up to 4
+        ({2: ("batch", None), 4: ("ghost", 2), 8: ("ghost", 2)}, False),  # up to 2
+        ({2: ("batch", None), 4: ("ghost", 2), 8: ("batch", None)}, True),
+        ({2: ("batch", None), 4: ("ghost", 2), 8: ("ghost", 4)}, True),
+        ({2: ("none", None), 4: ("none", None), 8: ("ghost", 4)}, True),
+    ],
+)
+def test_a_bn_batch_of_up_to_a_number_is_one_setting(
+    tmp_path: Path, norms: dict[int, tuple[str, int | None]], differ: bool
+) -> None:
+    models = written(tmp_path, "a", *norms)
+    for m, (norm, size) in norms.items():
+        path = models / f"synthetic/a/m{m}/runs.json"
+        content = json.loads(path.read_text())
+        content["settings"] |= {"norm": norm, "bn_batch_size": size}
+        for run in content["runs"]:
+            run["bn_batch_size"] = size
+        path.write_text(json.dumps(content))
+    found = warnings(tmp_path)
+    assert len(found) == differ
+    assert not differ or "its columns were trained with different norm" in found[0]
+
+
 def of_protocol(number: int, folder: Path) -> None:
     for path in folder.rglob("runs.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"protocol": number}))

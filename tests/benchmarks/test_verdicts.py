@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.code import ROOT
-from benchmarks.verdicts import table, worlds
-from benchmarks.verdicts.__main__ import SEEDS, count, worst
+from benchmarks.verdicts import rates, table, worlds
+from benchmarks.verdicts.__main__ import SEEDS, count, merged, worst
+from benchmarks.verdicts.kinds import KINDS
 from benchmarks.verdicts.noises import NOISES, WILD
-from benchmarks.verdicts.worlds import CONTRADICTED, KINDS, STRICTLY, SUPPORTED, World
+from benchmarks.verdicts.worlds import CONTRADICTED, STRICTLY, SUPPORTED, World
 
 from smallbatch.analysis import comparisons
 from smallbatch.analysis.inference import hindsight
@@ -93,6 +95,38 @@ def test_truths_are_at_the_boundary() -> None:
         assert gap == (-worlds.MARGIN if world.false == SUPPORTED else 0)
         seen.add(world.false)
     assert seen == {CONTRADICTED, STRICTLY, SUPPORTED}
+
+
+def test_truths_about_single_base_lrs_are_at_the_boundary() -> None:
+    """Each window, loss and column by plain loops over the truth."""
+    for world in rates.best_over_a_range():
+        ahead = world.truth[:2].max(axis=0) - world.truth[2:].max()
+        most = max(ahead[first : first + 2].min() for first in range(len(ahead) - 1))
+        expected = {CONTRADICTED: 0, STRICTLY: 0, SUPPORTED: -worlds.MARGIN}
+        assert most <= expected[world.false] if world.false != CONTRADICTED else most == 0
+    for world in rates.more_sensitive():
+        (by,) = world.judge.args  # type: ignore[attr-defined]
+        lost = [
+            row.max() - max(row[first : first + 3].mean() for first in range(len(row) - 2))
+            for row in world.truth
+        ]
+        assert lost[0] - np.mean(lost[1:]) == pytest.approx(by)
+    for world in rates.works_wherever():
+        (judged,) = world.judge.args  # type: ignore[attr-defined]
+        holds = [
+            max(row[at] - rates.HALF, rates.HALF - world.truth[judged:, at].max())
+            for row in world.truth[:judged] for at in range(world.truth.shape[1])
+        ]  # fmt: skip
+        assert min(holds) == 0
+
+
+def test_kinds_that_are_not_simulated_are_as_they_were(tmp_path: Path) -> None:
+    first, second, *others = KINDS
+    before = [{"kind": kind, "false": 1} for kind in KINDS]
+    (tmp_path / "summary.json").write_text(json.dumps({"counts": before}))
+    new = [{"kind": second, "false": 2}, {"kind": first, "false": 3}]
+    found = [(it["kind"], it["false"]) for it in merged(new, tmp_path)]
+    assert found == [(first, 3), (second, 2), *((kind, 1) for kind in others)]
 
 
 def test_the_worst_world_is_counted_with_other_draws() -> None:

@@ -15,9 +15,10 @@ from ruamel.yaml import YAML
 
 from smallbatch.config import yaml_file
 from smallbatch.config.base_lr import format_base_lr, parse_base_lr
-from smallbatch.config.params import load_params, parse_dataset, parse_params
+from smallbatch.config.params import load_params, parse_dataset, parse_params, parse_study
 from smallbatch.config.profiles import FOLDER
 from smallbatch.errors import UserError
+from smallbatch.protocol.run import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -214,6 +215,32 @@ def test_a_column_has_the_bn_batch_sizes_up_to_its_own() -> None:
     study = parse_params(dependent_params(), "params.yaml").studies["g"]
     assert [each.bn_batch_size for each in study.at(4)] == [2, 4]
     assert [each.bn_batch_size for each in study.at(2)] == [2]
+
+
+def test_a_bn_batch_of_up_to_a_number_is_plain_batch_norm_below_it() -> None:
+    raw = changed("studies.a.norm", "ghost")
+    raw["studies"]["a"]["bn_batch_size"] = "up to 8"
+    study = parse_params(raw, "params.yaml").studies["a"]
+    found = [(each.norm, each.bn_batch_size) for m in (2, 8, 16) for each in study.at(m)]
+    assert found == [("batch", None), ("batch", None), ("ghost", 8)]
+    assert study.model_dump(mode="json")["bn_batch_size"] == "up to 8"
+    assert parse_study(study.model_dump(mode="json"), "again") == study
+
+    # The same runs as those of the norm batch, and above as those of sub-batches of 8.
+    for norm, size, sizes in (("batch", None, (2, 8)), ("ghost", 8, (16,))):
+        plain = study.model_copy(update={"norm": norm, "bn_batch_size": size})
+        for m in sizes:
+            hashes = {Run(each, "images", m, 0.1, 0).hash for it in (study, plain)
+                      for each in it.at(m)}  # fmt: skip
+            assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("value", ["up to 1", "up to", "8", "up to eight"])
+def test_an_odd_largest_bn_batch_is_refused(value: str) -> None:
+    raw = {"model": "resnet8", "norm": "ghost", "bn_batch_size": value, "epochs": 1,
+           "weight_decay": 0.0}  # fmt: skip
+    with pytest.raises(UserError, match=r"s: bn_batch_size: found .*, allowed: (a whole|greater)"):
+        parse_study(raw, "s")
 
 
 def test_with_equal_updates_epochs_grow_with_the_batch_size() -> None:

@@ -164,6 +164,41 @@ def test_studies_of_several_bn_batch_sizes_alone_make_a_report(
         assert header == (reports / "tables" / path.name).read_text().partition("\n")[0]
 
 
+def test_the_figures_of_imagenet_are_named_after_the_papers(tmp_path: Path) -> None:
+    """Fig. 12: accuracy against m at each η̃; Fig. 14: against the BN batch, for each SGD batch."""
+    shared = {"model": "resnet50", "augment": True}
+    sizes = [8, 16, 32, 64, 128]
+    plain = synthetic.Study("plain", settings={**shared, "norm": "batch", "figure": "12"})
+    ghost = synthetic.Study(
+        "ghost", batch_sizes=(32, 128), base_lrs=(2.0**-7,),
+        settings={**shared, "norm": "ghost", "bn_batch_sizes": sizes, "figure": "14"},
+    )  # fmt: skip
+    synthetic.write_models(tmp_path / "models", (plain, ghost))
+    evaluate(tmp_path / "models", tmp_path / "evaluation")
+    html = build_report(tmp_path / "evaluation", tmp_path / "models", tmp_path).read_text()
+    for study, figure, other, chart in (
+        ("plain", "12", "14", "accuracy"), ("ghost", "14", "12", "bn-batch"),
+    ):  # fmt: skip
+        section = html.partition(f'id="study-synthetic.{study}"')[2].partition('id="study-')[0]
+        assert f"The paper, Fig. {figure}</strong>" in section
+        assert f"The paper, Fig. {other}" not in section
+        assert f'data-figure="synthetic.{study}.{chart}"' in section
+        assert (tmp_path / f"figures/synthetic.{study}.{chart}.svg").exists()
+    cells = pd.read_csv(tmp_path / "tables/bn_batch.csv")
+    assert list(zip(cells.batch_size, cells.bn_batch_size, strict=True)) == [
+        *((32, size) for size in (8, 16, 32)), *((128, size) for size in (8, 16, 32, 64, 128)),
+    ]  # fmt: skip
+    claims = {
+        it["claim"]: it["findings"][0]
+        for it in json.loads((tmp_path / "claims.json").read_text())["claims"]
+        if it["figure"] in ("12", "14")
+    }
+    # The best m of these made-up runs is 8, on a grid without 4 and 16.
+    assert claims["best-batch-size-fig-12"]["effect"] < 0
+    assert claims["bn-batch-16-to-64-best-fig-14"]["scale"].startswith("1024 images")
+    assert "not run" not in {finding["verdict"] for finding in claims.values()}
+
+
 def test_what_differs_or_is_missing_is_not_said_of_all(tmp_path: Path) -> None:
     long = synthetic.Study("long", epochs=16, batch_sizes=(8,), log_base_lr_0=-30.0)
     short = synthetic.Study("short", epochs=3, batch_sizes=(8,), log_base_lr_0=-30.0)

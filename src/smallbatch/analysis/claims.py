@@ -22,6 +22,7 @@ from smallbatch.analysis import (
     claims_accuracy,
     claims_ghost,
     claims_memory,
+    claims_rates,
     claims_stability,
     claims_time,
     claims_variance,
@@ -51,6 +52,7 @@ MATTERS = 0.02
 CLAIMS: tuple[Claim, ...] = (
     *claims_accuracy.CLAIMS,
     *claims_stability.CLAIMS,
+    *claims_rates.CLAIMS,
     *claims_ghost.CLAIMS,
     *claims_time.CLAIMS,
     *claims_memory.CLAIMS,
@@ -205,7 +207,8 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
     ]
     # The effect of a part without one is NaN; such parts are sorted last.
     weakest = min(deciding or judged, key=lambda part: (math.isnan(part["effect"]), part["effect"]))
-    reasons = list(dict.fromkeys(part["reason"] for part in judged if part["reason"]))
+    said = [part["reason"] for part in judged if part["reason"]]
+    reasons = dict.fromkeys([*said, *evidence.stand_ins(claim.studies)])
     power = [
         (
             smallest_decided(each, part.n, len(parts)),

@@ -218,7 +218,8 @@ def parts_of_the_way(
     ]
 
 
-def _best(figure: str, low: int, high: int, words: str) -> Claim:
+def best_batch_size(figure: str, low: int, high: int, words: str) -> Claim:
+    """The claim that the best m of a figure's study lies in low … high."""
     return Claim(
         name=f"best-batch-size-fig-{figure}",
         figure=figure,
@@ -248,9 +249,9 @@ def _warm_up(figure: str, without: str) -> Claim:
 
 
 CLAIMS = (
-    _best("1", 1, 8, "m ≤ 8"),
-    _best("2", 2, 4, "m = 2 and 4"),
-    _best("3", 2, 4, "m = 2 and 4"),
+    best_batch_size("1", 1, 8, "m ≤ 8"),
+    best_batch_size("2", 2, 4, "m = 2 and 4"),
+    best_batch_size("3", 2, 4, "m = 2 and 4"),
     Claim(
         name="small-m-eases-depth",
         figure="3",
@@ -261,7 +262,7 @@ CLAIMS = (
         studies=("3", "2"),
         parts=_small_m_eases_depth,
     ),
-    _best("5", 8, 64, "m = 8 … 64"),
+    best_batch_size("5", 8, 64, "m = 8 … 64"),
     Claim(
         name="bn-better-than-none-fig-5",
         figure="5",
@@ -272,7 +273,7 @@ CLAIMS = (
         studies=("5", "1"),
         parts=partial(_better_at_every_m, better="5", worse="1", low=8, high=64, about="norm"),
     ),
-    _best("6", 4, 32, "m = 4 … 32"),
+    best_batch_size("6", 4, 32, "m = 4 … 32"),
     Claim(
         name="bn-after-convs-same-level-fig-6",
         figure="6",
@@ -285,10 +286,10 @@ CLAIMS = (
         studies=("6", "5"),
         parts=_same_level,
     ),
-    _best("7", 4, 8, "m = 4 or 8"),
-    _best("8", 4, 8, "m = 4 or 8"),
-    _best("9", 4, 8, "m = 4 or 8"),
-    _best("10", 4, 8, "still m = 4 and 8, with warm-up"),
+    best_batch_size("7", 4, 8, "m = 4 or 8"),
+    best_batch_size("8", 4, 8, "m = 4 or 8"),
+    best_batch_size("9", 4, 8, "m = 4 or 8"),
+    best_batch_size("10", 4, 8, "still m = 4 and 8, with warm-up"),
     Claim(
         name="warm-up-good-to-128",
         figure="10",
@@ -302,7 +303,7 @@ CLAIMS = (
         studies=("10",),
         parts=_good_out_to_128,
     ),
-    _best("11", 4, 16, "m = 4 … 16, with warm-up"),
+    best_batch_size("11", 4, 16, "m = 4 … 16, with warm-up"),
     _warm_up("10", "8"),
     _warm_up("11", "9"),
     Claim(

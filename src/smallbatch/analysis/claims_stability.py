@@ -40,7 +40,7 @@ def _learns_only_up_to_8(evidence: Evidence) -> list[Part]:
     small, large = array.batch_sizes <= 8, array.batch_sizes >= 16
     if not small.any() or not large.any():
         raise UndecidableError("needs batch sizes up to 8 and from 16 on")
-    _refuse_gaps(array)
+    refuse_gaps(array)
     missing = missing_inside(2, 16, array.batch_sizes.tolist(), f"{array.name} at m =")
     lowest = array.columns[0]
     finer = "" if lowest <= LOWEST else f"no η̃ below {lowest:g} was tried, as the paper did"
@@ -63,19 +63,21 @@ def _learns_only_up_to_8(evidence: Evidence) -> list[Part]:
     ]
 
 
-def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> list[Part]:
+def _optimum_unusable_beyond(
+    limit: int, fraction: float, figure: str, evidence: Evidence
+) -> list[Part]:
     array = evidence.array(figure)
     beyond = array.batch_sizes > limit
     if not beyond.any() or beyond.all():
         raise UndecidableError(f"needs batch sizes up to {limit} and beyond")
-    _refuse_gaps(array)
+    refuse_gaps(array)
     doubt = edge_doubt((array, array.leader()))
     missing = missing_inside(2, 2 * limit, array.batch_sizes.tolist(), f"{array.name} at m =")
 
     noise = array.noise()
 
     def compare(row: int, k: int) -> Comparison:
-        return short_at_the_best_column(array.scored, row, MAIN_FRACTION, array.chance, noise, k)
+        return short_at_the_best_column(array.scored, row, fraction, array.chance, noise, k)
 
     return [
         Part(
@@ -89,8 +91,12 @@ def _optimum_unusable_beyond(limit: int, figure: str, evidence: Evidence) -> lis
     ]
 
 
-def _refuse_gaps(array: SeedArray) -> None:
-    """An η̃ that was not run at some batch size would count as one that failed there."""
+def refuse_gaps(array: SeedArray) -> None:
+    """Check that every η̃ was run at every m; one that was not would count as one that failed.
+
+    Raises:
+        UndecidableError: One was not.
+    """
     missing = ~array.ran.all(axis=1)
     if missing.any():
         sizes = listed_sizes(array.batch_sizes[missing])
@@ -104,7 +110,7 @@ def _range_shrinks(evidence: Evidence) -> list[Part]:
 def _shrinking(array: SeedArray) -> Part:
     if len(array.batch_sizes) < 3 or len(array.columns) < 3:
         raise UndecidableError(f"{array.name}: fewer than three batch sizes or three η̃")
-    _refuse_gaps(array)
+    refuse_gaps(array)
     step = float(np.median(np.diff(np.log2(array.columns))))
     # A diverged run is -inf, and so below the threshold.
     reaches = array.values >= array.threshold() - 1e-9
@@ -131,19 +137,22 @@ def _shrinking(array: SeedArray) -> Part:
     )
 
 
-def _optimum(figure: str, limit: int) -> Claim:
+def optimum_claim(
+    figure: str, limit: int, fraction: float = MAIN_FRACTION, *, name: str = "", statement: str = ""
+) -> Claim:
+    """The claim that with the optimum η̃ m > limit gets less than a fraction of the way."""
     return Claim(
-        name=f"optimum-base-lr-unusable-fig-{figure}",
+        name=name or f"optimum-base-lr-unusable-fig-{figure}",
         figure=figure,
-        statement=f"The optimum η̃ is usable only for m ≤ {limit}",
+        statement=statement or f"The optimum η̃ is usable only for m ≤ {limit}",
         criterion="With the η̃ of the best cell of any m, and with every η̃ that cannot be told from "
-        f"it, at every m > {limit} run the accuracy is less than {MAIN_FRACTION:g} of the way from "
+        f"it, at every m > {limit} run the accuracy is less than {fraction:g} of the way from "
         "chance to the best cell; the effect is by how much it falls short. A cell of which a seed "
         "diverged counts as chance. Undecided if the best cell is on the edge of the grid; for "
         f"support, if one of 2 … {2 * limit} was not run.",
         unit=POINTS,
         studies=(figure,),
-        parts=partial(_optimum_unusable_beyond, limit, figure),
+        parts=partial(_optimum_unusable_beyond, limit, fraction, figure),
     )
 
 
@@ -161,9 +170,9 @@ CLAIMS = (
         studies=("text",),
         parts=_learns_only_up_to_8,
     ),
-    _optimum("7", 16),
-    _optimum("8", 16),
-    _optimum("9", 8),
+    optimum_claim("7", 16),
+    optimum_claim("8", 16),
+    optimum_claim("9", 8),
     Claim(
         name="range-shrinks",
         figure="16",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-BN_FIGURES = ("13a", "13b")
+BN_FIGURES = ("13a", "13b", "14")
 """Those with the BN batch size as an axis; all others have η̃."""
 
 
@@ -34,10 +34,17 @@ _FIGURES: dict[str, dict[str, object]] = {
         figure: {"model": "resnet32", "norm": "batch", "augment": True}
         for figure in ("8", "9", "10", "11", "17", "18")
     },
-    **{figure: {"model": "resnet32", "norm": "ghost", "augment": True} for figure in BN_FIGURES},
+    **{
+        figure: {"model": "resnet32", "norm": "ghost", "augment": True} for figure in ("13a", "13b")
+    },
+    "12": {"model": "resnet50", "norm": "batch", "augment": True},
+    "14": {"model": "resnet50", "norm": "ghost", "augment": True},
 }
 """What the study of a figure trains; of what is labelled so and trains something else, no claim
 about the figure says anything."""
+STAND_INS = {"resnet50": "resnet10t"}
+"""Smaller models that may be judged in a model's place, as a profile's small scale does; what is
+found then says so."""
 PAPER_TRAINING = {"optimizer": "sgd", "schedule": "step"}
 """How every study of the paper trains: claims say nothing of other optimisers and schedules."""
 _WITH_WARM_UP = ("10", "11")
@@ -73,6 +80,16 @@ class Evidence:
         labelled = self.runs.dropna(subset=["figure"])
         sizes = labelled.groupby(["figure", "study"]).size().sort_values(kind="stable")
         return {str(figure): str(study) for figure, study in sizes.index}
+
+    def stand_ins(self, figures: tuple[str, ...]) -> list[str]:
+        """A line for each of the figures whose study trains a smaller model than the paper's."""
+        lines: list[str] = []
+        for figure in figures:
+            name, papers = self.studies.get(figure), _FIGURES.get(figure, {}).get("model")
+            models = sorted(set(self.runs.loc[self.runs["study"] == name, "model"]) - {papers})
+            if STAND_INS.get(str(papers)) in models:
+                lines.append(f"{name}: its model is {', '.join(models)}, the paper's {papers}")
+        return lines
 
     @property
     def as_the_papers(self) -> set[str]:
@@ -193,7 +210,7 @@ class Evidence:
                     f"{name}: not the paper's setting, its {key} is {own[key]}, the paper's {value}"
                 )
         for key, value in _FIGURES.get(figure, {}).items():
-            if own[key] != value:
+            if own[key] not in (value, STAND_INS.get(str(value))):
                 raise UndecidableError(
                     f"{name}: its {key} is {own[key]}, Fig. {figure} has {value}"
                 )

@@ -40,7 +40,7 @@ def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 def differing_settings(runs: pd.DataFrame) -> list[str]:
     """The settings, and what else runs share, in which the columns of one study differ."""
-    return _differing(runs.assign(epochs=_written_epochs(runs)))
+    return _differing(_as_written(runs))
 
 
 def _differing(group: pd.DataFrame) -> list[str]:
@@ -48,6 +48,20 @@ def _differing(group: pd.DataFrame) -> list[str]:
     fixed = [key for key in (*ORIGIN, *settings_of(group)) if key not in varied]
     counts = group[fixed].nunique(dropna=False)
     return [str(key) for key in counts.index[counts > 1]]
+
+
+def _as_written(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the settings of params.yaml, where those at each m follow from them."""
+    runs = runs.assign(epochs=_written_epochs(runs)).reset_index(drop=True)
+    if not {"norm", "bn_batch_size", "bn_batch_sizes"} <= {*runs}:
+        return runs
+    # With a BN batch of "up to N" smaller batches have plain batch norm.
+    for _, own in runs[runs["bn_batch_sizes"].isna()].groupby(STUDY_KEYS):
+        sizes = own.loc[own["norm"].eq("ghost"), "bn_batch_size"].unique()
+        if len(sizes) == 1:
+            small = own.index[own["norm"].eq("batch") & (own["batch_size"] <= sizes[0])]
+            runs.loc[small, "norm"], runs.loc[small, "bn_batch_size"] = "ghost", sizes[0]
+    return runs
 
 
 def _written_epochs(runs: pd.DataFrame) -> list[float]:
@@ -98,7 +112,7 @@ def _of_other_settings(runs: pd.DataFrame) -> list[str]:
     The columns are then not one experiment and must not be read as one curve.
     """
     lines: list[str] = []
-    for (dataset, study), group in runs.assign(epochs=_written_epochs(runs)).groupby(STUDY_KEYS):
+    for (dataset, study), group in _as_written(runs).groupby(STUDY_KEYS):
         if differing := _differing(group):
             alike = [
                 _sizes(part["batch_size"].unique())

@@ -14,9 +14,11 @@ from smallbatch.config.values import (
     UPDATES_OF,
     BaseLrs,
     BestOf,
+    BnBatchSize,
     BnBatchSizes,
     Budget,
     Fraction,
+    UpTo,
     refuse_repeats,
 )
 
@@ -25,6 +27,7 @@ Precision = Literal["float32", "tf32", "bf16"]
 Optimizer = Literal["sgd", "momentum", "nesterov", "adamw"]
 Schedule = Literal["step", "cosine", "constant"]
 
+_NORM = ("norm", "bn_batch_size")
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -33,6 +36,9 @@ class StudyConfig(Strict):
 
     ``epochs`` counts passes over the training set; ``milestones`` and ``warmup`` are fractions of
     the updates; ``figure`` is the paper's figure that the study reproduces, which is only a label.
+
+    With ``bn_batch_size: up to N`` a batch of at most N is normalised as one, which is the norm
+    batch and the same runs as under it, and a larger one in sub-batches of N.
 
     ``bn_batch_sizes`` makes the sub-batch of ghost batch norm an axis of the grid (Figs. 13, 14);
     at SGD batch size m, those that are at most m are run. With ``base_lr: best of STUDY`` each m
@@ -53,7 +59,7 @@ class StudyConfig(Strict):
 
     model: str
     norm: Norm = "none"
-    bn_batch_size: Annotated[int, Field(ge=2, le=MOST)] | None = None
+    bn_batch_size: BnBatchSize | None = None
     bn_batch_sizes: BnBatchSizes | None = None
     augment: bool = False
     epochs: Annotated[int, Field(ge=1, le=MOST)]
@@ -125,12 +131,15 @@ class StudyConfig(Strict):
         return match.group(1) if match else None
 
     def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
-        """The settings of the runs at m: epochs by the budget, and one BN batch size each.
+        """The settings of the runs at m: epochs by the budget, and at most one BN batch size each.
 
         Raises:
             ValueError: The budget gives no whole number of epochs, or no BN batch size fits.
         """
         settings = self.model_copy(update={"epochs": self._epochs_at(batch_size)})
+        if isinstance(most := self.bn_batch_size, UpTo):
+            here = ("batch", None) if batch_size <= most else (self.norm, int(most))
+            settings = settings.model_copy(update=dict(zip(_NORM, here, strict=True)))
         if self.bn_batch_sizes is None:
             return (settings,)
         fitting = [size for size in self.bn_batch_sizes if size <= batch_size]

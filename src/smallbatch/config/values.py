@@ -6,7 +6,13 @@ import re
 from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from smallbatch.config.base_lr import parse_base_lr
 
@@ -19,6 +25,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
+UP_TO = re.compile(r"^up to ([1-9]\d{0,8})$")
 UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
 
 
@@ -26,6 +33,24 @@ def _best_of(value: object) -> object:
     if isinstance(value, str) and BEST_OF.match(value):
         return value
     raise ValueError("`best of` and the name of a study that runs before, or base_lrs with a list")
+
+
+class UpTo(int):
+    """The largest sub-batch of batch norm: a batch that is no larger is normalised as one."""
+
+
+def _bn_batch_size(value: object, check: ValidatorFunctionWrapHandler) -> int:
+    if isinstance(value, UpTo):
+        return value
+    if not isinstance(value, str):
+        return check(value)
+    if match := UP_TO.match(value):
+        return UpTo(check(int(match.group(1))))
+    raise ValueError("a whole number, or `up to` and one, such as: up to 128")
+
+
+def _written(value: int) -> int | str:
+    return f"up to {value:d}" if isinstance(value, UpTo) else value
 
 
 def _budget(value: object) -> object:
@@ -73,6 +98,9 @@ BaseLr = Annotated[float, BeforeValidator(parse_base_lr)]
 BatchSizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MOST)], ...],
     Field(strict=False, min_length=1, max_length=MOST_ITEMS),
+]
+BnBatchSize = Annotated[
+    int, Field(ge=2, le=MOST), WrapValidator(_bn_batch_size), PlainSerializer(_written)
 ]
 BnBatchSizes = Annotated[
     tuple[Annotated[int, Field(ge=2, le=MOST)], ...],

@@ -183,6 +183,14 @@ def test_a_stage_answers_for_a_study_and_runs_once(tmp_path: Path) -> None:
     assert "advise@a" in project.call("dvc", "status", "advise")
 
 
+def test_a_bn_batch_that_depends_on_m_is_refused(tmp_path: Path) -> None:
+    norm = "norm: ghost, bn_batch_size: up to 8"
+    (tmp_path / "params.yaml").write_text(PARAMS.replace("norm: none", norm))
+    done = call(tmp_path, "--study", "a")
+    assert done.returncode == 2
+    assert "studies.a.bn_batch_size: found 'up to 8', allowed where it is" in done.stderr
+
+
 def test_a_study_that_is_not_listed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(PARAMS)
     done = call(tmp_path, "--study", "b")

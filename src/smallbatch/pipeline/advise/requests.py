@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.config.params import load_params, parse_study
+from smallbatch.config.values import UpTo
 from smallbatch.errors import UserError
 from smallbatch.pipeline.advise.request import Request, parse_budget
 
@@ -65,6 +66,11 @@ def of_study(params_file: Path, name: str) -> Request:
         ),
         ("budget", study.budget if study.budget != "epochs" else None, "epochs"),
         ("bn_batch_sizes", study.bn_batch_sizes, "one bn_batch_size"),
+        (
+            "bn_batch_size",
+            f"up to {most}" if isinstance(most := study.bn_batch_size, UpTo) else None,
+            "a number",
+        ),
     ):
         if found is not None:
             raise UserError(
