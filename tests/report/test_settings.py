@@ -60,7 +60,7 @@ def test_runs_of_equal_settings_have_them_once() -> None:
         ("Normalisation", {"norm": "ghost", "bn_batch_size": 4.0},
          "differs: none (m = 8); ghost batch norm over 4 examples (m = 16)"),
         ("Augmentation", {"augment": True},
-         "differs: none (m = 8); padding, random crop, random flip (m = 16)"),
+         "differs: none (m = 8); random crop, random flip (m = 16)"),
         ("Budget", {"epochs": 7}, "differs: 7 to 10 epochs"),
         ("Budget", {"budget": "updates of 8", "epochs": 20},
          "differs: equal epochs and equal updates (10 to 20 epochs, 1250 updates)"),

@@ -151,7 +151,7 @@ def _norm(row: dict[Any, Any]) -> str:
 
 
 def _augmentation(row: dict[Any, Any]) -> str:
-    return "padding, random crop, random flip" if row["augment"] else "none"
+    return "random crop, random flip" if row["augment"] else "none"
 
 
 def _optimiser(row: dict[Any, Any]) -> str:
