@@ -118,7 +118,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["none", "no shard", "shard cut short", "no note", "bad note"])
+@pytest.mark.parametrize(
+    "damage", ["none", "no shard", "shard cut short", "shard of fewer", "no note", "bad note"]
+)
 def test_finished_shards_are_kept_and_the_rest_is_the_same(tmp_path: Path, damage: str) -> None:
     for name in ("whole", "ended"):
         (tmp_path / name).mkdir()
@@ -136,6 +138,8 @@ def test_finished_shards_are_kept_and_the_rest_is_the_same(tmp_path: Path, damag
             shard.unlink()
         case "shard cut short":
             shard.write_bytes(shard.read_bytes()[:-9])
+        case "shard of fewer":  # of a process that was stopped while it wrote it again
+            pq.write_table(pq.read_table(shard).slice(1), shard)
         case "no note":
             note.unlink()
         case "bad note":

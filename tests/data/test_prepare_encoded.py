@@ -394,6 +394,24 @@ def test_another_work_begins_anew_and_clears_away_the_unfinished_one(
     assert load_encoded(tmp_path / "prepared/own").meta.fingerprint == again
 
 
+@pytest.mark.slow
+def test_other_labels_of_the_same_images_begin_anew(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images", train=4, test=40)
+    for name in ("ant", "bee"):
+        for file in (folder / "test" / name).iterdir():
+            file.rename(folder / "test" / f"{name}{file.name}")
+        (folder / "test" / name).rmdir()
+    config = own(folder, test_labels="../labels.txt")  # not among the source's files
+    (tmp_path / "labels.txt").write_text("ant\nbee\n" * 40)
+    child(config, tmp_path, 80)
+    (tmp_path / "labels.txt").write_text("bee\nant\n" * 40)
+    assert child(config, tmp_path)[1][0] == 1
+    test = load_encoded(tmp_path / "prepared/own").test
+    assert test.labels.tolist() == [0] * 40 + [1] * 40
+    second = sorted((folder / "test").iterdir())[1].read_bytes()
+    assert second == test.read(0)  # the second by name is the first ant
+
+
 def test_a_second_process_is_refused_and_nothing_of_the_first_is_lost(tmp_path: Path) -> None:
     with unfinished_folder(tmp_path, "own", "key") as folder:
         (folder / "work").write_text("mine")

@@ -64,6 +64,23 @@ def test_single_runs_prepare_them_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_encoded(folder).train.read(0) == file.read_bytes()
 
 
+def test_single_runs_see_other_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that is not among the images, with as many of each class as before."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path)
+    for name in ("ant", "bee"):
+        for file in (tmp_path / "img/test" / name).iterdir():
+            file.rename(tmp_path / "img/test" / f"{name}{file.name}")
+        (tmp_path / "img/test" / name).rmdir()
+    raw = {"name": "own", "source": "image_folder", "path": "img", "image_size": 32,
+           "storage": "encoded", "test_labels": "../labels.txt"}  # fmt: skip
+    config = parse_dataset(raw, "params.yaml")
+    Path("labels.txt").write_text("ant\nbee\n" * 6)
+    first = load_encoded(prepared_for_itself(config, print)).test.read(0)
+    Path("labels.txt").write_text("bee\nant\n" * 6)
+    assert load_encoded(prepared_for_itself(config, print)).test.read(0) != first
+
+
 @pytest.mark.slow
 def test_dvc_prepares_them(tmp_path: Path) -> None:
     project = Project(tmp_path, PARAMS)

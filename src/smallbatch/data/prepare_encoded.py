@@ -37,7 +37,7 @@ from smallbatch.data.rows import (
 )
 from smallbatch.data.scratch import unfinished_folder
 from smallbatch.data.selection import by_content
-from smallbatch.data.sources import source_files
+from smallbatch.data.sources import label_file, source_files
 from smallbatch.data.split import Rows, Source, Split
 from smallbatch.errors import UserError
 
@@ -74,7 +74,7 @@ def prepare_encoded(
     test = select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
     directory = root / "prepared" / config.name
     try:
-        key = _key(config, source, root)
+        key = _key(config, root)
         with unfinished_folder(directory.parent, config.name, key) as folder:
             new, notes = folder / "new", folder / "notes"
             for path in (new, notes):
@@ -92,14 +92,12 @@ def prepare_encoded(
     return meta
 
 
-def _key(config: DatasetConfig, source: Source, root: Path) -> str:
-    """What finished shards were made from: settings, files, labels, and what encodes."""
-    files = source_files(config, root)
-    labels = {"train": source.train.labels, "test": source.test.labels}
+def _key(config: DatasetConfig, root: Path) -> str:
+    """What finished shards were made from: settings, files, and what encodes."""
+    files = (source_files(config, root), label_file(config, root))
     made_from = [
         settings_digest(config),
-        listing(files) if files else None,
-        fingerprint(source.classes, labels),
+        [listing(it) for it in files if it is not None],
         [features.version("pil"), features.version("libjpeg_turbo"), QUALITY, SHARD],
     ]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]

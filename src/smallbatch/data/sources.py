@@ -76,6 +76,14 @@ def source_files(config: DatasetConfig, root: Path) -> Path | None:
     return _path(config, root) / extracted.get(config.source, "")
 
 
+def label_file(config: DatasetConfig, root: Path) -> Path | None:
+    """The file with the labels of test images that lie side by side, if there is one.
+
+    It need not be among the files of the source.
+    """
+    return _path(config, root) / config.test_labels if config.test_labels else None
+
+
 def _path(config: DatasetConfig, root: Path) -> Path:
     if not config.path:
         return root / "raw" / config.source

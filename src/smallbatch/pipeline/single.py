@@ -203,7 +203,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     another process beside this one, leaves a note that does not count.
     """
     from smallbatch.data.prepare import prepare
-    from smallbatch.data.sources import source_files
+    from smallbatch.data.sources import label_file, source_files
     from smallbatch.pipeline.image_progress import ImageProgress
 
     if config.path is None and config.source in ("cifar10", "cifar100"):
@@ -213,7 +213,8 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     directory, note = folder / "prepared" / config.name, folder / "listing"
     files, decoder = source_files(config, Path("data")), _decoder()
     # Looked at before the images are read: if they change meanwhile, the next run sees it.
-    listed = listing_of(files)
+    labels = label_file(config, Path("data"))
+    listed = listing_of(files, labels)
     if directory.exists():
         if listed is None:
             say(f"{files}: not there; the run uses the images as they were prepared in {directory}")
@@ -227,7 +228,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
             say(f"{files}: changed since {directory} was prepared from it, which is done again")
     with ImageProgress(config.name) as progress:
         meta = prepare(config, folder, say=say, told=progress.told)
-    found = listing_of(files)
+    found = listing_of(files, labels)
     if listed in (None, found):
         write(note, json.dumps([found, decoder, meta.fingerprint]).encode())
     return directory
@@ -266,13 +267,14 @@ def _decoder() -> str:
     return digest.hexdigest()
 
 
-def listing_of(files: Path | None) -> str | None:
-    """The digest of a source's files; None: they are not there."""
+def listing_of(files: Path | None, labels: Path | None) -> str | None:
+    """The digest of a source's files, and of its file of labels; None: they are not there."""
     from smallbatch.data.files import listing
 
     if files is None:
         return "none"
-    return listing(files) if files.exists() else None
+    paths = [files] if labels is None else [files, labels]
+    return " ".join(map(listing, paths)) if all(path.exists() for path in paths) else None
 
 
 def _params(params_file: Path) -> Params | None:

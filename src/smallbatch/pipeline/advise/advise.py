@@ -70,7 +70,7 @@ def advise(
         Stopped: By a signal; the same request then goes on.
     """
     from smallbatch.config.model_files import FROM_TIMM
-    from smallbatch.data.sources import source_files
+    from smallbatch.data.sources import label_file, source_files
     from smallbatch.execution.watch import Watch
     from smallbatch.models.pretrained import fetch
     from smallbatch.pipeline.advise.trials import FOLDER
@@ -79,7 +79,8 @@ def advise(
     with Watch() as signals:
         if request.study.pretrained == FROM_TIMM:
             fetch(request.study.model)
-        images = str(listing_of(source_files(request.dataset, Path("data"))))
+        files = [find(request.dataset, Path("data")) for find in (source_files, label_file)]
+        images = str(listing_of(*files))
         ledger = Ledger(FOLDER / f"{request.key(images)}.ledger", request.budget)
         if (answer := ledger.answer) is not None:
             say("answered before; delete .smallbatch/advise to begin anew")
