@@ -1,1 +1,1 @@
-"""What a Ray cluster costs beside training: many columns of next to no work on simulated nodes."""
+"""What many take: columns of next to no work on a simulated Ray cluster, and encoded images."""

@@ -3,8 +3,8 @@
     PYTHONPATH=src python -m benchmarks.scale.encoded                 # 200,000 into results/scale
     PYTHONPATH=src python -m benchmarks.scale.encoded --images 20000 --width 500 --out /tmp/scale
 
-The images are JPEGs with eight different pictures, which differ in a comment each. Those of 300
-pixels in width keep their bytes; those of 500 are too large and encoded anew.
+The images are JPEGs, variants of eight pictures, all different. Those of 300 pixels in width keep
+their bytes; those of 500 are too large and encoded anew.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from smallbatch.data.prepare import prepare
 _CLASSES = 100
 _PICTURES = 8
 _READS = 20_000
+_BITS = 24  # of a number; the steps of so many low frequencies
 
 
 def main() -> int:
@@ -72,7 +73,7 @@ def draw(folder: Path, images: int, width: int) -> int:
     written = 0
     for number in range(images):
         split = "test" if number // classes % 50 == 0 else "train"
-        content = with_comment(pictures[number % _PICTURES], number)
+        content = varied(pictures[number % _PICTURES], number)
         path = folder / split / f"n{number % classes:08}" / f"{number:08}.JPEG"
         path.write_bytes(content)
         written += len(content)
@@ -88,9 +89,13 @@ def picture(seed: int, width: int) -> bytes:
     return buffer.getvalue()
 
 
-def with_comment(jpeg: bytes, number: int) -> bytes:
-    """The same picture in other bytes: with a comment behind its first marker."""
-    return jpeg[:2] + b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big") + jpeg[2:]
+def varied(jpeg: bytes, number: int) -> bytes:
+    """Another picture for each number: bits of it are added to steps of the quantization."""
+    changed = bytearray(jpeg)
+    table = jpeg.index(b"\xff\xdb") + 5  # behind marker, length and the table's number
+    for bit in range(_BITS):
+        changed[table + 1 + bit] += number >> bit & 1
+    return bytes(changed)
 
 
 def measure(folder: Path) -> dict[str, Any]:

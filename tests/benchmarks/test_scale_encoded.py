@@ -10,13 +10,18 @@ import pytest
 from benchmarks.scale import encoded
 from PIL import Image
 
+from smallbatch.data.encode import encode
+from smallbatch.data.split import Encoded
 
-def test_pictures_differ_in_a_comment_alone() -> None:
-    jpeg = encoded.picture(0, 100)
-    one, other = (encoded.with_comment(jpeg, number) for number in (1, 2))
-    assert one != other
-    pixels = [Image.open(io.BytesIO(it)).tobytes() for it in (jpeg, one, other)]
-    assert pixels[0] == pixels[1] == pixels[2]
+
+def test_every_number_has_another_picture() -> None:
+    jpeg = encoded.picture(0, 500)
+    numbers = [0, *(2**bit for bit in range(18)), 3, 199_999]
+    made = [encoded.varied(jpeg, number) for number in numbers]
+    assert made[0] == jpeg
+    stored = {encode(Encoded("a", it), 256, 9).content for it in made}
+    assert len(stored) == len(numbers)
+    assert {Image.open(io.BytesIO(it)).size for it in made} == {(500, 375)}
 
 
 @pytest.mark.slow
@@ -29,4 +34,5 @@ def test_it_measures_a_few_images(tmp_path: Path, width: int) -> None:
     assert sum(found["counts"].values()) == 400
     assert (found["bytes_of_shards"] > found["bytes_of_images"]) is (width == 300)
     assert found["images_per_second"] > 0
+    assert found["counts"]["validation"] < 12  # which is by content: no two are the same
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
