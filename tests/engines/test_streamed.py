@@ -200,7 +200,7 @@ def test_a_decoder_that_is_killed_ends_the_training_in_a_line() -> None:
     next(batches)
     (child,) = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(WorkerLost, match="a process that decodes images was lost"):
+    with pytest.raises(WorkerLost, match="a process that decodes images was killed"):
         for _ in batches:
             pass
 
