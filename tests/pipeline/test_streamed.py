@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -53,18 +54,14 @@ def make(root: Path, *, epochs: int, decoders: int = 0) -> Project:
 
 def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     project = make(tmp_path / "killed", epochs=4, decoders=1)
-    training = project.start("smallbatch", "train", "resnet", "4")
-    deadline = time.monotonic() + 60
-    while not (found := list(project.root.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    training = begun(project)
     children = psutil.Process(training.pid).children(recursive=True)
     training.kill()
     training.communicate()
     assert len(children) >= 2  # who trains and who decodes for it
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
-    assert found
+    assert checkpoints(project)
     output = project.call("smallbatch", "train", "resnet", "4")
     assert "goes on from its checkpoint, at update" in output
     again = project.outputs()
@@ -79,16 +76,22 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bytes(tmp_path: 
 
 
 def test_what_interrupts_it_is_told_in_a_line(tmp_path: Path) -> None:
-    project = make(tmp_path, epochs=400, decoders=1)
-    training = project.start("smallbatch", "train", "resnet", "4")
-    deadline = time.monotonic() + 60
-    while not list(project.root.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(training.pid, signal.SIGINT)
+    project = make(tmp_path, epochs=5000, decoders=2)
+    for name in ("SIGINT", "SIGTERM"):  # to all of its processes
+        training = begun(project)
+        for process in [*psutil.Process(training.pid).children(recursive=True), training]:
+            os.kill(process.pid, getattr(signal, name))
+        said = training.communicate(timeout=20)[0]
+        assert training.returncode == 75
+        assert f"interrupted by {name}: finished runs and checkpoints are kept" in said
+        assert "Traceback" not in said
+
+    training = begun(project)
+    [worker] = [it for it in psutil.Process(training.pid).children() if it.children()]
+    worker.children()[0].kill()
     said = training.communicate(timeout=20)[0]
-    assert training.returncode == 75
-    assert "interrupted by SIGINT: finished runs and checkpoints are kept" in said
+    assert training.returncode == 2
+    assert "a process that decodes images was killed" in said.splitlines()[-1]
     assert "Traceback" not in said
 
     shard = project.root / "data/prepared/photos/train-00000.parquet"
@@ -100,3 +103,20 @@ def test_what_interrupts_it_is_told_in_a_line(tmp_path: Path) -> None:
     assert failing.returncode == 2
     assert "train-00000.parquet, image" in said.splitlines()[-1]
     assert "damaged; prepare the data set again" in said.splitlines()[-1]
+
+
+def begun(project: Project) -> subprocess.Popen[str]:
+    """A training that has written a checkpoint."""
+    before = checkpoints(project)
+    training = project.start("smallbatch", "train", "resnet", "4")
+    deadline = time.monotonic() + 60
+    while not checkpoints(project) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return training
+
+
+def checkpoints(project: Project) -> set[str]:
+    """Their names, which count updates; their folder is that of the attempt."""
+    found = project.root.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint")
+    return {path.name for path in found}
