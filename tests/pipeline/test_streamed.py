@@ -13,6 +13,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from smallbatch.execution.watch import GRACE_S
 from tests.project import Project
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,9 @@ def test_what_interrupts_it_is_told_in_a_line(tmp_path: Path) -> None:
         training = begun(project)
         for process in [*psutil.Process(training.pid).children(recursive=True), training]:
             os.kill(process.pid, getattr(signal, name))
+        asked = time.monotonic()
         said = training.communicate(timeout=20)[0]
+        assert time.monotonic() - asked < GRACE_S  # after which it would be ended by force
         assert training.returncode == 75
         assert f"interrupted by {name}: finished runs and checkpoints are kept" in said
         assert "Traceback" not in said

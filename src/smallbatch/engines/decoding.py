@@ -10,7 +10,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -108,7 +110,15 @@ class Decoders:
                 initializer=_begin,
                 initargs=(self._dataset, os.getpid()),
             )
+            # Else a process of a training would wait for these before it told them to end. It must
+            # tell them before the queues close, which has priority 10.
+            Finalize(None, _end, (ref(self._pool),), exitpriority=100)
         return self._pool
+
+
+def _end(pool: ref[ProcessPoolExecutor]) -> None:
+    if (it := pool()) is not None:
+        it.shutdown(cancel_futures=True)
 
 
 _of: list[EncodedDataset] = []  # that of a process that decodes
