@@ -18,6 +18,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from smallbatch.engines.batches import WHOLE
 from smallbatch.errors import UserError, WorkerLost
 from smallbatch.processes import die_with
 from smallbatch.protocol.crops import CENTRE, Crop, centre_crop, random_crop
@@ -177,20 +178,22 @@ class Streamed:
         self.validation = StreamedSplit(held_out, self._decoding) if held_out else None
 
     def batches(
-        self, seed: int, epochs: int, batch_size: int, start: int = 0
+        self, seed: int, epochs: int, batch_size: int, start: int = 0, part: slice = WHOLE
     ) -> Generator[Piece, None, None]:
         """See :class:`~engines.batches.BatchSource`."""
-        n = len(self.train)
+        n, places = len(self.train), range(batch_size)[part]
 
         def wanted() -> Iterator[_Wanted]:
             positions = count(start * batch_size)  # in the stream, where epochs are joined
             for stretch in stretches(seed, n, epochs, batch_size, start):
                 rows, flips = stretch.index.tolist(), stretch.flip.tolist()
                 for row, mirrored, position in zip(rows, flips, positions, strict=False):
+                    if position % batch_size not in places:
+                        continue
                     by_chance = _Wanted(row, seed, position // n, bool(mirrored))
                     yield by_chance if self._augment else _Wanted(row)
 
-        yield from self._decoding.batches(self.train.images, wanted(), batch_size)
+        yield from self._decoding.batches(self.train.images, wanted(), len(places))
 
     def every(self, stride: int) -> Tensor:
         """See :class:`~engines.batches.BatchSource`."""
