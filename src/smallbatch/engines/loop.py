@@ -62,7 +62,7 @@ def train(
     Raises:
         Stopping: The keeper asked to stop.
         UserError: The model needs all of a batch at a time, or cannot be built.
-        WorkerLost: Another rank is gone.
+        OthersLost: Another rank is gone.
     """
     device, ranks = data.device, ranks or Ranks()
     model = initial_model(run, data).to(device, dtype)

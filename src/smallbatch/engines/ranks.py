@@ -64,6 +64,10 @@ def _evenly(m: int, together: int, size: int) -> bool:
     return m % together == 0 and size % (m // together) == 0 and m % size == 0
 
 
+class OthersLost(WorkerLost):
+    """A rank waited for others of which one is gone, or could not be reached."""
+
+
 class Ranks:
     """The processes that train a run together; by default this one alone.
 
@@ -118,7 +122,7 @@ class Ranks:
         """Replace a tensor by its sum over all ranks, the same bits on each.
 
         Raises:
-            WorkerLost: Another rank is gone.
+            OthersLost: Another rank is gone.
         """
         self._sum(tensor, None)
 
@@ -155,7 +159,7 @@ class Ranks:
         try:
             call()
         except RuntimeError as error:  # of torch.distributed, whatever happened to the others
-            raise WorkerLost(
+            raise OthersLost(
                 f"rank {self.rank} of {self.size} lost the others: {first_line(error)}"
             ) from error
 
