@@ -29,9 +29,8 @@ RESULTS = ("history.parquet", "weights.safetensors", "runs.json")
 
 
 def plan(norm: str = "ghost", bn: int | None = 2, m: int = 8, epochs: int = 3) -> Column:
-    settings = StudyConfig(
-        model="resnet8", norm=norm, bn_batch_size=bn, epochs=epochs, weight_decay=1e-4
-    )
+    values = {"model": "resnet8", "norm": norm, "bn_batch_size": bn, "weight_decay": 1e-4}
+    settings = StudyConfig.model_validate(values | {"epochs": epochs})
     return plan_column(
         "study", settings, make_dataset(), batch_size=m, base_lrs=(2.0**-9, 2.0**6), seeds=[0]
     )
@@ -95,7 +94,7 @@ def test_what_a_rank_says_is_told_and_ends_the_others_at_once(
 def test_ranks_are_of_loop_and_part_of_what_made_a_run() -> None:
     assert parse_compute({"ranks": 2}, "x").engine == "loop"
     assert parse_compute({"ranks": 1}, "x").engine == "auto"
-    with pytest.raises(UserError, match="ranks: found 2 with engine stacked, .* allowed: 1, or"):
+    with pytest.raises(UserError, match=r"ranks: found 2 with engine stacked, .* allowed: 1, or"):
         parse_compute({"ranks": 2, "engine": "stacked"}, "x")
     with pytest.raises(UserError, match="ranks: found 0, allowed"):
         parse_compute({"ranks": 0}, "x")
@@ -127,7 +126,7 @@ def test_a_micro_batch_is_a_part_of_a_ranks_share() -> None:
     column = plan("ghost", 2, m=12)  # shares of six
     assert placed(column, micro_batch=4).method.micro_batch == 4
     assert placed(column, micro_batch=6).method.micro_batch is None
-    with pytest.raises(UserError, match="found 3 .* with a BN batch size of 2, allowed: a multip"):
+    with pytest.raises(UserError, match=r"found 3 .* with a BN batch size of 2, allowed: a mul"):
         placed(column, micro_batch=3)
     with pytest.raises(UserError, match="a BN batch size of 12 is all of a rank's 6 examples"):
         placed(plan("ghost", 12, m=12), micro_batch=4)

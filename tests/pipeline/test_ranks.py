@@ -1,4 +1,4 @@
-"""Runs by several ranks, by commands in real processes: killed, stopped, refused, the same bytes."""
+"""Runs by several ranks, by commands in real processes: killed, stopped, the same bytes."""
 
 from __future__ import annotations
 

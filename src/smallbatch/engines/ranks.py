@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smallbatch.errors import UserError, WorkerLost, first_line
-from smallbatch.models.norms import GhostBatchNorm, Together, normalise_together
+from smallbatch.models.norms import GhostBatchNorm
 from smallbatch.models.population import moving_batch_norms
+from smallbatch.models.together import Together, normalise_together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
