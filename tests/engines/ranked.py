@@ -41,10 +41,15 @@ class Case:
     dtype: torch.dtype = torch.float64
     streamed: bool = False
     rate: float = 2.0**-9
+    updates: int = 50
     more: dict[str, Any] = field(default_factory=dict[str, Any])
 
-    def train(self, ranks: Ranks | None = None, updates: int = 50) -> RunResult:
-        settings = {"weight_decay": 1e-3, "augment": True, "epochs": -(-updates * self.m // 23)}
+    def train(self, ranks: Ranks | None = None) -> RunResult:
+        settings = {
+            "weight_decay": 1e-3,
+            "augment": True,
+            "epochs": -(-self.updates * self.m // 23),
+        }
         study = StudyConfig.model_validate(
             {"model": self.model, "norm": self.norm, "bn_batch_size": self.bn, **settings}
             | self.more
@@ -59,15 +64,13 @@ class Case:
         return load_resident(data, augment=True, device=CPU, dtype=self.dtype)
 
 
-def train_by(
-    plans: dict[int, dict[str, Case]], updates: int, folder: Path
-) -> dict[int, list[dict[str, Any]]]:
+def train_by(plans: dict[int, dict[str, Case]], folder: Path) -> dict[int, list[dict[str, Any]]]:
     """What each rank has in the end, by number of ranks and case; an error as its text.
 
     They train in ``folder``, all as forks of one process that has imported torch and trained
     nothing.
     """
-    torch.save((plans, updates), folder / "plans.pt")
+    torch.save(plans, folder / "plans.pt")
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from tests.engines.ranked import main; main()"]
     subprocess.run(command, cwd=folder, env=env, check=True, timeout=240)
@@ -79,10 +82,10 @@ def train_by(
 
 def main() -> None:
     torch.set_num_threads(1)
-    plans, updates = torch.load("plans.pt", weights_only=False)
+    plans = torch.load("plans.pt", weights_only=False)
     fork = multiprocessing.get_context("fork")
     for size, cases in plans.items():
-        ranks = [fork.Process(target=_rank, args=(i, size, cases, updates)) for i in range(size)]
+        ranks = [fork.Process(target=_rank, args=(i, size, cases)) for i in range(size)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
@@ -90,11 +93,11 @@ def main() -> None:
         assert not any(rank.exitcode for rank in ranks)
 
 
-def _rank(rank: int, size: int, cases: dict[str, Case], updates: int) -> None:
+def _rank(rank: int, size: int, cases: dict[str, Case]) -> None:
     ranks, found = Ranks.meet(rank, size, "cpu", f"meet-{size}"), dict[str, Any]()
     for name, case in cases.items():
         try:
-            found[name] = case.train(ranks, updates)
+            found[name] = case.train(ranks)
         except UserError as error:
             found[name] = str(error)
     torch.save(found, f"{size}-{rank}.pt")
