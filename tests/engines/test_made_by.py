@@ -8,13 +8,14 @@ import pytest
 
 from smallbatch import modules
 from smallbatch.config.study import StudyConfig
+from smallbatch.engines import made_by
 from smallbatch.engines.made_by import ENTRY, code_digest, made_by_on, sources
 from smallbatch.modules import PACKAGE
 
 
 def forget() -> None:
     """What was found in another copy of the package."""
-    for found in (sources, code_digest, modules.sources, modules._imports):
+    for found in (sources, code_digest, made_by._digest, modules.sources, modules._imports):
         found.cache_clear()
 
 

@@ -194,11 +194,16 @@ def test_an_image_that_cannot_be_decoded_is_told_in_a_line(processes: int) -> No
         stream(source, 5)
 
 
+def children() -> set[str]:
+    """The processes that this one has started; earlier tests may have left some."""
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
 def test_a_decoder_that_is_killed_ends_the_training_in_a_line() -> None:
-    source = streamed(dataset(3000), processes=1)
+    source, before = streamed(dataset(3000), processes=1), children()
     batches = source.batches(0, 1, 2)
     next(batches)
-    (child,) = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    (child,) = children() - before
     os.kill(int(child), signal.SIGKILL)
     with pytest.raises(WorkerLost, match="a process that decodes images was killed"):
         for _ in batches:
@@ -206,13 +211,12 @@ def test_a_decoder_that_is_killed_ends_the_training_in_a_line() -> None:
 
 
 def test_decoders_end_when_nobody_wants_their_images() -> None:
-    batches = streamed(dataset(3000), processes=2).batches(0, 1, 2)
+    batches, before = streamed(dataset(3000), processes=2).batches(0, 1, 2), children()
     next(batches)
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    assert len(children.read_text().split()) == 2
+    assert len(children() - before) == 2
     batches.close()
     deadline = time.monotonic() + 10
-    while children.read_text().split():
+    while children() - before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -245,10 +245,10 @@ def test_the_chunks_that_were_chosen_reach_the_workers(
     chunks: list[int] = []
     train_chunk = workers._train_chunk
 
-    def spy(job: Any, data: Any, runs: Any, news: Any) -> None:
+    def spy(job: Any, data: Any, runs: Any, news: Any, ranks: Any) -> None:
         done = news.done
         told = news._replace(done=lambda run, _: done(run, str(len(runs.runs))))
-        train_chunk(job, data, runs, told)
+        train_chunk(job, data, runs, told, ranks)
 
     monkeypatch.setattr(workers, "_train_chunk", spy)
     column, compute = plan(noise), ComputeConfig(device="cpu", workers=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -98,12 +98,13 @@ class ComputeConfig(Strict):
 
     ``memory`` is the memory in GiB for the stacked lanes of all workers together; ``auto`` is half
     of the free memory. ``micro_batch`` is the most examples of a batch that `loop` computes at a
-    time; ``auto`` is all, or as many as fit, into ``memory`` where that is set. ``decoders`` are
-    processes beside each worker that decode images which are kept encoded; ``auto`` is none on a
-    CPU, where the workers do that themselves, and on GPUs a share of the other cores.
-    ``checkpoint_seconds`` is the time between a run's checkpoints, which is the most work that a
-    crash can lose. ``cluster`` is what trains the columns elsewhere. ``same_hardware`` forbids
-    columns of which different processors or GPUs trained the runs.
+    time; ``auto`` is all, or as many as fit, into ``memory`` where that is set. ``ranks`` is the
+    number of GPUs, or of processes on a CPU, by which `loop` trains each run, one run after
+    another. ``decoders`` are processes beside each worker that decode images which are kept
+    encoded; ``auto`` is none on a CPU, where the workers do that themselves, and on GPUs a share of
+    the other cores. ``checkpoint_seconds`` is the time between a run's checkpoints, which is the
+    most work that a crash can lose. ``cluster`` is what trains the columns elsewhere.
+    ``same_hardware`` forbids columns of which different processors or GPUs trained the runs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -111,12 +112,26 @@ class ComputeConfig(Strict):
     workers: WorkerCount = "auto"
     memory: Gibibytes = "auto"
     micro_batch: MicroBatch = "auto"
+    ranks: Annotated[int, Field(ge=1, le=1024)] = 1
     decoders: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     cluster: Literal["none", "ray", "slurm"] = "none"
     ray: RayConfig = RayConfig()
     slurm: SlurmConfig = SlurmConfig()
     same_hardware: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranks_are_of_loop(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("ranks", 1) == 1:
+            return raw
+        engine = cast("dict[str, Any]", raw).get("engine", "auto")
+        if engine == "stacked":
+            raise ValueError(
+                f"ranks: found {raw['ranks']} with engine stacked, which trains many runs on a "
+                "device; allowed: 1, or engine loop"
+            )
+        return {**raw, "engine": "loop"} if engine == "auto" else raw
 
     @model_validator(mode="after")
     def _lanes_take_whole_batches(self) -> Self:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+WHOLE = slice(None)
+"""All of a batch."""
+
+
 class Evaluated(Protocol):
     """A split on which models are evaluated."""
 
@@ -60,7 +64,7 @@ class BatchSource(Protocol):
         ...
 
     def batches(
-        self, seed: int, epochs: int, batch_size: int, start: int = 0
+        self, seed: int, epochs: int, batch_size: int, start: int = 0, part: slice = WHOLE
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Images (m, C, H, W) and labels, int64 (m,), of each update; augmented if the study is.
 
@@ -69,6 +73,7 @@ class BatchSource(Protocol):
             epochs: All epochs of the run.
             batch_size: m.
             start: The updates that are left out, because they are done.
+            part: The positions in each batch that are wanted; the others are not read.
         """
         ...
 

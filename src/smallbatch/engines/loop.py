@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from smallbatch.config.model_files import model_digest
 from smallbatch.engines.batches import BatchSource, Evaluated
 from smallbatch.engines.flat import FlatWeights, flat_weights
 from smallbatch.engines.micro import GradientSum
+from smallbatch.engines.ranks import Exchange, Ranks
 from smallbatch.engines.tally import Tally
 from smallbatch.errors import UserError
 from smallbatch.models import build_model, has_batch_norm, recompute_population_statistics
@@ -44,6 +45,7 @@ def train(
     on_epoch: Callable[[Row], None] = lambda _: None,
     keeper: Keeper | None = None,
     micro_batch: int | None = None,
+    ranks: Ranks | None = None,
 ) -> RunResult:
     """Train one run from its seed to its last update or to its divergence.
 
@@ -54,19 +56,26 @@ def train(
         on_epoch: Called with the epoch's row at the end of each epoch.
         keeper: Keeps the run's checkpoints.
         micro_batch: Most examples that are computed at a time; None: all of a batch.
+        ranks: The processes that train it together, each of which calls this function; None: this
+            one alone. Only rank 0 has a keeper, and its result is the run's.
 
     Raises:
         Stopping: The keeper asked to stop.
         UserError: The model needs all of a batch at a time, or cannot be built.
+        OthersLost: Another rank is gone.
     """
-    device = data.device
+    device, ranks = data.device, ranks or Ranks()
     model = initial_model(run, data).to(device, dtype)
+    part = ranks.divide(model, run.batch_size)
     weights = flat_weights(model, run.settings, run.batch_size)
     gradient = GradientSum(model, run.settings.precision, micro_batch)
+    exchange = Exchange(ranks, model, (part.stop - part.start) / run.batch_size)
     with arithmetic(run.settings.precision, device):
         keeper, tally = keeper or KeepNothing(), Tally(device)
-        trained = _Trainer(run, data, model, weights, gradient, on_epoch, keeper, tally).run()
-        final = _final_metrics(model, data, trained)
+        trained = _Trainer(
+            run, data, model, weights, gradient, on_epoch, keeper, tally, ranks, part, exchange
+        ).run()
+        final = _final_metrics(model, data, trained) if ranks.leads else {}
     return RunResult(
         outcome="finished" if trained.diverged_at is None else "diverged",
         diverged_at=trained.diverged_at,
@@ -87,12 +96,17 @@ class _Trainer:
     on_epoch: Callable[[Row], None]
     keeper: Keeper
     tally: Tally
+    ranks: Ranks
+    part: slice  # of each batch, that this rank computes
+    exchange: Exchange
     update: int = 0  # updates done; after a divergence, updates up to and including it
     rows: list[Row] = field(default_factory=list)
     diverged_at: int | None = None  # as of the last look at the device
 
     def run(self) -> _Trainer:
         self.keeper.begin(self)
+        if self.ranks.size > 1:
+            self._begin_as_rank_0()
         self._end_epoch()  # a checkpoint may be of the moment before an epoch's end is recorded
         look_every = LOOK_EVERY[self.weights.theta.device.type]
         for images, labels in self._batches():
@@ -104,17 +118,26 @@ class _Trainer:
             self._end_epoch()
         return self
 
+    def _begin_as_rank_0(self) -> None:
+        """Take over where rank 0 begins; it alone reads checkpoints, and thins them out."""
+        state = self.state()
+        on_cpu = {name: value.cpu() for name, value in state.tensors.items()}
+        self.restore(self.ranks.told(replace(state, tensors=on_cpu)))
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The remaining batches, until a divergence is seen."""
         run = self.run_
-        rest = self.data.batches(run.seed, run.settings.epochs, run.batch_size, self.update)
+        epochs, m = run.settings.epochs, run.batch_size
+        rest = self.data.batches(run.seed, epochs, m, self.update, self.part)
         with closing(rest):
             while self.diverged_at is None and (batch := next(rest, None)) is not None:
                 yield batch
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         lr = self._lr(self.update)
+        self.ranks.seed(self.run_.seed, self.update)
         loss, correct = self.gradient.add(images, labels)
+        loss, correct = self.exchange.add(self.weights.gradient, loss, correct)
         self.weights.update(lr, self.update)
         self.update += 1
         self.tally.add(self.update, loss, correct, self.weights.finite())
@@ -158,7 +181,7 @@ class _Trainer:
         splits = {"validation": self.data.validation, "test": self.data.test}
         for name, split in splits.items():
             loss, accuracy = math.nan, math.nan
-            if split is not None and self.diverged_at is None:
+            if split is not None and self.diverged_at is None and self.ranks.leads:
                 loss, accuracy = evaluate(self.model, split, self.pause)
             row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         self.rows.append(row)

@@ -35,7 +35,7 @@ _FEWER_BITS = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA
 _OF_TIMM = "TIMM_"
 """With what the names of timm's variables begin; some choose another model of the same name."""
 _LIBRARIES = ("torch", "timm", "numpy")
-_PARTS = "micro_batch="
+_PARTS, _RANKS = "micro_batch=", "ranks="
 _NOT_NATIVE = ("torch", "grouped", "unrolled", "triton")  # kernels; the native ones are hex digits
 
 
@@ -87,6 +87,7 @@ def made_by_on(
     micro_batch: int | None = None,
     *,
     streamed: bool = False,
+    ranks: int = 1,
 ) -> str:
     """What a run's numbers depend on besides its hash: code, libraries, kernels and hardware.
 
@@ -97,6 +98,7 @@ def made_by_on(
         kernels: Of stacked lanes on a GPU.
         micro_batch: The parts in which a batch was computed; None: as a whole.
         streamed: Whether its images are decoded while it trains.
+        ranks: The number of processes that train it together.
     """
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     if streamed:
@@ -106,6 +108,7 @@ def made_by_on(
     if kernels == "triton":
         versions.append(f"triton {metadata.version('triton')}")
     parts = [] if micro_batch is None else [f"{_PARTS}{micro_batch}"]
+    parts += [f"{_RANKS}{ranks}"] * (ranks > 1)
     told = [code_digest(engine), *versions, device, str(hardware), *_dispatch(), *parts, by]
     return " ".join(told)
 
@@ -135,6 +138,7 @@ class Maker:
             variables that choose between these.
         kernels: What computed: ``native``, ``torch``, ``grouped``, ``unrolled`` or ``triton``.
         micro_batch: Most examples of a batch at a time; None: all.
+        ranks: The number of processes that trained it together.
     """
 
     code: str
@@ -144,6 +148,7 @@ class Maker:
     hardware: str
     kernels: str
     micro_batch: int | None = None
+    ranks: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -159,15 +164,17 @@ class Maker:
         versions = dict(zip(words[:at:2], words[1:at:2], strict=True))
         *rest, by = words[at + 1 :]
         choices = frozenset(filter(_is_a_choice, rest))
-        parts = [word for word in rest if word.startswith(_PARTS)]
+        parts, ranks = ([it for it in rest if it.startswith(key)] for key in (_PARTS, _RANKS))
+        apart = {*choices, *parts, *ranks}
         return cls(
             code=code,
             versions={name: _release(version) for name, version in versions.items()},
             choices=choices,
             device=words[at],
-            hardware=" ".join(word for word in rest if word not in choices and word not in parts),
+            hardware=" ".join(word for word in rest if word not in apart),
             kernels=by if by in _NOT_NATIVE else "native",
             micro_batch=int(parts[0].removeprefix(_PARTS)) if parts else None,
+            ranks=int(ranks[0].removeprefix(_RANKS)) if ranks else 1,
         )
 
 

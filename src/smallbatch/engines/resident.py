@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smallbatch.data.prepared import Dataset
+from smallbatch.engines.batches import WHOLE
 from smallbatch.errors import UserError
 from smallbatch.protocol.stream import PAD, Examples, stretches
 
@@ -59,13 +60,13 @@ class Resident:
         return channels, height, width
 
     def batches(
-        self, seed: int, epochs: int, batch_size: int, start: int = 0
+        self, seed: int, epochs: int, batch_size: int, start: int = 0, part: slice = WHOLE
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """See :class:`~engines.batches.BatchSource`."""
         for stretch in stretches(seed, len(self.train), epochs, batch_size, start):
             table = self.place(stretch)
             for first in range(0, len(stretch), batch_size):
-                yield self.batch(table[:, first : first + batch_size])
+                yield self.batch(table[:, first : first + batch_size][:, part])
 
     def every(self, stride: int) -> Tensor:
         """See :class:`~engines.batches.BatchSource`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from smallbatch.engines.batches import WHOLE
 from smallbatch.engines.decoding import Decoders, Wanted, as_tensors, regrouped
 from smallbatch.protocol.stream import stretches
 
@@ -95,20 +96,22 @@ class Streamed:
         )
 
     def batches(
-        self, seed: int, epochs: int, batch_size: int, start: int = 0
+        self, seed: int, epochs: int, batch_size: int, start: int = 0, part: slice = WHOLE
     ) -> Generator[Batch, None, None]:
         """See :class:`~engines.batches.BatchSource`."""
-        n = len(self.train)
+        n, places = len(self.train), range(batch_size)[part]
 
         def wanted() -> Iterator[Wanted]:
             positions = count(start * batch_size)  # in the stream, where epochs are joined
             for stretch in stretches(seed, n, epochs, batch_size, start):
                 rows, flips = stretch.index.tolist(), stretch.flip.tolist()
                 for row, mirrored, position in zip(rows, flips, positions, strict=False):
+                    if position % batch_size not in places:
+                        continue
                     by_chance = Wanted(row, seed, position // n, bool(mirrored))
                     yield by_chance if self._augment else Wanted(row)
 
-        yield from self._source.batches("train", wanted(), batch_size)
+        yield from self._source.batches("train", wanted(), len(places))
 
     def every(self, stride: int) -> Tensor:
         """See :class:`~engines.batches.BatchSource`."""

@@ -69,8 +69,15 @@ class Job:
         return min(self.placement.workers, len(self.missing))
 
     @property
+    def ranks(self) -> int:
+        """The number of processes that train each run together."""
+        return self.placement.ranks
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """The devices with a worker each; none if this process trains, or forks of it."""
+        if self.ranks > 1:
+            return self.placement.devices
         return self.placement.devices[: self.workers] if self.workers > 1 else ()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smallbatch.records.checkpoints import ChunkPlan
     from smallbatch.records.files import Kept
 
-_OF_COLUMN = ("workers", "engine", "kernels", "micro_batch", "device")
+_OF_COLUMN = ("workers", "engine", "kernels", "micro_batch", "ranks", "device")
 """What `timing.json` has of the column, if it is the same for all runs; else of each run."""
 
 

@@ -21,7 +21,7 @@ from smallbatch.processes import live_and_die_with
 
 if TYPE_CHECKING:
     from smallbatch.execution.chunks import Job
-    from smallbatch.execution.workers import Shared
+    from smallbatch.execution.following import Shared
 
 _ALIGNED = 64  # bytes
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,10 +30,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def start_workers(
     context: SpawnContext, job: Job, planned: list[list[str]], shared: Shared
 ) -> list[SpawnProcess]:
-    """Start a worker for each device of a job, but no more than there are chunks."""
+    """Start a worker for each device of a job, but no more than there are chunks, or as ranks."""
     parcel, workers = Parcel((job, planned)), list[SpawnProcess]()
-    for device in job.devices[: len(planned)]:
-        arguments = (parcel, shared, os.getpid())
+    devices = job.devices if job.ranks > 1 else job.devices[: len(planned)]
+    for rank, device in enumerate(devices):
+        arguments = (parcel, shared, os.getpid(), rank)
         workers.append(
             context.Process(target=_begin, args=arguments, daemon=not job.placement.decoders)
         )
@@ -43,13 +44,13 @@ def start_workers(
     return workers
 
 
-def _begin(parcel: Parcel, shared: Shared, parent: int) -> None:
+def _begin(parcel: Parcel, shared: Shared, parent: int, rank: int) -> None:
     live_and_die_with(parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     from smallbatch.execution.workers import work
 
     job, planned = parcel.open()
-    work(job, None, planned, shared)
+    work(job, None, planned, shared, rank)
 
 
 @contextmanager

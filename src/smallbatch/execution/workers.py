@@ -5,28 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from multiprocessing.context import BaseContext
-from queue import Empty
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from smallbatch.config.base_lr import format_base_lr
 from smallbatch.data.encoded import EncodedDataset
 from smallbatch.engines.lanes import train_lanes
 from smallbatch.engines.loop import initial_model, train
+from smallbatch.engines.ranks import OthersLost
 from smallbatch.engines.resident import load_resident
 from smallbatch.engines.streamed import Streamed
 from smallbatch.errors import Stopping, TakenOver, UserError, WorkerLost, is_out_of_memory
 from smallbatch.execution.chunks import Chunk, Job, open_chunk, plan_chunks, tell_resumed
 from smallbatch.execution.devices import start_workers
-from smallbatch.execution.watch import GRACE_S, HINT
+from smallbatch.execution.following import News, Shared, follow, less
+from smallbatch.execution.ranks import SILENT_S, met
 from smallbatch.models.own import its_errors_told
 from smallbatch.processes import keep_freed_memory, live_and_die_with
 from smallbatch.records import files
@@ -35,40 +34,12 @@ from smallbatch.records.schema import Clock
 if TYPE_CHECKING:
     from smallbatch.data.prepared import Dataset
     from smallbatch.engines.batches import BatchSource
+    from smallbatch.engines.ranks import Ranks
     from smallbatch.engines.resident import Resident
     from smallbatch.protocol.outcome import Row, RunResult
     from smallbatch.protocol.run import Run
 
 T = TypeVar("T")
-
-
-def less(job: Job) -> str:
-    """What to do if memory runs out, in words."""
-    size = job.placement.method.micro_batch or job.column[0].batch_size
-    if job.placement.engine == "loop" and size > 1:
-        return f"set compute.micro_batch below {size} and run the same command again"
-    return "set compute.memory lower; the same command then goes on"
-
-
-class _News(NamedTuple):
-    """What is told of a run: when it began, each epoch's values, its outcome."""
-
-    begun: Callable[[Run, datetime], None]
-    epoch: Callable[[Run, Row], None]
-    done: Callable[[Run, str], None]
-
-
-class Shared(NamedTuple):
-    """What this process and its workers share: chunks taken, whether to stop, a queue of events."""
-
-    taken: Any
-    stop: Any
-    events: Any
-
-    @classmethod
-    def by(cls, context: BaseContext) -> Shared:
-        """For processes that are started in this way."""
-        return cls(context.Value("l", 0), context.RawValue("b", 0), context.Queue())
 
 
 def train_all(
@@ -93,24 +64,24 @@ def train_all(
     initial_model(job.missing[0], data)  # a model that does not fit the images fails here, once
     planned = plan_chunks(job, data)
     tell_resumed(job, planned)
-    news = _News(on_begin, on_epoch, on_done)
+    news = News(on_begin, on_epoch, on_done)
     peak = 0
     if job.devices:
         spawn = multiprocessing.get_context("spawn")
         shared = Shared.by(spawn)
-        peak = _follow(job, start_workers(spawn, job, planned, shared), shared, news)
+        peak = follow(job, start_workers(spawn, job, planned, shared), shared, news)
     elif job.placement.device == "cpu":
         # Forked workers share the data set's memory and need not import torch again.
         fork = multiprocessing.get_context("fork")
         shared = Shared.by(fork)
         workers = [
-            fork.Process(target=_work_forked, args=(job, data, planned, shared, os.getpid()),
+            fork.Process(target=_work_forked, args=(job, data, planned, shared, os.getpid(), rank),
                          daemon=not job.placement.decoders)  # a daemon may have no children
-            for _ in range(job.workers)
+            for rank in range(max(job.workers, job.ranks))
         ]  # fmt: skip
         for worker in workers:
             worker.start()
-        peak = _follow(job, workers, shared, news)
+        peak = follow(job, workers, shared, news)
     else:
         _train_here(job, data, planned, news)
     return max(peak, _peak_memory(job))
@@ -147,7 +118,7 @@ def _peak_memory(job: Job) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _train_here(job: Job, data: BatchSource, planned: list[list[str]], news: _News) -> None:
+def _train_here(job: Job, data: BatchSource, planned: list[list[str]], news: News) -> None:
     def stopping() -> bool:
         job.beat()
         return job.watch.stopping()
@@ -162,83 +133,16 @@ def _train_here(job: Job, data: BatchSource, planned: list[list[str]], news: _Ne
         raise WorkerLost(f"the GPU's memory ran out; {less(job)}") from error
 
 
-def _follow(job: Job, workers: Sequence[Any], shared: Shared, news: _News) -> int:
-    """Tell what the workers tell until all runs have ended; returns their peak memory in bytes."""
-    runs, peak = {run.hash: run for run in job.column}, 0
-    try:
-        for kind, name, value in _events(job, workers, shared):
-            if kind == "done":
-                outcome, memory = value
-                peak = max(peak, memory)
-                news.done(runs[name], outcome)
-            elif kind in _News._fields:
-                getattr(news, kind)(runs[name], value)
-            elif kind == "overtaken":
-                raise TakenOver(value)
-            elif kind == "refused":
-                raise UserError(value)
-            elif kind == "lost":
-                raise WorkerLost(value)
-            else:
-                title = f"base_lr={format_base_lr(runs[name].base_lr)} seed={runs[name].seed}"
-                raise RuntimeError(f"training m={runs[name].batch_size} {title} failed:\n{value}")
-    except TakenOver:
-        for worker in workers:
-            worker.kill()  # another process now writes the files that they would write
-        raise
-    finally:
-        shared.stop.value = 1  # after an error, the other workers keep their progress and end
-        deadline = time.monotonic() + GRACE_S
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-            worker.kill()
-            worker.join()
-    return peak
-
-
-def _events(job: Job, workers: Sequence[Any], shared: Shared) -> Iterator[tuple[str, str, Any]]:
-    """The messages of the workers, until every missing run has ended.
-
-    Raises:
-        WorkerLost: Workers ended before that.
-        Stopped: Workers were asked to stop and have ended.
-    """
-    ends, ready = len(job.missing), set[int]()
-    while ends:
-        job.beat()
-        if job.watch.stopping():
-            shared.stop.value = 1
-            for worker in workers:
-                if worker.pid not in ready:
-                    worker.kill()  # it still imports torch, and has nothing to lose
-        alive = any(worker.is_alive() for worker in workers)
-        failed = [worker.exitcode for worker in workers if worker.exitcode]
-        try:
-            kind, name, value = shared.events.get(timeout=0.2)
-        except Empty:
-            if not alive:
-                job.watch.check()
-            if (failed and not shared.stop.value) or not alive:
-                code = failed[0] if failed else 0
-                how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                hint = HINT if code != -signal.SIGKILL else f"if memory ran out, {less(job)}"
-                raise WorkerLost(f"a training worker {how}: {hint}") from None
-            continue
-        if kind == "ready":
-            ready.add(value)
-            continue
-        ends -= kind == "done"
-        yield kind, name, value
-
-
 def _work_forked(
-    job: Job, data: BatchSource, planned: list[list[str]], shared: Shared, parent: int
+    job: Job, data: BatchSource, planned: list[list[str]], shared: Shared, parent: int, rank: int
 ) -> None:
     live_and_die_with(parent)
-    work(job, data, planned, shared)
+    work(job, data, planned, shared, rank)
 
 
-def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: Shared) -> None:
+def work(
+    job: Job, data: BatchSource | None, planned: list[list[str]], shared: Shared, rank: int
+) -> None:
     """Be a worker: train the next chunk until none is left; what happens is told as events.
 
     Args:
@@ -246,9 +150,10 @@ def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: S
         data: The images; None: they are put on the device here.
         planned: Hashes of each chunk's runs.
         shared: What is shared with the parent.
+        rank: Its number; if the workers are ranks, they train every chunk together.
     """
     keep_freed_memory()
-    events, taken = shared.events, shared.taken
+    events = shared.events
 
     def put(kind: str) -> Callable[[Run, Any], None]:
         return lambda run, value: events.put((kind, run.hash, value))
@@ -256,25 +161,50 @@ def work(job: Job, data: BatchSource | None, planned: list[list[str]], shared: S
     def done(run: Run, outcome: str) -> None:
         put("done")(run, (outcome, _peak_memory(job)))
 
-    news = _News(put("begun"), put("epoch"), done)
+    news = News(put("begun"), put("epoch"), done)
 
     def load() -> BatchSource:
         _set_up(job)
         return _images(job, job.dataset)
 
-    data = data or _try(job, load, job.missing[0].hash, events)
+    first = job.missing[0].hash
+    data = data or _try(job, load, first, events)
+    ranks = _try(job, lambda: met(job, rank, shared.meeting), first, events)
     events.put(("ready", "", os.getpid()))
-    while data and not shared.stop.value:
-        with taken.get_lock():
-            i, taken.value = taken.value, taken.value + 1
+    if data is None or ranks is None:
+        return
+    for hashes in _turns(job, planned, shared, ranks):
+
+        def train_next(data: BatchSource = data, hashes: Sequence[str] = hashes) -> bool:
+            if ranks.leads:
+                chunk = open_chunk(job, hashes, lambda: bool(shared.stop.value))
+                _train_chunk(job, data, chunk, news, ranks)
+            else:
+                _train_along(job, data, hashes, ranks)
+            return True
+
+        if not _try(job, train_next, hashes[0], events) and job.ranks > 1:
+            return  # the others wait for it in the midst of an update
+
+
+def _turns(job: Job, planned: list[list[str]], shared: Shared, ranks: Ranks) -> Iterator[list[str]]:
+    """The chunks that a worker trains, until it is to stop; rank 0 stops for all ranks."""
+    if job.ranks > 1:
+        yield from takewhile(lambda _: not (ranks.leads and shared.stop.value), planned)
+        return
+    while not shared.stop.value:
+        with shared.taken.get_lock():
+            i, shared.taken.value = shared.taken.value, shared.taken.value + 1
         if i >= len(planned):
             return
+        yield planned[i]
 
-        def train_next(data: BatchSource = data, hashes: Sequence[str] = planned[i]) -> None:
-            chunk = open_chunk(job, hashes, lambda: bool(shared.stop.value))
-            _train_chunk(job, data, chunk, news)
 
-        _try(job, train_next, planned[i][0], events)
+def _train_along(job: Job, data: BatchSource, hashes: Sequence[str], ranks: Ranks) -> None:
+    """Train a chunk's run together with rank 0, which looks after it."""
+    (run,) = (run for run in job.column if run.hash in hashes)
+    with its_errors_told(run.settings.model):
+        train(run, data, micro_batch=job.placement.method.micro_batch, ranks=ranks)
 
 
 def _try(job: Job, call: Callable[[], T], name: str, events: Any) -> T | None:
@@ -285,6 +215,11 @@ def _try(job: Job, call: Callable[[], T], name: str, events: Any) -> T | None:
         pass
     except TakenOver as error:
         events.put(("overtaken", name, str(error)))
+    except OthersLost as error:
+        time.sleep(SILENT_S)
+        events.put(("lost", name, str(error)))
+    except WorkerLost as error:
+        events.put(("lost", name, str(error)))
     except UserError as error:
         events.put(("refused", name, str(error)))
     except OSError as error:
@@ -297,7 +232,9 @@ def _try(job: Job, call: Callable[[], T], name: str, events: Any) -> T | None:
     return None
 
 
-def _train_chunk(job: Job, data: BatchSource, chunk: Chunk, news: _News) -> None:
+def _train_chunk(
+    job: Job, data: BatchSource, chunk: Chunk, news: News, ranks: Ranks | None = None
+) -> None:
     """Train the runs of a chunk, and write each run's record when it ends."""
     # Some runs may have a record already, if they ended after the checkpoint that is resumed.
     missing = {run.hash for run in job.missing}
@@ -338,7 +275,7 @@ def _train_chunk(job: Job, data: BatchSource, chunk: Chunk, news: _News) -> None
             (run,) = chunk.runs
             result = train(
                 run, data, on_epoch=lambda row: tell(run, row), keeper=checkpoints,
-                micro_batch=job.placement.method.micro_batch,
+                micro_batch=job.placement.method.micro_batch, ranks=ranks,
             )  # fmt: skip
             keep(run, result, checkpoints.elapsed)
     checkpoints.clear()

@@ -20,15 +20,19 @@ def batch_norms(model: nn.Module) -> Iterator[BatchNormLayer]:
             yield module
 
 
+def moving_batch_norms(model: nn.Module) -> Iterator[BatchNormLayer]:
+    """Every batch norm that normalises by statistics of the batch in training."""
+    return (layer for layer in batch_norms(model) if layer not in _kept)
+
+
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether any layer normalises by statistics of the batch in training."""
-    return any(layer not in _kept for layer in batch_norms(model))
+    return any(True for _ in moving_batch_norms(model))
 
 
 def needs_whole_batch(model: nn.Module) -> bool:
     """Whether a layer's statistics in training are those of the whole batch, of no part of it."""
-    layers = (layer for layer in batch_norms(model) if layer not in _kept)
-    return any(not isinstance(layer, GhostBatchNorm) for layer in layers)
+    return any(not isinstance(layer, GhostBatchNorm) for layer in moving_batch_norms(model))
 
 
 # Batch norms that stay in evaluation mode.
@@ -66,7 +70,7 @@ def recompute_population_statistics(model: nn.Module, images: Tensor) -> None:
     Raises:
         ValueError: A layer sees a single value per channel, so that there is no variance.
     """
-    layers = [layer for layer in batch_norms(model) if layer not in _kept]
+    layers = [*moving_batch_norms(model)]
     if not layers:
         return
     modes = [(module, module.training) for module in model.modules()]

@@ -22,7 +22,8 @@ class Makers:
     """Whose finished runs a column takes over instead of training them again.
 
     The same code, or earlier code with the same numbers, with the same libraries, on whatever
-    hardware. An engine, a device or a micro-batch that the settings name has to have made them.
+    hardware. An engine, a device, a micro-batch or several ranks that the settings name have to
+    have made them.
 
     Attributes:
         exact: What makes the runs that are trained here, and earlier code with their numbers.
@@ -30,6 +31,7 @@ class Makers:
         engines: Which of them may have made a run.
         device: ``cpu`` or ``cuda``; None: any.
         micro_batch: Most examples of a batch at a time, None for all; ``auto``: any.
+        ranks: The number of processes that trained a run together; 1: any.
         same_hardware: Whether one kind of hardware has to have made all runs of a column.
     """
 
@@ -38,6 +40,7 @@ class Makers:
     engines: frozenset[Engine] = frozenset()
     device: str | None = None
     micro_batch: MicroBatch | None = "auto"
+    ranks: int = 1
     same_hardware: bool = False
 
     def __contains__(self, text: object) -> bool:
@@ -53,6 +56,7 @@ class Makers:
             and (maker.kernels != "triton" or maker.code in now)
             and self.device in (None, maker.device)
             and self.micro_batch in ("auto", maker.micro_batch)
+            and self.ranks in (1, maker.ranks)
             and maker.choices == made_by.choices_here()
             and all(here.get(name, version) == version for name, version in maker.versions.items())
         )
@@ -77,13 +81,14 @@ class Makers:
     def place(self, text: str) -> Environment:
         """Device, hardware, engine and kernels of a maker, as far as they are known.
 
-        And its micro-batch, if it had one.
+        And its micro-batch and its ranks, if it had any.
         """
         if (maker := _parsed(text)) is None or maker.code not in self.codes:
             return {}
         engine = self.codes[maker.code]
         kernels = maker.kernels if engine == "stacked" else None
         parts = {} if maker.micro_batch is None else {"micro_batch": maker.micro_batch}
+        parts |= {"ranks": maker.ranks} if maker.ranks > 1 else {}
         return {
             "device": maker.device, "hardware": maker.hardware,
             "engine": engine, "kernels": kernels, **parts,
@@ -119,6 +124,7 @@ def makers_of(
         engines=frozenset(asked),
         device=None if compute.device == "auto" else compute.device,
         micro_batch=compute.micro_batch_at(batch_size),
+        ranks=compute.ranks,
         same_hardware=compute.same_hardware,
     )
 

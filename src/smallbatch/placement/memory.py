@@ -11,6 +11,7 @@ from smallbatch import machine
 from smallbatch.errors import Stopped, Stopping, UserError
 from smallbatch.machine import free_memory
 from smallbatch.placement.known import known, learn, name_of
+from smallbatch.placement.ranks import share_of
 from smallbatch.placement.workload import Method, noise
 from smallbatch.text import count
 
@@ -70,30 +71,42 @@ def micro_batch_of(
         UserError: The model cannot be built for these images, or batches would have to be divided
             that it needs as a whole.
     """
-    m = column.batch_size
+    m, ranks = _share(column, workload, compute), compute.ranks
     if (size := compute.micro_batch_at(m)) is None or m == 1:
         return None
     if size != "auto":
-        return _allowed(column, workload, size)
+        return _allowed(column, workload, size, m)
     if step_of(column, workload).bytes(m) <= LEAST:
         return None
-    name = f"{name_of(column, workload.device)} by loop, {count(workload.workers, 'worker')}"
+    by = count(workload.workers, "worker") if ranks == 1 else count(ranks, "rank")
+    name = f"{name_of(column, workload.device)} by loop, {by}"
     if (past := known().choices.get(name)) is not None:
         return Method(**past).micro_batch
-    found = _fitting(column, workload, memory_of(compute))
+    found = _fitting(column, workload, memory_of(compute), m)
     if keep:
         learn(choices={name: Method("loop", micro_batch=found)})
     return found
 
 
-def _allowed(column: Column, workload: Workload, size: int) -> int:
+def _share(column: Column, workload: Workload, compute: ComputeConfig) -> int:
+    """Examples of a batch that a process computes.
+
+    Raises:
+        UserError: Batches cannot be divided among so many ranks.
+    """
+    if compute.ranks == 1:
+        return column.batch_size
+    return share_of(column, compute.ranks, whole=step_of(column, workload).whole)
+
+
+def _allowed(column: Column, workload: Workload, size: int, m: int) -> int:
     """A micro-batch that the settings name.
 
     Raises:
         UserError: The model needs the whole batch, or other parts of it.
     """
     found = f"compute.micro_batch: found {size} at batch size {column.batch_size}"
-    _refuse_whole(column, workload, found, "auto")
+    _refuse_whole(column, workload, found, "auto", m)
     if size % (unit := _unit(column)):
         raise UserError(
             f"{found} with a BN batch size of {unit}, allowed: a multiple of {unit}, or auto"
@@ -101,25 +114,26 @@ def _allowed(column: Column, workload: Workload, size: int) -> int:
     return size
 
 
-def _fitting(column: Column, workload: Workload, budget: int | None) -> int | None:
+def _fitting(column: Column, workload: Workload, budget: int | None, m: int) -> int | None:
     """The largest of a batch's halves, quarters, … that fits into memory; None: all of it.
 
     Args:
         column: The column.
         workload: Its workload.
         budget: Bytes for the steps of all workers; None: a fraction of the free memory.
+        m: Examples of a batch, or of a rank's share of it.
 
     Raises:
         UserError: More is needed than is free, and the model needs the whole batch.
     """
-    m, step, free = column.batch_size, step_of(column, workload), _free(column, workload)
+    step, free = step_of(column, workload), _free(column, workload)
     needed, unit = step.bytes(m), _unit(column)
     room = int(SHARE * free) if budget is None else budget // workload.workers
     if needed <= room:
         return None
     if step.whole or unit >= m:
         if needed > free:
-            _refuse_whole(column, workload, _lacking(m, needed, free), "a smaller batch size")
+            _refuse_whole(column, workload, _lacking(m, needed, free), "a smaller batch size", m)
         return None
     units = -(-m // unit)
     while step.bytes(units * unit) > room and units > 1:
@@ -144,8 +158,8 @@ def _unit(column: Column) -> int:
     return math.lcm(*(run.settings.bn_batch_size or 1 for run in column.runs))
 
 
-def _refuse_whole(column: Column, workload: Workload, found: str, other: str) -> None:
-    """Refuse to divide a batch that is normalised as a whole.
+def _refuse_whole(column: Column, workload: Workload, found: str, other: str, m: int) -> None:
+    """Refuse to divide a batch, or a rank's share of m, that is normalised as a whole.
 
     Raises:
         UserError: It is; ``other`` is allowed instead.
@@ -155,8 +169,9 @@ def _refuse_whole(column: Column, workload: Workload, found: str, other: str) ->
     why, way_out = "", WAY_OUT
     if step_of(column, workload).whole:
         why = f"norm {column.runs[0].settings.norm} takes statistics from all of a batch at once"
-    elif (unit := _unit(column)) >= column.batch_size:
-        why, way_out = f"a BN batch size of {unit} is all of it", "a smaller bn_batch_size"
+    elif (unit := _unit(column)) >= m:
+        all_of = "all of it" if m == column.batch_size else f"all of a rank's {m} examples"
+        why, way_out = f"a BN batch size of {unit} is {all_of}", "a smaller bn_batch_size"
     if why:
         raise UserError(f"{found}; {why}, so that none is divided; allowed: {way_out}, or {other}")
 

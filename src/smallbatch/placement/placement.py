@@ -13,6 +13,7 @@ from smallbatch.machine import free_memory
 from smallbatch.placement.known import decided, learn, name_of
 from smallbatch.placement.makers import Makers, makers_of
 from smallbatch.placement.memory import memory_of, micro_batch_of
+from smallbatch.placement.ranks import refuse_too_few_gpus
 from smallbatch.placement.rules import MEMORY_SHARE, Choice, choose
 from smallbatch.placement.trying import vmap_works
 from smallbatch.placement.workload import Method, Workload, noise
@@ -36,9 +37,10 @@ class Placement:
         made_by: What the numbers depend on besides a run's hash.
         makers: What made runs that need not be trained again.
         devices: The GPUs, if they are several, as `CUDA_VISIBLE_DEVICES` names them; each then has
-            a worker.
+            a worker, or a rank.
         native: The version of the native kernels if they compute the lanes; None if others do.
         decoders: Processes beside each worker that decode images.
+        ranks: The number of processes that train each run together, one run after another.
         remark: One line if the engine is not the one asked for.
     """
 
@@ -49,6 +51,7 @@ class Placement:
     made_by: str
     native: str | None = None
     decoders: int = 0
+    ranks: int = 1
     remark: str | None = None
     devices: tuple[str, ...] = ()
     makers: Makers = field(default_factory=Makers)
@@ -81,23 +84,26 @@ def place(
         here: Whether this machine is to train it, so that its memory counts.
 
     Raises:
-        UserError: The device does not exist, the model cannot be built for these images, or batches
-            have to be divided that it needs as a whole.
+        UserError: The device does not exist, the model cannot be built for these images, batches
+            have to be divided that it needs as a whole, or they cannot be divided among the ranks.
     """
-    device = resolve_device(compute.device)
+    device, ranks = resolve_device(compute.device), compute.ranks
+    if ranks > 1 and device == "cuda" and here:
+        refuse_too_few_gpus(ranks)
     choice = _choose(column, _by_loop_if_divided(column, compute), device, keep)
     method, study = choice.method, column.runs[0].settings
-    if here or compute.micro_batch != "auto":
+    if here or compute.micro_batch != "auto" or ranks > 1:
         method = _divided(column, compute, device, method, keep)
     made_by = made_by_on(
-        method.engine, device, study, method.kernels, method.micro_batch, streamed=column.streamed
-    )
-    devices, others = _devices(column, device)
+        method.engine, device, study, method.kernels, method.micro_batch,
+        streamed=column.streamed, ranks=ranks,
+    )  # fmt: skip
+    devices, others = _devices(column, device, ranks)
     earlier = earlier_makers(made_by, method.engine, study, method.kernels)
     return Placement(
         device=device,
         method=method,
-        workers=_workers(column, compute, device),
+        workers=_workers(column, compute, device) if ranks == 1 else 1,
         memory=memory_of(compute),
         made_by=made_by,
         makers=makers_of(
@@ -105,6 +111,7 @@ def place(
         ),
         native=native_version(method.engine, device, study, method.kernels),
         decoders=_decoders(column, compute, device) if column.streamed else 0,
+        ranks=ranks,
         remark="; ".join(filter(None, (choice.remark, others))) or None,
         devices=devices,
     )
@@ -174,7 +181,7 @@ def workload_of(column: Column, compute: ComputeConfig) -> Workload:
         width=meta.width,
         classes=len(meta.classes),
         batch_size=run.batch_size,
-        lanes=_lanes(column, device),
+        lanes=_lanes(column, device, compute.ranks),
         device=device,
         workers=1 if device == "cuda" else _workers(column, compute, device),
         optimizer=run.settings.optimizer,
@@ -204,6 +211,8 @@ def can_stack(column: Column, device: str) -> bool:
 
 def _workers(column: Column, compute: ComputeConfig, device: str) -> int:
     """The number of processes: one for each GPU, else as many as asked for or one per core."""
+    if compute.ranks > 1:
+        return compute.ranks
     if device == "cuda":
         return max(1, len(_devices(column, device)[0]))
     workers = machine.cores() if compute.workers == "auto" else compute.workers
@@ -220,7 +229,7 @@ def _decoders(column: Column, compute: ComputeConfig, device: str) -> int:
     return max(1, (machine.cores() - workers) // workers)
 
 
-def _devices(column: Column, device: str) -> tuple[tuple[str, ...], str | None]:
+def _devices(column: Column, device: str, ranks: int = 1) -> tuple[tuple[str, ...], str | None]:
     """The GPUs that train a column, none if it is one, and a line about any that do not.
 
     All are of the first one's model, as numbers round differently on others.
@@ -232,13 +241,13 @@ def _devices(column: Column, device: str) -> tuple[tuple[str, ...], str | None]:
     if left := len(found) - len(alike):
         kinds = ", ".join(sorted(set(models) - {models[0]}))
         remark = f"{count(left, 'GPU')} of another model left out ({kinds}); {models[0]} trains it"
-    devices = tuple(alike[: len(column.runs)])
+    devices = tuple(alike[: len(column.runs) if ranks == 1 else ranks])
     return devices if len(devices) > 1 else (), remark
 
 
-def _lanes(column: Column, device: str) -> int:
+def _lanes(column: Column, device: str, ranks: int = 1) -> int:
     """The number of runs, on several GPUs of each one's share."""
-    return -(-len(column.runs) // max(1, len(_devices(column, device)[0])))
+    return -(-len(column.runs) // max(1, len(_devices(column, device, ranks)[0])))
 
 
 def _by_rule(column: Column, asked: EngineSetting, device: str, *, tried: bool = False) -> Choice:

@@ -202,7 +202,8 @@ class ColumnClock(TypedDict, total=False):
     ``started`` is that of its first run. ``seconds``, ``images_per_second`` and
     ``peak_memory_bytes`` are there only if one attempt trained all of the column: of several, or of
     runs that another column trained, what they took is not known. ``micro_batch`` is there only if
-    batches were computed in parts of so many examples.
+    batches were computed in parts of so many examples, ``ranks`` only if so many processes trained
+    each run.
     Older files lack some of these; any others are kept as they are.
     """
 
@@ -217,6 +218,7 @@ class ColumnClock(TypedDict, total=False):
     engine: str
     kernels: str | None
     micro_batch: int
+    ranks: int
     device: str
     stage: str | None
     peak_memory_bytes: int
