@@ -1,4 +1,4 @@
-"""What it takes to prepare many images that are kept encoded, and to read them.
+"""What it takes to prepare many images that are kept encoded, to read them and to train on them.
 
     PYTHONPATH=src python -m benchmarks.scale.encoded                 # 200,000 into results/scale
     PYTHONPATH=src python -m benchmarks.scale.encoded --images 20000 --width 500 --out /tmp/scale
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from PIL import Image
 
 from smallbatch import machine
 from smallbatch.config.dataset import DatasetConfig
+from smallbatch.config.study import StudyConfig
 from smallbatch.data.encoded import load_encoded
 from smallbatch.data.prepare import prepare
+from smallbatch.protocol.run import Run
 
 _CLASSES = 100
 _PICTURES = 8
 _READS = 20_000
+_M = 16  # of the training, at 224 pixels
 _BITS = 24  # of a number; the steps of so many low frequencies
 
 
@@ -43,17 +47,23 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=300, help="of an image, in pixels")
     parser.add_argument("--folder", type=Path, help="where they are made, and removed")
     parser.add_argument("--out", type=Path, default=Path("results/scale"))
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--updates", type=int, default=60, help="of the training")
+    parser.add_argument("--child", choices=("prepare", "train"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.folder)))
+        folder, updates = options.folder, options.updates
+        found = prepared(folder) if options.child == "prepare" else trained(folder, updates)
+        print(json.dumps(found))
         return 0
     folder = Path(tempfile.mkdtemp(prefix="encoded-", dir=options.folder))
     try:
         written = draw(folder / "images", options.images, options.width)
-        command = [sys.executable, "-m", "benchmarks.scale.encoded", "--child", "--folder", folder]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        found = described(options.images, options.width, written) | json.loads(done.stdout)
+        found = described(options.images, options.width, written)
+        for child in ("prepare", "train"):
+            command = [sys.executable, "-m", "benchmarks.scale.encoded", "--child", child]
+            command += ["--folder", folder, "--updates", str(options.updates)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            found |= json.loads(done.stdout)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +108,7 @@ def varied(jpeg: bytes, number: int) -> bytes:
     return bytes(changed)
 
 
-def measure(folder: Path) -> dict[str, Any]:
+def prepared(folder: Path) -> dict[str, Any]:
     """Prepare and read them, in a process that does nothing else."""
     config = DatasetConfig(name="many", source="image_folder", path=str(folder / "images"),
                            image_size=224, storage="encoded", validation_fraction=0.02)  # fmt: skip
@@ -128,6 +138,32 @@ def measure(folder: Path) -> dict[str, Any]:
         "bytes_of_index": sizes["index.npy"],
         "seconds_to_load": round(loaded, 3),
         "microseconds_per_read": round(1e6 * reading / _READS, 1),
+    }
+
+
+def trained(folder: Path, updates: int) -> dict[str, Any]:
+    """The first updates of a training on them, in a process that does nothing else."""
+    import torch
+
+    from smallbatch.engines.loop import initial_model
+    from smallbatch.engines.micro import GradientSum
+    from smallbatch.engines.streamed import Streamed
+
+    torch.set_num_threads(1)
+    data = load_encoded(folder / "prepared/many")
+    source = Streamed(data, augment=True, device=torch.device("cpu"))
+    settings = StudyConfig(model="resnet10t", norm="batch", epochs=1, weight_decay=0, augment=True)
+    run = Run(settings, data.meta.fingerprint, _M, 2.0**-8, 0)
+    model = initial_model(run, source)
+    gradient, began = GradientSum(model, "float32"), time.monotonic()
+    high: list[int] = []
+    for images, labels in islice(source.batches(0, 1, _M), updates):
+        gradient.add(images, labels)
+        high.append(peak())
+    return {
+        "training_images_per_second": round(_M * updates / (time.monotonic() - began), 1),
+        "training_peak_mebibytes": high[-1] >> 10,
+        "training_mebibytes_after_ten_updates": high[min(9, updates - 1)] >> 10,
     }
 
 

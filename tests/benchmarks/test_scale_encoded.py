@@ -28,11 +28,21 @@ def test_every_number_has_another_picture() -> None:
 @pytest.mark.parametrize("width", [300, 500])
 def test_it_measures_a_few_images(tmp_path: Path, width: int) -> None:
     command = [sys.executable, "-m", "benchmarks.scale.encoded", "--images", "400"]
-    command += ["--width", str(width), "--folder", str(tmp_path), "--out", str(tmp_path / "out")]
+    command += [
+        "--updates",
+        "2",
+        "--width",
+        str(width),
+        "--folder",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     found = json.loads((tmp_path / f"out/encoded-{width}.json").read_text())
     assert sum(found["counts"].values()) == 400
     assert (found["bytes_of_shards"] > found["bytes_of_images"]) is (width == 300)
     assert found["images_per_second"] > 0
+    assert found["training_peak_mebibytes"] >= found["training_mebibytes_after_ten_updates"] > 0
     assert found["counts"]["validation"] < 12  # which is by content: no two are the same
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
