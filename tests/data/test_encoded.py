@@ -172,7 +172,7 @@ def test_a_damaged_image_is_told_when_it_is_read(prepared: Path) -> None:
     path.write_bytes(content)
     split = load_encoded(prepared).test  # whose index is intact
     split.read(3)
-    with pytest.raises(UserError, match=rf"^{path}, image 4: damaged; prepare the data set again"):
+    with pytest.raises(UserError, match=rf"^{path}, image 4: damaged; remove this file and"):
         split.read(4)
     path.unlink()
     split = pickle.loads(pickle.dumps(split))

@@ -89,6 +89,10 @@ def test_dvc_prepares_them(tmp_path: Path) -> None:
     assert "data/prepared/own: 12 train" in said
     first = load_encoded(tmp_path / "data/prepared/own").meta.fingerprint
     assert "didn't change" in project.call("dvc", "repro", "prepare")
+    said = project.call("dvc", "repro", "--force", "prepare")
+    assert "own: settings and files unchanged, so what is prepared is kept" in said
+    assert "data/prepared/own: 12 train" in said
+    assert "up to date" in project.call("dvc", "status", "prepare")
     (tmp_path / "params.yaml").write_text(PARAMS.replace("encoded}", "encoded, short_side: 33}"))
     project.call("dvc", "repro", "prepare")
     second = load_encoded(tmp_path / "data/prepared/own").meta

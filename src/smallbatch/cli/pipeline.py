@@ -47,6 +47,7 @@ def prepare(params_file: Path) -> None:
       smallbatch prepare --params other.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
+    from smallbatch.data.prepared import SPLITS
     from smallbatch.pipeline.experiments import refuse_for_dvc
     from smallbatch.pipeline.fits import check_models
     from smallbatch.pipeline.held import held_params, prepare_inputs
@@ -63,7 +64,7 @@ def prepare(params_file: Path) -> None:
             f"training examples of {meta.name}"
         )
     check_models(params, meta)
-    counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
+    counts = ", ".join(f"{n} {split}" for split in SPLITS if (n := meta.counts[split]))
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
     if meta.short_side is not None:
         shape = f"of a short side up to {meta.short_side}, for crops {shape}"

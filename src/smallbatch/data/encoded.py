@@ -79,7 +79,9 @@ class EncodedSplit:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         if digest_of(found) != self.digest[row].tobytes():
-            raise UserError(f"{path}, image {row}: damaged; prepare the data set again")
+            raise UserError(
+                f"{path}, image {row}: damaged; remove this file and prepare the data set again"
+            )
         return found
 
 
@@ -192,7 +194,7 @@ def load_encoded(directory: Path) -> EncodedDataset:
         part = rows[start : start + meta.counts[split]]
         start += len(part)
         fields = (np.ascontiguousarray(part[name]) for name in INDEX.names or ())
-        splits[split] = EncodedSplit(directory, tuple(sorted(shards)), *fields, opened)
+        splits[split] = EncodedSplit(directory, tuple(sorted(shards)), *fields, _open=opened)
     validation = splits["validation"] if meta.counts["validation"] else None
     return EncodedDataset(meta, splits["train"], splits["test"], validation)
 
