@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from smallbatch.config.params import Params, parse_params
+from smallbatch.config.params import Params, parse_compute, parse_params
 from smallbatch.errors import UserError
-from smallbatch.pipeline.fits import check_batch_sizes, check_kept, check_models
+from smallbatch.pipeline.fits import check_batch_sizes, check_kept, check_micro_batch, check_models
 from tests.noise import make_dataset
 
 
@@ -99,3 +99,36 @@ def test_batch_sizes_above_the_training_images() -> None:
     )
     with pytest.raises(UserError, match=line):
         check_batch_sizes(params, Path("my.yaml"), 7)
+
+
+@pytest.mark.parametrize("model", ["resnet8", "test_resnet"])
+def test_batches_that_no_study_allows_to_divide(model: str) -> None:
+    def tried(micro_batch: int | str, short_side: int | None = None, **settings: Any) -> None:
+        params = params_of(model, {"image_size": 32}, **settings)
+        compute = {"micro_batch": micro_batch, "device": "cpu", "workers": 1}
+        check_micro_batch(params.model_copy(update={"compute": parse_compute(compute, "")}), 8,
+                          short_side)  # fmt: skip
+
+    batch = r"^compute\.micro_batch: found 2 at batch size 8; norm batch takes statistics from all"
+    for side in (None, 40):
+        with pytest.raises(UserError, match=batch):
+            tried(2, side)
+    ghost = (
+        r"^compute\.micro_batch: found 3 at batch size 8 with a BN batch size of 2, allowed: a mul"
+    )
+    with pytest.raises(UserError, match=ghost):
+        tried(3, norm="ghost", bn_batch_size=2)
+    tried(2, norm="ghost", bn_batch_size=2)
+    tried("auto")
+    tried(8)
+
+
+def test_a_micro_batch_that_suits_one_of_two_studies() -> None:
+    params = params_of("resnet8")
+    ghost = params.studies["s"].model_copy(update={"norm": "ghost", "bn_batch_size": 2})
+    compute = parse_compute({"micro_batch": 2, "device": "cpu", "workers": 1}, "")
+    grid = params.grid.model_copy(update={"studies": ("s", "unused")})
+    two = {"grid": grid, "studies": params.studies | {"unused": ghost}, "compute": compute}
+    check_micro_batch(params.model_copy(update=two), 8, None)
+    with pytest.raises(UserError, match=r"^compute\.micro_batch: found 2"):
+        check_micro_batch(params.model_copy(update={"compute": compute}), 8, None)

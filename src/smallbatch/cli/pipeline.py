@@ -48,7 +48,12 @@ def prepare(params_file: Path) -> None:
     from smallbatch.data.prepare import prepare as prepare_data
     from smallbatch.data.prepared import SPLITS
     from smallbatch.pipeline.experiments import refuse_for_dvc
-    from smallbatch.pipeline.fits import check_batch_sizes, check_kept, check_models
+    from smallbatch.pipeline.fits import (
+        check_batch_sizes,
+        check_kept,
+        check_micro_batch,
+        check_models,
+    )
     from smallbatch.pipeline.held import held_params, prepare_inputs
     from smallbatch.pipeline.image_progress import ImageProgress
 
@@ -58,6 +63,7 @@ def prepare(params_file: Path) -> None:
         def begin(train: int, short_side: int | None) -> None:
             check_batch_sizes(params, params_file, train)
             check_kept(params, short_side, door.say)
+            check_micro_batch(params, train, short_side)
 
         with ImageProgress(params.dataset.name) as progress:
             meta = prepare_data(params.dataset, say=door.say, told=progress.told, begin=begin)

@@ -11,7 +11,7 @@ from smallbatch.errors import UserError
 
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
-    from smallbatch.data.prepared import Meta
+    from smallbatch.data.prepared import Dataset, Meta
 
 
 def check_batch_sizes(params: Params, file: Path, train: int) -> None:
@@ -67,6 +67,58 @@ def check_kept(params: Params, short_side: int | None, say: Callable[[str], obje
                 f"short side of {short_side} the middle has {round(short_side * own.crop_ratio)}; "
                 f"dataset.short_side: {needed} keeps as many"
             )
+
+
+def check_micro_batch(params: Params, train: int, short_side: int | None) -> None:
+    """Refuse a `compute.micro_batch` that suits no column of the grid, before classes are known.
+
+    Args:
+        params: The checked params file.
+        train: The number of training images.
+        short_side: The largest short side of the images in pixels; None: they are kept as pixels.
+
+    Raises:
+        UserError: None of the larger batches can be divided so.
+    """
+    compute, sizes = params.compute, params.grid.batch_sizes
+    if compute.micro_batch == "auto" or max(sizes) <= compute.micro_batch:
+        return
+    from smallbatch.placement.memory import micro_batch_of
+    from smallbatch.placement.placement import workload_of
+    from smallbatch.protocol.column import plan_column
+
+    data = _without_images(params, train, short_side)
+    refused: UserError | None = None
+    for name, m in params.columns:
+        if m <= compute.micro_batch:
+            continue
+        refused = None
+        try:
+            column = plan_column(
+                name, params.studies[name], data, batch_size=m, base_lrs=[2.0**-10], seeds=[0]
+            )
+            micro_batch_of(column, workload_of(column, compute), compute)
+        except UserError as error:
+            refused = error
+        if refused is None or not str(refused).startswith("compute.micro_batch: "):
+            return  # that is possible; or cannot be told yet
+    if refused is not None:
+        raise refused
+
+
+def _without_images(params: Params, train: int, short_side: int | None) -> Dataset:
+    """What is known of a data set before it is prepared, with placeholders for the rest."""
+    import numpy as np
+
+    from smallbatch.data.prepared import Dataset, Meta
+
+    config, side = params.dataset, params.dataset.image_size or 32
+    meta = Meta(
+        config.name, config.source, ("a", "b"), 3, side, side, (0.0,) * 3, (1.0,) * 3,
+        {"train": train, "validation": 0, "test": 1}, "", short_side=short_side,
+    )  # fmt: skip
+    pixels, labels = np.zeros((0, 3, side, side), np.uint8), np.zeros(0, np.int64)
+    return Dataset(meta, pixels, labels, pixels, labels)
 
 
 def check_models(params: Params, meta: Meta) -> None:
