@@ -92,6 +92,24 @@ BAD = [
     ("dataset.scale", "So small", ["dataset.scale: found 'So small'"]),
     ("compute", {"workers": "all"}, ["compute.workers: found 'all', allowed: a whole number"]),
     ("compute", {"workers": 0}, ["compute.workers: found 0", "or auto"]),
+    (
+        "compute",
+        {"decoders": "many"},
+        ["compute.decoders: found 'many', allowed: a whole number from 0 to 1024, or auto"],
+    ),
+    (
+        "compute",
+        {"decoders": -1},
+        ["compute.decoders: found -1, allowed: a whole number from 0 to 1024, or auto"],
+    ),
+    (
+        "compute",
+        {"ray": {"gpus": 2}},
+        ["compute.ray.gpus: found 2, allowed: a whole number from 0 to 1, or auto"],
+    ),
+    ("studies.a.budget", "updates of 4\n", ["found 'updates of 4\\n', allowed: epochs, or"]),
+    ("studies.a.base_lr", "best of b\n", ["found 'best of b\\n', allowed: `best of` and"]),
+    ("dataset.name", "own\n", ["dataset.name: found 'own\\n', allowed: lower-case"]),
     ("compute", {"device": "gpu"}, ["compute.device: found 'gpu'", "auto, cpu, cuda"]),
 ]
 
@@ -235,7 +253,7 @@ def test_a_bn_batch_of_up_to_a_number_is_plain_batch_norm_below_it() -> None:
             assert len(hashes) == 1
 
 
-@pytest.mark.parametrize("value", ["up to 1", "up to", "8", "up to eight"])
+@pytest.mark.parametrize("value", ["up to 1", "up to", "8", "up to eight", "up to 4\n", "up to ४"])
 def test_an_odd_largest_bn_batch_is_refused(value: str) -> None:
     raw = {"model": "resnet8", "norm": "ghost", "bn_batch_size": value, "epochs": 1,
            "weight_decay": 0.0}  # fmt: skip

@@ -131,6 +131,28 @@ def test_sums_are_those_of_the_pixels_that_are_stored(name: str) -> None:
         assert found.digest == digest_of(found.content)
 
 
+@pytest.mark.parametrize(
+    ("size", "limit", "expected"),
+    [
+        ((70_000, 10), 32, (65_500, 9)),
+        ((10, 70_000), 32, (9, 65_500)),
+        ((70_000, 35), 32, (64_000, 32)),
+        ((140_000, 70), 33, (65_500, 33)),
+        ((200_000, 1), 32, (65_500, 1)),
+        ((65_500, 3), 32, (65_500, 3)),
+    ],
+)
+def test_a_picture_longer_than_a_jpeg_is_made_smaller(
+    size: tuple[int, int], limit: int, expected: tuple[int, int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = stored(written(Image.new("RGB", size, (10, 200, 30)), "PNG"), limit)
+    assert opened(found.content).size == expected
+    assert decode(Encoded("stored", found.content)).mean(axis=(1, 2)) == pytest.approx(
+        [10, 200, 30], abs=2
+    )
+    assert capfd.readouterr() == ("", "")
+
+
 DAMAGED = {
     "truncated": (KEPT["RGB"][:-40], "damaged image"),
     "truncated and filled up": (KEPT["RGB"][:-40] + bytes(40), "damaged image .*end marker"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +75,7 @@ def test_a_split_is_pickled_without_its_open_files(prepared: Path) -> None:
     split = load_encoded(prepared).train
     expected = [split.read(row) for row in range(24)]
     again = pickle.loads(pickle.dumps(split))
-    assert again._open._descriptors == {}
+    assert again._open._files == {}
     assert [again.read(row) for row in range(24)] == expected
     np.testing.assert_array_equal(again.labels, split.labels)
 
@@ -96,6 +99,47 @@ def test_shards_are_opened_once_and_closed_in_the_end(
     assert files() - before == min(most, len(set(split.shard.tolist())))
     del split
     assert files() == before
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, 3), (12, 3), (8, 2), (0, 0)])
+def test_all_splits_share_a_part_of_what_the_process_may_open(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None, kept: int
+) -> None:
+    infinity = resource.RLIM_INFINITY
+    soft = infinity if limit is None else limit
+    monkeypatch.setattr(encoded.resource, "getrlimit", lambda _: (soft, infinity))
+    monkeypatch.setattr(encoded, "_MOST_OPEN", 3)
+    data = load_encoded(prepared)
+    assert data.validation is not None
+    before = files()
+    for split in (data.train, data.test, data.validation):
+        for row in range(len(split)):
+            split.read(row)
+    assert len(data.train.shards) > 3
+    assert files() - before == kept
+
+
+FEW = """
+import os, resource, sys
+from pathlib import Path
+from smallbatch.data import encoded
+data = encoded.load_encoded(Path(sys.argv[1]))
+encoded._most_open = lambda: 512
+used = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, used + 1))
+for _ in range(2):
+    for split in (data.train, data.test, data.validation):
+        for row in range(len(split)):
+            split.read(row)
+"""
+
+
+def test_where_no_more_can_be_opened_the_kept_ones_are_closed(prepared: Path) -> None:
+    assert len(list(prepared.glob("*.parquet"))) > 3
+    done = subprocess.run(
+        [sys.executable, "-c", FEW, str(prepared)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_threads_read_at_once(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +172,7 @@ def test_a_damaged_image_is_told_when_it_is_read(prepared: Path) -> None:
     path.write_bytes(content)
     split = load_encoded(prepared).test  # whose index is intact
     split.read(3)
-    with pytest.raises(UserError, match=rf"^{path}, image 4: damaged; prepare the data set again"):
+    with pytest.raises(UserError, match=rf"^{path}, image 4: damaged; remove this file and"):
         split.read(4)
     path.unlink()
     split = pickle.loads(pickle.dumps(split))

@@ -55,6 +55,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def read(split: EncodedSplit) -> list[bytes]:
     return [split.read(row) for row in range(len(split))]
 
@@ -79,7 +83,7 @@ def test_the_images_of_a_folder(tmp_path: Path) -> None:
         assert kept == small
     assert said == []
     assert told == [(done, 32) for done in range(1, 33)]
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["own"]
+    assert names(tmp_path / "prepared") == [".own.made_from", "own"]
 
 
 def test_statistics_are_those_of_the_stored_training_pixels(tmp_path: Path) -> None:
@@ -313,8 +317,67 @@ def test_one_storage_replaces_the_other(tmp_path: Path) -> None:
     ]  # fmt: skip
     (directory / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"'notes\.txt' is none of the files to be replaced"):
-        prepare(own(folder), tmp_path)
+        prepare(own(folder, seed=1), tmp_path)
     assert "notes.txt" in content(directory)
+
+
+KEPT = "own: settings and files unchanged, so what is prepared is kept"
+
+
+def test_what_is_prepared_already_is_left_alone(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images")
+    shutil.copy(folder / "train/ant/00002.JPEG", folder / "test/bee/x.JPEG")
+    config, said, told = own(folder, validation_fraction=0.25), list[str](), list[int]()
+
+    def again(config: DatasetConfig) -> bool:
+        """Whether it was kept."""
+        directory = tmp_path / "data/prepared/own"
+        before = {path: path.stat() for path in directory.glob("*")}
+        said.clear()
+        told.clear()
+        meta = prepare(config, tmp_path / "data", say=said.append, told=lambda n, _: told.append(n))
+        assert meta == load_encoded(directory).meta
+        kept = before == {path: path.stat() for path in directory.glob("*")}
+        assert kept == (told == []) == (KEPT in said)
+        return kept
+
+    assert [again(config), again(config), again(config)] == [False, True, True]
+    assert said[1].startswith("warning: 1 of 9 test images found among the ")
+    assert again(config.model_copy(update={"max_megapixels": 9}))
+    for change in ({"short_side": 40}, {"seed": 1}, {"test_subset": 6}, {"scale": "small"}):
+        other = config.model_copy(update=change)
+        assert [again(other), again(other), again(config)] == [False, True, False]
+    os.utime(folder / "train/ant/00001.JPEG", (1, 1))
+    assert [again(config), again(config)] == [False, True]
+
+
+@pytest.mark.parametrize("change", ["cut short", "missing", "index", "meta", "note", "library"])
+def test_what_is_damaged_or_made_by_others_is_prepared_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    config = own(images(tmp_path / "images"))
+    prepare(config, tmp_path)
+    directory = tmp_path / "prepared/own"
+    whole = content(directory)
+    match change:
+        case "cut short":
+            os.truncate(directory / "test-00000.parquet", 4000)
+        case "missing":
+            (directory / "train-00000.parquet").unlink()
+        case "index":
+            (directory / "index.npy").write_bytes(whole["index.npy"][:-1] + b"?")
+        case "meta":
+            (directory / "meta.json").write_bytes(whole["meta.json"] + b" ")
+        case "note":
+            (tmp_path / "prepared/.own.made_from").unlink()
+        case _:
+            monkeypatch.setattr("smallbatch.data.decoder.metadata.version", lambda name: f"{name}2")
+    said: list[str] = []
+    prepare(config, tmp_path, say=said.append)
+    assert said == []
+    assert content(directory) == whole
+    prepare(config, tmp_path, say=said.append)
+    assert said == [KEPT]
 
 
 CHILD = """
@@ -360,7 +423,7 @@ def test_what_a_killed_process_has_finished_is_kept(tmp_path: Path) -> None:
     status, told = child(config, root)
     assert (status, told[-1:]) == (0, [260])
     assert content(root / "prepared/own") == whole
-    assert [path.name for path in (root / "prepared").iterdir()] == ["own"]
+    assert names(root / "prepared") == [".own.made_from", "own"]
     assert len(whole) > 12
 
 
@@ -389,7 +452,7 @@ def test_another_work_begins_anew_and_clears_away_the_unfinished_one(
             return
     status, told = child(config, tmp_path)
     assert (status, told[0]) == (0, 1)
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["own"]
+    assert names(tmp_path / "prepared") == [".own.made_from", "own"]
     again = prepared(config, tmp_path / "again").meta.fingerprint
     assert load_encoded(tmp_path / "prepared/own").meta.fingerprint == again
 

@@ -48,6 +48,37 @@ def test_prepare_says_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(load_encoded(Path("data/prepared/own")).train) == 12
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ([("[4]", "[4, 16]")], "params.yaml: grid.batch_sizes: found 16, allowed: at most the 12"),
+        ([("[4]", "[4, 12]"), ("encoded}", "encoded, validation_fraction: 0.5}")],
+         "params.yaml: grid.batch_sizes: found 12, allowed: at most the 6"),
+        ([("decay: 0", "decay: 0, input: timm")],
+         "studies.a.input: found timm with model 'resnet8', allowed: with models of timm"),
+        ([("resnet8, norm: none", "test_resnet, norm: batch, input: timm"), ("encoded", "auto")],
+         "studies.a.input: found timm with images that are prepared as pixels"),
+        ([("storage: encoded", "short_side: 40")], "dataset.short_side: found 40 with images that"),
+    ],
+)  # fmt: skip
+def test_what_does_not_suit_is_refused_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[tuple[str, str]], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path)
+    for file in tmp_path.glob("img/*/*/*"):
+        file.write_bytes(b"none")
+    text = PARAMS
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    Path("params.yaml").write_text(text)
+    done = CliRunner().invoke(main, ["prepare"])
+    assert done.exit_code == 2
+    assert line in done.stderr.splitlines()[-1]
+    assert not Path("data").exists()
+
+
 def test_single_runs_prepare_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     draw(tmp_path)
@@ -89,6 +120,10 @@ def test_dvc_prepares_them(tmp_path: Path) -> None:
     assert "data/prepared/own: 12 train" in said
     first = load_encoded(tmp_path / "data/prepared/own").meta.fingerprint
     assert "didn't change" in project.call("dvc", "repro", "prepare")
+    said = project.call("dvc", "repro", "--force", "prepare")
+    assert "own: settings and files unchanged, so what is prepared is kept" in said
+    assert "data/prepared/own: 12 train" in said
+    assert "up to date" in project.call("dvc", "status", "prepare")
     (tmp_path / "params.yaml").write_text(PARAMS.replace("encoded}", "encoded, short_side: 33}"))
     project.call("dvc", "repro", "prepare")
     second = load_encoded(tmp_path / "data/prepared/own").meta

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from smallbatch.data import decoder
 from smallbatch.errors import UserError
 from smallbatch.pipeline import single
 
@@ -194,7 +195,7 @@ def test_images_are_decoded_again_by_another_version_of_the_decoder(
     params("image_folder")
     add_images("ant", "bee")
     first, _ = run()
-    monkeypatch.setattr(single.metadata, "version", lambda name: f"another {name}")
+    monkeypatch.setattr(decoder.metadata, "version", lambda name: f"another {name}")
     again, said = run()
     assert again.meta.fingerprint == first.meta.fingerprint
     assert [line.split(": ", 1)[1] for line in said] == [

@@ -105,7 +105,7 @@ def test_what_interrupts_it_is_told_in_a_line(tmp_path: Path) -> None:
         said = failing.communicate(timeout=60)[0]
     assert failing.returncode == 2
     assert "train-00000.parquet, image" in said.splitlines()[-1]
-    assert "damaged; prepare the data set again" in said.splitlines()[-1]
+    assert "damaged; remove this file and prepare the data set again" in said.splitlines()[-1]
 
 
 def begun(project: Project) -> subprocess.Popen[str]:

@@ -17,7 +17,6 @@ from smallbatch.cli.options import (
     load,
     on_cluster,
 )
-from smallbatch.errors import UserError
 
 
 @click.command(hidden=True)
@@ -47,23 +46,30 @@ def prepare(params_file: Path) -> None:
       smallbatch prepare --params other.yaml
     """
     from smallbatch.data.prepare import prepare as prepare_data
+    from smallbatch.data.prepared import SPLITS
     from smallbatch.pipeline.experiments import refuse_for_dvc
-    from smallbatch.pipeline.fits import check_models
+    from smallbatch.pipeline.fits import (
+        check_batch_sizes,
+        check_kept,
+        check_micro_batch,
+        check_models,
+    )
     from smallbatch.pipeline.held import held_params, prepare_inputs
     from smallbatch.pipeline.image_progress import ImageProgress
 
     with held_params(params_file, prepare_inputs) as params:
         refuse_for_dvc(params, params_file)
+
+        def begin(train: int, short_side: int | None) -> None:
+            check_batch_sizes(params, params_file, train)
+            check_kept(params, short_side, door.say)
+            check_micro_batch(params, train, short_side)
+
         with ImageProgress(params.dataset.name) as progress:
-            meta = prepare_data(params.dataset, say=door.say, told=progress.told)
-    largest, train = max(params.grid.batch_sizes), meta.counts["train"]
-    if largest > train:
-        raise UserError(
-            f"{params_file}: grid.batch_sizes: found {largest}, allowed: at most the {train} "
-            f"training examples of {meta.name}"
-        )
+            meta = prepare_data(params.dataset, say=door.say, told=progress.told, begin=begin)
+    check_batch_sizes(params, params_file, meta.counts["train"])
     check_models(params, meta)
-    counts = ", ".join(f"{n} {split}" for split, n in meta.counts.items() if n)
+    counts = ", ".join(f"{n} {split}" for split in SPLITS if (n := meta.counts[split]))
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
     if meta.short_side is not None:
         shape = f"of a short side up to {meta.short_side}, for crops {shape}"

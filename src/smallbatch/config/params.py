@@ -18,6 +18,8 @@ from smallbatch.config.values import (
     BaseLrs,
     BatchSizes,
     Gibibytes,
+    GpuCount,
+    HelperCount,
     MicroBatch,
     Name,
     WorkerCount,
@@ -71,7 +73,7 @@ class RayConfig(Strict):
 
     address: Annotated[str, Field(min_length=1, max_length=300)] = "auto"
     cpus: WorkerCount = "auto"
-    gpus: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    gpus: GpuCount = "auto"
 
 
 _OURS = ("--array", "--chdir", "--export", "--export-file", "--open-mode", "--output", "--parsable",
@@ -113,7 +115,7 @@ class ComputeConfig(Strict):
     memory: Gibibytes = "auto"
     micro_batch: MicroBatch = "auto"
     ranks: Annotated[int, Field(ge=1, le=1024)] = 1
-    decoders: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
+    decoders: HelperCount = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     cluster: Literal["none", "ray", "slurm"] = "none"
     ray: RayConfig = RayConfig()

@@ -24,9 +24,10 @@ MOST_ITEMS = 10_000  # of a list of the grid
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
-BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})$")
-UP_TO = re.compile(r"^up to ([1-9]\d{0,8})$")
-UPDATES_OF = re.compile(r"^updates of ([1-9]\d{0,8})$")
+# \Z, as $ also matches before a newline at the end; and \d would match digits of any script.
+BEST_OF = re.compile(r"^best of ([a-z0-9][a-z0-9_-]{0,63})\Z")
+UP_TO = re.compile(r"^up to ([1-9][0-9]{0,8})\Z")
+UPDATES_OF = re.compile(r"^updates of ([1-9][0-9]{0,8})\Z")
 
 
 def _best_of(value: object) -> object:
@@ -59,16 +60,15 @@ def _budget(value: object) -> object:
     raise ValueError("epochs, or `updates of` and a batch size, such as: updates of 64")
 
 
-def _worker_count(value: object) -> object:
-    if value == "auto" or (type(value) is int and 1 <= value <= 1024):
-        return value
-    raise ValueError("a whole number from 1 to 1024, or auto")
+def _count(least: int, most: int) -> BeforeValidator:
+    """A whole number within limits, or ``auto``."""
 
+    def check(value: object) -> object:
+        if value == "auto" or (type(value) is int and least <= value <= most):
+            return value
+        raise ValueError(f"a whole number from {least} to {most}, or auto")
 
-def _micro_batch(value: object) -> object:
-    if value == "auto" or (type(value) is int and 1 <= value <= MOST):
-        return value
-    raise ValueError(f"a whole number from 1 to {MOST}, or auto")
+    return BeforeValidator(check)
 
 
 def _gibibytes(value: object) -> object:
@@ -110,6 +110,8 @@ BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1, max_le
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 BestOf = Annotated[str, BeforeValidator(_best_of)]
 Budget = Annotated[str, BeforeValidator(_budget)]
-WorkerCount = Annotated[int | Literal["auto"], BeforeValidator(_worker_count)]
-MicroBatch = Annotated[int | Literal["auto"], BeforeValidator(_micro_batch)]
+WorkerCount = Annotated[int | Literal["auto"], _count(1, 1024)]
+HelperCount = Annotated[int | Literal["auto"], _count(0, 1024)]
+GpuCount = Annotated[int | Literal["auto"], _count(0, 1)]
+MicroBatch = Annotated[int | Literal["auto"], _count(1, MOST)]
 Gibibytes = Annotated[float | Literal["auto"], BeforeValidator(_gibibytes)]

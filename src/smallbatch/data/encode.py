@@ -15,6 +15,8 @@ from smallbatch.data.split import Encoded
 
 QUALITY = 95
 """Of a JPEG that is written, on libjpeg's scale."""
+LONGEST = 65_500
+"""Pixels of a side that libjpeg writes and reads at most."""
 _VALUES = np.arange(256)
 
 
@@ -42,7 +44,8 @@ def encode(encoded: Encoded, short_side: int, max_megapixels: int) -> Stored:
 
     A JPEG of RGB or grey that lies upright and is small enough keeps its bytes. Any other image is
     decoded as `images.decode` does, and becomes a JPEG of its own size, or where that is too large
-    of a smaller one with the same aspect ratio, by an antialiased bilinear filter.
+    of a smaller one with the same aspect ratio, by an antialiased bilinear filter. So does one
+    whose longer side exceeds `LONGEST`.
 
     Args:
         encoded: The image.
@@ -63,8 +66,12 @@ def _stored(content: bytes | Path, short_side: int, image: ImageFile.ImageFile) 
     if jpeg and turned is image and shortest <= short_side:
         return _with_sums(whole(content), image)
     picture = plain(turned)
+    width, height = picture.size
     if shortest > short_side:
         width, height = (round(side * short_side / shortest) for side in picture.size)
+    if (longest := max(width, height)) > LONGEST:
+        width, height = (max(1, round(side * LONGEST / longest)) for side in (width, height))
+    if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     picture.info.clear()  # comments and profiles of the file that it came from
     buffer = io.BytesIO()

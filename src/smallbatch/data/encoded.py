@@ -4,9 +4,11 @@
 ``index.npy``: where in the shards the bytes of each image lie, so that one ``pread`` reads it.
 """
 
+import errno
 import hashlib
 import json
 import os
+import resource
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +35,15 @@ INDEX = np.dtype(
 )
 """A row of ``index.npy``. Rows come by split, in the order of `SPLITS`; ``shard`` counts the names
 in ``meta.json``, which are sorted."""
-_MOST_OPEN = 512  # files; a process may often have no more than 1,024
+_MOST_OPEN = 512  # files of a data set, whatever a process may have
+_PART_OPEN = 4  # and at most one of so many that it may
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
     """The encoded images of a split, N of them: JPEG, each of its own size.
 
-    It can be pickled; shards are opened by the process that reads.
+    It can be pickled; shards are opened by the process that reads, for all splits together.
 
     Attributes:
         folder: The folder of the shards.
@@ -59,7 +62,7 @@ class EncodedSplit:
     offset: npt.NDArray[np.int64]
     length: npt.NDArray[np.int32]
     digest: npt.NDArray[np.uint8]
-    _open: "_Open" = field(default_factory=lambda: _Open(), init=False, repr=False, compare=False)
+    _open: "_Open" = field(repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +79,9 @@ class EncodedSplit:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         if digest_of(found) != self.digest[row].tobytes():
-            raise UserError(f"{path}, image {row}: damaged; prepare the data set again")
+            raise UserError(
+                f"{path}, image {row}: damaged; remove this file and prepare the data set again"
+            )
         return found
 
 
@@ -84,28 +89,44 @@ class _Open:
     """Files that this process has opened; a copy of it, as in another process, has none."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
+        self._files: dict[Path, _File] = {}
 
     def read(self, path: Path, length: int, offset: int) -> bytes:
-        descriptor = self._descriptors.get(path)
-        if descriptor is not None:
-            return os.pread(descriptor, length, offset)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = self._files.get(path)
+        if file is None:
+            file = self._opened(path)
+            if len(self._files) < _most_open():
+                self._files[path] = file  # of two threads' files, one is kept
+        return os.pread(file.descriptor, length, offset)
+
+    def _opened(self, path: Path) -> "_File":
         try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            full = len(self._descriptors) >= _MOST_OPEN
-            # Another thread may have opened it meanwhile.
-            if full or self._descriptors.setdefault(path, descriptor) != descriptor:
-                os.close(descriptor)
+            return _File(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+        self._files.clear()
+        return _File(path)
 
     def __reduce__(self) -> tuple[type["_Open"], tuple[()]]:
         return _Open, ()
 
+
+class _File:
+    """An open file, closed when nobody holds it: not before a thread that reads it is through."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
     def __del__(self) -> None:
-        for descriptor in self._descriptors.values():
-            with suppress(OSError):
-                os.close(descriptor)
+        with suppress(OSError, AttributeError):  # it may not have been opened
+            os.close(self.descriptor)
+
+
+def _most_open() -> int:
+    """How many files of a data set are kept open, by what the process may have now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_OPEN if soft == resource.RLIM_INFINITY else min(_MOST_OPEN, soft // _PART_OPEN)
 
 
 @dataclass(frozen=True)
@@ -168,12 +189,12 @@ def load_encoded(directory: Path) -> EncodedDataset:
         reason = error.strerror or error
         raise UserError(f"{path}: {reason}; prepare the data set again") from error
     splits: dict[str, EncodedSplit] = {}
-    start = 0
+    opened, start = _Open(), 0
     for split in SPLITS:
         part = rows[start : start + meta.counts[split]]
         start += len(part)
         fields = (np.ascontiguousarray(part[name]) for name in INDEX.names or ())
-        splits[split] = EncodedSplit(directory, tuple(sorted(shards)), *fields)
+        splits[split] = EncodedSplit(directory, tuple(sorted(shards)), *fields, _open=opened)
     validation = splits["validation"] if meta.counts["validation"] else None
     return EncodedDataset(meta, splits["train"], splits["test"], validation)
 

@@ -29,6 +29,7 @@ def prepare(
     *,
     say: Callable[[str], object] = lambda _: None,
     told: Callable[[int, int], object] = lambda *_: None,
+    begin: Callable[[int, int | None], object] = lambda *_: None,
 ) -> Meta:
     """Prepares a data set: selects, decodes and resizes its images and describes them.
 
@@ -41,6 +42,8 @@ def prepare(
         say: Takes a line for the user, such as which of several splits are used.
         told: Is told how many images are prepared, and of how many, where they are kept encoded:
             that may take hours.
+        begin: Is told, before an image is read, how many training images there will be at most,
+            and the largest short side with which images are kept; None: they are kept as pixels.
 
     Returns:
         The description that was written as ``meta.json``.
@@ -57,10 +60,14 @@ def prepare(
             f"{config.name}: images are kept encoded, as their pixels would take more than "
             f"{MOST_PIXELS >> 30} GiB (dataset.storage chooses)"
         )
+    images = config.subset or len(source.train.labels)
+    train = images - round(config.validation_fraction * images)
     if large or config.storage == "encoded":
-        from smallbatch.data.prepare_encoded import prepare_encoded
+        from smallbatch.data.prepare_encoded import prepare_encoded, short_side
 
+        begin(train, short_side(config))
         return prepare_encoded(config, source, root, say, told)
+    begin(train, None)
     try:
         dataset = assemble(config, source)
         seen = {

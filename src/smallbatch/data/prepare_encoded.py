@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import features
 
+from smallbatch import durable
 from smallbatch.config.params import DatasetConfig
-from smallbatch.data.encode import QUALITY, Stored, encode
-from smallbatch.data.encoded import INDEX, index_digest
+from smallbatch.data.decoder import decoder_digest
+from smallbatch.data.encode import Stored, encode
+from smallbatch.data.encoded import INDEX, EncodedDataset, index_digest, load_encoded
 from smallbatch.data.encoded_files import Shards
 from smallbatch.data.expected import settings_digest
 from smallbatch.data.files import listing
@@ -64,7 +65,8 @@ def prepare_encoded(
 
     The training split of the source becomes shards called ``train``, and its test split ``test``.
     Which training images are the validation split is chosen by their content and stands in the
-    index alone. What is finished when the process is killed is kept, and the same call goes on.
+    index alone. What is finished when the process is killed is kept, and the same call goes on;
+    one that has nothing to do leaves the files alone.
 
     Raises:
         UserError: The source or an option is wrong, or the folder can't be written.
@@ -73,16 +75,23 @@ def prepare_encoded(
     pool = np.union1d(*select_train(config, source))
     test = select(source.test, source.classes, config.test_subset, "test_subset", config.seed)
     directory = root / "prepared" / config.name
+    note = directory.parent / f".{config.name}.made_from"
     try:
         key = _key(config, root)
+        if (there := _unchanged(directory, note, key)) is not None:
+            say(f"{config.name}: settings and files unchanged, so what is prepared is kept")
+            _tell(there, say)
+            return there.meta
         with unfinished_folder(directory.parent, config.name, key) as folder:
             new, notes = folder / "new", folder / "notes"
             for path in (new, notes):
                 path.mkdir(exist_ok=True)
             shards = [Shards(new, notes, it, source.classes, SHARD) for it in ("train", "test")]
             _write(config, source, (pool, test), shards, told)
-            meta = _describe(config, source, shards, say)
+            meta = _describe(config, source, shards)
+            _tell(load_encoded(new), say)
             shutil.rmtree(folder / "old", ignore_errors=True)  # of a process killed at its end
+            durable.write(note, _made(new, key))
             replace_prepared(new, directory, aside=folder / "old")
     except OSError as error:
         raise UserError(
@@ -93,14 +102,32 @@ def prepare_encoded(
 
 
 def _key(config: DatasetConfig, root: Path) -> str:
-    """What finished shards were made from: settings, files, and what encodes."""
+    """What shards are made from: settings, files, and what encodes."""
     files = (source_files(config, root), label_file(config, root))
     made_from = [
         settings_digest(config),
         [listing(it) for it in files if it is not None],
-        [features.version("pil"), features.version("libjpeg_turbo"), QUALITY, SHARD],
+        [decoder_digest(), SHARD],
     ]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def _unchanged(directory: Path, note: Path, key: str) -> EncodedDataset | None:
+    """The data set that is there, if it is whole and was made from the same."""
+    try:
+        noted = durable.read(note)
+        return load_encoded(directory) if noted == _made(directory, key) else None
+    except (OSError, UserError):
+        return None
+
+
+def _made(directory: Path, key: str) -> bytes:
+    """The content of the note on a data set: what it was made from, and which it is.
+
+    It lies beside the data set, whose own files are the same wherever and whenever they are made.
+    """
+    meta = hashlib.sha256(durable.read(directory / "meta.json")).hexdigest()
+    return f"{key} {meta}\n".encode()
 
 
 def _write(
@@ -125,9 +152,7 @@ def _images(config: DatasetConfig, split: Split, rows: Rows, first: int) -> Gene
     return in_threads(one, split.encoded(rows[first:]), _AT_ONCE)
 
 
-def _describe(
-    config: DatasetConfig, source: Source, shards: list[Shards], say: Callable[[str], object]
-) -> Meta:
+def _describe(config: DatasetConfig, source: Source, shards: list[Shards]) -> Meta:
     """Parts the splits, and writes the index and the description of a data set's shards."""
     names = sorted(path.name for path in shards[0].folder.glob("*.parquet"))
     pool, test = (_rows(each, names) for each in shards)
@@ -138,12 +163,6 @@ def _describe(
         kept, chosen = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         check_parts(config, source.classes, pool["label"], kept, chosen)
     splits = {"train": pool[~held_out], "validation": pool[held_out], "test": test}
-    seen = {
-        "test": _digests(splits["test"]),
-        "validation": _digests(splits["validation"]),
-        "training": _digests(splits["train"]),
-    }
-    tell_of_shared(seen, "byte by byte", say)
     mean, std = _statistics(shards[0], ~held_out)
     side, size = short_side(config), config.image_size or 0
     arrays = {
@@ -191,8 +210,13 @@ def _rows(shards: Shards, names: list[str]) -> npt.NDArray[np.void]:
     return np.concatenate(found)
 
 
-def _digests(rows: npt.NDArray[np.void]) -> Digests:
-    digests = np.ascontiguousarray(rows["digest"])
+def _tell(data: EncodedDataset, say: Callable[[str], object]) -> None:
+    held_out = data.test.digest[:0] if data.validation is None else data.validation.digest
+    splits = {"test": data.test.digest, "validation": held_out, "training": data.train.digest}
+    tell_of_shared({name: _texts(each) for name, each in splits.items()}, "byte by byte", say)
+
+
+def _texts(digests: npt.NDArray[np.uint8]) -> Digests:
     return digests.view(f"S{digests.shape[1]}").reshape(-1)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +201,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     changed. The note of both names the arrays that it is of: an interruption between the two, or
     another process beside this one, leaves a note that does not count.
     """
+    from smallbatch.data.decoder import decoder_digest
     from smallbatch.data.prepare import prepare
     from smallbatch.data.sources import label_file, source_files
     from smallbatch.pipeline.image_progress import ImageProgress
@@ -211,7 +211,7 @@ def prepared_for_itself(config: DatasetConfig, say: Callable[[str], object]) -> 
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     folder = SINGLE_RUNS_DATA / digest
     directory, note = folder / "prepared" / config.name, folder / "listing"
-    files, decoder = source_files(config, Path("data")), _decoder()
+    files, decoder = source_files(config, Path("data")), decoder_digest()
     # Looked at before the images are read: if they change meanwhile, the next run sees it.
     labels = label_file(config, Path("data"))
     listed = listing_of(files, labels)
@@ -250,21 +250,6 @@ def _fingerprint(directory: Path) -> str | None:
         return load_meta(directory).fingerprint
     except UserError:  # to be prepared again
         return None
-
-
-def _decoder() -> str:
-    """A digest of what pixels depend on besides settings and files: code, libraries, codecs."""
-    from PIL import features
-
-    from smallbatch import data
-
-    digest = hashlib.sha256()
-    for file in sorted(Path(data.__path__[0]).glob("*.py")):
-        digest.update(file.read_bytes())
-    libraries = {name: metadata.version(name) for name in ("numpy", "pillow", "scikit-learn")}
-    codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "webp", "zlib")}
-    digest.update(repr((libraries, codecs)).encode())
-    return digest.hexdigest()
 
 
 def listing_of(files: Path | None, labels: Path | None) -> str | None:
