@@ -130,6 +130,7 @@ def column_info(
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
     from smallbatch.tracking.place import place_of
+    from smallbatch.tracking.records import side_of_crops
 
     meta = column.dataset.meta
     return ColumnInfo(
@@ -144,6 +145,7 @@ def column_info(
         environment={**environment, "device": placement.device, "engine": placement.engine},
         protocol=PROTOCOL,
         place=place_of(directory),
+        image_size=side_of_crops(meta),
     )
 
 
