@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,22 @@ def test_importing_is_cheap_and_offers_what_it_lists() -> None:
     program = (
         "import sys, smallbatch\n"
         "assert not {'pandas', 'numpy', 'torch', 'click'} & set(sys.modules)\n"
-        "assert set(smallbatch.__all__) <= set(dir(smallbatch))\n"
+        "assert {'__version__', *smallbatch.__all__} <= set(dir(smallbatch))\n"
         "for name in smallbatch.__all__: getattr(smallbatch, name)\n"
         "assert not {'torch', 'mlflow'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT / "src", check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         smallbatch.nothing  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_version_is_that_of_the_distribution_and_the_command() -> None:
+    assert smallbatch.__version__ == version("smallbatch-study")
+    words = [sys.executable, "-m", "smallbatch", "--version"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert said.split()[-1] == smallbatch.__version__
+    fast = "import sys, smallbatch; assert 'importlib.metadata' not in sys.modules"
+    subprocess.run([sys.executable, "-S", "-c", fast], cwd=ROOT / "src", check=True)
 
 
 def test_what_a_type_checker_sees_is_what_is_offered() -> None:

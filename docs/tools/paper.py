@@ -5,6 +5,7 @@ Run it after a change of either: ``python docs/tools/paper.py``. A test compares
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from smallbatch.report.claims import (
     read_claims,
     remarks,
 )
+from smallbatch.report.labels import listed
 from smallbatch.report.paper import FIGURES, paper_figure
 from smallbatch.text import count
 
@@ -52,7 +54,8 @@ def page() -> str:
         path.parent.name: {claim.claim: claim for claim in read_claims(path).claims}
         for path in sorted(ROOT.glob("results/*/claims.json"))
     }
-    texts = [HEAD, "So far:\n", *(_counts(*each) for each in records.items()), ""]
+    counts = [_counts(*each) for each in records.items()]
+    texts = [HEAD, "So far:\n", *counts, _run_nowhere(records.values()), ""]
     for label, figure in FIGURES.items():
         own = [claim for claim in CLAIMS if paper_figure(claim.figure.split("/")[0]) is figure]
         title = "In the text" if label == "text" else f"Fig. {label}: {figure.study}"
@@ -86,12 +89,32 @@ def _verdict(results: str, claim: ClaimRecord, finding: FindingRecord) -> str:
 
 
 def _counts(results: str, claims: dict[str, ClaimRecord]) -> str:
-    """How many statements have which verdict, as an item of a list."""
-    verdicts = [finding.verdict for claim in claims.values() for finding in claim.findings]
+    """How many statements have which verdict, as an item of a list.
+
+    What the code has been taught since the results were judged counts as not run: it is of studies
+    that these results do not have.
+    """
+    verdicts: list[str] = []
+    for claim in CLAIMS:
+        found = claims[claim.name].findings if claim.name in claims else []
+        verdicts += [finding.verdict for finding in found] or ["not run"]
     counts = ", ".join(
         f"{verdicts.count(kind)} {kind}" for kind in get_args(Verdict) if kind in verdicts
     )
-    return f"- [{results}](../results/{results}/): of {count(len(claims), 'statement')} {counts}."
+    return f"- [{results}](../results/{results}/): of {count(len(CLAIMS), 'statement')} {counts}."
+
+
+def _run_nowhere(records: Collection[dict[str, ClaimRecord]]) -> str:
+    """What none of the results has run, as an item of a list."""
+    run = {
+        claim.claim
+        for claims in records
+        for claim in claims.values()
+        if any(finding.verdict != "not run" for finding in claim.findings)
+    }
+    left = [claim.figure for claim in CLAIMS if claim.name not in run]
+    figures = listed(list(dict.fromkeys(left)))
+    return f"- In none of them: {count(len(left), 'statement')}, of Figs. {figures}."
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         train,
     )
 
+    __version__: str
+
 __all__ = [
     "Best",
     "Stopped",
@@ -43,6 +45,10 @@ DISTRIBUTION = "smallbatch-study"
 
 def __getattr__(name: str) -> object:
     """What is offered, imported when it is first used: pandas and more take their time."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(DISTRIBUTION)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
@@ -55,4 +61,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

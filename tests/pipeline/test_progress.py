@@ -106,6 +106,18 @@ def test_a_run_that_diverges_or_is_kept_says_so(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_what_others_trained_says_by_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    by = "trained by ray on node7 in 12 s"
+    for shown in (
+        RunProgress("digits/plain m=8", 9, 1000, terminal=False, trained=by),
+        Progress("digits/plain m=8", 1, 9, 1000, terminal=False, trained=by),
+    ):
+        with shown:
+            shown.run_done(RUNS[0], "finished")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1::2] == [f"digits/plain m=8: {by}", f"digits/plain m=8: 1/1 run, {by}"]
+
+
 def test_a_terminal_gets_a_live_line_of_a_column() -> None:
     plain = on_a_terminal(
         "from smallbatch.pipeline.progress import Progress\n"

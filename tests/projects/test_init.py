@@ -56,6 +56,33 @@ def test_in_a_bare_folder_a_line_says_how_to_begin(folder: Path, command: str) -
     assert list(folder.iterdir()) == []
 
 
+def test_a_profile_in_a_bare_folder_says_what_comes_before_dvc(folder: Path) -> None:
+    """In one sentence, whose commands then work as it says."""
+    said = call("profile", "use", "quick").output
+    project = "`smallbatch init --profile quick` makes this folder a project, then `dvc repro`"
+    assert said == f"params.yaml is now the profile quick; {project} runs it\n"
+    assert call("init", "--profile", "quick").exit_code == 0
+    said = call("profile", "use", "quick").output
+    assert said == "params.yaml is now the profile quick; `dvc repro` runs it\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper-imagenet", "finetune"])
+def test_a_profile_of_the_users_images_says_where_they_go(folder: Path, name: str) -> None:
+    images = str(profiles.own_images(name))
+    lines = call("init", "--profile", name, "--scale", "smoke").stdout.splitlines()
+    assert lines[-4].strip() == (
+        f"put your images into {images}, or set dataset.path in params.yaml"
+    )
+    assert lines[-3].strip().startswith("smallbatch prepare && smallbatch plan")
+    said = call("profile", "use", name, "--scale", "smoke").output
+    put = f"put your images into {images} or set dataset.path"
+    assert said.endswith(f"at scale smoke; {put}, then `dvc repro` runs it\n")
+    Path(images).mkdir(parents=True)
+    assert "put your images" not in call("profile", "use", name, "--scale", "smoke").output
+    assert profiles.own_images("quick") is None
+
+
 def test_in_a_project_it_is_not_said(folder: Path) -> None:
     (folder / "dvc.yaml").touch()
     assert "init" not in call("answer").output

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from smallbatch.analysis.claims import CLAIMS
 from smallbatch.cli.main import main
-from smallbatch.report.claims import ClaimsRecord, as_text, rows
+from smallbatch.report.claims import ClaimsRecord, as_text, rows, unknown_then
 
 Run = Callable[..., str]
 
@@ -91,6 +92,14 @@ def test_all_has_what_was_not_run() -> None:
     lines = printed("--all").splitlines()
     assert len(lines) == 2 + 7
     assert lines[2] == "| Not here | 9 | not run | – | – | – | no data set has Fig. 9's study |"
+
+
+def test_what_an_earlier_version_did_not_judge_is_told() -> None:
+    path = Path(__file__).parents[2] / "results/paper-cifar10-small/claims.json"
+    told = CliRunner().invoke(main, ["claims", str(path)]).stderr
+    assert "which had not 7 of 43 claims (Fig. 12, 14); `smallbatch report` judges them all" in told
+    present = [claim("…", it.figure, "not run") | {"claim": it.name} for it in CLAIMS]
+    assert unknown_then(path, ClaimsRecord.model_validate({"claims": present})) is None
 
 
 def test_json_has_everything(record: ClaimsRecord) -> None:

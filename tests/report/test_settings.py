@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from smallbatch.analysis.evaluation import evaluate
+from smallbatch.analysis.frames import load_results
+from smallbatch.report.images import read_images, with_images
+from smallbatch.report.page import build_report
 from smallbatch.report.settings import reported_rule, setting, settings_table
+from tests.analysis import synthetic
 from tests.analysis.accuracies import PLAIN_SGD
 
 RUN: dict[str, Any] = {
@@ -16,7 +23,8 @@ RUN: dict[str, Any] = {
     "bn_batch_size": None, "bn_batch_sizes": None, "base_lr_from": None, "augment": False,
     "budget": "epochs", "epochs": 10, "updates": 1250, "weight_decay": 1e-4,
     "milestones": "[0.5, 0.75]", "lr_decay": 0.1, "warmup": 0.0, "precision": "float32",
-    "base_lr": 0.25, "seed": 0, "outcome": "finished", "batch_size": 8, **PLAIN_SGD,
+    "base_lr": 0.25, "seed": 0, "outcome": "finished", "batch_size": 8, "height": 64, "width": 64,
+    **PLAIN_SGD,
 }  # fmt: skip
 
 
@@ -117,6 +125,49 @@ def test_without_counts_of_images_the_table_says_so() -> None:
     frame = pd.DataFrame([RUN | dict.fromkeys(("n_train", "n_validation", "n_test"))])
     (row,) = [row for row in settings_table(frame).rows if row[0] == "Examples"]
     assert row[1] == "not recorded"
+
+
+@pytest.mark.parametrize(
+    ("own", "data"),
+    [
+        ({}, "d, 10 classes, crops of 64×64 of images kept with a short side of up to 73"),
+        ({"crop_ratio": 0.95},
+         ("d, 10 classes, crops of 64×64 of images kept with a short side of up to 73, as timm "
+         "states them for the model (crop ratio 0.95)")),
+    ],
+)  # fmt: skip
+def test_of_encoded_images_the_table_says_what_a_model_sees(own: dict[str, Any], data: str) -> None:
+    rows = {"short_side": 73.0, "augment": True, **own}
+    found = {row[0]: row[1] for row in settings_table(pd.DataFrame([RUN | rows])).rows}
+    assert found["Data"] == data
+    assert found["Augmentation"] == "random crop of 8 to 100 % of the area, random flip"
+    rows["augment"] = False
+    found = {row[0]: row[1] for row in settings_table(pd.DataFrame([RUN | rows])).rows}
+    assert found["Augmentation"] == "none"
+
+
+def test_what_became_of_images_and_batches_is_read_from_the_columns(tmp_path: Path) -> None:
+    """The page says it, and neither the tables nor the digest of the runs know of it."""
+    study = synthetic.Study("plain", batch_sizes=(2, 8), base_lrs=(2.0**-8, 2.0**-7))
+    models = synthetic.write_models(tmp_path / "models", (study,))
+    for m in (2, 8):
+        file = models / f"synthetic/plain/m{m}/runs.json"
+        record = json.loads(file.read_text())
+        record["dataset"] |= {"height": 64, "width": 64, "short_side": 73}
+        file.write_text(json.dumps(record))
+    timing = models / "synthetic/plain/m8/timing.json"
+    content = json.loads(timing.read_text())
+    content["column"]["micro_batch"] = 4
+    timing.write_text(json.dumps(content))
+    runs = load_results(models).runs
+    assert not {"short_side", "crop_ratio", "micro_batch"} & set(runs)
+    found = {row[0]: row[1] for row in settings_table(with_images(runs, read_images(models))).rows}
+    assert found["Data"].endswith("crops of 64×64 of images kept with a short side of up to 73")
+    assert found["Batches computed"] == "whole (m = 2); in parts of 4 examples (m = 8)"
+    evaluate(models, tmp_path / "evaluation")
+    page = build_report(tmp_path / "evaluation", models, tmp_path / "reports").read_text()
+    assert "short side of up to 73" in page
+    assert "in parts of 4 examples" in page
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ def test_a_figure_is_no_part_of_the_key_or_the_params() -> None:
     assert run_params(other, RUN) == run_params(COLUMN, RUN)
 
 
+def test_the_side_of_crops_is_a_param_of_encoded_images_alone_and_no_part_of_the_key() -> None:
+    encoded = replace(COLUMN, image_size=64)
+    assert encoded.key == COLUMN.key
+    assert run_params(encoded, RUN) == run_params(COLUMN, RUN) | {"image_size": "64"}
+    timm = replace(encoded, settings={**COLUMN.settings, "input": "timm"})
+    assert run_params(timm, RUN)["input"] == "timm"
+
+
 def test_a_single_run_has_a_key_of_its_own() -> None:
     keys = {
         ColumnInfo("digits", "f" * 64, "study", 8, COLUMN.settings, single=single).key

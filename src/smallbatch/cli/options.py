@@ -178,7 +178,7 @@ AUGMENT = click.option(
     "--augment/--no-augment",
     default=False,
     show_default=True,
-    help="Random crops after padding by 4, and flips.",
+    help="Random crops and flips.",
 )
 DEVICE = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"])

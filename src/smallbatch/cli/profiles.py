@@ -68,9 +68,11 @@ def use_profile(name: str, scale: str | None, force: bool) -> None:
     from smallbatch.config import profiles
 
     profiles.install(name, scale, force=force)
-    at = f" at scale {scale}" if scale else ""
-    click.echo(f"params.yaml is now the profile {name}{at}; `dvc repro` runs it")
+    steps = ["`dvc repro` runs it"]
+    if (images := profiles.own_images(name)) and not images.exists():
+        steps.insert(0, f"put your images into {images} or set dataset.path")
     if not Path("dvc.yaml").exists():
         asked = f"--profile {name}" + (f" --scale {scale}" if scale else "")
-        hint = f"`smallbatch init FOLDER {asked}` lays out a project with it"
-        click.echo(f"warning: no dvc.yaml is here, which dvc needs; {hint}", err=True)
+        steps.insert(0, f"`smallbatch init {asked}` makes this folder a project")
+    at = f" at scale {scale}" if scale else ""
+    click.echo(f"params.yaml is now the profile {name}{at}; {', then '.join(steps)}")

@@ -53,17 +53,18 @@ def init(
       smallbatch init small --profile paper-cifar10 --scale small
       smallbatch init flowers --data /data/flowers --model resnet18
     """
+    from smallbatch.config import profiles
     from smallbatch.projects.init import lay_out
 
+    images = data
     if data is None:
-        from smallbatch.config import profiles
-
         own = {"--model": model, "--norm": norm, "--batch-sizes": batch_sizes, "--epochs": epochs}
         if given := [name for name, value in own.items() if value is not None]:
             raise UserError(
                 f"{', '.join(given)}: allowed with --data; a profile has its own settings"
             )
         params = profiles.read(profile or "quick", scale)
+        images = profiles.own_images(profile or "quick")
     else:
         from smallbatch.projects.own_images import params_for
 
@@ -82,7 +83,9 @@ def init(
     new = lay_out(folder, params)
     door.say(f"{folder.resolve()}: {', '.join(new) if new else 'was laid out so already'}")
     door.say("Next:")
-    for line in _next(folder, prepares=data is not None):
+    if data is None and images is not None and not (folder / images).exists():
+        door.say(f"  put your images into {folder / images}, or set dataset.path in params.yaml")
+    for line in _next(folder, prepares=images is not None):
         door.say(f"  {line}")
 
 

@@ -142,7 +142,7 @@ def claims(
       smallbatch claims results/paper-cifar10-small/claims.json
       smallbatch claims --models models --json
     """
-    from smallbatch.report.claims import as_text, judge_models, read_claims, stale
+    from smallbatch.report.claims import as_text, judge_models, read_claims, stale, unknown_then
     from smallbatch.report.claims_text import markdown, print_tables
 
     if as_json and as_markdown:
@@ -150,8 +150,8 @@ def claims(
     if models is None:
         file = file or Path("reports/claims.json")
         record = read_claims(file)
-        line = stale(file, record)
-        lines = [line] if line is not None else []
+        found = [stale(file, record), unknown_then(file, record)]
+        lines = [line for line in found if line is not None]
     else:
         if file is not None:
             raise UserError("FILE and --models: found both, allowed: one of them")

@@ -69,6 +69,16 @@ def read(name: str, scale: str | None = None) -> str:
     return _scaled(name, scale)
 
 
+def own_images(name: str) -> Path | None:
+    """Where a profile takes the user's images from; None: it brings its own or fetches them.
+
+    Raises:
+        UserError: There is no such profile.
+    """
+    path = _checked(name).dataset.path
+    return Path(path) if path else None
+
+
 def install(
     name: str,
     scale: str | None = None,

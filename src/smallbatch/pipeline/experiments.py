@@ -60,10 +60,10 @@ def train_study_column(
         found = f"batch_size: found {batch_size}"
         raise UserError(f"{found}, {_of_grid(params.grid.batch_sizes, 'batch_sizes')}")
 
-    def elsewhere(mirror: LiveMirror, watch: Watch) -> None:
+    def elsewhere(mirror: LiveMirror, watch: Watch) -> str:
         from smallbatch.pipeline.cluster.elsewhere import train_elsewhere
 
-        train_elsewhere(params, origin, study, batch_size, mirror, watch)
+        return train_elsewhere(params, origin, study, batch_size, mirror, watch)
 
     train_and_track(
         lambda: plan_study_column(params, study, batch_size),

@@ -29,12 +29,20 @@ class Progress:
         epochs: The number of epochs per run.
         images: The number of training images per epoch.
         terminal: Whether to draw a live display; by default, if stderr is a terminal.
+        trained: Of runs that others trained: by whom, where and in what time.
     """
 
     def __init__(
-        self, title: str, runs: int, epochs: int, images: int, terminal: bool | None = None
+        self,
+        title: str,
+        runs: int,
+        epochs: int,
+        images: int,
+        terminal: bool | None = None,
+        trained: str = "",
     ) -> None:
         self.title, self.runs, self.epochs, self.images = title, runs, epochs, images
+        self.trained = trained
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self.done = self.diverged = 0
         self.loss = math.nan
@@ -62,8 +70,8 @@ class Progress:
         if self._rich is not None:
             self._rich.stop()
         if kind is None:
-            seconds = time.monotonic() - self._started
-            self._say(f"{self._counts()} in {clock(seconds)}")
+            here = f" in {clock(time.monotonic() - self._started)}"
+            self._say(self._counts() + (f", {self.trained}" if self.trained else here))
 
     def run_begun(self, run: Run, started: datetime) -> None:
         """Do nothing: what is shown is epochs."""

@@ -30,10 +30,18 @@ class RunProgress:
         epochs: The number of epochs.
         images: The number of training images per epoch.
         terminal: Whether to show it in place; by default, if stderr is a terminal.
+        trained: Of a run that others trained: by whom, where and in what time.
     """
 
-    def __init__(self, title: str, epochs: int, images: int, terminal: bool | None = None) -> None:
-        self.title, self.epochs, self.images = title, epochs, images
+    def __init__(
+        self,
+        title: str,
+        epochs: int,
+        images: int,
+        terminal: bool | None = None,
+        trained: str = "",
+    ) -> None:
+        self.title, self.epochs, self.images, self.trained = title, epochs, images, trained
         self.terminal = sys.stderr.isatty() if terminal is None else terminal
         self._epoch = 0  # the last one that was trained now
         self._kept = True  # until it trains
@@ -61,7 +69,8 @@ class RunProgress:
         if kind is not None:
             return
         if self._kept:
-            say(self.title, "found the kept result of this run; nothing was trained")
+            kept = "found the kept result of this run; nothing was trained"
+            say(self.title, self.trained or kept)
         else:
             took = clock(time.monotonic() - self._started)
             say(self.title, f"{self._epoch} of {count(self.epochs, 'epoch')} in {took}")

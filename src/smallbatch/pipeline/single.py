@@ -124,10 +124,10 @@ def single_run(
     def folder(column: Column) -> Path:
         return SINGLE_RUNS / dataset / name / column.runs[0].hash
 
-    def elsewhere(mirror: LiveMirror, watch: Watch) -> None:
+    def elsewhere(mirror: LiveMirror, watch: Watch) -> str:
         from smallbatch.pipeline.cluster.elsewhere import run_elsewhere
 
-        run_elsewhere(plan(), compute, prepared(), folder(plan()), mirror, watch)
+        return run_elsewhere(plan(), compute, prepared(), folder(plan()), mirror, watch)
 
     column_dir = train_and_track(
         plan,

@@ -29,7 +29,7 @@ def train_and_track(
     *,
     stage: str | None,
     time_limit: float | None,
-    elsewhere: Callable[[LiveMirror, Watch], None] | None = None,
+    elsewhere: Callable[[LiveMirror, Watch], str] | None = None,
 ) -> Path:
     """Place a column, train it and mirror it to MLflow while it trains.
 
@@ -39,7 +39,8 @@ def train_and_track(
         folder: Gives the folder for the column's files.
         stage: The name of the DVC stage; None outside the pipeline.
         time_limit: Seconds after which to stop, with all progress kept.
-        elsewhere: Has the runs trained by others and waits for them; then none are trained here.
+        elsewhere: Has the runs trained by others, waits for them, and tells by whom; then none are
+            trained here.
 
     Returns:
         The folder.
@@ -61,17 +62,18 @@ def _watched(
     folder: Callable[[Column], Path],
     stage: str | None,
     watch: Watch,
-    elsewhere: Callable[[LiveMirror, Watch], None] | None,
+    elsewhere: Callable[[LiveMirror, Watch], str] | None,
 ) -> Path:
     from smallbatch.tracking import LiveMirror
     from smallbatch.tracking.uri import VARIABLE, TrackingUri
 
     if os.environ.get(VARIABLE):
         TrackingUri.parse()  # so that a mistake in it is told now and not after the training
+    trained = ""
     mirror = LiveMirror()  # before torch is imported, as its process imports mlflow meanwhile
     try:
         if elsewhere is not None:
-            elsewhere(mirror, watch)
+            trained = elsewhere(mirror, watch)
             compute = compute.model_copy(update={"device": "auto"})  # there may be no such here
         from smallbatch import machine
         from smallbatch.execution.column import train_column
@@ -86,7 +88,7 @@ def _watched(
         placement = place(column, compute, keep=here, here=here)
         environment = machine.describe(placement.device)
         mirror.start(column_info(column, directory, placement, environment, stage))
-        with _progress(column, single=stage is None) as progress:
+        with _progress(column, trained, single=stage is None) as progress:
             observers = [progress, Tracked(mirror, column)]
             train_column(
                 column,
@@ -107,15 +109,15 @@ def _watched(
     return directory
 
 
-def _progress(column: Column, single: bool) -> Progress | RunProgress:
+def _progress(column: Column, trained: str, *, single: bool) -> Progress | RunProgress:
     from smallbatch.pipeline.progress import Progress
     from smallbatch.pipeline.run_progress import RunProgress
 
     title = f"{column.dataset.meta.name}/{column.study} m={column.batch_size}"
     epochs, images = column.runs[0].settings.epochs, column.dataset.meta.counts["train"]
     if single:
-        return RunProgress(title, epochs, images)
-    return Progress(title, len(column.runs), epochs, images)
+        return RunProgress(title, epochs, images, trained=trained)
+    return Progress(title, len(column.runs), epochs, images, trained=trained)
 
 
 def column_info(
@@ -130,6 +132,7 @@ def column_info(
     from smallbatch.records import files
     from smallbatch.tracking import ColumnInfo
     from smallbatch.tracking.place import place_of
+    from smallbatch.tracking.records import side_of_crops
 
     meta = column.dataset.meta
     return ColumnInfo(
@@ -144,6 +147,7 @@ def column_info(
         environment={**environment, "device": placement.device, "engine": placement.engine},
         protocol=PROTOCOL,
         place=place_of(directory),
+        image_size=side_of_crops(meta),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smallbatch.analysis.cells import summarise_cells
 from smallbatch.analysis.claim import POINTS
-from smallbatch.analysis.claims import Verdict, claims_record, judge_all, read_variances
+from smallbatch.analysis.claims import CLAIMS, Verdict, claims_record, judge_all, read_variances
 from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.analysis.frames import load_results
 from smallbatch.analysis.mixed import mixed_results
@@ -17,6 +17,7 @@ from smallbatch.records.schema import MOST
 from smallbatch.report.environment import read_timings
 from smallbatch.report.labels import DASH
 from smallbatch.report.tables import Table
+from smallbatch.text import count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +184,19 @@ def stale(path: Path, record: ClaimsRecord) -> str | None:
     if runs_digest(read_runs(evaluation)) == record.runs_sha256:
         return None
     return f"{path}: not of the runs in {evaluation}; run smallbatch report"
+
+
+def unknown_then(path: Path, record: ClaimsRecord) -> str | None:
+    """A line, if a ``claims.json`` is of a version that knew fewer of the paper's claims."""
+    known = {claim.claim for claim in record.claims}
+    lacking = [claim.figure for claim in CLAIMS if claim.name not in known]
+    if not lacking:
+        return None
+    of_all, figures = count(len(CLAIMS), "claim"), ", ".join(dict.fromkeys(lacking))
+    return (
+        f"{path}: of an earlier version, which had not {len(lacking)} of {of_all} "
+        f"(Fig. {figures}); `smallbatch report` judges them all"
+    )
 
 
 def rows(record: ClaimsRecord) -> list[list[str]]:

@@ -37,6 +37,7 @@ from smallbatch.report.environment import environment_table, mixed_hardware, rea
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
 from smallbatch.report.ghost import ghost_section
+from smallbatch.report.images import read_images, with_images
 from smallbatch.report.labels import rates_of
 from smallbatch.report.rows import (
     Row,
@@ -74,6 +75,7 @@ class Frames:
     winners: pd.DataFrame
     ranges: pd.DataFrame
     bn_cells: pd.DataFrame
+    images: pd.DataFrame
 
     def only(self, **where: str) -> Frames:
         """Keep the rows of one data set, or of one study of it."""
@@ -142,7 +144,7 @@ def build_report(
         studies.append(_study_section(gallery, drawn, own, curves[-1]))
     for dataset, study in _study_keys(frames.bn_cells):
         own = frames.only(dataset=dataset, study=study)
-        section = ghost_section(own.bn_cells, own.bn_runs)
+        section = ghost_section(own.bn_cells, with_images(own.bn_runs, own.images))
         section["figures"] = [gallery.add(figure) for figure in section["figures"]]
         studies.append(section)
     datasets = [
@@ -220,6 +222,7 @@ def _load(evaluation_dir: Path, models_dir: Path) -> Frames:
         winners=best_by_study(best),
         ranges=stable_ranges(cells),
         bn_cells=bn_cells(runs),
+        images=read_images(models_dir),
     )
 
 
@@ -247,8 +250,9 @@ def _study_section(
     drawn["fit"] += fit_rows(dataset, study, own.ranges, fit, band)
     drawn["curves"] += curve_rows(curves, own.runs)
     said = study_words(
-        own.runs, own.cells, own.best, own.best_on_validation, own.winners, own.ranges, fit, band
-    )
+        with_images(own.runs, own.images), own.cells, own.best, own.best_on_validation,
+        own.winners, own.ranges, fit, band,
+    )  # fmt: skip
     figure = own.runs["figure"].iloc[0]
     card = study_card(own.runs, own.cells, own.best, own.winners)
     mark_answer(drawn["cells"], card)

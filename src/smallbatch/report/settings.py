@@ -13,7 +13,9 @@ import pandas as pd
 
 from smallbatch.analysis.frames import ADAMW, on_lr_axis
 from smallbatch.analysis.sampling import CELL
+from smallbatch.protocol.crops import SCALE
 from smallbatch.records.columns import reported_epochs
+from smallbatch.report.images import SEEN
 from smallbatch.report.labels import listed, power_of_two
 from smallbatch.report.tables import Table, run_counts
 from smallbatch.text import count
@@ -41,23 +43,27 @@ def settings_table(runs: pd.DataFrame) -> Table:
     """The settings of one study: data, model, schedule, grid.
 
     Args:
-        runs: All runs of the study, as `load_results` makes them.
+        runs: All runs of the study, as `load_results` makes them; with the columns of `with_images`
+            the table says what became of encoded images.
     """
+    runs = runs.assign(**{key: None for key in SEEN if key not in runs})
+    data = ("dataset", "classes", "scale", "short_side", "crop_ratio", "height", "width")
     optimiser = (
         "optimizer", "momentum", "betas", "beta2_examples", "eps", "weight_decay",
         "schedule", "milestones", "lr_decay", "warmup",
     )  # fmt: skip
     batch_sizes = sorted(runs["batch_size"].unique())
     rows = [
-        ["Data", _of_all(runs, ("dataset", "classes", "scale"), _data)],
+        ["Data", _of_all(runs, data, _data)],
         ["Examples", _of_all(runs, tuple(_SPLITS), _examples)],
         ["Model", _of_all(runs, ("model", "parameters"), _model)],
         ["Normalisation", _normalisation(runs)],
-        ["Augmentation", _of_all(runs, ("augment",), _augmentation)],
+        ["Augmentation", _of_all(runs, ("augment", "short_side"), _augmentation)],
         ["Budget", _budget(runs)],
         ["Reported accuracy", reported_rule(runs)],
         ["Optimiser", _of_all(runs, optimiser, _optimiser)],
         ["Precision", _of_all(runs, ("precision",), lambda row: str(row["precision"]))],
+        *_parts(runs),
         ["Batch sizes", ", ".join(str(value) for value in batch_sizes)],
         ["Learning rates η" if on_lr_axis(runs) else "Base learning rates", _base_lrs(runs)],
         ["Seeds per cell", _seed_counts(runs)],
@@ -119,7 +125,18 @@ def _by_value(
 
 def _data(row: dict[Any, Any]) -> str:
     scale = f", scale {row['scale']}" if isinstance(row["scale"], str) else ""
-    return f"{row['dataset']}, {row['classes']} classes{scale}"
+    return f"{row['dataset']}, {row['classes']} classes{scale}{_images(row)}"
+
+
+def _images(row: dict[Any, Any]) -> str:
+    """What the model sees of images that are kept encoded; nothing of those kept as pixels."""
+    if pd.isna(row["short_side"]):
+        return ""
+    crops = f"crops of {row['height']}×{row['width']}"
+    kept = f", {crops} of images kept with a short side of up to {row['short_side']:.0f}"
+    if pd.isna(row["crop_ratio"]):
+        return kept
+    return f"{kept}, as timm states them for the model (crop ratio {row['crop_ratio']:.3g})"
 
 
 def _examples(row: dict[Any, Any]) -> str:
@@ -151,7 +168,23 @@ def _norm(row: dict[Any, Any]) -> str:
 
 
 def _augmentation(row: dict[Any, Any]) -> str:
-    return "random crop, random flip" if row["augment"] else "none"
+    if not row["augment"]:
+        return "none"
+    least, most = (f"{100 * part:g}" for part in SCALE)
+    of = "" if pd.isna(row["short_side"]) else f" of {least} to {most} % of the area"
+    return f"random crop{of}, random flip"
+
+
+def _parts(runs: pd.DataFrame) -> list[list[str]]:
+    """A row where batches were computed in parts, as they did not fit into memory."""
+    if runs["micro_batch"].isna().all():
+        return []
+
+    def text(row: dict[Any, Any]) -> str:
+        size = row["micro_batch"]
+        return "whole" if pd.isna(size) else f"in parts of {count(int(size), 'example')}"
+
+    return [["Batches computed", _by_value(runs, ("micro_batch",), text)]]
 
 
 def _optimiser(row: dict[Any, Any]) -> str:

@@ -79,7 +79,10 @@ def run_name(column: ColumnInfo, run: RunInfo) -> str:
 
 
 def column_params(column: ColumnInfo) -> dict[str, str]:
-    """Settings that all runs of a column share; `figure` is a tag instead, as it may change."""
+    """Settings that all runs of a column share; `figure` is a tag instead, as it may change.
+
+    Of images that are kept encoded also the side of the crops; ``input`` is there where it is set.
+    """
     params = {key: _text(value) for key, value in column.settings.items() if key != "figure"}
     # Of an optimiser's settings those that it has; in older files none is named.
     params = {"optimizer": "sgd", "schedule": "step"} | {
@@ -92,6 +95,8 @@ def column_params(column: ColumnInfo) -> dict[str, str]:
     params["dataset"] = column.dataset
     params["study"] = column.study
     params["batch_size"] = str(column.batch_size)
+    if column.image_size is not None:
+        params["image_size"] = str(column.image_size)
     return params
 
 

@@ -43,6 +43,8 @@ class ColumnInfo:
             known.
         protocol: The version of the training protocol.
         place: The folder of its result files, as `place_of` tells it; empty if unknown.
+        image_size: The side of the crops that a model sees, in pixels, of images that are kept
+            encoded; None of those that are kept as pixels.
     """
 
     dataset: str
@@ -56,6 +58,7 @@ class ColumnInfo:
     environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
     protocol: int = 1
     place: str = ""
+    image_size: int | None = None
 
     @property
     def experiment(self) -> str:
@@ -287,7 +290,13 @@ def _column_info(record: ColumnRecord, timing: Timing, directory: Path) -> Colum
         environment={**timing.environment, **timing.column},
         protocol=record.protocol,
         place=place_of(directory),
+        image_size=side_of_crops(record.dataset),
     )
+
+
+def side_of_crops(meta: Meta) -> int | None:
+    """The `ColumnInfo.image_size` of a data set."""
+    return None if meta.short_side is None else meta.height
 
 
 def _milliseconds(moment: str | None) -> int:

@@ -40,7 +40,9 @@ def test_ctrl_c_leaves_a_run_which_the_same_command_joins_with_the_files_of_one_
 
     clustered.signal(signal.SIGCONT, key)
     clustered.environment |= shim(tmp_path / "tracked", tracked=True)
-    clustered.call(*RUN)
+    said = clustered.call(*RUN)
+    assert "digits/resnet8-none m=8: trained by slurm on " in said
+    assert "nothing was trained" not in said
     state = clustered.states()[key]
     assert (state["status"], state["number"], state["attempt"]) == ("done", 1, 1)
     name = key.rpartition("-")[2]

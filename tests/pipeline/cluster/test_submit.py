@@ -267,12 +267,48 @@ def test_a_column_that_is_lost_again_and_again_has_failed(
 
 def test_cancel_names_what_is_not_there(noted: Noted) -> None:
     give(noted, params())
-    with pytest.raises(UserError, match="study: found 'all', submitted: a"):
+    with pytest.raises(UserError, match="study, column or run: found 'all', submitted: a"):
         elsewhere.cancel_columns(["all"], [])
     with pytest.raises(UserError, match="--batch-size: found 8, submitted: 4"):
         elsewhere.cancel_columns([], [8])
     assert elsewhere.cancel_columns(["a"], [4]) == ["digits-a-m4"]
     assert cast("State", noted.board.state("digits-a-m4")).message == "by `smallbatch cancel`"
+
+
+def _waited(noted: Noted, end: State, monkeypatch: pytest.MonkeyPatch, *, log: bool = False) -> str:
+    """What is said of a column that ends so while it is waited for."""
+    monkeypatch.setattr(elsewhere, "scheduler_of", lambda _board, _compute: noted)
+
+    def refresh() -> None:
+        if noted.board.state("digits-a-m4"):  # submitted
+            noted.board.set_state("digits-a-m4", end)
+            if log:
+                (noted.board.folder_of("digits-a-m4") / "log").touch()
+
+    noted.refresh = refresh
+    given = parse_params({**RAW, "compute": {"cluster": "ray"}}, "params.yaml")
+    with Watch() as watch:
+        return elsewhere.train_elsewhere(given, "params.yaml", "a", 4, cast("Any", Silent()), watch)
+
+
+def test_who_waited_is_told_where_and_in_what_time_it_was_trained(
+    noted: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = "2026-01-01T00:00:00+00:00", "2026-01-01T00:01:05+00:00"
+    done = State(1, 1, "done", "node7", started=began, told=ended)
+    assert _waited(noted, done, monkeypatch) == "trained by ray on node7 in 1:05 min"
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_log_is_named_only_where_there_is_one(
+    noted: Noted, monkeypatch: pytest.MonkeyPatch, log: bool
+) -> None:
+    cancelled = State(1, status="cancelled", message="by `smallbatch cancel`")
+    with pytest.raises(UserError) as told:
+        _waited(noted, cancelled, monkeypatch, log=log)
+    more = "; its log is .smallbatch/cluster/digits-a-m4/log" if log else ""
+    said = "digits-a-m4: cancelled on the cluster: by `smallbatch cancel`"
+    assert str(told.value) == said + more
 
 
 def test_runs_are_not_complete_if_the_engine_that_is_asked_for_did_not_make_them(

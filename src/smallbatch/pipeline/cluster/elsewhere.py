@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from smallbatch.errors import Missing, UserError
@@ -19,6 +20,7 @@ from smallbatch.pipeline.cluster.submit import (
 )
 from smallbatch.pipeline.cluster.targets import columns_of_repro
 from smallbatch.pipeline.cluster.wait import Waiter, summary
+from smallbatch.pipeline.progress import clock
 from smallbatch.text import count
 
 if TYPE_CHECKING:
@@ -36,10 +38,13 @@ _LONGEST_S = 600.0  # that MLflow may take for all columns
 
 def train_elsewhere(
     params: Params, origin: str, study: str, batch_size: int, mirror: LiveMirror, watch: Watch
-) -> None:
+) -> str:
     """Have a column trained by the cluster, and wait until its runs are kept here.
 
     The first command of a `dvc repro` submits all columns that it was asked for.
+
+    Returns:
+        By what, where and in what time it was trained; empty if its runs were kept already.
 
     Raises:
         UserError: The cluster takes no tasks, or the column failed or was cancelled there.
@@ -53,7 +58,7 @@ def train_elsewhere(
         board, scheduler, params, origin, columns, own, watch.check,
         lambda cancelled: _tell_cancelled(news, cancelled),
     )  # fmt: skip
-    _wait(board, scheduler, tasks, key, news, mirror, watch)
+    return _wait(board, scheduler, tasks, key, news, mirror, watch)
 
 
 def run_elsewhere(
@@ -63,7 +68,7 @@ def run_elsewhere(
     folder: Path,
     mirror: LiveMirror,
     watch: Watch,
-) -> None:
+) -> str:
     """The same for a run outside the pipeline.
 
     Args:
@@ -79,7 +84,7 @@ def run_elsewhere(
     tasks = submit_run(
         board, scheduler, task, watch.check, lambda cancelled: _tell_cancelled(news, cancelled)
     )
-    _wait(board, scheduler, tasks, task.key, news, mirror, watch)
+    return _wait(board, scheduler, tasks, task.key, news, mirror, watch)
 
 
 def _wait(
@@ -90,10 +95,11 @@ def _wait(
     news: News,
     mirror: LiveMirror,
     watch: Watch,
-) -> None:
+) -> str:
     """Wait until the column with this key is trained, if it is one of the tasks."""
-    if key not in {task.key for task in tasks}:
-        return
+    own = next((task for task in tasks if task.key == key), None)
+    if own is None:
+        return ""
 
     def complete(task: Task) -> None:
         if task.key != key:  # which is completed when its files are made here
@@ -101,10 +107,12 @@ def _wait(
 
     state = Waiter(board, scheduler, tasks, news, watch, complete).until_ended([key])[key]
     if state.status != "done":
+        log = board.folder_of(key) / "log"  # there is none before it was begun
         raise UserError(
-            f"{key}: {state.status} on the cluster: {state.message or 'no reason is known'}; "
-            f"its log is {board.folder_of(key) / 'log'}"
+            f"{key}: {state.status} on the cluster: {state.message or 'no reason is known'}"
+            + (f"; its log is {log}" if log.exists() else "")
         )
+    return _how(own, state)
 
 
 def submit_columns(
@@ -194,7 +202,7 @@ def cancel_columns(studies: Collection[str], batch_sizes: Collection[int]) -> li
     board = Board()
     with board.lock():
         tasks = board.tasks()
-        _refuse_unknown("study", studies, set().union(*map(_names, tasks)))
+        _refuse_unknown("study, column or run", studies, set().union(*map(_names, tasks)))
         _refuse_unknown("--batch-size", batch_sizes, {task.batch_size for task in tasks})
         states = {task.key: board.state(task.key) for task in tasks}
         left = [
@@ -246,6 +254,17 @@ def _complete(task: Task, mirror: LiveMirror) -> None:
 def _names(task: Task) -> set[str]:
     """By what it is cancelled; a run outside the pipeline may have the name of a study."""
     return {task.key} if task.seed is not None else {task.key, task.study}
+
+
+def _how(task: Task, state: State) -> str:
+    """By what, where and in what time a task was carried out; the time is the last attempt's."""
+    where = f" on {state.node}" if state.node else ""
+    attempt = f" at attempt {state.attempt}" if state.attempt > 1 else ""
+    try:
+        took = datetime.fromisoformat(state.told) - datetime.fromisoformat(state.started)
+    except (ValueError, TypeError):  # by another version
+        return f"trained by {task.cluster}{where}{attempt}"
+    return f"trained by {task.cluster}{where}{attempt} in {clock(max(took.total_seconds(), 0.0))}"
 
 
 def _told(state: State) -> str:

@@ -218,8 +218,10 @@ class Slurm:
         element = _element(job)
         if seen is None:
             return "lost", f"Slurm no longer knows its job {element}"
-        logs = f"{self._board.folder_of(task.key) / LOG} and {self._board.folder / SLURM_LOG}"
-        return "lost", f"its job {element} ended in Slurm: {seen.state} {seen.reason}; see {logs}"
+        logs = (self._board.folder_of(task.key) / LOG, self._board.folder / SLURM_LOG)
+        there = " and ".join(str(log) for log in logs if log.exists())
+        see = f"; see {there}" if there else ""
+        return "lost", f"its job {element} ended in Slurm: {seen.state} {seen.reason}{see}"
 
 
 def _script(files: Iterable[Path]) -> str:
