@@ -114,7 +114,7 @@ def test_the_list_of_profiles_says_what_each_scale_costs(folder: Path) -> None:
         below = list(itertools.takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
         assert [line.split()[0] for line in below] == ["full", "small", "smoke"][:scales]
         assert len(below) == 0 or any(f"{time} hours" in below[1] for time in
-                                      ("about 6", "at most 9", "about three"))  # fmt: skip
+                                      ("about 6", "at most 9", "about four"))  # fmt: skip
 
 
 def test_a_study_that_the_grid_does_not_run_is_not_trained(folder: Path) -> None:
@@ -407,7 +407,7 @@ def test_claims_are_printed_as_markdown(folder: Path) -> None:
         "unit": "accuracy", "findings": [finding],
     }  # fmt: skip
     Path("claims.json").write_text(json.dumps({"claims": [claim]}))
-    lines = call("claims", "claims.json").output.splitlines()
+    lines = call("claims", "claims.json").stdout.splitlines()
     assert lines[2] == (
         "| Best m = 2 and 4 | 2 | supported | +5.12 [+3.1, +7.74] points | 3 | "
         "cifar10-small, small: 1000 images | m = 4 not run |"
