@@ -69,7 +69,7 @@ def prepare(params_file: Path) -> None:
             meta = prepare_data(params.dataset, say=door.say, told=progress.told, begin=begin)
     check_batch_sizes(params, params_file, meta.counts["train"])
     check_models(params, meta)
-    counts = ", ".join(f"{n} {split}" for split in SPLITS if (n := meta.counts[split]))
+    counts = ", ".join(f"{n} {split}" for split in SPLITS if (n := meta.counts.get(split)))
     shape = f"{meta.channels}×{meta.height}×{meta.width}"
     if meta.short_side is not None:
         shape = f"of a short side up to {meta.short_side}, for crops {shape}"
