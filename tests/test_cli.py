@@ -114,7 +114,7 @@ def test_the_list_of_profiles_says_what_each_scale_costs(folder: Path) -> None:
         below = list(itertools.takewhile(lambda line: line.startswith("  "), lines[at + 1 :]))
         assert [line.split()[0] for line in below] == ["full", "small", "smoke"][:scales]
         assert len(below) == 0 or any(f"{time} hours" in below[1] for time in
-                                      ("about 6", "at most 9", "about four"))  # fmt: skip
+                                      ("about 6", "at most 9"))  # fmt: skip
 
 
 def test_a_study_that_the_grid_does_not_run_is_not_trained(folder: Path) -> None:

@@ -1,8 +1,7 @@
 """The package from Python: runs trained, result files as data frames, and what they speak for.
 
-Everything is read from the result files, so no evaluation need have been made. A folder is that of
-a project, whose ``models/`` are read, or where it has none its single runs; or any folder that
-holds result files.
+Everything is read from the result files; no evaluation is needed. A folder is that of a project,
+whose ``models/`` are read, or else its single runs; or any folder that holds result files.
 """
 
 from __future__ import annotations
