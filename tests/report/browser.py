@@ -15,11 +15,18 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# Charts are drawn when they come into sight.
+# Without its own processes for drawing and for the network's sake: neither is needed, and a machine
+# without a screen may let the first never draw a frame.
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# Charts are drawn when they come into sight. A frame that never comes is not waited for: what a page
+# evaluates has no time limit of its own.
 SCROLL = """async () => {
   for (let y = 0; y < document.body.scrollHeight; y += 400) {
     scrollTo(0, y);
-    await new Promise(requestAnimationFrame);
+    await Promise.race([
+      new Promise(requestAnimationFrame),
+      new Promise((done) => setTimeout(done, 1000)),
+    ]);
   }
   scrollTo(0, 0);
 }"""
@@ -67,7 +74,7 @@ def browser() -> Generator[Browser]:
     """Start Chromium."""
     assert CHROMIUM is not None
     with sync_playwright() as play:
-        yield play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield play.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from tests.report.browser import CHROMIUM, Opened, browser, opened
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(180),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH"),
 ]
 

@@ -124,13 +124,14 @@ class Road:
         """Until a stopped task is done; as whoever waits for it does, submit it again if need be.
 
         Slurm 22.05 sometimes, on a busy machine, takes the late word of a script's end for that of
-        the job which it has just put back into the queue: the job has then failed.
+        the job which it has just put back into the queue: the job has then failed. Its task is lost
+        where that is seen only after the job was seen to wait.
         """
         again: list[Task] = []
 
         def done() -> bool:
             self.slurm.refresh()
-            if not again and self.state(task).status == "stopped":
+            if not again and self.state(task).status in ("stopped", "lost"):
                 again.append(self.board.put(task))
                 self.slurm.submit(again)
             return self.state(task).status == "done"
