@@ -411,6 +411,14 @@ def test_a_smaller_model_in_anothers_place_is_named(model: str, verdict: str, sa
     assert (finding.verdict, finding.reason) == (verdict, said)
 
 
+def test_a_smaller_model_is_named_where_nothing_could_be_judged_as_well() -> None:
+    rows = runs_of("12", lambda *_: 0.12)
+    finding = finding_of("best-batch-size-fig-12", [row | {"model": "resnet10t"} for row in rows])
+    assert finding.verdict == "undecided"
+    assert "is hardly better than chance" in finding.reason
+    assert finding.reason.endswith("study-12: its model is resnet10t, the paper's resnet50")
+
+
 def test_an_eta_beyond_which_no_larger_m_works_need_not_be_usable() -> None:
     """At the highest η̃ m ≤ 8 and all others stay at chance, or some others do not."""
     name = "small-m-converge-over-the-full-range-fig-12"

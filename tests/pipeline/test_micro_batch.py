@@ -72,7 +72,7 @@ def test_a_column_in_parts_is_killed_and_goes_on_to_the_same_bytes(tmp_path: Pat
         assert training.poll() is None, training.communicate()
         time.sleep(0.02)
     training.kill()
-    training.communicate(timeout=30)
+    training.communicate(timeout=120)
     assert not (killed / "models/digits/gbn/m32").exists()
     assert "from its checkpoint" in call(killed, "train", "gbn", "32", *PARTS)
     assert results(killed) == results(undisturbed)

@@ -15,11 +15,10 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# Without its own processes for drawing and for the network's sake: neither is needed, and a machine
-# without a screen may let the first never draw a frame.
+# A machine without a screen needs no process for drawing, nor any word from the network.
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# Charts are drawn when they come into sight. A frame that never comes is not waited for: what a page
-# evaluates has no time limit of its own.
+# Charts are drawn when they come into sight. A script has no time limit of its own: a frame that is
+# never drawn is not waited for.
 SCROLL = """async () => {
   for (let y = 0; y < document.body.scrollHeight; y += 400) {
     scrollTo(0, y);

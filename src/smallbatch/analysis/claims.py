@@ -198,7 +198,8 @@ def _judge_on(claim: Claim, evidence: Evidence) -> Finding:
     try:
         parts = claim.parts(evidence)
     except UndecidableError as error:
-        return Finding(evidence.dataset, scale, "undecided", reason=str(error))
+        reason = "; ".join([str(error), *evidence.stand_ins(claim.studies)])
+        return Finding(evidence.dataset, scale, "undecided", reason=reason)
     found = [part.compare(len(parts)) if part.compare is not None else None for part in parts]
     judged = [_judge_part(part, each) for part, each in zip(parts, found, strict=True)]
     verdict = combined([part["verdict"] for part in judged])

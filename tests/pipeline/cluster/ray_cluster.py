@@ -21,7 +21,7 @@ from smallbatch import machine
 TOKEN = "RAY_AUTH_TOKEN_PATH"
 # Of the loopback: for 127.0.0.1 Ray takes the address that the machine has on its network.
 _HOST = "127.0.0.2"
-_WAIT_S = 60.0
+_WAIT_S = 240.0
 
 
 class Cluster:

@@ -34,7 +34,7 @@ def test_ctrl_c_leaves_a_run_which_the_same_command_joins_with_the_files_of_one_
     (key,) = clustered.states()
     clustered.signal(signal.SIGSTOP, key)
     os.killpg(waiting.pid, signal.SIGINT)
-    assert "the cluster goes on with 1 column" in waiting.communicate(timeout=60)[0]
+    assert "the cluster goes on with 1 column" in waiting.communicate(timeout=240)[0]
     assert waiting.returncode == 75
     assert clustered.call("smallbatch", "status").startswith(f"{key}  running")
 

@@ -110,17 +110,17 @@ class Road:
     def file(self, task: Task, name: str) -> Path:
         return self.board.folder_of(task.key) / name
 
-    def wait(self, task: Task, status: Status, seconds: float = 60) -> State:
+    def wait(self, task: Task, status: Status, seconds: float = 180) -> State:
         """Until a task is so; meanwhile Slurm is asked now and then."""
         self._until(lambda: self.state(task).status == status, seconds, lambda: self.state(task))
         return self.state(task)
 
-    def wait_file(self, task: Task, name: str, seconds: float = 60) -> str:
+    def wait_file(self, task: Task, name: str, seconds: float = 180) -> str:
         file = self.file(task, name)
         self._until(file.exists, seconds, lambda: self.state(task))
         return file.read_text()
 
-    def goes_on(self, task: Task, seconds: float = 60) -> None:
+    def goes_on(self, task: Task, seconds: float = 180) -> None:
         """Until a stopped task is done; as whoever waits for it does, submit it again if need be.
 
         Slurm 22.05 sometimes, on a busy machine, takes the late word of a script's end for that of
@@ -310,8 +310,8 @@ def test_real_columns_stopped_on_the_way_have_the_numbers_of_an_undisturbed_trai
     column = plan_study_column(params, "bn", 8)
     undisturbed = tmp_path / "column"
     place_and_train(column, undisturbed, compute=params.compute, work=tmp_path)
-    it.goes_on(first, 120)
-    assert it.wait(second, "done", 120).share == 1
+    it.goes_on(first)
+    assert it.wait(second, "done").share == 1
     for name in ("history.parquet", "weights.safetensors"):
         made = Path("models/digits/bn/m8", name).read_bytes()
         assert made == (undisturbed / name).read_bytes()
@@ -323,7 +323,7 @@ def test_a_task_that_its_time_limit_stops_goes_on(limited: Path) -> None:
     with a_project(limited):
         road = Road()
         (task,) = road.board.tasks()
-        road.wait_file(task, "kept", 60)
+        road.wait_file(task, "kept")
         road.file(task, "go").touch()
         road.goes_on(task)
 
