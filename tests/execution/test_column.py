@@ -40,8 +40,10 @@ from tests.noise import make_dataset
 LRS = (2.0**-7, 2.0**-9, 2.0**6)  # the last diverges; not sorted on purpose
 
 
-def plan(data: Dataset, *, base_lrs: tuple[float, ...] = LRS, seeds: int = 2) -> Column:
-    settings = StudyConfig(model="resnet8", norm="none", epochs=3, weight_decay=1e-4)
+def plan(
+    data: Dataset, *, base_lrs: tuple[float, ...] = LRS, seeds: int = 2, epochs: int = 3
+) -> Column:
+    settings = StudyConfig(model="resnet8", norm="none", epochs=epochs, weight_decay=1e-4)
     return plan_column("study", settings, data, batch_size=4, base_lrs=base_lrs, seeds=range(seeds))
 
 
@@ -401,7 +403,8 @@ def test_who_lost_the_lock_keeps_nothing(
 
     monkeypatch.setattr(Lock, "beat", beat)
     with pytest.raises(TakenOver):
-        run_column(plan(noise), tmp_path)
+        # Too long to end before the second beat, however late that comes.
+        run_column(plan(noise, epochs=10_000), tmp_path)
     assert not list(tmp_path.rglob("*.checkpoint"))
     assert not list(tmp_path.rglob("record"))
 

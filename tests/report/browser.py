@@ -17,18 +17,21 @@ CHROMIUM = next(
 
 # A machine without a screen needs no process for drawing, nor any word from the network.
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# Charts are drawn when they come into sight. A script has no time limit of its own: a frame that is
-# never drawn is not waited for.
+# Charts are drawn when they come into sight. Chromium without a screen sometimes stops drawing frames,
+# which this notices: a script has no time limit of its own.
 SCROLL = """async () => {
+  const frame = () => Promise.race([
+    new Promise((done) => requestAnimationFrame(() => done(true))),
+    new Promise((done) => setTimeout(() => done(false), 5000)),
+  ]);
   for (let y = 0; y < document.body.scrollHeight; y += 400) {
     scrollTo(0, y);
-    await Promise.race([
-      new Promise(requestAnimationFrame),
-      new Promise((done) => setTimeout(done, 1000)),
-    ]);
+    if (!await frame()) return false;
   }
   scrollTo(0, 0);
+  return true;
 }"""
+TRIES = 4
 
 
 @dataclass
@@ -48,9 +51,16 @@ class Opened:
     def draw_all(self) -> None:
         """Scroll through the page until every chart is drawn."""
         self.unfold()
-        self.page.evaluate(SCROLL)
+        for _ in range(TRIES):
+            if self.page.evaluate(SCROLL):
+                break
+            self.page.reload()
+            self.page.bring_to_front()
+            self.unfold()
         self.page.wait_for_function(
-            "document.querySelectorAll('.chart:not(.drawn)').length === 0", timeout=60_000
+            "document.querySelectorAll('.chart:not(.drawn)').length === 0",
+            timeout=60_000,
+            polling=100,
         )
 
     def box(self, selector: str) -> dict[str, float]:
