@@ -15,10 +15,16 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# A machine without a screen needs no process for drawing, nor any word from the network.
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# Charts are drawn when they come into sight. Chromium without a screen sometimes stops drawing frames,
-# which this notices: a script has no time limit of its own.
+# A machine without a screen needs no process for drawing, nor any word from the network; and one that
+# is busy must not be taken for one that hangs.
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-gpu-watchdog",
+    "--disable-background-networking",
+]
+# Charts are drawn when they come into sight. Chromium sometimes stops drawing frames for good, which
+# this notices: a script has no time limit of its own.
 SCROLL = """async () => {
   const frame = () => Promise.race([
     new Promise((done) => requestAnimationFrame(() => done(true))),
@@ -31,7 +37,8 @@ SCROLL = """async () => {
   scrollTo(0, 0);
   return true;
 }"""
-TRIES = 4
+TRIES = 3
+"""How often a page is loaded in which no more frames are drawn."""
 
 
 @dataclass
@@ -57,6 +64,8 @@ class Opened:
             self.page.reload()
             self.page.bring_to_front()
             self.unfold()
+        else:  # nothing comes into sight without frames: as for a print
+            self.page.evaluate("dispatchEvent(new Event('beforeprint'))")
         self.page.wait_for_function(
             "document.querySelectorAll('.chart:not(.drawn)').length === 0",
             timeout=60_000,
