@@ -15,16 +15,16 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# A machine without a screen needs no process for drawing, nor any word from the network; and one that
-# is busy must not be taken for one that hangs.
+# A machine without a screen needs no process for drawing, nor any word from the network; and one
+# that is busy must not be taken for one that hangs.
 SWITCHES = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-gpu-watchdog",
     "--disable-background-networking",
 ]
-# Charts are drawn when they come into sight. Chromium sometimes stops drawing frames for good, which
-# this notices: a script has no time limit of its own.
+# Charts are drawn when they come into sight. Chromium sometimes stops drawing frames for good,
+# which this notices: a script has no time limit of its own.
 SCROLL = """async () => {
   const frame = () => Promise.race([
     new Promise((done) => requestAnimationFrame(() => done(true))),
