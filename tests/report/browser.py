@@ -15,16 +15,16 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 
-# A machine without a screen needs no process for drawing, nor any word from the network; and one
-# that is busy must not be taken for one that hangs.
+# Pages are drawn without a GPU, without asking the network for updates, and on machines so busy
+# that Chromium would take its own drawing process for hung and end it.
 SWITCHES = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-gpu-watchdog",
     "--disable-background-networking",
 ]
-# Charts are drawn when they come into sight. Chromium sometimes stops drawing frames for good,
-# which this notices: a script has no time limit of its own.
+# Charts are drawn when they come into sight. On a busy machine a page was seen to stay undrawn. So
+# frames are not waited for without end: a script has no time limit of its own.
 SCROLL = """async () => {
   const frame = () => Promise.race([
     new Promise((done) => requestAnimationFrame(() => done(true))),
@@ -38,7 +38,7 @@ SCROLL = """async () => {
   return true;
 }"""
 TRIES = 3
-"""How often a page is loaded in which no more frames are drawn."""
+"""How often a page is scrolled through, loaded anew each time, until it is drawn as for a print."""
 
 
 @dataclass
