@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -54,6 +54,19 @@ class Opened:
         self.page.evaluate(
             "document.querySelectorAll('details.study').forEach((it) => { it.open = true; })"
         )
+
+    def start(self) -> None:
+        """Wait for the first chart, if the page has any; a bare page is loaded anew."""
+        if not self.page.locator(".chart").count():
+            return
+        for _ in range(TRIES):
+            try:
+                self.page.wait_for_selector(".chart.drawn svg", timeout=15_000)
+                return
+            except Error:  # no frame came in time
+                self.page.reload()
+                self.page.bring_to_front()
+        self.page.wait_for_selector(".chart.drawn svg")
 
     def draw_all(self) -> None:
         """Scroll through the page until every chart is drawn."""
@@ -107,7 +120,8 @@ def opened(
     page.on("pageerror", lambda error: found.console.append(f"error: {error}"))
     page.on("request", lambda request: found.requests.append(request.url))
     page.goto(path.as_uri())
-    if page.locator(".chart").count():
-        page.wait_for_selector(".chart.drawn svg")
-    yield found
-    context.close()
+    found.start()
+    try:
+        yield found
+    finally:
+        context.close()
