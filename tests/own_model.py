@@ -51,6 +51,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from smallbatch.models.norms import GhostBatchNorm
+
 
 class Base(nn.Module):
     def __init__(self, num_classes, in_chans):
@@ -123,6 +125,18 @@ class UnusedHead(Base):
     def __init__(self, num_classes, in_chans):
         super().__init__(num_classes, in_chans)
         self.last = nn.Linear(6, 6)
+
+
+class Ghosts(Base):
+    def __init__(self, num_classes, in_chans):
+        super().__init__(num_classes, in_chans)
+        self.same = nn.Sequential(GhostBatchNorm(6, 4), self.same)
+
+
+class Mixed(Ghosts):
+    def __init__(self, num_classes, in_chans):
+        super().__init__(num_classes, in_chans)
+        self.same = nn.Sequential(self.same, nn.BatchNorm2d(6))
 
 
 class Complex(Base):

@@ -312,6 +312,19 @@ def test_a_base_lr_that_was_not_run_did_not_fail(name: str) -> None:
     assert f"not every η̃ was run at m = {largest}" in finding.reason
 
 
+@pytest.mark.parametrize("d", [HOLDS, FAILS])
+@pytest.mark.parametrize("left_out", [16, 32])
+def test_a_comparison_with_two_batch_sizes_is_open_without_one(
+    d: tuple[float, ...], left_out: int
+) -> None:
+    name = "m-64-sensitive-to-base-lr-fig-12"
+    rows = MAKERS[name](d)
+    assert finding_of(name, rows, d).verdict != "undecided"
+    finding = finding_of(name, [row for row in rows if row["batch_size"] != left_out], d)
+    assert finding.verdict == "undecided"
+    assert f"m = {left_out} not run" in finding.reason
+
+
 def test_a_claim_is_judged_on_the_axis_that_it_is_about() -> None:
     """η̃ are not taken for BN batch sizes, nor these for η̃, whatever a study's label says."""
     for name in MAKERS:

@@ -38,7 +38,7 @@ def test_typo_gets_the_closest_timm_model() -> None:
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
-        ("resnet18.a1_in1k", "resnet18"),
+        ("resnet18.a9_in1k", "resnet18"),
         ("timm/resnet18.a1_in1k", "resnet18"),
         ("hf_hub:timm/resnet18.a1_in1k", "resnet18"),
         ("hf-hub:timm/vit_base_patch16_224.augreg2_in21k_ft_in1k@main", "vit_base_patch16_224"),
@@ -62,6 +62,10 @@ def test_a_very_long_name_is_refused_at_once() -> None:
 
 def test_timm_model_is_known() -> None:
     validate_model("resnet18", "batch", batch_size=2)
+
+
+def test_so_is_one_with_the_tag_of_its_weights() -> None:
+    validate_model("resnet18.a1_in1k", "batch", batch_size=2)
 
 
 @pytest.mark.parametrize(

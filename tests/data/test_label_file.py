@@ -120,6 +120,17 @@ def test_classes_of_several_words(imagenet: Path) -> None:
         assert source.test.labels.tolist() == [0, 1, 1, 2, 2]
 
 
+def test_words_after_a_class_are_left_out_and_no_word_of_it(imagenet: Path) -> None:
+    (imagenet / "train/n02").rename(imagenet / "train/golden retriever")
+    (imagenet / "train/n03").rename(imagenet / "train/golden")
+    labels = {"n01": "n01 so", "n02": "golden retriever so it is", "n03": "golden 9"}
+    rows = [f"{n} {labels[la]}" for n, la in zip(NAMES, LABELS, strict=True)]
+    (imagenet / "labels.txt").write_text(lines(*rows))
+    source = open_image_folder(imagenet, None, test_labels="labels.txt")
+    assert source.classes == ("golden", "golden retriever", "n01")
+    assert source.test.labels.tolist() == [0, 0, 1, 2, 2]
+
+
 NAMED = [f"{n} {la}" for n, la in zip(NAMES, LABELS, strict=True)]
 DAMAGES: dict[str, tuple[str | bytes, str]] = {
     "empty": ("\n", r"^dataset\.test_labels: found .*labels\.txt, which is empty; allowed: lines"),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from smallbatch.config.dataset import DatasetConfig
 from smallbatch.data import prepare as preparing
+from smallbatch.data import scratch
 from smallbatch.data.encoded import EncodedDataset, EncodedSplit, load_any, load_encoded
 from smallbatch.data.expected import check_prepared, expected_meta
 from smallbatch.data.prepare import prepare
@@ -349,6 +350,19 @@ def test_what_is_prepared_already_is_left_alone(tmp_path: Path) -> None:
         assert [again(other), again(other), again(config)] == [False, True, False]
     os.utime(folder / "train/ant/00001.JPEG", (1, 1))
     assert [again(config), again(config)] == [False, True]
+
+
+def test_what_a_killed_process_left_goes_though_nothing_is_to_be_done(tmp_path: Path) -> None:
+    config = own(images(tmp_path / "images"))
+    prepared(config, tmp_path)
+    left = tmp_path / "prepared/.own.0123456789abcdef.unfinished"
+    (left / "new").mkdir(parents=True)
+    prepared(config, tmp_path)
+    assert not left.exists()
+    left.mkdir()
+    with scratch._unused(left):  # another process works in it
+        prepared(config, tmp_path)
+    assert left.exists()
 
 
 @pytest.mark.parametrize("change", ["cut short", "missing", "index", "meta", "note", "library"])

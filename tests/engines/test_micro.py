@@ -108,6 +108,7 @@ def test_fewer_activations_are_in_memory_at_a_time(
     noise: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
+    evaluated: list[int] = []
 
     class Counts(nn.Module):
         def __init__(self) -> None:
@@ -115,14 +116,14 @@ def test_fewer_activations_are_in_memory_at_a_time(
             self.fc = nn.Linear(72, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if self.training:
-                seen.append(len(x))
+            (seen if self.training else evaluated).append(len(x))
             return self.fc(x.flatten(1))
 
     monkeypatch.setattr(loop, "build_model", lambda *_, **__: Counts())
     run = Run(study("none", epochs=1), "f", 12, 2.0**-6, seed=0)
     loop.train(run, resident(noise, torch.float32), micro_batch=5)
     assert seen == [5, 5, 2]
+    assert max(evaluated) == 5
 
 
 @pytest.mark.parametrize("model", ["InPlace", "Tied"])
@@ -188,3 +189,17 @@ def test_batch_norm_over_the_whole_batch_is_refused(
     data = resident(make_dataset(size=size), torch.float32)
     with pytest.raises(UserError, match=r"micro_batch: found 6, .* allowed: auto, or norm ghost"):
         loop.train(run, data, micro_batch=6)
+
+
+def test_ghost_batch_norm_of_an_own_model_is_not_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sub-batches of 4, of which the settings know nothing."""
+    monkeypatch.chdir(write_net(tmp_path))
+    run = Run(study("batch", model="nets.odd:Ghosts"), "f", 12, 2.0**-6, seed=0)
+    data = resident(make_dataset(size=8))
+    double = {"dtype": torch.float64}
+    whole = loop.train(run, data, **double)
+    assert_near(whole, loop.train(run, data, micro_batch=8, **double), 1e-9, 1e-11)
+    with pytest.raises(UserError, match=r"micro_batch: found 6, but .* a multiple of 4$"):
+        loop.train(run, data, micro_batch=6, **double)

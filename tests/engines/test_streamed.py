@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import os
 import signal
+import struct
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +23,7 @@ from torch import Tensor
 from smallbatch.config.study import StudyConfig
 from smallbatch.data.encoded import EncodedDataset, EncodedSplit
 from smallbatch.data.prepared import Dataset, Meta
-from smallbatch.engines import loop
+from smallbatch.engines import decoding, loop
 from smallbatch.engines.resident import load_resident
 from smallbatch.engines.streamed import Streamed
 from smallbatch.errors import UserError, WorkerLost
@@ -199,15 +203,55 @@ def children() -> set[str]:
     return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
 
 
-def test_a_decoder_that_is_killed_ends_the_training_in_a_line() -> None:
-    source, before = streamed(dataset(3000), processes=1), children()
+def killed_in_the_middle_of_an_answer(
+    _dataset: EncodedDataset, pipe: Connection, _parent: int
+) -> None:
+    """What the process that trains sees of a decoder that was killed while it wrote."""
+    pipe.recv()
+    os.write(pipe.fileno(), struct.pack("!i", 1_000_000) + bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLED = "a process that decodes images was killed"
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_decoder_that_is_killed_ends_the_training_in_a_line(processes: int) -> None:
+    source, before = streamed(dataset(3000), processes=processes), children()
     batches = source.batches(0, 1, 2)
     next(batches)
-    (child,) = children() - before
-    os.kill(int(child), signal.SIGKILL)
-    with pytest.raises(WorkerLost, match="a process that decodes images was killed"):
+    os.kill(int(max(children() - before, key=int)), signal.SIGKILL)
+    with pytest.raises(WorkerLost, match=KILLED):
         for _ in batches:
             pass
+    with pytest.raises(WorkerLost, match=KILLED):  # nor is it waited for when asked again
+        stream(source, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_decoder_that_is_killed_while_it_answers_is_not_waited_for(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_serve", killed_in_the_middle_of_an_answer)
+    with pytest.raises(WorkerLost, match=KILLED):
+        stream(streamed(dataset(3000), processes=processes), 2)
+
+
+def test_a_process_whose_decoder_was_killed_ends() -> None:
+    """Decoders ignore SIGTERM: who waits for the others at its end has to kill them."""
+    script = """
+import os, signal
+from tests.engines.test_streamed import children, dataset, streamed
+batches = streamed(dataset(3000), processes=3).batches(0, 1, 2)
+next(batches)
+os.kill(int(min(children(), key=int)), signal.SIGKILL)
+list(batches)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert KILLED in ended.stderr.splitlines()[-1]
 
 
 def test_decoders_end_when_nobody_wants_their_images() -> None:

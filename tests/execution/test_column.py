@@ -340,6 +340,21 @@ def test_a_killed_worker_fails_the_column(
             run_column(plan(noise), tmp_path)
 
 
+def test_a_batch_that_is_needed_whole_is_to_be_left_out(
+    noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "train", lambda *_, **__: bytearray(2**62))
+    column = plan_column(
+        "study", StudyConfig(model="resnet8", norm="batch", epochs=1, weight_decay=0.0), noise,
+        batch_size=4, base_lrs=[0.1], seeds=[0],
+    )  # fmt: skip
+    said = (
+        "ran out of memory; leave out batch size 4, or train with norm ghost with a bn_batch_size"
+    )
+    with pytest.raises(WorkerLost, match=said):
+        run_column(column, tmp_path)
+
+
 def test_lanes_that_run_out_of_memory_are_to_be_fewer(
     noise: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from smallbatch import machine
 from smallbatch.config.params import ComputeConfig, parse_compute
 from smallbatch.config.study import StudyConfig
 from smallbatch.engines.made_by import Maker, made_by_on
-from smallbatch.errors import UserError
+from smallbatch.errors import UserError, WorkerLost
 from smallbatch.execution import workers
 from smallbatch.execution.column import train_column
 from smallbatch.execution.watch import GRACE_S
@@ -89,6 +89,15 @@ def test_what_a_rank_says_is_told_and_ends_the_others_at_once(
         train(plan(epochs=100), tmp_path, placed(plan()))
     assert isinstance(told.value, UserError) == isinstance(error, UserError)
     assert time.monotonic() - began < GRACE_S
+
+
+def test_ranks_that_do_not_meet_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with what it tells")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(WorkerLost, match=r"rank . of 2 lost the others: Gloo connectFullMesh"):
+        train(plan(), tmp_path, placed(plan()))
 
 
 def test_ranks_are_of_loop_and_part_of_what_made_a_run() -> None:

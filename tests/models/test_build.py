@@ -172,6 +172,12 @@ def test_timm_model_is_a_function_of_the_seed() -> None:
     assert not torch.equal(one.get_parameter("conv1.weight"), other.get_parameter("conv1.weight"))
 
 
+def test_a_tag_names_weights_and_no_other_model() -> None:
+    plain, tagged = build("test_resnet", "batch"), build("test_resnet.r160_in1k", "batch")
+    assert all(torch.equal(value, tagged.state_dict()[key]) for key, value in
+               plain.state_dict().items())  # fmt: skip
+
+
 def test_timm_model_with_an_image_size_of_its_own() -> None:
     model = build("vit_tiny_patch16_224", "none", image_size=32)
     assert not has_batch_norm(model)

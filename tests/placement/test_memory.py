@@ -17,6 +17,7 @@ from smallbatch.config.params import ComputeConfig, parse_compute
 from smallbatch.config.study import StudyConfig
 from smallbatch.engines.made_by import Maker
 from smallbatch.errors import UserError
+from smallbatch.models.build import build_model
 from smallbatch.placement import known as store
 from smallbatch.placement import memory
 from smallbatch.placement.known import Known
@@ -111,6 +112,23 @@ def test_memory_is_that_of_what_the_layers_keep() -> None:
     assert not step.whole
 
 
+@pytest.mark.parametrize("bn", [2, 3, 8])
+def test_memory_of_ghost_batch_norm_is_that_of_its_sub_batches(bn: int) -> None:
+    """What a batch of 6 sub-batches keeps beyond one of 3, with the largest of it again."""
+    column = column_of("ghost", bn_batch_size=bn)
+    step = step_of(column, workload_of(column, compute()))
+    assert step.example is not None
+    model = build_model(
+        "resnet8", "ghost", num_classes=3, in_chans=2, image_size=(6, 6), seed=0, batch_size=48,
+        bn_batch_size=bn,
+    ).train()  # fmt: skip
+    few, more = (memory._saved(model, torch.randn(n * bn, 2, 6, 6)) for n in (3, 6))
+    each = [(two - one) / (3 * bn) for one, two in zip(few, more, strict=True)]
+    kept = sum(each) + memory.LARGEST * max(each)
+    # A sub-batch keeps its means and deviations; the fewer it has of images, the more are those.
+    assert kept <= step.example <= 1.06 * kept
+
+
 @pytest.mark.parametrize(
     ("examples", "micro"), [(16, None), (15.9, 8), (8, 8), (7.9, 4), (3.9, 2), (1, 1), (0.1, 1)]
 )
@@ -171,6 +189,14 @@ def test_a_column_with_several_bn_batches_has_parts_of_all() -> None:
         placed(column, micro_batch=6)
     with pytest.raises(UserError, match="a BN batch size of 16 is all of it, so that none is"):
         placed(column_of("ghost", 16, bn_batch_sizes=(2, 16)), micro_batch=8)
+
+
+def test_parts_hold_whole_sub_batches_of_an_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = column_of("batch", 12, model="nets.odd:Ghosts")
+    with pytest.raises(UserError, match="with a BN batch size of 4, allowed: a multiple of 4"):
+        placed(column, micro_batch=6)
+    free_for(monkeypatch, column, 7)
+    assert placed(column).method.micro_batch == 4
 
 
 def test_what_fits_is_placed_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,8 @@ def _sensitive(evidence: Evidence) -> list[Part]:
     def compare(k: int) -> Comparison:
         return more_sensitive(cells, rivals, BESIDE, SAME_LEVEL, k)
 
+    # It is about the average of both rivals, so that without one of them it is open either way.
+    doubt = joined(doubt, missing)
     return [Part(array.name, array.n, compare, missing, doubt, doubt)]
 
 

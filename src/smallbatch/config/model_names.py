@@ -92,7 +92,8 @@ def _check_name(model: str) -> None:
     import timm
 
     known = (*ALIASES, *timm.list_models())
-    if model not in known:
+    # A name may have a tag, as timm's pages show it: of which weights the model is.
+    if model not in known and model not in timm.list_models(pretrained=True):
         raise UserError(
             f"model: unknown model {model!r}{_hint(_architecture(model), known)}; "
             f"allowed: {_join(ALIASES)}, any model of timm.list_models(), or "

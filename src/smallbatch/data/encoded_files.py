@@ -103,7 +103,7 @@ class Shards:
         try:
             part = np.load(io.BytesIO(durable.read(self._note(number))), allow_pickle=False)
             rows = pq.read_metadata(self.folder / self.name(number)).num_rows
-        except (FileNotFoundError, ValueError, EOFError):  # of a damaged file, too
+        except (OSError, ValueError, EOFError):  # of a damaged file, too
             return None
         return part if part.dtype == PART and len(part) == rows else None
 

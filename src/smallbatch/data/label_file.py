@@ -12,6 +12,8 @@ from smallbatch.errors import UserError
 from smallbatch.text import count
 
 _LARGEST = 2**28  # bytes; ImageNet's have up to 2.5e6
+NAMES_OF_NUMBERS = "meta.mat"
+"""The file beside a file of numbers that tells their classes."""
 _KEY = "dataset.test_labels"
 _FORMS = "lines of a file name and its class, or the class of each image in the order of file names"
 
@@ -94,7 +96,8 @@ def _named(
     for position, (at, line) in enumerate(lines):
         first, label = (*_fields(line), "")[:2]
         name = known.get(first.rpartition("/")[2])
-        label = label if label in classes else label.partition(" ")[0]
+        while label not in classes and " " in label:  # words after the class
+            label = label.rpartition(" ")[0].rstrip()
         if position == 0 and name is None and label not in classes:
             continue  # a header
         if name is None:
@@ -124,7 +127,7 @@ def _checked(file: Path, at: int, label: str, classes: Collection[str]) -> str:
 
 def _wnids(file: Path) -> dict[str, str]:
     """The classes of ImageNet's numbers, from the ``meta.mat`` beside a file."""
-    meta = file.with_name("meta.mat")
+    meta = file.with_name(NAMES_OF_NUMBERS)
     try:
         content = io.BytesIO(durable.read(meta, _LARGEST))
     except OSError as error:

@@ -20,6 +20,7 @@ from smallbatch.data.encoded_files import Shards
 from smallbatch.data.expected import settings_digest
 from smallbatch.data.files import listing
 from smallbatch.data.images import in_threads, pillow_as_told
+from smallbatch.data.label_file import NAMES_OF_NUMBERS
 from smallbatch.data.prepared import (
     Meta,
     as_json,
@@ -36,7 +37,7 @@ from smallbatch.data.rows import (
     select_train,
     tell_of_shared,
 )
-from smallbatch.data.scratch import unfinished_folder
+from smallbatch.data.scratch import remove_unfinished, unfinished_folder
 from smallbatch.data.selection import by_content
 from smallbatch.data.sources import label_file, source_files
 from smallbatch.data.split import Rows, Source, Split
@@ -81,6 +82,7 @@ def prepare_encoded(
         if (there := _unchanged(directory, note, key)) is not None:
             say(f"{config.name}: settings and files unchanged, so what is prepared is kept")
             _tell(there, say)
+            remove_unfinished(directory.parent, config.name)
             return there.meta
         with unfinished_folder(directory.parent, config.name, key) as folder:
             new, notes = folder / "new", folder / "notes"
@@ -103,7 +105,9 @@ def prepare_encoded(
 
 def _key(config: DatasetConfig, root: Path) -> str:
     """What shards are made from: settings, files, and what encodes."""
-    files = (source_files(config, root), label_file(config, root))
+    labels = label_file(config, root)
+    names = labels and labels.with_name(NAMES_OF_NUMBERS)
+    files = (source_files(config, root), labels, names if names and names.exists() else None)
     made_from = [
         settings_digest(config),
         [listing(it) for it in files if it is not None],

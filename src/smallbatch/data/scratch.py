@@ -97,6 +97,15 @@ def unfinished_folder(parent: Path, name: str, key: str) -> Generator[Path, None
             _remove_empty(created)
 
 
+def remove_unfinished(parent: Path, name: str) -> None:
+    """Removes what killed processes have left of work under a name, where that is possible."""
+    pattern = f".{name}.*.unfinished"
+    with suppress(OSError):
+        if any(parent.glob(pattern)):
+            with locked(parent):
+                _clear(parent, pattern)
+
+
 @contextmanager
 def locked(folder: Path) -> Generator[None, None, None]:
     """Holds a folder's lock, where the file system has locks.

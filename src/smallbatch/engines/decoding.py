@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import traceback
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.util import Finalize
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
-from weakref import ref
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from smallbatch.processes import live_and_die_with
 from smallbatch.protocol.crops import CENTRE, Crop, centre_crop, random_crop
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkProcess
+
     from smallbatch.data.encoded import EncodedDataset, EncodedSplit
     from smallbatch.data.prepared import Meta
 
@@ -57,7 +60,8 @@ class Decoders:
 
     They are forked when they are first needed, before a backward pass has started threads. What
     they decode comes back through pipes: shared memory is small in many containers, and a process
-    that found none would be waited for.
+    that found none would be waited for. Each has a pipe of its own, which ends with it even if it
+    is killed in the middle of an answer, and they share no lock that a killed one could keep.
 
     Args:
         dataset: The data set.
@@ -66,7 +70,13 @@ class Decoders:
 
     def __init__(self, dataset: EncodedDataset, processes: int) -> None:
         self._dataset, self._processes = dataset, processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._started: list[ForkProcess] = []
+        self._idle: SimpleQueue[Connection] = SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None  # each waits for one process
+        # Nothing of the processes is kept, so they are killed: when nobody needs them, and at the
+        # end of this process, before it would wait for them. That has to be before the queues of
+        # a training worker close, which has priority 10.
+        Finalize(self, _end, (self._started,), exitpriority=100)
 
     def pieces(self, split: str, wanted: Iterable[Wanted]) -> Generator[Arrays, None, None]:
         """Images and labels in the order in which they are wanted, up to PIECE at a time.
@@ -88,51 +98,67 @@ class Decoders:
         under_way: deque[Future[Arrays]] = deque()
         try:
             for part in parts:
-                under_way.append(self._started().submit(_decode, split, part))
+                under_way.append(self._begun().submit(_ask, self._idle, split, part))
                 if len(under_way) > _AHEAD * self._processes:
                     yield under_way.popleft().result()
             while under_way:
                 yield under_way.popleft().result()
-        except BrokenProcessPool:
-            raise WorkerLost(
-                "a process that decodes images was killed; if memory ran out, set "
-                "compute.decoders lower; the same command then goes on"
-            ) from None
         finally:
             for future in under_way:
                 future.cancel()
 
-    def _started(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self._processes,
-                multiprocessing.get_context("fork"),
-                initializer=_begin,
-                initargs=(self._dataset, os.getpid()),
-            )
-            # Else a process of a training would wait for these before it told them to end. It must
-            # tell them before the queues close, which has priority 10.
-            Finalize(None, _end, (ref(self._pool),), exitpriority=100)
-        return self._pool
+    def _begun(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            context = multiprocessing.get_context("fork")
+            for _ in range(self._processes):
+                ours, its = context.Pipe()
+                process = context.Process(target=_serve, args=(self._dataset, its, os.getpid()))
+                process.start()
+                its.close()  # only the process holds it, so that the pipe ends with the process
+                self._started.append(process)
+                self._idle.put(ours)
+            self._threads = ThreadPoolExecutor(self._processes)
+        return self._threads
 
 
-def _end(pool: ref[ProcessPoolExecutor]) -> None:
-    if (it := pool()) is not None:
-        it.shutdown(cancel_futures=True)
+def _end(started: list[ForkProcess]) -> None:
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
-_of: list[EncodedDataset] = []  # that of a process that decodes
+def _ask(idle: SimpleQueue[Connection], split: str, wanted: list[Wanted]) -> Arrays:
+    """Have a process decode images; see :meth:`Decoders.pieces`."""
+    pipe = idle.get()
+    try:
+        pipe.send((split, wanted))
+        answer: Arrays | Exception = pipe.recv()
+    except (EOFError, OSError):
+        raise WorkerLost(
+            "a process that decodes images was killed; if memory ran out, set compute.decoders "
+            "lower; the same command then goes on"
+        ) from None
+    finally:
+        idle.put(pipe)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _begin(dataset: EncodedDataset, parent: int) -> None:
-    """Prepare a process that decodes: the one that trains decides what a signal does."""
+def _serve(dataset: EncodedDataset, pipe: Connection, parent: int) -> None:
+    """Decode what is asked for; the process that trains decides what a signal does."""
     live_and_die_with(parent)
     torch.set_num_threads(1)  # the parent's pool of threads does not live on in a fork
-    _of.append(dataset)
-
-
-def _decode(split: str, wanted: list[Wanted]) -> Arrays:
-    return decode(_of[0], split, wanted)
+    while True:
+        split, wanted = pipe.recv()
+        try:
+            answer: Arrays | Exception = decode(dataset, split, wanted)
+        except Exception as error:  # noqa: BLE001 - it is raised where the images are wanted
+            if not isinstance(error, UserError):
+                error.add_note(traceback.format_exc())
+            answer = error
+        pipe.send(answer)
 
 
 def decode(dataset: EncodedDataset, split: str, wanted: list[Wanted]) -> Arrays:

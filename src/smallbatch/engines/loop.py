@@ -182,10 +182,15 @@ class _Trainer:
         for name, split in splits.items():
             loss, accuracy = math.nan, math.nan
             if split is not None and self.diverged_at is None and self.ranks.leads:
-                loss, accuracy = evaluate(self.model, split, self.pause)
+                loss, accuracy = evaluate(self.model, split, self.pause, self.eval_batch)
             row |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         self.rows.append(row)
         self.on_epoch(row)
+
+    @property
+    def eval_batch(self) -> int:
+        """Examples per forward pass of an evaluation; where memory is short, as in an update."""
+        return min(EVAL_BATCH, self.gradient.size or EVAL_BATCH)
 
     def pause(self) -> None:
         """Let the keeper write a checkpoint or stop; called only between two updates."""
@@ -229,16 +234,19 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Evaluated, pause: Callable[[], None] = lambda: None
+    model: nn.Module,
+    split: Evaluated,
+    pause: Callable[[], None] = lambda: None,
+    batch: int = EVAL_BATCH,
 ) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy in 0 … 1, in evaluation mode.
 
-    ``pause`` is called between batches.
+    ``pause`` is called between forward passes of ``batch`` examples.
     """
     model.eval()
     loss: Tensor | float = 0.0
     correct: Tensor | int = 0
-    for images, labels in split.batches(EVAL_BATCH):
+    for images, labels in split.batches(batch):
         logits = model(images.clone())  # a copy, as a model may work in place
         loss += cross_entropy(logits.double(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
@@ -305,7 +313,9 @@ def _final_metrics(
 ) -> dict[str, float | None]:
     finished = trained.diverged_at is None
     final: dict[str, float | None] = {}
-    scores = evaluate(model, data.train, trained.pause) if finished else (None, None)
+    batch, scores = trained.eval_batch, (None, None)
+    if finished:
+        scores = evaluate(model, data.train, trained.pause, batch)
     final["train_loss"], final["train_accuracy"] = scores
     for name, split in (("validation", data.validation), ("test", data.test)):
         for key in (f"{name}_loss", f"{name}_accuracy"):
@@ -318,7 +328,8 @@ def _final_metrics(
         _, height, width = data.image
         stride = -(-len(data.train) * height * width // POPULATION_PIXELS)
         recompute_population_statistics(model, data.every(stride))
-        scores = evaluate(model, data.test)
+        # Nobody may stop here: a checkpoint would hold these statistics.
+        scores = evaluate(model, data.test, batch=batch)
         final["population_test_loss"], final["population_test_accuracy"] = scores
         model.load_state_dict(kept)
     return final

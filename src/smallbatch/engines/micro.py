@@ -14,7 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from smallbatch.errors import UserError
 from smallbatch.models.norms import GhostBatchNorm
-from smallbatch.models.population import needs_whole_batch
+from smallbatch.models.population import (
+    moving_batch_norms,
+    needs_whole_batch,
+    together_in_parts,
+)
 
 if TYPE_CHECKING:
     from smallbatch.config.study import Precision
@@ -34,7 +38,8 @@ class GradientSum:
         size: Most examples at a time; None: all. Of ghost batch norm a multiple of its sub-batch.
 
     Raises:
-        UserError: The model's batch norm takes its statistics from the whole batch.
+        UserError: The model's batch norm takes its statistics from the whole batch, or from parts
+            that would be divided.
     """
 
     def __init__(self, model: nn.Module, precision: Precision, size: int | None = None) -> None:
@@ -43,8 +48,14 @@ class GradientSum:
                 f"compute.micro_batch: found {size}, but the model's batch norm takes its "
                 f"statistics from the whole batch; allowed: auto, or {WAY_OUT}"
             )
-        self._model, self._half, self._size = model, precision == "bf16", size
-        self._ghosts = [it for it in model.modules() if isinstance(it, GhostBatchNorm)]
+        self._model, self._half, self.size = model, precision == "bf16", size
+        self._ghosts = [it for it in moving_batch_norms(model) if isinstance(it, GhostBatchNorm)]
+        together = together_in_parts(model)
+        if size is not None and size % together:
+            raise UserError(
+                f"compute.micro_batch: found {size}, but the model's ghost batch norm takes its "
+                f"statistics from {together} examples; allowed: auto, or a multiple of {together}"
+            )
         self._momenta = [layer.momentum or 0.0 for layer in self._ghosts]
 
     def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +68,7 @@ class GradientSum:
         Returns:
             The summed loss in nats, and the number of right answers, () each.
         """
-        m, size = len(labels), self._size
+        m, size = len(labels), self.size
         if size is None or m <= size:
             return self._add(images, labels)
         losses, correct = list[Tensor](), list[Tensor]()

@@ -23,7 +23,7 @@ from smallbatch.models.population import moving_batch_norms
 from smallbatch.models.together import Together, normalise_together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -90,15 +90,24 @@ class Ranks:
             size: The number of processes.
             device: ``cpu`` or ``cuda``.
             file: An empty file that they alone can write, by which they find each other.
+
+        Raises:
+            OthersLost: Another rank is gone.
         """
         # They talk by no other network than this machine's own.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
-        backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=dist.FileStore(file, size), rank=rank, world_size=size, timeout=PATIENCE
+        backend, found = "nccl" if device == "cuda" else "gloo", cls(rank, size)
+        found._together(
+            lambda: dist.init_process_group(
+                backend,
+                store=dist.FileStore(file, size),
+                rank=rank,
+                world_size=size,
+                timeout=PATIENCE,
+            )
         )
-        return cls(rank, size)
+        return found
 
     @property
     def leads(self) -> bool:
@@ -112,12 +121,25 @@ class Ranks:
             UserError: Batches of m cannot be divided so, or the model has a batch norm of a class
                 of its own that would span ranks.
         """
-        parts, sharing = shares(m, _together(model, m), self.size)
+        parts, sharing = shares(m, self._normalised_together(model, m), self.size)
         if sharing > 1:
             together = Together(sharing, self._summing(sharing))
             for layer in moving_batch_norms(model):
                 normalise_together(layer, together)
         return parts[self.rank]
+
+    def _normalised_together(self, model: nn.Module, m: int) -> int:
+        """Examples of a batch that a model normalises together; 1 if it does not."""
+        sizes = sorted({
+            min(m, layer.bn_batch_size) if isinstance(layer, GhostBatchNorm) else m
+            for layer in moving_batch_norms(model)
+        })  # fmt: skip
+        if self.size > 1 and len(sizes) > 1:
+            raise UserError(
+                f"compute.ranks: found {self.size} with a model that normalises over "
+                f"{' and over '.join(map(str, sizes))} examples; allowed: one of these, or ranks 1"
+            )
+        return sizes[0] if sizes else 1
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all ranks, the same bits on each.
@@ -147,8 +169,9 @@ class Ranks:
         """Sums over this rank's group of so many neighbours."""
         if ranks not in self._groups:
             groups = [range(i, i + ranks) for i in range(0, self.size, ranks)]
-            # Every rank has to make every group.
-            made = [dist.new_group(list(group), timeout=PATIENCE) for group in groups]
+            made = self._together(  # every rank has to make every group
+                lambda: [dist.new_group(list(group), timeout=PATIENCE) for group in groups]
+            )
             self._groups[ranks] = made[self.rank // ranks]
         return lambda tensor: self._sum(tensor, self._groups[ranks])
 
@@ -156,9 +179,9 @@ class Ranks:
         if self.size > 1:
             self._together(lambda: dist.all_reduce(tensor, group=group))
 
-    def _together(self, call: Any) -> None:
+    def _together(self, call: Callable[[], T]) -> T:
         try:
-            call()
+            return call()
         except RuntimeError as error:  # of torch.distributed, whatever happened to the others
             raise OthersLost(
                 f"rank {self.rank} of {self.size} lost the others: {first_line(error)}"
@@ -203,15 +226,6 @@ class Exchange:
         for statistic, average in zip(self._statistics, averages, strict=True):
             statistic.copy_(average.view_as(statistic))
         return vector[0].to(loss.dtype), vector[1].to(correct.dtype)
-
-
-def _together(model: nn.Module, m: int) -> int:
-    """Examples of a batch that a model normalises together; 1 if it does not."""
-    sizes = [
-        layer.bn_batch_size if isinstance(layer, GhostBatchNorm) else m
-        for layer in moving_batch_norms(model)
-    ]
-    return min(m, max(sizes, default=1))
 
 
 def _running_statistics(model: nn.Module) -> Iterator[Tensor]:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 def less(job: Job) -> str:
     """What to do if memory runs out, in words."""
-    size = job.placement.method.micro_batch or job.column[0].batch_size
+    from smallbatch.engines.micro import WAY_OUT
+
+    run = job.column[0]
+    size = job.placement.method.micro_batch or run.batch_size
+    if run.settings.norm.startswith("batch"):  # which needs all of a batch at a time
+        return f"leave out batch size {run.batch_size}, or train with {WAY_OUT}"
     if job.placement.engine == "loop" and size > 1:
         return f"set compute.micro_batch below {size} and run the same command again"
     return "set compute.memory lower; the same command then goes on"
@@ -69,6 +74,8 @@ def follow(job: Job, workers: Sequence[Any], shared: Shared, news: News) -> int:
             elif kind in News._fields:
                 getattr(news, kind)(runs[name], value)
             else:
+                if kind == "lost":
+                    job.watch.check()  # ranks that are stopped lose each other
                 raise _error(kind, runs[name], value)
     except TakenOver:
         _kill(workers)  # another process now writes the files that they would write
@@ -120,7 +127,7 @@ def _events(job: Job, workers: Sequence[Any], shared: Shared) -> Iterator[tuple[
         job.beat()
         if job.watch.stopping():
             shared.stop.value = 1
-            for worker in keeping:
+            for worker in workers:
                 if worker.pid not in ready:
                     worker.kill()  # it still imports torch, and has nothing to lose
         alive = any(worker.is_alive() for worker in keeping)

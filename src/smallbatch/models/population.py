@@ -1,5 +1,6 @@
 """Exact batch norm statistics over many images, instead of running ones (docs/decisions.md)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
@@ -33,6 +34,12 @@ def has_batch_norm(model: nn.Module) -> bool:
 def needs_whole_batch(model: nn.Module) -> bool:
     """Whether a layer's statistics in training are those of the whole batch, of no part of it."""
     return any(not isinstance(layer, GhostBatchNorm) for layer in moving_batch_norms(model))
+
+
+def together_in_parts(model: nn.Module) -> int:
+    """Examples of which a part of a batch holds a multiple: its ghost batch norms' sub-batches."""
+    sizes = (it.bn_batch_size for it in moving_batch_norms(model) if isinstance(it, GhostBatchNorm))
+    return math.lcm(*sizes)
 
 
 # Batch norms that stay in evaluation mode.

@@ -43,11 +43,13 @@ class Step:
         example: Bytes for each example of a batch; None: it could not be counted.
         weights: Bytes of weights, gradient, moments and what an update needs beside them.
         whole: Whether it needs the whole batch at a time, as batch norm does.
+        unit: Examples of which a part of a batch holds a multiple.
     """
 
     example: int | None
     weights: int
     whole: bool
+    unit: int
 
     def bytes(self, examples: int) -> int:
         """Of a step with so many examples at a time; 0 if it could not be counted."""
@@ -107,7 +109,7 @@ def _allowed(column: Column, workload: Workload, size: int, m: int) -> int:
     """
     found = f"compute.micro_batch: found {size} at batch size {column.batch_size}"
     _refuse_whole(column, workload, found, "auto", m)
-    if size % (unit := _unit(column)):
+    if size % (unit := _unit(column, workload)):
         raise UserError(
             f"{found} with a BN batch size of {unit}, allowed: a multiple of {unit}, or auto"
         )
@@ -127,7 +129,7 @@ def _fitting(column: Column, workload: Workload, budget: int | None, m: int) -> 
         UserError: More is needed than is free, and the model needs the whole batch.
     """
     step, free = step_of(column, workload), _free(column, workload)
-    needed, unit = step.bytes(m), _unit(column)
+    needed, unit = step.bytes(m), _unit(column, workload)
     room = int(SHARE * free) if budget is None else budget // workload.workers
     if needed <= room:
         return None
@@ -147,15 +149,20 @@ def step_of(column: Column, workload: Workload) -> Step:
     Raises:
         UserError: The model cannot be built for these images.
     """
-    run = column.runs[0]
-    few = max(_PROBE, run.settings.bn_batch_size or 0)  # neither memory nor structure depends on m
-    any_run = replace(run, batch_size=few, base_lr=1.0, seed=0)
+    run, few = column.runs[0], _PROBE  # what an example takes does not depend on m
+    settings = run.settings
+    if settings.bn_batch_size:  # nor on the BN batch, but it does on whether there are several
+        settings, few = settings.model_copy(update={"bn_batch_size": _PROBE}), 2 * _PROBE
+    any_run = replace(run, settings=settings, batch_size=few, base_lr=1.0, seed=0)
     return _step(any_run, replace(workload, batch_size=few, lanes=1, device="cpu", workers=1))
 
 
-def _unit(column: Column) -> int:
+def _unit(column: Column, workload: Workload) -> int:
     """Examples that have to be computed together: the BN batch of ghost batch norm."""
-    return math.lcm(*(run.settings.bn_batch_size or 1 for run in column.runs))
+    sizes = [run.settings.bn_batch_size for run in column.runs]
+    if all(sizes):
+        return math.lcm(*filter(None, sizes))
+    return step_of(column, workload).unit  # of a model that has its own
 
 
 def _refuse_whole(column: Column, workload: Workload, found: str, other: str, m: int) -> None:
@@ -169,7 +176,7 @@ def _refuse_whole(column: Column, workload: Workload, found: str, other: str, m:
     why, way_out = "", WAY_OUT
     if step_of(column, workload).whole:
         why = f"norm {column.runs[0].settings.norm} takes statistics from all of a batch at once"
-    elif (unit := _unit(column)) >= m:
+    elif (unit := _unit(column, workload)) >= m:
         all_of = "all of it" if m == column.batch_size else f"all of a rank's {m} examples"
         why, way_out = f"a BN batch size of {unit} is {all_of}", "a smaller bn_batch_size"
     if why:
@@ -187,14 +194,16 @@ def _free(column: Column, workload: Workload) -> int:
     """Bytes that are free for each worker, once the images have their memory."""
     counts, augment = column.dataset.meta.counts, column.runs[0].settings.augment
     images = 4 * math.prod(workload.image) * (sum(counts.values()) + augment * counts["train"])
-    images *= not column.streamed  # of those few are in memory
+    batch = 0
+    if column.streamed:  # a batch as it was decoded, normalised, and laid out for a GPU
+        images, batch = 0, 9 * math.prod(workload.image) * column.batch_size
     if workload.device == "cpu":
-        return max(0, free_memory() - images) // workload.workers
+        return max(0, (free_memory() - images) // workload.workers - batch)
     import torch
 
     torch.cuda.empty_cache()  # memory that an earlier column used is free again
     found = range(len(machine.gpus()))
-    return max(0, min(torch.cuda.mem_get_info(i)[0] for i in found) - images)
+    return max(0, min(torch.cuda.mem_get_info(i)[0] for i in found) - images - batch)
 
 
 @cache
@@ -204,7 +213,7 @@ def _step(run: Run, workload: Workload) -> Step:
     from smallbatch.engines.loop import initial_model
     from smallbatch.engines.resident import load_resident
     from smallbatch.models.own import generators_kept
-    from smallbatch.models.population import needs_whole_batch
+    from smallbatch.models.population import needs_whole_batch, together_in_parts
     from smallbatch.protocol.optimiser import MOMENTS
 
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
@@ -213,7 +222,7 @@ def _step(run: Run, workload: Workload) -> Step:
         example = _example_bytes(model, run, workload)
     trained = sum(it.numel() for it in model.parameters() if it.requires_grad)
     weights = 4 * trained * (3 + MOMENTS[run.settings.optimizer])
-    return Step(example, weights, needs_whole_batch(model))
+    return Step(example, weights, needs_whole_batch(model), together_in_parts(model))
 
 
 def _example_bytes(model: nn.Module, run: Run, workload: Workload) -> int | None:
@@ -221,17 +230,16 @@ def _example_bytes(model: nn.Module, run: Run, workload: Workload) -> int | None
 
     from smallbatch.engines.loop import arithmetic
 
+    probe = run.batch_size
     try:
         with arithmetic(run.settings.precision, torch.device("cpu")):
-            few, more = (
-                _saved(model, torch.randn(n, *workload.image)) for n in (_PROBE, 2 * _PROBE)
-            )
+            few, more = (_saved(model, torch.randn(n, *workload.image)) for n in (probe, 2 * probe))
+        # What does not grow is not of an example, such as weights that autocast has copied.
+        each = [(two - one) // probe for one, two in zip(few, more, strict=True)]
     except (UserError, Stopped, Stopping):
         raise
     except (Exception, SystemExit):  # noqa: BLE001 - it is tried again, and told of, as it trains
         return None
-    # What does not grow is not of an example, such as weights that autocast has copied.
-    each = [(two - one) // _PROBE for one, two in zip(few, more, strict=False)]
     return sum(each) + LARGEST * max(each, default=0)
 
 
