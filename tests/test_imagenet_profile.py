@@ -92,4 +92,4 @@ def test_where_the_images_are_must_be_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     call("profile", "use", "paper-imagenet")
     done = CliRunner().invoke(main, ["prepare"])
-    assert done.output.startswith("Error: dataset.path: found data/imagenet, which is not a folder")
+    assert done.output.startswith("Error: dataset.path: found data/imagenet, which does not exist")

@@ -111,7 +111,8 @@ def test_cifar() -> None:
 
 def test_other_sources_must_be_prepared_first(tmp_path: Path) -> None:
     config = DatasetConfig(name="own", source="image_folder", path="images")
-    with pytest.raises(UserError, match="run `smallbatch prepare` first"):
+    line = "run `smallbatch prepare`; the shape of its images is known from there alone"
+    with pytest.raises(UserError, match=line):
         expected_meta(config, tmp_path / "own")
 
 

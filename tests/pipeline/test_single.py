@@ -127,7 +127,7 @@ def test_images_that_are_gone_are_used_as_they_were(run: Run) -> None:
         True
     ]
     shutil.rmtree(".smallbatch")
-    with pytest.raises(UserError, match=r"dataset\.path: found img, which is not a folder"):
+    with pytest.raises(UserError, match=r"dataset\.path: found img, which does not exist"):
         run()
 
 

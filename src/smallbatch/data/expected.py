@@ -36,8 +36,7 @@ def expected_meta(config: DatasetConfig, directory: Path) -> tuple[Meta, bool]:
             meta = load_meta(directory)
         except UserError as error:
             raise UserError(
-                f"{directory}: not prepared, and the source {config.source} tells its shape "
-                f"only then; run `smallbatch prepare` first ({error})"
+                f"{error}; the shape of its images is known from there alone"
             ) from error
         check_prepared(config, directory)
         return meta, True

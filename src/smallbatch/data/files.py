@@ -21,6 +21,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def no_folder(path: Path) -> str:
+    """What a path is found to be that is no folder, for an error line."""
+    return f"found {path}, which {'is not a folder' if path.exists() else 'does not exist'}"
+
+
 def visible(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, in the order of its composed names, without litter.
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose, has_test, has_training
-from smallbatch.data.files import composed, litter, visible
+from smallbatch.data.files import composed, litter, no_folder, visible
 from smallbatch.data.held_out import hold_out
 from smallbatch.data.images import decode_all
 from smallbatch.data.label_file import by_class
@@ -68,7 +68,7 @@ def open_image_folder(
             one is to be held out.
     """
     if not path.is_dir():
-        raise UserError(f"dataset.path: found {path}, which is not a folder; allowed: a folder")
+        raise UserError(f"dataset.path: {no_folder(path)}; allowed: a folder")
     try:
         paths, note = _split_folders(path, test_split, held_out=test_fraction is not None)
         folders = [_list_split(paths[0], flat_key="")]

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from smallbatch.config.dataset import MEGAPIXELS
 from smallbatch.data.choice import choose
+from smallbatch.data.files import no_folder
 from smallbatch.data.held_out import hold_out
 from smallbatch.data.images import decode_all
 from smallbatch.data.labels import Shard, alike, check_labels, shard_of
@@ -99,8 +100,8 @@ def shard_files(
         return [[path]], (), None
     if not path.is_dir():
         raise UserError(
-            f"dataset.path: found {path}, which is not a folder; allowed: a folder, or one file "
-            "with dataset.test_fraction"
+            f"dataset.path: {no_folder(path)}; allowed: a folder, or one file with "
+            "dataset.test_fraction"
         )
     try:
         found = find_shards(path)
