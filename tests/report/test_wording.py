@@ -188,7 +188,10 @@ def test_a_study_at_chance_is_said_to_have_learned_nothing() -> None:
     assert nothing_learned(cells, runs()) == (
         "Nothing here learned beyond chance: train longer, or try other learning rates. The best "
         "of 2 cells is right on 12.0 % of 200 test images, and guessing one of 10 classes on "
-        "10.0 %."
+        "10.0 %; 16.5 % would be more than luck."
+    )
+    assert nothing_learned(cells, runs(2)).endswith(
+        "10.0 %; so few images can never show more than luck."
     )
     assert "12.0 %, and guessing" in nothing_learned(cells, runs(None))
 

@@ -66,6 +66,20 @@ def beyond_chance(accuracy: float, runs: pd.DataFrame) -> bool:
     return n_test is None or not is_guess(accuracy, n_test, guessing, n_cells(runs))
 
 
+def least_beyond_chance(runs: pd.DataFrame) -> float | None:
+    """The lowest accuracy of a study's best cell that is `beyond_chance`, 0..1.
+
+    Above 1: not even all right would be. None where the number of test images is not recorded.
+    """
+    from scipy.stats import binom
+
+    n_test = images_tested(runs)
+    if n_test is None:
+        return None
+    most_by_luck = binom.isf(BY_CHANCE / n_cells(runs), n_test, chance(runs))
+    return (int(most_by_luck) + 1) / n_test
+
+
 def is_guess(accuracy: float, n_test: int, guessing: float, cells: int = 1) -> bool:
     """Whether guesses reach an accuracy by luck, at the level `BY_CHANCE`.
 

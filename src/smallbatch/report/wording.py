@@ -12,6 +12,7 @@ from smallbatch.analysis.sampling import (
     chance,
     images_tested,
     interval,
+    least_beyond_chance,
     leaves_open,
 )
 from smallbatch.analysis.stability import EDGE
@@ -69,8 +70,13 @@ def nothing_learned(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
     best = float(cells["accuracy"].max())
     found = (
         f"the best of {count(len(cells), 'cell')} is right on {percent(best)}{images}, and "
-        f"guessing one of {classes} classes on {percent(chance(runs))}."
+        f"guessing one of {classes} classes on {percent(chance(runs))}"
     )
+    least = least_beyond_chance(runs)
+    if least is not None:
+        few = "so few images can never show more than luck"
+        found += f"; {few if least > 1 else f'{percent(least)} would be more than luck'}"
+    found += "."
     population = float(cells["population_test_accuracy"].max())
     if beyond_chance(population, runs):
         return (
