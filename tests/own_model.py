@@ -130,13 +130,13 @@ class UnusedHead(Base):
 class Ghosts(Base):
     def __init__(self, num_classes, in_chans):
         super().__init__(num_classes, in_chans)
-        self.same = nn.Sequential(GhostBatchNorm(6, 4), self.same)
+        self.same = nn.Sequential(GhostBatchNorm(6, 4), self.same, GhostBatchNorm(6, 2))
 
 
 class Mixed(Ghosts):
     def __init__(self, num_classes, in_chans):
         super().__init__(num_classes, in_chans)
-        self.same = nn.Sequential(self.same, nn.BatchNorm2d(6))
+        self.same = nn.Sequential(*self.same[:2], nn.BatchNorm2d(6))
 
 
 class Complex(Base):

@@ -198,7 +198,7 @@ def test_ghost_batch_norm_of_an_own_model_is_not_divided(
     monkeypatch.chdir(write_net(tmp_path))
     run = Run(study("batch", model="nets.odd:Ghosts"), "f", 12, 2.0**-6, seed=0)
     data = resident(make_dataset(size=8))
-    double = {"dtype": torch.float64}
+    double: dict[str, Any] = {"dtype": torch.float64}
     whole = loop.train(run, data, **double)
     assert_near(whole, loop.train(run, data, micro_batch=8, **double), 1e-9, 1e-11)
     with pytest.raises(UserError, match=r"micro_batch: found 6, but .* a multiple of 4$"):

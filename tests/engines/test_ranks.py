@@ -26,7 +26,7 @@ TWO = {
     "ghost over both": Case("ghost", 12, 12),
     "batch": Case("batch", 12),
     "batch of an own model": Case("batch", 12, model="nets.mine:Net"),
-    "ghost of an own model": Case("batch", 12, model="nets.odd:Ghosts"),
+    "ghosts of an own model": Case("batch", 16, model="nets.odd:Ghosts"),
     "micro-batches": Case("none", 12, micro=4),
     "micro-batches of ghost": Case("ghost", 12, 2, micro=4),
     "streamed": Case("ghost", 12, 3, streamed=True, **FLOAT32),
@@ -102,8 +102,8 @@ def test_what_cannot_be_divided_is_refused_in_a_line(found: Found) -> None:
     )
     assert "micro_batch: found 4, but the model's batch norm" in first["micro-batches of batch"]
     assert first["two BN batches"] == (
-        "compute.ranks: found 2 with a model that normalises over 4 and over 12 examples; allowed: "
-        "one of these, or ranks 1"
+        "compute.ranks: found 2 at batch size 12 with a model that normalises over 4 and over 12 "
+        "examples; allowed: ranks that share none of these"
     )
     assert first["timm's own"] == (
         "compute.ranks: timm.layers.norm_act.BatchNormAct2d cannot span ranks, allowed: norm ghost "

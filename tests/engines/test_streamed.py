@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import struct
@@ -252,6 +253,20 @@ list(batches)
     )
     assert ended.returncode == 1
     assert KILLED in ended.stderr.splitlines()[-1]
+
+
+def test_a_worker_ends_its_decoders_though_another_process_made_their_source() -> None:
+    source = streamed(dataset(300), processes=2)
+
+    def work() -> None:
+        batches = source.batches(0, 1, 2)
+        next(batches)
+        batches.close()
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def test_decoders_end_when_nobody_wants_their_images() -> None:

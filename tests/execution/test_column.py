@@ -348,9 +348,7 @@ def test_a_batch_that_is_needed_whole_is_to_be_left_out(
         "study", StudyConfig(model="resnet8", norm="batch", epochs=1, weight_decay=0.0), noise,
         batch_size=4, base_lrs=[0.1], seeds=[0],
     )  # fmt: skip
-    said = (
-        "ran out of memory; leave out batch size 4, or train with norm ghost with a bn_batch_size"
-    )
+    said = "below 4 and run the same command again, or leave out batch size 4 where batch norm"
     with pytest.raises(WorkerLost, match=said):
         run_column(column, tmp_path)
 

@@ -112,6 +112,12 @@ def test_memory_is_that_of_what_the_layers_keep() -> None:
     assert not step.whole
 
 
+def test_memory_of_an_own_models_ghost_batch_norm_is_counted() -> None:
+    """Which keeps other tensors for one sub-batch than for several."""
+    column = column_of("batch", model="nets.odd:Ghosts")
+    assert step_of(column, workload_of(column, compute())).example
+
+
 @pytest.mark.parametrize("bn", [2, 3, 8])
 def test_memory_of_ghost_batch_norm_is_that_of_its_sub_batches(bn: int) -> None:
     """What a batch of 6 sub-batches keeps beyond one of 3, with the largest of it again."""

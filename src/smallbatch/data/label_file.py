@@ -93,11 +93,11 @@ def _named(
     known = {stem: name for name in names if stems[stem := Path(composed(name)).stem] == 1}
     known |= {composed(name): name for name in names}
     labels: dict[str, str] = {}
+    most = 1 + max(name.count(" ") for name in classes)
     for position, (at, line) in enumerate(lines):
         first, label = (*_fields(line), "")[:2]
         name = known.get(first.rpartition("/")[2])
-        while label not in classes and " " in label:  # words after the class
-            label = label.rpartition(" ")[0].rstrip()
+        label = label if label in classes else _begun(label, classes, most)
         if position == 0 and name is None and label not in classes:
             continue  # a header
         if name is None:
@@ -114,6 +114,13 @@ def _named(
             f"{folder / missing[0]}: found no label in {file}; allowed: a line for each image"
         )
     return ((name, labels[name]) for name in names)
+
+
+def _begun(label: str, classes: Collection[str], most: int) -> str:
+    """The longest class, of up to so many words, with which a label begins; or its first word."""
+    words = label.split(" ", most)[:most]
+    begun = (" ".join(words[:n]) for n in range(len(words), 0, -1))
+    return next((it for it in begun if it in classes), words[0])
 
 
 def _checked(file: Path, at: int, label: str, classes: Collection[str]) -> str:

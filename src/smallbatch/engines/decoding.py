@@ -73,10 +73,6 @@ class Decoders:
         self._started: list[ForkProcess] = []
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         self._threads: ThreadPoolExecutor | None = None  # each waits for one process
-        # Nothing of the processes is kept, so they are killed: when nobody needs them, and at the
-        # end of this process, before it would wait for them. That has to be before the queues of
-        # a training worker close, which has priority 10.
-        Finalize(self, _end, (self._started,), exitpriority=100)
 
     def pieces(self, split: str, wanted: Iterable[Wanted]) -> Generator[Arrays, None, None]:
         """Images and labels in the order in which they are wanted, up to PIECE at a time.
@@ -109,6 +105,11 @@ class Decoders:
 
     def _begun(self) -> ThreadPoolExecutor:
         if self._threads is None:
+            # Nothing of the processes is kept, so they are killed: when nobody needs them, and at
+            # the end of this process, before it would wait for them. That has to be before the
+            # queues of a training worker close, which has priority 10. A fork forgets what was
+            # asked for before it, so that it is asked for here.
+            Finalize(self, _end, (self._started,), exitpriority=100)
             context = multiprocessing.get_context("fork")
             for _ in range(self._processes):
                 ours, its = context.Pipe()
@@ -155,9 +156,8 @@ def _serve(dataset: EncodedDataset, pipe: Connection, parent: int) -> None:
         try:
             answer: Arrays | Exception = decode(dataset, split, wanted)
         except Exception as error:  # noqa: BLE001 - it is raised where the images are wanted
-            if not isinstance(error, UserError):
-                error.add_note(traceback.format_exc())
-            answer = error
+            known = isinstance(error, UserError | MemoryError)
+            answer = error if known else RuntimeError(traceback.format_exc())
         pipe.send(answer)
 
 

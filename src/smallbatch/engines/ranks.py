@@ -7,6 +7,7 @@ That is the update of one process but for the order of the additions.
 
 from __future__ import annotations
 
+import math
 import os
 from datetime import timedelta
 from itertools import pairwise
@@ -121,25 +122,22 @@ class Ranks:
             UserError: Batches of m cannot be divided so, or the model has a batch norm of a class
                 of its own that would span ranks.
         """
-        parts, sharing = shares(m, self._normalised_together(model, m), self.size)
-        if sharing > 1:
-            together = Together(sharing, self._summing(sharing))
-            for layer in moving_batch_norms(model):
-                normalise_together(layer, together)
-        return parts[self.rank]
-
-    def _normalised_together(self, model: nn.Module, m: int) -> int:
-        """Examples of a batch that a model normalises together; 1 if it does not."""
         sizes = sorted({
             min(m, layer.bn_batch_size) if isinstance(layer, GhostBatchNorm) else m
             for layer in moving_batch_norms(model)
         })  # fmt: skip
-        if self.size > 1 and len(sizes) > 1:
-            raise UserError(
-                f"compute.ranks: found {self.size} with a model that normalises over "
-                f"{' and over '.join(map(str, sizes))} examples; allowed: one of these, or ranks 1"
-            )
-        return sizes[0] if sizes else 1
+        parts, sharing = shares(m, min(m, math.lcm(*sizes)), self.size)
+        if sharing > 1:
+            if len(sizes) > 1:
+                found = " and over ".join(map(str, sizes))
+                raise UserError(
+                    f"compute.ranks: found {self.size} at batch size {m} with a model that "
+                    f"normalises over {found} examples; allowed: ranks that share none of these"
+                )
+            together = Together(sharing, self._summing(sharing))
+            for layer in moving_batch_norms(model):
+                normalise_together(layer, together)
+        return parts[self.rank]
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all ranks, the same bits on each.

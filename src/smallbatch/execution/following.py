@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 def less(job: Job) -> str:
     """What to do if memory runs out, in words."""
-    from smallbatch.engines.micro import WAY_OUT
-
-    run = job.column[0]
-    size = job.placement.method.micro_batch or run.batch_size
-    if run.settings.norm.startswith("batch"):  # which needs all of a batch at a time
-        return f"leave out batch size {run.batch_size}, or train with {WAY_OUT}"
+    run, micro = job.column[0], job.placement.method.micro_batch
+    size = micro or run.batch_size
     if job.placement.engine == "loop" and size > 1:
-        return f"set compute.micro_batch below {size} and run the same command again"
+        text = f"set compute.micro_batch below {size} and run the same command again"
+        if micro is None and run.settings.norm.startswith("batch"):
+            text += f", or leave out batch size {size} where batch norm needs all of a batch"
+        return text
     return "set compute.memory lower; the same command then goes on"
 
 

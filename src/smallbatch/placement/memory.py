@@ -98,7 +98,8 @@ def _share(column: Column, workload: Workload, compute: ComputeConfig) -> int:
     """
     if compute.ranks == 1:
         return column.batch_size
-    return share_of(column, compute.ranks, whole=step_of(column, workload).whole)
+    step = step_of(column, workload)
+    return share_of(column, compute.ranks, own=column.batch_size if step.whole else step.unit)
 
 
 def _allowed(column: Column, workload: Workload, size: int, m: int) -> int:
@@ -151,8 +152,8 @@ def step_of(column: Column, workload: Workload) -> Step:
     """
     run, few = column.runs[0], _PROBE  # what an example takes does not depend on m
     settings = run.settings
-    if settings.bn_batch_size:  # nor on the BN batch, but it does on whether there are several
-        settings, few = settings.model_copy(update={"bn_batch_size": _PROBE}), 2 * _PROBE
+    if settings.bn_batch_size:  # nor on the BN batch
+        settings = settings.model_copy(update={"bn_batch_size": few})
     any_run = replace(run, settings=settings, batch_size=few, base_lr=1.0, seed=0)
     return _step(any_run, replace(workload, batch_size=few, lanes=1, device="cpu", workers=1))
 
@@ -229,8 +230,11 @@ def _example_bytes(model: nn.Module, run: Run, workload: Workload) -> int | None
     import torch
 
     from smallbatch.engines.loop import arithmetic
+    from smallbatch.models.population import together_in_parts
 
-    probe = run.batch_size
+    # Of ghost batch norm several sub-batches: it keeps other tensors than for one.
+    unit = together_in_parts(model)
+    probe = 2 * unit if unit > 1 else _PROBE
     try:
         with arithmetic(run.settings.precision, torch.device("cpu")):
             few, more = (_saved(model, torch.randn(n, *workload.image)) for n in (probe, 2 * probe))

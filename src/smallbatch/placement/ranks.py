@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from smallbatch.protocol.column import Column
 
 
-def share_of(column: Column, ranks: int, *, whole: bool) -> int:
+def share_of(column: Column, ranks: int, *, own: int) -> int:
     """Most examples of a batch that one rank computes.
 
     Args:
         column: The column.
         ranks: Their number.
-        whole: Whether the model's batch norm is over the whole batch.
+        own: Examples that the model normalises together where the settings have no BN batch.
 
     Raises:
         UserError: Its batches cannot be divided among so many.
@@ -26,7 +26,7 @@ def share_of(column: Column, ranks: int, *, whole: bool) -> int:
     from smallbatch.engines.ranks import shares
 
     m = column.batch_size
-    found = {m if whole else run.settings.bn_batch_size or 1 for run in column.runs}
+    found = {run.settings.bn_batch_size or min(m, own) for run in column.runs}
     divided = [shares(m, together, ranks)[0] for together in sorted(found)]
     return max(part.stop - part.start for parts in divided for part in parts)
 
