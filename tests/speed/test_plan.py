@@ -313,7 +313,7 @@ def test_the_command_measures_this_machine(tmp_path: Path) -> None:
     )  # fmt: skip
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
-    assert "run `smallbatch prepare` first" in line
+    assert "run `smallbatch prepare`; the shape of its images is known from there" in line
 
 
 def test_several_gpus_share_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

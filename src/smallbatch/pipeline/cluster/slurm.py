@@ -133,11 +133,20 @@ class Slurm:
             UserError: Slurm cannot be reached.
         """
         states = {key: self._board.state(key) for key in keys}
-        active = [key for key, state in states.items() if state and state.status not in FINAL]
+        active = {key: it for key, it in states.items() if it and it.status not in FINAL}
         jobs = [job for key in active if (job := self._board.job(key))]
-        if jobs:
-            _call("scancel", "--quiet", *map(_element, jobs))
-        for key in active:
+        self._set_cancelled(active)  # first, so that a worker that is told to end knows why
+        try:
+            if jobs:
+                _call("scancel", "--quiet", *map(_element, jobs))
+        except UserError:
+            for key, state in active.items():
+                self._board.set_state(key, state)
+            raise
+        self._set_cancelled(active)  # again, as a worker may have written at that moment
+
+    def _set_cancelled(self, keys: Iterable[str]) -> None:
+        for key in keys:
             state = self._board.state(key)
             if state and state.status not in FINAL:
                 self._board.set_state(key, state.now(status="cancelled", message=""))
