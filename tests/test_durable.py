@@ -182,3 +182,22 @@ def test_a_folder_that_holds_other_files_is_not_replaced(tmp_path: Path, other: 
     link = tmp_path / "link"
     link.symlink_to(folder)
     durable.check_replaceable(link, [])
+
+
+def test_files_of_a_folder_that_goes_meanwhile_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("goes", "stays"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".file").touch()
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path) == tmp_path / "goes":  # its name was seen in the folder above
+            (tmp_path / "goes/.file").unlink()
+            (tmp_path / "goes").rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert durable.files_below(tmp_path) == [tmp_path / "stays/.file"]
+    assert durable.files_below(tmp_path / "goes") == []

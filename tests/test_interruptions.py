@@ -16,6 +16,7 @@ import pytest
 
 from smallbatch.errors import Stopped
 from smallbatch.execution import watch
+from tests.columns import checkpoints
 from tests.project import ROOT, UNTRACKED, Project
 
 pytestmark = pytest.mark.slow
@@ -69,8 +70,8 @@ class Folder:
         assert process.returncode == 0, said
         return out + said
 
-    def checkpoints(self) -> list[Path]:
-        return list(self.root.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint"))
+    def checkpoints(self) -> set[Path]:
+        return checkpoints(self.root)
 
     def results(self) -> list[bytes]:
         (column,) = self.root.glob("models/digits/*/m4")

@@ -148,6 +148,15 @@ def set_aside(path: Path) -> Path:
     return path.rename(path.with_name(f"{name}.{secrets.token_hex(8)}.part"))
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Files in a folder and in those below it, without following links to folders.
+
+    Others may write and remove there meanwhile; `Path.rglob` fails if a folder goes while it looks
+    (Python 3.11 and 3.12).
+    """
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a loss of power, if the file system can."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

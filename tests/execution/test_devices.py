@@ -36,6 +36,7 @@ from smallbatch.placement.workload import Method
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.run import Run
 from smallbatch.records.checkpoints import ChunkPlan
+from tests.columns import checkpoints
 from tests.noise import make_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_a_killed_device_worker_is_one_line_and_the_same_call_goes_on(
 
     def kill_one() -> None:
         both_train = len(first.begun) == len(first.done) + 2
-        kept = {path.parent for path in tmp_path.rglob("*.checkpoint")}
+        kept = {path.parent for path in checkpoints(tmp_path)}
         if both_train and not killed and len(kept) == 2:
             killed.append(workers_of(psutil.Process())[0])
             killed[0].kill()
@@ -219,25 +220,22 @@ def test_stopped_or_killed_the_parent_leaves_no_worker_and_all_progress(
     assert stop(early, signal.SIGINT) < GRACE_S
     assert not any(map(lives, workers))
 
-    def checkpoints() -> set[Path]:
-        return set(tmp_path.rglob("*.checkpoint"))
-
     killed = start(tmp_path)
-    wait_until(checkpoints)
+    wait_until(lambda: checkpoints(tmp_path))
     workers = workers_of(killed)
     killed.kill()
     killed.communicate(timeout=10)
     assert len(workers) == 2
     wait_until(lambda: not any(map(lives, workers)))
-    kept = checkpoints()
+    kept = checkpoints(tmp_path)
     assert kept
 
     stopped = start(tmp_path)
-    wait_until(lambda: checkpoints() - kept)
+    wait_until(lambda: checkpoints(tmp_path) - kept)
     workers = workers_of(stopped)
     assert stop(stopped, signal.SIGTERM) < GRACE_S + 1
     assert not any(map(lives, workers))
-    assert checkpoints()
+    assert checkpoints(tmp_path)
     assert train(plan(LONG), tmp_path) == long_results
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.columns import checkpoints
+
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 200, test_subset: 50}
 grid: {studies: [gbn, bn], dependent: [], batch_sizes: [32], base_lrs: [2^-8, 2^-7], seeds: 1}
@@ -67,7 +69,7 @@ def test_a_column_in_parts_is_killed_and_goes_on_to_the_same_bytes(tmp_path: Pat
 
     training = start(killed, "train", "gbn", "32", *PARTS)
     deadline = time.monotonic() + 120
-    while not list(killed.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint")):
+    while not checkpoints(killed):
         assert time.monotonic() < deadline
         assert training.poll() is None, training.communicate()
         time.sleep(0.02)

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.columns import checkpoints
+
 PARAMS = """
 dataset: {name: digits, source: digits, subset: 200, test_subset: 50}
 grid: {studies: [gbn, bn], dependent: [], batch_sizes: [31], base_lrs: [2^-8], seeds: 3}
@@ -76,7 +78,7 @@ def begin(folder: Path) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
 def _newest(folder: Path) -> float:
     """When the last checkpoint was written; an attempt takes over those of the one before."""
     found = [0.0]
-    for path in folder.rglob("*.checkpoint"):
+    for path in checkpoints(folder):
         with suppress(FileNotFoundError):
             found.append(path.stat().st_mtime)
     return max(found)

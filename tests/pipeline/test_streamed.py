@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from smallbatch.execution.watch import GRACE_S
+from tests.columns import checkpoints
 from tests.project import Project
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bytes(tmp_path: 
     assert len(children) >= 2  # who trains and who decodes for it
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
-    assert checkpoints(project)
+    assert updates(project)
     output = project.call("smallbatch", "train", "resnet", "4")
     assert "goes on from its checkpoint, at update" in output
     again = project.outputs()
@@ -110,16 +111,15 @@ def test_what_interrupts_it_is_told_in_a_line(tmp_path: Path) -> None:
 
 def begun(project: Project) -> subprocess.Popen[str]:
     """A training that has written a checkpoint."""
-    before = checkpoints(project)
+    before = updates(project)
     training = project.start("smallbatch", "train", "resnet", "4")
     deadline = time.monotonic() + 240
-    while not checkpoints(project) - before:
+    while not updates(project) - before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return training
 
 
-def checkpoints(project: Project) -> set[str]:
-    """Their names, which count updates; their folder is that of the attempt."""
-    found = project.root.glob(".smallbatch/work/*.checkpoints/*/*/*.checkpoint")
-    return {path.name for path in found}
+def updates(project: Project) -> set[str]:
+    """The names of its checkpoints, which count updates; their folder is that of the attempt."""
+    return {path.name for path in checkpoints(project.root)}

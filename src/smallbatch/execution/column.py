@@ -258,7 +258,7 @@ def _others_checkpoints(plan: ChunkPlan) -> str:
     unused = sorted(
         version.name
         for version in (folder.iterdir() if folder.is_dir() else ())
-        if version != plan.folder and any(version.glob("*/*.checkpoint"))
+        if version != plan.folder and checkpoints.ChunkPlan(version).has_checkpoints()
     )
     if not unused:
         return ""

@@ -258,7 +258,7 @@ class ChunkPlan:
 
     def has_checkpoints(self) -> bool:
         """Whether an earlier attempt left any, whole or not."""
-        return any(self.folder.glob("*/*.checkpoint"))
+        return any(path.suffix == ".checkpoint" for path in durable.files_below(self.folder))
 
     def chunk_folder(self, runs: Sequence[str]) -> Path:
         """Where the checkpoints of a chunk lie."""

@@ -24,7 +24,7 @@ from smallbatch.pipeline.cluster.outstanding import outstanding
 from smallbatch.pipeline.cluster.ray.scheduler import Ray, keeper_runs, read_note
 from smallbatch.pipeline.single import single_run
 from smallbatch.records.fence import column_key
-from tests.columns import place_and_train
+from tests.columns import checkpoints, place_and_train
 from tests.pipeline.cluster.ray_cluster import TOKEN, Cluster, wait_for, workers
 
 pytestmark = pytest.mark.slow
@@ -94,8 +94,8 @@ class Project:
         """Updates at which a column's kept checkpoints are."""
         work = Path(".smallbatch/work")
         folder = experiments.column_folder(self.params, task.study, task.batch_size)
-        found = work.glob(f"{column_key(work, folder)}*.checkpoints/*/*/*.checkpoint")
-        return {int(it.stem) for it in found}
+        key = column_key(work, folder)
+        return {int(it.stem) for at in work.glob(f"{key}*.checkpoints") for it in checkpoints(at)}
 
     def assert_as_here(self, tasks: list[Task], elsewhere: Path) -> None:
         """Results have the bytes of a training in this process."""

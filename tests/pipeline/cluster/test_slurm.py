@@ -19,7 +19,7 @@ from smallbatch.pipeline.cluster import slurm as road
 from smallbatch.pipeline.cluster.board import Board, State, Status, Task
 from smallbatch.pipeline.cluster.slurm import Slurm
 from smallbatch.pipeline.experiments import plan_study_column
-from tests.columns import place_and_train
+from tests.columns import checkpoints, place_and_train
 from tests.pipeline.cluster.slurm_site import CORES, MOST, Site, missing, slurm_site
 
 pytestmark = [
@@ -301,7 +301,7 @@ def test_real_columns_stopped_on_the_way_have_the_numbers_of_an_undisturbed_trai
     first, second = it.board.task("digits-bn-m8"), it.board.task("digits-gn-m8")
     assert first
     assert second
-    it._until(lambda: bool([*Path(".smallbatch").glob("work/*.checkpoints/*/*/*.checkpoint")]),
+    it._until(lambda: bool(checkpoints(Path(".smallbatch"))),
               120, lambda: it.state(first))  # fmt: skip
     job = it.board.job(first.key)
     # As Slurm does before a time limit.

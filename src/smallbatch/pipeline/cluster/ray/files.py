@@ -65,7 +65,7 @@ class Column:
         """What the project has of its progress: records, checkpoints."""
         found = [WORK / run / "record" for run in sorted(self.runs)]
         found += [WORK / f"{self.key}.{end}" for end in ("system", "timing")]
-        found += sorted((WORK / f"{self.key}.checkpoints").rglob("*"))
+        found += sorted(durable.files_below(WORK / f"{self.key}.checkpoints"))
         return [it for it in found if it.is_file() and self.takes(str(it))]
 
     @contextmanager

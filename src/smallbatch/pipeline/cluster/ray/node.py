@@ -81,7 +81,7 @@ class _Post:
 
     def push_changed(self, place: Path, *, results: Path | None = None) -> None:
         """Send the files of the work folder that changed, and at the end those of the column."""
-        found = {it for it in (place / WORK).rglob("*") if it.is_file()}
+        found = {it for it in durable.files_below(place / WORK) if it.is_file()}
         found |= set((place / results).glob("*")) if results else set()
         names = dict[str, Path]()
         for path in sorted(found):
