@@ -46,6 +46,11 @@ def test_prepare_says_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert done.stderr.splitlines()[0] == "own: 24 images, kept encoded"
     assert len(load_encoded(Path("data/prepared/own")).train) == 12
+    done = CliRunner().invoke(main, ["measure"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.stderr == "own: nothing is measured: the images are kept encoded\n"
+    (header,) = Path("reports/measurements/own.csv").read_text().splitlines()
+    assert header.endswith(",variance")
 
 
 @pytest.mark.parametrize(

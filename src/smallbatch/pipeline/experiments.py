@@ -11,11 +11,13 @@ from smallbatch.config.params import Params
 from smallbatch.config.study import StudyConfig
 from smallbatch.errors import Missing, UserError
 from smallbatch.pipeline.advise.trials import FOLDER as ADVICE
+from smallbatch.pipeline.progress import say
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS, plan_on
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
@@ -126,15 +128,14 @@ def measure_updates(params: Params) -> Path:
     from smallbatch.engines.update_variance import measure_study
 
     dataset = prepared(params)
-    rows = (
-        []
-        if isinstance(dataset, EncodedDataset)
-        else [
-            row
-            for name, study in measured_studies(params).items()
-            for row in measure_study(name, study, dataset, seeds=range(params.grid.seeds))
-        ]
-    )
+    rows: list[dict[str, Any]] = []
+    if isinstance(dataset, EncodedDataset):
+        say(params.dataset.name, "nothing is measured: the images are kept encoded")
+    elif not (studies := measured_studies(params)):
+        say(params.dataset.name, "nothing is measured: no study by plain SGD without batch norm")
+    else:
+        for name, study in studies.items():
+            rows += measure_study(name, study, dataset, seeds=range(params.grid.seeds))
     columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
                "seen", "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
