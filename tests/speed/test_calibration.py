@@ -46,9 +46,14 @@ def lanes_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if in a new process."""
     monkeypatch.setattr(store, "_learnt", Known())
+    monkeypatch.setattr(store, "_rough", {})
 
 
-def speeds(monkeypatch: pytest.MonkeyPatch, rates: Mapping[str, float | Exception]) -> list[str]:
+def speeds(
+    monkeypatch: pytest.MonkeyPatch,
+    rates: Mapping[str, float | Exception],
+    shares: Mapping[str, float] | None = None,
+) -> list[str]:
     """Replace the clock by given speeds; returns the list of what is measured."""
     measured: list[str] = []
 
@@ -57,7 +62,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch, rates: Mapping[str, float | Exceptio
         rate = rates[method.key]
         if isinstance(rate, Exception):
             raise rate
-        return Rate(rate, 1.0, 1)
+        return Rate(rate, 1.0, 1, (shares or {}).get(method.key, 1.0))
 
     monkeypatch.setattr(calibration, "measure", measure)
     return measured
@@ -157,6 +162,28 @@ def test_the_fastest_way_is_taken_and_measured_once(monkeypatch: pytest.MonkeyPa
     forget(monkeypatch)
     assert decide("another", CASE, 0, lambda: True) == CHUNKS
     assert len(measured) == 3
+
+
+def test_a_speed_beside_other_programs_is_not_kept_and_does_not_decide(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"loop": 100.0, "stacked": 300.0, "stacked in chunks of 8": 400.0}
+    speeds(monkeypatch, rates, {"stacked": 0.9, CHUNKS.key: 0.6})
+    assert decide("column", CASE, MUCH, lambda: True) is None
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith(
+        ": other programs took 40 % of the cores while it was measured: its speed is not kept"
+    )
+    assert known().rates == {workload_key(CASE): {"loop": 100.0}}
+    assert fastest(CASE, [LOOP, STACKED, CHUNKS]) is None
+    assert fastest(CASE, [LOOP, STACKED, CHUNKS], rough=True) == (CHUNKS, 400.0)
+    forget(monkeypatch)
+    assert fastest(CASE, [LOOP, STACKED, CHUNKS], rough=True) is None
+
+    measured = speeds(monkeypatch, {**rates, "stacked": 200.0, CHUNKS.key: 150.0})
+    calibrate(CASE, [LOOP, STACKED, CHUNKS])
+    assert sorted(measured) == ["stacked", CHUNKS.key]
+    assert fastest(CASE, [LOOP, STACKED, CHUNKS]) == (STACKED, 200.0)
 
 
 def test_a_choice_stays_whatever_is_learnt_later(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_what_bench_measures_is_not_trusted_before_it_was_compared() -> None:
     loop, stacked = (Series(pictures, CASE, engine) for engine in ("loop", "stacked"))
     stacked.settled["kernels"] = "triton"
     for series in (loop, stacked):
-        series.repeats.append({"images_per_second": 5.0})
+        series.repeats.append({"images_per_second": 5.0, "share": 1.0})
     assert stacked.method == TRITON
     _learn(Session([loop, stacked], {}))
     assert known().rates == {workload_key(CASE): {LOOP.key: 5.0}}

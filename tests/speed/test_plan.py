@@ -16,7 +16,7 @@ from smallbatch.config.params import Params, parse_params
 from smallbatch.pipeline.experiments import plan_columns
 from smallbatch.placement import known as store
 from smallbatch.placement import placement
-from smallbatch.placement.known import Known
+from smallbatch.placement.known import Known, known
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.protocol.run import PROTOCOL
 from smallbatch.speed import calibration, plan_rates
@@ -52,17 +52,28 @@ def dependent() -> Params:
     return parse_params({**raw, "studies": {**RAW["studies"], "ghost": GHOST}}, "params.yaml")
 
 
+class Shares:
+    """Of the cores that a measurement gets: to be set."""
+
+    found = 1.0
+
+    def so_far(self) -> float:
+        return self.found
+
+
 @pytest.fixture(autouse=True)
 def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine of known speed: loop 100, stacked 400 images/s; starts in 5 s."""
     monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(store, "_learnt", Known(startup=5.0))
+    monkeypatch.setattr(store, "_rough", {})
     measured: list[str] = []
 
     def measure(workload: Workload, method: Method, **_: Any) -> Rate:
         measured.append(f"{workload.batch_size} {method.key}")
-        return Rate(100.0 if method.engine == "loop" else 400.0, 1.0, 1)
+        return Rate(100.0 if method.engine == "loop" else 400.0, 1.0, 1, Shares.found)
 
+    monkeypatch.setattr(Shares, "found", 1.0)
     monkeypatch.setattr(calibration, "measure", measure)
     return measured
 
@@ -249,6 +260,25 @@ def test_rates_between_and_beyond_what_was_measured() -> None:
     assert interpolate(rates, 1) == pytest.approx(50)
 
 
+def test_beside_other_programs_a_plan_is_made_but_its_speeds_are_measured_again(
+    tmp_path: Path, speeds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shares, "found", 0.5)
+    rough = make(tmp_path)
+    first = [*speeds]
+    # At m = 128 the rule chooses `loop`, as nothing that was learnt says otherwise.
+    assert [column.images_per_second for column in rough.columns] == [400, 100]
+    make(tmp_path)
+    assert speeds == first  # one process measures once
+    for keep in (False, True):
+        monkeypatch.setattr(store, "_learnt", Known(startup=5.0))  # as in another process
+        monkeypatch.setattr(store, "_rough", {})
+        monkeypatch.setattr(Shares, "found", 1.0)
+        del speeds[:]
+        assert [column.images_per_second for column in make(tmp_path).columns] == [400, 400]
+        assert speeds == ([] if keep else first)
+
+
 def test_the_table_names_what_it_does_not_know(tmp_path: Path) -> None:
     text = lines(make(tmp_path))
     assert [line.split()[0] for line in text[:4]] == ["column", "bn", "bn", "total"]
@@ -280,7 +310,16 @@ def test_the_start_of_processes_is_measured_without_code_of_the_folder(
     monkeypatch.chdir(tmp_path / "planted")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
     monkeypatch.setattr(store, "_learnt", Known())
+    monkeypatch.setattr(plan_rates, "CoreShare", Shares)
+    monkeypatch.setattr(Shares, "found", 0.94)
     assert startup() > 0
+    assert startup() == known().startup  # measured once in a process
+    monkeypatch.setattr(store, "_learnt", Known())
+    assert known().startup is None  # but not for others: other programs took a part of the cores
+    monkeypatch.setattr(Shares, "found", 0.95)
+    seconds = startup()
+    monkeypatch.setattr(store, "_learnt", Known())
+    assert known().startup == seconds
     assert (tmp_path / "installed.ran").exists()
     assert not (tmp_path / "planted.ran").exists()
 

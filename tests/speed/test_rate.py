@@ -16,6 +16,19 @@ from smallbatch.speed.rate import Rate, measure
 CASE = Workload("resnet8", "batch", None, False, "float32", 1, 8, 8, 10, 4, 4, "cpu", 2)
 
 
+class Shares:
+    """Of a machine of which others take a part: to be set."""
+
+    found = 1.0
+    most: int | None = None
+
+    def __init__(self, most: int) -> None:
+        Shares.most = most
+
+    def so_far(self) -> float:
+        return Shares.found
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, events: list[tuple[float, int]]) -> list[Any]:
     """Let `train_all` report the end of an epoch of a run at given times."""
     seen: list[Any] = []
@@ -27,6 +40,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, events: list[tuple[float, int]]) -
             on_epoch(job.missing[run], {})
 
     monkeypatch.setattr(workers, "train_all", train_all)
+    monkeypatch.setattr(rate, "CoreShare", Shares)
     return seen
 
 
@@ -40,6 +54,15 @@ def test_a_rate_is_the_sum_of_the_runs_over_their_own_stretches(
     (job,) = jobs
     assert len(job.dataset.train_images) == 20
     assert (job.placement.method, job.workers) == (Method("loop", 2), 2)
+
+
+def test_a_speed_of_which_others_took_a_part_is_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for share in (0.94, 0.95):
+        scripted(monkeypatch, [(0.0, 0), (0.0, 1), (9.0, 0), (9.0, 1)])
+        monkeypatch.setattr(Shares, "found", share)
+        measured = measure(CASE, Method("loop"), seconds=1.0)
+        assert (measured.share, measured.disturbed) == (share, share < 0.95)
+        assert Shares.most == 2  # of however many cores, as two workers use no more
 
 
 def test_a_worker_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

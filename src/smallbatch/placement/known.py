@@ -53,6 +53,9 @@ class Known:
 
 # What this process has learnt, in case the cache file cannot be written.
 _learnt = Known()
+# Rates by workload and method that were measured while other programs took a part of the cores:
+# better than none for the estimates of this process, not good enough to be kept or to decide.
+_rough: dict[str, dict[str, float]] = {}
 
 
 def known() -> Known:
@@ -66,8 +69,9 @@ def learn(
     rates: Mapping[str, Mapping[str, float]] | None = None,
     choices: Mapping[str, Method] | None = None,
     startup: float | None = None,
+    keep: bool = True,
 ) -> None:
-    """Add to what is known."""
+    """Add to what is known; with ``keep`` for other processes, too."""
     global _learnt
     news = Known(
         {workload: dict(methods) for workload, methods in (rates or {}).items()},
@@ -75,11 +79,22 @@ def learn(
         startup,
     )
     _learnt = _merged(_learnt, news)
-    if (path := _file()) is None:
+    if not keep or (path := _file()) is None:
         return
     with suppress(OSError), private.locked(path.with_suffix(".lock"), wait=LOCK_S):
         merged = asdict(_merged(_read(path), news))
         durable.write(path, json.dumps(merged, indent=1).encode(), mode=0o600)
+
+
+def note_rough(workload: Workload, rates: Mapping[str, float]) -> None:
+    """Note for this process, by method, what was measured beside other programs."""
+    _rough.setdefault(workload_key(workload), {}).update(rates)
+
+
+def rates_of(workload: Workload, *, rough: bool = False) -> dict[str, float]:
+    """Images per second by method; with ``rough``, also those of :func:`note_rough`."""
+    key = workload_key(workload)
+    return {**(_rough.get(key, {}) if rough else {}), **known().rates.get(key, {})}
 
 
 def name_of(column: Column, device: str) -> str:
@@ -124,9 +139,11 @@ def methods(workload: Workload, engines: Iterable[Engine]) -> list[Method]:
     return found
 
 
-def fastest(workload: Workload, candidates: Iterable[Method]) -> tuple[Method, float] | None:
+def fastest(
+    workload: Workload, candidates: Iterable[Method], *, rough: bool = False
+) -> tuple[Method, float] | None:
     """The fastest method and its images per second; None unless all candidates are measured."""
-    rates = known().rates.get(workload_key(workload), {})
+    rates = rates_of(workload, rough=rough)
     candidates = list(candidates)
     if not candidates or any(method.key not in rates for method in candidates):
         return None

@@ -7,12 +7,23 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from smallbatch.errors import Stopped, Stopping, UserError, WorkerLost, first_line, shown
-from smallbatch.placement.known import alike, decided, known, learn, methods, name_of, workload_key
+from smallbatch.placement.known import (
+    alike,
+    decided,
+    known,
+    learn,
+    methods,
+    name_of,
+    note_rough,
+    rates_of,
+    workload_key,
+)
 from smallbatch.placement.memory import memory_of, micro_batch_of
 from smallbatch.placement.placement import can_stack, resolve_device, workload_of
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed.agreement import COMPARED, check
 from smallbatch.speed.rate import few_updates, measure
+from smallbatch.speed.share import taken
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
@@ -37,14 +48,17 @@ COMPILE = 30.0
 def calibrate(workload: Workload, candidates: Iterable[Method], memory: int | None = None) -> None:
     """Measure the methods that are not measured yet.
 
-    A method has rate 0 if it fails while another works, or if on a GPU its first update is not that
-    of the loop engine; for the latter, a line says why it is left out.
+    What was measured while other programs took a part of the cores is not kept, and a line says so:
+    this process alone has it, as rough rates. A method has rate 0 if it fails while another works,
+    or if on a GPU its first update is not that of the loop engine; for the latter, a line says why
+    it is left out.
 
     Raises:
         UserError: The model cannot be built for these images.
         RuntimeError: No method works.
     """
-    rates = dict(known().rates.get(workload_key(workload), {}))
+    rates, share = rates_of(workload), 1.0
+    rough: dict[str, float] = {}
     failure = None
     for method in candidates:
         if method.key not in rates:
@@ -52,7 +66,8 @@ def calibrate(workload: Workload, candidates: Iterable[Method], memory: int | No
                 if _compared(workload, method):
                     check(workload, method, memory)
                 rate = measure(alike(workload), method, seconds=SECONDS, memory=memory)
-                rates[method.key] = rate.images_per_second
+                (rough if rate.disturbed else rates)[method.key] = rate.images_per_second
+                share = min(share, rate.share)
             except Exception as error:  # a compiler's own errors too
                 ends = isinstance(error, UserError | Stopping | Stopped)
                 if ends and not isinstance(error, WorkerLost):
@@ -62,9 +77,12 @@ def calibrate(workload: Workload, candidates: Iterable[Method], memory: int | No
                 failure.__cause__ = failure.__context__ = None
                 if _compared(workload, method):
                     _say(f"{workload.key}: {method.key} is left out: {first_line(failure)}")
-    if failure is not None and not any(rates.values()):
+    if failure is not None and not any((rates | rough).values()):
         raise failure
     learn(rates={workload_key(workload): rates})
+    if rough:
+        note_rough(workload, rough)
+        _say(f"{workload.key}: {taken(share)} while it was measured: its speed is not kept")
 
 
 def cost(workload: Workload, candidates: Iterable[Method], flops: int) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from smallbatch.engines.kinds import Engine
 from smallbatch.errors import shown
-from smallbatch.placement.known import fastest, known, learn, workload_key
+from smallbatch.placement.known import fastest, known, learn, rates_of
 from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.memory import memory_of, micro_batch_of
 from smallbatch.placement.placement import (
@@ -25,6 +25,7 @@ from smallbatch.placement.placement import (
 )
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed import calibration
+from smallbatch.speed.share import LEAST, CoreShare
 
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
@@ -51,7 +52,7 @@ def measure(columns: Sequence[Column], params: Params) -> None:
     for column in sorted(columns, key=lambda column: column.batch_size):
         workload = workload_of(column, params.compute)
         candidates = _candidates(column, params)
-        if not fastest(workload, candidates):
+        if not fastest(workload, candidates, rough=True):
             cost = calibration.cost(workload, candidates, training_flops_of(workload))
             too_much = workload.batch_size < SPACING * last or cost > MOST_SECONDS[workload.device]
             if measured and too_much:
@@ -74,7 +75,6 @@ def known_rates(
 ) -> dict[int, float]:
     """Images per second by batch size: by the column's method, or at other m by the fastest."""
     workload = workload_of(column, params.compute)
-    rated = known().rates
     rates: dict[int, float] = {}
     # With ghost norm other columns have other numbers of lanes. Rates for this column's lanes, if
     # there are any, come last and so replace theirs.
@@ -86,10 +86,10 @@ def known_rates(
         (workload.at(m), candidates) for m in (*(2**i for i in range(12)), column.batch_size)
     ]
     for other, methods in workloads:
-        best = fastest(other, methods)
+        best = fastest(other, methods, rough=True)
         if best is not None:
             rates[other.batch_size] = best[1]
-    if (own := rated.get(workload_key(workload), {}).get(placement.method.key)) is not None:
+    if (own := rates_of(workload, rough=True).get(placement.method.key)) is not None:
         rates[workload.batch_size] = own
     return rates
 
@@ -110,11 +110,14 @@ def interpolate(rates: Mapping[int, float], batch_size: int) -> float:
 
 
 def startup() -> float:
-    """Seconds until a column's processes are ready to train; measured once per machine."""
+    """Seconds until a column's processes are ready to train.
+
+    Measured once per machine, or once per process while other programs take a part of the cores.
+    """
     if (startup := known().startup) is not None:
         return startup
     _say("measuring how long a training takes to start, once (about 10 s)")
-    start = time.perf_counter()
+    start, cores = time.perf_counter(), CoreShare()
     # The process of the tracking imports its libraries at the same time as the training does.
     imports = ("smallbatch.execution.workers, pandas", "mlflow")
     processes = [
@@ -128,7 +131,7 @@ def startup() -> float:
     for process in processes:
         process.wait()
     seconds = time.perf_counter() - start
-    learn(startup=seconds)
+    learn(startup=seconds, keep=cores.so_far() >= LEAST)
     return seconds
 
 

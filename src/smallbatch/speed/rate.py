@@ -15,6 +15,7 @@ from smallbatch.data.prepared import Dataset
 from smallbatch.placement.rules import deal
 from smallbatch.placement.workload import Method, Workload, noise
 from smallbatch.protocol.run import Run
+from smallbatch.speed.share import LEAST, CoreShare
 
 if TYPE_CHECKING:
     from smallbatch.execution.chunks import Job
@@ -32,11 +33,18 @@ class Rate:
             time of its whole epochs.
         seconds: Seconds from the first end of an epoch to the last.
         live: The number of runs that trained side by side.
+        share: Of the cores that it could have used; see :class:`~speed.share.CoreShare`.
     """
 
     images_per_second: float
     seconds: float
     live: int
+    share: float = 1.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took so much of the cores that the speed is not to be kept."""
+        return self.share < LEAST
 
 
 def measure(
@@ -67,7 +75,8 @@ def measure(
     n = workload.batch_size * (updates or few_updates(workload))
     dataset = (images or (lambda count: noise(workload, count)))(n)
     runs = runs_of(workload, workload.settings(), dataset, BASE_LR)
-    counter = _Counter(seconds, _side_by_side(workload, method))
+    workers = min(workload.workers, workload.lanes)
+    counter = _Counter(seconds, _side_by_side(workload, method), workers)
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = job_of(workload, method, runs, dataset, Path(folder), memory)
         try:
@@ -144,25 +153,29 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a training that woul
 
 
 class _Counter:
-    def __init__(self, seconds: float, expected: int) -> None:
-        self.seconds, self.expected = seconds, expected
+    def __init__(self, seconds: float, expected: int, workers: int) -> None:
+        self.seconds, self.expected, self.workers = seconds, expected, workers
         self.ends: dict[str, list[float]] = {}
+        self.cores: CoreShare | None = None
+        self.share = 1.0
 
     def run_epoch(self, run: Run, _row: dict[str, Any]) -> None:
         now = time.perf_counter()
+        self.cores = self.cores or CoreShare(self.workers)
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
         # Wait for workers that start slowly, but not for ever: with little memory some never start.
         least, wait = (2, self.seconds) if len(self.ends) >= self.expected else PATIENCE
         enough = now - start >= max(wait, self.seconds)
         if enough and min(map(len, self.ends.values())) >= least:
+            self.share = self.cores.so_far()
             raise _Enough
 
     def rate(self, n: int) -> Rate:
         rates = [n * (len(ends) - 1) / (ends[-1] - ends[0]) for ends in self.ends.values()]
         first = min(ends[0] for ends in self.ends.values())
         last = max(ends[-1] for ends in self.ends.values())
-        return Rate(sum(rates), last - first, len(rates))
+        return Rate(sum(rates), last - first, len(rates), self.share)
 
 
 def _refuse_end(run: Run, outcome: str) -> None:

@@ -24,6 +24,7 @@ from smallbatch.pipeline.advise.size import (
     choose_size,
     least_size,
 )
+from smallbatch.speed.share import LEAST, taken
 from smallbatch.text import count
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ class _Advising:
         speeds = {int(m): Speed(**speed) for m, speed in told.items()}
         for m, speed in speeds.items():
             self._say(f"  m={m}: {speed.images_per_second:,.0f} images/s{_memory(speed)}")
+        if (share := min(speed.share for speed in speeds.values())) < LEAST:
+            self._say(f"  {taken(share)} meanwhile; without them, trainings would be larger")
         size = self._size(speeds, available, tests, max(sizes), len(source.classes))
         self._say(
             f"a training: {size.epochs} epochs of {size.n_train:,} images, judged by "

@@ -27,12 +27,15 @@ class Speed:
         images_per_second_alone: Of one training by the loop engine, on one core or the GPU.
         by_vectors: Whether lanes are computed in vectors, of which a few fill no more than one.
         memory_bytes: Of one lane, as estimated.
+        share: Of the cores that both measurements could have used, the smaller; see
+            :class:`~speed.share.CoreShare`.
     """
 
     images_per_second: float
     images_per_second_alone: float
     by_vectors: bool
     memory_bytes: int | None
+    share: float = 1.0
 
 
 def calibrate(
@@ -93,5 +96,6 @@ def calibrate(
             images_per_second_alone=alone.images_per_second,
             by_vectors=placement.native is not None,
             memory_bytes=lane_bytes(column.runs[0], resident),
+            share=min(together.share, alone.share),
         )
     return found

@@ -12,6 +12,7 @@ from smallbatch.markdown import table
 from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
 from smallbatch.speed.bench.session import LOADER_WORKERS, Bench, Series, Session
 from smallbatch.speed.rate import BASE_LR
+from smallbatch.speed.share import LEAST
 from smallbatch.text import count
 
 NOTES = {
@@ -31,6 +32,10 @@ NOTES = {
         "on the learning rate, but a lane that diverged would cost nothing more"
     ),
     "order": "within a repeat, every case by every engine once, in the order listed",
+    "share": (
+        "of the cores that could be used; below "
+        f"{LEAST:g} other programs disturbed the measurement, and it does not count in the median"
+    ),
     "fraction_of_sgemm": (
         "images_per_second × flops_per_image / sgemm_flops_per_second, medians; flops_per_image "
         "counts convolutions and matrix products, forward and twice as much backward"
@@ -46,7 +51,7 @@ def as_json(
         name: {"repeats": values, "median": median(values)}
         for name, values in session.limits.items()
     }
-    sgemm = median(session.limits["sgemm_flops_per_second"])
+    sgemm = median(session.limits["sgemm_flops_per_second"]) if limits else None
     groups: dict[str, list[Series]] = {}
     for one in session.series:
         groups.setdefault(f"{one.pictures.name} {one.workload.key}", []).append(one)
@@ -62,7 +67,7 @@ def as_json(
             "precision": "float32 (textbook on a GPU: torch's defaults)",
             "lanes": bench.lanes,
             "repeats": bench.repeats,
-            "repeats_done": len(session.limits["sgemm_flops_per_second"]),
+            "repeats_done": session.repeats,
             "seconds": bench.seconds,
             "device": bench.device,
             "workers": bench.workers,
@@ -73,7 +78,7 @@ def as_json(
     }
 
 
-def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
+def _case(group: Sequence[Series], sgemm: float | None) -> dict[str, Any]:
     workload = group[0].workload
     flops = training_flops_of(workload)
     medians = {one.engine: one.rate for one in group}
@@ -87,10 +92,11 @@ def _case(group: Sequence[Series], sgemm: float) -> dict[str, Any]:
         "engines": {
             one.engine: {
                 "median": one.rate,
-                "fraction_of_sgemm": one.rate * flops / sgemm if one.rate else None,
+                "fraction_of_sgemm": one.rate * flops / sgemm if one.rate and sgemm else None,
                 "over_textbook": one.rate / base if one.rate and base else None,
                 "settled": one.settled,
                 "failure": one.failure,
+                "disturbed": one.disturbed,
                 "repeats": one.repeats,
             }
             for one in group
@@ -121,9 +127,9 @@ def as_markdown(record: dict[str, Any]) -> str:
                 f"{workload['dataset']} {'×'.join(map(str, workload['image']))}",
                 str(workload["batch_size"]),
                 *([workload["optimizer"]] if several else []),
-                *(_number(found[name]["median"], "{:,.0f}") for name in engines),
-                *(_number(found[name]["over_textbook"], "{:.2f}") for name in others),
-                *(_number(found[name]["fraction_of_sgemm"], "{:.1%}") for name in engines),
+                *(_number(found[name], "median", "{:,.0f}") for name in engines),
+                *(_number(found[name], "over_textbook", "{:.2f}") for name in others),
+                *(_number(found[name], "fraction_of_sgemm", "{:.1%}") for name in engines),
             ]
         )
     return f"{table(heads, rows, right=len(heads) - len(what))}\n\n{_about(record)}\n"
@@ -133,14 +139,27 @@ def _about(record: dict[str, Any]) -> str:
     settings, machine = record["settings"], record["environment"]
     limits = {name: limit["median"] for name, limit in record["limits"].items()}
     hardware = machine["gpu"] or f"{count(machine['cores'], 'core')} of {machine['cpu']}"
+    speeds = (
+        f"sgemm {limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
+        f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s"
+        if limits
+        else "its limits were not measured undisturbed"
+    )
+    every = [engine for case in record["cases"] for engine in case["engines"].values()]
+    left_out = sum(engine.get("disturbed", 0) for engine in every)
+    total = sum(len(engine["repeats"]) for engine in every)
+    remark = (
+        f" Other programs took more than {1 - LEAST:.0%} of the cores during {left_out} of "
+        f"{count(total, 'measurement')}, which {'does' if left_out == 1 else 'do'} not count."
+    )
     return (
         f"{settings['model']}, norm {settings['norm']}, {count(settings['lanes'], 'lane')}; "
-        f"medians of {settings['repeats_done']}. {hardware}: sgemm "
-        f"{limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
-        f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s. "
-        f"torch {machine['torch']}, {record['date'][:10]}."
+        f"medians of {settings['repeats_done']}. {hardware}: {speeds}. "
+        f"torch {machine['torch']}, {record['date'][:10]}.{remark if left_out else ''}"
     )
 
 
-def _number(value: float | None, form: str) -> str:
-    return "failed" if value is None else form.format(value)
+def _number(engine: dict[str, Any], name: str, form: str) -> str:
+    if (value := engine[name]) is not None:
+        return form.format(value)
+    return "failed" if engine["failure"] else "disturbed"

@@ -17,7 +17,9 @@ from smallbatch.errors import WorkerLost
 from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
+from smallbatch.speed.bench.plain import Plain
 from smallbatch.speed.rate import measure
+from smallbatch.speed.share import LEAST, CoreShare, taken
 
 if TYPE_CHECKING:
     from smallbatch.config.study import Optimizer
@@ -102,7 +104,8 @@ class Series:
             textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
             on a GPU, its kernels.
         looks: Images per second of the possibilities that were tried but not chosen.
-        repeats: ``images_per_second`` and ``seconds`` of every measurement.
+        repeats: ``images_per_second``, ``seconds`` and ``share`` (:class:`~speed.share.CoreShare`)
+            of every measurement.
         failure: Why there are no measurements.
     """
 
@@ -116,9 +119,14 @@ class Series:
 
     @property
     def rate(self) -> float | None:
-        """Median images per second."""
-        rates = [repeat["images_per_second"] for repeat in self.repeats]
+        """Median images per second of the undisturbed measurements; None if there is none."""
+        rates = [it["images_per_second"] for it in self.repeats if it["share"] >= LEAST]
         return median(rates) if rates else None
+
+    @property
+    def disturbed(self) -> int:
+        """The number of measurements of which other programs took a part of the cores."""
+        return sum(it["share"] < LEAST for it in self.repeats)
 
     @property
     def method(self) -> Method:
@@ -129,10 +137,17 @@ class Series:
 
 @dataclass
 class Session:
-    """The measurements of a session; ``limits`` has for each name a value per repeat."""
+    """The measurements of a session.
+
+    Attributes:
+        series: Those of every engine on every workload.
+        limits: For each name a value of each repeat in which it was not disturbed.
+        repeats: The number of repeats so far.
+    """
 
     series: list[Series]
     limits: dict[str, list[float]]
+    repeats: int = 0
 
 
 def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object]) -> Session:
@@ -154,18 +169,31 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
         for engine in bench.engines
     ]
     session = Session(series, {})
-    for one in series:
-        say(f"first look: {_name(one)}")
-        _try(one, lambda one=one: _settle(bench, one, files[id(one.pictures)]))
-    for repeat in range(bench.repeats):
-        for name, value in _script("machine.py", "--device", bench.device).items():
-            session.limits.setdefault(name, []).append(value)
+    with Plain() as plain:
         for one in series:
-            if one.failure is None:
-                say(f"{repeat + 1}/{bench.repeats}: {_name(one)}")
-                _try(one, lambda one=one: _repeat(bench, one, files[id(one.pictures)]))
-        keep(session)
+            say(f"first look: {_name(one)}")
+            data = files[id(one.pictures)]
+            _try(one, lambda one=one, data=data: _settle(bench, one, data, plain))
+        for repeat in range(bench.repeats):
+            _measure_limits(bench, session.limits)
+            for one in series:
+                if one.failure is None:
+                    say(f"{repeat + 1}/{bench.repeats}: {_name(one)}")
+                    data = files[id(one.pictures)]
+                    _try(one, lambda one=one, data=data: _repeat(bench, one, data, plain))
+                    if one.repeats and (share := one.repeats[-1]["share"]) < LEAST:
+                        say(f"{taken(share)}: this figure does not count")
+            session.repeats += 1
+            keep(session)
     return session
+
+
+def _measure_limits(bench: Bench, limits: dict[str, list[float]]) -> None:
+    cores = CoreShare()
+    found = _script("machine.py", "--device", bench.device)
+    if cores.so_far() >= LEAST:
+        for name, value in found.items():
+            limits.setdefault(name, []).append(value)
 
 
 def _try(series: Series, call: Callable[[], None]) -> None:
@@ -176,11 +204,11 @@ def _try(series: Series, call: Callable[[], None]) -> None:
         series.failure = str(error).strip().splitlines()[-1]
 
 
-def _settle(bench: Bench, series: Series, data: Path) -> None:
+def _settle(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
     """Choose how a series is measured, after trying each possibility for a short time."""
     if series.engine == "textbook":
         rates = {
-            workers: _textbook(bench, series.workload, data, workers, GUESS_SECONDS)
+            workers: plain.measure(_words(bench, series.workload, data, workers, GUESS_SECONDS))
             for workers in LOADER_WORKERS
         }
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
@@ -190,7 +218,9 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
     looks = {method: measure(workload, method, seconds=GUESS_SECONDS) for method in methods}
     method = max(looks, key=lambda method: looks[method].images_per_second)
     look = looks.pop(method)
-    series.looks = {other.key: rate.images_per_second for other, rate in looks.items()}
+    series.looks = {
+        other.key: rate.images_per_second for other, rate in looks.items() if not rate.disturbed
+    }
     images = look.images_per_second / look.live * bench.seconds / (EPOCHS - 1)
     updates = round(min(images, MOST_IMAGES) / workload.batch_size)
     series.settled |= {"lanes_at_a_time": method.lanes, "updates_per_epoch": max(1, updates)}
@@ -198,11 +228,11 @@ def _settle(bench: Bench, series: Series, data: Path) -> None:
         series.settled["kernels"] = method.kernels
 
 
-def _repeat(bench: Bench, series: Series, data: Path) -> None:
+def _repeat(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
     settled = series.settled
     if series.engine == "textbook":
         workers = settled["loader_workers"]
-        repeat = _textbook(bench, series.workload, data, workers, bench.seconds)
+        repeat = plain.measure(_words(bench, series.workload, data, workers, bench.seconds))
     else:
         updates = settled["updates_per_epoch"]
         rate = measure(
@@ -216,20 +246,18 @@ def _repeat(bench: Bench, series: Series, data: Path) -> None:
     series.repeats.append(repeat)
 
 
-def _textbook(
+def _words(
     bench: Bench, workload: Workload, data: Path, loader_workers: int, seconds: float
-) -> dict[str, float]:
+) -> list[object]:
     # A few updates are enough at large m, where each takes long and all take the same time.
     warm_up = 20 if bench.device == "cuda" else max(2, min(20, 512 // workload.batch_size))
-    words = [
+    return [
         "--data", data, "--warm-up", warm_up, "--model", workload.model, "--norm", workload.norm,
         "--batch-size", workload.batch_size, "--num-workers", loader_workers,
         "--device", bench.device, "--seconds", seconds, "--optimizer", workload.optimizer,
         *(["--augment"] if workload.augment else []),
         *(["--bn-batch-size", workload.bn_batch_size] if workload.bn_batch_size else []),
     ]  # fmt: skip
-    done = _script("textbook.py", *map(str, words))
-    return done | {"images_per_second": done["images"] / done["seconds"]}
 
 
 def _script(file: str, *words: str) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 A script of its own, `python textbook.py --data images.npz --batch-size 8 ...`: a timm model, a
 DataLoader with torchvision's v2 transforms, `torch.optim.SGD`, torch's default threads. It trains
-until it has been timed for long enough and prints one line of JSON. It is not part of the package's
-engines and imports nothing of it, but for models that timm itself has not.
+until it has been timed for long enough and prints one line of JSON. With `--requests` it does so
+for each line that it reads: a JSON list of options. It is not part of the package's engines and
+imports nothing of it, but for models that timm itself has not.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> None:
-    """Read the options, train, print."""
+def answer(words: list[str]) -> None:
+    """Train by options and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="npz of images (N, H, W, C) and labels (N,)")
     parser.add_argument("--model", default="resnet8")
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--warm-up", type=int, default=5, help="updates before the clock starts")
     parser.add_argument("--seconds", type=float, default=3.0)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     torch.backends.cudnn.benchmark = True
     arrays = np.load(options.data)
     _, height, width, channels = arrays["images"].shape
@@ -182,7 +183,19 @@ def main() -> None:
     model = build(options, channels, (height, width), classes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     result = train(model, make_loader(arrays, options), options)
-    json.dump(result | {"parameters": parameters, "threads": torch.get_num_threads()}, sys.stdout)
+    print(json.dumps(result | {"parameters": parameters, "threads": torch.get_num_threads()}))
+
+
+def main() -> None:
+    """Train once, or once for each request."""
+    if sys.argv[1:] != ["--requests"]:
+        answer(sys.argv[1:])
+        return
+    for line in sys.stdin:
+        answer(json.loads(line))
+        sys.stdout.flush()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is measured next needs the memory
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""The textbook script, in a process that answers one request after another.
+
+To start it takes longer than to measure: torch and timm are imported, and threads begin.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, cast
+
+from smallbatch.speed.share import CoreShare
+
+SCRIPT = Path(__file__).with_name("textbook.py")
+
+
+class Plain:
+    """The process; it starts with the first request, and anew after one that ended it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._said: IO[str] | None = None
+
+    def __enter__(self) -> Plain:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def measure(self, words: Sequence[object]) -> dict[str, float]:
+        """Train as options of the script say.
+
+        Returns:
+            What the script prints, with ``images_per_second`` and the ``share`` of the cores.
+
+        Raises:
+            RuntimeError: The script failed.
+        """
+        process = self._process = self._process or self._start()
+        cores = CoreShare()
+        try:
+            requests, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+            requests.write(json.dumps([str(word) for word in words]) + "\n")
+            requests.flush()
+            line = answers.readline()
+        except BrokenPipeError:
+            line = ""
+        except BaseException:  # an interruption: it would answer the next request with this one
+            self._end()
+            raise
+        if not line:
+            raise RuntimeError(f"{SCRIPT.name} failed: {self._end()}")
+        done = json.loads(line)
+        speed = done["images"] / done["seconds"]
+        return {**done, "images_per_second": speed, "share": cores.so_far()}
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        return subprocess.Popen(
+            [sys.executable, "-P", str(SCRIPT), "--requests"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+        )  # fmt: skip
+
+    def _end(self) -> str:
+        """End the process; returns what it said on stderr."""
+        if self._process is None or self._said is None:
+            return ""
+        self._process.kill()
+        self._process.communicate()
+        self._said.seek(0)
+        said = self._said.read()
+        self._said.close()
+        self._process = self._said = None
+        return said
