@@ -152,9 +152,18 @@ def files_below(folder: Path) -> list[Path]:
     """Files in a folder and in those below it, without following links to folders.
 
     Others may write and remove there meanwhile; `Path.rglob` fails if a folder goes while it looks
-    (Python 3.11 and 3.12).
+    (Python 3.11 and 3.12). Without the folder there are none.
+
+    Raises:
+        OSError: A folder cannot be read.
     """
-    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    return [Path(parent, name) for parent, _, names in walk for name in names]
 
 
 def sync_folder(folder: Path) -> None:

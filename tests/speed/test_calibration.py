@@ -172,7 +172,8 @@ def test_a_speed_beside_other_programs_is_not_kept_and_does_not_decide(
     assert decide("column", CASE, MUCH, lambda: True) is None
     said = capsys.readouterr().err.splitlines()
     assert said[-1].endswith(
-        ": other programs took 40 % of the cores while it was measured: its speed is not kept"
+        ": other programs took 40 % of the cores while it was measured: stacked, "
+        "stacked in chunks of 8 will be measured again"
     )
     assert known().rates == {workload_key(CASE): {"loop": 100.0}}
     assert fastest(CASE, [LOOP, STACKED, CHUNKS]) is None

@@ -22,7 +22,7 @@ class Shares:
     found = 1.0
     most: int | None = None
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, without: object) -> None:
         Shares.most = most
 
     def so_far(self) -> float:

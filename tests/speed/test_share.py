@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
+from smallbatch import machine
 from smallbatch.speed import share
 from smallbatch.speed.share import CoreShare, taken
 
@@ -25,6 +27,8 @@ from smallbatch.speed.share import CoreShare, taken
         (2, 10.0, 7.0, 3.0, 10 / 14),
         (1, 10.0, 10.0, 0.0, 1.0),  # it can use no more than the core it had
         (1, 5.0, 15.0, 0.0, 0.5),
+        (1, 9.0, 10.0, 1.0, 1.0),  # others were on the other core
+        (1, 5.0, 10.0, 5.0, 1.0),
         (2, 0.0, 0.0, 20.0, 1.0),  # it waited for something else
     ],
 )
@@ -38,7 +42,7 @@ def test_a_share_is_of_what_could_be_used(
 ) -> None:
     """Ten seconds on two cores."""
     counters = iter([(100.0, 1.0, 2.0, 3.0), (110.0, 1.0 + own, 2.0 + others, 3.0 + idle)])
-    monkeypatch.setattr(share, "_used", lambda: next(counters))
+    monkeypatch.setattr(share, "_used", lambda _: next(counters))
     assert CoreShare(most).so_far() == pytest.approx(expected)
 
 
@@ -55,7 +59,7 @@ def test_only_the_cores_of_this_process_count(monkeypatch: pytest.MonkeyPatch) -
     own = core(user=0.5, system=0.25, children_user=0.125, children_system=0.125)
     me = core(children=lambda recursive: [], cpu_times=lambda: own)
     monkeypatch.setattr(share.psutil, "Process", lambda: me)
-    assert share._used()[1:] == (1.0, 3.0, 6.0)
+    assert share._used([])[1:] == (1.0, 3.0, 6.0)
 
 
 ORPHANS = """
@@ -77,6 +81,7 @@ def wait(processes: Sequence[Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(machine.cores() < len(os.sched_getaffinity(0)), reason="others have cores, too")
 def test_beside_busy_programs_of_others_a_share_is_small() -> None:
     """Three loops a core that are not this process's: it gets less than half of one."""
     loops = str(3 * len(os.sched_getaffinity(0)))
@@ -89,14 +94,18 @@ def test_beside_busy_programs_of_others_a_share_is_small() -> None:
 
 
 @pytest.mark.slow
-def test_own_programs_are_counted_also_when_they_have_ended() -> None:
-    before = share._used()[1]
+def test_own_programs_are_counted_while_they_run_and_when_they_have_ended() -> None:
+    """On a busy machine they get less than the seconds they last."""
+    begun = share._used([])[1]
     wait(busy(1.0, 1))
-    running = busy(1.0, 1)
-    time.sleep(0.9)
-    own = share._used()[1] - before
-    wait(running)
-    assert own > 0.3  # on a busy machine they get less than the 1.9 s
+    ended = share._used([])[1]
+    assert ended - begun > 0.2
+    (running,) = busy(2.0, 1)
+    time.sleep(1.5)
+    assert share._used([])[1] - ended > 0.2
+    other = share._used([psutil.Process(running.pid)])[1]
+    assert other - ended < 0.2  # it does something else
+    wait([running])
 
 
 def test_words() -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 
 if "smallbatch.tracking.live_process" in sys.orig_argv:
+    print('{"began": true}', flush=True)
     for line in sys.stdin:
         if json.loads(line)["kind"] == "finish":
             print('{"error": null}', flush=True)

@@ -255,11 +255,9 @@ def _placed(kept: Kept, placement: Placement) -> Clock:
 def _others_checkpoints(plan: ChunkPlan) -> str:
     """A line if checkpoints lie there that are not used; a run goes on where it began."""
     folder = plan.folder.parent
-    unused = sorted(
-        version.name
-        for version in (folder.iterdir() if folder.is_dir() else ())
-        if version != plan.folder and checkpoints.ChunkPlan(version).has_checkpoints()
-    )
+    found = [it.relative_to(folder) for it in durable.files_below(folder)]
+    versions = {it.parts[0] for it in found if it.suffix == ".checkpoint"}
+    unused = sorted(versions - {plan.folder.name})
     if not unused:
         return ""
     return (

@@ -205,7 +205,8 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """From the newest to the oldest."""
-        return sorted(self.folder.glob("*.checkpoint"), reverse=True)
+        found = durable.files_below(self.folder)
+        return sorted((it for it in found if it.suffix == ".checkpoint"), reverse=True)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ def calibrate(workload: Workload, candidates: Iterable[Method], memory: int | No
     learn(rates={workload_key(workload): rates})
     if rough:
         note_rough(workload, rough)
-        _say(f"{workload.key}: {taken(share)} while it was measured: its speed is not kept")
+        _say(
+            f"{workload.key}: {taken(share)} while it was measured: {', '.join(rough)} will be "
+            "measured again"
+        )
 
 
 def cost(workload: Workload, candidates: Iterable[Method], flops: int) -> float:
@@ -128,8 +131,15 @@ def least_seconds(workload: Workload, images: int, flops: int) -> float:
     )
 
 
-def find_out(column: Column, compute: ComputeConfig) -> None:
+def find_out(
+    column: Column, compute: ComputeConfig, rest: Callable[[], object] = lambda: None
+) -> None:
     """Measure the methods to train a column, if they are not measured and it pays.
+
+    Args:
+        column: The column.
+        compute: The settings.
+        rest: Called before anything is measured, to wait until this program's other processes rest.
 
     Raises:
         UserError: The device does not exist, or the model cannot be built for these images.
@@ -144,7 +154,7 @@ def find_out(column: Column, compute: ComputeConfig) -> None:
     images = runs * column.updates(run) * run.batch_size
     decide(
         name_of(column, device), workload, images,
-        lambda: can_stack(column, device), memory_of(compute),
+        lambda: can_stack(column, device), memory_of(compute), rest,
     )  # fmt: skip
 
 
@@ -154,8 +164,9 @@ def decide(
     images: int,
     stackable: Callable[[], bool],
     memory: int | None = None,
+    rest: Callable[[], object] = lambda: None,
 ) -> Method | None:
-    """The method to train a column; None if measuring would not pay.
+    """The method to train a column; None if measuring would not pay, or other programs disturb it.
 
     Args:
         column: The column's name; a choice for a column on this machine is never changed.
@@ -163,6 +174,7 @@ def decide(
         images: Training images of all its runs; with 0, nothing is measured.
         stackable: Whether the stacked engine can train its model.
         memory: Bytes for the lanes of all workers.
+        rest: As for :func:`find_out`.
     """
     if (method := decided(column, workload, stackable)) is not None:
         return method
@@ -173,6 +185,7 @@ def decide(
     if cost(workload, candidates, flops) > worth:
         return None
     _say(f"finding the fastest way to train {workload.key}")
+    rest()
     calibrate(workload, candidates, memory)
     return decided(column, workload, stackable)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Dataset
 from smallbatch.placement.rules import deal
@@ -76,7 +78,10 @@ def measure(
     dataset = (images or (lambda count: noise(workload, count)))(n)
     runs = runs_of(workload, workload.settings(), dataset, BASE_LR)
     workers = min(workload.workers, workload.lanes)
-    counter = _Counter(seconds, _side_by_side(workload, method), workers)
+    others = psutil.Process().children()  # such as the one that writes to MLflow
+    counter = _Counter(
+        seconds, _side_by_side(workload, method), lambda: CoreShare(workers, without=others)
+    )
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = job_of(workload, method, runs, dataset, Path(folder), memory)
         try:
@@ -153,15 +158,15 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a training that woul
 
 
 class _Counter:
-    def __init__(self, seconds: float, expected: int, workers: int) -> None:
-        self.seconds, self.expected, self.workers = seconds, expected, workers
+    def __init__(self, seconds: float, expected: int, cores: Callable[[], CoreShare]) -> None:
+        self.seconds, self.expected, self.begin = seconds, expected, cores
         self.ends: dict[str, list[float]] = {}
         self.cores: CoreShare | None = None
         self.share = 1.0
 
     def run_epoch(self, run: Run, _row: dict[str, Any]) -> None:
+        self.cores = self.cores or self.begin()
         now = time.perf_counter()
-        self.cores = self.cores or CoreShare(self.workers)
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
         # Wait for workers that start slowly, but not for ever: with little memory some never start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
 
 import psutil
@@ -15,27 +16,28 @@ LEAST = 0.95
 
 
 class CoreShare:
-    """What this process and those it started get of the cores, from its creation on.
+    """What this process and those it starts get of the cores, from this object's creation on.
 
     Args:
         most: The number of cores that they can use at a time; by default all.
+        without: Processes that it has started and that do something else: they count as others.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        self._most = most or machine.cores()
-        self._begin = _used()
+    def __init__(self, most: int | None = None, without: Collection[psutil.Process] = ()) -> None:
+        self._most, self._without = most or machine.cores(), without
+        self._begin = _used(without)
 
     def so_far(self) -> float:
         """Their processor time, divided by that and what others kept from them; at most 1.
 
-        What others use of the cores is not kept from them as far as cores were idle as well. On
-        virtual machines, time that the host gave to other machines counts as others'.
+        Others kept from them what they used of the cores that the measurement could have had as
+        well, unless as many were idle. On virtual machines, time that the host gave to other
+        machines counts as others'.
         """
-        wall, own, others, idle = (
-            now - then for now, then in zip(_used(), self._begin, strict=True)
-        )
-        wanted = min(own + max(0.0, others - idle), self._most * wall)
-        return min(1.0, own / wanted) if wanted > 0 else 1.0
+        both = zip(_used(self._without), self._begin, strict=True)
+        wall, own, others, idle = (max(0.0, now - then) for now, then in both)
+        kept_from = max(0.0, min(others, max(0.0, self._most * wall - own)) - idle)
+        return own / (own + kept_from) if own > 0 else 1.0
 
 
 def taken(share: float) -> str:
@@ -43,11 +45,17 @@ def taken(share: float) -> str:
     return f"other programs took {100 * (1 - share):.0f} % of the cores"
 
 
-def _used() -> tuple[float, float, float, float]:
+def _used(without: Collection[psutil.Process]) -> tuple[float, float, float, float]:
     """Seconds so far: of the clock, and on this process's cores its own, others' and idle ones."""
     own, me = 0.0, psutil.Process()
-    for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.Error):  # it has ended, and its time is that of a child that was
+    left_out = {*without}
+    for process in without:
+        with suppress(psutil.Error):
+            left_out |= {*process.children(recursive=True)}
+    mine = [it for it in me.children(recursive=True) if it not in left_out]
+    # A parent after its children: of one that ends in between it then has the time.
+    for process in (*reversed(mine), me):
+        with suppress(psutil.Error):
             times = process.cpu_times()
             own += times.user + times.system + times.children_user + times.children_system
     every = psutil.cpu_times(percpu=True)

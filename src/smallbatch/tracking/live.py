@@ -32,6 +32,8 @@ QUEUE = 4 * 2**20
 """Most bytes that wait for the mirror; enough for tens of thousands of epochs."""
 GIVE_UP_S = 10.0
 """Most seconds by which a tracking server that cannot be reached delays a column's end."""
+REST_S = 20.0
+"""Most seconds that are waited for MLflow's import before speeds are measured."""
 
 
 class Teller(ABC):
@@ -70,12 +72,23 @@ class LiveMirror(Teller):
 
     def __init__(self, uri: str | None = None, niceness: int = 19):
         self._uri, self._niceness = uri, niceness
-        self._initialising = False
+        self._initialising = self._began = False
+        self._received = b""
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._unanswered: list[Path] = []
         self._launch()
+
+    def rest(self, timeout_s: float = REST_S) -> None:
+        """Wait until the process has imported MLflow: until then it keeps a core busy."""
+        process, until = self._process, time.monotonic() + timeout_s
+        while process is not None and not self._began and (left := until - time.monotonic()) > 0:
+            answers = self._answers(process, left)
+            if answers is None:
+                return
+            for answer in answers:
+                self._heed(answer)
 
     def start(self, column: ColumnInfo) -> None:
         """A column begins."""
@@ -175,7 +188,8 @@ class LiveMirror(Teller):
         self._waiting.clear()
         self._size = 0
         self._unanswered = []
-        self._initialising = False
+        self._initialising = self._began = False
+        self._received = b""
         try:
             # -P: without it, folders such as ./data and ./models could be imported as packages.
             self._process = subprocess.Popen(
@@ -230,18 +244,15 @@ class LiveMirror(Teller):
     def _reply(self, timeout_s: float) -> str | None:
         """Wait for the answer to each `finish`: None for success, else what went wrong first."""
         process = self._process
-        if process is None or process.stdout is None:
+        if process is None:
             return "its mirror process did not start"
-        started, limit_s, received = time.monotonic(), timeout_s, b""
+        started, limit_s = time.monotonic(), timeout_s
         while (left := started + limit_s - time.monotonic()) > 0:
             self._flush(process)
-            if not select.select([process.stdout], [], [], min(left, 0.2))[0]:
-                continue
-            part = os.read(process.stdout.fileno(), 65536)
-            if not part:
+            answers = self._answers(process, min(left, 0.2))
+            if answers is None:
                 return "its mirror process died"
-            *lines, received = (received + part).split(b"\n")
-            for answer in map(json.loads, lines):
+            for answer in answers:
                 if answer.get("error") is not None:
                     return answer["error"]
                 if "reached" in answer:
@@ -253,10 +264,23 @@ class LiveMirror(Teller):
             return "its database is still being made"
         return "the tracking store took too long"
 
+    def _answers(
+        self, process: subprocess.Popen[bytes], wait_s: float
+    ) -> list[Mapping[str, Any]] | None:
+        """What the process says within some seconds; None when it has ended."""
+        if process.stdout is None or not select.select([process.stdout], [], [], wait_s)[0]:
+            return []
+        part = os.read(process.stdout.fileno(), 65536)
+        if not part:
+            return None
+        *lines, self._received = (self._received + part).split(b"\n")
+        return [json.loads(line) for line in lines]
+
     def _heed(self, answer: Mapping[str, Any]) -> None:
         if "error" in answer:
             self._unanswered.pop(0)  # answers come in the order of the questions
         self._initialising = answer.get("initialising", self._initialising)
+        self._began = answer.get("began", self._began)
 
     def _stop(self, *, graceful: bool) -> None:
         process, self._process = self._process, None

@@ -207,6 +207,10 @@ class Mirror:
         signal.alarm(0)
         self._answer(initialising=False)
 
+    def begin(self) -> None:
+        """Tell that all is imported and the database is there, if that was possible."""
+        self._answer(began=True)
+
     def tick(self) -> None:
         """Log waiting epochs if it is time."""
         if not self._columns or time.monotonic() < self._due:
@@ -252,6 +256,7 @@ def main() -> None:
     # At the usual priority, and whatever becomes of the trainer: else, on a busy machine, one
     # column after another would begin it and be over first.
     state.initialise()
+    state.begin()
     os.nice(int(sys.argv[1]))  # the workers need the cores
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(inbox, trainer), daemon=True).start()

@@ -159,6 +159,18 @@ def test_a_disturbed_figure_does_not_count_and_is_named(
     assert "its limits were not measured undisturbed" in as_markdown(record)
 
 
+def test_without_a_plain_speed_its_ratios_failed() -> None:
+    bench = small_bench(batch_sizes=[8], engines=["textbook", "loop"])
+    workload, pictures = bench.workload(bench.pictures[0], 8), bench.pictures[0]
+    textbook, loop = (Series(pictures, workload, engine) for engine in bench.engines)
+    textbook.failure = "out of memory"
+    loop.repeats.append({"images_per_second": 5.0, "share": 1.0})
+    environment = {"gpu": None, "cores": 2, "cpu": "some", "torch": "2"}
+    text = as_markdown(as_json(bench, Session([textbook, loop], {}), [], environment))
+    assert text.splitlines()[2].split(" | ")[2:5] == ["failed", "5", "failed"]
+
+
+@pytest.mark.slow
 def test_the_plain_script_answers_one_request_after_another(tmp_path: Path) -> None:
     """In one process; after a request that ends it, in another."""
     pictures = Pictures("three", np.zeros((3, 1, 8, 8), dtype=np.uint8), np.array([0, 1, 2]), 3)
@@ -174,6 +186,10 @@ def test_the_plain_script_answers_one_request_after_another(tmp_path: Path) -> N
         with pytest.raises(RuntimeError, match=r"^textbook\.py failed: [\s\S]*no-such\.npz"):
             plain.measure(["--data", "no-such.npz", "--batch-size", 2])
         assert plain.measure([*words, "--batch-size", 2])["images"] == 2
+        assert plain._process
+        plain._process.kill()  # as for want of memory, between two requests
+        plain._process.wait()
+        assert plain.measure([*words, "--batch-size", 2, "--num-workers", 2])["images"] == 2
         process = plain._process
         assert process
     assert process.returncode is not None

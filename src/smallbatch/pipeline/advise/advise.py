@@ -136,8 +136,9 @@ class _Advising:
         speeds = {int(m): Speed(**speed) for m, speed in told.items()}
         for m, speed in speeds.items():
             self._say(f"  m={m}: {speed.images_per_second:,.0f} images/s{_memory(speed)}")
-        if (share := min(speed.share for speed in speeds.values())) < LEAST:
-            self._say(f"  {taken(share)} meanwhile; without them, trainings would be larger")
+        share = min(speed.share for speed in speeds.values())
+        if share < LEAST and not ledger.by_images:
+            self._say(f"  {taken(share)} meanwhile; without them, trainings might be larger")
         size = self._size(speeds, available, tests, max(sizes), len(source.classes))
         self._say(
             f"a training: {size.epochs} epochs of {size.n_train:,} images, judged by "

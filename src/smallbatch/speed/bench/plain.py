@@ -43,6 +43,8 @@ class Plain:
         Raises:
             RuntimeError: The script failed.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # it was killed after its last answer
         process = self._process = self._process or self._start()
         cores = CoreShare()
         try:

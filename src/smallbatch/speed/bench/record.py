@@ -128,7 +128,10 @@ def as_markdown(record: dict[str, Any]) -> str:
                 str(workload["batch_size"]),
                 *([workload["optimizer"]] if several else []),
                 *(_number(found[name], "median", "{:,.0f}") for name in engines),
-                *(_number(found[name], "over_textbook", "{:.2f}") for name in others),
+                *(
+                    _number(found[name], "over_textbook", "{:.2f}", found["textbook"])
+                    for name in others
+                ),
                 *(_number(found[name], "fraction_of_sgemm", "{:.1%}") for name in engines),
             ]
         )
@@ -159,7 +162,9 @@ def _about(record: dict[str, Any]) -> str:
     )
 
 
-def _number(engine: dict[str, Any], name: str, form: str) -> str:
+def _number(
+    engine: dict[str, Any], name: str, form: str, beside: dict[str, Any] | None = None
+) -> str:
     if (value := engine[name]) is not None:
         return form.format(value)
-    return "failed" if engine["failure"] else "disturbed"
+    return "failed" if engine["failure"] or (beside or engine)["failure"] else "disturbed"

@@ -181,7 +181,7 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
                     say(f"{repeat + 1}/{bench.repeats}: {_name(one)}")
                     data = files[id(one.pictures)]
                     _try(one, lambda one=one, data=data: _repeat(bench, one, data, plain))
-                    if one.repeats and (share := one.repeats[-1]["share"]) < LEAST:
+                    if one.failure is None and (share := one.repeats[-1]["share"]) < LEAST:
                         say(f"{taken(share)}: this figure does not count")
             session.repeats += 1
             keep(session)
