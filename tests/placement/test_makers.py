@@ -142,7 +142,7 @@ def test_an_engine_or_a_device_that_is_asked_for_has_to_have_made_them() -> None
     assert stacked in fallen_back
 
 
-def test_earlier_code_with_the_same_numbers_counts_on_other_hardware_but_for_triton(
+def test_earlier_code_with_the_same_numbers_counts_on_other_hardware_as_far_as_compared(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     declared = tmp_path / "same_numbers.json"
@@ -159,11 +159,15 @@ def test_earlier_code_with_the_same_numbers_counts_on_other_hardware_but_for_tri
     finally:
         same_numbers._earlier.cache_clear()  # pyright: ignore[reportPrivateUsage]
     now, then = code_digest("stacked"), "e" * 64
-    for kernels, taken in (("grouped", True), ("triton", False)):
-        made = text(f"cuda NVIDIA H200 AVX2 {kernels}", engine="stacked").replace(now, then)
-        assert (made in found) is taken
+    ways = {"grouped": True, "triton": False, "micro_batch=8 torch": False, "ranks=2 torch": False}
+    for way, taken in ways.items():
+        made = text(f"cuda NVIDIA H200 AVX2 {way}", engine="stacked").replace(now, then)
+        assert (made in found) is taken, way
         assert made not in of_others
         assert made.replace(then, now) in found
+    streamed = made_by_on("stacked", "cpu", STUDY, streamed=True)
+    assert streamed in found
+    assert streamed.replace(now, then) not in found
 
 
 def test_one_kind_of_hardware_where_that_is_asked_for() -> None:

@@ -18,26 +18,32 @@ from smallbatch.protocol.run import is_as_ever
 
 if TYPE_CHECKING:
     from smallbatch.config.study import StudyConfig
-    from smallbatch.engines.kinds import Engine, Kernels
+    from smallbatch.engines.kinds import Engine
 
 FILE = Path(__file__).with_name("same_numbers.json")
 
 
-def earlier_makers(
-    made_by: str, engine: Engine, study: StudyConfig, kernels: Kernels | None
-) -> tuple[str, ...]:
+def earlier_makers(made_by: str, engine: Engine, study: StudyConfig) -> tuple[str, ...]:
     """What made runs whose numbers are those of `made_by`, as their records say it.
 
     Args:
-        made_by: Of the present code, as `made_by_on` gives it.
+        made_by: Of the present code, as `made_by_on` gives it, or its digest alone.
         engine: The engine.
         study: The settings of the runs.
-        kernels: Of stacked lanes on a GPU; those of Triton have not been compared.
     """
-    if kernels == "triton" or not is_as_ever(study.model_dump(mode="json")):
+    if not is_compared(made_by) or not is_as_ever(study.model_dump(mode="json")):
         return ()
     present, _, rest = made_by.partition(" ")
     return tuple(f"{digest} {rest}" for digest in _earlier(engine) if digest != present)
+
+
+def is_compared(made_by: str) -> bool:
+    """Whether the comparison covers what made some runs.
+
+    Not Triton's kernels, batches in parts or shared by ranks, and images that are decoded.
+    """
+    words = f" {made_by} "
+    return not any(it in words for it in (" triton ", " micro_batch=", " ranks=", " decoding "))
 
 
 @cache

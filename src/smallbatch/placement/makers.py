@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from smallbatch.engines import made_by
 from smallbatch.engines.kinds import Engine
-from smallbatch.engines.same_numbers import earlier_makers
+from smallbatch.engines.same_numbers import earlier_makers, is_compared
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig
@@ -52,8 +52,7 @@ class Makers:
         here, now = made_by.versions_here(), map(made_by.code_digest, get_args(Engine))
         return (
             self.codes.get(maker.code) in self.engines
-            # Of Triton's kernels no earlier code has been compared.
-            and (maker.kernels != "triton" or maker.code in now)
+            and (maker.code in now or is_compared(str(text)))
             and self.device in (None, maker.device)
             and self.micro_batch in ("auto", maker.micro_batch)
             and self.ranks in (1, maker.ranks)
@@ -115,7 +114,7 @@ def makers_of(
     codes: dict[str, Engine] = {}
     for name in get_args(Engine):
         digest = made_by.code_digest(name)
-        for text in (digest, *earlier_makers(digest, name, study, None)):
+        for text in (digest, *earlier_makers(digest, name, study)):
             codes[text.strip()] = name
     asked = get_args(Engine) if compute.engine == "auto" else (compute.engine, engine)
     return Makers(

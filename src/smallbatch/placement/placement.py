@@ -99,7 +99,7 @@ def place(
         streamed=column.streamed, ranks=ranks,
     )  # fmt: skip
     devices, others = _devices(column, device, ranks)
-    earlier = earlier_makers(made_by, method.engine, study, method.kernels)
+    earlier = earlier_makers(made_by, method.engine, study)
     return Placement(
         device=device,
         method=method,
