@@ -54,6 +54,24 @@ def test_long_remarks_are_shown_on_demand(
     assert row.remarks == ((shown, *rest) if shown else ())
 
 
+@pytest.mark.parametrize(
+    ("verdict", "doubt", "shown"),
+    [
+        ("undecided", "", "another model; could tell 4.5 points half the time; 18 seeds would tell "
+         "2 points"),
+        ("undecided", "the best is on the edge", "another model"),
+        ("supported", "", "another model"),
+    ],
+)  # fmt: skip
+def test_what_seeds_would_decide_is_told_unless_a_doubt_leaves_it_open(
+    verdict: str, doubt: str, shown: str
+) -> None:
+    """A model that stands in for the paper's is no such doubt."""
+    found = {"reason": "another model", "decided_from": 0.045, "seeds": 18}
+    (row,) = claim_rows(_record(_finding(verdict, parts=[{**PART, "reason": doubt}], **found)))
+    assert "; ".join(row.remarks) == shown
+
+
 @pytest.mark.parametrize("claim", [claim.name for claim in CLAIMS])
 def test_every_claim_names_its_network(claim: str) -> None:
     found = network(claim)

@@ -268,6 +268,10 @@ def test_beside_other_programs_a_plan_is_made_but_its_speeds_are_measured_again(
     first = [*speeds]
     # At m = 128 the rule chooses `loop`, as nothing that was learnt says otherwise.
     assert [column.images_per_second for column in rough.columns] == [400, 100]
+    assert all(column.rough for column in rough.columns)
+    text = lines(rough)
+    assert [line.split()[-3] for line in text[1:3]] == ["!400", "!100"]
+    assert "! was measured while other programs took a part of the cores" in text[-2]
     make(tmp_path)
     assert speeds == first  # one process measures once
     for keep in (False, True):
@@ -275,8 +279,30 @@ def test_beside_other_programs_a_plan_is_made_but_its_speeds_are_measured_again(
         monkeypatch.setattr(store, "_rough", {})
         monkeypatch.setattr(Shares, "found", 1.0)
         del speeds[:]
-        assert [column.images_per_second for column in make(tmp_path).columns] == [400, 400]
+        sure = make(tmp_path)
+        assert [column.images_per_second for column in sure.columns] == [400, 400]
+        assert "!" not in "".join(lines(sure))
         assert speeds == ([] if keep else first)
+
+
+def test_runs_of_two_studies_are_counted_once(tmp_path: Path) -> None:
+    """Under another name."""
+    raw = {
+        **RAW,
+        "grid": {**RAW["grid"], "studies": ["bn", "twin"]},
+        "studies": {"bn": RAW["studies"]["bn"], "twin": RAW["studies"]["bn"]},
+    }
+    alone, made = make(tmp_path), make_of(parse_params(raw, "params.yaml"), tmp_path)
+    runs = [column.runs for column in alone.columns]
+    assert [column.shared for column in made.columns] == [0, 0, *runs]
+    assert made.total()["shared"] == sum(runs)
+    for name in ("updates", "images", "flops", "seconds"):
+        assert made.total()[name] == alone.total()[name] > 0
+    heads, *rows = lines(made)
+    assert heads.split()[:4] == ["column", "runs", "kept", "shared"]
+    assert rows[2].split()[:5] == ["twin", "m=8", str(runs[0]), "0", str(runs[0])]
+    assert "Shared runs are trained once" in rows[-2]
+    assert "shared" not in lines(alone)[0]
 
 
 def test_the_table_names_what_it_does_not_know(tmp_path: Path) -> None:

@@ -184,13 +184,14 @@ def learned_nothing(final: dict[str, Any], labels: Labels) -> str:
     population = final.get("population_test_accuracy")
     if population is not None and not is_guess(population, len(labels), chance):
         return (
-            f"ended at chance ({100 * chance:.2g} %), but by batch norm's running statistics "
+            f"ended no better than always naming the most frequent class ({100 * chance:.2g} %), "
+            "but by batch norm's running statistics "
             "alone: with statistics recomputed over the training set it reaches "
             f"{100 * population:.3g} %; train longer or take a smaller batch size"
         )
     return (
-        f"ended at chance ({100 * chance:.2g} %): nothing learned; try another learning rate or "
-        "longer training"
+        f"ended no better than always naming the most frequent class ({100 * chance:.2g} %): "
+        "nothing learned; try another learning rate or longer training"
     )
 
 

@@ -226,8 +226,9 @@ def remarks(finding: FindingRecord, unit: str) -> str:
 
 def _power(finding: FindingRecord, unit: str) -> str:
     """What an undecided claim's experiment could have decided, in words."""
-    # Where a doubt leaves it open, more seeds would not decide it.
-    if finding.verdict != "undecided" or finding.reason or finding.decided_from is None:
+    # Where a doubt leaves it open, which a part then names, more seeds would not decide it.
+    doubt = any(part.reason for part in finding.parts)
+    if finding.verdict != "undecided" or doubt or finding.decided_from is None:
         return ""
     factor, name = _shown(unit)
     text = f"could tell {factor * finding.decided_from:.2g} {name} half the time"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,9 @@ class ColumnPlan:
         study: The name of the study.
         batch_size: m.
         runs: The number of all runs.
-        kept: The number of runs that are trained already; the following is about the others.
+        kept: The number of runs that are trained already.
+        shared: The number of others that a column before it has as well, as where a BN batch is a
+            whole batch: they are trained once. The following is about the rest.
         recorded: Whether it is known what made the kept runs: they have records.
         older_protocol: The protocol of its results under ``models/``, if that is an older one than
             that of the runs left to train.
@@ -52,6 +54,7 @@ class ColumnPlan:
         engine: The engine that trains the column.
         images_per_second: The rate of training, in sum over the runs; None if no run is left.
         measured: Whether this rate was measured at this batch size, not interpolated.
+        rough: Whether other programs took a part of the cores while the study's were measured.
         seconds: Time of training, evaluation and start of the processes, if no run diverges.
     """
 
@@ -59,6 +62,7 @@ class ColumnPlan:
     batch_size: int
     runs: int
     kept: int
+    shared: int
     recorded: bool
     older_protocol: int | None
     updates: int
@@ -68,6 +72,7 @@ class ColumnPlan:
     engine: Engine
     images_per_second: float | None
     measured: bool
+    rough: bool
     seconds: float
 
 
@@ -82,7 +87,7 @@ class Plan:
 
     def total(self) -> dict[str, Any]:
         """Sums over the columns, and the largest memory of one."""
-        sums = ("runs", "kept", "updates", "images", "flops", "seconds")
+        sums = ("runs", "kept", "shared", "updates", "images", "flops", "seconds")
         total: dict[str, Any] = {
             name: sum(getattr(column, name) for column in self.columns) for name in sums
         }
@@ -122,21 +127,27 @@ def plan(
     meta, is_prepared = expected_meta(params.dataset, prepared / params.dataset.name)
     device = resolve_device(params.compute.device)
     plans: list[ColumnPlan] = []
+    planned: set[str] = set()  # hashes of runs
     for study in params.running:
         columns = [
             _column(params, study, m, meta, base_lrs(study, m)) for m in params.grid.batch_sizes
         ]
         kept = {
             column.batch_size: (
-                _kept(column, params, models, work, is_kept) if is_prepared else (0, True)
+                _kept(column, params, models, work, is_kept) if is_prepared else (set[str](), True)
             )
             for column in columns
         }
-        to_train = [column for column in columns if kept[column.batch_size][0] < len(column.runs)]
-        measure(to_train, params)
-        plans += [
-            _plan(column, columns, params, models, *kept[column.batch_size]) for column in columns
-        ]
+        left = {
+            column.batch_size: _hashes(column) - kept[column.batch_size][0] - planned
+            for column in columns
+        }
+        rough = measure([column for column in columns if left[column.batch_size]], params)
+        for column in columns:
+            names, recorded = kept[column.batch_size]
+            counts = _Counts(len(names), len(left[column.batch_size]), recorded)
+            plans.append(_plan(column, columns, params, models, counts, rough=rough))
+            planned |= _hashes(column)
     return Plan(params.dataset.name, device, is_prepared, tuple(plans))
 
 
@@ -157,28 +168,40 @@ def _column(
     )
 
 
+class _Counts(NamedTuple):
+    """The runs of a column that are trained already, and those that it has to train."""
+
+    kept: int
+    left: int
+    recorded: bool
+
+
+def _hashes(column: Column) -> set[str]:
+    return {run.hash for run in column.runs}
+
+
 def _kept(
     column: Column,
     params: Params,
     models: Path,
     work: Path,
     is_kept: Callable[[str, int], bool],
-) -> tuple[int, bool]:
-    """The number of runs not to be trained, and whether it is known what made them.
+) -> tuple[set[str], bool]:
+    """The runs that are trained already, and whether it is known what made them.
 
     They have a record, which alone tells that, or their column is complete and DVC keeps it.
     """
-    names = {run.hash for run in column.runs}
+    names = _hashes(column)
     makers = place(column, params.compute, keep=False, here=False).makers
     found = ((name, files.load_record(work / name, makers)) for name in names)
-    records = len(makers.among({name: kept and kept.made_by for name, kept in found}))
+    records = makers.among({name: kept and kept.made_by for name, kept in found})
     if records or any((work / name).exists() for name in names):
         return records, True
     # A column from DVC's cache has result files but no records.
     result = _result(column, params, models)
     whole = result is not None and names == {run.run for run in result.runs}
     kept = whole and is_kept(column.study, column.batch_size)
-    return (len(names), False) if kept else (0, True)
+    return (names, False) if kept else (set(), True)
 
 
 def _result(column: Column, params: Params, models: Path) -> ColumnRecord | None:
@@ -193,11 +216,12 @@ def _plan(
     columns: Sequence[Column],
     params: Params,
     models: Path,
-    kept: int,
-    recorded: bool,
+    counts: _Counts,
+    *,
+    rough: bool,
 ) -> ColumnPlan:
     workload = workload_of(column, params.compute)
-    left, old = len(column.runs) - kept, _result(column, params, models)
+    left, old = counts.left, _result(column, params, models)
     placement = place(column, params.compute, keep=False, here=left > 0)
     updates = left * column.updates(column.runs[0])
     images = updates * workload.batch_size
@@ -217,8 +241,9 @@ def _plan(
         study=column.study,
         batch_size=workload.batch_size,
         runs=len(column.runs),
-        kept=kept,
-        recorded=recorded,
+        kept=counts.kept,
+        shared=len(column.runs) - counts.kept - left,
+        recorded=counts.recorded,
         older_protocol=old.protocol if left and old and old.protocol < PROTOCOL else None,
         updates=updates,
         images=images,
@@ -227,6 +252,7 @@ def _plan(
         engine=placement.engine,
         images_per_second=rate,
         measured=measured,
+        rough=rough and rate is not None,
         seconds=seconds,
     )
 

@@ -36,12 +36,15 @@ MOST_SECONDS = {"cpu": 5.0, "cuda": 30.0}
 SPACING = 4  # least ratio of one measured batch size to the one before
 
 
-def measure(columns: Sequence[Column], params: Params) -> None:
+def measure(columns: Sequence[Column], params: Params) -> bool:
     """Measure the speed of some batch sizes of one study, and say so.
 
     Args:
         columns: Those that are to be trained.
         params: The content of the params file.
+
+    Returns:
+        Whether other programs took a part of the cores, so that some speeds are only rough.
 
     Raises:
         UserError: The model cannot be built for these images.
@@ -68,6 +71,8 @@ def measure(columns: Sequence[Column], params: Params) -> None:
         )
     for workload, candidates in wanted:
         calibration.calibrate(workload, candidates, memory_of(params.compute))
+    workloads = [workload_of(column, params.compute) for column in columns]
+    return any(rates_of(it, rough=True) != rates_of(it) for it in workloads)
 
 
 def known_rates(

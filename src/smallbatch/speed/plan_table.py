@@ -13,6 +13,7 @@ _HEADS = (
     "column",
     "runs",
     "kept",
+    "shared",
     "updates",
     "images",
     "FLOPs",
@@ -36,11 +37,12 @@ def lines(plan: Plan) -> list[str]:
     rows: list[tuple[str, ...]] = [_HEADS]
     for column in plan.columns:
         speed = column.images_per_second
-        rate = "" if speed is None else f"{'' if column.measured else '~'}{speed:,.0f}"
+        marks = f"{'' if column.measured else '~'}{'!' if column.rough else ''}"
+        rate = "" if speed is None else f"{marks}{speed:,.0f}"
         rows.append(
             (
                 f"{column.study} m={column.batch_size}", str(column.runs),
-                f"{'' if column.recorded else '*'}{column.kept}",
+                f"{'' if column.recorded else '*'}{column.kept}", str(column.shared),
                 f"{column.updates:,}", f"{column.images:,}", scaled(column.flops, "FLOP"),
                 scaled(column.memory_bytes, "B"), column.engine,
                 rate, clock(column.seconds),
@@ -48,22 +50,30 @@ def lines(plan: Plan) -> list[str]:
         )  # fmt: skip
     rows.append(
         (
-            "total", str(total["runs"]), str(total["kept"]), f"{total['updates']:,}",
-            f"{total['images']:,}", scaled(total["flops"], "FLOP"),
+            "total", str(total["runs"]), str(total["kept"]), str(total["shared"]),
+            f"{total['updates']:,}", f"{total['images']:,}", scaled(total["flops"], "FLOP"),
             scaled(total["memory_bytes"], "B"), "", "", clock(total["seconds"]),
         )
     )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS))]
+    shown = [i for i, head in enumerate(_HEADS) if head != "shared" or total["shared"]]
+    widths = {i: max(len(row[i]) for row in rows) for i in shown}
+    left_side = [_HEADS.index("column"), _HEADS.index("engine")]
     table = [
         "  ".join(
-            cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            row[i].ljust(widths[i]) if i in left_side else row[i].rjust(widths[i]) for i in shown
         ).rstrip()
         for row in rows
     ]
     left = "Updates, images, FLOPs, time: those of the runs left to train, if none diverges."
+    if total["shared"]:
+        left += " Shared runs are trained once, in a column further up."
     if any(column.images_per_second and not column.measured for column in plan.columns):
         left += " ~ is interpolated."
+    if any(column.rough for column in plan.columns):
+        left += (
+            " ! was measured while other programs took a part of the cores, so that times are too "
+            "long: repeat it when they have ended."
+        )
     notes = [left if total["kept"] < total["runs"] else "Nothing left to do: all runs are trained."]
     if not plan.prepared:
         notes.append(

@@ -97,6 +97,7 @@ def _case(group: Sequence[Series], sgemm: float | None) -> dict[str, Any]:
                 "settled": one.settled,
                 "failure": one.failure,
                 "disturbed": one.disturbed,
+                "disturbed_median": one.rough,
                 "repeats": one.repeats,
             }
             for one in group
@@ -153,7 +154,8 @@ def _about(record: dict[str, Any]) -> str:
     total = sum(len(engine["repeats"]) for engine in every)
     remark = (
         f" Other programs took more than {1 - LEAST:.0%} of the cores during {left_out} of "
-        f"{count(total, 'measurement')}, which {'does' if left_out == 1 else 'do'} not count."
+        f"{count(total, 'measurement')}, which {'does' if left_out == 1 else 'do'} not count: "
+        "`engine: auto` learns nothing of what stands in brackets. Repeat it when they have ended."
     )
     return (
         f"{settings['model']}, norm {settings['norm']}, {count(settings['lanes'], 'lane')}; "
@@ -167,4 +169,7 @@ def _number(
 ) -> str:
     if (value := engine[name]) is not None:
         return form.format(value)
-    return "failed" if engine["failure"] or (beside or engine)["failure"] else "disturbed"
+    if engine["failure"] or (beside or engine)["failure"]:
+        return "failed"
+    rough = engine["disturbed_median"] if name == "median" else None
+    return "disturbed" if rough is None else f"({form.format(rough)})"

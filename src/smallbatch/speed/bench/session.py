@@ -124,6 +124,12 @@ class Series:
         return median(rates) if rates else None
 
     @property
+    def rough(self) -> float | None:
+        """Median images per second of all measurements, where each was disturbed."""
+        rates = [it["images_per_second"] for it in self.repeats]
+        return median(rates) if rates and self.rate is None else None
+
+    @property
     def disturbed(self) -> int:
         """The number of measurements of which other programs took a part of the cores."""
         return sum(it["share"] < LEAST for it in self.repeats)
