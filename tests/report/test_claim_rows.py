@@ -16,6 +16,9 @@ PART = {"name": "one", "effect": -0.02, "low": -0.03, "high": 0.01, "n": 3, "ver
         "reason": "because"}  # fmt: skip
 
 
+POWER = "could tell 4.5 points half the time; 18 seeds would tell 2 points"
+
+
 def _record(*findings: dict[str, object]) -> ClaimsRecord:
     claim = {"claim": CLAIMS[0].name, "figure": "1", "statement": "s", "criterion": "c",
              "unit": "accuracy", "findings": list(findings)}  # fmt: skip
@@ -57,12 +60,11 @@ def test_long_remarks_are_shown_on_demand(
 @pytest.mark.parametrize(
     ("verdict", "doubt", "shown"),
     [
-        ("undecided", "", "another model; could tell 4.5 points half the time; 18 seeds would tell "
-         "2 points"),
+        ("undecided", "", f"another model; {POWER}"),
         ("undecided", "the best is on the edge", "another model"),
         ("supported", "", "another model"),
     ],
-)  # fmt: skip
+)
 def test_what_seeds_would_decide_is_told_unless_a_doubt_leaves_it_open(
     verdict: str, doubt: str, shown: str
 ) -> None:
