@@ -152,14 +152,15 @@ def files_below(folder: Path) -> list[Path]:
     """Files in a folder and in those below it, without following links to folders.
 
     Others may write and remove there meanwhile; `Path.rglob` fails if a folder goes while it looks
-    (Python 3.11 and 3.12). Without the folder there are none.
+    (Python 3.11 and 3.12). Without the folder there are none, and none in one of another user that
+    may not be read.
 
     Raises:
-        OSError: A folder cannot be read.
+        OSError: A folder cannot be read for another reason.
     """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        if not isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
             raise error
 
     walk = os.walk(folder, onerror=refuse)

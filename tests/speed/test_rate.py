@@ -25,6 +25,8 @@ class Shares:
     def __init__(self, most: int, without: object) -> None:
         Shares.most = most
 
+    def look(self) -> None: ...
+
     def so_far(self) -> float:
         return Shares.found
 

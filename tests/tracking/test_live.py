@@ -111,7 +111,7 @@ def test_speeds_can_wait_until_the_process_has_begun(columns: Any, tables: Any) 
     """It makes the database before that; then it does nothing until it is told something."""
     directory = columns.write(8)
     mirror = LiveMirror(niceness=0)
-    mirror.rest(60)
+    mirror.rest(timeout_s=60)
     assert mirror._process
     process = psutil.Process(mirror._process.pid)
     assert tables.query("select count(*) from experiments") == [(1,)]
@@ -119,21 +119,27 @@ def test_speeds_can_wait_until_the_process_has_begun(columns: Any, tables: Any) 
     time.sleep(0.5)
     assert process.cpu_times().user - before.user < 0.1
     began = time.monotonic()
-    mirror.rest(60)
+    mirror.rest(timeout_s=60)
     assert time.monotonic() - began < 1
     replay(mirror, directory)
     assert mirror.finish(directory)
+
+    slow = LiveMirror()
+    slow.rest(lambda: True)
+    assert not slow._began
+    slow.abort()
 
     dead = LiveMirror()
     assert dead._process
     dead._process.kill()
     began = time.monotonic()
-    dead.rest(60)
+    dead.rest(timeout_s=60)
     assert time.monotonic() - began < 10
     dead.abort()
-    dead.rest(60)  # without a process there is nothing to wait for
+    dead.rest(timeout_s=60)  # without a process there is nothing to wait for
 
 
+@pytest.mark.slow
 def test_a_column_that_cannot_be_completed_later_is_told_at_the_end(
     columns: Any, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

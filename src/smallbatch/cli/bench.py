@@ -71,7 +71,7 @@ from smallbatch.cli.options import MOST, FloatRange
     "--seconds",
     default=2.0,
     show_default=True,
-    type=FloatRange(0, 3600, min_open=True),
+    type=FloatRange(0.2, 3600),
     help="Of one measurement, at least.",
 )
 @click.option(

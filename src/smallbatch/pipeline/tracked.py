@@ -84,7 +84,7 @@ def _watched(
         directory = folder(column)
         here = elsewhere is None
         if here:
-            find_out(column, compute, mirror.rest)
+            find_out(column, compute, lambda: mirror.rest(watch.stopping))
         placement = place(column, compute, keep=here, here=here)
         environment = machine.describe(placement.device)
         mirror.start(column_info(column, directory, placement, environment, stage))

@@ -25,7 +25,7 @@ from smallbatch.placement.placement import (
 )
 from smallbatch.placement.workload import Method, Workload, training_flops_of
 from smallbatch.speed import calibration
-from smallbatch.speed.share import LEAST, CoreShare
+from smallbatch.speed.share import LEAST, CoreShare, taken
 
 if TYPE_CHECKING:
     from smallbatch.config.params import Params
@@ -136,7 +136,9 @@ def startup() -> float:
     for process in processes:
         process.wait()
     seconds = time.perf_counter() - start
-    learn(startup=seconds, keep=cores.so_far() >= LEAST)
+    if (share := cores.so_far()) < LEAST:
+        _say(f"{taken(share)} meanwhile: it will be measured again")
+    learn(startup=seconds, keep=share >= LEAST)
     return seconds
 
 

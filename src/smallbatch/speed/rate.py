@@ -166,6 +166,7 @@ class _Counter:
 
     def run_epoch(self, run: Run, _row: dict[str, Any]) -> None:
         self.cores = self.cores or self.begin()
+        self.cores.look()
         now = time.perf_counter()
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]

@@ -15,6 +15,10 @@ LEAST = 0.95
 """The share below which a figure was disturbed: others cost it more than a twentieth."""
 
 
+SLICE_S = 0.5
+"""Seconds between two looks: fewer would be told too coarsely, in hundredths of a second."""
+
+
 class CoreShare:
     """What this process and those it starts get of the cores, from this object's creation on.
 
@@ -25,7 +29,16 @@ class CoreShare:
 
     def __init__(self, most: int | None = None, without: Collection[psutil.Process] = ()) -> None:
         self._most, self._without = most or machine.cores(), without
-        self._begin = _used(without)
+        self._own = self._kept_from = 0.0
+        self._last = _used(without)
+
+    def look(self) -> None:
+        """Count the time since the last look, if that is SLICE_S or more.
+
+        Idle cores of one time make no room for what others do at another: to be called regularly.
+        """
+        if time.perf_counter() - self._last[0] >= SLICE_S:
+            self._look()
 
     def so_far(self) -> float:
         """Their processor time, divided by that and what others kept from them; at most 1.
@@ -34,10 +47,16 @@ class CoreShare:
         well, unless as many were idle. On virtual machines, time that the host gave to other
         machines counts as others'.
         """
-        both = zip(_used(self._without), self._begin, strict=True)
+        self._look()
+        return self._own / (self._own + self._kept_from) if self._own > 0 else 1.0
+
+    def _look(self) -> None:
+        found = _used(self._without)
+        both = zip(found, self._last, strict=True)
         wall, own, others, idle = (max(0.0, now - then) for now, then in both)
-        kept_from = max(0.0, min(others, max(0.0, self._most * wall - own)) - idle)
-        return own / (own + kept_from) if own > 0 else 1.0
+        self._last = found
+        self._own += own
+        self._kept_from += max(0.0, min(others, max(0.0, self._most * wall - own)) - idle)
 
 
 def taken(share: float) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from smallbatch.redact import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from smallbatch.tracking.records import ColumnInfo, RunInfo
@@ -80,11 +80,18 @@ class LiveMirror(Teller):
         self._unanswered: list[Path] = []
         self._launch()
 
-    def rest(self, timeout_s: float = REST_S) -> None:
-        """Wait until the process has imported MLflow: until then it keeps a core busy."""
+    def rest(self, stopping: Callable[[], bool] = lambda: False, timeout_s: float = REST_S) -> None:
+        """Wait until the process has imported MLflow, as it keeps a core busy until then.
+
+        Args:
+            stopping: Ends the wait.
+            timeout_s: Most seconds to wait.
+        """
         process, until = self._process, time.monotonic() + timeout_s
         while process is not None and not self._began and (left := until - time.monotonic()) > 0:
-            answers = self._answers(process, left)
+            if stopping():
+                return
+            answers = self._answers(process, min(left, 0.2))
             if answers is None:
                 return
             for answer in answers:

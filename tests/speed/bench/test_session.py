@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,6 +43,13 @@ main()
 """
 
 
+class Undisturbed:
+    def look(self) -> None: ...
+
+    def so_far(self) -> float:
+        return 1.0
+
+
 def small_bench(**changes: Any) -> Bench:
     settings: dict[str, Any] = {
         "pictures": [load("noise", path=None, size=8)], "model": "resnet8", "norm": "batch",
@@ -57,7 +65,7 @@ def test_every_repeat_measures_every_case_once_in_turn(
 ) -> None:
     calls: list[str] = []
 
-    def script(*_: str) -> dict[str, float]:
+    def script(*_: str, **_how: object) -> dict[str, float]:
         calls.append("limits")
         return {"sgemm_flops_per_second": 1e9, "copy_bytes_per_second": 1e9}
 
@@ -75,7 +83,7 @@ def test_every_repeat_measures_every_case_once_in_turn(
 
     monkeypatch.setattr(native, "takes", lambda *_: False)  # lanes by torch have several ways
     monkeypatch.setattr(session, "_script", script)
-    monkeypatch.setattr(session, "CoreShare", lambda: SimpleNamespace(so_far=lambda: 1.0))
+    monkeypatch.setattr(session, "CoreShare", Undisturbed)
     monkeypatch.setattr(Plain, "measure", plain)
     monkeypatch.setattr(session, "measure", measure)
     kept: list[dict[str, Any]] = []
@@ -128,8 +136,10 @@ def test_a_disturbed_figure_does_not_count_and_is_named(
 
     found = {"sgemm_flops_per_second": 1e9, "copy_bytes_per_second": 1e9}
     limits = iter([0.9, 0.99, 1.0])
-    monkeypatch.setattr(session, "CoreShare", lambda: SimpleNamespace(so_far=lambda: next(limits)))
-    monkeypatch.setattr(session, "_script", lambda *_: found)
+    monkeypatch.setattr(
+        session, "CoreShare", lambda: SimpleNamespace(look=None, so_far=lambda: next(limits))
+    )
+    monkeypatch.setattr(session, "_script", lambda *_, **_how: found)
     monkeypatch.setattr(session, "measure", measure)
     monkeypatch.setattr(command, "learn", lambda rates: learnt.append(rates))
     bench = small_bench(batch_sizes=[2], engines=["loop", "stacked"], repeats=3)
@@ -173,7 +183,8 @@ def test_without_a_plain_speed_its_ratios_failed() -> None:
 @pytest.mark.slow
 def test_the_plain_script_answers_one_request_after_another(tmp_path: Path) -> None:
     """In one process; after a request that ends it, in another."""
-    pictures = Pictures("three", np.zeros((3, 1, 8, 8), dtype=np.uint8), np.array([0, 1, 2]), 3)
+    images = np.arange(192, dtype=np.uint8).reshape(3, 1, 8, 8)
+    pictures = Pictures("three", images, np.array([0, 1, 2]), 3)
     words = ["--data", session._save(pictures, 8, tmp_path), "--seconds", 0, "--warm-up", 1]
     with Plain() as plain:
         first = plain.measure([*words, "--batch-size", 4])
@@ -189,6 +200,10 @@ def test_the_plain_script_answers_one_request_after_another(tmp_path: Path) -> N
         assert plain._process
         plain._process.kill()  # as for want of memory, between two requests
         plain._process.wait()
+        assert plain.measure([*words, "--batch-size", 2])["images"] == 2
+        threading.Timer(3, plain._process.kill).start()  # within one
+        with pytest.raises(RuntimeError, match=r"^textbook\.py failed: killed by signal 9$"):
+            plain.measure([*words, "--batch-size", 2, "--seconds", 300, "--num-workers", 2])
         assert plain.measure([*words, "--batch-size", 2, "--num-workers", 2])["images"] == 2
         process = plain._process
         assert process
@@ -237,7 +252,7 @@ def test_bad_options_are_named_before_anything_is_measured(
 def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     """In a process without mlflow, dvc and pandas; every figure follows from what was measured."""
     words = ["bench", "--dataset", "noise", "--image-size", "8", "-m", "4", "--lanes", "4",
-             "--repeats", "1", "--seconds", "0.1", "--device", "cpu",
+             "--repeats", "1", "--seconds", "0.2", "--device", "cpu",
              "--out", "bench.json", "--table", "bench.md"]  # fmt: skip
     (tmp_path / "c").mkdir()
     for kernels in Path(os.environ["SMALLBATCH_CACHE"]).glob("kernels-*.s*"):
@@ -312,8 +327,8 @@ def test_each_optimiser_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return Rate(rates[workload.settings().optimizer], 1.0, 4)
 
     limits = {"sgemm_flops_per_second": 1e9, "copy_bytes_per_second": 1e9}
-    monkeypatch.setattr(session, "_script", lambda *_: limits)
-    monkeypatch.setattr(session, "CoreShare", lambda: SimpleNamespace(so_far=lambda: 1.0))
+    monkeypatch.setattr(session, "_script", lambda *_, **_how: limits)
+    monkeypatch.setattr(session, "CoreShare", Undisturbed)
     monkeypatch.setattr(Plain, "measure", plain)
     monkeypatch.setattr(session, "measure", measure)
     bench = small_bench(batch_sizes=[2], engines=["textbook", "loop"], optimizers=list(rates))

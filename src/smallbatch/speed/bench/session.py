@@ -19,7 +19,7 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
 from smallbatch.speed.bench.plain import Plain
 from smallbatch.speed.rate import measure
-from smallbatch.speed.share import LEAST, CoreShare, taken
+from smallbatch.speed.share import LEAST, SLICE_S, CoreShare, taken
 
 if TYPE_CHECKING:
     from smallbatch.config.study import Optimizer
@@ -196,7 +196,7 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
 
 def _measure_limits(bench: Bench, limits: dict[str, list[float]]) -> None:
     cores = CoreShare()
-    found = _script("machine.py", "--device", bench.device)
+    found = _script("machine.py", "--device", bench.device, meanwhile=cores.look)
     if cores.so_far() >= LEAST:
         for name, value in found.items():
             limits.setdefault(name, []).append(value)
@@ -266,17 +266,33 @@ def _words(
     ]  # fmt: skip
 
 
-def _script(file: str, *words: str) -> dict[str, float]:
+def _script(file: str, *words: str, meanwhile: Callable[[], object]) -> dict[str, float]:
     """Run a script in a process of its own and read the line of JSON that it prints.
+
+    Args:
+        file: Beside this module.
+        words: Its arguments.
+        meanwhile: Called every SLICE_S until it has ended.
 
     Raises:
         RuntimeError: The script failed.
     """
     command = (sys.executable, "-P", str(Path(__file__).with_name(file)), *words)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{file} failed: {done.stderr}")
-    return json.loads(done.stdout)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            try:
+                out, said = process.communicate(timeout=SLICE_S)
+                break
+            except subprocess.TimeoutExpired:
+                meanwhile()
+            except BaseException:
+                process.kill()
+                raise
+    if process.returncode:
+        raise RuntimeError(f"{file} failed: {said}")
+    return json.loads(out)
 
 
 def _save(pictures: Pictures, least: int, folder: Path) -> Path:
