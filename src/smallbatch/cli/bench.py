@@ -95,8 +95,8 @@ def bench(
 ) -> None:
     """Measure training images per second: a plain script, loop and stacked.
 
-    Needs the machine for itself: about ten minutes as it stands on two cores. What it learns,
-    `engine: auto` uses.
+    Needs the machine for itself: about five minutes as it stands on two cores. What it learns,
+    `engine: auto` uses. Figures that other programs disturbed stand in brackets and do not count.
 
     \b
     Examples:

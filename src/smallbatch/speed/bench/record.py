@@ -23,7 +23,7 @@ NOTES = {
         f"but for {TEST_IMAGES} test images an epoch with loop and stacked"
     ),
     "textbook": (
-        "speed/bench/textbook.py: one run in a process of its own with torch's defaults; of "
+        "speed/bench/textbook.py: one run at a time in a process for all with torch's defaults; of "
         f"{' and '.join(map(str, LOADER_WORKERS))} loader workers, the faster after a short try"
     ),
     "loop, stacked": "through train_all, with the pipeline's worker processes",
