@@ -133,7 +133,9 @@ def main() -> int:
                     print(f"{commit} {engine}{name}: {len(now)} files, {len(other)} differ", *other)
                     same &= bool(now) and not other
                 for engine in ENGINES:
-                    entries[engine]["earlier"].append(code_digest(code, engine))
+                    digest, entry = code_digest(code, engine), entries[engine]
+                    if digest not in (entry["now"], *entry["earlier"]):
+                        entry["earlier"].append(digest)
             finally:
                 subprocess.run(["git", "worktree", "remove", "--force", str(code)],
                                cwd=ROOT, check=True)  # fmt: skip

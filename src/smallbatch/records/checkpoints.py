@@ -205,8 +205,11 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         """From the newest to the oldest."""
-        found = durable.files_below(self.folder)
-        return sorted((it for it in found if it.suffix == ".checkpoint"), reverse=True)
+        found: list[Path] = []
+        # Not by `glob`, which fails if the folder goes meanwhile.
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found = [it for it in self.folder.iterdir() if it.suffix == ".checkpoint"]
+        return sorted(found, reverse=True)
 
 
 @dataclass(frozen=True)
