@@ -197,6 +197,11 @@ def test_finished_runs_are_not_counted_again(tmp_path: Path, monkeypatch: Any) -
     assert whole.recorded
     assert whole.images_per_second is None
     (tmp_path / "work").rename(tmp_path / "elsewhere")  # as when DVC's cache restored the column
+    twin = {"bn": RAW["studies"]["bn"], "twin": RAW["studies"]["bn"]}
+    raw = {**RAW, "grid": {**RAW["grid"], "studies": [*twin]}, "studies": twin}
+    both = make_of(parse_params(raw, "params.yaml"), tmp_path).columns
+    # Of that column there are no runs that the twin could take over.
+    assert [(it.kept, it.shared) for it in both] == [(0, 0), (4, 0), (0, 4), (0, 0)]
     unrecorded = make(tmp_path)
     assert (unrecorded.columns[1].kept, unrecorded.columns[1].recorded) == (4, False)
     assert lines(unrecorded)[2].split()[:4] == ["bn", "m=128", "4", "*4"]

@@ -147,7 +147,8 @@ def plan(
             names, recorded = kept[column.batch_size]
             counts = _Counts(len(names), len(left[column.batch_size]), recorded)
             plans.append(_plan(column, columns, params, models, counts, rough=rough))
-            planned |= _hashes(column)
+            if recorded:  # of a column of DVC's cache there are no runs to take over
+                planned |= _hashes(column)
     return Plan(params.dataset.name, device, is_prepared, tuple(plans))
 
 

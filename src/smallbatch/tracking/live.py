@@ -275,7 +275,9 @@ class LiveMirror(Teller):
         self, process: subprocess.Popen[bytes], wait_s: float
     ) -> list[Mapping[str, Any]] | None:
         """What the process says within some seconds; None when it has ended."""
-        if process.stdout is None or not select.select([process.stdout], [], [], wait_s)[0]:
+        if process.stdout is None:
+            return None
+        if not select.select([process.stdout], [], [], wait_s)[0]:
             return []
         part = os.read(process.stdout.fileno(), 65536)
         if not part:
