@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,12 +85,18 @@ def test_lanes_by_vmap_equal_the_loop_in_float64(optimiser: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, PRECISE])
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize(("parts", "places"), [(2, 4), (4, 8), (8, 16), (8, 8)])
 @pytest.mark.parametrize("optimiser", MOVING)
 def test_batches_in_parts_equal_the_loop(
-    monkeypatch: pytest.MonkeyPatch, optimiser: str, parts: int, dtype: Any
+    monkeypatch: pytest.MonkeyPatch,
+    with_places: Callable[[int], None],
+    optimiser: str,
+    parts: int,
+    places: int,
+    dtype: Any,
 ) -> None:
     """Three lanes, the last of which shares its vectors with nobody."""
+    with_places(places)
     monkeypatch.setattr(native_lanes, "parts_of_a_batch", lambda *_: parts)
     precise = dtype == PRECISE
     data = noise_data(19, size=8, augment=True, dtype=dtype)

@@ -20,12 +20,13 @@ import pytest
 
 from smallbatch import private
 from smallbatch.engines.lanes.native import compile as kernels
-from smallbatch.engines.lanes.native import compiler
+from smallbatch.engines.lanes.native import compiler, width
 from tests.users import NOBODY, as_nobody, common_folder, needs_two_users
 
 
 @pytest.fixture(autouse=True)
-def found_anew() -> Generator[None]:
+def found_anew(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    monkeypatch.setattr(width, "vector_width", lambda: 8)
     forget()
     yield
     forget()
@@ -143,7 +144,7 @@ def no_folder(path: Path) -> None:
 
 def full_of_folders(path: Path) -> None:
     forget()
-    (path / f"kernels-{kernels._key('float')}.so").mkdir(parents=True)
+    (path / f"kernels-{kernels._key('float', False, 8)}.so").mkdir(parents=True)
 
 
 def without_a_home(_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_library_that_another_user_planted_is_not_loaded(
     tmp_path: Path, cxx: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its constructor would run as this user."""
-    name = f"kernels-{kernels._key('float')}"
+    name = f"kernels-{kernels._key('float', False, 8)}"
     with common_folder() as folder:
         source = "__attribute__((constructor)) void run(void) { creat(MARK, 0666); }"
         as_nobody(

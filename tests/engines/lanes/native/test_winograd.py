@@ -1,4 +1,4 @@
-"""Winograd's convolution and its gradients over lanes against torch's own, lane by lane."""
+"""Winograd's convolution and its gradients over lanes against torch's own, place by place."""
 
 from __future__ import annotations
 
@@ -16,13 +16,26 @@ from torch import nn
 
 from smallbatch.engines.lanes.native import compile as native
 from smallbatch.engines.lanes.native.algorithms import Algorithm
-from smallbatch.engines.lanes.native.compile import LANES
-from smallbatch.engines.lanes.native.compiler import identity
-from smallbatch.engines.lanes.native.memory import aligned
+from smallbatch.engines.lanes.native.compiler import FLAGS, identity
+from smallbatch.engines.lanes.native.memory import aligned, by_lane, by_value
 from smallbatch.engines.lanes.native.network import NativeNetwork
 from smallbatch.engines.lanes.native.structures import Shape
 from smallbatch.models.resnet import ResNet
 
+VECTORS = [
+    (4, 4),
+    (4, 1),
+    (8, 8),
+    (8, 4),
+    (8, 2),
+    (8, 1),
+    (16, 16),
+    (16, 8),
+    (16, 4),
+    (16, 2),
+    (16, 1),
+]
+"""Places of a vector, and its lanes."""
 ALGORITHMS = ["Tiles2", "Tiles4", "Strided"]
 # Of the largest number of a result. The coefficients of 4×4 tiles amplify rounding about eightfold.
 TOLERANCE = {"double": 1e-12, "float": 2e-5}
@@ -45,44 +58,41 @@ SHAPES = [  # inputs, outputs, height and width of the outputs, examples
 
 _SOURCE = """
 #include "%s"
-#define CALLS(F, INPUT, ALIKE, WEIGHT) \\
-void convolve_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, const vec *w, \\
-                            vec *y, const vec *bias) { \\
-    winograd<F, WEIGHT>(*in, *out, x, w, false, y, bias); \\
+#define CALLS(F, INPUT) \\
+void convolve_##F(const Shape *in, const Shape *out, const vec *x, const REAL *w, vec *y, \\
+                  const REAL *bias, int lanes) { \\
+    winograd<F>(*in, *out, x, w, false, y, bias, lanes); \\
 } \\
-void input_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *dz, const vec *w, \\
-                                  vec *dx) { \\
-    winograd<INPUT, WEIGHT>(*out, *in, dz, w, true, dx, nullptr); \\
+void input_gradient_##F(const Shape *in, const Shape *out, const vec *dz, const REAL *w, vec *dx, \\
+                        int lanes) { \\
+    winograd<INPUT>(*out, *in, dz, w, true, dx, nullptr, lanes); \\
 } \\
-void weights_gradient_##F##_##ALIKE(const Shape *in, const Shape *out, const vec *x, \\
-                                    const vec *dz, vec *dw) { \\
-    winograd_weight_gradient<F>(*in, *out, x, dz, dw); \\
+void weights_gradient_##F(const Shape *in, const Shape *out, const vec *x, const vec *dz, \\
+                          REAL *dw, int lanes) { \\
+    winograd_weight_gradient<F>(*in, *out, x, dz, dw, lanes); \\
 }
 extern "C" {
-CALLS(Tiles2, Tiles2, 0, vec)
-CALLS(Tiles2, Tiles2, 1, REAL)
-CALLS(Tiles4, Tiles4, 0, vec)
-CALLS(Tiles4, Tiles4, 1, REAL)
-CALLS(Strided, StridedInput, 0, vec)
-CALLS(Strided, StridedInput, 1, REAL)
+CALLS(Tiles2, Tiles2)
+CALLS(Tiles4, Tiles4)
+CALLS(Strided, StridedInput)
 }
 """
 
 
 class Calls:
-    """One algorithm, for weights that are the same in all places or not."""
+    """One algorithm."""
 
-    def __init__(self, library: ctypes.CDLL, algorithm: str, alike: int) -> None:
+    def __init__(self, library: ctypes.CDLL, algorithm: str) -> None:
         names = ("convolve", "input_gradient", "weights_gradient")
-        functions = (library[f"{name}_{algorithm}_{alike}"] for name in names)
+        functions = (library[f"{name}_{algorithm}"] for name in names)
         self.convolve, self.input_gradient, self.weights_gradient = functions
 
 
 @cache
-def kernels(real: str, folder: Path) -> ctypes.CDLL:
-    source, path = folder / f"{real}.cpp", folder / f"{real}.so"
+def kernels(real: str, places: int, folder: Path) -> ctypes.CDLL:
+    source, path = folder / f"{real}.cpp", folder / f"{real}-{places}.so"
     source.write_text(_SOURCE % native.SOURCE)
-    command = [identity()[0], *native.FLAGS, f"-DREAL={real}", f"-DV={LANES}"]
+    command = [identity()[0], *FLAGS, f"-DREAL={real}", f"-DV={places}"]
     subprocess.run([*command, str(source), "-o", str(path)], check=True, capture_output=True)
     return ctypes.CDLL(str(path))
 
@@ -93,16 +103,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Buffer:
-    """Values (lane, example, channel, row, column) as the kernels store them, bordered by zeros."""
+    """Values (place, example, channel, row, column) as the kernels store them, within zeros."""
 
     def __init__(self, values: NDArray[Any]) -> None:
-        _, n, c, height, width = values.shape
+        places, n, c, height, width = values.shape
         row = width + 2
         example = (height + 2) * row
         self.shape = Shape(c, n, height, width, n * example + 3, example, row, row + 1)
-        self._lines = aligned(c * self.shape.channel * LANES, values.dtype.type)
-        self.values = self._lines.reshape(c, -1, LANES)[:, : n * example].reshape(
-            c, n, height + 2, row, LANES
+        self._lines = aligned(c * self.shape.channel, places, values.dtype.type)
+        self.values = self._lines.reshape(c, -1, places)[:, : n * example].reshape(
+            c, n, height + 2, row, places
         )
         self.values[:, :, 1:-1, 1:-1] = values.transpose(2, 1, 3, 4, 0)
 
@@ -118,58 +128,70 @@ class Buffer:
         return self.values[:, :, 1:-1, 1:-1].transpose(4, 1, 0, 2, 3)
 
 
-def lanes_last(values: NDArray[Any]) -> NDArray[Any]:
-    vectors = aligned(values.size, values.dtype.type).reshape(-1, LANES)
-    vectors[:] = values.reshape(LANES, -1).T
-    return vectors
-
-
 @pytest.mark.parametrize("real", ["double", "float"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("alike", [0, 1])
-@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+@pytest.mark.parametrize(("places", "lanes"), VECTORS)
 def test_convolution_and_gradients(
-    folder: Path, sizes: tuple[int, int, int, int, int], alike: int, algorithm: str, real: str
+    folder: Path, places: int, lanes: int, algorithm: str, real: str
+) -> None:
+    for inputs, outputs, height, width, n in SHAPES:
+        if inputs * outputs * lanes % places == 0:
+            check(folder, (inputs, outputs, height, width, n), (places, lanes), algorithm, real)
+
+
+def check(
+    folder: Path,
+    sizes: tuple[int, int, int, int, int],
+    vector: tuple[int, int],
+    algorithm: str,
+    real: str,
 ) -> None:
     inputs, outputs, height, width, n = sizes
+    places, lanes = vector
     stride = 2 if algorithm == "Strided" else 1
-    bias = alike == 0 or height == 8
-    library = Calls(kernels(real, folder), algorithm, alike)
+    bias = lanes == places or height == 8
+    library = Calls(kernels(real, places, folder), algorithm)
     rng = np.random.default_rng(7)
     dtype = np.float64 if real == "double" else np.float32
-    x, w, b, dz = (
-        rng.standard_normal((LANES, *shape)).astype(dtype)
-        for shape in (
-            (n, inputs, stride * height, stride * width),
-            (outputs, inputs, 3, 3),
-            (outputs,),
-            (n, outputs, height, width),
-        )
+
+    def drawn(*shape: int) -> NDArray[Any]:
+        return rng.standard_normal(shape).astype(dtype)
+
+    x, dz = (
+        drawn(places, n, inputs, stride * height, stride * width),
+        drawn(places, n, outputs, height, width),
     )
-    if alike:
-        w[:] = w[:1]
+    w, b = drawn(lanes, outputs, inputs, 3, 3), drawn(lanes, outputs)
     source, target = Buffer(x), Buffer(np.full_like(dz, 9))
     dx, gradient = Buffer(np.full_like(x, 9)), Buffer(dz)
-    weights, biases, dw = lanes_last(w), lanes_last(b), lanes_last(np.full_like(w, 9))
+    weights, biases, dw = (
+        by_value(rows.reshape(lanes, -1), lanes, places) for rows in (w, b, np.full_like(w, 9))
+    )
     shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
     library.convolve(
-        *shapes, source.address, pointer(weights), target.address, pointer(biases) if bias else None
-    )
+        *shapes, source.address, pointer(weights), target.address,
+        pointer(biases) if bias else None, lanes,
+    )  # fmt: skip
     if inputs % 4 == 0:
-        library.input_gradient(*shapes, gradient.address, pointer(weights), dx.address)
-    library.weights_gradient(*shapes, source.address, gradient.address, pointer(dw))
-    for lane in range(LANES):
-        xs, ws = (torch.from_numpy(v[lane].astype(np.float64)).requires_grad_() for v in (x, w))
+        library.input_gradient(*shapes, gradient.address, pointer(weights), dx.address, lanes)
+    library.weights_gradient(*shapes, source.address, gradient.address, pointer(dw), lanes)
+    tolerance = TOLERANCE[real] * AMPLIFIED[algorithm]
+    expected_dw = np.zeros(w.shape)
+    for place in range(places):
+        lane = place % lanes
+        xs, ws = (
+            torch.from_numpy(v.astype(np.float64)).requires_grad_() for v in (x[place], w[lane])
+        )
         bs = torch.from_numpy(b[lane].astype(np.float64)) if bias else None
         expected = nn.functional.conv2d(xs, ws, bs, stride=stride, padding=1)
-        expected.backward(torch.from_numpy(dz[lane].astype(np.float64)))
+        expected.backward(torch.from_numpy(dz[place].astype(np.float64)))
         assert xs.grad is not None
         assert ws.grad is not None
-        tolerance = TOLERANCE[real] * AMPLIFIED[algorithm]
-        near(target.read()[lane], expected.detach().numpy(), tolerance)
-        near(dw[:, lane].reshape(w[lane].shape), ws.grad.numpy(), tolerance)
+        expected_dw[lane] += ws.grad.numpy()
+        near(target.read()[place], expected.detach().numpy(), tolerance)
         if inputs % 4 == 0:
-            near(dx.read()[lane], xs.grad.numpy(), tolerance)
+            near(dx.read()[place], xs.grad.numpy(), tolerance)
+    near(by_lane(dw, lanes, w[0].size).reshape(w.shape), expected_dw, tolerance)
 
 
 def pointer(values: NDArray[Any]) -> ctypes.c_void_p:
@@ -181,31 +203,35 @@ def near(mine: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_neighbour_changes_nothing(folder: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(("places", "lanes"), [it for it in VECTORS if it[1] > 1])
+def test_a_neighbour_changes_nothing(folder: Path, places: int, lanes: int, algorithm: str) -> None:
     """Bit for bit, even beside lanes that are not finite."""
-    library = Calls(kernels("float", folder), algorithm, 0)
+    library = Calls(kernels("float", places, folder), algorithm)
     rng = np.random.default_rng(3)
     side = 16 if algorithm == "Strided" else 8
-    x = rng.standard_normal((LANES, 2, 16, side, side)).astype(np.float32)
-    y = rng.standard_normal((LANES, 2, 16, 8, 8)).astype(np.float32)
-    w = rng.standard_normal((LANES, 16, 16, 3, 3)).astype(np.float32)
+    x = rng.standard_normal((places, 2, 16, side, side)).astype(np.float32)
+    y = rng.standard_normal((places, 2, 16, 8, 8)).astype(np.float32)
+    w = rng.standard_normal((lanes, 16, 16, 3, 3)).astype(np.float32)
+    own = np.arange(places) % lanes == 0
     results: list[list[NDArray[Any]]] = []
     for other in (1.0, np.nan):
-        x[1:], y[1:], w[2:] = other, other, other
-        source, target, dw, weights = Buffer(x), Buffer(y), lanes_last(w), lanes_last(w)
+        x[~own], y[~own], w[1:] = other, other, other
+        source, target = Buffer(x), Buffer(y)
+        weights, dw = (by_value(w.reshape(lanes, -1), lanes, places) for _ in range(2))
         shapes = ctypes.byref(source.shape), ctypes.byref(target.shape)
-        library.weights_gradient(*shapes, source.address, target.address, pointer(dw))
-        library.input_gradient(*shapes, target.address, pointer(weights), source.address)
-        before = source.values[..., 0].copy()
-        library.convolve(*shapes, source.address, pointer(weights), target.address, None)
-        results.append([target.values[..., 0], dw[:, 0], before])
+        library.weights_gradient(*shapes, source.address, target.address, pointer(dw), lanes)
+        library.input_gradient(*shapes, target.address, pointer(weights), source.address, lanes)
+        before = source.values[..., own].copy()
+        library.convolve(*shapes, source.address, pointer(weights), target.address, None, lanes)
+        results.append([target.values[..., own], dw[::lanes], before])
     for one, other in zip(*results, strict=True):
+        assert np.isfinite(one).all()
         assert np.array_equal(one, other)
 
 
 def _layers(side: int, m: int, channels: int = 3, norm: str = "batch") -> list[int]:
     model = ResNet(1, 10, channels, norm)
-    network = NativeNetwork(model, m, (channels, side, side), np.float32)
+    network = NativeNetwork(model, m, (channels, side, side), np.float32, width=8)
     structure = network.structure
     return [structure.layers[i].algorithm for i in range(structure.count_layers)]
 

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from torch import nn
 
-from smallbatch.engines.lanes.native.compile import LANES
+from smallbatch.engines.lanes.native import width
 from smallbatch.engines.lanes.native.steps import Step
 from smallbatch.engines.lanes.native.structures import Shape
 from smallbatch.models.flops import forward_flops
@@ -26,15 +26,18 @@ class Algorithm(IntEnum):
 _TILES = {Algorithm.TILES_2: (2, 16), Algorithm.TILES_4: (4, 32), Algorithm.STRIDED: (2, 16)}
 _LARGE_SIDE = 16  # smallest side of an image, in pixels, for which tiles of 4 are considered
 _OUTPUTS = 4  # channels that the kernels of these algorithms compute together
-_WEIGHT_USES = 40  # products that cost as much as an update's other work on a weight
+_WEIGHT_USES = 6  # products that cost as much as an update's other work on a weight
+_ALONE = 0.9  # the cost of a vector of one lane, whose weights are single numbers, beside others'
 _LANES_OF_A_WORKER = 10  # as for 13 base learning rates × 2 seeds on 2 cores, or a few less
 
 
-def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
-    """The number of parts of a run's batch; the parts lie in neighbouring places of a vector.
+def parts_of_a_batch(
+    model: nn.Module, batch_size: int, image: tuple[int, int, int], places: int | None = None
+) -> int:
+    """The number of parts of a run's batch; each part has a place of a vector of its own.
 
     Many parts leave fewer places empty, and fewer runs' activations have to fit in the caches; but
-    work on weights, such as the update, is repeated for every part. The result is the number that
+    each part loads every weight for itself, and uses it less often. The result is the number that
     costs least for a worker of :data:`_LANES_OF_A_WORKER` lanes. It does not depend on the real
     number of lanes, as the numbers of a lane must not depend on the other lanes.
 
@@ -42,10 +45,12 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
         model: A plain model.
         batch_size: m.
         image: Channels, height and width in pixels.
+        places: Of a vector; None: as this machine's kernels have them.
 
     Returns:
-        1, 2, 4 or 8.
+        A power of two, at most the number of places.
     """
+    places = places or width.vector_width()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     uses = batch_size * forward_flops(model, image) / 2 / parameters
     bn_batch_sizes = [m.bn_batch_size for m in model.modules() if isinstance(m, GhostBatchNorm)]
@@ -56,18 +61,20 @@ def parts_of_a_batch(model: nn.Module, batch_size: int, image: tuple[int, int, i
         return parts == 1 or (rest == 0 and whole)
 
     def cost(parts: int) -> float:
-        empty = (LANES / parts - 1) / 2  # runs missing in the last group, on average
-        return (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
+        empty = (places / parts - 1) / 2  # runs missing in the last group, on average
+        alone = _ALONE if parts == places else 1
+        return alone * (1 + _WEIGHT_USES * parts / uses) * (1 + empty / _LANES_OF_A_WORKER)
 
-    return min(filter(suits, (1, 2, 4, 8)), key=cost)
+    powers = (2**i for i in range(places.bit_length()))
+    return min(filter(suits, powers), key=cost)
 
 
 def lanes_of_a_vector(model: nn.Module, batch_size: int, image: tuple[int, int, int]) -> int:
-    """The number of lanes that a vector holds: 8, 4, 2 or 1."""
-    return LANES // parts_of_a_batch(model, batch_size, image)
+    """The number of lanes that a vector holds: a power of two."""
+    return width.vector_width() // parts_of_a_batch(model, batch_size, image)
 
 
-def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorithm:
+def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape, parts: int = 1) -> Algorithm:
     """The algorithm for a layer's product.
 
     Tiles of 4 are used only if a norm is between convolution and ReLU. Where a convolution reads
@@ -80,11 +87,13 @@ def algorithm_of(step: Step, inputs: int, source: Shape, out: Shape) -> Algorith
         inputs: The number of input channels whose gradient is needed.
         source: The shape of the input.
         out: The shape of the output, with the examples of one place.
+        parts: The places of a run; weights are transformed as many at a time.
     """
     product = step.product
     if not isinstance(product, nn.Conv2d) or product.kernel_size[0] != 3:
         return Algorithm.TABLES
-    if out.channels % _OUTPUTS or inputs % _OUTPUTS:
+    whole = source.channels * out.channels % parts == 0
+    if out.channels % _OUTPUTS or inputs % _OUTPUTS or not whole:
         return Algorithm.TABLES
     stride = product.stride[0]
     if stride == 1:

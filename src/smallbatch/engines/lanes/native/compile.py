@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from smallbatch import durable, private
-from smallbatch.engines.lanes.native.compiler import LIMIT_S, CompilerFailed, identity, run
+from smallbatch.engines.lanes.native import width
+from smallbatch.engines.lanes.native.compiler import FLAGS, LIMIT_S, CompilerFailed, identity, run
 from smallbatch.machine import cache_folder, processor
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -21,8 +22,6 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 # no change to the others can change how it rounds.
 WITH_MOMENTS = Path(__file__).with_name("optimisers.cpp")
 _FILES = [*sorted(SOURCE.parent.glob("*.h")), SOURCE]
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
-LANES = 8  # numbers in a vector, which may be several machine vectors or a part of one
 
 
 def available(moments: bool = False) -> bool:
@@ -32,7 +31,7 @@ def available(moments: bool = False) -> bool:
 
 def failure(moments: bool = False) -> str | None:
     """Why there are no kernels, in one line; None where there are."""
-    found = _found("float", moments)
+    found = _here("float", moments)
     return found if isinstance(found, str) else None
 
 
@@ -48,7 +47,7 @@ def library(real: str, decided: str | None = None, moments: bool = False) -> cty
         OSError: There is no compiler, or it fails.
         RuntimeError: They have another version.
     """
-    found = _found(real, moments)
+    found = _here(real, moments)
     if decided is not None and (isinstance(found, str) or version_of(moments) != decided):
         raise RuntimeError(f"the native kernels {decided} are not to be had any more")
     if isinstance(found, str):
@@ -58,12 +57,20 @@ def library(real: str, decided: str | None = None, moments: bool = False) -> cty
 
 def version_of(moments: bool = False) -> str:
     """16 hex digits that identify these kernels; others may round differently."""
-    return _key("float", moments)
+    return _key("float", moments, width.vector_width())
+
+
+def _here(real: str, moments: bool) -> ctypes.CDLL | str:
+    """The kernels of this machine's width, or why there are none."""
+    try:
+        return _found(real, moments, width.vector_width())
+    except OSError as error:
+        return str(error)
 
 
 @cache
-def _found(real: str, moments: bool) -> ctypes.CDLL | str:
-    """The kernels, or why there are none.
+def _found(real: str, moments: bool, places: int) -> ctypes.CDLL | str:
+    """The kernels for vectors of so many places, or why there are none.
 
     It is found out once, before workers are forked, as a compiler may fail now and not later:
     whatever this process and its workers compute, they compute by the same.
@@ -72,29 +79,29 @@ def _found(real: str, moments: bool) -> ctypes.CDLL | str:
         folder = private.cache_folder(cache_folder)
         if folder is not None:
             try:
-                return _kept(real, moments, folder)
+                return _kept(real, moments, places, folder)
             except CompilerFailed:
                 raise
             except OSError as error:  # full, read-only, or on a disk that runs no programs
                 why = error.strerror or error
                 private.say_once(f"{folder}: {why}; kernels are compiled at every start")
         with tempfile.TemporaryDirectory(prefix="smallbatch-") as scratch:
-            return ctypes.CDLL(str(_compile(real, moments, Path(scratch))))
+            return ctypes.CDLL(str(_compile(real, moments, places, Path(scratch))))
     except OSError as error:
         return str(error)
 
 
-def _key(real: str, moments: bool = False) -> str:
+def _key(real: str, moments: bool, places: int) -> str:
     """A hash of everything that the binary depends on."""
-    parts = [real, *FLAGS, str(LANES), platform.machine(), processor(), *identity()]
+    parts = [real, *FLAGS, str(places), platform.machine(), processor(), *identity()]
     files = [*_FILES, WITH_MOMENTS] if moments else _FILES
     sources = [path.read_bytes() for path in files]
     return hashlib.sha256(b"\0".join([*sources, *map(str.encode, parts)])).hexdigest()[:16]
 
 
-def _kept(real: str, moments: bool, folder: Path) -> ctypes.CDLL:
+def _kept(real: str, moments: bool, places: int, folder: Path) -> ctypes.CDLL:
     """The kernels from the cache folder, compiled into it where it has none that are whole."""
-    path = folder / f"kernels-{_key(real, moments)}.so"
+    path = folder / f"kernels-{_key(real, moments, places)}.so"
     checked = _whole(path)
     if checked is None:
         with ExitStack() as stack:
@@ -103,7 +110,7 @@ def _kept(real: str, moments: bool, folder: Path) -> ctypes.CDLL:
                 stack.enter_context(lock)
             checked = _whole(path)
             if checked is None:
-                _compile_into(real, moments, path)
+                _compile_into(real, moments, places, path)
                 checked = _whole(path)
     if checked is None:
         raise OSError(errno.EAGAIN, "another process changes it", str(path))
@@ -133,15 +140,15 @@ def _whole(path: Path) -> int | None:
     return None
 
 
-def _compile_into(real: str, moments: bool, path: Path) -> None:
+def _compile_into(real: str, moments: bool, places: int, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = _compile(real, moments, Path(scratch))
+        made = _compile(real, moments, places, Path(scratch))
         made.chmod(0o700)  # whatever the umask is
         durable.write(_digest(path), _sha256(made.read_bytes()), mode=0o600)
         made.replace(path)
 
 
-def _compile(real: str, moments: bool, folder: Path) -> Path:
+def _compile(real: str, moments: bool, places: int, folder: Path) -> Path:
     """Compile the kernels into a folder.
 
     Raises:
@@ -150,7 +157,7 @@ def _compile(real: str, moments: bool, folder: Path) -> Path:
     made = folder / "kernels.so"
     cxx, _ = identity()
     source = str(WITH_MOMENTS if moments else SOURCE)
-    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={LANES}", source, "-o", str(made)], LIMIT_S)
+    run([cxx, *FLAGS, f"-DREAL={real}", f"-DV={places}", source, "-o", str(made)], LIMIT_S)
     if not made.is_file():
         raise CompilerFailed(f"{cxx} ended without a file")
     return made

@@ -1,15 +1,15 @@
 // Trains K networks at once on a CPU.
 //
-// Every number of the networks (a weight, pixel or gradient) is a vector of V places. At small m
-// each place is a run, so a vector holds V lanes. At larger m `parts` neighbouring places are one
-// run: each has the same weights and a part of the batch. Every operation treats all places alike,
-// and only `across` mixes places, those of one run. So a lane's result does not depend on the other
-// lanes, and vectors are full at any batch size. Buffers are [channel][example][row][column] of
-// vectors; rows and columns have a border of zeros where a convolution reads it.
+// Every number of an activation is a vector of V places. At small m each place is a run, so a vector
+// holds V lanes. At larger m it holds fewer lanes, and each has several places with a part of its
+// batch (see `vectors.h`). Every operation treats all places alike, and only `across` and `sums_of`
+// mix places, those of one run. So a lane's result does not depend on the other lanes, and vectors
+// are full at any batch size. Buffers of activations are [channel][example][row][column] of vectors;
+// rows and columns have a border of zeros where a convolution reads it. Parameters, their gradients
+// and statistics are [parameter][lane] of numbers.
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "norms.h"
 #include "pools.h"
@@ -19,48 +19,58 @@
 namespace {
 
 // Computes a layer's convolution, or the gradient of its input, by the layer's algorithm.
-template <class Weight>
-void convolve(const Layer &l, bool flipped, const vec *w, const vec *bias) {
+void convolve(const Layer &l, bool flipped, const REAL *w, const REAL *bias, int lanes) {
     const Shape &from = flipped ? l.out : l.in, &to = flipped ? l.in : l.out;
     const vec *x = flipped ? l.dz : l.x;
     vec *y = flipped ? l.dx : l.z;
     if (l.algorithm == TILES_4)
-        winograd<Tiles4, Weight>(from, to, x, w, flipped, y, bias);
+        winograd<Tiles4>(from, to, x, w, flipped, y, bias, lanes);
     else if (l.algorithm == TILES_2)
-        winograd<Tiles2, Weight>(from, to, x, w, flipped, y, bias);
+        winograd<Tiles2>(from, to, x, w, flipped, y, bias, lanes);
     else if (l.algorithm == STRIDED && flipped)
-        winograd<StridedInput, Weight>(from, to, x, w, flipped, y, bias);
+        winograd<StridedInput>(from, to, x, w, flipped, y, bias, lanes);
     else if (l.algorithm == STRIDED)
-        winograd<Strided, Weight>(from, to, x, w, flipped, y, bias);
-    else if (flipped)
-        products<Weight>(l.input, l.inputs, x, w, y, bias);
+        winograd<Strided>(from, to, x, w, flipped, y, bias, lanes);
     else
-        products<Weight>(&l.forward, 1, x, w, y, bias);
+        with_lanes(lanes, [&](auto L) {
+            if (flipped)
+                products<L>(l.input, l.inputs, x, w, y, bias);
+            else
+                products<L>(&l.forward, 1, x, w, y, bias);
+        });
 }
 
-void convolve(const Network &net, const Layer &l, bool flipped, const vec *w, const vec *bias) {
-    // With parts = V the whole vector is one run, so all its places have the same weights.
-    net.parts == V ? convolve<REAL>(l, flipped, w, bias) : convolve<vec>(l, flipped, w, bias);
-}
-
-void forward(const Network &net, const vec *theta, vec *statistics, bool training) {
+void forward(const Network &net, const PerLane &theta, const PerLane &statistics, bool training) {
     for (int i = 0; i < net.count_layers; i++) {
         const Layer &l = net.layers[i];
-        const vec *w = theta + l.weight, *bias = l.bias < 0 ? nullptr : theta + l.bias;
-        convolve(net, l, false, w, bias);
+        const REAL *bias = l.bias < 0 ? nullptr : theta.at(l.bias);
+        convolve(l, false, theta.at(l.weight), bias, theta.lanes);
         if (l.y != l.z || l.norm || l.stride || l.relu)
-            norm_and_activate(l, theta, statistics, training, net.parts);
+            norm_and_activate(l, theta, statistics, training);
         if (l.pool) pool(l);
     }
 }
 
-void backward(const Network &net, const vec *theta) {
+// The gradient of a layer's weights, from those of its output.
+void weight_gradient(const Layer &l, REAL *dw, int lanes) {
+    if (l.algorithm == TILES_4)
+        winograd_weight_gradient<Tiles4>(l.in, l.out, l.x, l.dz, dw, lanes);
+    else if (l.algorithm == TILES_2)
+        winograd_weight_gradient<Tiles2>(l.in, l.out, l.x, l.dz, dw, lanes);
+    else if (l.algorithm == STRIDED)
+        winograd_weight_gradient<Strided>(l.in, l.out, l.x, l.dz, dw, lanes);
+    else
+        weight_gradient(l.forward, l.x, l.dz, dw, lanes);
+}
+
+void backward(const Network &net, const PerLane &theta) {
+    const PerLane gradient{net.gradient, theta.lanes};
     for (int i = net.count_layers - 1; i >= 0; i--) {
         const Layer &l = net.layers[i];
         if (l.pool) pool_gradient(l);
         const Shape &s = l.out;
         if (l.norm)
-            norm_gradient(l, theta, net.gradient);
+            norm_gradient(l, theta, gradient);
         else
             for (int c = 0; c < s.channels; c++)
                 each_band(s, 0, s.examples,
@@ -71,19 +81,10 @@ void backward(const Network &net, const vec *theta) {
                 each_band(s, 0, s.examples, [&](int n, int y0, int y1) {
                     sum += sum_band(s, c, n, y0, y1, [&](count at) { return l.dz[at]; });
                 });
-                net.gradient[l.bias + c] = sum;
+                gradient.put_sum(l.bias + c, sum);
             }
-        const vec *w = theta + l.weight;
-        vec *dw = net.gradient + l.weight;
-        if (l.algorithm == TILES_4)
-            winograd_weight_gradient<Tiles4>(l.in, s, l.x, l.dz, dw);
-        else if (l.algorithm == TILES_2)
-            winograd_weight_gradient<Tiles2>(l.in, s, l.x, l.dz, dw);
-        else if (l.algorithm == STRIDED)
-            winograd_weight_gradient<Strided>(l.in, s, l.x, l.dz, dw);
-        else
-            weight_gradient(l.forward, l.x, l.dz, dw);
-        if (l.dx) convolve(net, l, true, w, nullptr);
+        weight_gradient(l, gradient.at(l.weight), theta.lanes);
+        if (l.dx) convolve(l, true, theta.at(l.weight), nullptr, theta.lanes);
         // If the shortcut of a block begins at this layer's input, the block's second layer, just
         // computed, has left in its dy the gradient that the shortcut passes on: add it here.
         if (i + 1 < net.count_layers && net.layers[i + 1].stride) {
@@ -97,6 +98,11 @@ void backward(const Network &net, const vec *theta) {
                     }
         }
     }
+}
+
+// The parameters of all lanes, with zeros after them that fill the last vector.
+count vectors_of_parameters(const Network &net) {
+    return (net.parameters + net.parts - 1) / net.parts;
 }
 
 void gather(const Network &net, const Images &images, const Stream &stream, count first) {
@@ -154,11 +160,12 @@ void loss_and_gradient(const Network &net, double *loss, int64_t *hits, bool tra
         }
     }
     total = across(total, net.parts);
-    for (int v = 0; v < V; v++) loss[v] = total[v];
-    for (int first = 0; first < V; first += net.parts) {
-        const int64_t sum = std::accumulate(hits + first, hits + first + net.parts, int64_t(0));
-        std::fill(hits + first, hits + first + net.parts, sum);
+    const int lanes = V / net.parts;
+    for (int v = 0; v < V; v++) {
+        loss[v] = total[v];
+        if (v >= lanes) hits[v % lanes] += hits[v];
     }
+    for (int v = lanes; v < V; v++) hits[v] = hits[v % lanes];
 }
 
 // θ ← θ·(1 − η·λ) − η̃·Σ∇L_i(θ) (eq. 5 with coupled decay). Returns 0 for a run whose weights are
@@ -169,12 +176,13 @@ vec update(const Network &net, Group &group, double factor) {
         decay[v] = REAL(1 - factor * group.lr_times_decay[v]);
         step[v] = REAL(factor * group.base_lr[v]);
     }
-    for (count i = 0; i < net.parameters; i++) {
-        const vec value = group.theta[i] * decay - step * across(net.gradient[i], net.parts);
-        group.theta[i] = value;
-        check += value * 0;
+    vec *theta = reinterpret_cast<vec *>(group.theta);
+    const vec *gradient = reinterpret_cast<const vec *>(net.gradient);
+    for (count i = 0; i < vectors_of_parameters(net); i++) {
+        theta[i] = theta[i] * decay - step * gradient[i];
+        check += theta[i] * 0;
     }
-    return check;
+    return across(check, net.parts);
 }
 
 }  // namespace
@@ -190,11 +198,13 @@ void train(const Network *net, Group *group, const Images *images, const Stream 
     const FlushDenormals flush;
     double loss[V];
     int64_t hits[V];
+    const int lanes = V / net->parts;
+    const PerLane theta{group->theta, lanes}, statistics{group->statistics, lanes};
     for (count i = 0; i < updates; i++) {
         gather(*net, *images, *stream, i * net->batch_size);
-        forward(*net, group->theta, group->statistics, true);
+        forward(*net, theta, statistics, true);
         loss_and_gradient(*net, loss, hits, true);
-        backward(*net, group->theta);
+        backward(*net, theta);
         const vec check = update(*net, *group, factor[i]);
         bool alive = false;
         for (int v = 0; v < V; v++) {
@@ -216,7 +226,8 @@ void evaluate(const Network *net, Group *group, const Images *images, const Stre
     double loss[V];
     int64_t hits[V];
     gather(*net, *images, *stream, 0);
-    forward(*net, group->theta, group->statistics, false);
+    const int lanes = V / net->parts;
+    forward(*net, {group->theta, lanes}, {group->statistics, lanes}, false);
     loss_and_gradient(*net, loss, hits, false);
     for (int v = 0; v < V; v++) group->loss[v] += loss[v], group->correct[v] += hits[v];
 }

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smallbatch.engines.lanes.native import width
 from smallbatch.engines.lanes.native.algorithms import parts_of_a_batch
-from smallbatch.engines.lanes.native.compile import LANES, library
-from smallbatch.engines.lanes.native.memory import from_blocks, in_blocks, repeated
+from smallbatch.engines.lanes.native.compile import library
+from smallbatch.engines.lanes.native.memory import by_lane, by_value
 from smallbatch.engines.lanes.native.network import NativeNetwork
 from smallbatch.engines.lanes.native.structures import Images, Optimiser, group_of, stream_of
 from smallbatch.engines.loop import initial_model
@@ -31,12 +32,11 @@ if TYPE_CHECKING:
 EVAL_PIXELS = 4096  # pixels (of all examples) in one forward pass of an evaluation
 STRETCH = 0.3  # seconds of updates before control returns to the caller
 
-_Stream, _Group = stream_of(LANES), group_of(LANES)
 _NOBODY = 1  # `diverged_at` of a place without a run, so that it counts as diverged
 
 
 class _Rows(NamedTuple):
-    """Parameters, statistics and the optimiser's moments: rows of lanes, or a group's vectors."""
+    """Parameters, statistics and the optimiser's moments: rows of lanes, or a group's numbers."""
 
     theta: NDArray[Any]
     statistics: NDArray[Any]
@@ -64,19 +64,20 @@ class NativeLanes:
         real = "double" if dtype == torch.float64 else "float"
         self._library = library(real, version, moments)
         self.model = initial_model(self.runs[0], data)
-        _, channels, height, width = data.train.images.shape
-        image = (channels, height, width)
+        image = data.image
         m = runs[0].batch_size
         self._parts = parts_of_a_batch(self.model, m, image)
-        self._size = LANES // self._parts  # lanes of a group
+        self._width = width.vector_width()
+        self._size = self._width // self._parts  # lanes of a group
+        self._stream, self._group_type = stream_of(self._width), group_of(self._width)
         self._network = NativeNetwork(
-            self.model, m // self._parts, image, self._real, parts=self._parts
+            self.model, m // self._parts, image, self._real, self._width, parts=self._parts
         )
         # A place gets at most its part of the test split: with more examples most would be empty.
         own = -(-len(data.test) // self._parts)
         self._evaluation = NativeNetwork(
-            self.model, max(1, min(own, EVAL_PIXELS // (height * width))), image, self._real,
-            parts=self._parts, training=False,
+            self.model, max(1, min(own, EVAL_PIXELS // (image[1] * image[2]))), image, self._real,
+            self._width, parts=self._parts, training=False,
         )  # fmt: skip
         self.parameters = self._network.parameters
         self._template = self.model.state_dict()
@@ -115,10 +116,10 @@ class NativeLanes:
             own = slice(start, start + self._size)
             self._groups.append(
                 _Rows(
-                    repeated(rows.theta[own], self._parts),
-                    repeated(rows.statistics[own], self._parts),
+                    by_value(rows.theta[own], self._size, self._width),
+                    by_value(rows.statistics[own], self._size, self._width),
                     tuple(
-                        in_blocks(moment[own], self._parts, i)
+                        by_value(moment[own], self._size, self._width, 1 + i)
                         for i, moment in enumerate(rows.moments)
                     ),
                 )
@@ -126,19 +127,18 @@ class NativeLanes:
 
     def _rows(self) -> _Rows:
         """Parameters, statistics and moments of all lanes, (K, …) each."""
-        k, parts = len(self.runs), self._parts
-        theta, statistics = (
-            np.concatenate([vectors.T[::parts] for vectors in groups])[:k]
-            for groups in (
-                [group.theta for group in self._groups],
-                [group.statistics for group in self._groups],
-            )
+
+        def joined(groups: list[NDArray[Any]], values: int) -> NDArray[Any]:
+            rows = [by_lane(numbers, self._size, values) for numbers in groups]
+            return np.concatenate(rows)[: len(self.runs)]
+
+        groups, values = self._groups, self.parameters
+        moments = range(MOMENTS[self._study.optimizer])
+        return _Rows(
+            joined([group.theta for group in groups], values),
+            joined([group.statistics for group in groups], self._network.statistic_count),
+            tuple(joined([group.moments[i] for group in groups], values) for i in moments),
         )
-        moments = (
-            [from_blocks(group.moments[i], parts, self.parameters) for group in self._groups]
-            for i in range(MOMENTS[self._study.optimizer])
-        )
-        return _Rows(theta, statistics, tuple(np.concatenate(rows)[:k] for rows in moments))
 
     def advance(self, first: int, last: int) -> int:
         """Do as many updates as take about STRETCH seconds."""
@@ -170,15 +170,14 @@ class NativeLanes:
         for g in range(len(self._groups)):
             lanes = range(g * self._size, min((g + 1) * self._size, len(self.runs)))
             group = self._group(g)
-            group.diverged_at[:] = [_NOBODY] * LANES
-            for place, lane in enumerate(lane for lane in lanes for _ in range(self._parts)):
+            group.diverged_at[:] = [_NOBODY] * self._width
+            for place, lane in self._places(lanes):
                 run = self.runs[lane]
                 group.base_lr[place] = run.base_lr
                 group.lr_times_decay[place] = run.lr * run.settings.weight_decay
                 group.loss[place], group.correct[place] = self._loss[lane], self._correct[lane]
                 group.diverged_at[place] = self._diverged_at[lane]
-            places = [part for lane in lanes for part in tables[self.runs[lane].seed]]
-            stream = _stream(places, self._augments)
+            stream = self._stream_of([tables[self.runs[lane].seed] for lane in lanes])
             shared = (self._network.structure, group, self._images(self.data.train), stream)
             span = ctypes.c_int64(first), ctypes.c_int64(updates)
             table = ctypes.c_void_p(schedule.ctypes.data)
@@ -186,7 +185,7 @@ class NativeLanes:
                 self._library.train(*map(ctypes.byref, shared), table, *span)
             else:
                 self._library.train_with(*map(ctypes.byref, (*shared, optimiser)), table, *span)
-            for place, lane in zip(range(0, LANES, self._parts), lanes, strict=False):
+            for place, lane in enumerate(lanes):
                 self._loss[lane], self._correct[lane] = group.loss[place], group.correct[place]
                 self._diverged_at[lane] = group.diverged_at[place]
 
@@ -207,14 +206,14 @@ class NativeLanes:
         for g in range(len(self._groups)):
             group = self._group(g)
             for parts in batches:
-                stream = _stream(parts * self._size, augment=False)
+                stream = self._stream_of([parts])
                 self._library.evaluate(
                     ctypes.byref(self._evaluation.structure), ctypes.byref(group),
                     ctypes.byref(self._images(split)), ctypes.byref(stream),
                 )  # fmt: skip
                 pause()
-            losses += [value / n for value in group.loss[:: self._parts]]
-            accuracies += [value / n for value in group.correct[:: self._parts]]
+            losses += [value / n for value in group.loss[: self._size]]
+            accuracies += [value / n for value in group.correct[: self._size]]
         return losses[: len(self)], accuracies[: len(self)]
 
     def keep(self, kept: Sequence[int]) -> bool:
@@ -254,16 +253,35 @@ class NativeLanes:
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """One lane as a plain model's state dict; each tensor owns its memory."""
         theta, statistics, _ = self._groups[lane // self._size]
-        place = lane % self._size * self._parts
         state = {name: value.clone() for name, value in self._template.items()}
-        for values, places in (
+        for numbers, places in (
             (theta, self._network.places),
             (statistics, self._network.statistics),
         ):
+            own = numbers[lane % self._size :: self._size]
             for name, (start, shape) in places.items():
-                own = values[start : start + math.prod(shape), place].reshape(shape)
-                state[name] = torch.from_numpy(own.copy())
+                value = own[start : start + math.prod(shape)].reshape(shape)
+                state[name] = torch.from_numpy(value.copy())
         return state
+
+    def _places(self, lanes: range) -> list[tuple[int, int]]:
+        """The places of a group that have a run, each with its lane's number."""
+        places = ((place, place % self._size) for place in range(self._width))
+        return [(place, lanes[own]) for place, own in places if own < len(lanes)]
+
+    def _stream_of(self, tables: Sequence[list[tuple[NDArray[Any], ...]]]) -> Any:
+        """The examples of a group's places, from each lane's tables of its parts.
+
+        Places without a run read the first one's examples.
+        """
+        stream = self._stream(pad=PAD)
+        for place in range(self._width):
+            part, lane = divmod(place, self._size)
+            own = tables[lane if lane < len(tables) else 0][part]
+            stream.index[place] = own[0].ctypes.data
+            for name, table in zip(("top", "left", "flip"), own[1:], strict=False):
+                getattr(stream, name)[place] = table.ctypes.data
+        return stream
 
     @property
     def _augments(self) -> bool:
@@ -271,7 +289,7 @@ class NativeLanes:
 
     def _group(self, g: int) -> Any:
         theta, statistics, _ = self._groups[g]
-        return _Group(theta=theta.ctypes.data, statistics=statistics.ctypes.data)
+        return self._group_type(theta=theta.ctypes.data, statistics=statistics.ctypes.data)
 
     def _optimiser(self, g: int) -> Optimiser | None:
         """The optimiser of a group with its moments; None for plain SGD, which has none."""
@@ -331,16 +349,3 @@ def _schedule(
     if study.optimizer == "adamw":
         corrected[:] = corrections(study, m, first, len(factors))
     return np.stack([factors, *corrected], 1)
-
-
-def _stream(tables: Sequence[tuple[NDArray[Any], ...]], augment: bool) -> Any:
-    """Tables of a group's places; places without a run read the first one's examples."""
-    stream = _Stream(pad=PAD)
-    for place in range(LANES):
-        own = tables[place] if place < len(tables) else tables[0]
-        stream.index[place] = own[0].ctypes.data
-        if augment:
-            stream.top[place], stream.left[place], stream.flip[place] = (
-                table.ctypes.data for table in own[1:]
-            )
-    return stream

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallbatch.engines.lanes.native.compile import LANES
-
-LINE = 32  # bytes of a vector of floats
+PAGE = 4096  # bytes
 APART = 1344  # bytes, about a third of a page, from one moment's start in its page to the next's
 SPREAD = 10  # vectors, modulo a page, from one channel to the next
 
@@ -24,48 +22,39 @@ def lay_out(values: dict[str, Any]) -> tuple[dict[str, tuple[int, tuple[int, ...
     return places, start
 
 
-def aligned(size: int, dtype: type[np.floating[Any]], after: int = 0) -> NDArray[Any]:
+def aligned(
+    vectors: int, width: int, dtype: type[np.floating[Any]], after: int = 0
+) -> NDArray[Any]:
     """Zeros that start at a multiple of a vector's size; by default soon after a page's start.
 
     Args:
-        size: The number of values.
+        vectors: The number of vectors.
+        width: The numbers of a vector.
         dtype: Their type.
-        after: Bytes, below a page, by which they start later.
+        after: Bytes, below a page, by which they start later: a multiple of a vector's size.
     """
-    boundary = LANES * np.dtype(dtype).itemsize
-    memory = np.zeros(size * np.dtype(dtype).itemsize + boundary + after, np.uint8)
+    boundary = width * np.dtype(dtype).itemsize
+    memory = np.zeros((vectors + 1) * boundary + after, np.uint8)
     start = -memory.ctypes.data % boundary + after
-    return memory[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+    return memory[start : start + vectors * boundary].view(dtype)
 
 
-def repeated(rows: NDArray[Any], parts: int) -> NDArray[Any]:
-    """A group's rows (lanes, P) as vectors (P, LANES), each row in all places of its run.
+def by_value(rows: NDArray[Any], lanes: int, width: int, number: int = 0) -> NDArray[Any]:
+    """A group's rows (≤ lanes, P) as numbers (P · lanes), filled up to whole vectors with zeros.
 
-    Places without a run are like those of the first.
+    Lanes without a run are like the first. An update goes through weights and up to two moments
+    side by side. Addresses at the same distance from a page's start would hold each other up, so
+    each ``number`` has its own.
     """
-    return _filled(rows.T.repeat(parts, axis=1))
+    own, values = rows.shape
+    after = number * APART // (width * rows.itemsize) * width * rows.itemsize
+    memory = aligned(-(-values * lanes // width), width, rows.dtype.type, after)
+    filled = memory[: values * lanes].reshape(values, lanes)
+    filled[:, :own] = rows.T
+    filled[:, own:] = rows[:1].T
+    return memory
 
 
-def in_blocks(rows: NDArray[Any], parts: int, number: int) -> NDArray[Any]:
-    """A group's rows (lanes, P) as vectors (⌈P/parts⌉, LANES): the blocks of `optimisers.cpp`.
-
-    An update goes through the weights and up to two moments side by side. Addresses at the same
-    distance from a page's start would hold each other up, so each ``number`` has its own.
-    """
-    lanes, values = rows.shape
-    filled = np.pad(rows, ((0, 0), (0, -values % parts)))
-    blocks = filled.reshape(lanes, -1, parts).swapaxes(0, 1).reshape(-1, lanes * parts)
-    return _filled(blocks, (1 + number) * APART)
-
-
-def from_blocks(vectors: NDArray[Any], parts: int, values: int) -> NDArray[Any]:
-    """The rows (LANES/parts, P) of a group's blocks."""
-    blocks = vectors.reshape(len(vectors), -1, parts)
-    return blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)[:, :values]
-
-
-def _filled(own: NDArray[Any], after: int = 0) -> NDArray[Any]:
-    vectors = aligned(len(own) * LANES, own.dtype.type, after).reshape(-1, LANES)
-    vectors[:, : own.shape[1]] = own
-    vectors[:, own.shape[1] :] = own[:, :1]
-    return vectors
+def by_lane(numbers: NDArray[Any], lanes: int, values: int) -> NDArray[Any]:
+    """The rows (lanes, P) of a group's numbers."""
+    return numbers[: values * lanes].reshape(values, lanes).T

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from smallbatch.engines.lanes.native.algorithms import Algorithm, algorithm_of
-from smallbatch.engines.lanes.native.compile import LANES
-from smallbatch.engines.lanes.native.memory import LINE, SPREAD, aligned, lay_out
+from smallbatch.engines.lanes.native.memory import PAGE, SPREAD, aligned, lay_out
 from smallbatch.engines.lanes.native.steps import MAX_POOL, MEAN_POOL, NO_POOL, Step, steps_of
 from smallbatch.engines.lanes.native.structures import Layer, Network, Product, Shape
 from smallbatch.models.norms import GhostBatchNorm
 
-_BLOCK = 3  # positions that the kernels compute together; P in vectors.h
+_BLOCK = 12  # a multiple of the positions that the kernels compute together, P in vectors.h
 _TILE_BYTES = 2**18  # of a product's input, which then stays in a core's second-level cache
 
 
@@ -32,7 +31,8 @@ class NativeNetwork:
         batch_size: Examples of a place of a vector, that is, of each part of a batch.
         image: Channels, height and width.
         dtype: The dtype of the arithmetic.
-        parts: The parts of a run's batch, which lie in neighbouring places: 1, 2, 4 or 8.
+        width: The places of a vector.
+        parts: The parts of a run's batch, each in a place of its own: a divisor of the width.
         training: Whether gradients are needed.
         structure: The `Network` that the kernels read.
         places: Offset and shape of each parameter in a lane's row, in the model's order.
@@ -45,6 +45,7 @@ class NativeNetwork:
     batch_size: int
     image: tuple[int, int, int]
     dtype: type[np.floating[Any]]
+    width: int
     parts: int = 1
     training: bool = True
     structure: Network = field(init=False)
@@ -75,8 +76,8 @@ class NativeNetwork:
             later = steps[i + 1].product if i + 1 < len(steps) else None
             source = self._layer(layers[i], step, source, later, sources)
             sources.append(source)
-        self.labels = np.zeros((self.batch_size, LANES), np.int64)
-        self.gradient = aligned(self.parameters * LANES, self.dtype)
+        self.labels = np.zeros((self.batch_size, self.width), np.int64)
+        self.gradient = aligned(-(-self.parameters // self.parts), self.width, self.dtype)
         self._kept += [layers, steps]
         self.structure = Network(
             layers=layers,
@@ -115,7 +116,7 @@ class NativeNetwork:
         layer.weight = self.places[f"{name}.weight"][0]
         layer.bias = self.places[f"{name}.bias"][0] if product.bias is not None else -1
         inputs = source.shape.channels if source.dy else 0
-        layer.algorithm = algorithm_of(step, inputs, source.shape, out)
+        layer.algorithm = algorithm_of(step, inputs, source.shape, out, self.parts)
         if layer.algorithm == Algorithm.TABLES:
             self._products(layer, product, source, out, stride)
         self._norm(layer, step.norm, out)
@@ -258,10 +259,11 @@ class NativeNetwork:
         read: int,
     ) -> Product:
         positions = len(x_base)
-        vector = LANES * np.dtype(self.dtype).itemsize
+        vector = self.width * np.dtype(self.dtype).itemsize
         repeats = (0, -positions % _BLOCK)
         bases = (np.pad(table, repeats, "edge") for table in (x_base, y_base))
-        tables = [(table * vector).astype(np.int64) for table in (x_offset, w_offset, *bases)]
+        tables = [(table * vector).astype(np.int64) for table in (x_offset, *bases)]
+        tables.append(w_offset.astype(np.int64))
         self._kept += tables
         self.bytes += sum(table.nbytes for table in tables)
         tile = _TILE_BYTES // (read * vector)
@@ -305,7 +307,7 @@ class NativeNetwork:
         # If the stride were a power of two, all channels of a pixel would compete for the same
         # places of the first-level cache.
         channel = self.batch_size * example
-        channel += (SPREAD - channel) % (4096 // LINE)
+        channel += (SPREAD - channel) % (PAGE // (self.width * np.dtype(self.dtype).itemsize))
         return Shape(channels, self.batch_size, height, width, channel, example, row, origin)
 
     def _buffer(self, shape: Shape) -> int:
@@ -319,7 +321,7 @@ class NativeNetwork:
         return self._scratch[key]
 
     def _zeros(self, vectors: int) -> int:
-        array = aligned(vectors * LANES, self.dtype)
+        array = aligned(vectors, self.width, self.dtype)
         self._kept.append(array)
         self.bytes += array.nbytes
         return array.ctypes.data

@@ -130,7 +130,8 @@ void norm_moments(const Layer &l, const Groups &g) {
 }
 
 // Moves the running statistics of a channel towards the mean over its groups.
-void update_statistics(const Layer &l, vec *statistics, int parts) {
+void update_statistics(const Layer &l, const PerLane &statistics) {
+    const int parts = V / statistics.lanes;
     Sum means, variances;
     each_group(l, [&](const Groups &g) {
         const REAL share = REAL(g.n1 - g.n0) / l.out.examples;
@@ -140,17 +141,19 @@ void update_statistics(const Layer &l, vec *statistics, int parts) {
         if (g.n1 < l.out.examples) return;
         const vec mean = across(means.value(), parts) / REAL(parts);
         const vec variance = across(variances.value(), parts) / REAL(parts);
-        vec &m = statistics[l.running_mean + g.c0], &v = statistics[l.running_var + g.c0];
         const REAL momentum = REAL(l.momentum);
-        m = (1 - momentum) * m + momentum * mean;
-        v = (1 - momentum) * v + momentum * variance;
+        const auto move = [&](count i, const vec &to) {
+            statistics.put(i, (1 - momentum) * statistics[i] + momentum * to);
+        };
+        move(l.running_mean + g.c0, mean);
+        move(l.running_var + g.c0, variance);
     });
 }
 
 // What a norm does to a channel of a group: y = a·z + b.
 struct Norming {
     vec a, b;
-    Norming(const Layer &l, const vec *theta, int c, int group)
+    Norming(const Layer &l, const PerLane &theta, int c, int group)
         : a(theta[l.scale + c] * l.invstd[group]), b(theta[l.shift + c] - l.mean[group] * a) {}
 };
 
@@ -171,8 +174,8 @@ void activate(const Layer &l, int c, int n, vec a, vec b) {
     }
 }
 
-void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool training,
-                       int parts) {
+void norm_and_activate(const Layer &l, const PerLane &theta, const PerLane &statistics,
+                       bool training) {
     const Shape &s = l.out;
     if (l.norm && (training || l.norm == OWN)) {
         each_group(l, [&](const Groups &g) {
@@ -182,7 +185,7 @@ void norm_and_activate(const Layer &l, const vec *theta, vec *statistics, bool t
                 for (int n = g.n0; n < g.n1; n++) activate(l, c, n, norming.a, norming.b);
             }
         });
-        if (l.norm == RUNNING) update_statistics(l, statistics, parts);
+        if (l.norm == RUNNING) update_statistics(l, statistics);
         return;
     }
     for (int c = 0; c < s.channels; c++) {
@@ -233,7 +236,7 @@ void gradient_sums(const Layer &l, int c, int n, int y0, int y1, vec mean, const
     dot += dots;
 }
 
-void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
+void norm_gradient(const Layer &l, const PerLane &theta, const PerLane &gradient) {
     const Shape &s = l.out;
     const bool mask = l.relu && l.dz == l.dy;
     std::vector<Sum> shifts(l.channels_per_group), scales(l.channels_per_group);
@@ -252,8 +255,8 @@ void norm_gradient(const Layer &l, const vec *theta, vec *gradient) {
             if (g.n0 == 0) of_shift = of_scale = Sum{};
             of_shift += sum;
             of_scale += dot;
-            gradient[l.shift + c] = of_shift.value();
-            gradient[l.scale + c] = of_scale.value();
+            gradient.put_sum(l.shift + c, of_shift.value());
+            gradient.put_sum(l.scale + c, of_scale.value());
             first += scale * sum;
             second += scale * dot;
         }

@@ -2,13 +2,8 @@
 // formulas of `protocol/optimiser.py`. Plain SGD is trained by `kernels.cpp` alone, and stays the
 // same to the bit whatever is done here.
 
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <limits>
-#include <utility>
 
 #include "kernels.cpp"
 
@@ -22,54 +17,6 @@ struct Optimiser {
 
 namespace {
 
-// Where the places of a vector are parts of runs, all places of a run have the same weights and
-// moments. Then `parts` parameters are updated at a time: place p·parts + j of a `block` is for the
-// j-th of them, of run p. Moments lie in memory as such blocks, so they take no more of it than they
-// have different values.
-
-using Places = std::make_integer_sequence<int, V>;
-
-template <int bit, int... v>
-inline vec mixed(vec a, vec b, std::integer_sequence<int, v...>) {
-    return vec{(v & bit ? b : a)[v]...};
-}
-template <int bit, int... v>
-inline vec swapped(vec x, std::integer_sequence<int, v...>) {
-    return vec{x[v ^ bit]...};
-}
-template <int parts, int j, int... v>
-inline vec spread(vec block, std::integer_sequence<int, v...>) {
-    return vec{block[(v & -parts) | j]...};
-}
-
-// The block of `parts` vectors that are the same in all places of a run.
-template <int parts>
-inline vec block_of(const vec *x) {
-    if constexpr (parts == 1) {
-        return *x;
-    } else {
-        constexpr int half = parts / 2;
-        return mixed<half>(block_of<half>(x), block_of<half>(x + half), Places{});
-    }
-}
-
-// The block of the sums over each run's places, rounded as by `across`.
-template <int parts>
-inline vec sums_of(const vec *x) {
-    if constexpr (parts == 1) {
-        return *x;
-    } else {
-        constexpr int half = parts / 2;
-        const vec a = sums_of<half>(x), b = sums_of<half>(x + half);
-        return mixed<half>(a, b, Places{}) + swapped<half>(mixed<half>(b, a, Places{}), Places{});
-    }
-}
-
-template <int parts, int... j>
-inline void store(vec *to, vec block, std::integer_sequence<int, j...>) {
-    ((to[j] = spread<parts, j>(block, Places{})), ...);
-}
-
 // The numbers of one update: of each place, or the same for all. AdamW's moments lie in memory as
 // a = Σ β₁ᵏ·G and b = Σ β₂ᵏ·G², over the sums G of a batch's gradients, without the factors (1 − β₁)/m
 // and (1 − β₂)/m²; they and the corrections by 1 − βᵗ are in `rate` and `eps`.
@@ -82,8 +29,16 @@ struct Numbers {
 // the divider is busy with square roots and would take longer than memory does.
 template <class Vector>
 inline Vector quotient(Vector x, Vector d) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Vector) == sizeof(__m512) && sizeof(REAL) == sizeof(float)) {
+        const __m512 most = _mm512_set1_ps(1e37F);
+        const Vector size = (Vector)_mm512_min_ps(most, (__m512)d);
+        const Vector estimate = (Vector)_mm512_rcp14_ps((__m512)size);
+        return x * (estimate + estimate * (1 - size * estimate));
+    }
+#endif
 #if defined(__AVX__) && defined(__FMA__)
-    if constexpr (sizeof(Vector) == sizeof(__m256)) {
+    if constexpr (sizeof(Vector) == sizeof(__m256) && sizeof(REAL) == sizeof(float)) {
         const __m256 most = _mm256_set1_ps(1e37F);  // so that x/∞ is 0; NaN stays NaN
         const Vector size = (Vector)_mm256_min_ps(most, (__m256)d);
         const Vector estimate = (Vector)_mm256_rcp_ps((__m256)size);
@@ -93,83 +48,50 @@ inline Vector quotient(Vector x, Vector d) {
     return x / d;
 }
 
-// Calls `block` for the parameters after the last whole block, with zeros to fill it.
-template <int parts, class Block>
-inline void rest_of(const Network &net, vec *weights, Block block) {
-    const count blocks = net.parameters / parts, rest = net.parameters % parts;
-    if (!rest) return;
-    vec theta[parts]{}, gradient[parts]{};
-    std::copy_n(weights + blocks * parts, rest, theta);
-    std::copy_n(net.gradient + blocks * parts, rest, gradient);
-    block(theta, gradient, blocks);
-    std::copy_n(theta, rest, weights + blocks * parts);
-}
-
 // Updates all weights by momentum. Returns 0 for a run whose weights are finite, otherwise NaN.
-template <int parts, bool nesterov>
+template <bool nesterov>
 vec descend_momentum(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
     const Numbers n = numbers;
     vec check{};
     vec *__restrict velocity = of.first;
-    vec *__restrict weights = group.theta;
-    const vec *__restrict gradients = net.gradient;
-    const auto block = [&](vec *theta, const vec *gradient, count i) {
-        const vec old = block_of<parts>(theta), g = sums_of<parts>(gradient) + n.decay * old;
-        const vec v = n.beta1 * velocity[i] + g;
+    vec *__restrict theta = reinterpret_cast<vec *>(group.theta);
+    const vec *__restrict gradient = reinterpret_cast<const vec *>(net.gradient);
+    for (count i = 0; i < vectors_of_parameters(net); i++) {
+        const vec g = gradient[i] + n.decay * theta[i], v = n.beta1 * velocity[i] + g;
         velocity[i] = v;
-        const vec value = old - n.rate * (nesterov ? g + n.beta1 * v : v);
-        store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
-        check += value * 0;
-    };
-    const count blocks = net.parameters / parts;
-    for (count i = 0; i < blocks; i++) block(weights + i * parts, gradients + i * parts, i);
-    rest_of<parts>(net, weights, block);
-    return across(check, parts);
+        theta[i] -= n.rate * (nesterov ? g + n.beta1 * v : v);
+        check += theta[i] * 0;
+    }
+    return across(check, net.parts);
 }
 
-// As `descend_momentum`, by AdamW. A block's moments change `AHEAD` blocks before its weights, so
+// As `descend_momentum`, by AdamW. A vector's moments change `AHEAD` vectors before its weights, so
 // that there is other work to do while a square root is awaited.
-template <int parts>
 vec descend_adamw(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
     constexpr count AHEAD = 8;
     const Numbers n = numbers;
     vec check{}, size[AHEAD];  // size: √b + ε
     vec *__restrict first = of.first, *__restrict second = of.second;
-    vec *__restrict weights = group.theta;
-    const vec *__restrict gradients = net.gradient;
-    const auto moments = [&](const vec *gradient, count i) {
-        const vec g = sums_of<parts>(gradient), b = n.beta2 * second[i] + g * g;
+    vec *__restrict theta = reinterpret_cast<vec *>(group.theta);
+    const vec *__restrict gradient = reinterpret_cast<const vec *>(net.gradient);
+    const auto moments = [&](count i) {
+        const vec g = gradient[i], b = n.beta2 * second[i] + g * g;
         first[i] = n.beta1 * first[i] + g;
         second[i] = b;
         size[i % AHEAD] = root(b) + n.eps;
     };
-    const auto move = [&](vec *theta, count i) {
-        const vec step = quotient(first[i], size[i % AHEAD]);
-        const vec value = block_of<parts>(theta) * n.decay - n.rate * step;
-        store<parts>(theta, value, std::make_integer_sequence<int, parts>{});
-        check += value * 0;
+    const auto move = [&](count i) {
+        theta[i] = theta[i] * n.decay - n.rate * quotient(first[i], size[i % AHEAD]);
+        check += theta[i] * 0;
     };
-    const count blocks = net.parameters / parts, ahead = std::min(AHEAD, blocks);
-    for (count i = 0; i < ahead; i++) moments(gradients + i * parts, i);
-    for (count i = ahead; i < blocks; i++) {
-        move(weights + (i - ahead) * parts, i - ahead);
-        moments(gradients + i * parts, i);
+    const count vectors = vectors_of_parameters(net), ahead = std::min(AHEAD, vectors);
+    for (count i = 0; i < ahead; i++) moments(i);
+    for (count i = ahead; i < vectors; i++) {
+        move(i - ahead);
+        moments(i);
     }
-    for (count i = blocks - ahead; i < blocks; i++) move(weights + i * parts, i);
-    rest_of<parts>(net, weights, [&](vec *theta, const vec *gradient, count i) {
-        moments(gradient, i);
-        move(theta, i);
-    });
-    return across(check, parts);
-}
-
-template <int parts>
-vec descend(const Network &net, Group &group, const Optimiser &of, const Numbers &numbers) {
-    switch (of.kind) {
-        case MOMENTUM: return descend_momentum<parts, false>(net, group, of, numbers);
-        case NESTEROV: return descend_momentum<parts, true>(net, group, of, numbers);
-        default: return descend_adamw<parts>(net, group, of, numbers);
-    }
+    for (count i = vectors - ahead; i < vectors; i++) move(i);
+    return across(check, net.parts);
 }
 
 // One update by an optimiser with moments. `schedule` has the factor of η, and AdamW's 1 − β₁ᵗ and
@@ -186,11 +108,10 @@ vec descend(const Network &net, Group &group, const Optimiser &of, const double 
     }
     n.beta1 = REAL(of.beta1), n.beta2 = REAL(of.beta2);
     n.eps = std::max(REAL(of.eps * of.batch_size * root2), std::numeric_limits<REAL>::min());
-    switch (net.parts) {
-        case 1: return descend<1>(net, group, of, n);
-        case 2: return descend<2>(net, group, of, n);
-        case 4: return descend<4>(net, group, of, n);
-        default: return descend<V>(net, group, of, n);
+    switch (of.kind) {
+        case MOMENTUM: return descend_momentum<false>(net, group, of, n);
+        case NESTEROV: return descend_momentum<true>(net, group, of, n);
+        default: return descend_adamw(net, group, of, n);
     }
 }
 
@@ -205,11 +126,13 @@ void train_with(const Network *net, Group *group, const Images *images, const St
     const FlushDenormals flush;
     double loss[V];
     int64_t hits[V];
+    const int lanes = V / net->parts;
+    const PerLane theta{group->theta, lanes}, statistics{group->statistics, lanes};
     for (count i = 0; i < updates; i++) {
         gather(*net, *images, *stream, i * net->batch_size);
-        forward(*net, group->theta, group->statistics, true);
+        forward(*net, theta, statistics, true);
         loss_and_gradient(*net, loss, hits, true);
-        backward(*net, group->theta);
+        backward(*net, theta);
         const vec check = descend(*net, *group, *optimiser, schedule + 3 * i);
         bool alive = false;
         for (int v = 0; v < V; v++) {

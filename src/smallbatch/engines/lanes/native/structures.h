@@ -1,5 +1,5 @@
-// The arguments of the kernels; `structures.py` has the same fields. Offsets and strides are in
-// vectors unless stated otherwise.
+// The arguments of the kernels; `structures.py` has the same fields. Offsets and strides of
+// activations are in vectors unless stated otherwise.
 
 #pragma once
 
@@ -28,7 +28,8 @@ struct Shape {
 struct Product {
     int32_t rows, outputs, positions, tile;  // rows: terms of a sum; tile: positions kept in cache
     int32_t weight_stride, out_stride;
-    const int64_t *x_offset, *w_offset, *x_base, *y_base;  // in bytes
+    const int64_t *x_offset, *x_base, *y_base;  // in bytes
+    const int64_t *w_offset;                    // in weights
 };
 
 enum Norm { NO_NORM = 0, RUNNING = 1, OWN = 2 };
@@ -45,8 +46,8 @@ struct Layer {
     int32_t stride;  // of the shortcut; 0: there is none
     int32_t relu, pool, pool_top, pool_left;
     int32_t algorithm;  // an `Algorithm`
-    count weight, bias, scale, shift;  // offsets into the parameters, -1 where absent
-    count running_mean, running_var;   // offsets into the statistics
+    count weight, bias, scale, shift;  // numbers of parameters, -1 where absent
+    count running_mean, running_var;   // numbers of statistics
     double eps, momentum;
     Shape in, out, pooled, skip;  // of x, of z and y, of the pooled output, of the shortcut
     const vec *x;             // the previous layer's output
@@ -76,14 +77,14 @@ struct Network {
     Layer *layers;
     int32_t count_layers, batch_size, classes, parts;  // batch_size: examples of a place
     Shape input_shape;
-    vec *input;  // of the first layer
-    vec *gradient;  // of the parameters
+    vec *input;      // of the first layer
+    REAL *gradient;  // of the parameters: as many numbers of each as a vector has lanes
     count parameters;
     int64_t *labels;  // [example][place]
 };
 
 struct Group {
-    vec *theta, *statistics;
+    REAL *theta, *statistics;  // as many numbers of each as a vector has lanes
     double base_lr[V], lr_times_decay[V];  // η̃, and η·λ
     double loss[V];
     int64_t correct[V];

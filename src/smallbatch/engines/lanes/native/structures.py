@@ -8,7 +8,7 @@ from typing import Any
 
 _SHAPE = "channels examples height width channel example row origin"
 _SIZES = "rows outputs positions tile weight_stride out_stride"
-_TABLES = "x_offset w_offset x_base y_base"
+_TABLES = "x_offset x_base y_base w_offset"
 _GROUPS = "channels_per_group examples_per_group parts_per_group"
 _KINDS = f"inputs norm {_GROUPS} stride relu pool pool_top pool_left"
 _PLACES = "weight bias scale shift running_mean running_var"

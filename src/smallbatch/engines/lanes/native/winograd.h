@@ -9,9 +9,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
 
@@ -138,19 +137,6 @@ inline void transform_2d(const vec *x, count row, count column, Transform transf
     }
 }
 
-// Memory that a thread keeps between calls.
-struct alignas(2 * sizeof(vec)) Pair {
-    vec vectors[2];
-};
-vec *scratch(std::vector<Pair> &memory, count vectors) {
-    if (count(memory.size()) * 2 < vectors) {
-        memory.clear();
-        memory.resize((vectors + 1) / 2);
-    }
-    return memory[0].vectors;
-}
-thread_local std::vector<Pair> scratch_windows, scratch_tiles, scratch_weights;
-
 // The next stride whose multiples fall into different parts of the first-level cache.
 inline count spread(count vectors) { return vectors + ((10 - vectors) & 31); }
 
@@ -193,8 +179,8 @@ void transform_windows(const Shape &s, const vec *x, count begin, int tiles, vec
 }
 
 // m[o][t] = Σ_c u[c][o] · d[c][t] for four outputs
-template <class Weight>
-__attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *m, int channels,
+template <int L>
+__attribute__((noinline)) void tile_product(const REAL *u, const vec *d, vec *m, int channels,
                                             int tiles) {
     for (int t = 0; t < tiles; t += P) {
         vec sum[4][P] = {};
@@ -202,7 +188,7 @@ __attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *
             vec dc[P];
             for (int j = 0; j < P; j++) keep(dc[j] = d[c * tiles + t + j]);
             for (int o = 0; o < 4; o++) {
-                vec uo = unpack(u[4 * c + o]);
+                vec uo = unpack<L>(u + (4 * c + o) * L);
                 keep(uo);
                 for (int j = 0; j < P; j++) sum[o][j] += uo * dc[j];
             }
@@ -212,10 +198,33 @@ __attribute__((noinline)) void tile_product(const Weight *u, const vec *d, vec *
     }
 }
 
+// The transforms G g Gᵀ of the weights, u[place][o / 4][c][o % 4]. Weights that lie there one after
+// the other are transformed together.
+template <class F>
+void transform_weights(const REAL *w, int inputs, int outputs, bool flipped, REAL *u, int lanes) {
+    constexpr int N = F::N;
+    const count weights = count(inputs) * outputs;
+    with_lanes(lanes, [&](auto L) {
+        for (count first = 0; first < weights; first += V / L) {
+            vec g[9];
+            for (int i = 0; i < V / L; i++) {
+                const count q = first + i, o = q / (4 * inputs) * 4 + q % 4, c = q / 4 % inputs;
+                const REAL *from = w + 9 * L * (flipped ? c * outputs + o : o * inputs + c);
+                for (int tap = 0; tap < 9; tap++)
+                    std::memcpy(reinterpret_cast<REAL *>(g + tap) + i * L,
+                                from + (flipped ? 8 - tap : tap) * L, L * sizeof(REAL));
+            }
+            transform_2d<3, N>(g, 3, 1, F::weights, [&](int i, int j, const vec &v) {
+                std::memcpy(u + ((N * i + j) * weights + first) * L, &v, sizeof(v));
+            });
+        }
+    });
+}
+
 // The layer's convolution or, with `flipped`, the gradient of its input from that of its output.
-template <class F, class Weight>
-void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bool flipped, vec *y,
-              const vec *bias) {
+template <class F>
+void winograd(const Shape &from, const Shape &to, const vec *x, const REAL *w, bool flipped, vec *y,
+              const REAL *bias, int lanes) {
     constexpr int N = F::N, PLACES = N * N;
     const int inputs = from.channels, outputs = to.channels;
     const int most = PRODUCT_VECTORS / PLACES / (inputs + outputs);
@@ -223,31 +232,24 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
     const count place = spread(count(inputs) * tiles);
     const count product_place = spread(count(outputs) * tiles);
     const count weights = count(inputs) * outputs;  // for each place of a tile
-    auto *u = reinterpret_cast<Weight *>(scratch(scratch_weights, PLACES * weights));
+    REAL *u = reinterpret_cast<REAL *>(scratch(scratch_weights, PLACES * weights * lanes / V));
     vec *d = scratch(scratch_windows, PLACES * place);
     vec *m = scratch(scratch_tiles, PLACES * product_place);
-    for (int o = 0; o < outputs; o++)
-        for (int c = 0; c < inputs; c++) {
-            const vec *g = w + 9 * (flipped ? count(c) * outputs + o : count(o) * inputs + c);
-            Weight *out = u + (count(o / 4) * inputs + c) * 4 + o % 4;
-            transform_2d<3, N>(flipped ? g + 8 : g, flipped ? -3 : 3, flipped ? -1 : 1,
-                               F::weights,
-                               [&](int i, int j, const vec &v) {
-                                   pack(out[(N * i + j) * weights], v);
-                               });
-        }
+    transform_weights<F>(w, inputs, outputs, flipped, u, lanes);
     const count number = tiles_of(to, F::SIDE);
     for (count begin = 0; begin < number; begin += tiles) {
         transform_windows<F>(from, x, begin, tiles, d, place);
-        for (int f = 0; f < PLACES; f++)
-            for (int o = 0; o < outputs; o += 4)
-                tile_product(u + f * weights + count(o) * inputs, d + f * place,
-                             m + f * product_place + count(o) * tiles, inputs, tiles);
+        with_lanes(lanes, [&](auto L) {
+            for (int f = 0; f < PLACES; f++)
+                for (int o = 0; o < outputs; o += 4)
+                    tile_product<L>(u + (f * weights + count(o) * inputs) * L, d + f * place,
+                                    m + f * product_place + count(o) * tiles, inputs, tiles);
+        });
         const Block block(to, F::SIDE, begin, tiles);
         const int present = std::min<count>(tiles, number - begin);
-        for (int o = 0; o < outputs; o++)
+        for (int o = 0; o < outputs; o++) {
+            const vec b = bias ? unpack(bias + o * lanes, lanes) : vec{};
             for (int t = 0; t < present; t++) {
-                const vec b = bias ? bias[o] : vec{};
                 vec *out = y + count(o) * to.channel + block.at[t];
                 transform_2d<N, F::SIDE>(m + count(o) * tiles + t, N * product_place, product_place,
                                    F::product,
@@ -255,6 +257,7 @@ void winograd(const Shape &from, const Shape &to, const vec *x, const vec *w, bo
                                        out[k * to.row + j] = v + b;
                                    });
             }
+        }
     }
 }
 
@@ -292,7 +295,7 @@ inline void tile_gradients(const vec *e, const vec *d, vec *s, int inputs, int t
 // dw = Gᵀ[Σ (A dz Aᵀ) ⊙ (Bᵀ d B)]G over all tiles
 template <class F>
 void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, const vec *dz,
-                              vec *dw) {
+                              REAL *dw, int lanes) {
     constexpr int N = F::N, PLACES = N * N;
     const int inputs = in.channels, outputs = out.channels;
     const int most = GRADIENT_VECTORS / PLACES / (inputs + GRADIENT_OUTPUTS);
@@ -327,9 +330,26 @@ void winograd_weight_gradient(const Shape &in, const Shape &out, const vec *x, c
                                    inputs, tiles, present);
         }
     }
-    for (count i = 0; i < count(outputs) * inputs; i++)
-        transform_2d<N, 3>(s + i, N * sum_place, sum_place, F::sums,
-                           [&](int k, int j, const vec &v) { dw[9 * i + 3 * k + j] = v; });
+    const count weights = count(inputs) * outputs;
+    const vec *sums = s;
+    count place = sum_place;
+    if (lanes < V) {
+        place = weights * lanes / V;
+        vec *to = scratch(scratch_sums, PLACES * place);
+        for (int f = 0; f < PLACES; f++)
+            add_parts(s + f * sum_place, weights, reinterpret_cast<REAL *>(to + f * place), lanes);
+        sums = to;
+    }
+    with_lanes(lanes, [&](auto L) {
+        for (count i = 0; i < weights * L / V; i++)
+            transform_2d<N, 3>(
+                sums + i, N * place, place, F::sums,
+                [&](int k, int j, const vec &v) {
+                    for (int n = 0; n < V / L; n++)
+                        std::memcpy(dw + (9 * (i * (V / L) + n) + 3 * k + j) * L,
+                                    reinterpret_cast<const REAL *>(&v) + n * L, L * sizeof(REAL));
+                });
+    });
 }
 
 }  // namespace
