@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +20,102 @@ from smallbatch.placement.workload import Method
 def study(**changes: Any) -> StudyConfig:
     settings: dict[str, Any] = {"model": "resnet8", "epochs": 1, "weight_decay": 0.0}
     return StudyConfig(**(settings | changes))
+
+
+LIMITS = (1, 2, 3, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 33, 60)
+MOST = 60  # runs
+
+
+def evenly(runs: Sequence[int], workers: int, limit: int) -> list[list[int]]:
+    """Every n-th run for each chunk: what is dealt where every lane takes its own time."""
+    rounds = -(-len(runs) // (workers * limit))
+    chunks = min(len(runs), rounds * workers)
+    return [list(runs[i::chunks]) for i in range(chunks)]
+
+
+def vectors_of(chunks: list[list[int]], vector: int) -> list[int]:
+    return [-(-len(chunk) // vector) for chunk in chunks]
+
+
+@cache
+def fewest_vectors(vector: int, largest: int) -> np.ndarray:
+    """[chunks, runs]: the fewest vectors of so many runs in as many chunks or fewer, by trial.
+
+    Entries without a way to do it are huge.
+    """
+    fewest = np.full((MOST + 1, MOST + 1), 10**6)
+    fewest[:, 0] = 0
+    for chunks in range(1, MOST + 1):
+        for size in range(min(largest, MOST) + 1):
+            fewer = fewest[chunks - 1, : MOST + 1 - size] - (-size // vector)
+            np.minimum(fewest[chunks, size:], fewer, out=fewest[chunks, size:])
+    return fewest
+
+
+def time_of(vectors: list[int], workers: int) -> int:
+    """Updates' time, in vectors, of workers who take the next chunk when they are done."""
+    busy = [0] * workers
+    for length in vectors:
+        busy[busy.index(min(busy))] += length
+    return max(busy)
+
+
+@pytest.mark.parametrize("vector", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_dealing_leaves_the_fewest_places_empty_and_takes_no_longer(
+    vector: int, workers: int
+) -> None:
+    for count, limit in product(range(1, MOST + 1), LIMITS):
+        runs = range(count)
+        chunks, even = deal(runs, workers, limit, vector), evenly(runs, workers, limit)
+        case = f"{count} runs, at most {limit} a chunk: {[len(chunk) for chunk in chunks]}"
+        assert sorted(run for chunk in chunks for run in chunk) == list(runs), case
+        assert all(chunk == sorted(chunk) for chunk in chunks), case
+        assert 1 <= min(map(len, chunks)) <= max(map(len, chunks)) <= limit, case
+        vectors, before = vectors_of(chunks, vector), vectors_of(even, vector)
+        largest = min(limit, max(before) * vector)
+        assert sum(vectors) == fewest_vectors(vector, largest)[len(even), count], case
+        assert len(chunks) <= len(even), case
+        assert max(vectors) <= max(before), case
+        assert time_of(vectors, workers) <= time_of(before, workers), case
+        if sum(vectors) == sum(before) or vector == 1:
+            assert chunks == even, case
+
+
+@pytest.mark.parametrize("vector", [1, 2, 4, 8, 16])
+def test_dealing_gives_each_chunk_its_share_of_every_range_of_learning_rates(vector: int) -> None:
+    """To within a run and a half, from the largest down to any other."""
+    for count, workers, limit in product(range(1, MOST + 1), (1, 2, 3, 4), LIMITS):
+        for chunk in deal(range(count), workers, limit, vector):
+            taken = np.searchsorted(chunk, range(count + 1))
+            share = len(chunk) * np.arange(count + 1) / count
+            assert np.abs(taken - share).max() < 1.5, (count, workers, limit, chunk)
+
+
+@pytest.mark.parametrize(
+    ("runs", "workers", "limit", "vector", "sizes"),
+    [
+        (39, 2, 100, 8, [23, 16]),  # five vectors instead of six
+        (39, 2, 100, 16, [23, 16]),
+        (39, 2, 100, 4, [20, 19]),
+        (26, 2, 100, 8, [13, 13]),  # four vectors in any case
+        (26, 2, 100, 16, [13, 13]),
+        (13, 2, 100, 8, [7, 6]),
+        (20, 4, 100, 8, [7, 7, 6]),  # a fourth worker would save no time
+        (4, 2, 100, 8, [4]),
+        (18, 2, 9, 8, [9, 9]),  # the memory does not allow two whole vectors
+        (40, 2, 12, 8, [12, 12, 8, 8]),
+        (40, 2, 5, 8, [5] * 8),
+    ],
+)
+def test_examples_of_dealing(
+    runs: int, workers: int, limit: int, vector: int, sizes: list[int]
+) -> None:
+    assert [len(chunk) for chunk in deal(range(runs), workers, limit, vector)] == sizes
+
+
+def test_nothing_is_dealt_of_nothing() -> None:
+    assert deal([], 2, 8, 8) == []
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 30))

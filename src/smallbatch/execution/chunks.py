@@ -116,7 +116,9 @@ def plan_chunks(job: Job, data: BatchSource) -> list[list[str]]:
     for run in left:  # lanes share their settings, so each BN batch size has chunks of its own
         groups.setdefault(run.settings, []).append(run)
     for group in groups.values():
-        planned += [[run.hash for run in chunk] for chunk in deal(group, job.workers, at_most)]
+        vector = job.placement.vector_of(group[0], data)
+        chunks = deal(group, job.workers, at_most, vector)
+        planned += [[run.hash for run in chunk] for chunk in chunks]
     job.plan.write(planned)
     return planned
 

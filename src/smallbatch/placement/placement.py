@@ -21,8 +21,10 @@ from smallbatch.text import count
 
 if TYPE_CHECKING:
     from smallbatch.config.params import ComputeConfig, EngineSetting
+    from smallbatch.engines.batches import BatchSource
     from smallbatch.engines.kinds import Engine
     from smallbatch.protocol.column import Column
+    from smallbatch.protocol.run import Run
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ class Placement:
         """What computes the lanes; None for `loop`."""
         lanes = self.method.kernels or ("native" if self.native else "torch")
         return lanes if self.engine == "stacked" else None
+
+    def vector_of(self, run: Run, data: BatchSource) -> int:
+        """The number of lanes of a run's study that take as long as one.
+
+        Native kernels compute a whole vector of lanes, however many of its places are used. To be
+        asked before workers start; what follows from it travels with the chunks.
+
+        Args:
+            run: Any run of the study and batch size.
+            data: Images in their final shape; one is enough.
+
+        Returns:
+            The number of lanes of a vector; 1 if others than native kernels compute the lanes.
+        """
+        return 1 if self.native is None else _lanes_of_a_vector(run, data)
 
 
 def place(
@@ -193,15 +210,20 @@ def _fits(column: Column, workload: Workload, compute: ComputeConfig) -> bool:
     import torch
 
     from smallbatch.engines.lanes import lane_bytes
-    from smallbatch.engines.lanes.native.algorithms import lanes_of_a_vector
-    from smallbatch.engines.loop import initial_model
     from smallbatch.engines.resident import load_resident
 
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
-    run, image = column.runs[0], workload.image
-    lanes = lanes_of_a_vector(initial_model(run, data, weights=False), workload.batch_size, image)
-    needed = workload.workers * lanes * lane_bytes(run, data)
+    run = column.runs[0]
+    needed = workload.workers * _lanes_of_a_vector(run, data) * lane_bytes(run, data)
     return needed <= (memory_of(compute) or int(MEMORY_SHARE * free_memory()))
+
+
+def _lanes_of_a_vector(run: Run, data: BatchSource) -> int:
+    from smallbatch.engines.lanes.native.algorithms import lanes_of_a_vector
+    from smallbatch.engines.loop import initial_model
+
+    model = initial_model(run, data, weights=False)
+    return lanes_of_a_vector(model, run.batch_size, data.image)
 
 
 def can_stack(column: Column, device: str) -> bool:

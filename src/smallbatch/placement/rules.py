@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from smallbatch.engines.kinds import serves
@@ -104,17 +105,52 @@ def stacked_is_faster(
     return by == "native" and (lanes >= STACKED_LANES or m * pixels <= STACKED_PIXELS)
 
 
-def deal(runs: Sequence[T], workers: int, lanes_at_most: int) -> list[list[T]]:
+def deal(runs: Sequence[T], workers: int, lanes_at_most: int, vector: int = 1) -> list[list[T]]:
     """Split a column's runs into chunks, whose lanes are computed together.
 
+    The chunks leave as few places of their vectors empty as they can. There are no more of them
+    than if all were of the same size, and each, in this order, has no more vectors: so none of the
+    workers, who take a chunk after another, has more to compute. Among such chunks the most even
+    are taken. Fewer chunks than workers are possible: two half empty vectors, each on a worker,
+    take as long as one.
+
     Runs with large learning rates often diverge and end early. They are spread over the chunks, as
-    each chunk takes every n-th run.
+    each chunk takes every n-th run, or of chunks that differ in size a larger one more often.
 
     Args:
         runs: The runs, in order of learning rate.
         workers: The number of workers; each should get the same number of chunks.
         lanes_at_most: The number of lanes that fit into a worker's memory.
+        vector: The number of lanes that take as long as one; see `Placement.vector_of`.
+
+    Returns:
+        The chunks, the largest first, each in the order of ``runs``.
     """
+    if not runs:
+        return []
     rounds = -(-len(runs) // (workers * lanes_at_most))
-    chunks = min(len(runs), rounds * workers)
-    return [list(runs[i::chunks]) for i in range(chunks)]
+    sizes = _sizes(len(runs), min(len(runs), rounds * workers), lanes_at_most, vector)
+    turns = sorted((turn / size, i) for i, size in enumerate(sizes) for turn in range(size))
+    chunks: list[list[T]] = [[] for _ in sizes]
+    for run, (_, i) in zip(runs, turns, strict=True):
+        chunks[i].append(run)
+    return chunks
+
+
+def _sizes(lanes: int, chunks: int, lanes_at_most: int, vector: int) -> list[int]:
+    """The number of lanes of each chunk, none without; of at most so many chunks."""
+    for vectors in count(-(-lanes // vector)):
+        # Every chunk gets the same number of vectors, but the first ones one more.
+        each, more = divmod(vectors, chunks)
+        small, large = (min(lanes_at_most, n * vector) for n in (each, each + 1))
+        if more * large + (chunks - more) * small >= lanes:
+            break  # else the memory's limit leaves places empty in the last vectors of chunks
+    if lanes // chunks < small:
+        return _evenly(lanes, chunks)
+    # The others are full, and what they leave is for those with one vector more.
+    full = [small] * (chunks - more) if small else []
+    return _evenly(lanes - sum(full), more) + full
+
+
+def _evenly(lanes: int, chunks: int) -> list[int]:
+    return [lanes // chunks + (i < lanes % chunks) for i in range(chunks)]

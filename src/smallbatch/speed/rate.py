@@ -77,13 +77,11 @@ def measure(
     n = workload.batch_size * (updates or few_updates(workload))
     dataset = (images or (lambda count: noise(workload, count)))(n)
     runs = runs_of(workload, workload.settings(), dataset, BASE_LR)
-    workers = min(workload.workers, workload.lanes)
     others = psutil.Process().children()  # such as the one that writes to MLflow
-    counter = _Counter(
-        seconds, _side_by_side(workload, method), lambda: CoreShare(workers, without=others)
-    )
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = job_of(workload, method, runs, dataset, Path(folder), memory)
+        workers, lanes = _side_by_side(workload, job)
+        counter = _Counter(seconds, lanes, lambda: CoreShare(workers, without=others))
         try:
             train_all(job, on_epoch=counter.run_epoch, on_done=_refuse_end)
         except _Enough:
@@ -142,15 +140,26 @@ def few_updates(workload: Workload) -> int:
     )
 
 
-def _side_by_side(workload: Workload, method: Method) -> int:
-    """The number of runs that train at the same time, if memory is no limit."""
+def _side_by_side(workload: Workload, job: Job) -> tuple[int, int]:
+    """The workers that get a chunk, and the runs they train at the same time.
+
+    That is if memory is no limit.
+    """
     if workload.device == "cuda":
-        return 1  # there is one process: all runs that train beside this one report with it
-    workers = min(workload.workers, workload.lanes)
-    if method.engine == "loop":
-        return workers
-    chunks = deal(range(workload.lanes), workers, method.lanes or workload.lanes)
-    return sum(len(chunk) for chunk in chunks[:workers])
+        # There is one process: all runs that train beside the first one report with it.
+        return job.workers, 1
+    if job.placement.engine == "loop":
+        return job.workers, job.workers
+    import torch
+
+    from smallbatch.engines.resident import load_resident
+
+    torch.set_num_threads(1)  # no OpenMP pool may exist before workers are forked
+    data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
+    vector = job.placement.vector_of(job.missing[0], data)
+    at_most = job.placement.method.lanes or workload.lanes
+    chunks = deal(job.missing, job.workers, at_most, vector)[: job.workers]
+    return len(chunks), sum(map(len, chunks))
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a training that would not end
