@@ -9,6 +9,7 @@ import pytest
 
 from smallbatch.config.base_lr import format_base_lr
 from smallbatch.execution import workers
+from smallbatch.placement.placement import Placement
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed import rate
 from smallbatch.speed.rate import Rate, measure
@@ -65,6 +66,17 @@ def test_a_speed_of_which_others_took_a_part_is_disturbed(monkeypatch: pytest.Mo
         measured = measure(CASE, Method("loop"), seconds=1.0)
         assert (measured.share, measured.disturbed) == (share, share < 0.95)
         assert Shares.most == 2  # of however many cores, as two workers use no more
+
+
+@pytest.mark.parametrize(("vector", "workers"), [(1, 2), (2, 2), (4, 1)])
+def test_a_worker_without_a_chunk_uses_no_core(
+    monkeypatch: pytest.MonkeyPatch, vector: int, workers: int
+) -> None:
+    """Four lanes that fill one vector are all computed by one worker."""
+    monkeypatch.setattr(Placement, "vector_of", lambda *_: vector)
+    scripted(monkeypatch, [(float(when), run) for when in (0, 9) for run in range(4)])
+    assert measure(CASE, Method("stacked"), seconds=1.0).live == 4
+    assert Shares.most == workers
 
 
 def test_a_worker_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

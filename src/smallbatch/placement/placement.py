@@ -70,7 +70,7 @@ class Placement:
         return lanes if self.engine == "stacked" else None
 
     def vector_of(self, run: Run, data: BatchSource) -> int:
-        """The number of lanes of a run's study that take as long as one.
+        """The number of lanes of a run's study that cost as much as one alone.
 
         Native kernels compute a whole vector of lanes, however many of its places are used. To be
         asked before workers start; what follows from it travels with the chunks.

@@ -121,7 +121,7 @@ def deal(runs: Sequence[T], workers: int, lanes_at_most: int, vector: int = 1) -
         runs: The runs, in order of learning rate.
         workers: The number of workers; each should get the same number of chunks.
         lanes_at_most: The number of lanes that fit into a worker's memory.
-        vector: The number of lanes that take as long as one; see `Placement.vector_of`.
+        vector: The number of lanes that cost as much as one alone; see `Placement.vector_of`.
 
     Returns:
         The chunks, the largest first, each in the order of ``runs``.
@@ -139,13 +139,18 @@ def deal(runs: Sequence[T], workers: int, lanes_at_most: int, vector: int = 1) -
 
 def _sizes(lanes: int, chunks: int, lanes_at_most: int, vector: int) -> list[int]:
     """The number of lanes of each chunk, none without; of at most so many chunks."""
-    for vectors in count(-(-lanes // vector)):
-        # Every chunk gets the same number of vectors, but the first ones one more.
+
+    def room(vectors: int) -> int:
+        return min(lanes_at_most, vectors * vector)
+
+    def hold_all(vectors: int) -> bool:
         each, more = divmod(vectors, chunks)
-        small, large = (min(lanes_at_most, n * vector) for n in (each, each + 1))
-        if more * large + (chunks - more) * small >= lanes:
-            break  # else the memory's limit leaves places empty in the last vectors of chunks
-    if lanes // chunks < small:
+        return more * room(each + 1) + (chunks - more) * room(each) >= lanes
+
+    # Every chunk gets the same number of vectors, but the first ones one more. The fewest that hold
+    # all lanes are more than full ones would be where the memory's limit cuts a chunk's last one.
+    each, more = divmod(next(filter(hold_all, count(-(-lanes // vector)))), chunks)
+    if lanes // chunks < (small := room(each)):
         return _evenly(lanes, chunks)
     # The others are full, and what they leave is for those with one vector more.
     full = [small] * (chunks - more) if small else []
