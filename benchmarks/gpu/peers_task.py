@@ -1,23 +1,28 @@
-"""What every peer computes: K lanes of one batch size, their batches and rates. Without torch.
+"""The peers' tasks, their images, and how a result is judged and timed. Without torch.
 
-A peer is another way to compute the same updates; see `peers_torch` and `peers_jax`. An update is
-θ ← θ·(1 − η·λ) − η̃·(sum of the batch's gradients), η = η̃·m; a lane's running statistics, its summed
-loss and its number of right answers are kept too.
+What a task is, `smallbatch.speed.bench.peers.task` says; a peer is another way to compute its
+updates, see `peers_torch` and `peers_jax`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-WEIGHT_DECAY = 1e-4
+from smallbatch.speed.bench.peers.task import WEIGHT_DECAY as WEIGHT_DECAY
+from smallbatch.speed.bench.peers.task import WIDTHS as WIDTHS
+from smallbatch.speed.bench.peers.task import Array as Array
+from smallbatch.speed.bench.peers.task import Result as Result
+from smallbatch.speed.bench.peers.task import State as State
+from smallbatch.speed.bench.peers.task import Task as Task
+from smallbatch.speed.bench.peers.task import make_task as make_task
+from smallbatch.speed.bench.peers.task import normalised
+
 CLASSES = 10
-WIDTHS = (16, 32, 64)
 TAME = 2.0**-14  # a base learning rate at which nothing diverges
 MOST_ROWS = 25_000  # updates whose examples are laid down in advance
 CHECKED_UPDATES, CHECKED_M = 20, 8
@@ -27,78 +32,6 @@ CHECKED_BASE_LRS = (2.0**-9, 2.0**-7)
 # plain float32 PyTorch deviates by 8e-2, and float64 from weights moved by 6e-8 by up to 3e-2. The
 # limit is not met by right results either; `plain` is then the number to compare with.
 LIMIT = 1e-2
-
-Array = np.ndarray[Any, Any]
-State = dict[str, Array]
-
-
-@dataclass(frozen=True)
-class Task:
-    """K lanes and the examples of their updates; lanes of a seed are next to each other.
-
-    Args:
-        norm: `batch` or `none`.
-        images: float32 (N, 3, H, W), normalised.
-        labels: int64 (N,).
-        table: int64 (updates, seeds, m), the examples of every update.
-        base_lrs: float64 (K,), η̃ of every lane.
-    """
-
-    norm: str
-    images: Array
-    labels: Array
-    table: Array
-    base_lrs: Array
-
-    @property
-    def lanes(self) -> int:
-        """K."""
-        return len(self.base_lrs)
-
-    @property
-    def seeds(self) -> int:
-        """S, a divisor of K."""
-        return self.table.shape[1]
-
-    @property
-    def m(self) -> int:
-        """Examples per update."""
-        return self.table.shape[2]
-
-    @property
-    def decays(self) -> Array:
-        """float64 (K,): 1 − η·λ."""
-        return 1 - self.base_lrs * self.m * WEIGHT_DECAY
-
-    @property
-    def momentum(self) -> float:
-        """Weight of the newest batch in the running statistics."""
-        return 1.0 - 0.9 ** (self.m / 128)
-
-    def seed(self, lane: int) -> int:
-        """The seed of a lane's weights and batches."""
-        return lane * self.seeds // self.lanes
-
-
-@dataclass(frozen=True)
-class Result:
-    """The end of every lane: weights by torch's names and shapes, summed loss, right answers."""
-
-    states: list[State]
-    loss: Array
-    right: Array
-
-
-def make_task(norm: str, m: int, base_lrs: Array, images: Array, labels: Array, rows: int) -> Task:
-    """Two seeds where the lanes come in pairs, else one; every seed's batches go by epochs."""
-    seeds = 1 if len(base_lrs) % 2 else 2
-    streams = list[Array]()
-    for seed in range(seeds):
-        rng = np.random.default_rng(seed)
-        epochs = -(-rows * m // len(labels))
-        order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])
-        streams.append(order[: rows * m].reshape(rows, m))
-    return Task(norm, images, labels, np.stack(streams, 1), base_lrs)
 
 
 def timed_task(norm: str, m: int, lanes: int, images: Array, labels: Array) -> Task:
@@ -178,7 +111,4 @@ def load(path: Path | None, toy: bool) -> tuple[Array, Array]:
             images = np.moveaxis(images, 3, 1)
         if toy:
             images, labels = images[:160, :, :8, :8], labels[:160]
-    pixels = np.ascontiguousarray(images).astype(np.float32)
-    mean = pixels.mean((0, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
-    std = pixels.std((0, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
-    return (pixels - mean) / std, labels.astype(np.int64)
+    return normalised(images), labels.astype(np.int64)

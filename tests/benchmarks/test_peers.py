@@ -22,7 +22,7 @@ TORCH = {
 
 
 def rehearse(module: str, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", f"benchmarks.gpu.{module}", "--device", "cpu", "--toy"]
     done = subprocess.run(

@@ -52,10 +52,10 @@ from smallbatch.cli.options import MOST, FloatRange
     "--engine",
     "engines",
     multiple=True,
-    type=click.Choice(["textbook", "loop", "stacked"]),
+    type=click.Choice(["textbook", "loop", "stacked", "jax"]),
     default=["textbook", "loop", "stacked"],
     show_default=True,
-    help="May be repeated.",
+    help="May be repeated. jax: three peers in JAX, if it is installed.",
 )
 @click.option(
     "--optimizer",
@@ -103,6 +103,7 @@ def bench(
       smallbatch bench --out results/bench/cpu.json --table results/bench/cpu.md
       smallbatch bench --dataset cifar10 --path ../cifar10 -m 2 -m 2048 --engine stacked
       smallbatch bench --optimizer sgd --optimizer momentum --optimizer adamw -m 2
+      smallbatch bench --engine jax --engine stacked -m 2 -m 32
       smallbatch bench --quick
     """
     from smallbatch.speed.bench.command import QUICK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from smallbatch.placement.known import learn, workload_key
 from smallbatch.placement.placement import resolve_device
 from smallbatch.speed.bench import record
 from smallbatch.speed.bench.images import SOURCES, load
-from smallbatch.speed.bench.session import ENGINES, Bench, Session, run
+from smallbatch.speed.bench.peers.task import NORMS
+from smallbatch.speed.bench.session import ENGINES, JAX, Bench, Session, run
 
 BATCH_SIZES = (2, 8, 32, 128)
 QUICK = {"batch_sizes": (2, 32), "lanes": 4, "repeats": 1, "seconds": 0.2}
@@ -39,7 +41,7 @@ def bench(
         datasets: Names from SOURCES.
         path: The folder of CIFAR-10's parquet files.
         image_size: Height and width of the images in pixels.
-        engines: Names from ENGINES.
+        engines: Names from ENGINES, or ``jax`` for all of JAX's.
         out: The JSON file.
         table: The Markdown file.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -47,13 +49,16 @@ def bench(
         settings: The other arguments of :class:`~speed.bench.session.Bench`.
 
     Raises:
-        UserError: An option is wrong, or the images or the device do not exist.
+        UserError: An option is wrong, or the images, the device or JAX do not exist.
     """
     for m in settings["batch_sizes"]:
         validate_model(
             settings["model"], settings["norm"], batch_size=m,
             bn_batch_size=settings["bn_batch_size"],
         )  # fmt: skip
+    if "jax" in engines:
+        _check_jax(settings)
+        engines = [*engines, *JAX]
     for file in (out, table):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
@@ -87,9 +92,33 @@ def bench(
 def _learn(session: Session) -> None:
     for one in session.series:
         # Methods on a GPU must first agree with the loop engine, which only calibration checks.
-        if one.engine != "textbook" and one.rate is not None and one.method.kernels is None:
+        own = one.engine in ("loop", "stacked")
+        if own and one.rate is not None and one.method.kernels is None:
             learnt = {one.method.key: one.rate, **one.looks}
             learn(rates={workload_key(one.workload): learnt})
+
+
+def _check_jax(settings: dict[str, Any]) -> None:
+    """Before anything is measured: JAX is there, and its peers train what is asked for.
+
+    Raises:
+        UserError: One of these is not so.
+    """
+    if find_spec("jax") is None:
+        raise UserError(
+            "--engine jax: jax is not installed; allowed after "
+            '`pip install "smallbatch-study[jax]"`'
+        )
+    for option, found, allowed in (
+        ("--model", [settings["model"]], ("resnet8",)),
+        ("--norm", [settings["norm"]], NORMS),
+        ("--optimizer", settings.get("optimizers", ()), ("sgd",)),
+        ("--augment", ["on" if settings["augment"] else "off"], ("off",)),
+    ):
+        for other in [name for name in found if name not in allowed]:
+            raise UserError(
+                f"{option}: found {other}, allowed with --engine jax: {', '.join(allowed)}"
+            )
 
 
 def _once(names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The textbook script, in a process that answers one request after another.
+"""A script that is measured, in a process that answers one request after another.
 
-To start it takes longer than to measure: torch and timm are imported, and threads begin.
+To start it takes longer than to measure: libraries are imported, and threads begin.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import psutil
 
 from smallbatch.speed.share import SLICE_S, CoreShare
 
-SCRIPT = Path(__file__).with_name("textbook.py")
+SCRIPTS = {"textbook": Path("textbook.py"), "jax": Path("peers", "jax_script.py")}
 
 
 class Plain:
-    """The process; it starts with the first request, and anew after one that ended it."""
+    """The process; it starts with the first request, and anew after one that ended it.
 
-    def __init__(self) -> None:
+    Args:
+        name: Of SCRIPTS.
+    """
+
+    def __init__(self, name: str = "textbook") -> None:
+        self._script = Path(__file__).parent / SCRIPTS[name]
         self._process: subprocess.Popen[str] | None = None
         self._said: IO[str] | None = None
 
@@ -38,7 +43,7 @@ class Plain:
     ) -> None:
         self._end()
 
-    def measure(self, words: Sequence[object]) -> dict[str, float]:
+    def measure(self, words: Sequence[object]) -> dict[str, Any]:
         """Train as options of the script say.
 
         Returns:
@@ -70,7 +75,7 @@ class Plain:
                 process.wait(5)
             code, said = process.returncode, self._end()
             why = f"killed by signal {-code}" if code is not None and code < 0 else said
-            raise RuntimeError(f"{SCRIPT.name} failed: {why}")
+            raise RuntimeError(f"{self._script.name} failed: {why}")
         done = json.loads(line)
         speed = done["images"] / done["seconds"]
         return {**done, "images_per_second": speed, "share": cores.so_far()}
@@ -78,7 +83,7 @@ class Plain:
     def _start(self) -> subprocess.Popen[str]:
         self._said = tempfile.TemporaryFile("a+", errors="replace")  # noqa: SIM115
         return subprocess.Popen(
-            [sys.executable, "-P", str(SCRIPT), "--requests"],
+            [sys.executable, "-P", str(self._script), "--requests"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from smallbatch.markdown import table
 from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
-from smallbatch.speed.bench.session import LOADER_WORKERS, Bench, Series, Session
+from smallbatch.speed.bench.session import JAX, LOADER_WORKERS, Bench, Series, Session
 from smallbatch.speed.rate import BASE_LR
 from smallbatch.speed.share import LEAST
 from smallbatch.text import count
@@ -26,6 +26,13 @@ NOTES = {
         "speed/bench/textbook.py: one run at a time in a process for all with torch's defaults; of "
         f"{' and '.join(map(str, LOADER_WORKERS))} loader workers, the faster after a short try"
     ),
+    "jax-scan, jax-vmap, jax-einsum": (
+        "speed/bench/peers: one run, K lanes by jax.vmap, K lanes by 3×3 patches and one batched "
+        "product per convolution; each some updates as one compiled lax.scan over normalised "
+        "images that lie on the device, in a process for all with JAX's default threads. To "
+        "compile is left out"
+    ),
+    "over_best_jax": "images_per_second / the largest median of JAX's",
     "loop, stacked": "through train_all, with the pipeline's worker processes",
     "base_lrs": (
         f"multiples of {BASE_LR:g}, so that no lane diverges: what an update costs does not depend "
@@ -83,6 +90,7 @@ def _case(group: Sequence[Series], sgemm: float | None) -> dict[str, Any]:
     flops = training_flops_of(workload)
     medians = {one.engine: one.rate for one in group}
     base = medians.get("textbook")
+    jax = max((rate for name, rate in medians.items() if name in JAX and rate), default=None)
     return {
         "dataset": group[0].pictures.name,
         "image": list(workload.image),
@@ -94,6 +102,7 @@ def _case(group: Sequence[Series], sgemm: float | None) -> dict[str, Any]:
                 "median": one.rate,
                 "fraction_of_sgemm": one.rate * flops / sgemm if one.rate and sgemm else None,
                 "over_textbook": one.rate / base if one.rate and base else None,
+                "over_best_jax": one.rate / jax if one.rate and jax else None,
                 "settled": one.settled,
                 "failure": one.failure,
                 "disturbed": one.disturbed,
@@ -114,11 +123,14 @@ def as_markdown(record: dict[str, Any]) -> str:
     """The record as a table with a line for each workload."""
     engines = list(record["cases"][0]["engines"])
     others = [name for name in engines if name != "textbook" and "textbook" in engines]
+    peers = [name for name in engines if name in JAX]
+    ours = ["stacked"] if peers and "stacked" in engines else []
     several = any(case.get("optimizer", "sgd") != "sgd" for case in record["cases"])
     what = ["images", "m", *(["optimiser"] if several else [])]
     heads = [
         *what, *(f"{name}, images/s" for name in engines),
-        *(f"{name} / textbook" for name in others), *(f"{name}, of sgemm" for name in engines),
+        *(f"{name} / textbook" for name in others), *(f"{name} / best of jax" for name in ours),
+        *(f"{name}, of sgemm" for name in engines),
     ]  # fmt: skip
     rows: list[list[str]] = []
     for workload in record["cases"]:
@@ -132,6 +144,12 @@ def as_markdown(record: dict[str, Any]) -> str:
                 *(
                     _number(found[name], "over_textbook", "{:.2f}", found["textbook"])
                     for name in others
+                ),
+                *(
+                    _number(
+                        found[name], "over_best_jax", "{:.2f}", _best([found[p] for p in peers])
+                    )
+                    for name in ours
                 ),
                 *(_number(found[name], "fraction_of_sgemm", "{:.1%}") for name in engines),
             ]
@@ -160,8 +178,20 @@ def _about(record: dict[str, Any]) -> str:
     return (
         f"{settings['model']}, norm {settings['norm']}, {count(settings['lanes'], 'lane')}; "
         f"medians of {settings['repeats_done']}. {hardware}: {speeds}. "
-        f"torch {machine['torch']}, {record['date'][:10]}.{remark if left_out else ''}"
+        f"torch {machine['torch']}, {_jax(every)}{record['date'][:10]}."
+        f"{remark if left_out else ''}"
     )
+
+
+def _jax(engines: Sequence[dict[str, Any]]) -> str:
+    """JAX's version, which only its own process knows."""
+    found = {engine.get("settled", {}).get("jax") for engine in engines} - {None}
+    return "".join(f"jax {version}, " for version in sorted(found))
+
+
+def _best(engines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One that did not fail, if there is any."""
+    return min(engines, key=lambda engine: engine["failure"] is not None)
 
 
 def _number(

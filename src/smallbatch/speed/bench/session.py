@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,14 +19,15 @@ from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
 from smallbatch.speed.bench.plain import Plain
-from smallbatch.speed.rate import measure
+from smallbatch.speed.rate import BASE_LR, measure
 from smallbatch.speed.share import LEAST, SLICE_S, CoreShare, taken
 
 if TYPE_CHECKING:
     from smallbatch.config.study import Optimizer
 
-Contender = Literal["textbook", "loop", "stacked"]
-ENGINES: tuple[Contender, ...] = ("textbook", "loop", "stacked")
+Contender = Literal["textbook", "jax-scan", "jax-vmap", "jax-einsum", "loop", "stacked"]
+JAX: tuple[Contender, ...] = ("jax-scan", "jax-vmap", "jax-einsum")
+ENGINES: tuple[Contender, ...] = ("textbook", *JAX, "loop", "stacked")
 GUESS_SECONDS = 0.5  # of a first short measurement, which decides how the others are made
 EPOCHS = 4  # in a measurement, roughly; the first is left out
 MOST_IMAGES = 2**16  # in an epoch
@@ -102,7 +104,7 @@ class Series:
         engine: The engine.
         settled: What the first short measurements decided: the updates in an epoch, and for the
             textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
-            on a GPU, its kernels.
+            on a GPU, its kernels. For JAX its version and the updates in a compiled program.
         looks: Images per second of the possibilities that were tried but not chosen.
         repeats: ``images_per_second``, ``seconds`` and ``share`` (:class:`~speed.share.CoreShare`)
             of every measurement.
@@ -161,7 +163,7 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
 
     Args:
         bench: The settings.
-        folder: A folder for the textbook script's data.
+        folder: A folder for the data of the textbook script and of JAX.
         say: Is told of every step.
         keep: Is given the session after every repeat, so that an interrupted one is not lost.
     """
@@ -175,18 +177,19 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
         for engine in bench.engines
     ]
     session = Session(series, {})
-    with Plain() as plain:
+    with Plain("textbook") as textbook, Plain("jax") as jax:
+        plains = {one.engine: jax if one.engine in JAX else textbook for one in series}
         for one in series:
             say(f"first look: {_name(one)}")
             data = files[id(one.pictures)]
-            _try(one, lambda one=one, data=data: _settle(bench, one, data, plain))
+            _try(one, partial(_settle, bench, one, data, plains[one.engine]))
         for repeat in range(bench.repeats):
             _measure_limits(bench, session.limits)
             for one in series:
                 if one.failure is None:
                     say(f"{repeat + 1}/{bench.repeats}: {_name(one)}")
-                    data = files[id(one.pictures)]
-                    _try(one, lambda one=one, data=data: _repeat(bench, one, data, plain))
+                    data, plain = files[id(one.pictures)], plains[one.engine]
+                    _try(one, partial(_repeat, bench, one, data, plain))
                     if one.failure is None and (share := one.repeats[-1]["share"]) < LEAST:
                         say(f"{taken(share)}: this figure does not count")
             session.repeats += 1
@@ -219,6 +222,10 @@ def _settle(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
         }
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
         return
+    if series.engine in JAX:  # it compiles now what it keeps for the repeats
+        found = plain.measure(_jax_words(bench, series, data, GUESS_SECONDS))
+        series.settled |= {name: found[name] for name in ("updates_per_call", "jax")}
+        return
     workload = series.workload
     methods = methods_of(workload, [series.method.engine])
     looks = {method: measure(workload, method, seconds=GUESS_SECONDS) for method in methods}
@@ -239,6 +246,9 @@ def _repeat(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
     if series.engine == "textbook":
         workers = settled["loader_workers"]
         repeat = plain.measure(_words(bench, series.workload, data, workers, bench.seconds))
+    elif series.engine in JAX:
+        repeat = plain.measure(_jax_words(bench, series, data, bench.seconds))
+        del repeat["jax"]  # its version, which `settled` has
     else:
         updates = settled["updates_per_epoch"]
         rate = measure(
@@ -263,6 +273,16 @@ def _words(
         "--device", bench.device, "--seconds", seconds, "--optimizer", workload.optimizer,
         *(["--augment"] if workload.augment else []),
         *(["--bn-batch-size", workload.bn_batch_size] if workload.bn_batch_size else []),
+    ]  # fmt: skip
+
+
+def _jax_words(bench: Bench, series: Series, data: Path, seconds: float) -> list[object]:
+    workload = series.workload
+    return [
+        "--peer", series.engine, "--data", data, "--norm", workload.norm,
+        "--batch-size", workload.batch_size,
+        "--lanes", 1 if series.engine == "jax-scan" else workload.lanes,
+        "--base-lr", BASE_LR, "--device", bench.device, "--seconds", seconds,
     ]  # fmt: skip
 
 
@@ -296,7 +316,7 @@ def _script(file: str, *words: str, meanwhile: Callable[[], object]) -> dict[str
 
 
 def _save(pictures: Pictures, least: int, folder: Path) -> Path:
-    """Write the images for the textbook script; repeats them if there are too few."""
+    """Write the images for the scripts; repeats them if there are too few."""
     rows = np.arange(max(least, len(pictures.labels))) % len(pictures.labels)
     path = folder / f"{pictures.name}.npz"
     images = pictures.images[rows].transpose(0, 2, 3, 1)

@@ -4,17 +4,13 @@ A script of its own, `python textbook.py --data images.npz --batch-size 8 ...`: 
 DataLoader with torchvision's v2 transforms, `torch.optim.SGD`, torch's default threads. It trains
 until it has been timed for long enough and prints one line of JSON. With `--requests` it does so
 for each line that it reads: a JSON list of options. It is not part of the package's engines and
-imports nothing of it, but for models that timm itself has not.
+imports nothing of it, but for models that timm itself has not, and to answer requests.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import signal
-import sys
 import time
 from typing import IO, Any, cast
 
@@ -188,21 +184,15 @@ def answer(words: list[str], out: IO[str]) -> None:
     result = train(model, make_loader(arrays, options), options)
     found = result | {"parameters": parameters, "threads": torch.get_num_threads()}
     print(json.dumps(found), file=out, flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is measured next needs the memory
 
 
 def main() -> None:
     """Train once, or once for each request."""
-    if sys.argv[1:] != ["--requests"]:
-        answer(sys.argv[1:], sys.stdout)
-        return
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
-    death_of_parent = 1  # PR_SET_PDEATHSIG, of Linux: nobody waits for an answer then
-    ctypes.CDLL(None).prctl(death_of_parent, signal.SIGKILL)
-    for line in sys.stdin:
-        answer(json.loads(line), out)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what is measured next needs the memory
+    from smallbatch.speed.bench.serve import serve
+
+    serve(answer)
 
 
 if __name__ == "__main__":

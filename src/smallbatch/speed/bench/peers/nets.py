@@ -1,4 +1,4 @@
-"""ResNet-8 over lanes in plain JAX, its convolutions by `vmap` or as batched matrix products.
+"""ResNet-8 in plain JAX: of one lane, of lanes by `vmap`, of lanes by batched matrix products.
 
 Weights are (S, L, …) for S seeds of L lanes. Imported where JAX is already set up.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.gpu.peers_task import CLASSES, WIDTHS, Array, Task
+from smallbatch.speed.bench.peers.task import WIDTHS, Array
 
 EPS = 1e-5
 Weights = dict[str, Any]
@@ -41,7 +41,7 @@ def features(
 
 def losses(logits: Any, labels: Any) -> Any:
     """(…, m, classes) and (…, m) → the sum of cross-entropies (…)."""
-    chosen = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
+    chosen = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return -(jax.nn.log_softmax(logits) * chosen).sum((-2, -1))
 
 
@@ -72,10 +72,14 @@ def normalise(
 
 
 class Vmap:
-    """A plain model of one lane, (m, C, H, W), vmapped over seeds and their lanes."""
+    """A plain model of one lane, (m, C, H, W), vmapped over seeds and their lanes.
 
-    def __init__(self, task: Task) -> None:
-        self.momentum = task.momentum
+    Args:
+        momentum: Weight of the newest batch in the running statistics.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
 
     def images(self, images: Array) -> Array:
         """As the model takes them."""
@@ -89,7 +93,7 @@ class Vmap:
     plain = stored
 
     def gradients(self, parameters: Weights, running: Weights, x: Any, y: Any) -> Found:
-        """Of all lanes, from images (S, m, 3, H, W) and labels (S, m)."""
+        """Of all lanes, from images (S, m, C, H, W) and labels (S, m)."""
         lane = jax.value_and_grad(self._loss, has_aux=True)
         lanes = jax.vmap(jax.vmap(lane, (0, 0, None, None)))
         (loss, (moved, hits)), gradients = lanes(parameters, running, x, y)
@@ -117,16 +121,27 @@ class Vmap:
         return jnp.pad(x[:, :, ::2, ::2], ((0, 0), (0, new), (0, 0), (0, 0)))
 
 
+class Single(Vmap):
+    """The plain model of one lane without `vmap`, as for a single run."""
+
+    def gradients(self, parameters: Weights, running: Weights, x: Any, y: Any) -> Found:
+        """Of the only lane of the only seed, from images (1, m, C, H, W) and labels (1, m)."""
+        lane = jax.value_and_grad(self._loss, has_aux=True)
+        own = ({name: value[0, 0] for name, value in it.items()} for it in (parameters, running))
+        (loss, (moved, hits)), gradients = lane(*own, x[0], y[0])
+        return jax.tree.map(lambda it: it[None, None], (gradients, moved, loss, hits))
+
+
 class Einsum:
     """All lanes at once, (S, L, m, H, W, C); a convolution is patches times weights (…, 9·C, O).
 
     Args:
-        task: the lanes.
-        preset: name of a `DotAlgorithmPreset` for every product; float32 without.
+        momentum: Weight of the newest batch in the running statistics.
+        preset: Name of a `DotAlgorithmPreset` for every product; float32 without.
     """
 
-    def __init__(self, task: Task, preset: str | None) -> None:
-        self.momentum = task.momentum
+    def __init__(self, momentum: float, preset: str | None = None) -> None:
+        self.momentum = momentum
         self.precision: Any = (
             lax.Precision.HIGHEST if preset is None else lax.DotAlgorithmPreset[preset]
         )
@@ -151,7 +166,7 @@ class Einsum:
         return value.reshape(lanes, 3, 3, -1, out).transpose(0, 4, 3, 1, 2)
 
     def gradients(self, parameters: Weights, running: Weights, x: Any, y: Any) -> Found:
-        """Of all lanes, from images (S, m, H, W, 3) and labels (S, m)."""
+        """Of all lanes, from images (S, m, H, W, C) and labels (S, m)."""
         total = jax.value_and_grad(self._loss, has_aux=True)
         (_, (moved, loss, hits)), gradients = total(parameters, running, x, y[:, None])
         return gradients, moved, loss, hits
