@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.gpu.peers_oracle import in_float32, train
-from benchmarks.gpu.peers_task import compare
+from benchmarks.gpu.peers_task import CHECKED_BASE_LRS, compare
+from benchmarks.gpu.peers_task import load as load_toy
 from click.testing import CliRunner
 
 from smallbatch.cli.main import main
@@ -26,10 +27,10 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench import command, plain, session
 from smallbatch.speed.bench.images import load
 from smallbatch.speed.bench.peers.jax_script import updates_per_call
-from smallbatch.speed.bench.peers.task import Result, Task, drawn, make_task, normalised
+from smallbatch.speed.bench.peers.task import Result, Task, drawn, make_task
 from smallbatch.speed.bench.plain import Plain
 from smallbatch.speed.bench.record import as_json, as_markdown
-from smallbatch.speed.bench.session import JAX, Bench, Series, Session
+from smallbatch.speed.bench.session import JAX, SCANS, Bench, Series, Session
 from smallbatch.speed.rate import Rate
 
 ROOT = Path(__file__).parents[3]
@@ -88,19 +89,20 @@ def by_jax(peer: str, task: Task, starts: Sequence[dict[str, Any]], folder: Path
 @needs_jax
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "none"])
-@pytest.mark.parametrize("peer", JAX)
+@pytest.mark.parametrize("peer", [*SCANS, *JAX[1:]])
 def test_a_peer_trains_as_a_plain_loop_in_float64(peer: str, norm: str, tmp_path: Path) -> None:
-    """Weights, statistics and losses after 20 updates, at rates at which lanes learn."""
-    rng = np.random.default_rng(1)
-    images = normalised(rng.integers(0, 256, (160, 3, 8, 8), np.uint8))
-    labels = rng.integers(0, 10, 160)
-    rates = [2.0**-9] if peer == "jax-scan" else [2.0**-9, 2.0**-7] * 2
-    task = make_task(norm, 8, np.array(rates), images, labels, 20)
+    """Weights, statistics and losses after 20 updates, at rates at which lanes learn.
+
+    On the noise of `benchmarks.gpu`'s check, in which no activation is so close to 0 that float32
+    clips it and float64 does not: on other noise plain float32 PyTorch deviates by 3e-2 as well.
+    """
+    rates = CHECKED_BASE_LRS[:1] if peer in SCANS else CHECKED_BASE_LRS * 2
+    task = make_task(norm, 8, np.array(rates), *load_toy(None, toy=True), 20)
     starts, expected = train(task)
     found = by_jax(peer, task, [in_float32(start) for start in starts], tmp_path)
     result = compare(found, starts, expected)
     assert result["passed"], result
-    assert result["deviation"] > 0
+    assert 0 < result["deviation"] < 1e-3  # 2e-5 was found
     assert result["loss_deviation"] < 1e-3
     assert result["right_difference"] <= 1
 
@@ -244,7 +246,7 @@ def small_bench() -> Bench:
 def test_jax_is_asked_in_its_own_process_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates = {"jax-scan": 30.0, "jax-vmap": 20.0, "jax-einsum": 50.0}
+    rates = {"jax-scan": 30.0, "jax-scan-patches": 40.0, "jax-vmap": 20.0, "jax-einsum": 50.0}
     asked = list[tuple[str, Any, Any]]()
 
     def measure_plain(script: Plain, words: Sequence[object]) -> dict[str, Any]:
@@ -274,7 +276,8 @@ def test_jax_is_asked_in_its_own_process_and_compared(
     done = session.run(bench, tmp_path, lambda _: None, lambda _: None)
     assert set(asked) == {
         ("textbook.py", "textbook", None), ("jax_script.py", "jax-scan", 1),
-        ("jax_script.py", "jax-vmap", 4), ("jax_script.py", "jax-einsum", 4),
+        ("jax_script.py", "jax-scan-patches", 1), ("jax_script.py", "jax-vmap", 4),
+        ("jax_script.py", "jax-einsum", 4),
     }  # fmt: skip
     command._learn(done)
     assert learnt
@@ -282,7 +285,8 @@ def test_jax_is_asked_in_its_own_process_and_compared(
 
     record = as_json(bench, done, [], ENVIRONMENT)
     engines = record["cases"][0]["engines"]
-    assert engines["jax-scan"]["settled"] == {"updates_per_call": 39, "jax": "0.9"}
+    settled = {"peer": "jax-scan-patches", "updates_per_call": 39, "jax": "0.9"}
+    assert (engines["jax-scan"]["settled"], engines["jax-scan"]["median"]) == (settled, 40.0)
     assert "jax" not in engines["jax-scan"]["repeats"][0]
     assert engines["stacked"]["over_best_jax"] == 4.0
     assert engines["jax-vmap"]["fraction_of_sgemm"] > 0

@@ -28,7 +28,8 @@ NOTES = {
     ),
     "jax-scan, jax-vmap, jax-einsum": (
         "speed/bench/peers: one run, K lanes by jax.vmap, K lanes by 3×3 patches and one batched "
-        "product per convolution; each some updates as one compiled lax.scan over normalised "
+        "product per convolution; the one run by XLA's convolutions or by patches, the faster "
+        "after a short try. Each some updates as one compiled lax.scan over normalised "
         "images that lie on the device, in a process for all with JAX's default threads. To "
         "compile is left out"
     ),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Contender = Literal["textbook", "jax-scan", "jax-vmap", "jax-einsum", "loop", "stacked"]
 JAX: tuple[Contender, ...] = ("jax-scan", "jax-vmap", "jax-einsum")
+SCANS = ("jax-scan", "jax-scan-patches")  # ways of jax-scan to convolve; the faster is used
 ENGINES: tuple[Contender, ...] = ("textbook", *JAX, "loop", "stacked")
 GUESS_SECONDS = 0.5  # of a first short measurement, which decides how the others are made
 EPOCHS = 4  # in a measurement, roughly; the first is left out
@@ -104,7 +105,8 @@ class Series:
         engine: The engine.
         settled: What the first short measurements decided: the updates in an epoch, and for the
             textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
-            on a GPU, its kernels. For JAX its version and the updates in a compiled program.
+            on a GPU, its kernels. For JAX its version, the updates in a compiled program, and the
+            ``peer`` of ``peers/program.py``.
         looks: Images per second of the possibilities that were tried but not chosen.
         repeats: ``images_per_second``, ``seconds`` and ``share`` (:class:`~speed.share.CoreShare`)
             of every measurement.
@@ -223,8 +225,14 @@ def _settle(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
         return
     if series.engine in JAX:  # it compiles now what it keeps for the repeats
-        found = plain.measure(_jax_words(bench, series, data, GUESS_SECONDS))
-        series.settled |= {name: found[name] for name in ("updates_per_call", "jax")}
+        peers = SCANS if series.engine == "jax-scan" else (series.engine,)
+        tried = {
+            peer: plain.measure(_jax_words(bench, series.workload, data, peer, GUESS_SECONDS))
+            for peer in peers
+        }
+        peer = max(tried, key=lambda peer: tried[peer]["images_per_second"])
+        series.settled["peer"] = peer
+        series.settled |= {name: tried[peer][name] for name in ("updates_per_call", "jax")}
         return
     workload = series.workload
     methods = methods_of(workload, [series.method.engine])
@@ -247,7 +255,8 @@ def _repeat(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
         workers = settled["loader_workers"]
         repeat = plain.measure(_words(bench, series.workload, data, workers, bench.seconds))
     elif series.engine in JAX:
-        repeat = plain.measure(_jax_words(bench, series, data, bench.seconds))
+        peer = settled["peer"]
+        repeat = plain.measure(_jax_words(bench, series.workload, data, peer, bench.seconds))
         del repeat["jax"]  # its version, which `settled` has
     else:
         updates = settled["updates_per_epoch"]
@@ -276,12 +285,13 @@ def _words(
     ]  # fmt: skip
 
 
-def _jax_words(bench: Bench, series: Series, data: Path, seconds: float) -> list[object]:
-    workload = series.workload
+def _jax_words(
+    bench: Bench, workload: Workload, data: Path, peer: str, seconds: float
+) -> list[object]:
     return [
-        "--peer", series.engine, "--data", data, "--norm", workload.norm,
+        "--peer", peer, "--data", data, "--norm", workload.norm,
         "--batch-size", workload.batch_size,
-        "--lanes", 1 if series.engine == "jax-scan" else workload.lanes,
+        "--lanes", 1 if peer in SCANS else workload.lanes,
         "--base-lr", BASE_LR, "--device", bench.device, "--seconds", seconds,
     ]  # fmt: skip
 

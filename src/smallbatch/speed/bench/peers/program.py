@@ -3,7 +3,9 @@
 The program is a `jax.lax.scan` over updates, which keeps weights and images on the device.
 `jax-scan` trains one lane by a plain model, `jax-vmap` K lanes by the same model under `jax.vmap`,
 `jax-einsum` K lanes by the 3×3 patches of their inputs times their weights, one batched matrix
-product for a convolution; `jax-einsum-x3` does so by three TF32 products each.
+product for a convolution; `jax-einsum-x3` does so by three TF32 products each. `jax-scan-patches`
+trains one lane by patches, since XLA's own convolutions in a loop are slow on a CPU: a twentieth of
+the speed on 32×32 at m = 2.
 """
 
 # JAX is no dependency of the package: it may not be there.
@@ -20,7 +22,7 @@ import numpy as np
 
 from smallbatch.speed.bench.peers.task import Result, State, Task
 
-PEERS = ("jax-scan", "jax-vmap", "jax-einsum", "jax-einsum-x3")
+PEERS = ("jax-scan", "jax-scan-patches", "jax-vmap", "jax-einsum", "jax-einsum-x3")
 
 
 def set_up(device: str) -> Any:
@@ -42,19 +44,20 @@ class Program:
 
     Args:
         peer: Of `PEERS`.
-        task: The lanes and the examples of their updates; `jax-scan` takes one lane.
+        task: The lanes and the examples of their updates; `jax-scan` and
+            `jax-scan-patches` take one lane.
         starts: Every lane's initial weights, float32 by torch's names and shapes.
         updates: Updates in a call.
 
     Raises:
-        ValueError: `jax-scan` was given several lanes.
+        ValueError: A peer of one lane was given several.
     """
 
     def __init__(self, peer: str, task: Task, starts: list[State], updates: int) -> None:
         import jax
         import jax.numpy as jnp
 
-        if peer == "jax-scan" and task.lanes != 1:
+        if peer.startswith("jax-scan") and task.lanes != 1:
             raise ValueError(f"lanes: found {task.lanes}; allowed with {peer}: 1")
         self.seeds, self.lanes = task.seeds, task.lanes
         self.net, self.run = _compiled(peer, task.momentum, updates)
@@ -119,6 +122,7 @@ def _compiled(peer: str, momentum: float, updates: int) -> tuple[Any, Any]:
 
     makers: dict[str, Callable[[float], Any]] = {
         "jax-scan": Single,
+        "jax-scan-patches": Einsum,
         "jax-vmap": Vmap,
         "jax-einsum": Einsum,
         "jax-einsum-x3": partial(Einsum, preset="TF32_TF32_F32_X3"),
