@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench import command, plain, session
 from smallbatch.speed.bench.images import load
 from smallbatch.speed.bench.peers.jax_script import updates_per_call
-from smallbatch.speed.bench.peers.task import Result, Task, drawn, make_task
+from smallbatch.speed.bench.peers.task import Result, Task, drawn, make_task, most_parts, parts
 from smallbatch.speed.bench.plain import Plain
 from smallbatch.speed.bench.record import as_json, as_markdown
 from smallbatch.speed.bench.session import JAX, SCANS, Bench, Series, Session
@@ -117,13 +117,15 @@ def test_the_script_answers_for_every_peer(tmp_path: Path) -> None:
         "resnet8", "batch", num_classes=4, in_chans=1, image_size=8, seed=0, batch_size=2
     )
     with Plain("jax") as script:
-        for peer in JAX:
-            lanes = 1 if peer == "jax-scan" else 4
+        for peer, lanes, programs in (
+            ("jax-scan", 1, 1), ("jax-scan-patches", 2, 2), ("jax-vmap", 4, 1),
+            ("jax-einsum", 4, 2),
+        ):  # fmt: skip
             found = script.measure(
                 ["--peer", peer, "--data", tmp_path / "some.npz", "--batch-size", 2,
-                 "--lanes", lanes, "--seconds", 0.05],
+                 "--lanes", lanes, "--programs", programs, "--seconds", 0.05],
             )  # fmt: skip
-            assert found["images"] % (2 * lanes * found["updates_per_call"]) == 0
+            assert found["images"] % (2 * lanes // programs * found["updates_per_call"]) == 0
             assert found["images_per_second"] == found["images"] / found["seconds"]
             assert found["parameters"] == sum(p.numel() for p in model.parameters())
             assert 0 < found["loss"] < 10
@@ -152,6 +154,27 @@ def test_initial_weights_have_the_packages_names_and_shapes(norm: str) -> None:
         other = expected[name].numpy()
         assert np.allclose(value.std(), other.std(), rtol=0.3, atol=1e-6), name
         assert np.allclose(value.mean(), other.mean(), atol=0.1), name
+
+
+@pytest.mark.parametrize(
+    ("lanes", "cores", "most"),
+    [(26, 2, 2), (26, 1, 1), (26, 5, 4), (5, 3, 3), (2, 8, 2), (1, 8, 1)],
+)
+def test_parts_of_a_task_have_all_its_lanes_with_their_batches(
+    lanes: int, cores: int, most: int
+) -> None:
+    images, labels = load_toy(None, toy=True)
+    task = make_task("none", 4, np.arange(1.0, lanes + 1), images, labels, 3)
+    assert most_parts(lanes, cores) == most
+    found = [
+        (rate, part.table[:, part.seed(lane)].tolist())
+        for part in parts(task, most)
+        for lane, rate in enumerate(part.base_lrs)
+    ]
+    expected = [(r, task.table[:, task.seed(i)].tolist()) for i, r in enumerate(task.base_lrs)]
+    assert found == expected
+    with pytest.raises(ValueError, match=r"programs: found 99"):
+        parts(task, 99)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +270,15 @@ def test_jax_is_asked_in_its_own_process_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {"jax-scan": 30.0, "jax-scan-patches": 40.0, "jax-vmap": 20.0, "jax-einsum": 50.0}
-    asked = list[tuple[str, Any, Any]]()
+    asked = list[tuple[str, str, Any, int]]()
 
     def measure_plain(script: Plain, words: Sequence[object]) -> dict[str, Any]:
         named = dict(zip(words[::2], words[1::2], strict=True))
         peer = str(named.get("--peer", "textbook"))
-        asked.append((script._script.name, peer, named.get("--lanes")))
-        found: dict[str, Any] = {"images_per_second": rates.get(peer, 10.0), "share": 1.0}
+        lanes, programs = named.get("--lanes"), cast("int", named.get("--programs", 1))
+        asked.append((script._script.name, peer, lanes, programs))
+        speed = rates.get(peer, 10.0) / (1 if programs == 2 or peer == "textbook" else 2)
+        found: dict[str, Any] = {"images_per_second": speed, "share": 1.0}
         return found if peer == "textbook" else found | {"updates_per_call": 39, "jax": "0.9"}
 
     def measure(_: Workload, _method: Method, **_how: Any) -> Rate:
@@ -275,17 +300,19 @@ def test_jax_is_asked_in_its_own_process_and_compared(
     bench = small_bench()
     done = session.run(bench, tmp_path, lambda _: None, lambda _: None)
     assert set(asked) == {
-        ("textbook.py", "textbook", None), ("jax_script.py", "jax-scan", 1),
-        ("jax_script.py", "jax-scan-patches", 1), ("jax_script.py", "jax-vmap", 4),
-        ("jax_script.py", "jax-einsum", 4),
-    }  # fmt: skip
+        ("textbook.py", "textbook", None, 1),
+        *(("jax_script.py", peer, n, n) for peer in SCANS for n in (1, 2)),
+        *(("jax_script.py", peer, 4, n) for peer in JAX[1:] for n in (1, 2)),
+    }
     command._learn(done)
     assert learnt
     assert all("stacked" in key for rates in learnt for key in rates)
 
     record = as_json(bench, done, [], ENVIRONMENT)
     engines = record["cases"][0]["engines"]
-    settled = {"peer": "jax-scan-patches", "updates_per_call": 39, "jax": "0.9"}
+    settled = {
+        "peer": "jax-scan-patches", "programs": 2, "updates_per_call": 39, "jax": "0.9",
+    }  # fmt: skip
     assert (engines["jax-scan"]["settled"], engines["jax-scan"]["median"]) == (settled, 40.0)
     assert "jax" not in engines["jax-scan"]["repeats"][0]
     assert engines["stacked"]["over_best_jax"] == 4.0

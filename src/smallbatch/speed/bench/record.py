@@ -28,10 +28,11 @@ NOTES = {
     ),
     "jax-scan, jax-vmap, jax-einsum": (
         "speed/bench/peers: one run, K lanes by jax.vmap, K lanes by 3×3 patches and one batched "
-        "product per convolution; the one run by XLA's convolutions or by patches, the faster "
-        "after a short try. Each some updates as one compiled lax.scan over normalised "
-        "images that lie on the device, in a process for all with JAX's default threads. To "
-        "compile is left out"
+        "product per convolution. The one run by XLA's convolutions or by patches, all by one "
+        "program or by one in a thread for each core, which share the lanes (of jax-scan: a run "
+        "each): the fastest after a short try. Each some updates as one compiled lax.scan over "
+        "normalised images that lie on the device, in a process for all with JAX's default "
+        "threads. To compile is left out"
     ),
     "over_best_jax": "images_per_second / the largest median of JAX's",
     "loop, stacked": "through train_all, with the pipeline's worker processes",

@@ -18,6 +18,7 @@ from smallbatch.errors import WorkerLost
 from smallbatch.placement.known import methods as methods_of
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench.images import Pictures
+from smallbatch.speed.bench.peers.task import most_parts
 from smallbatch.speed.bench.plain import Plain
 from smallbatch.speed.rate import BASE_LR, measure
 from smallbatch.speed.share import LEAST, SLICE_S, CoreShare, taken
@@ -106,7 +107,7 @@ class Series:
         settled: What the first short measurements decided: the updates in an epoch, and for the
             textbook script its loader workers, or for the stacked engine its lanes in a chunk and,
             on a GPU, its kernels. For JAX its version, the updates in a compiled program, and the
-            ``peer`` of ``peers/program.py``.
+            ``peer`` of ``peers/program.py`` and how many such programs share the lanes.
         looks: Images per second of the possibilities that were tried but not chosen.
         repeats: ``images_per_second``, ``seconds`` and ``share`` (:class:`~speed.share.CoreShare`)
             of every measurement.
@@ -225,14 +226,13 @@ def _settle(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
         series.settled["loader_workers"] = max(rates, key=lambda n: rates[n]["images_per_second"])
         return
     if series.engine in JAX:  # it compiles now what it keeps for the repeats
-        peers = SCANS if series.engine == "jax-scan" else (series.engine,)
         tried = {
-            peer: plain.measure(_jax_words(bench, series.workload, data, peer, GUESS_SECONDS))
-            for peer in peers
+            way: plain.measure(_jax_words(bench, series.workload, data, *way, GUESS_SECONDS))
+            for way in _jax_ways(bench, series.engine)
         }
-        peer = max(tried, key=lambda peer: tried[peer]["images_per_second"])
-        series.settled["peer"] = peer
-        series.settled |= {name: tried[peer][name] for name in ("updates_per_call", "jax")}
+        way = max(tried, key=lambda way: tried[way]["images_per_second"])
+        series.settled |= {"peer": way[0], "programs": way[1]}
+        series.settled |= {name: tried[way][name] for name in ("updates_per_call", "jax")}
         return
     workload = series.workload
     methods = methods_of(workload, [series.method.engine])
@@ -255,8 +255,8 @@ def _repeat(bench: Bench, series: Series, data: Path, plain: Plain) -> None:
         workers = settled["loader_workers"]
         repeat = plain.measure(_words(bench, series.workload, data, workers, bench.seconds))
     elif series.engine in JAX:
-        peer = settled["peer"]
-        repeat = plain.measure(_jax_words(bench, series.workload, data, peer, bench.seconds))
+        way = settled["peer"], settled["programs"]
+        repeat = plain.measure(_jax_words(bench, series.workload, data, *way, bench.seconds))
         del repeat["jax"]  # its version, which `settled` has
     else:
         updates = settled["updates_per_epoch"]
@@ -285,13 +285,20 @@ def _words(
     ]  # fmt: skip
 
 
+def _jax_ways(bench: Bench, engine: Contender) -> list[tuple[str, int]]:
+    """Peers of ``peers/program.py``, by one program and by as many as there are cores."""
+    peers = SCANS if engine == "jax-scan" else (engine,)
+    most = bench.workers if engine == "jax-scan" else most_parts(bench.lanes, bench.workers)
+    return [(peer, programs) for peer in peers for programs in sorted({1, most})]
+
+
 def _jax_words(
-    bench: Bench, workload: Workload, data: Path, peer: str, seconds: float
+    bench: Bench, workload: Workload, data: Path, peer: str, programs: int, seconds: float
 ) -> list[object]:
     return [
         "--peer", peer, "--data", data, "--norm", workload.norm,
         "--batch-size", workload.batch_size,
-        "--lanes", 1 if peer in SCANS else workload.lanes,
+        "--lanes", programs if peer in SCANS else workload.lanes, "--programs", programs,
         "--base-lr", BASE_LR, "--device", bench.device, "--seconds", seconds,
     ]  # fmt: skip
 

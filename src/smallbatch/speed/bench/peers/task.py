@@ -7,7 +7,7 @@ loss and its number of right answers are kept too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,11 @@ class Result:
     right: Array
 
 
+def seeds_of(lanes: int) -> int:
+    """Two where the lanes come in pairs, else one."""
+    return 1 if lanes % 2 else 2
+
+
 def make_task(norm: str, m: int, base_lrs: Array, images: Array, labels: Array, rows: int) -> Task:
     """Two seeds where the lanes come in pairs, else one; every seed's batches go by epochs.
 
@@ -88,7 +93,7 @@ def make_task(norm: str, m: int, base_lrs: Array, images: Array, labels: Array, 
         labels: int64 (N,).
         rows: The number of updates whose examples are laid down.
     """
-    seeds = 1 if len(base_lrs) % 2 else 2
+    seeds = seeds_of(len(base_lrs))
     streams = list[Array]()
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
@@ -96,6 +101,32 @@ def make_task(norm: str, m: int, base_lrs: Array, images: Array, labels: Array, 
         order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])
         streams.append(order[: rows * m].reshape(rows, m))
     return Task(norm, images, labels, np.stack(streams, 1), base_lrs)
+
+
+def parts(task: Task, count: int) -> list[Task]:
+    """The lanes of a task dealt to ``count`` tasks, which can run side by side.
+
+    Each has lanes of one seed, unless it is the only one.
+
+    Raises:
+        ValueError: The count is not 1, or a multiple of the seeds and at most the lanes.
+    """
+    if count == 1:
+        return [task]
+    if count % task.seeds or count > task.lanes:
+        raise ValueError(f"programs: found {count}; allowed: 1, or some for each seed")
+    by_seed = task.base_lrs.reshape(task.seeds, -1)
+    return [
+        replace(task, table=task.table[:, seed : seed + 1], base_lrs=rates)
+        for seed in range(task.seeds)
+        for rates in np.array_split(by_seed[seed], count // task.seeds)
+    ]
+
+
+def most_parts(lanes: int, cores: int) -> int:
+    """The largest number of parts of a task of so many lanes that is at most the cores; else 1."""
+    seeds = seeds_of(lanes)
+    return max(1, min(cores // seeds, lanes // seeds) * seeds)
 
 
 def normalised(images: Array) -> Array:
