@@ -25,8 +25,9 @@ import torch
 
 from smallbatch import machine
 from smallbatch.config.study import Optimizer, StudyConfig
-from smallbatch.engines.lanes.native import compile as kernels
-from smallbatch.engines.lanes.native.compiler import LIMIT_S, identity, run
+from smallbatch.engines.lanes.native import width
+from smallbatch.engines.lanes.native.compile import SOURCE
+from smallbatch.engines.lanes.native.compiler import FLAGS, LIMIT_S, identity, run
 from smallbatch.engines.lanes.native.lanes import NativeLanes
 from smallbatch.engines.resident import load_resident
 from smallbatch.markdown import table
@@ -34,7 +35,7 @@ from smallbatch.placement.workload import Workload, noise
 from smallbatch.protocol.optimiser import MOMENTS
 from smallbatch.protocol.run import Run
 
-CASES = ((2, 8), (32, 4), (512, 1))  # m, and the lanes that fill a vector
+CASES = ((2, 8), (32, 4), (512, 1))  # m, and the lanes: those of one vector, or fewer
 ROUNDS = 40
 NOISE = 0.05  # of an update: what plain SGD's fastest rounds differ by on a shared host
 ALONE = 50  # updates of the weights alone in a call
@@ -44,10 +45,10 @@ NAMES = (*MOMENTS, "streaming")  # the last: plain SGD that streams two moments 
 def compiled() -> ctypes.CDLL:
     """`streaming.cpp` as the product compiles its kernels."""
     source = Path(__file__).with_name("streaming.cpp")
-    command = [identity()[0], *kernels.FLAGS, "-DREAL=float", f"-DV={kernels.LANES}"]
+    command = [identity()[0], *FLAGS, "-DREAL=float", f"-DV={width.vector_width()}"]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "streaming.so")
-        run([*command, f"-I{kernels.SOURCE.parent}", str(source), "-o", str(made)], LIMIT_S)
+        run([*command, f"-I{SOURCE.parent}", str(source), "-o", str(made)], LIMIT_S)
         return ctypes.CDLL(str(made))
 
 
@@ -152,7 +153,7 @@ def main() -> None:
     driver = compiled()
     record = {
         "environment": machine.describe("cpu"),
-        "vector": kernels.LANES,
+        "vector": width.vector_width(),
         "rounds": ROUNDS,
         "cases": [measured(m, lanes, driver) for m, lanes in CASES],
     }

@@ -37,7 +37,7 @@ STAGE = "advise"
 
 COLUMN_S = 1.0
 """Seconds of a column besides its training: processes, files."""
-_LANES = 8  # of a vector
+_LANES = 8  # of a vector, about: machines and m differ
 _AT_ONCE = 16  # lanes of two vectors, which fewer runs do not fill
 _CHECKPOINT_S = 20.0
 _TOO_SHORT_S = 1.0  # for its speed to say anything

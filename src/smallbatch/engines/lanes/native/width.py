@@ -16,7 +16,7 @@ from smallbatch.engines.lanes.native.compiler import FLAGS, LIMIT_S, CompilerFai
 from smallbatch.machine import cache_folder, processor
 
 USUAL = 8
-WIDTHS = (4, USUAL, 16)  # in numbers of four bytes: vectors of 128, 256 and 512 bits
+WIDTHS: tuple[int, ...] = (4, USUAL, 16)  # in numbers of four bytes: vectors of 128, 256 and 512 bits
 # Another width than the usual one must be so much faster: a wider one leaves more places empty.
 MARGIN = 1.1
 ROUNDS = 3  # of all widths, interleaved; of each the fastest counts
