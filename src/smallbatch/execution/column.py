@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from smallbatch import durable, machine
 from smallbatch.errors import UserError, shown
@@ -104,7 +104,7 @@ def train_column(
             lock.fence,
         )
         started, began = datetime.now(UTC), time.perf_counter()
-        peak = _train_missing(
+        trained = _train_missing(
             column,
             directory,
             placement,
@@ -129,12 +129,12 @@ def train_column(
             started=min(started, *(datetime.fromisoformat(it.started) for it in clocks.values()))
             .isoformat(timespec="seconds")
         )  # fmt: skip
-        if peak is not None:
+        if trained is not None:
             updates = sum(it.result.rows[-1]["updates"] for it in records.values())
-            seconds = sum(it.seconds for it in clocks.values())
+            seconds = _busiest(trained.chunks, clocks, placement.workers)
             clock["seconds"] = time.perf_counter() - began
-            clock["images_per_second"] = placement.workers * column.batch_size * updates / seconds
-            clock["peak_memory_bytes"] = peak
+            clock["images_per_second"] = column.batch_size * updates / seconds
+            clock["peak_memory_bytes"] = trained.peak
         of_column = {key: shared.pop(key) for key in _OF_COLUMN if key in shared}
         clock |= cast("ColumnClock", of_column)
         shared.pop("hardware", None)
@@ -151,11 +151,18 @@ def train_column(
             updates=column.updates(column.runs[0]),
             results=[(run, records[run.hash].result) for run in column.runs],
             timing=timing,
-            system_use=sampler.finish() if peak is not None or sampler.content() else None,
+            system_use=sampler.finish() if trained is not None or sampler.content() else None,
             fence=lock.fence,
         )
         lock.beat(now=True)
         lock.fence.clear()
+
+
+class _Trained(NamedTuple):
+    """Peak memory in bytes, and the runs' hashes of each chunk."""
+
+    peak: int
+    chunks: list[list[str]]
 
 
 def _train_missing(
@@ -172,12 +179,12 @@ def _train_missing(
     keep_weights: bool,
     tick: Callable[[], None],
     kept_only: bool,
-) -> int | None:
+) -> _Trained | None:
     """Train the runs that have no record.
 
     Returns:
-        Peak memory in bytes if all of the column was trained now, from the first update on; else
-        None, as what an earlier attempt took is not known.
+        What that took if all of the column was trained now, from the first update on; else None, as
+        what an earlier attempt took is not known.
     """
     done = _kept(column, work, placement)
     for run in column.runs:
@@ -225,7 +232,13 @@ def _train_missing(
         on_epoch=lambda run, row: _tell(observers, run, row),
         on_done=lambda run, outcome: _end(observers, run, outcome),
     )
-    return peak if afresh else None
+    return _Trained(peak, plan.read()) if afresh else None
+
+
+def _busiest(chunks: Sequence[Sequence[str]], clocks: Mapping[str, Clock], workers: int) -> float:
+    """Seconds of the worker that trained longest; at least those of the longest chunk."""
+    each = [sum(clocks[name].seconds for name in chunk) for chunk in chunks]
+    return max(*each, sum(clock.seconds for clock in clocks.values()) / workers)
 
 
 def _kept(column: Column, work: Path, placement: Placement) -> dict[str, Kept | None]:

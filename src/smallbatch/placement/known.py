@@ -32,7 +32,7 @@ CHUNK = 8  # lanes at a time; tried beside as many as memory holds
 LOCK_S = 5.0  # to wait for another process that writes what it has learnt
 
 
-MOST_LANES = 16  # lanes of a worker; with more, a workload is no faster or slower
+MOST_LANES = 32  # lanes of a worker: two vectors at least; with more, speeds are about the same
 
 
 @dataclass
@@ -103,7 +103,7 @@ def name_of(column: Column, device: str) -> str:
 
 
 def alike(workload: Workload) -> Workload:
-    """A workload of equal speed with at most MOST_LANES lanes per worker on a CPU."""
+    """A workload of about the same speed with at most MOST_LANES lanes per worker on a CPU."""
     if workload.device == "cuda":
         return workload
     return replace(workload, lanes=min(workload.lanes, MOST_LANES * workload.workers))

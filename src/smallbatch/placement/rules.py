@@ -23,7 +23,7 @@ CAPTURED_SHARE = 0.3
 
 
 # With at least so many runs, `auto` stacks a column on a CPU at any batch size: the native kernels
-# take as long for one lane as for a vector of eight, and two workers share the column.
+# take as long for one lane as for a whole vector, of up to sixteen.
 STACKED_LANES = 8
 # With fewer runs, `auto` stacks a column if a batch has at most so many pixels: then dispatch costs
 # a plain run more than the vector's empty places cost the kernels (docs/performance.md).

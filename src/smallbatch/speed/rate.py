@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -80,8 +80,8 @@ def measure(
     others = psutil.Process().children()  # such as the one that writes to MLflow
     with tempfile.TemporaryDirectory(prefix="smallbatch-") as folder:
         job = job_of(workload, method, runs, dataset, Path(folder), memory)
-        workers, lanes = _side_by_side(workload, job)
-        counter = _Counter(seconds, lanes, lambda: CoreShare(workers, without=others))
+        side = _side_by_side(workload, job)
+        counter = _Counter(seconds, side, lambda: CoreShare(side.workers, without=others))
         try:
             train_all(job, on_epoch=counter.run_epoch, on_done=_refuse_end)
         except _Enough:
@@ -140,16 +140,27 @@ def few_updates(workload: Workload) -> int:
     )
 
 
-def _side_by_side(workload: Workload, job: Job) -> tuple[int, int]:
-    """The workers that get a chunk, and the runs they train at the same time.
+class _SideBySide(NamedTuple):
+    """What trains at the same time.
 
-    That is if memory is no limit.
+    Attributes:
+        workers: Those that get a chunk.
+        runs: The runs that they train at the same time.
+        to_the_end: Whether these are all, so that nothing follows a chunk that ends early.
     """
+
+    workers: int
+    runs: int
+    to_the_end: bool = False
+
+
+def _side_by_side(workload: Workload, job: Job) -> _SideBySide:
+    """What trains at the same time if memory is no limit."""
     if workload.device == "cuda":
         # There is one process: all runs that train beside the first one report with it.
-        return job.workers, 1
+        return _SideBySide(job.workers, 1)
     if job.placement.engine == "loop":
-        return job.workers, job.workers
+        return _SideBySide(job.workers, job.workers)
     import torch
 
     from smallbatch.engines.resident import load_resident
@@ -158,8 +169,9 @@ def _side_by_side(workload: Workload, job: Job) -> tuple[int, int]:
     data = load_resident(noise(workload, 1), augment=False, device=torch.device("cpu"))
     vector = job.placement.vector_of(job.missing[0], data)
     at_most = job.placement.method.lanes or workload.lanes
-    chunks = deal(job.missing, job.workers, at_most, vector)[: job.workers]
-    return len(chunks), sum(map(len, chunks))
+    chunks = deal(job.missing, job.workers, at_most, vector)
+    first = chunks[: job.workers]
+    return _SideBySide(len(first), sum(map(len, first)), len(first) == len(chunks))
 
 
 class _Enough(Exception):  # noqa: N818 - no error: it ends a training that would not end
@@ -167,8 +179,10 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a training that woul
 
 
 class _Counter:
-    def __init__(self, seconds: float, expected: int, cores: Callable[[], CoreShare]) -> None:
-        self.seconds, self.expected, self.begin = seconds, expected, cores
+    def __init__(
+        self, seconds: float, side: _SideBySide, cores: Callable[[], CoreShare]
+    ) -> None:
+        self.seconds, self.side, self.begin = seconds, side, cores
         self.ends: dict[str, list[float]] = {}
         self.cores: CoreShare | None = None
         self.share = 1.0
@@ -180,7 +194,7 @@ class _Counter:
         self.ends.setdefault(run.hash, []).append(now)
         start = next(iter(self.ends.values()))[0]
         # Wait for workers that start slowly, but not for ever: with little memory some never start.
-        least, wait = (2, self.seconds) if len(self.ends) >= self.expected else PATIENCE
+        least, wait = (2, self.seconds) if len(self.ends) >= self.side.runs else PATIENCE
         enough = now - start >= max(wait, self.seconds)
         if enough and min(map(len, self.ends.values())) >= least:
             self.share = self.cores.so_far()
@@ -190,7 +204,9 @@ class _Counter:
         rates = [n * (len(ends) - 1) / (ends[-1] - ends[0]) for ends in self.ends.values()]
         first = min(ends[0] for ends in self.ends.values())
         last = max(ends[-1] for ends in self.ends.values())
-        return Rate(sum(rates), last - first, len(rates), self.share)
+        # A column takes as long as its slowest chunk, and a chunk may have more vectors than another.
+        total = len(rates) * min(rates) if self.side.to_the_end else sum(rates)
+        return Rate(total, last - first, len(rates), self.share)
 
 
 def _refuse_end(run: Run, outcome: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from smallbatch import private
+from smallbatch.engines.lanes.native import compile as kernels
 from smallbatch.engines.lanes.native import compiler, width
 from smallbatch.engines.lanes.native.compiler import CompilerFailed
 
@@ -120,36 +122,85 @@ def test_where_nothing_could_be_measured_nothing_is_kept(
     assert not list(cache.glob("width-*.json"))
 
 
-def test_without_a_cache_folder_it_is_measured_for_this_process(
+def test_without_a_cache_folder_it_is_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., list[Path | None]]
 ) -> None:
+    """As what cannot be kept may be another one at the next start."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("SMALLBATCH_CACHE", str(tmp_path / "file"))
     asked = measured(16, 34, 48)
-    assert [width.vector_width() for _ in range(2)] == [16, 16]
-    assert asked == [None]
+    assert width.vector_width() == 8
+    assert not asked
 
 
-@pytest.mark.parametrize("folder", [True, False])
-def test_a_folder_that_runs_nothing_is_replaced_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool
+def test_what_cannot_be_written_is_the_usual_one(
+    cache: Path, measured: Callable[..., list[Path | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The measurement itself, with this machine's compiler."""
-    missing = tmp_path / "missing"
-    rates = width._measured(missing if folder else None)
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    measured(16, 34, 48)
+    monkeypatch.setattr(width.durable, "write", full)
+    assert width.vector_width() == 8
+
+
+def test_what_another_process_found_meanwhile_counts(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no lock is to be had, as on some shared disks."""
+
+    def measure(folder: Path) -> dict[int, float]:
+        (folder / f"width-{width._key()}.json").write_text('{"width": 4}')
+        return {4: 1.0, 8: 1.0, 16: 2.0}
+
+    monkeypatch.setattr(width, "_measured", measure)
+    assert width.vector_width() == 4
+
+
+def test_the_measurement_itself(tmp_path: Path) -> None:
+    """By this machine's compiler."""
+    rates = width._measured(tmp_path)
     assert set(rates) == set(width.WIDTHS)
     assert all(rate > 0 for rate in rates.values())
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_compiler_that_fails_is_told(
+def failing(folder: Path, *widths: int) -> Path:
+    """A compiler that fails for vectors of these places, and notes its calls."""
+    script = folder / "cxx"
+    cases = "|".join(f"*-DV={it}\\ *" for it in widths)
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho call >> "{folder}/calls"\n'
+        f'case "$*" in {cases}) echo error: no >&2; exit 1;; esac\nexec c++ "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_a_width_that_does_not_compile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(failing(tmp_path, 4, 16)))
+    assert set(width._measured(tmp_path)) == {8}
+
+
+def test_a_compiler_that_fails_is_told_and_not_asked_again(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "cxx"
-    script.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho error: no >&2\nexit 1\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
+    """It may not fail for a part of a column."""
+    monkeypatch.setenv("CXX", str(failing(tmp_path, 4, 8, 16)))
     with pytest.raises(CompilerFailed, match="error: no"):
         width.vector_width()
+    kernels._found.cache_clear()
+    try:
+        assert "error: no" in str(kernels.failure())
+        calls = (tmp_path / "calls").read_text()
+        failing(tmp_path)
+        assert "error: no" in str(kernels.failure())
+        assert not kernels.available()
+        assert (tmp_path / "calls").read_text() == calls
+    finally:
+        kernels._found.cache_clear()
 
 
 def test_processes_that_start_together_agree(cache: Path) -> None:

@@ -31,7 +31,7 @@ def available(moments: bool = False) -> bool:
 
 def failure(moments: bool = False) -> str | None:
     """Why there are no kernels, in one line; None where there are."""
-    found = _here("float", moments)
+    found = _found("float", moments)
     return found if isinstance(found, str) else None
 
 
@@ -47,7 +47,7 @@ def library(real: str, decided: str | None = None, moments: bool = False) -> cty
         OSError: There is no compiler, or it fails.
         RuntimeError: They have another version.
     """
-    found = _here(real, moments)
+    found = _found(real, moments)
     if decided is not None and (isinstance(found, str) or version_of(moments) != decided):
         raise RuntimeError(f"the native kernels {decided} are not to be had any more")
     if isinstance(found, str):
@@ -60,22 +60,15 @@ def version_of(moments: bool = False) -> str:
     return _key("float", moments, width.vector_width())
 
 
-def _here(real: str, moments: bool) -> ctypes.CDLL | str:
-    """The kernels of this machine's width, or why there are none."""
-    try:
-        return _found(real, moments, width.vector_width())
-    except OSError as error:
-        return str(error)
-
-
 @cache
-def _found(real: str, moments: bool, places: int) -> ctypes.CDLL | str:
-    """The kernels for vectors of so many places, or why there are none.
+def _found(real: str, moments: bool) -> ctypes.CDLL | str:
+    """The kernels, or why there are none.
 
     It is found out once, before workers are forked, as a compiler may fail now and not later:
     whatever this process and its workers compute, they compute by the same.
     """
     try:
+        places = width.vector_width()
         folder = private.cache_folder(cache_folder)
         if folder is not None:
             try:

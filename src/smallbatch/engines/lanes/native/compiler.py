@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from functools import cache
 
 from smallbatch.errors import first_line
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
+# For the processor at hand, which compilers for ARM know by the second name.
+_NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+FLAGS = ("-O3", _NATIVE, "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
 LIMIT_S = 300.0  # of a compilation, which takes some seconds on an idle core
 VERSION_LIMIT_S = 60.0  # of telling a version
 

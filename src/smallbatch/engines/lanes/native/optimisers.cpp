@@ -25,8 +25,9 @@ struct Numbers {
     REAL beta1, beta2, eps;
 };
 
-// x/d. In single precision by an estimate of 1/d and a Newton step, which err by a few roundings, as
-// the divider is busy with square roots and would take longer than memory does.
+// x/d. In single precision, where a vector fills a register of AVX, by an estimate of 1/d and a
+// Newton step, which err by a few roundings: the divider is busy with square roots, and would take
+// longer than memory does.
 template <class Vector>
 inline Vector quotient(Vector x, Vector d) {
 #if defined(__AVX512F__)

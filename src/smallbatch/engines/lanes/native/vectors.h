@@ -88,7 +88,7 @@ inline vec repeated(const REAL *x, std::integer_sequence<int, v...>) {
     return vec{x[v % L]...};
 }
 
-// L numbers in all places of their lanes. Each is one instruction that loads and repeats.
+// L numbers in all places of their lanes; mostly by one instruction that loads and repeats them.
 template <int L>
 inline vec unpack(const REAL *x) {
     if constexpr (L == V) {
@@ -102,8 +102,11 @@ inline vec unpack(const REAL *x) {
         return (vec)_mm512_broadcast_f32x8(_mm256_loadu_ps((const float *)x));
     if constexpr (V * sizeof(REAL) == 64 && L * sizeof(REAL) == 16)
         return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)x));
-    if constexpr (V * sizeof(REAL) == 64 && L * sizeof(REAL) == 8)
-        return (vec)_mm512_broadcastsd_pd(_mm_load_sd((const double *)x));
+    if constexpr (V * sizeof(REAL) == 64 && L * sizeof(REAL) == 8) {
+        double both;
+        std::memcpy(&both, x, sizeof(both));
+        return (vec)_mm512_set1_pd(both);
+    }
 #endif
 #if defined(__AVX__)
     if constexpr (V * sizeof(REAL) == 32 && L * sizeof(REAL) == 16)

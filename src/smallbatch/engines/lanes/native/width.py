@@ -21,7 +21,8 @@ WIDTHS: tuple[int, ...] = (4, USUAL, 16)  # in numbers of four bytes: vectors of
 MARGIN = 1.1
 ROUNDS = 3  # of all widths, interleaved; of each the fastest counts
 PROBE = Path(__file__).with_name("probe.cpp")
-_FILES = [PROBE, *sorted(PROBE.parent.glob("*.h"))]
+_FILES = [PROBE, *(PROBE.with_name(f"{it}.h") for it in ("structures", "vectors", "products",
+                                                        "winograd"))]  # fmt: skip
 
 
 @cache
@@ -29,29 +30,31 @@ def vector_width() -> int:
     """The numbers of a vector of this machine's kernels: one of `WIDTHS`.
 
     It is measured when kernels are first compiled here, and kept in the cache folder, as the
-    numbers of a run may depend on it: what was begun with it goes on with it.
+    numbers of a run may depend on it: what was begun with it goes on with it. Where it cannot be
+    kept, it is the usual one, as one start may find another width than the next.
 
     Raises:
         CompilerFailed: There is no compiler, or it fails.
     """
     folder = private.cache_folder(cache_folder)
     if folder is None:
-        return _chosen(_measured(None))
+        return USUAL
     path = folder / f"width-{_key()}.json"
     if (kept := _kept(path)) is not None:
         return kept
     with ExitStack() as stack:
         with suppress(OSError):  # without the lock, or after a long wait, for oneself
-            stack.enter_context(private.locked(path.with_suffix(".lock"), wait=LIMIT_S))
+            wait = (len(WIDTHS) + 1) * LIMIT_S
+            stack.enter_context(private.locked(path.with_suffix(".lock"), wait=wait))
         if (kept := _kept(path)) is not None:
             return kept
         rates = _measured(folder)
-        chosen = _chosen(rates)
-        if rates:
-            text = json.dumps({"width": chosen, "images_per_second": rates})
-            with suppress(OSError):
-                durable.write(path, text.encode(), mode=0o600)
-    return chosen
+        if (kept := _kept(path)) is not None:  # another process did not wait for this one
+            return kept
+        text = json.dumps({"width": _chosen(rates), "images_per_second": rates})
+        with suppress(OSError):
+            durable.write(path, text.encode(), mode=0o600)
+    return _kept(path) or USUAL
 
 
 def _chosen(rates: dict[int, float]) -> int:
@@ -60,26 +63,27 @@ def _chosen(rates: dict[int, float]) -> int:
     return fastest if rates.get(fastest, 0) >= MARGIN * rates.get(USUAL, 0) else USUAL
 
 
-def _measured(folder: Path | None) -> dict[int, float]:
-    """Images per second of a convolution by the vectors of each width; none if nothing runs here.
+def _measured(folder: Path) -> dict[int, float]:
+    """Images per second of a convolution by the vectors of each width that works here.
 
     Raises:
-        CompilerFailed: There is no compiler, or it fails.
+        CompilerFailed: There is no compiler, or it fails for the usual width as well.
     """
-    for parent in (folder, None):  # either may be full, or on a disk that runs no programs
-        try:
-            with tempfile.TemporaryDirectory(prefix="smallbatch-", dir=parent) as scratch:
-                probes = {width: _probe(width, Path(scratch)) for width in WIDTHS}
-            rates = dict.fromkeys(WIDTHS, 0.0)
-            for _ in range(ROUNDS):
-                for width, probe in probes.items():
-                    rates[width] = max(rates[width], probe.images_per_second())
-            return rates
-        except CompilerFailed:
-            raise
-        except (OSError, AttributeError):  # the latter: it is no library of the probe's
-            continue
-    return {}
+    with tempfile.TemporaryDirectory(prefix="smallbatch-", dir=folder) as scratch:
+        probes: dict[int, ctypes.CDLL] = {}
+        for width in WIDTHS:
+            try:
+                probes[width] = _probe(width, Path(scratch))
+            except CompilerFailed:
+                if width == USUAL:
+                    raise
+            except OSError:  # on a disk that runs no programs
+                continue
+    rates = dict.fromkeys(probes, 0.0)
+    for _ in range(ROUNDS):
+        for width, probe in probes.items():
+            rates[width] = max(rates[width], probe.images_per_second())
+    return rates
 
 
 def _probe(width: int, folder: Path) -> ctypes.CDLL:
