@@ -29,11 +29,12 @@ from smallbatch.engines.made_by import made_by_on
 from smallbatch.engines.resident import load_resident
 from smallbatch.errors import TakenOver, UserError, WorkerLost
 from smallbatch.execution import workers
-from smallbatch.execution.column import train_column
+from smallbatch.execution.column import _busiest, train_column
 from smallbatch.placement.placement import Placement, place
 from smallbatch.protocol.column import Column, plan_column
 from smallbatch.protocol.run import Run
 from smallbatch.records.lock import Lock
+from smallbatch.records.schema import Clock
 from tests.columns import place_and_train
 from tests.noise import make_dataset
 
@@ -271,9 +272,10 @@ def test_the_commit_of_a_column_is_that_it_began_with(
     """Its code is in memory from then on, whatever is checked out meanwhile."""
     real, commit = workers.train_all, ["old"]
 
-    def train_all(*words: Any, **named: Any) -> None:
-        real(*words, **named)
+    def train_all(*words: Any, **named: Any) -> int:
+        peak = real(*words, **named)
         commit[0] = "new"
+        return peak
 
     monkeypatch.setattr(workers, "train_all", train_all)
     monkeypatch.setattr(environment, "git_state", lambda *_: (commit[0], False))
@@ -623,3 +625,23 @@ def test_weights_are_left_out_of_records_and_files_on_request(
     assert (without / "history.parquet").read_bytes() == (kept / "history.parquet").read_bytes()
     one, other = (json.loads((it / "runs.json").read_text()) for it in (kept, without))
     assert one["runs"] == other["runs"]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "workers", "seconds"),
+    [
+        ([["a", "b"], ["c"]], 2, 6.0),  # the first worker is busy when the other has ended
+        ([["a"], ["b"], ["c"]], 2, 4.5),  # who is free takes the next
+        ([["a", "b", "c"]], 2, 9.0),
+        ([], 3, 3.0),
+    ],
+)
+def test_a_column_takes_as_long_as_its_busiest_worker(
+    chunks: list[list[str]], workers: int, seconds: float
+) -> None:
+    then = "2026-01-02T03:04:05+00:00"
+    clocks = {
+        name: Clock(started=then, ended=then, seconds=own, images_per_second=1.0)
+        for name, own in (("a", 2.0), ("b", 4.0), ("c", 3.0))
+    }
+    assert _busiest(chunks, clocks, workers) == seconds

@@ -95,7 +95,7 @@ def test_a_damaged_cache_is_forgotten_and_replaced(
     cache: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     learn(rates={"a": {"loop": 1.0}})
-    (file,) = cache.glob("*.json")
+    (file,) = cache.glob("calibration-*.json")
     file.write_text(damage)
     forget(monkeypatch)
     assert known() == Known()
@@ -118,7 +118,7 @@ def test_a_cache_that_others_may_write_is_forgotten(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn(rates={"a": {"loop": 1.0}})
-    (file,) = cache.glob("*.json")
+    (file,) = cache.glob("calibration-*.json")
     file.chmod(0o666)
     forget(monkeypatch)
     assert known() == Known()

@@ -198,7 +198,7 @@ def test_choices_survive_and_old_ones_are_read(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn(choices={"new": TRITON})
-    (file,) = cache.glob("*.json")
+    (file,) = cache.glob("calibration-*.json")
     content = json.loads(file.read_text())
     content["choices"]["old"] = {"engine": "stacked", "lanes": 8}
     file.write_text(json.dumps(content))

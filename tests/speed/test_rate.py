@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,6 +46,15 @@ def scripted(monkeypatch: pytest.MonkeyPatch, events: list[tuple[float, int]]) -
     monkeypatch.setattr(workers, "train_all", train_all)
     monkeypatch.setattr(rate, "CoreShare", Shares)
     return seen
+
+
+def test_the_rate_of_unequal_chunks_is_that_of_the_slowest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes, a chunk each, and no more: the column waits for run 1, 20/4 a second."""
+    events = [(10.0, 0), (11.0, 1), (12.0, 0), (15.0, 0), (15.0, 1), (99.0, 0)]
+    scripted(monkeypatch, events)
+    monkeypatch.setattr(Placement, "vector_of", lambda *_: 1)
+    case = replace(CASE, lanes=2)
+    assert measure(case, Method("stacked"), seconds=4.0, updates=5) == Rate(10.0, 5.0, 2)
 
 
 def test_a_rate_is_the_sum_of_the_runs_over_their_own_stretches(

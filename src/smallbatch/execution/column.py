@@ -238,7 +238,7 @@ def _train_missing(
 def _busiest(chunks: Sequence[Sequence[str]], clocks: Mapping[str, Clock], workers: int) -> float:
     """Seconds of the worker that trained longest; at least those of the longest chunk."""
     each = [sum(clocks[name].seconds for name in chunk) for chunk in chunks]
-    return max(*each, sum(clock.seconds for clock in clocks.values()) / workers)
+    return max([*each, sum(clock.seconds for clock in clocks.values()) / workers])
 
 
 def _kept(column: Column, work: Path, placement: Placement) -> dict[str, Kept | None]:

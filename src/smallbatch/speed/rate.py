@@ -179,9 +179,7 @@ class _Enough(Exception):  # noqa: N818 - no error: it ends a training that woul
 
 
 class _Counter:
-    def __init__(
-        self, seconds: float, side: _SideBySide, cores: Callable[[], CoreShare]
-    ) -> None:
+    def __init__(self, seconds: float, side: _SideBySide, cores: Callable[[], CoreShare]) -> None:
         self.seconds, self.side, self.begin = seconds, side, cores
         self.ends: dict[str, list[float]] = {}
         self.cores: CoreShare | None = None
@@ -204,7 +202,7 @@ class _Counter:
         rates = [n * (len(ends) - 1) / (ends[-1] - ends[0]) for ends in self.ends.values()]
         first = min(ends[0] for ends in self.ends.values())
         last = max(ends[-1] for ends in self.ends.values())
-        # A column takes as long as its slowest chunk, and a chunk may have more vectors than another.
+        # A column takes as long as its slowest chunk, and one may have more vectors than another.
         total = len(rates) * min(rates) if self.side.to_the_end else sum(rates)
         return Rate(total, last - first, len(rates), self.share)
 

@@ -310,7 +310,7 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
 
     kept = {name: engines[name]["median"] for name in ("loop", "stacked")}
     kept = {name: rate for name, rate in kept.items() if rate is not None}
-    files = [*(tmp_path / "c").glob("*.json")]
+    files = [*(tmp_path / "c").glob("calibration-*.json")]
     rates = [rates for file in files for rates in json.loads(file.read_text())["rates"].values()]
     assert rates == ([kept] if kept else [])
 

@@ -16,7 +16,11 @@ from smallbatch.engines.lanes.native.compiler import FLAGS, LIMIT_S, CompilerFai
 from smallbatch.machine import cache_folder, processor
 
 USUAL = 8
-WIDTHS: tuple[int, ...] = (4, USUAL, 16)  # in numbers of four bytes: vectors of 128, 256 and 512 bits
+WIDTHS: tuple[int, ...] = (
+    4,
+    USUAL,
+    16,
+)  # in numbers of four bytes: vectors of 128, 256 and 512 bits
 # Another width than the usual one must be so much faster: a wider one leaves more places empty.
 MARGIN = 1.1
 ROUNDS = 3  # of all widths, interleaved; of each the fastest counts
@@ -51,6 +55,8 @@ def vector_width() -> int:
         rates = _measured(folder)
         if (kept := _kept(path)) is not None:  # another process did not wait for this one
             return kept
+        if not rates:
+            return USUAL
         text = json.dumps({"width": _chosen(rates), "images_per_second": rates})
         with suppress(OSError):
             durable.write(path, text.encode(), mode=0o600)
