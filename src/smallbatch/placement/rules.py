@@ -110,9 +110,9 @@ def deal(runs: Sequence[T], workers: int, lanes_at_most: int, vector: int = 1) -
 
     The chunks leave as few places of their vectors empty as they can. There are no more of them
     than if all were of the same size, and each, in this order, has no more vectors: so none of the
-    workers, who take a chunk after another, has more to compute. Among such chunks the most even
-    are taken. Fewer chunks than workers are possible: two half empty vectors, each on a worker,
-    take as long as one.
+    workers, who take a chunk after another, has more vectors to compute. Among such chunks the most
+    even are taken. Fewer chunks than workers are possible: two half empty vectors, each on a
+    worker, take as long as one. Runs that diverge early change this, and are not foreseen.
 
     Runs with large learning rates often diverge and end early. They are spread over the chunks, as
     each chunk takes every n-th run, or of chunks that differ in size a larger one more often.
