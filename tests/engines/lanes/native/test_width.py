@@ -37,13 +37,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path | None]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
     """Lets the vectors of each width have these speeds; returns the folders of each measurement."""
 
-    def are(*speeds: float) -> list[Path | None]:
-        asked: list[Path | None] = []
+    def are(*speeds: float) -> list[Path]:
+        asked: list[Path] = []
 
-        def measure(folder: Path | None) -> dict[int, float]:
+        def measure(folder: Path) -> dict[int, float]:
             asked.append(folder)
             return dict(zip(width.WIDTHS, speeds, strict=True)) if speeds else {}
 
@@ -64,7 +64,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path | None]
     ],
 )
 def test_the_fastest_is_chosen_if_it_is_much_faster_than_the_usual_one(
-    cache: Path, measured: Callable[..., list[Path | None]], speeds: tuple[float, ...], chosen: int
+    cache: Path, measured: Callable[..., list[Path]], speeds: tuple[float, ...], chosen: int
 ) -> None:
     measured(*speeds)
     assert width.vector_width() == chosen
@@ -72,7 +72,7 @@ def test_the_fastest_is_chosen_if_it_is_much_faster_than_the_usual_one(
     assert json.loads(kept.read_text())["width"] == chosen
 
 
-def test_what_was_chosen_is_kept(cache: Path, measured: Callable[..., list[Path | None]]) -> None:
+def test_what_was_chosen_is_kept(cache: Path, measured: Callable[..., list[Path]]) -> None:
     """Also where another one would be faster now: what was begun goes on as it was."""
     measured(16, 34, 48)
     assert width.vector_width() == 16
@@ -86,7 +86,7 @@ def test_what_was_chosen_is_kept(cache: Path, measured: Callable[..., list[Path 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"width": 5}', '{"width": "16"}'])
 def test_nonsense_is_measured_anew(
-    cache: Path, measured: Callable[..., list[Path | None]], content: str
+    cache: Path, measured: Callable[..., list[Path]], content: str
 ) -> None:
     measured(16, 34, 48)
     width.vector_width()
@@ -99,7 +99,7 @@ def test_nonsense_is_measured_anew(
 
 
 def test_a_link_is_not_followed(
-    cache: Path, measured: Callable[..., list[Path | None]], tmp_path: Path
+    cache: Path, measured: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     measured(16, 34, 48)
     width.vector_width()
@@ -115,7 +115,7 @@ def test_a_link_is_not_followed(
 
 
 def test_where_nothing_could_be_measured_nothing_is_kept(
-    cache: Path, measured: Callable[..., list[Path | None]]
+    cache: Path, measured: Callable[..., list[Path]]
 ) -> None:
     measured()
     assert width.vector_width() == 8
@@ -123,7 +123,7 @@ def test_where_nothing_could_be_measured_nothing_is_kept(
 
 
 def test_without_a_cache_folder_it_is_the_usual_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., list[Path | None]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Callable[..., list[Path]]
 ) -> None:
     """As what cannot be kept may be another one at the next start."""
     (tmp_path / "file").touch()
@@ -134,7 +134,7 @@ def test_without_a_cache_folder_it_is_the_usual_one(
 
 
 def test_what_cannot_be_written_is_the_usual_one(
-    cache: Path, measured: Callable[..., list[Path | None]], monkeypatch: pytest.MonkeyPatch
+    cache: Path, measured: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -142,6 +142,17 @@ def test_what_cannot_be_written_is_the_usual_one(
     measured(16, 34, 48)
     monkeypatch.setattr(width.durable, "write", full)
     assert width.vector_width() == 8
+
+
+def test_in_a_folder_that_is_read_only_it_is_the_usual_one(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(width.tempfile, "TemporaryDirectory", read_only)
+    assert width.vector_width() == 8
+    assert not list(cache.glob("width-*.json"))
 
 
 def test_what_another_process_found_meanwhile_counts(
