@@ -309,3 +309,20 @@ def test_no_missing_object_is_fetched(tmp_path: Path) -> None:
     (tmp_path / ".git/objects" / tree[:2] / tree[2:]).unlink()
     assert machine.git_state(tmp_path) == (None, None)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["cpu family : 26", "model\t: 2", "model name : AMD EPYC", "flags : fpu avx2 avx512f"],
+         "family 26, model 2, AVX-512"),
+        (["cpu family : 6", "model : 60", "flags : sse avx2"], "family 6, model 60, AVX2"),
+        (["Features : fp asimd", "CPU part : 0xd40"], "part 0xd40, NEON"),
+        ([], ""),
+    ],
+)  # fmt: skip
+def test_a_processors_kind_is_told_by_family_model_and_vectors(
+    lines: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: lines)
+    assert machine.cpu_kind() == kind

@@ -226,6 +226,17 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cpu_kind() -> str:
+    """What tells processors of one name apart: family, model, and its largest vectors, if known."""
+    told = dict((part.strip() for part in line.split(":", 1)) for line in _cpuinfo() if ":" in line)
+    names = {"cpu family": "family", "model": "model", "CPU part": "part"}
+    found = [f"{word} {told[name]}" for name, word in names.items() if name in told]
+    flags = f"{told.get('flags', '')} {told.get('Features', '')}".split()
+    vectors = {"avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
+    found += [name for flag, name in vectors.items() if flag in flags][:1]
+    return ", ".join(found)
+
+
 def processor() -> str:
     """Model and instruction sets of the CPU, on which the rounding of its kernels depends."""
     if not (lines := _cpuinfo()):

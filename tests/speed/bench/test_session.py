@@ -20,6 +20,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from smallbatch import machine
 from smallbatch.cli.main import main
 from smallbatch.engines.lanes import native
 from smallbatch.placement.workload import Method, Workload
@@ -303,6 +304,8 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
         if engines["textbook"]["median"]:
             over = engine["median"] / engines["textbook"]["median"]
             assert engine["over_textbook"] == pytest.approx(over)
+    vector = record["environment"]["vector"]
+    assert f"({machine.cpu_kind()}), vectors of {vector} places" in table
     for repeat in engines["textbook"]["repeats"]:
         assert repeat["images_per_second"] == repeat["images"] / repeat["seconds"]
         assert repeat["images"] % 4 == 0

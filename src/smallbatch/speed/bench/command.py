@@ -72,6 +72,8 @@ def bench(
     )
 
     about = machine.describe(found)  # before writing files, which git may see as changes
+    if found == "cpu":
+        about |= {"cpu_kind": machine.cpu_kind(), "vector": _places_of_a_vector()}
 
     def write(session: Session) -> str:
         result = record.as_json(what, session, ["smallbatch", *sys.argv[1:]], about)
@@ -87,6 +89,14 @@ def bench(
     if learn:
         _learn(session)
     return write(session)
+
+
+def _places_of_a_vector() -> int | None:
+    """Of the native kernels; None if there are none."""
+    from smallbatch.engines.lanes.native import available
+    from smallbatch.engines.lanes.native.width import vector_width
+
+    return vector_width() if available() else None
 
 
 def _learn(session: Session) -> None:

@@ -163,6 +163,10 @@ def _about(record: dict[str, Any]) -> str:
     settings, machine = record["settings"], record["environment"]
     limits = {name: limit["median"] for name, limit in record["limits"].items()}
     hardware = machine["gpu"] or f"{count(machine['cores'], 'core')} of {machine['cpu']}"
+    if kind := machine.get("cpu_kind"):
+        hardware += f" ({kind})"
+    if vector := machine.get("vector"):
+        hardware += f", vectors of {vector} places"
     speeds = (
         f"sgemm {limits['sgemm_flops_per_second'] / 1e9:,.0f} GFLOP/s, copies "
         f"{limits['copy_bytes_per_second'] / 1e9:,.1f} GB/s"
