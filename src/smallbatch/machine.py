@@ -228,7 +228,8 @@ def cpu_model() -> str:
 
 def cpu_kind() -> str:
     """What tells processors of one name apart: family, model, and its largest vectors, if known."""
-    told = dict((part.strip() for part in line.split(":", 1)) for line in _cpuinfo() if ":" in line)
+    halves = (line.partition(":") for line in _cpuinfo())
+    told = {name.strip(): value.strip() for name, _, value in halves}
     names = {"cpu family": "family", "model": "model", "CPU part": "part"}
     found = [f"{word} {told[name]}" for name, word in names.items() if name in told]
     flags = f"{told.get('flags', '')} {told.get('Features', '')}".split()
