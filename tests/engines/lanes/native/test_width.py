@@ -93,8 +93,9 @@ def test_nonsense_is_measured_anew(
     [kept] = cache.glob("width-*.json")
     kept.write_text(content)
     forget()
-    assert len(measured(16, 34, 48)) == 0
+    asked = measured(16, 34, 48)
     assert width.vector_width() == 16
+    assert asked == [cache]
     assert json.loads(kept.read_text())["width"] == 16
 
 

@@ -26,8 +26,8 @@ class Algorithm(IntEnum):
 _TILES = {Algorithm.TILES_2: (2, 16), Algorithm.TILES_4: (4, 32), Algorithm.STRIDED: (2, 16)}
 _LARGE_SIDE = 16  # smallest side of an image, in pixels, for which tiles of 4 are considered
 _OUTPUTS = 4  # channels that the kernels of these algorithms compute together
-_WEIGHT_USES = 6  # products that cost as much as an update's other work on a weight
-_ALONE = 0.9  # the cost of a vector of one lane, whose weights are single numbers, beside others'
+_WEIGHT_USES = 6  # products of a place with a weight that take as long as to load the weight
+_ALONE = 0.9  # cost of a vector of one lane, whose weights are single numbers; 1: of others
 _LANES_OF_A_WORKER = 10  # as for 13 base learning rates × 2 seeds on 2 cores, or a few less
 
 

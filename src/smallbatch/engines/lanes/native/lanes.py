@@ -113,17 +113,13 @@ class NativeLanes:
         """Copy the lanes' rows, (K, …) each, into the groups' vectors."""
         self._groups: list[_Rows] = []
         for start in range(0, len(rows.theta), self._size):
-            own = slice(start, start + self._size)
-            self._groups.append(
-                _Rows(
-                    by_value(rows.theta[own], self._size, self._width),
-                    by_value(rows.statistics[own], self._size, self._width),
-                    tuple(
-                        by_value(moment[own], self._size, self._width, 1 + i)
-                        for i, moment in enumerate(rows.moments)
-                    ),
-                )
-            )
+
+            def own(values: NDArray[Any], number: int = 0, start: int = start) -> NDArray[Any]:
+                group = values[start : start + self._size]
+                return by_value(group, self._size, self._width, number)
+
+            moments = tuple(own(moment, 1 + i) for i, moment in enumerate(rows.moments))
+            self._groups.append(_Rows(own(rows.theta), own(rows.statistics), moments))
 
     def _rows(self) -> _Rows:
         """Parameters, statistics and moments of all lanes, (K, …) each."""
