@@ -153,6 +153,8 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
           for scale in ("full", "small", "smoke")),
         ("finetune", "full"),
         ("finetune", "smoke"),
+        ("budgets", "full"),
+        ("budgets", "smoke"),
     ],
 )  # fmt: skip
 def test_a_profiles_head_says_how_many_runs_it_has(name: str, scale: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 from PIL import Image
@@ -66,3 +67,15 @@ def test_a_model_is_fine_tuned_from_a_file(tmp_path: Path) -> None:
     )  # fmt: skip
     answers = json.loads((project.root / "reports/answers.json").read_text())["answers"]
     assert {answer["study"] for answer in answers} == {"all-weights", "head-only"}
+
+
+def test_budgets_are_compared(tmp_path: Path) -> None:
+    images = REAL / "cifar10"
+    if not images.is_dir():
+        images = stand_in(tmp_path / "data", 10, "label")
+    params = smoke("budgets", {"path": str(images)})
+    project = reproduced(params, tmp_path / "project")
+    assert set(runs_of(project).study) == set(params["grid"]["studies"])
+    table = pd.read_csv(project.root / "reports/tables/budgets.csv")
+    assert set(table["family"]) == {"resnet8", "resnet8-bn"}
+    assert set(table["budget"]) == {"epochs", "updates", "seconds"}

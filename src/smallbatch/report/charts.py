@@ -118,12 +118,12 @@ def heat_map(rate: str, title: str) -> dict[str, Any]:
     whole = alt.layer(*layers).add_params(
         alt.param(name="picked", value=""), alt.param(name="frame", value="#1a1a1a")
     )
-    return _done(whole.properties(width="container", height=alt.Step(24)))
+    return done(whole.properties(width="container", height=alt.Step(24)))
 
 
 def accuracy_curves() -> dict[str, Any]:
     """Reported accuracy against m, a frame per learning rate (paper, Figs. 1-11)."""
-    m, y = _m_axis(), _accuracy_axis()
+    m, y = m_axis(), accuracy_axis()
     chance = alt.Chart().mark_rule(strokeDash=[2, 2], color=GREY)
     floor = chance.encode(y=alt.Y("chance:Q", aggregate="min", title="test accuracy (%)"))
     layers = [_others("frame", m, y), *_curve(m, y), floor]
@@ -132,7 +132,7 @@ def accuracy_curves() -> dict[str, Any]:
 
 def best_accuracy() -> dict[str, Any]:
     """Best accuracy against m, a frame per study (paper, Fig. 15), with bars over the seeds."""
-    m, y = _m_axis(), _accuracy_axis()
+    m, y = m_axis(), accuracy_axis()
     layers = [_others("study", m, y), *_seed_bars(m), *_curve(m, y)]
     return _frames("cells", layers, "study", "study")
 
@@ -140,7 +140,7 @@ def best_accuracy() -> dict[str, Any]:
 def bn_batch_curves() -> dict[str, Any]:
     """Accuracy against the BN batch size, a frame per SGD batch size (paper, Figs. 13 and 14)."""
     x = alt.X("bn:O", title="BN batch size", axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    y = _accuracy_axis()
+    y = accuracy_axis()
     return _frames("cells", [_others("frame", x, y), *_seed_bars(x), *_curve(x, y)], "frame", "m")
 
 
@@ -161,10 +161,10 @@ def study_ranges(rate: str, title: str, *, rules: bool = False) -> dict[str, Any
     }
     fitted = [
         fit.mark_area(opacity=0.2, color=GREY).encode(
-            _m_axis(), _rate_axis(f"low{suffix}", title), alt.Y2(f"high{suffix}:Q")
+            m_axis(), _rate_axis(f"low{suffix}", title), alt.Y2(f"high{suffix}:Q")
         ),
         fit.mark_line(strokeDash=[5, 3], color=GREY).encode(
-            _m_axis(), _rate_axis(f"limit{suffix}", title)
+            m_axis(), _rate_axis(f"limit{suffix}", title)
         ),
     ]
     layers = [
@@ -172,7 +172,7 @@ def study_ranges(rate: str, title: str, *, rules: bool = False) -> dict[str, Any
         *_range_marks(alt.Chart(alt.NamedData("ranges")), rate, title, look),
         *([_best_lrs(title)] if rules else []),
     ]
-    return _done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+    return done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
 
 
 def _rules(title: str) -> list[alt.Chart]:
@@ -180,7 +180,7 @@ def _rules(title: str) -> list[alt.Chart]:
     chart = alt.Chart(alt.NamedData("rules"))
     legend = alt.Legend(title="for comparison, rules of thumb", orient="top", titleLimit=0)
     lines = chart.mark_line(color=GREY, strokeWidth=1.5).encode(
-        _m_axis(),
+        m_axis(),
         _rate_axis("lr", title),
         strokeDash=alt.StrokeDash("rule:N", legend=legend),
         tooltip=[alt.Tooltip("rule:N"), alt.Tooltip("m:O"), alt.Tooltip("lr:Q", format=".3~g")],
@@ -192,7 +192,7 @@ def _best_lrs(title: str) -> alt.Chart:
     """The best η of each m, as rhombs."""
     chart = alt.Chart(alt.NamedData("cells"))
     mark = chart.mark_point(shape="diamond", size=90, color=BEST, strokeWidth=2)
-    return mark.encode(_m_axis(), _rate_axis("lr", title), tooltip=_CELL_TIPS)
+    return mark.encode(m_axis(), _rate_axis("lr", title), tooltip=_CELL_TIPS)
 
 
 def all_ranges(rate: str, title: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def cell_curves() -> dict[str, Any]:
     own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
     y = alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
     chart = own.encode(x, y, color=alt.Color("seed:N", title="seed"), tooltip=tips)
-    return _done(chart.properties(width="container", height=130))
+    return done(chart.properties(width="container", height=130))
 
 
 _DOT: dict[str, Any] = {"filled": True, "size": 30, "opacity": 1}
@@ -256,11 +256,13 @@ _RANGE_TIPS = [
 ]
 
 
-def _m_axis() -> alt.X:
+def m_axis() -> alt.X:
+    """The axis of batch sizes."""
     return alt.X("m:O", title="batch size m", axis=alt.Axis(labelAngle=0, labelOverlap=True))
 
 
-def _accuracy_axis() -> alt.Y:
+def accuracy_axis() -> alt.Y:
+    """The axis of accuracies in percent."""
     return alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
 
 
@@ -306,7 +308,7 @@ def _seed_bars(x: alt.X) -> list[alt.Chart]:
 def _range_marks(ranges: alt.Chart, rate: str, title: str, look: dict[str, Any]) -> list[alt.Chart]:
     """A bar per m, a dot at each reliable rate, open triangles where a range ends with the grid."""
     suffix = "_lr" if rate == "lr" else ""
-    m = _m_axis()
+    m = m_axis()
     low, high = _rate_axis(f"lower{suffix}", title), alt.Y2(f"upper{suffix}:Q")
     bars, dots = (ranges.transform_filter(f"datum.part === '{part}'") for part in ("bar", "dot"))
     marks = [
@@ -325,10 +327,11 @@ def _frames(table: str, layers: list[alt.Chart], each: str, order: str) -> dict[
     frame = alt.layer(*layers).properties(width=_SMALL, height=_SMALL)
     header = alt.Header(title=None, labelFontWeight="bold", labelLimit=180)
     facet = alt.Facet(f"{each}:N", sort=alt.EncodingSortField(field=order), header=header)
-    return _done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
+    return done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
 
 
-def _done(chart: Any) -> dict[str, Any]:
+def done(chart: Any) -> dict[str, Any]:
+    """A chart as a specification, which takes its look from where it is drawn."""
     spec = chart.to_dict()
     for key in ("config", "$schema"):
         spec.pop(key, None)

@@ -17,6 +17,8 @@ const SHOWN_COLUMNS = {
            seeds: "worst … best seed", outcome: "outcome", reliable: "reliable" },
   ranges: { study: "study", m: "m", fraction: "fraction", range: "reliable η̃", range_lr: "reliable η" },
   curves: { m: "m", epoch: "epoch", updates: "updates", accuracy: "accuracy (%)", loss: "loss" },
+  budgets: { frame: "budget", amount_text: "of", m: "m", epochs_text: "epochs", accuracy: "accuracy (%)",
+             interval: "95 % interval (%)", base_lr_label: "best η̃", standing: "standing" },
 };
 
 const tables = {};

@@ -28,7 +28,7 @@ from smallbatch.analysis.scaling import scaling
 from smallbatch.analysis.seeds import seed_array
 from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
 from smallbatch.records.columns import find_columns
-from smallbatch.report import answer, paper, second_opinions, tables
+from smallbatch.report import answer, budgets, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
@@ -134,7 +134,9 @@ def build_report(
         "rules": [],
         "curves": [],
     }
-    specifications = kinds()
+    under_budgets = budgets.compared(frames.runs, timings)
+    drawn[budgets.KIND] = budgets.budget_rows(under_budgets)
+    specifications = {**kinds(), budgets.KIND: budgets.budget_kind()}
     gallery = Gallery(out / "figures", specifications, drawn)
     studies: list[dict[str, Any]] = []
     curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])]
@@ -149,12 +151,17 @@ def build_report(
         studies.append(section)
     datasets = [
         _dataset_section(
-            gallery, str(dataset), frames.only(dataset=dataset), studies, drawn["ranges"]
+            gallery,
+            str(dataset),
+            frames.only(dataset=dataset),
+            studies,
+            drawn["ranges"],
+            under_budgets[under_budgets["dataset"] == dataset],
         )
         for dataset in sorted(runs["dataset"].unique(), key=lambda name: (name != first, name))
     ]
     remove_others(gallery.directory, gallery.names)
-    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
+    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings, under_budgets)
     verdicts = judged_record(runs, frames.history, timings, variances)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
@@ -289,6 +296,7 @@ def _dataset_section(
     own: Frames,
     studies: Sequence[Mapping[str, Any]],
     ranges: Sequence[Row],
+    under_budgets: pd.DataFrame,
 ) -> dict[str, Any]:
     figures: list[Figure] = []
     shown: list[tables.Table] = []
@@ -296,10 +304,12 @@ def _dataset_section(
         found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
         if not any(row["dataset"] == dataset for row in ranges):
             found = [it for it in found if not it.kind.startswith("all-ranges")]
+        found += budgets.budget_figures(dataset, under_budgets)
         figures = [gallery.add(figure) for figure in found]
         shown = [
             tables.study_table(own.winners, own.runs),
             *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
+            *budgets.budget_tables(under_budgets),
         ]
     return {
         "name": dataset,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smallbatch.analysis.budgets import SHARED
 from smallbatch.analysis.cells import STUDY_KEYS
 from smallbatch.analysis.generalisation import best_by_study
 from smallbatch.analysis.sampling import learned
@@ -13,26 +14,6 @@ from smallbatch.text import count
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Studies with equal values of these and different budgets are one experiment under two budgets.
-_SHARED = [
-    "model",
-    "norm",
-    "bn_batch_size",
-    "augment",
-    "weight_decay",
-    "milestones",
-    "lr_decay",
-    "warmup",
-    "precision",
-    "optimizer",
-    "momentum",
-    "betas",
-    "beta2_examples",
-    "eps",
-    "schedule",
-]
-
 
 PAPER = (
     "The paper: for the same number of epochs, small batches reach the best test accuracy, and "
@@ -238,9 +219,10 @@ def _budgets_apart(runs: pd.DataFrame) -> str:
 
 
 def _under_both_budgets(runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The runs of each experiment that has studies with either budget."""
     return [
         group
-        for _, group in runs.groupby(["dataset", *_SHARED], dropna=False)
+        for _, group in runs.groupby(["dataset", *SHARED], dropna=False)
         if group["budget"].ne("epochs").any() and group["budget"].eq("epochs").any()
     ]
 

@@ -1,0 +1,188 @@
+"""The section on budgets: which m is best for equal epochs, equal updates and equal time."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import pandas as pd
+
+from smallbatch.analysis.budgets import (
+    BUDGETS,
+    COLUMNS,
+    compare_budgets,
+    families,
+    rates_of_columns,
+)
+from smallbatch.report.charts import BEST, INK, Kind, accuracy_axis, done, m_axis
+from smallbatch.report.figures import Figure, plain_name
+from smallbatch.report.labels import DASH, duration, listed, percent, power_of_two
+from smallbatch.report.tables import Table
+
+if TYPE_CHECKING:
+    from smallbatch.report.rows import Row
+
+KIND = "budgets"
+NAMES = {"epochs": "equal epochs", "updates": "equal updates", "seconds": "equal time"}
+_PALE, _DARK = "#bcd9ee", "#003a63"
+_FRAME = (200, 240)  # pixels
+
+
+def compared(runs: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `compare_budgets` of all families; equal time is that of their columns."""
+    parts = [compare_budgets(it, rates_of_columns(it, timings)) for it in families(runs)]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=list(COLUMNS))
+
+
+def budget_kind() -> Kind:
+    """Accuracy against m, a frame per budget, a line per amount; darker lines are of more."""
+    x, y = m_axis(), accuracy_axis()
+    low = alt.Y("low:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
+    colours = alt.Scale(range=[_PALE, INK, _DARK], interpolate="lab")
+    look: dict[str, Any] = {
+        "color": alt.Color("rank:Q", scale=colours, legend=None),
+        "detail": alt.Detail("amount_text:N"),
+    }
+    tips = [
+        alt.Tooltip("amount_text:N", title="budget"),
+        alt.Tooltip("m:O", title="m"),
+        alt.Tooltip("epochs_text:N", title="epochs"),
+        alt.Tooltip("accuracy:Q", title="accuracy (%)"),
+        alt.Tooltip("interval:N", title="95 % interval (%)"),
+        alt.Tooltip("base_lr_label:N", title="best η̃"),
+        alt.Tooltip("standing:N"),
+    ]
+    own = alt.Chart().transform_filter("isValid(datum.accuracy)")
+    bars = own.transform_filter("isValid(datum.low)").mark_rule()
+    best = own.transform_filter("datum.standing === 'best'")
+    rhomb = best.mark_point(shape="diamond", size=90, color=BEST, strokeWidth=2)
+    name = own.transform_filter("datum.last").mark_text(align="left", dx=7, fontSize=9)
+    layers = [
+        bars.encode(x, low, alt.Y2("high:Q"), **look),
+        own.mark_line().encode(x, y, **look),
+        own.mark_point(filled=True, size=30, opacity=1).encode(x, y, tooltip=tips, **look),
+        rhomb.encode(x, y, detail=look["detail"], tooltip=tips),
+        name.encode(x, y, text="amount_text:N"),
+    ]
+    width, height = _FRAME
+    header = alt.Header(title=None, labelFontWeight="bold", labelLimit=180)
+    facet = alt.Facet("frame:N", sort=list(NAMES.values()), header=header)
+    frames = alt.layer(*layers).properties(width=width, height=height)
+    whole = frames.facet(facet, columns=len(NAMES), data=alt.NamedData(KIND))
+    return Kind({"m": done(whole)}, "frame", saved=("m",))
+
+
+def budget_rows(found: pd.DataFrame) -> list[Row]:
+    """Rows of the figures, from those of `compared`."""
+    rows: list[Row] = []
+    for _, own in found.groupby(["dataset", "family", "budget"]):
+        amounts = sorted(own["amount"].unique())
+        known = own.dropna(subset=["accuracy"])
+        ends = {amount: known.loc[known["amount"] == amount, "batch_size"].max()
+                for amount in amounts}  # fmt: skip
+        rows += [
+            {
+                "dataset": row["dataset"],
+                "family": row["family"],
+                "frame": NAMES[row["budget"]],
+                "amount_text": amount_text(row["budget"], row["amount"]),
+                "rank": amounts.index(row["amount"]),
+                "m": int(row["batch_size"]),
+                "epochs_text": f"{row['epochs']:.3g}",
+                "accuracy": _percent(row["accuracy"]),
+                "low": _percent(row["low"]),
+                "high": _percent(row["high"]),
+                "interval": _interval(row),
+                "base_lr_label": power_of_two(row["base_lr"]),
+                "standing": row["standing"] or DASH,
+                "last": bool(row["batch_size"] == ends[row["amount"]]),
+            }
+            for row in own.to_dict("records")
+        ]
+    return rows
+
+
+def budget_figures(dataset: str, found: pd.DataFrame) -> list[Figure]:
+    """A figure for each family of one data set."""
+    figures: list[Figure] = []
+    for family, own in found.groupby("family"):
+        budgets = listed([NAMES[it] for it in BUDGETS if it in set(own["budget"])])
+        where = {"dataset": dataset, "family": family}
+        figures.append(
+            Figure(
+                plain_name(dataset, str(family), KIND),
+                KIND,
+                f"Line charts: test accuracy of {family} against the batch size for {budgets}, a "
+                "line for each amount.",
+                f"{family}: accuracy against m for {budgets} (mean over seeds at the learning rate "
+                "that is best at the other seeds; bars: 95 % interval). Darker: more epochs, "
+                f"updates or time. Rhomb: the best m of a budget. {_of_time(own)}",
+                {KIND: (KIND, where)},
+            )
+        )
+    return figures
+
+
+def _of_time(own: pd.DataFrame) -> str:
+    if not own["budget"].eq("seconds").any():
+        return "Time is not compared: it is not known, or of several kinds of machine."
+    return "Time: a run's share of that of its column, on the machine that trained it."
+
+
+def budget_tables(found: pd.DataFrame) -> list[Table]:
+    """Which m is best for each family, budget and amount of one data set."""
+    if found.empty:
+        return []
+    rows: list[list[str]] = []
+    for family, own in found.groupby("family"):
+        for budget in BUDGETS:
+            for amount, some in own[own["budget"] == budget].groupby("amount"):
+                rows.append([str(family), NAMES[budget], amount_text(budget, float(str(amount))),
+                             *_verdict(some)])  # fmt: skip
+    headers = ("studies", "budget", "of", "best m", "its accuracy", "95 % interval (%)",
+               "m that may be as good", "worse", "best η̃ at the edge of the grid at m")  # fmt: skip
+    caption = (
+        "Which m is best under each budget. Compared are the m that were run with less and with "
+        "more than the budget; between two numbers of epochs accuracies are interpolated."
+    )
+    return [Table(caption, headers, rows)]
+
+
+def amount_text(budget: str, amount: float) -> str:
+    """An amount with its unit: 10 epochs, 500 updates, 2.1 s."""
+    if budget == "seconds":
+        return duration(amount) if amount >= 120 else f"{amount:.2g} s"
+    return f"{amount:,.0f} {budget if amount != 1 else budget.removesuffix('s')}"
+
+
+def _verdict(some: pd.DataFrame) -> list[str]:
+    rows: list[dict[Any, Any]] = some.to_dict("records")
+
+    def sizes(*standings: str) -> str:
+        return listed([str(it["batch_size"]) for it in rows if it["standing"] in standings]) or DASH
+
+    edges = listed([str(it["batch_size"]) for it in rows if it["on_edge"]]) or DASH
+    known = [it for it in rows if not math.isnan(it["accuracy"])]
+    if not known:
+        return [DASH, DASH, DASH, DASH, DASH, edges]
+    # With too few seeds nothing is compared: the highest is shown, and nothing said of others.
+    best = max(known, key=lambda it: (it["standing"] == "best", it["accuracy"]))
+    return [
+        str(best["batch_size"]),
+        percent(best["accuracy"]),
+        _interval(best),
+        sizes("open"),
+        sizes("worse", "unusable"),
+        edges,
+    ]
+
+
+def _percent(value: float) -> float | None:
+    return None if math.isnan(value) else round(100 * value, 2)
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    if math.isnan(row["low"]):
+        return DASH
+    return f"{100 * row['low']:.1f} … {100 * row['high']:.1f}"

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smallbatch.analysis.budgets import (
+    COLUMNS,
+    compare_budgets,
+    families,
+    rates_of_columns,
+)
+from tests.analysis.accuracies import LOST, grid, runs_of
+
+N = 1024
+SIZES = (2, 4, 8, 16)
+EPOCHS = (1, 2, 4, 8)
+SETTINGS: dict[str, Any] = {
+    "model": "resnet8", "norm": "none", "bn_batch_size": math.nan, "augment": False,
+    "weight_decay": 1e-4, "milestones": "[0.5, 0.75]", "lr_decay": 0.1, "warmup": 0.0,
+    "precision": "float32", "n_train": N,
+}  # fmt: skip
+Law = Callable[[int, int], float]
+
+
+def study(name: str, epochs: int, tops: dict[int, float], n: int = 4, **more: Any) -> pd.DataFrame:
+    # All studies have the same noise, so that a law of the means stays one.
+    return runs_of(grid(tops, n=n, sd=0.002), study=name, epochs=epochs, **SETTINGS | more)
+
+
+def family(law: Law, sizes: tuple[int, ...] = SIZES, **more: Any) -> pd.DataFrame:
+    return pd.concat(
+        [study(f"net-{e}", e, {m: law(e, m) for m in sizes}, **more) for e in EPOCHS]
+    )  # fmt: skip
+
+
+def compared(runs: pd.DataFrame, rates: dict[int, float] | None = None) -> pd.DataFrame:
+    (found,) = families(runs)
+    return compare_budgets(found, rates or {})
+
+
+def standings(table: pd.DataFrame, budget: str, amount: float) -> dict[int, str]:
+    own = table[(table["budget"] == budget) & np.isclose(table["amount"].astype(float), amount)]
+    return dict(zip(own["batch_size"], own["standing"], strict=True))
+
+
+def by_updates(epochs: int, m: int) -> float:
+    return 0.2 + 0.05 * math.log2(epochs * N / m)
+
+
+def by_epochs(epochs: int, m: int) -> float:
+    return 0.4 + 0.05 * math.log2(epochs)
+
+
+def test_where_updates_alone_count_small_batches_win_equal_epochs_and_nothing_else() -> None:
+    table = compared(family(by_updates))
+    for epochs in EPOCHS:
+        found = standings(table, "epochs", epochs)
+        assert found == {2: "best", 4: "worse", 8: "worse", 16: "worse"}
+    # 512 updates are one epoch at m = 2 and eight at m = 16.
+    found = standings(table, "updates", 512)
+    assert set(found) == set(SIZES)
+    assert sorted(found.values()) == ["best", "open", "open", "open"]
+    own = table[(table["budget"] == "updates") & (table["amount"] == 512)]
+    assert own["epochs"].tolist() == [1, 2, 4, 8]
+    assert own["accuracy"].astype(float).to_numpy() == pytest.approx(0.2 + 0.05 * 9, abs=0.005)
+
+
+def test_where_epochs_alone_count_large_batches_win_equal_updates() -> None:
+    table = compared(family(by_epochs))
+    assert sorted(standings(table, "epochs", 4).values()) == ["best", "open", "open", "open"]
+    assert standings(table, "updates", 512) == {2: "worse", 4: "worse", 8: "worse", 16: "best"}
+
+
+def test_equal_time_takes_the_machines_speed() -> None:
+    # Twice as fast with each doubling: equal time is then equal updates.
+    rates = {m: 100.0 * m for m in SIZES}
+    table = compared(family(by_updates), rates)
+    time, updates = (table[table["budget"] == it] for it in ("seconds", "updates"))
+    assert time["amount"].unique().tolist() == [N / 200 * e for e in EPOCHS[:3]]
+    same = ["batch_size", "epochs", "standing"]
+    assert time[same].to_numpy().tolist() == updates[same].to_numpy().tolist()
+    # With one speed for all it is equal epochs.
+    table = compared(family(by_updates), dict.fromkeys(SIZES, 100.0))
+    assert standings(table, "seconds", N / 100) == standings(table, "epochs", 1)
+    # Without a speed there is no time.
+    assert "seconds" not in set(compared(family(by_updates))["budget"])
+
+
+def test_between_two_numbers_of_epochs_accuracies_are_interpolated() -> None:
+    rates = {2: 100.0, 4: 300.0, 8: 300.0, 16: 300.0}
+    table = compared(family(by_epochs), rates)
+    own = table[(table["budget"] == "seconds") & table["amount"].eq(N / 100)].set_index(
+        "batch_size"
+    )
+    # In the time of one epoch at m = 2 the others make three: log₂ 3 of the law.
+    assert own.loc[2, "accuracy"] == pytest.approx(0.4, abs=0.004)
+    assert own.loc[4, "accuracy"] == pytest.approx(0.4 + 0.05 * math.log2(3), abs=0.004)
+    assert own.loc[4, "epochs"] == pytest.approx(3)
+
+
+def test_a_budget_that_fewer_than_half_of_the_batch_sizes_can_have_is_left_out() -> None:
+    table = compared(family(by_updates))
+    # 4096 updates are eight epochs at m = 2, and more than eight at any other.
+    assert sorted(table.loc[table["budget"] == "updates", "amount"].unique()) == [512, 1024, 2048]
+    assert set(standings(table, "updates", 2048)) == {2, 4}
+
+
+def test_accuracies_are_of_choices_on_other_seeds_with_their_interval() -> None:
+    # Two η̃, each lucky at one seed: what the others choose is never the lucky one.
+    lucky = {(m, 2.0**-8): [0.9, 0.5, 0.5] for m in (2, 4)}
+    lucky |= {(m, 2.0**-7): [0.5, 0.9, 0.5] for m in (2, 4)}
+    runs = pd.concat([runs_of(lucky, study=f"a{e}", epochs=e, **SETTINGS) for e in (1, 2, 4)])
+    row = compared(runs).iloc[0]
+    # At seed 0 the other seeds choose the second η̃, at 1 the first; at 2 both are alike: 0.5 each.
+    assert row["accuracy"] == pytest.approx(0.5)
+    spread = pd.concat([
+        runs_of({(2, 0.1): [0.4, 0.5, 0.6], (4, 0.1): [0.4, 0.5, 0.6]},
+                study=f"a{e}", epochs=e, **SETTINGS) for e in (1, 2, 4)
+    ])  # fmt: skip
+    row = compared(spread).iloc[0]
+    # Student's t of two degrees of freedom: 4.303 · 0.1 / √3.
+    assert row["accuracy"] - row["low"] == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert row["high"] - row["accuracy"] == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+
+
+def test_a_cell_with_a_diverged_seed_counts_as_chance() -> None:
+    runs = pd.concat([
+        runs_of({(2, 0.1): [0.4] * 3, (2, 0.2): [0.9, 0.9, LOST], (4, 0.1): [0.5, 0.51, 0.49],
+                 (4, 0.2): [LOST] * 3, (8, 0.1): [LOST] * 3, (8, 0.2): [LOST] * 3},
+                study=f"a{e}", epochs=e, **SETTINGS) for e in (1, 2, 4)
+    ])  # fmt: skip
+    table = compared(runs)
+    assert standings(table, "epochs", 1) == {2: "worse", 4: "best", 8: "unusable"}
+    lost = table[table["batch_size"] == 8]
+    assert lost["accuracy"].isna().all()
+    assert lost["on_edge"].all()
+
+
+def test_with_fewer_than_three_seeds_nothing_is_compared() -> None:
+    table = compared(family(by_updates, n=2))
+    assert set(table["standing"]) == {""}
+    assert table["accuracy"].notna().all()
+
+
+def test_a_family_differs_in_its_epochs_alone() -> None:
+    runs = family(by_updates)
+    other = family(by_updates, weight_decay=5e-4).assign(study=lambda it: "other-" + it["study"])
+    (one,) = families(runs)
+    assert (one.name, one.studies) == ("net", ("net-1", "net-2", "net-4", "net-8"))
+    assert {it.name for it in families(pd.concat([runs, other]))} == {"net", "other-net"}
+    # Two numbers of epochs are not enough.
+    assert not list(families(runs[runs["epochs"] > 2]))
+    # Seeds and η̃ that only some have are left out.
+    few = runs[(runs["study"] != "net-4") | ((runs["seed"] < 3) & (runs["base_lr"] > 2**-10))]
+    (found,) = families(few)
+    assert found.seeds.tolist() == [0, 1, 2]
+    assert found.base_lrs.tolist() == [2.0**k for k in (-9, -8, -7, -6)]
+    # An m that too few of the studies have is left out.
+    (found,) = families(runs[(runs["study"].isin(["net-1", "net-2"])) | (runs["batch_size"] < 16)])
+    assert sorted(found.epochs) == [2, 4, 8]
+
+
+def test_studies_of_equal_updates_join_the_family_with_the_epochs_of_each_m() -> None:
+    runs = family(by_updates)
+    more = [
+        study("net-updates", m, {m: by_updates(m, m)}, budget="updates of 1") for m in (16, 32)
+    ]  # fmt: skip
+    (found,) = families(pd.concat([runs, *more]))
+    assert found.epochs[16].tolist() == [1, 2, 4, 8, 16]
+    assert found.epochs[2].tolist() == [1, 2, 4, 8]
+
+
+def test_speeds_are_those_of_one_kind_of_machine() -> None:
+    (found,) = families(family(by_updates))
+    rows = [
+        {"dataset": "digits", "study": name, "batch_size": m, "images_per_second": rate,
+         "environment": json.dumps({"cpu": "A", "cores": 2, "torch": name})}
+        for name, m, rate in [("net-1", 2, 10.0), ("net-2", 2, 30.0), ("net-4", 2, 20.0),
+                              ("net-1", 4, 50.0), ("net-2", 4, math.nan), ("other", 4, 1.0)]
+    ]  # fmt: skip
+    assert rates_of_columns(found, pd.DataFrame(rows)) == {2: 20.0, 4: 50.0}
+    rows[0]["environment"] = json.dumps({"cpu": "B", "cores": 2})
+    assert rates_of_columns(found, pd.DataFrame(rows)) == {}
+    assert rates_of_columns(found, pd.DataFrame()) == {}
+
+
+def test_the_table_has_its_columns() -> None:
+    assert compared(family(by_updates)).columns.tolist() == list(COLUMNS)
