@@ -22,6 +22,7 @@ from smallbatch.config.values import (
     HelperCount,
     MicroBatch,
     Name,
+    SeedCount,
     WorkerCount,
     refuse_repeats,
 )
@@ -49,7 +50,7 @@ class GridConfig(Strict):
     dependent: Annotated[tuple[DependentStudy, ...], Field(strict=False, max_length=1000)] = ()
     batch_sizes: BatchSizes
     base_lrs: BaseLrs
-    seeds: Annotated[int, Field(ge=1, le=10_000)]
+    seeds: SeedCount
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Self:
@@ -257,6 +258,10 @@ class Params(Strict):
         They are base learning rates η̃, under AdamW learning rates η.
         """
         return self.studies[study].rates or self.grid.base_lrs
+
+    def seeds(self, study: str) -> range:
+        """The seeds of a study's runs: as many as it says itself, or else the grid."""
+        return range(self.studies[study].seeds or self.grid.seeds)
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from smallbatch.config.dataset import Strict
 from smallbatch.config.optimiser_keys import OPTIMISER_DEFAULTS, refuse_foreign_keys
@@ -18,6 +18,7 @@ from smallbatch.config.values import (
     BnBatchSizes,
     Budget,
     Fraction,
+    SeedCount,
     UpTo,
     refuse_repeats,
 )
@@ -51,6 +52,9 @@ class StudyConfig(Strict):
     gradient), with adamw decoupled. AdamW's learning rates are η, under ``lrs``; the others' are η̃,
     under ``base_lrs``. ``milestones`` and ``lr_decay`` belong to the schedule step.
 
+    ``seeds`` is the study's own number of seeds, in place of the grid's. It says how many runs
+    there are, and nothing of any of them: the settings of a run, as `at` gives them, have none.
+
     ``pretrained`` is a file of weights, relative to the project's folder, or ``timm`` for those
     that timm has; the head is initialised anew. With ``freeze: head only`` only the head is
     trained. With ``input: timm`` images that are kept encoded have the size, the normalisation, the
@@ -82,6 +86,7 @@ class StudyConfig(Strict):
     pretrained: Annotated[str, Field(min_length=1)] | None = None
     freeze: Literal["head only"] | None = None
     input: Literal["timm"] | None = None
+    seeds: SeedCount | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -110,6 +115,11 @@ class StudyConfig(Strict):
             raise ValueError(f"base_lr: found beside {self.rates_key}, allowed: one of the two")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_seeds_if_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `seeds` where there are none, so that runs from before have the same hash."""
+        return {k: v for k, v in write(self).items() if k != "seeds" or v is not None}
+
     @property
     def rates_key(self) -> str:
         """The key of the study's own learning rates: `lrs`, those of η, under AdamW."""
@@ -133,10 +143,12 @@ class StudyConfig(Strict):
     def at(self, batch_size: int) -> tuple[StudyConfig, ...]:
         """The settings of the runs at m: epochs by the budget, and at most one BN batch size each.
 
+        How many seeds there are is none of them.
+
         Raises:
             ValueError: The budget gives no whole number of epochs, or no BN batch size fits.
         """
-        settings = self.model_copy(update={"epochs": self._epochs_at(batch_size)})
+        settings = self.model_copy(update={"epochs": self._epochs_at(batch_size), "seeds": None})
         if isinstance(most := self.bn_batch_size, UpTo):
             here = ("batch", None) if batch_size <= most else (self.norm, int(most))
             settings = settings.model_copy(update=dict(zip(_NORM, here, strict=True)))

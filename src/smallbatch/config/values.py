@@ -107,6 +107,7 @@ BnBatchSizes = Annotated[
     Field(strict=False, min_length=1, max_length=100),
 ]
 BaseLrs = Annotated[tuple[BaseLr, ...], Field(strict=False, min_length=1, max_length=MOST_ITEMS)]
+SeedCount = Annotated[int, Field(ge=1, le=MOST_ITEMS)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 BestOf = Annotated[str, BeforeValidator(_best_of)]
 Budget = Annotated[str, BeforeValidator(_budget)]

@@ -135,7 +135,7 @@ def measure_updates(params: Params) -> Path:
         say(params.dataset.name, "nothing is measured: no study by plain SGD without batch norm")
     else:
         for name, study in studies.items():
-            rows += measure_study(name, study, dataset, seeds=range(params.grid.seeds))
+            rows += measure_study(name, study, dataset, seeds=params.seeds(name))
     columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
                "seen", "variance"]  # fmt: skip
     path = MEASUREMENTS / f"{params.dataset.name}.csv"
@@ -271,7 +271,7 @@ def plan_study_column(
         params.studies[study],
         batch_size=batch_size,
         base_lrs=base_lrs or _base_lrs(params, study, batch_size, dataset.meta.fingerprint),
-        seeds=range(params.grid.seeds),
+        seeds=params.seeds(study),
     )
 
 
@@ -316,7 +316,7 @@ def planned_runs(
     params: Params, study: str, batch_size: int, base_lrs: Sequence[float], fingerprint: str
 ) -> set[str]:
     """The hashes of a column's runs, from the settings and the data's fingerprint alone."""
-    seeds = range(params.grid.seeds)
+    seeds = params.seeds(study)
     return run_hashes(params.studies[study], batch_size, base_lrs, seeds, fingerprint)
 
 

@@ -94,10 +94,11 @@ def prepare_inputs(params: Params) -> dict[str, object]:
 
 def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, object]:
     """What training a column depends on: settings, data, and the column that its η̃ comes from."""
-    found: dict[str, object] = {"grid.seeds": params.grid.seeds} | _prepared(params)
+    found = _prepared(params)
     if study in params.studies:
         settings = params.studies[study]
         found[f"studies.{study}"] = settings
+        found["grid.seeds"] = params.seeds(study)
         found |= code.of_models([settings])
         if settings.best_of is None:
             found["grid.base_lrs"] = params.base_lrs(study)
@@ -109,9 +110,10 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
 
 def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
-    used = {f"studies.{name}": study for name, study in measured_studies(params).items()}
-    models = code.of_models(measured_studies(params).values())
-    return {"grid.seeds": params.grid.seeds} | used | models | _prepared(params)
+    studies = measured_studies(params)
+    used = {f"studies.{name}": study for name, study in studies.items()}
+    seeds = {"grid.seeds": [params.seeds(name) for name in studies]}
+    return {**seeds, **used, **code.of_models(studies.values()), **_prepared(params)}
 
 
 def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:

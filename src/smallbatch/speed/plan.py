@@ -165,7 +165,7 @@ def _column(
         Dataset(meta, pixels, labels, pixels, labels),
         batch_size=batch_size,
         base_lrs=base_lrs,
-        seeds=range(params.grid.seeds),
+        seeds=params.seeds(study),
     )
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from smallbatch.pipeline.advise.trials import Trial
 
 
-_FOUND = {"base_lrs", "base_lr", "lrs", "epochs"}
-"""Of a study's settings: those that the advice finds or chooses."""
+_FOUND = {"base_lrs", "base_lr", "lrs", "epochs", "seeds"}
+"""Of a study's settings: those that the advice finds or chooses, or that are of its grid alone."""
 
 
 def conclude(

@@ -76,7 +76,7 @@ class Request:
             images,
             [modules.digest(file) for file in _decides()],
             self.dataset.model_dump(mode="json"),
-            self.study.model_dump(mode="json"),
+            self.study.model_dump(mode="json", exclude={"seeds"}),  # an advice has its own
             model_digest(self.study),
             code_digest("loop"),
             code_digest("stacked"),

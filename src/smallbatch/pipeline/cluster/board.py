@@ -119,7 +119,8 @@ class Task:
     @property
     def seeds(self) -> Sequence[int]:
         """Of its runs."""
-        return range(self.params["grid"]["seeds"]) if self.seed is None else [self.seed]
+        of_one = None if self.seed is None else [self.seed]
+        return of_one or range(self.settings().seeds or self.params["grid"]["seeds"])
 
     def settings(self) -> StudyConfig:
         """Those of its study.
