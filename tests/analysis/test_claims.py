@@ -897,6 +897,18 @@ def test_only_seeds_of_every_cell_are_compared() -> None:
     assert not np.isnan(array.values).any()
 
 
+def test_two_studies_are_compared_by_the_seeds_that_both_have() -> None:
+    """Study 3 has two more, by which it would be far worse."""
+    name, d = "small-m-eases-depth", (*HOLDS, -0.4, -0.4)
+    more = runs_of("3", raised(d, lambda m: m <= 8), seeds=5)
+    finding = finding_of(name, [*more, *runs_of("2", level())])
+    alike = finding_of(name, MAKERS[name](HOLDS))
+    assert (finding.verdict, finding.n) == (HELD, 3)
+    assert (finding.effect, finding.low, finding.high) == (alike.effect, alike.low, alike.high)
+    enough = finding_of(name, [*more, *runs_of("2", level(), seeds=5)])
+    assert (enough.verdict == HELD, enough.n) == (False, 5)
+
+
 def test_criteria_are_written_out() -> None:
     for claim in CLAIMS:
         assert len(claim.criterion) > 40

@@ -47,6 +47,26 @@ def test_good_params_are_typed() -> None:
     assert own.base_lrs("a") == (0.5,)
 
 
+def test_a_study_has_seeds_of_its_own_or_those_of_the_grid() -> None:
+    raw = changed("studies.a.seeds", 24)
+    raw["studies"]["b"] = GOOD["studies"]["a"]
+    params = parse_params(raw, "params.yaml")
+    assert (list(params.seeds("a")), list(params.seeds("b"))) == (list(range(24)), [0, 1])
+    assert parse_params(changed("studies.a.seeds", None), "x").seeds("a") == range(2)
+
+
+def test_seeds_of_a_studys_own_are_in_no_runs_settings() -> None:
+    own = parse_params(changed("studies.a.seeds", 24), "params.yaml")
+    study, plain = own.studies["a"], parse_params(GOOD, "params.yaml").studies["a"]
+    (here,), (before,) = study.at(8), plain.at(8)
+    for exclude_unset in (False, True):
+        assert "seeds" not in plain.model_dump(exclude_unset=exclude_unset)
+        assert "seeds" not in here.model_dump(exclude_unset=exclude_unset)
+    assert Run(here, "images", 8, 0.1, 7).hash == Run(before, "images", 8, 0.1, 7).hash
+    # But a cluster is told of them.
+    assert parse_params(own.model_dump(mode="json", exclude_unset=True), "x") == own
+
+
 # What the issue names: each must be one line with the key, what was found and what is allowed.
 BAD = [
     ("dataset.sourc", 1, ["unknown key 'dataset.sourc'", "did you mean 'source'?"]),
@@ -65,6 +85,10 @@ BAD = [
     ("grid.base_lrs", [float("nan")], ["grid.base_lrs.0: found nan", "above 0"]),
     ("grid.base_lrs", ["2^x"], ["grid.base_lrs.0: found '2^x'", "2^-6"]),
     ("grid.seeds", 0, ["grid.seeds: found 0"]),
+    ("studies.a.seeds", 0, ["studies.a.seeds: found 0, allowed: greater than or equal to 1"]),
+    ("studies.a.seeds", 10_001, ["studies.a.seeds: found 10001, allowed: less than or equal"]),
+    ("studies.a.seeds", "3", ["studies.a.seeds: found '3', allowed: a whole number"]),
+    ("studies.a.seed", 3, ["unknown key 'studies.a.seed'", "did you mean 'seeds'?"]),
     ("grid.studies", ["b"], ["grid.studies: found 'b'", "allowed: a"]),
     ("studies.a.warmup", 1.0, ["studies.a.warmup: found 1.0", "less than 1"]),
     ("studies.a.warmup", -0.1, ["studies.a.warmup: found -0.1", "greater than or equal to 0"]),

@@ -23,7 +23,7 @@ grid: {studies: [plain, bn], dependent: [{name: after, after: bn}], batch_sizes:
 advise: {studies: []}
 studies:
   plain: {model: resnet8, norm: none, epochs: 6, weight_decay: 0.0001}
-  bn: {model: resnet8, norm: batch, epochs: 6, weight_decay: 0.0001, base_lrs: [2^-7]}
+  bn: {model: resnet8, norm: batch, epochs: 6, weight_decay: 0.0001, base_lrs: [2^-7], seeds: 3}
   after: {model: resnet8, norm: ghost, bn_batch_size: 4, epochs: 6, weight_decay: 0.0001,
           base_lr: best of bn}
   other: {model: resnet8, norm: none, epochs: 6, weight_decay: 0.0001}
@@ -103,11 +103,13 @@ COLUMN = "models/synthetic/tiny/m2"
         ("train plain 8", edited(*EPOCHS), "params.yaml: studies.plain"),
         ("train plain 8", edited("[2^-8]", "[2^-9]"), "params.yaml: grid.base_lrs"),
         ("train plain 8", edited("seeds: 1", "seeds: 2"), "params.yaml: grid.seeds"),
+        ("train bn 8", edited("seeds: 3", "seeds: 4"), "params.yaml: studies.bn: changed"),
         ("train plain 8", overwritten(META), META),
         ("train plain 8", overwritten("package/used/a.py"), "smallbatch/used/a.py"),
         ("train plain 8", overwritten("package/one.py"), "smallbatch/one.py"),
         ("train after 8", overwritten(SOURCE), SOURCE),
         ("measure", edited(*EPOCHS), "params.yaml: studies.plain"),
+        ("measure", edited("seeds: 1", "seeds: 2"), "params.yaml: grid.seeds"),
         ("measure", overwritten(META), META),
         ("evaluate", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
         ("evaluate", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),
@@ -151,6 +153,9 @@ def test_a_stage_fails_if_what_it_depends_on_changed_meanwhile(
         ("train plain 8", edited("bn: {model: resnet8, norm: batch, epochs: 6",
                                  "bn: {model: resnet8, norm: batch, epochs: 9")),
         ("train bn 8", edited("[2^-8]", "[2^-9]")),  # it has η̃ of its own
+        ("train bn 8", edited("seeds: 1", "seeds: 2")),  # and seeds
+        ("train plain 8", edited("seeds: 3", "seeds: 4")),
+        ("measure", edited("seeds: 3", "seeds: 4")),
         ("train plain 8", overwritten("package/unused.py")),
         ("measure", overwritten("package/one.py")),
         ("measure", edited("[2^-8]", "[2^-9]")),

@@ -103,6 +103,21 @@ def test_dependent_studies_count_before_their_source_is_trained(
     assert all(one.seconds > 0 for one in made.columns)
 
 
+def test_studies_with_seeds_of_their_own_count_by_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bn: two η̃ of 5 seeds; ghost: one η̃ of the grid's two seeds, of two BN batches each."""
+    monkeypatch.chdir(tmp_path)
+    raw = {**RAW, "grid": {**RAW["grid"], "dependent": [{"name": "ghost", "after": "bn"}]}}
+    bn = {**RAW["studies"]["bn"], "seeds": 5}
+    for ghost, own in ((GHOST, 2), ({**GHOST, "seeds": 7}, 7)):
+        what = parse_params({**raw, "studies": {"bn": bn, "ghost": ghost}}, "params.yaml")
+        found = [(one.study, one.batch_size, one.runs) for one in plan_columns(what).columns]
+        assert found == [
+            ("bn", 8, 2 * 5), ("bn", 128, 2 * 5), ("ghost", 8, 2 * own), ("ghost", 128, 2 * own),
+        ]  # fmt: skip
+
+
 def test_dvc_is_asked_for_the_stage_of_each_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
 
     from smallbatch.config.params import Params
+    from smallbatch.config.study import StudyConfig
 
 _ABSENT = object()
 _TABLES = ("runs.json", "history.parquet", "timing.json")
@@ -98,7 +99,7 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
     if study in params.studies:
         settings = params.studies[study]
         found[f"studies.{study}"] = settings
-        found["grid.seeds"] = params.seeds(study)
+        found |= _seeds(params, [settings])
         found |= code.of_models([settings])
         if settings.best_of is None:
             found["grid.base_lrs"] = params.base_lrs(study)
@@ -112,8 +113,8 @@ def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
     studies = measured_studies(params)
     used = {f"studies.{name}": study for name, study in studies.items()}
-    seeds = {"grid.seeds": [params.seeds(name) for name in studies]}
-    return {**seeds, **used, **code.of_models(studies.values()), **_prepared(params)}
+    models = code.of_models(studies.values())
+    return _seeds(params, studies.values()) | used | models | _prepared(params)
 
 
 def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:
@@ -147,6 +148,11 @@ def report_inputs(models: Path) -> dict[str, object]:
     evaluation = [*EVALUATION.glob("*.parquet"), EVALUATION / "set_aside.json"]
     paths = [*evaluation, *MEASUREMENTS.glob("*.csv"), *columns]
     return {**_digests(paths), **{f"{column}/": "unfinished" for column in unfinished}}
+
+
+def _seeds(params: Params, studies: Iterable[StudyConfig]) -> dict[str, object]:
+    """The grid's number of seeds, if one of the studies has none of its own."""
+    return {"grid.seeds": params.grid.seeds} if any(it.seeds is None for it in studies) else {}
 
 
 def _prepared(params: Params) -> dict[str, object]:

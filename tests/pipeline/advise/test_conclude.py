@@ -286,6 +286,10 @@ def test_an_answer_has_the_settings_that_it_holds_for() -> None:
     assert found.image_shape == (1, 8, 8)
     assert found.settings["model"] == "resnet8"
     assert found.settings["weight_decay"] == 0
+    asked = session()
+    study = asked.request.study.model_copy(update={"seeds": 24, "base_lrs": (0.5,)})
+    of_grid = replace(asked.request, study=study)
+    assert advice(session(request=of_grid)).settings == found.settings
 
 
 def test_short_trainings_and_changes_of_order_are_told() -> None:

@@ -70,3 +70,6 @@ def test_the_key_is_of_all_that_the_answer_depends_on() -> None:
     assert len({it.key("") for it in (request, *others)}) == 1 + len(others)
     assert replace(request, budget=parse_budget("1200s")).key("") == request.key("")
     assert request.key("other images") != request.key("")
+    # Seeds of the study are those of its grid.
+    more = replace(request, study=request.study.model_copy(update={"seeds": 24}))
+    assert more.key("") == request.key("")

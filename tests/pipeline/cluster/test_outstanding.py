@@ -12,7 +12,9 @@ from smallbatch.config.params import Params, parse_params
 from smallbatch.data.prepare import prepare
 from smallbatch.engines.kinds import Engine
 from smallbatch.engines.made_by import code_digest
+from smallbatch.pipeline.cluster.board import Board
 from smallbatch.pipeline.cluster.outstanding import WORK, outstanding
+from smallbatch.pipeline.cluster.ray.files import column_of
 from smallbatch.pipeline.experiments import planned_runs
 from smallbatch.protocol.outcome import RunResult
 from smallbatch.records import files
@@ -62,6 +64,26 @@ def test_all_columns_of_a_new_project_with_what_they_are_trained_by(params: Para
     ]
     assert parse_params(dict(tasks[0].params), "x") == params
     assert len({it.wanted for it in tasks}) == 4
+
+
+def test_tasks_have_the_seeds_of_their_study(params: Params) -> None:
+    a = RAW["studies"]["a"]
+    own = parse_params({**RAW, "studies": {**RAW["studies"], "a": {**a, "seeds": 3}}}, "x")
+    before, tasks = (outstanding(it, "params.yaml", it.columns) for it in (params, own))
+    found = [(it.key, it.runs, list(it.seeds)) for it in tasks]
+    assert found == [
+        ("digits-a-m4", 2 * 3, [0, 1, 2]),
+        ("digits-a-m16", 2 * 3, [0, 1, 2]),
+        ("digits-b-m4", 2, [0, 1]),
+        ("digits-b-m16", 2, [0, 1]),
+    ]
+    # b goes by the best of a, which may now be another.
+    assert not {it.wanted for it in tasks} & {it.wanted for it in before}
+    board = Board()
+    kept = board.task(board.put(tasks[0]).key)
+    assert kept
+    assert column_of(kept).runs == planned_runs(own, "a", 4, (0.5, 0.25), tasks[0].fingerprint)
+    assert len(column_of(kept).runs) == 6
 
 
 def test_only_those_that_were_asked_for(params: Params) -> None:
