@@ -9,8 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from smallbatch.analysis.cells import summarise_cells
 from smallbatch.analysis.evaluation import evaluate
 from smallbatch.analysis.frames import load_results
+from smallbatch.analysis.mixed import mixed_results
+from smallbatch.report.answer import answer_card
 from smallbatch.report.images import read_images, with_images
 from smallbatch.report.page import build_report
 from smallbatch.report.settings import reported_rule, setting, settings_table
@@ -119,6 +122,20 @@ def test_cells_of_unequal_seeds_and_diverged_runs_are_counted() -> None:
     found = said([{"seed": 1, "outcome": "diverged"}, {"batch_size": 16}])
     assert found["Seeds per cell"] == "1 to 2"
     assert found["Runs (diverged)"] == "3 (1)"
+
+
+def test_studies_of_unequal_seeds_each_say_their_own(tmp_path: Path) -> None:
+    numbers = {"few": 2, "more": 5}
+    studies = tuple(synthetic.Study(name, batch_sizes=(2, 8), seeds=n, settings={"norm": "batch"})
+                    for name, n in numbers.items())  # fmt: skip
+    runs = load_results(synthetic.write_models(tmp_path, studies)).runs
+    assert mixed_results(runs, summarise_cells(runs)) == []
+    for name, n in numbers.items():
+        own = runs[runs["study"] == name]
+        assert {row[0]: row[1] for row in settings_table(own).rows}["Seeds per cell"] == str(n)
+        found = answer_card(own)
+        assert f"median of {n} seeds, " in found.lines[0]
+        assert (found.main == "Two seeds decide nothing: set `seeds: 3` or more.") == (n == 2)
 
 
 def test_without_counts_of_images_the_table_says_so() -> None:
