@@ -155,6 +155,7 @@ def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
         ("finetune", "smoke"),
         ("budgets", "full"),
         ("budgets", "smoke"),
+        *(("ladder", scale) for scale in ("full", "5000", "2500", "1000", "smoke")),
     ],
 )  # fmt: skip
 def test_a_profiles_head_says_how_many_runs_it_has(name: str, scale: str) -> None:

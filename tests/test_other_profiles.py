@@ -77,5 +77,5 @@ def test_budgets_are_compared(tmp_path: Path) -> None:
     project = reproduced(params, tmp_path / "project")
     assert set(runs_of(project).study) == set(params["grid"]["studies"])
     table = pd.read_csv(project.root / "reports/tables/budgets.csv")
-    assert set(table["family"]) == {"resnet8", "resnet8-bn"}
+    assert set(table["family"]) == {"resnet8"}
     assert set(table["budget"]) == {"epochs", "updates", "seconds"}
