@@ -56,6 +56,9 @@ LEAST = 3
 """Of so many different numbers of epochs at least is a family; between them accuracies are
 interpolated."""
 
+_ROUNDING = 1e-9
+"""Amounts that differ by this share are the same."""
+
 COLUMNS = ("dataset", "family", "budget", "amount", "batch_size", "epochs", "base_lr", "accuracy",
            "low", "high", "standing", "on_edge", "n_seeds")  # fmt: skip
 """Of the table that `compare_budgets` makes."""
@@ -198,12 +201,17 @@ def compare_budgets(family: Family, rates: Mapping[int, float]) -> pd.DataFrame:
         if len(amounts) < 2:
             continue
         for amount in amounts[min(amounts)].tolist():
-            inside = [m for m, own in amounts.items() if own[0] <= amount <= own[-1]]
+            inside = [m for m, own in amounts.items() if _reaches(own, amount)]
             if len(inside) >= max(2, len(family.epochs) / 2):
                 shared = {"budget": budget, "amount": amount}
                 rows += [shared | row for row in _at(family, amount, inside, amounts)]
     table = pd.DataFrame(rows).assign(dataset=family.dataset, family=family.name) if rows else None
     return pd.DataFrame(table, columns=list(COLUMNS))
+
+
+def _reaches(own: Floats, amount: float) -> bool:
+    """Whether an amount is among a batch size's, but for rounding at either end."""
+    return bool(own[0] * (1 - _ROUNDING) <= amount <= own[-1] * (1 + _ROUNDING))
 
 
 def _at(
@@ -212,17 +220,23 @@ def _at(
     """The rows of one budget and amount."""
     values, epochs = [], []
     for m in batch_sizes:
-        above = int(np.searchsorted(amounts[m], amount))
-        below = above if amounts[m][above] == amount else above - 1
-        ends = amounts[m][[below, above]]
-        share = 0.0 if below == above else np.log2(amount / ends[0]) / np.log2(ends[1] / ends[0])
+        known = amounts[m]
+        here = float(np.clip(amount, known[0], known[-1]))
+        nearest = int(np.abs(known - here).argmin())
+        if abs(known[nearest] - here) <= _ROUNDING * here:
+            above = below = nearest
+            share = 0.0
+        else:
+            above = int(np.searchsorted(known, here))
+            below = above - 1
+            share = np.log2(here / known[below]) / np.log2(known[above] / known[below])
         own = family.accuracies[m]
         cells = (1 - share) * own[below] + share * own[above]
         # A cell is usable where it was under both budgets.
         usable = family.usable[m][below] & family.usable[m][above]
         values.append(np.where(usable[:, np.newaxis], cells, -np.inf))
         # Amounts are proportional to epochs, but for the rounding of updates.
-        epochs.append(float(np.interp(amount, amounts[m], family.epochs[m])))
+        epochs.append(float(np.interp(here, known, family.epochs[m])))
     array = SeedArray(
         family.name,
         np.array(batch_sizes, dtype=np.int64),

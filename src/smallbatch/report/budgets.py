@@ -21,6 +21,8 @@ from smallbatch.report.labels import DASH, duration, listed, percent, power_of_t
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smallbatch.report.rows import Row
 
 KIND = "budgets"
@@ -35,8 +37,12 @@ def compared(runs: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
-def budget_kind() -> Kind:
-    """Accuracy against m, a frame per budget, a line per amount; darker lines are of more."""
+def budget_kind(frames: Sequence[str] = tuple(NAMES.values())) -> Kind:
+    """Accuracy against m, a frame per budget, a line per amount; darker lines are of more.
+
+    Args:
+        frames: What is written over the frames, in their order.
+    """
     x, y = m_axis(), accuracy_axis()
     low = alt.Y("low:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
     colours = alt.Scale(range=[_PALE, INK, _DARK], interpolate="lab")
@@ -66,10 +72,10 @@ def budget_kind() -> Kind:
         name.encode(x, y, text="amount_text:N"),
     ]
     width, height = _FRAME
-    header = alt.Header(title=None, labelFontWeight="bold", labelLimit=180)
-    facet = alt.Facet("frame:N", sort=list(NAMES.values()), header=header)
-    frames = alt.layer(*layers).properties(width=width, height=height)
-    whole = frames.facet(facet, columns=len(NAMES), data=alt.NamedData(KIND))
+    header = alt.Header(title=None, labelFontWeight="bold", labelLimit=200)
+    facet = alt.Facet("frame:N", sort=list(frames), header=header)
+    frame = alt.layer(*layers).properties(width=width, height=height)
+    whole = frame.facet(facet, columns=3, data=alt.NamedData(KIND))
     return Kind({"m": done(whole)}, "frame", saved=("m",))
 
 
@@ -85,7 +91,7 @@ def budget_rows(found: pd.DataFrame) -> list[Row]:
             {
                 "dataset": row["dataset"],
                 "family": row["family"],
-                "frame": NAMES[row["budget"]],
+                "frame": row.get("frame") or NAMES[row["budget"]],
                 "amount_text": amount_text(row["budget"], row["amount"]),
                 "rank": amounts.index(row["amount"]),
                 "m": int(row["batch_size"]),
