@@ -38,7 +38,7 @@ def compared(runs: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def budget_kind(frames: Sequence[str] = tuple(NAMES.values())) -> Kind:
-    """Accuracy against m, a frame per budget, a line per amount; darker lines are of more.
+    """Accuracy against m, a frame per budget, a line per amount; stronger colours are of more.
 
     Args:
         frames: What is written over the frames, in their order.
@@ -122,8 +122,8 @@ def budget_figures(dataset: str, found: pd.DataFrame) -> list[Figure]:
                 f"Line charts: test accuracy of {family} against the batch size for {budgets}, a "
                 "line for each amount.",
                 f"{family}: accuracy against m for {budgets} (mean over seeds at the learning rate "
-                "that is best at the other seeds; bars: 95 % interval). Darker: more epochs, "
-                f"updates or time. Rhomb: the best m of a budget. {_of_time(own)}",
+                "that is best at the other seeds; bars: 95 % interval), a line for each amount. "
+                f"Rhomb: the best m of it. {_of_time(own)}",
                 {KIND: (KIND, where)},
             )
         )

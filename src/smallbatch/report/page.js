@@ -9,7 +9,8 @@ const MLFLOW = read("mlflow"); // data set/study → the address of its experime
 
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 // What the specifications have as colours for light pages, and its counterpart for dark ones.
-const DARK_COLOURS = { "#0072b2": "#56b4e9", "#d62728": "#ff8a80", "#b8bcc2": "#5a6068", "#dfe1e5": "#3d4248" };
+const DARK_COLOURS = { "#0072b2": "#56b4e9", "#d62728": "#ff8a80", "#b8bcc2": "#5a6068", "#dfe1e5": "#3d4248",
+                       "#bcd9ee": "#35566e", "#003a63": "#e4f3ff" };
 const NONE = "–"; // in place of what a row does not have
 const SMALLEST_FRAME = 140; // pixels, of one frame of several
 const SHOWN_COLUMNS = {
