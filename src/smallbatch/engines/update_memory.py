@@ -76,7 +76,8 @@ def measure_study(
     rows: list[dict[str, Any]] = []
     for m in batch_sizes:
         for engine, count in counts.items():
-            found = [count(it, m, image, classes, device=device) for it in study.at(m)]
+            settings = study.at(m)
+            found = [count(it, m, image, classes, device=device) for it in settings]
             if None in found:
                 continue
             rows.append(
@@ -85,7 +86,7 @@ def measure_study(
                     "fingerprint": meta.fingerprint,
                     "study": name,
                     "model": study.model,
-                    "norm": study.norm,
+                    "norm": settings[0].norm,
                     "batch_size": m,
                     "engine": engine,
                     "device": device,

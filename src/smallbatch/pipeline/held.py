@@ -22,7 +22,6 @@ from smallbatch.pipeline.experiments import (
     MEASUREMENTS,
     PREPARED,
     column_folder,
-    measured_studies,
 )
 
 if TYPE_CHECKING:
@@ -109,9 +108,10 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
 
 def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
-    used = {f"studies.{name}": study for name, study in measured_studies(params).items()}
-    models = code.of_models(measured_studies(params).values())
-    return {"grid.seeds": params.grid.seeds} | used | models | _prepared(params)
+    studies = {name: params.studies[name] for name in params.running}
+    used = {f"studies.{name}": study for name, study in studies.items()}
+    grid = {"grid.seeds": params.grid.seeds, "grid.batch_sizes": params.grid.batch_sizes}
+    return grid | used | code.of_models(studies.values()) | _prepared(params)
 
 
 def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:

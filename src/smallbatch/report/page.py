@@ -10,7 +10,6 @@ import pandas as pd
 
 from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
-from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import (
     by_study,
@@ -23,6 +22,7 @@ from smallbatch.analysis.frames import ADAMW, GRID_KEYS, on_bn_axis
 from smallbatch.analysis.generalisation import best_by_study, best_cells
 from smallbatch.analysis.ghost import bn_cells
 from smallbatch.analysis.limit_band import fit_band
+from smallbatch.analysis.measurements import read_memory, read_variances
 from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.scaling import scaling
 from smallbatch.analysis.seeds import seed_array
@@ -119,7 +119,7 @@ def build_report(
     frames = _load(evaluation_dir, models_dir)
     set_aside = read_set_aside(evaluation_dir)
     timings = read_timings(models_dir, set_aside)
-    variances = read_variances(out / "measurements")
+    variances, memory = (read(out / "measurements") for read in (read_variances, read_memory))
     private.refuse_links_of_others(out / "figures", out / "tables")
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def build_report(
     ]
     remove_others(gallery.directory, gallery.names)
     write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
-    verdicts = judged_record(runs, frames.history, timings, variances)
+    verdicts = judged_record(runs, frames.history, variances, memory)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
     # What says most comes first; others stay in order.
