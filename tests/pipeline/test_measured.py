@@ -38,7 +38,7 @@ def test_without_such_a_study_a_line_says_so_and_memory_is_counted(
 ) -> None:
     studies = {
         "a": {**STUDY, "norm": "batch"},
-        "fails": {**STUDY, "model": "nets.own:Fails"},
+        "fails": {**STUDY, "norm": "batch", "model": "nets.own:Fails"},
         "b": {**STUDY, "norm": "ghost", "bn_batch_size": "up to 4", "base_lr": "best of a"},
     }
     grid = {"studies": ["a", "fails"], "dependent": [{"name": "b", "after": "a"}],
