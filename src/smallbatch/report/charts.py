@@ -49,7 +49,7 @@ class Kind:
             shown until the reader chooses another.
         facet: The column of which each value has a frame of its own; empty if there is one frame.
         saved: The variants that are saved as files; no time of training, which is another on each
-            machine.
+            machine, but for the figure that is about speed.
     """
 
     variants: dict[str, dict[str, Any]]
@@ -118,7 +118,7 @@ def heat_map(rate: str, title: str) -> dict[str, Any]:
     whole = alt.layer(*layers).add_params(
         alt.param(name="picked", value=""), alt.param(name="frame", value="#1a1a1a")
     )
-    return _done(whole.properties(width="container", height=alt.Step(24)))
+    return done(whole.properties(width="container", height=alt.Step(24)))
 
 
 def accuracy_curves() -> dict[str, Any]:
@@ -172,7 +172,7 @@ def study_ranges(rate: str, title: str, *, rules: bool = False) -> dict[str, Any
         *_range_marks(alt.Chart(alt.NamedData("ranges")), rate, title, look),
         *([_best_lrs(title)] if rules else []),
     ]
-    return _done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
+    return done(alt.layer(*layers).properties(width="container", height=_HEIGHT))
 
 
 def _rules(title: str) -> list[alt.Chart]:
@@ -229,7 +229,7 @@ def cell_curves() -> dict[str, Any]:
     own = alt.Chart(alt.NamedData("runs")).mark_line(point=alt.OverlayMarkDef(size=18))
     y = alt.Y("accuracy:Q", title="accuracy (%)", scale=alt.Scale(zero=False))
     chart = own.encode(x, y, color=alt.Color("seed:N", title="seed"), tooltip=tips)
-    return _done(chart.properties(width="container", height=130))
+    return done(chart.properties(width="container", height=130))
 
 
 _DOT: dict[str, Any] = {"filled": True, "size": 30, "opacity": 1}
@@ -264,13 +264,14 @@ def _accuracy_axis() -> alt.Y:
     return alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
 
 
-def _log2() -> alt.Scale:
+def log2() -> alt.Scale:
+    """A logarithmic scale with its ticks at powers of two."""
     return alt.Scale(type="log", base=2, nice=False, padding=12)
 
 
 def _rate_axis(field: str, title: str) -> alt.Y:
     axis = alt.Axis(labelExpr=_POWER, labelOverlap=True, tickCount=6)
-    return alt.Y(f"{field}:Q", title=title, scale=_log2(), axis=axis)
+    return alt.Y(f"{field}:Q", title=title, scale=log2(), axis=axis)
 
 
 def _others(each: str, x: alt.X, y: alt.Y) -> alt.Chart:
@@ -325,10 +326,11 @@ def _frames(table: str, layers: list[alt.Chart], each: str, order: str) -> dict[
     frame = alt.layer(*layers).properties(width=_SMALL, height=_SMALL)
     header = alt.Header(title=None, labelFontWeight="bold", labelLimit=180)
     facet = alt.Facet(f"{each}:N", sort=alt.EncodingSortField(field=order), header=header)
-    return _done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
+    return done(frame.facet(facet, columns=3, data=alt.NamedData(table)))
 
 
-def _done(chart: Any) -> dict[str, Any]:
+def done(chart: Any) -> dict[str, Any]:
+    """A chart as a specification, without what the page or the file decides."""
     spec = chart.to_dict()
     for key in ("config", "$schema"):
         spec.pop(key, None)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def write_tables(
-    directory: Path, frames: Frames, curves: pd.DataFrame, timings: pd.DataFrame
+    directory: Path,
+    frames: Frames,
+    curves: pd.DataFrame,
+    timings: pd.DataFrame,
+    costs: pd.DataFrame,
 ) -> None:
     """Write every table into a directory, complete or not at all.
 
@@ -26,6 +30,7 @@ def write_tables(
         frames: The data of the page.
         curves: Of all studies, as `median_curves` makes them.
         timings: As `read_timings` makes them.
+        costs: As `cost_table` makes them.
     """
     ranges = frames.ranges.assign(
         holes=[" ".join(f"{value:g}" for value in holes) for holes in frames.ranges["holes"]]
@@ -42,6 +47,7 @@ def write_tables(
     write_table(frames.bn_cells, directory / "bn_batch.csv")
     write_table(_fits(frames.ranges), directory / "limit_fit.csv")
     write_table(timings, directory / "timing.csv")
+    write_table(costs, directory / "costs.csv")
 
 
 def _fits(ranges: pd.DataFrame) -> pd.DataFrame:

@@ -32,6 +32,7 @@ from smallbatch.report import answer, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
+from smallbatch.report.costs import cost_figures, cost_kinds, cost_rows, cost_table
 from smallbatch.report.document import library, render
 from smallbatch.report.environment import environment_table, mixed_hardware, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
@@ -125,6 +126,7 @@ def build_report(
         (out / name).mkdir(parents=True, exist_ok=True)
     runs = frames.all_runs
     optimisers = set(runs["optimizer"])
+    costs = cost_table(runs, timings, memory)
     drawn: dict[str, list[Row]] = {
         "cells": cell_rows(frames.cells, frames.best),
         "bn_cells": cell_rows(frames.bn_cells, frames.best.iloc[:0]),
@@ -133,8 +135,9 @@ def build_report(
         "fit": [],
         "rules": [],
         "curves": [],
+        "costs": cost_rows(costs),
     }
-    specifications = kinds()
+    specifications = {**kinds(), **cost_kinds()}
     gallery = Gallery(out / "figures", specifications, drawn)
     studies: list[dict[str, Any]] = []
     curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])]
@@ -148,13 +151,11 @@ def build_report(
         section["figures"] = [gallery.add(figure) for figure in section["figures"]]
         studies.append(section)
     datasets = [
-        _dataset_section(
-            gallery, str(dataset), frames.only(dataset=dataset), studies, drawn["ranges"]
-        )
+        _dataset_section(gallery, str(dataset), frames.only(dataset=dataset), studies, drawn)
         for dataset in sorted(runs["dataset"].unique(), key=lambda name: (name != first, name))
     ]
     remove_others(gallery.directory, gallery.names)
-    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings)
+    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings, costs)
     verdicts = judged_record(runs, frames.history, variances, memory)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
@@ -288,19 +289,20 @@ def _dataset_section(
     dataset: str,
     own: Frames,
     studies: Sequence[Mapping[str, Any]],
-    ranges: Sequence[Row],
+    drawn: Mapping[str, Sequence[Row]],
 ) -> dict[str, Any]:
     figures: list[Figure] = []
     shown: list[tables.Table] = []
     if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
         found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
-        if not any(row["dataset"] == dataset for row in ranges):
+        if not any(row["dataset"] == dataset for row in drawn["ranges"]):
             found = [it for it in found if not it.kind.startswith("all-ranges")]
         figures = [gallery.add(figure) for figure in found]
         shown = [
             tables.study_table(own.winners, own.runs),
             *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
         ]
+    figures += [gallery.add(figure) for figure in cost_figures(dataset, drawn["costs"])]
     return {
         "name": dataset,
         "of_paper": own.all_runs["figure"].notna().any(),
