@@ -179,7 +179,7 @@ def cost_kinds() -> dict[str, Kind]:
     dash = alt.StrokeDash(
         "norm:N",
         scale=alt.Scale(range=_DASHES),
-        legend=alt.Legend(title="norm", symbolSize=1000, **bottom),  # long enough for a pattern
+        legend=alt.Legend(title="norm", symbolSize=600, **bottom),  # long enough for a pattern
     )
     shape = alt.Shape(
         "of:N",
