@@ -160,7 +160,7 @@ def cost_kinds() -> dict[str, Kind]:
         scale=alt.Scale(type="log", nice=False, padding=12),
         axis=alt.Axis(format="~s", tickCount=5, labelOverlap=True),
     )
-    bottom = {"orient": "bottom", "titleLimit": 0, "labelLimit": 0, "columns": 3}
+    bottom: dict[str, Any] = {"orient": "bottom", "titleLimit": 0, "labelLimit": 0, "columns": 3}
     look: dict[str, Any] = {
         "color": alt.Color(
             "model:N", scale=alt.Scale(range=_COLOURS), legend=alt.Legend(title="model", **bottom)
