@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from smallbatch.config.study import StudyConfig
 from smallbatch.data.prepared import Meta
@@ -223,6 +226,46 @@ def test_rows_are_of_every_batch_size_and_the_most_of_several_bn_batches() -> No
              "norm": "ghost", "engine": "loop", "device": "cpu"}  # fmt: skip
     assert rows == [{**place, "batch_size": m, "bytes": n}
                     for m, n in zip((2, 8), expected, strict=True)]  # fmt: skip
+
+
+def allocated(update: Callable[[], None]) -> tuple[int, int]:
+    """Bytes that torch's allocator on the CPU gave out at most, and in the end, by its profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        update()
+    profiler: Any = found.profiler
+    every = profiler.kineto_results.events()
+    events = sorted((it.start_ns(), it.nbytes()) for it in every if it.name() == "[memory]")
+    at = np.cumsum([count for _, count in events])
+    return int(at.max()), int(at[-1])
+
+
+@pytest.mark.parametrize(
+    ("model", "norm", "m"),
+    [("resnet8", "none", 2), ("resnet8", "none", 64), ("resnet20", "batch", 32),
+     ("alexnet", "none", 64), ("resnet10t", "batch", 64)],
+)  # fmt: skip
+def test_a_real_update_takes_what_is_counted_and_some_scratch(
+    model: str, norm: str, m: int
+) -> None:
+    """The update that a GPU's allocator watches, on a CPU; in the end all is free again."""
+    settings, image = study(model, norm), (3, 32, 32)
+    run = Run(settings, "", m, 0.1, 0)
+    most, left = allocated(lambda: counted._update_by_loop(run, image, 10, CPU))
+    assert 1 < most / loop_bytes(settings, m, image, 10) < 1.7
+    assert left == 0
+
+
+@pytest.mark.parametrize("model", ["resnet8", "resnet10t"])  # by layers, and by vmap
+def test_a_lanes_update_of_which_the_allocators_peak_is_taken_runs(model: str) -> None:
+    settings, image = study(model, "batch"), (3, 32, 32)
+    found: list[int] = []
+    for m in (4, 32):
+        run = Run(settings, "", m, 0.1, 0)
+        most, left = allocated(partial(counted._update_by_lane, run, image, 10, CPU))
+        assert left == 0
+        found.append(most)
+    each = loop_bytes(settings, 32, image, 10) - loop_bytes(settings, 4, image, 10)
+    assert found[1] - found[0] > 0.8 * each
 
 
 def test_on_a_gpu_the_second_updates_peak_counts(monkeypatch: pytest.MonkeyPatch) -> None:

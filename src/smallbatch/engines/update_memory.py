@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SHARE = 0.5
 """Of the free memory, that a count may take which has to compute a batch."""
 
-_CPU, _META = torch.device("cpu"), torch.device("meta")
+_CPU, _META, _CUDA = (torch.device(name) for name in ("cpu", "meta", "cuda"))
 # Of what `NativeLanes` holds, all that no update needs: images, a plain model of the structure and
 # its state, and the buffers of evaluations.
 _NOT_OF_UPDATES = {"data", "model", "_template", "_evaluation"}
@@ -121,7 +121,7 @@ def loop_bytes(
     """
     run = _run(settings, m)
     if device == "cuda":
-        return _allocated(lambda: _update_by_loop(run, image, classes))
+        return _allocated(lambda: _update_by_loop(run, image, classes, _CUDA))
     with generators_kept():
         return _counted(run, image, classes)
 
@@ -132,11 +132,11 @@ def stacked_bytes(
     """Bytes that one update of one run takes by `stacked`, trained alone, in a single lane.
 
     On a CPU they are the arrays that its kernels' buffers really are: activations, their gradients,
-    weights, moments and tables. A vector's places are all there for a lone run as well. Where m is
-    large they hold parts of its batch; where it is small, all but one are empty but have their
-    memory, which up to that many runs would share. On a GPU it is the peak of torch's allocator
-    over an uncaptured update, as in `loop_bytes`, with the copy of m images that kernels gather
-    from.
+    weights, moments and tables. A vector's places are all there for a lone run as well. Where its
+    batch is cut into parts, as at large m, they hold these; where it is not, all but one are empty
+    but have their memory, which up to that many runs would share. On a GPU it is the peak of
+    torch's allocator over an uncaptured update, as in `loop_bytes`, with the copy of m images that
+    kernels gather from.
 
     Returns:
         The bytes; None where the engine does not take these settings, or computes them on a CPU by
@@ -151,7 +151,7 @@ def stacked_bytes(
         if way is None:
             return None
         try:
-            return _allocated(lambda: _update_by_lane(run, image, classes))
+            return _allocated(lambda: _update_by_lane(run, image, classes, _CUDA))
         except UserError:
             return None  # vmap does not take every model
     if way != "native":
@@ -298,9 +298,10 @@ def _allocated(update: Callable[[], None]) -> int:
         torch.cuda.empty_cache()
 
 
-def _update_by_loop(run: Run, image: tuple[int, int, int], classes: int) -> None:
-    """The first update of a run on the GPU; all that it takes is free again afterwards."""
-    device = torch.device("cuda")
+def _update_by_loop(
+    run: Run, image: tuple[int, int, int], classes: int, device: torch.device
+) -> None:
+    """The first update of a run; all that it takes is free again afterwards."""
     model = initial_model(run, _blank(image, classes, 1), weights=False).to(device)
     weights = flat_weights(model, run.settings, run.batch_size)
     batch = _blank(image, classes, run.batch_size, device).train
@@ -309,9 +310,10 @@ def _update_by_loop(run: Run, image: tuple[int, int, int], classes: int) -> None
         weights.update(run.lr, 0)
 
 
-def _update_by_lane(run: Run, image: tuple[int, int, int], classes: int) -> None:
-    """The first update of a run in a lane of its own on the GPU."""
-    device = torch.device("cuda")
+def _update_by_lane(
+    run: Run, image: tuple[int, int, int], classes: int, device: torch.device
+) -> None:
+    """The first update of a run in a lane of its own, by torch or Triton."""
     with torch.no_grad(), arithmetic(run.settings.precision, device):
         data = _blank(image, classes, run.batch_size, device)
         lanes = TorchLanes([run], data, torch.float32)
