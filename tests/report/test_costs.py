@@ -93,7 +93,7 @@ def test_without_either_there_is_no_figure(models: Path) -> None:
     assert cost_figures("synthetic", cost_rows(table)) == []
     rows = cost_rows(cost_table(runs, pd.DataFrame(), counted(runs)))
     (figure,) = cost_figures("synthetic", rows)
-    assert "Images/s" not in figure.caption
+    assert "Speed" not in figure.caption
     assert figure.alt == f"Line charts: {MEMORY} against the batch size for 2 studies on synthetic."
     assert cost_figures("other", rows) == []
 

@@ -10,7 +10,7 @@ import altair as alt
 import pandas as pd
 
 from smallbatch.analysis.cells import STUDY_KEYS
-from smallbatch.report.charts import Kind, done, log2
+from smallbatch.report.charts import GREY, Kind, done, log2
 from smallbatch.report.figures import Figure, plain_name
 from smallbatch.text import count
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smallbatch.report.rows import Row
 
 KIND = "all-costs"
-MEMORY, SPEED = "memory of one update (bytes)", "throughput (images/s)"
+MEMORY, SPEED = "memory (bytes)", "speed (images/s)"
 ONE, MANY = "one run", "the column's runs together"
 # Okabe and Ito's, which colour-blind readers can tell apart, dark enough on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#882255", "#999933", "#44aa99"]
@@ -120,7 +120,7 @@ def cost_figures(dataset: str, rows: Sequence[Row]) -> list[Figure]:
     said = ["Memory and throughput against m, both axes logarithmic; a line per study."]
     if MEMORY in panels:
         said.append(
-            "Memory: what one update of one run needs by the engine loop, counted at each m: "
+            "Memory: bytes that one update of one run needs by the engine loop, counted at each m: "
             "weights, gradient, moments, images, labels and what the forward pass leaves for the "
             "backward pass (on a GPU the allocator's peak)."
         )
@@ -128,7 +128,7 @@ def cost_figures(dataset: str, rows: Sequence[Row]) -> list[Figure]:
         said.append("The memory was not counted: smallbatch measure does.")
     if SPEED in panels:
         said.append(
-            "Images/s: training images per second while these columns were trained, on the "
+            "Speed: training images per second while these columns were trained, on the "
             "hardware named below"
             + (f"; circles: {ONE}, trained by loop" if ONE in speeds else "")
             + (f"; squares: {MANY}, trained by stacked" if MANY in speeds else "")
@@ -184,7 +184,7 @@ def cost_kinds() -> dict[str, Kind]:
     shape = alt.Shape(
         "of:N",
         scale=alt.Scale(domain=[ONE, MANY], range=["circle", "square"]),
-        legend=alt.Legend(title="what is counted or timed", **bottom),
+        legend=alt.Legend(title="of", symbolFillColor=GREY, symbolStrokeColor=GREY, **bottom),
     )
     lines = alt.Chart().mark_line(strokeWidth=1.5).encode(m, y, strokeDash=dash, **look)
     points = alt.Chart().mark_point(filled=True, size=36, opacity=1)

@@ -74,7 +74,8 @@ function specOf(name, width) {
     const frames = new Set(spec.datasets[table].map((row) => row[kind.facet])).size || 1;
     const most = Math.max(1, Math.min(frames, 6, Math.floor((width - 60) / SMALLEST_FRAME)));
     spec.columns = Math.ceil(frames / Math.ceil(frames / most)); // rows of equal length, if it can be
-    const room = Math.floor((width - 70) / spec.columns) - 22;
+    const axes = spec.resolve ? 45 : 0; // each frame has an axis of its own
+    const room = Math.floor((width - 70 - axes) / spec.columns) - 22;
     spec.spec.width = Math.max(80, Math.min(room, 320));
     spec.spec.height = Math.min(150, spec.spec.width);
   } else {
