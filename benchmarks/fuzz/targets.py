@@ -442,7 +442,10 @@ _TRAINING = {
     "smallbatch.pipeline.experiments.train_and_track": _stubbed_training,
 }
 _PLAN = {"smallbatch.pipeline.experiments.plan_columns": _stubbed_plan}
-_MEASURE = {"smallbatch.engines.update_variance.measure_study": _stubbed_measurement}
+_MEASURE = {
+    f"smallbatch.engines.{name}.measure_study": _stubbed_measurement
+    for name in ("update_variance", "update_memory")
+}
 _BENCH = {"smallbatch.speed.bench.command.bench": _stubbed_bench}
 _PROFILES = {"smallbatch.config.profiles.FOLDER": Path("profiles")}
 _UI = {"os.execv": _stubbed_exec}

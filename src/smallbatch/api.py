@@ -206,19 +206,18 @@ def claims(
         A row per claim and data set: ``claim``, ``figure``, ``statement``, ``dataset``, ``scale``,
         ``verdict``, ``effect`` with bounds ``low`` and ``high`` in ``unit``, ``n`` and ``reason``.
     """
-    from smallbatch.analysis.claims import read_variances
+    from smallbatch.analysis.measurements import read_memory, read_variances
     from smallbatch.report.claims import judged_record
-    from smallbatch.report.environment import read_timings
 
     models = _models(Path(project_or_models))
     results = _results(project_or_models, everything=everything)
-    timings = read_timings(models, results.set_aside)
     measured = next(
         (folder for folder in (models.parent / "reports/measurements",
                                models.parent / "measurements") if folder.is_dir()),
         models.parent / "reports/measurements",
     )  # fmt: skip
-    record = judged_record(results.runs, results.history, timings, read_variances(measured))
+    measurements = read_variances(measured), read_memory(measured)
+    record = judged_record(results.runs, results.history, *measurements)
     rows = [
         {"claim": claim.claim, "figure": claim.figure, "statement": claim.statement,
          **finding.model_dump(include={"dataset", "scale", "verdict", "effect", "low", "high", "n",

@@ -259,16 +259,17 @@ def histories(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def timings(d: tuple[float, ...], device: str = "cuda") -> pd.DataFrame:
-    rows = [
+def memory(d: tuple[float, ...], device: str = "cuda") -> pd.DataFrame:
+    """From m = 2 to 8 the memory of the three studies grows by d octaves; of stacked it falls."""
+    return pd.DataFrame([
         {
-            "dataset": "made-up", "study": f"study-{study}", "batch_size": m,
-            "peak_memory_bytes": 1e9 * 2 ** (d[study - 1] if m == 8 else 0),
-            "environment": json.dumps({"engine": "loop", "device": device}),
+            "dataset": "made-up", "fingerprint": "made-up", "study": f"study-{study}",
+            "model": MODELS[str(study)], "norm": "none", "batch_size": m, "engine": engine,
+            "device": device, "bytes": 1e9 * 2 ** (grown if m == 8 else 0),
         }
         for study in (1, 2, 3) for m in (2, 8)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+        for engine, grown in (("loop", d[study - 1]), ("stacked", -5.0))
+    ])  # fmt: skip
 
 
 def variances(d: tuple[float, ...]) -> pd.DataFrame:
@@ -283,7 +284,7 @@ def variances(d: tuple[float, ...]) -> pd.DataFrame:
 
 def finding_of(name: str, rows: Rows, d: tuple[float, ...] = HOLDS) -> Finding:
     runs = pd.DataFrame(rows)
-    evidence = Evidence("made-up", runs, histories(runs), timings(d), variances(d))
+    evidence = Evidence("made-up", runs, histories(runs), variances(d), memory(d))
     (claim,) = [claim for claim in CLAIMS if claim.name == name]
     (finding,) = judge(claim, [evidence])
     return finding
@@ -340,7 +341,7 @@ def test_a_claim_is_judged_on_the_axis_that_it_is_about() -> None:
                 }
             elif not on_bn:
                 row |= {"bn_batch_size": 2, "bn_batch_sizes": "[2]"}
-        if not claim.measurement and name != "memory-grows":  # of a machine, not of accuracies
+        if not claim.measurement:  # which is not of accuracies
             finding = finding_of(name, rows)
             assert finding.verdict == "undecided", name
             assert "axis is " in finding.reason, name
@@ -357,16 +358,12 @@ def test_a_measurement_of_other_images_or_models_decides_nothing(key: str, said:
     (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
     for changed, verdict in ((facts, HELD), (facts | {key: "other"}, "undecided")):
         table = variances(HOLDS).assign(**changed)
-        (finding,) = judge(
-            claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)]
-        )
+        (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), table)])
         assert finding.verdict == verdict
         assert (said in finding.reason) == (verdict == "undecided")
     if key == "fingerprint":  # also of a study that has no runs
         table = table.assign(study="gone")
-        (finding,) = judge(
-            claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)]
-        )
+        (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), table)])
         assert finding.verdict == "undecided"
 
 
@@ -792,22 +789,74 @@ def test_a_bn_batch_is_not_the_best_where_none_finishes() -> None:
     assert finding.reason == "study-13a: at m = 32 no BN batch lets all seeds finish"
 
 
-def test_a_study_in_several_environments_is_one_study() -> None:
-    """Such as columns of other workers or commits; that with the widest range of m counts."""
-    rows = MAKERS["memory-grows"](HOLDS)
-    own = timings(HOLDS).query("study == 'study-2'")
-    others = [
-        own.assign(
-            environment=json.dumps({"engine": "loop", "device": "cuda", "workers": workers}),
-            batch_size=sizes,
-        )
-        for workers, sizes in ((2, [2, 4]), (3, [4, 8]))
-    ]
-    runs = pd.DataFrame(rows)
-    evidence = Evidence("made-up", runs, histories(runs), pd.concat([own, *others]))
+def test_memory_is_that_of_the_columns_that_were_run() -> None:
+    """What was measured at 2048 was not trained, and of a study m = 8 was trained alone."""
+    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
+    table = memory(HOLDS)
+    more = table[table["batch_size"] == 8].assign(batch_size=2048, bytes=2.0**50)
+    evidence = Evidence("made-up", runs, histories(runs), memory=pd.concat([more, table]))
     (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
     (finding,) = judge(claim, [evidence])
-    assert (finding.verdict, finding.reason) == ("undecided", "n = 1, at least 3 needed")
+    assert (finding.verdict, finding.n) == (HELD, 3)
+    assert finding.effect == pytest.approx(0.1)
+    assert finding.reason == (
+        "grows by 0.1 octaves over 2 of m: what does not grow is weights, gradient and moments"
+    )
+    (part,) = finding.parts
+    assert part["name"] == "studies: grows by 0.1 octaves over 2 of m"
+    few = table[(table["study"] != "study-2") | (table["batch_size"] == 2)]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
+    assert (finding.verdict, finding.reason) == ("undecided", "n = 2, at least 3 needed")
+    few = table[(table["batch_size"] == 2) | (table["engine"] == "stacked")]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
+    assert finding.verdict == "undecided"
+    assert finding.reason.endswith("two batch sizes that were run; run smallbatch measure")
+
+
+def test_memory_that_hardly_grows_in_octaves_of_m_is_said() -> None:
+    """Four studies over two ranges of m: the fewest and the most octaves are said of both."""
+    grown = {"1": (32, 3.0), "2": (8, 1.5), "3": (8, 1.0), "text": (32, 2.0)}
+    rows = [row for figure in grown for row in runs_of(figure, level())]
+    base = memory(HOLDS).query("engine == 'loop'").iloc[0]
+    table = pd.DataFrame([
+        {**base, "study": f"study-{figure}", "model": MODELS.get(figure, "resnet32"),
+         "batch_size": m, "bytes": 1e6 * (1.0 if m == 2 else 2**octaves)}
+        for figure, (largest, octaves) in grown.items() for m in (2, largest)
+    ])  # fmt: skip
+    runs = pd.DataFrame(rows)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=table)])
+    assert (finding.verdict, finding.n) == (HELD, 4)
+    assert finding.effect == pytest.approx((3 + 1.5 + 1 + 2) / 4)
+    assert finding.reason.startswith("grows by 1 to 3 octaves over 2 to 4 of m: ")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fingerprint": "other"}, "study-2: measured on other images; run smallbatch measure"),
+        ({"model": "other"}, "study-2: measured with another model; run smallbatch measure"),
+        ({"norm": "batch"}, "study-2: measured with another norm; run smallbatch measure"),
+        ({"device": "cpu"}, "study-2: measured on several devices; run smallbatch measure"),
+    ],
+)
+def test_memory_of_something_else_decides_nothing(changed: dict[str, str], said: str) -> None:
+    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
+    table = memory(HOLDS)
+    other = (table["study"] == "study-2") & (table["batch_size"] == 8)
+    table.loc[other, list(changed)] = list(changed.values())
+    evidence = Evidence("made-up", runs, histories(runs), memory=table)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [evidence])
+    assert (finding.verdict, finding.reason) == ("undecided", said)
+
+
+def test_memory_that_was_not_counted_says_so() -> None:
+    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs))])
+    assert finding.verdict == "not run"
+    assert finding.reason == "nothing was measured: run smallbatch measure"
 
 
 def test_memory_of_different_images_is_not_compared() -> None:
@@ -831,7 +880,7 @@ def curves_of(last: dict[int, int], diverged: int | None = None) -> Evidence:
         for row in runs[keys].to_dict("records")
         for epoch in range(1, last[row["batch_size"]] + 1)
     ])  # fmt: skip
-    return Evidence("made-up", runs, history, timings(HOLDS))
+    return Evidence("made-up", runs, history)
 
 
 @pytest.mark.parametrize("name", ["curves-alike-4-to-64", "curves-worse-beyond-64"])
@@ -862,17 +911,10 @@ def test_several_base_lrs_are_not_taken_for_seeds_of_a_bn_batch() -> None:
         seed_array(pd.DataFrame([*rows, *worse]), "bn_batch_size")
 
 
-def test_memory_of_a_cpu_process_contradicts_nothing() -> None:
-    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
-    evidence = Evidence("made-up", runs, histories(runs), timings(FAILS, "cpu"))
-    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
-    assert judge(claim, [evidence])[0].verdict == "undecided"
-
-
 def test_a_variance_that_was_not_measured_says_so() -> None:
     runs = pd.DataFrame(runs_of("2", level()))
     (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
-    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS))])
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs))])
     assert finding.verdict == "not run"
 
 
@@ -880,7 +922,7 @@ def test_every_data_set_is_judged_on_its_own() -> None:
     own = pd.DataFrame(MAKERS["best-batch-size-fig-2"](HOLDS))
     other = own.assign(dataset="other", run="x" + own["run"], scale=None)
     runs = pd.concat([own, other], ignore_index=True)
-    record = claims_record(judge_all(runs, histories(runs), timings(HOLDS), pd.DataFrame()))
+    record = claims_record(judge_all(runs, histories(runs), pd.DataFrame(), pd.DataFrame()))
     json.dumps(record, allow_nan=False)
     (claim,) = [each for each in record["claims"] if each["claim"] == "best-batch-size-fig-2"]
     assert [finding["dataset"] for finding in claim["findings"]] == ["made-up", "other"]
@@ -944,7 +986,7 @@ def test_a_measurement_at_the_first_weights_decides_nothing() -> None:
     (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
     table = variances(HOLDS)
     for own in (table[table["seen"] == 0], table.assign(seen=None)):
-        (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), own)])
+        (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), own)])
         assert finding.verdict == "undecided"
         assert "study-2: measured at the first weights alone" in finding.reason
 
@@ -989,7 +1031,7 @@ def test_a_run_that_diverged_while_it_was_measured_leaves_the_other_studies() ->
     gone.loc[gone["batch_size"] == 32, "variance"] = math.nan
     for d, verdict in ((HOLDS, "undecided"), (FAILS, "contradicted")):
         table = pd.concat([variances(d), gone])
-        evidence = Evidence("made-up", runs, histories(runs), timings(d), table)
+        evidence = Evidence("made-up", runs, histories(runs), table)
         (finding,) = judge(claim, [evidence])
         assert finding.verdict == verdict
         assert "study-3: a run diverged while it was measured" in finding.reason
@@ -1027,7 +1069,7 @@ def test_a_table_of_measurements_that_do_not_belong_together_decides_nothing(
     table = table[~here] if changed is None else table.assign(
         **{key: np.where(here, value, table.get(key, "none")) for key, value in changed.items()}
     )  # fmt: skip
-    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS), table)])
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), table)])
     assert finding.verdict == "undecided"
     assert said in finding.reason
 
@@ -1035,7 +1077,7 @@ def test_a_table_of_measurements_that_do_not_belong_together_decides_nothing(
 def test_what_was_run_and_not_measured_says_so() -> None:
     runs = pd.DataFrame(runs_of("2", level()))
     (claim,) = [claim for claim in CLAIMS if claim.name == "update-variance-linear"]
-    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), timings(HOLDS))])
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs))])
     assert finding.reason == "nothing was measured: run smallbatch measure"
 
 

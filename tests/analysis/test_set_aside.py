@@ -15,7 +15,6 @@ from smallbatch.analysis.evaluation import read_evaluation, read_set_aside, refu
 from smallbatch.cli.main import main
 from smallbatch.errors import UserError
 from smallbatch.report.claims import judged_record
-from smallbatch.report.environment import read_timings
 from smallbatch.report.page import build_report
 from tests.analysis import synthetic
 
@@ -153,25 +152,18 @@ def test_an_evaluation_is_of_the_present_columns_with_those_set_aside_known() ->
         refuse_stale(runs, EVALUATION, Path("models"))
 
 
-def test_times_of_columns_set_aside_decide_no_claim() -> None:
-    """Peak memory, of which the timing files alone tell, falls from m = 2 to 8 and rises to 32."""
-    for m, memory in ((2, 2000), (8, 1000), (32, 8000)):
-        path = Path(f"models/digits/kept/m{m}/timing.json")
-        timing = json.loads(path.read_text())
-        timing["column"] |= {"engine": "loop", "device": "cuda", "peak_memory_bytes": memory}
-        path.write_text(json.dumps(timing))
+def test_memory_of_columns_set_aside_decides_no_claim() -> None:
+    """The memory of `kept` falls from m = 2 to 8 and rises to 32, which is set aside."""
     evaluate()
     runs, _, history = read_evaluation(EVALUATION)
-    timings = read_timings(Path("models"))
-    assert "digits/old/m2" in read_set_aside(EVALUATION)
-    few = read_timings(Path("models"), read_set_aside(EVALUATION))
-    assert len(few) == len(PRESENT) < len(timings) == len(PRESENT) + len(NAMES)
-
-    def effect(times: pd.DataFrame) -> float | None:
-        own = runs[runs["dataset"] == "digits"]
-        record = judged_record(own, history[history["dataset"] == "digits"], times, pd.DataFrame())
-        (claim,) = (claim for claim in record.claims if claim.claim == "memory-grows")
-        return claim.findings[0].effect
-
-    # Octaves of kept, and of after, whose columns took the same.
-    assert effect(timings) == effect(few) == (-1 + 0) / 2
+    runs, history = (frame[frame["dataset"] == "digits"] for frame in (runs, history))
+    assert "digits/kept/m32" in read_set_aside(EVALUATION)
+    of_kept = runs[runs["study"] == "kept"].iloc[0]
+    memory = pd.DataFrame([
+        {**{key: of_kept[key] for key in ("dataset", "fingerprint", "study", "model", "norm")},
+         "batch_size": m, "engine": "loop", "device": "cpu", "bytes": count}
+        for m, count in ((2, 2000), (8, 1000), (32, 8000))
+    ])  # fmt: skip
+    record = judged_record(runs, history, pd.DataFrame(), memory)
+    (claim,) = (claim for claim in record.claims if claim.claim == "memory-grows")
+    assert claim.findings[0].effect == -1

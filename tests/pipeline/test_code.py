@@ -36,7 +36,11 @@ def test_each_stage_depends_on_its_listing_and_no_other() -> None:
             "smallbatch.engines.loop, smallbatch.engines.lanes, smallbatch.protocol.column",
             ("records", "data"),
         ),
-        ("measure", "smallbatch.engines.update_variance", ("records", "data")),
+        (
+            "measure",
+            "smallbatch.engines.update_variance, smallbatch.engines.update_memory",
+            ("records", "data"),
+        ),
         ("evaluate", "smallbatch.analysis.evaluation", ()),
         ("report", "smallbatch.report.page", ()),
     ],
@@ -76,7 +80,9 @@ def test_what_decides_a_stage_is_in_its_listing_and_what_does_not_is_not() -> No
     shown = {"report/page.js", "report/page.css", "report/page.html.j2", "analysis/claims.py"}
     assert shown < found["report"]
     assert {"data/png.py", "data/split.py", "config/dataset.py"} < found["prepare"]
-    assert "engines/update_variance.py" in found["measure"]
+    counted = {"engines/update_memory.py", "engines/lanes/native/network.py"}
+    assert {"engines/update_variance.py", *counted} < found["measure"]
+    assert "engines/update_memory.py" not in found["train"]
     for stage in ("prepare", "train", "train_dependent", "measure", "evaluate"):
         assert not any(file.startswith(("report", "cli", "tracking")) for file in found[stage])
     assert not any(file.startswith(("report", "engines", "models")) for file in found["evaluate"])

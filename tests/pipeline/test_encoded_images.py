@@ -48,9 +48,12 @@ def test_prepare_says_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(load_encoded(Path("data/prepared/own")).train) == 12
     done = CliRunner().invoke(main, ["measure"])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert done.stderr == "own: nothing is measured: the images are kept encoded\n"
+    assert done.stderr == "own: no variance of updates is measured: the images are kept encoded\n"
     (header,) = Path("reports/measurements/own.csv").read_text().splitlines()
     assert header.endswith(",variance")
+    header, *rows = Path("reports/measurements/own-memory.csv").read_text().splitlines()
+    assert header.endswith(",bytes")
+    assert any(",a,resnet8,none,4,loop,cpu," in row for row in rows)
 
 
 @pytest.mark.parametrize(

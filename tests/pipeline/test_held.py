@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, meanwhile: Callable[[], N
         def lines(self) -> list[str]:
             return ["done"]
 
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.lines())
+
     def work(*_: Any, **__: Any) -> Any:
         meanwhile()
         return Done()
@@ -80,7 +83,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: str, meanwhile: Callable[[], N
     for name in (
         "smallbatch.data.prepare.prepare",
         "smallbatch.pipeline.experiments.train_study_column",
-        "smallbatch.pipeline.experiments.measure_updates",
+        "smallbatch.pipeline.measurements.measure",
         "smallbatch.analysis.evaluation.evaluate",
         "smallbatch.report.page.build_report",
     ):
@@ -110,6 +113,7 @@ COLUMN = "models/synthetic/tiny/m2"
         ("train after 8", overwritten(SOURCE), SOURCE),
         ("measure", edited(*EPOCHS), "params.yaml: studies.plain"),
         ("measure", edited("seeds: 1", "seeds: 2"), "params.yaml: grid.seeds"),
+        ("measure", edited("sizes: [8]", "sizes: [8, 16]"), "params.yaml: grid.batch_sizes"),
         ("measure", overwritten(META), META),
         ("evaluate", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
         ("evaluate", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),

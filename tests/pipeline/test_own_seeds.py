@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from smallbatch.config.params import Params, load_params, parse_params
 from smallbatch.data.prepare import prepare
 from smallbatch.errors import UserError
-from smallbatch.pipeline.experiments import column_folder, measure_updates, plan_study_column
+from smallbatch.pipeline.experiments import column_folder, plan_study_column, prepared
+from smallbatch.pipeline.measurements import measure_updates
 from smallbatch.protocol.run import run_hash
 from smallbatch.records.columns import find_columns, read_record
 from tests.columns import place_and_train
@@ -152,7 +153,7 @@ def test_the_variance_of_updates_is_measured_with_the_studys_seeds(
         return []
 
     monkeypatch.setattr("smallbatch.engines.update_variance.measure_study", measure)
-    measure_updates(params)
+    measure_updates(params, prepared(params))
     assert measured == [("a", [0, 1])]
 
 

@@ -16,6 +16,7 @@ from smallbatch import machine
 from smallbatch.config.params import ComputeConfig, parse_compute
 from smallbatch.config.study import StudyConfig
 from smallbatch.engines.made_by import Maker
+from smallbatch.engines.update_memory import saved_for_backward
 from smallbatch.errors import UserError
 from smallbatch.models.build import build_model
 from smallbatch.placement import known as store
@@ -128,7 +129,15 @@ def test_memory_of_ghost_batch_norm_is_that_of_its_sub_batches(bn: int) -> None:
         "resnet8", "ghost", num_classes=3, in_chans=2, image_size=(6, 6), seed=0, batch_size=48,
         bn_batch_size=bn,
     ).train()  # fmt: skip
-    few, more = (memory._saved(model, torch.randn(n * bn, 2, 6, 6)) for n in (3, 6))
+    few, more = (
+        [
+            it.nbytes()
+            for it in saved_for_backward(
+                model, torch.randn(n * bn, 2, 6, 6), torch.zeros(n * bn, dtype=torch.long)
+            ).values()
+        ]
+        for n in (3, 6)
+    )
     each = [(two - one) / (3 * bn) for one, two in zip(few, more, strict=True)]
     kept = sum(each) + memory.LARGEST * max(each)
     # A sub-batch keeps its means and deviations; the fewer it has of images, the more are those.

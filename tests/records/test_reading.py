@@ -19,8 +19,8 @@ import pytest
 from benchmarks.fuzz import damage
 from click.testing import CliRunner
 
-from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.evaluation import evaluate, read_evaluation
+from smallbatch.analysis.measurements import read_memory, read_variances
 from smallbatch.cli.main import main
 from smallbatch.errors import UserError
 from smallbatch.records import reading
@@ -208,6 +208,46 @@ def test_a_measurement_that_lies_there_twice(project: Path) -> None:
         read_variances(path.parent)
 
 
+MEMORY = (
+    "dataset,fingerprint,study,model,norm,batch_size,engine,device,bytes\n"
+    "d,f,null,resnet8,none,2,loop,cpu,1000\nd,f,null,resnet8,none,2,stacked,cpu,9000\n"
+)
+
+
+def test_tables_of_memory_and_of_variances_lie_in_one_folder(project: Path) -> None:
+    folder = project / "reports/measurements"
+    (folder / "d-memory.csv").write_text(MEMORY)
+    found = read_memory(folder)
+    assert found["bytes"].tolist() == [1000, 9000]
+    assert found["study"].tolist() == ["null", "null"]
+    assert "variance" in read_variances(folder)
+    # A data set whose name ends as those tables' names do.
+    (folder / "d.csv").rename(folder / "d-e-memory.csv")
+    assert len(read_variances(folder)) == 2
+    assert len(read_memory(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(",1000", ",0"), (",1000", ",x"), (",1000", ","), (",1000", ",1.5"), ("loop", "jax"),
+     ("cpu,1", "tpu,1"), ("none,2,loop", "none,0,loop"), ("study,model", "study,net")],
+)  # fmt: skip
+def test_damaged_memory(project: Path, old: str, new: str) -> None:
+    path = project / "reports/measurements/d-memory.csv"
+    assert old in MEMORY
+    path.write_text(MEMORY.replace(old, new, 1))
+    with pytest.raises(UserError, match=r"d-memory\.csv: damaged .*; run smallbatch measure again"):
+        read_memory(path.parent)
+
+
+def test_memory_that_lies_there_twice(project: Path) -> None:
+    folder = project / "reports/measurements"
+    for name in ("d-memory.csv", "old.csv"):
+        (folder / name).write_text(MEMORY)
+    with pytest.raises(UserError, match=r"old\.csv: row of d/null, m=2, loop on cpu is in .*d-mem"):
+        read_memory(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -215,6 +255,7 @@ def test_a_measurement_that_lies_there_twice(project: Path) -> None:
         (f"{COLUMN}/runs.json", "evaluate"),
         (f"{COLUMN}/timing.json", "evaluate"),
         ("reports/measurements/d.csv", "report"),
+        ("reports/measurements/d-memory.csv", "report"),
         ("data/prepared/digits/meta.json", "measure"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 
 from smallbatch.analysis.claims import Verdict
 from smallbatch.report.claims import ClaimRecord, ClaimsRecord, FindingRecord, counts_sentence
-from smallbatch.report.page import Frames, _counts
+from smallbatch.report.frames import Frames
+from smallbatch.report.page import _counts
 
 
 def runs(outcomes: list[str], sizes: list[float], study: str = "a") -> pd.DataFrame:

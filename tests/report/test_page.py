@@ -90,8 +90,9 @@ def test_several_kinds_of_hardware_are_named_above_the_table_of_machines(page: P
 
 def test_every_figure_is_described_and_saved_twice(page: Page, reports: Path) -> None:
     figures = reports / "figures"
-    # Two studies with all figures, one that has nothing to show, one cell, and the comparison.
-    assert len(page.figures) == 2 * 5 + 3 + 4 + 2
+    # Two studies with all figures, one that has nothing to show, one cell, and the comparison with
+    # what a batch size costs.
+    assert len(page.figures) == 2 * 5 + 3 + 4 + 3
     assert all(page.figures.values())
     stems = {path.stem for path in figures.glob("*.svg")}
     assert stems == {path.stem for path in figures.glob("*.png")}

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from smallbatch.analysis import (
     claims_accuracy,
@@ -30,13 +29,8 @@ from smallbatch.analysis import (
 from smallbatch.analysis.claim import POINTS, Claim, Part
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 from smallbatch.analysis.power import seeds_needed, smallest_decided
-from smallbatch.errors import UserError
-from smallbatch.records.reading import read_csv
-from smallbatch.records.schema import MOST
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
     from smallbatch.analysis.comparisons import Comparison
@@ -94,72 +88,25 @@ class Finding:
     parts: tuple[dict[str, Any], ...] = ()
 
 
-def _variance(value: float) -> float:
-    if value < 0 or math.isinf(value):
-        raise ValueError("a variance is a number from 0 on")
-    return value
-
-
-class Variance(BaseModel):
-    """A row of the table that `smallbatch measure` writes; older ones lack what is None here."""
-
-    dataset: str
-    fingerprint: str | None = None
-    study: str
-    model: str | None = None
-    norm: str | None = None
-    seed: Annotated[int, Field(ge=0, le=MOST)]
-    batch_size: Annotated[int, Field(ge=1, le=MOST)]
-    base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    seen: Annotated[int, Field(ge=0, le=MOST)] | None = None
-    variance: Annotated[
-        float, BeforeValidator(lambda text: text or "nan"), AfterValidator(_variance)
-    ]
-
-
 def judge_all(
-    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
+    runs: pd.DataFrame, history: pd.DataFrame, variances: pd.DataFrame, memory: pd.DataFrame
 ) -> list[tuple[Claim, list[Finding]]]:
     """Judge every claim on every data set that has its studies.
 
     Args:
         runs: The runs of all data sets, as `load_results` makes them.
         history: The epochs of all data sets, as `load_results` makes them.
-        timings: A row per column, as `report.environment.read_timings` makes them.
-        variances: As `read_variances` makes them.
+        variances: As `measurements.read_variances` makes them.
+        memory: As `measurements.read_memory` makes them.
     """
     evidence: list[Evidence] = []
     for dataset in sorted(runs["dataset"].unique()):
         own = [
             frame[frame["dataset"] == dataset] if len(frame) else frame
-            for frame in (runs, history, timings, variances)
+            for frame in (runs, history, variances, memory)
         ]
         evidence.append(Evidence(str(dataset), *own))
     return [(claim, judge(claim, evidence)) for claim in CLAIMS]
-
-
-def read_variances(folder: Path) -> pd.DataFrame:
-    """The variances that `smallbatch measure` wrote for all data sets; empty if there are none.
-
-    Raises:
-        UserError: A table is damaged, or two hold the same measurement.
-    """
-    import pandas as pd
-
-    advice = "run smallbatch measure again"
-    rows: list[Variance] = []
-    places: dict[tuple[str, str, int, int, int], Path] = {}
-    for path in sorted(folder.glob("*.csv")):
-        for row in read_csv(Variance, path, advice):
-            key = (row.dataset, row.study, row.seed, row.batch_size, row.seen or 0)
-            if key in places:
-                raise UserError(
-                    f"{path}: row of {row.dataset}/{row.study}, m={row.batch_size}, seed "
-                    f"{row.seed} is in {places[key]} already; delete the older one, or {advice}"
-                )
-            places[key] = path
-            rows.append(row)
-    return pd.DataFrame([row.model_dump() for row in rows])
 
 
 def judge(claim: Claim, evidence: list[Evidence]) -> list[Finding]:

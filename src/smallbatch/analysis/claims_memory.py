@@ -1,9 +1,9 @@
-"""The claim on memory, which is about measurements of machines, not about accuracies."""
+"""The claim on the memory of an update, which `smallbatch measure` counts without runs."""
 
 from __future__ import annotations
 
-import json
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,37 +12,59 @@ from smallbatch.analysis.claims_stability import RANGE_FIGURES
 from smallbatch.analysis.comparisons import mean_above
 from smallbatch.analysis.evidence import Evidence, UndecidableError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def _memory_grows(evidence: Evidence) -> list[Part]:
-    memory = evidence.memory
-    spans: dict[str, tuple[float, float]] = {}  # of each study, octaves of m and of memory
-    for (study, _), column in memory.groupby(["study", "environment"]) if len(memory) else ():
+    rows = _of_the_runs(evidence)
+    for study in rows["study"].unique():
         evidence.refuse_mixed(str(study))
-        octaves = np.log2(column[["batch_size", "peak_memory_bytes"]].to_numpy(dtype=float))
-        span, growth = (octaves[-1] - octaves[0]).tolist()
-        # Of the environments in which a study was trained, that with the widest range of m.
-        if span > spans.get(str(study), (0.0, 0.0))[0]:
-            spans[str(study)] = span, growth
-    if not spans:
+    octaves = [_octaves(evidence, str(study), own) for study, own in rows.groupby("study")]
+    found = np.array([each for each in octaves if each[0] > 0])
+    if not len(found):
         raise UndecidableError(
-            "no study has two batch sizes that the loop engine trained on one machine "
-            "(stacked lanes fill the memory they are given)"
+            "of no study the memory was measured at two batch sizes that were run; run smallbatch "
+            "measure"
         )
-    growths = np.array([[growth for _, growth in spans.values()]])
-    on_cpu = any(json.loads(str(text)).get("device") != "cuda" for text in memory["environment"])
-
-    doubt = (
-        "a process's peak on a CPU holds interpreter, images and evaluation as well, which may "
-        "outweigh the batch"
-    )
+    of_m, growths = found[:, 0], found[None, :, 1]
+    grown = f"grows by {_span(growths[0])} octaves over {_span(of_m)} of m"
     return [
         Part(
-            "studies",
-            growths.shape[1],
+            f"studies: {grown}",
+            len(found),
             partial(mean_above, [growths], [np.zeros_like(growths)]),
-            in_doubt_below=doubt if on_cpu else "",
+            limit=f"{grown}: what does not grow is weights, gradient and moments",
         )
     ]
+
+
+def _of_the_runs(evidence: Evidence) -> pd.DataFrame:
+    """What `loop` needs in the columns that were run by studies that train as the paper's."""
+    memory, runs = evidence.memory, evidence.runs
+    memory = memory[(memory["engine"] == "loop") & memory["study"].isin(evidence.as_the_papers)]
+    columns = runs[["study", "batch_size"]].drop_duplicates()
+    return memory.merge(columns, on=["study", "batch_size"]).sort_values("batch_size")
+
+
+def _octaves(evidence: Evidence, study: str, rows: pd.DataFrame) -> tuple[float, float]:
+    """From the smallest to the largest batch size of a study: octaves of m, and of memory.
+
+    Raises:
+        UndecidableError: Something else was measured than was trained, or on several devices.
+    """
+    evidence.refuse_other_measured(study, rows)
+    if rows["device"].nunique() > 1:
+        raise UndecidableError(f"{study}: measured on several devices; run smallbatch measure")
+    octaves = np.log2(rows[["batch_size", "bytes"]].to_numpy(dtype=float))
+    of_m, growth = (octaves[-1] - octaves[0]).tolist()
+    return of_m, growth
+
+
+def _span(values: np.ndarray) -> str:
+    """Octaves from the fewest to the most, as text."""
+    low, high = (f"{value:.1f}".removesuffix(".0") for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 CLAIMS = (
@@ -50,14 +72,17 @@ CLAIMS = (
         name="memory-grows",
         figure="text",
         statement="Memory grows with m",
-        criterion="log₂ of the ratio of peak memory at the largest m to that at the smallest, "
-        "among the columns of a study that trained one run at a time in one environment (of "
-        "several, that with the widest range of m): its mean over studies is above 0. Here n and "
-        "the bounds are over studies, not seeds. "
-        "Of a GPU it is the memory allocated; of a CPU the process's, which contradicts nothing.",
+        criterion="log₂ of the ratio of the bytes that one update of one run needs at the largest "
+        "m run to those at the smallest: its mean over studies is above 0. `smallbatch measure` "
+        "counts these bytes anew at every m, for the engine `loop` and a batch as a whole: on a "
+        "CPU weights, gradient, moments, images, labels and all that the forward pass leaves for "
+        "the backward pass; on a GPU the peak of the allocator over an update. Here n and the "
+        "bounds are over studies, not seeds. That a batch needs memory is nearly a matter of "
+        "definition; how many octaves remain beside what does not grow is what the number says.",
         unit="octaves",
         studies=RANGE_FIGURES,
         parts=_memory_grows,
         any_study=True,
+        measurement="memory",
     ),
 )

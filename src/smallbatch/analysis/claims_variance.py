@@ -25,7 +25,7 @@ def _linear(evidence: Evidence) -> list[Part]:
 
 
 def _slope(evidence: Evidence, study: str, rows: pd.DataFrame) -> Part:
-    _refuse_other(evidence, study, rows)
+    evidence.refuse_other_measured(study, rows)
     if rows["base_lr"].nunique() > 1:
         raise UndecidableError(f"{study}: measured at several η̃; run smallbatch measure")
     if "norm" in rows and set(rows["norm"].dropna()) - {"none"}:
@@ -55,16 +55,6 @@ def _slope(evidence: Evidence, study: str, rows: pd.DataFrame) -> Part:
     slopes = means.to_numpy(dtype=float) @ centred / (centred**2).sum()
     name = f"{study}: slope {slopes.mean():.3f}"
     return Part(name, len(slopes), partial(mean_within, slopes, 1.0, SLOPE_WITHIN))
-
-
-def _refuse_other(evidence: Evidence, study: str, rows: pd.DataFrame) -> None:
-    """A table of names alone would go on after the images or the model have been replaced."""
-    trained = evidence.runs[evidence.runs["study"] == study]  # none, where that was not trained
-    for key, runs in (("fingerprint", evidence.runs), ("model", trained), ("norm", trained)):
-        measured = set(rows[key].dropna()) if key in rows else set[str]()
-        if measured and len(runs) and measured != set(runs[key]):
-            what = "on other images" if key == "fingerprint" else f"with another {key}"
-            raise UndecidableError(f"{study}: measured {what}; run smallbatch measure")
 
 
 CLAIMS = (

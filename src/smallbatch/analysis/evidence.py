@@ -1,8 +1,7 @@
-"""The data of one data set on which claims are judged: seed arrays, curves and memory."""
+"""The data of one data set on which claims are judged: seed arrays, curves, measurements."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -64,15 +63,15 @@ class Evidence:
         dataset: The name of the data set.
         runs: Its runs, as `load_results` makes them.
         history: Its epochs, as `load_results` makes them.
-        timings: A row per column, with ``environment`` and ``peak_memory_bytes``.
         variances: Rows of `engines.update_variance`; empty if nothing was measured.
+        memory: Rows of `engines.update_memory`; empty likewise.
     """
 
     dataset: str
     runs: pd.DataFrame
     history: pd.DataFrame
-    timings: pd.DataFrame
     variances: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memory: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def studies(self) -> dict[str, str]:
@@ -171,17 +170,6 @@ class Evidence:
         values = wide.reindex(full).to_numpy(dtype=float)
         return batch_sizes, values.reshape(len(batch_sizes), len(seeds), -1)
 
-    @property
-    def memory(self) -> pd.DataFrame:
-        """Peak bytes of the paper's columns that trained one run at a time, by study and m."""
-        timings = self.timings
-        if timings.empty:
-            return timings
-        timings = timings[timings["study"].isin(self.as_the_papers)]
-        engines = timings["environment"].map(lambda text: json.loads(str(text)).get("engine"))
-        kept = timings[(engines == "loop") & timings["peak_memory_bytes"].notna()]
-        return kept.sort_values(["study", "batch_size"])
-
     def refuse_mixed(self, study: str) -> None:
         """Check that the columns of a study are one experiment.
 
@@ -190,6 +178,25 @@ class Evidence:
         """
         if differing := differing_settings(self.runs[self.runs["study"] == study]):
             raise UndecidableError(f"{study}: trained with different {' and '.join(differing)}")
+
+    def refuse_other_measured(self, study: str, rows: pd.DataFrame) -> None:
+        """Check that a study's measurement is of what was trained.
+
+        A table of names alone would go on after the images or the model have been replaced.
+
+        Args:
+            study: The name of the study, which need not have been trained.
+            rows: Its rows of `variances` or `memory`; older ones lack what is missing there.
+
+        Raises:
+            UndecidableError: The images, the model or the norm were others.
+        """
+        trained = self.runs[self.runs["study"] == study]
+        for key, runs in (("fingerprint", self.runs), ("model", trained), ("norm", trained)):
+            measured = set(rows[key].dropna()) if key in rows else set[str]()
+            if measured and len(runs) and measured != set(runs[key]):
+                what = "on other images" if key == "fingerprint" else f"with another {key}"
+                raise UndecidableError(f"{study}: measured {what}; run smallbatch measure")
 
     def _refuse_other_settings(self, runs: pd.DataFrame, more: str, about: str) -> None:
         names = " and ".join(sorted(set(runs["study"])))

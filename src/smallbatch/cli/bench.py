@@ -25,7 +25,14 @@ from smallbatch.cli.options import MOST, FloatRange
 @click.option(
     "--image-size", type=click.IntRange(4, 1024), help="Pixels that images are resized to."
 )
-@click.option("--model", default="resnet8", show_default=True)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["resnet8"],
+    show_default=True,
+    help="May be repeated.",
+)
 @click.option("--norm", default="batch", show_default=True)
 @click.option(
     "--bn-batch-size", type=click.IntRange(2, MOST), help="Sub-batch of ghost batch norm."
@@ -95,6 +102,7 @@ def bench(
 ) -> None:
     """Measure training images per second: a plain script, loop and stacked.
 
+    Beside them stand the bytes that one update needs by loop, and by a single lane of stacked.
     Needs the machine for itself: about five minutes as it stands on two cores. What it learns,
     `engine: auto` uses. Figures that other programs disturbed stand in brackets and do not count.
 
@@ -104,6 +112,7 @@ def bench(
       smallbatch bench --dataset cifar10 --path ../cifar10 -m 2 -m 2048 --engine stacked
       smallbatch bench --optimizer sgd --optimizer momentum --optimizer adamw -m 2
       smallbatch bench --engine jax --engine stacked -m 2 -m 32
+      smallbatch bench --model resnet8 --model resnet20 --model alexnet --dataset noise
       smallbatch bench --quick
     """
     from smallbatch.speed.bench.command import QUICK

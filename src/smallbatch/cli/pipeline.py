@@ -153,15 +153,16 @@ def work(task_file: Path) -> None:
 @click.command()
 @PARAMS
 def measure(params_file: Path) -> None:
-    """Measure how the variance of one update grows with the batch size.
+    """Measure how the variance and the memory of one update grow with the batch size.
 
     \b
     Examples:
       smallbatch measure
     """
-    from smallbatch.pipeline.experiments import measure_updates
+    from smallbatch.pipeline import measurements
     from smallbatch.pipeline.held import held_params, measure_inputs
 
     with held_params(params_file, measure_inputs) as params:
-        written = measure_updates(params)
-    click.echo(written)
+        written = measurements.measure(params)
+    for path in written:
+        click.echo(path)

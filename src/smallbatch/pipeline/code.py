@@ -28,6 +28,7 @@ FOLDER = Path(".smallbatch/code")
 _PLUMBING = ("errors.py", "durable.py", "machine.py", "private.py")
 _READING = (*_PLUMBING, "data/__init__.py", "data/scratch.py", "data/split.py")
 _ENGINES = tuple(sorted({entry for entries in ENTRY.values() for entry in entries}))
+_MEASURED = ("engines/update_variance.py", "engines/update_memory.py")
 _OF_MODELS = ("train", "train_dependent", "measure", "advise")
 _OWN = "./"  # before a file of the project, in a listing
 # What an advice is carried out by; the numbers are those of `train`.
@@ -83,7 +84,7 @@ def of_stages() -> dict[str, list[Path]]:
     grid = modules.sources("protocol/column.py", leave_out=NO_NUMBERS)
     models = modules.sources("config/model_files.py", leave_out=(*_PLUMBING, "modules.py"))
     train = {*settings, *models, *grid, *modules.sources(*_ENGINES, leave_out=NO_NUMBERS)}
-    measured = modules.sources("engines/update_variance.py", leave_out=NO_NUMBERS)
+    measured = modules.sources(*_MEASURED, leave_out=NO_NUMBERS)
     found = {
         "prepare": {*modules.sources("data/prepare.py", leave_out=_PLUMBING), *settings},
         "train": train,

@@ -1,4 +1,4 @@
-"""What the CLI's commands do with a params file: train, measure, plan."""
+"""What the CLI's commands do with a params file: train, plan."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallbatch import private
 from smallbatch.config.params import Params
 from smallbatch.config.study import StudyConfig
 from smallbatch.errors import Missing, UserError
 from smallbatch.pipeline.advise.trials import FOLDER as ADVICE
-from smallbatch.pipeline.progress import say
 from smallbatch.pipeline.single import DEFAULT_PARAMS, SINGLE_RUNS, plan_on
 from smallbatch.pipeline.tracked import train_and_track
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
@@ -106,54 +103,6 @@ def refuse_for_dvc(params: Params, file: Path) -> None:
                 f"{file}: {key}: missing, which DVC needs; allowed: a list of studies, [] if there "
                 "are none"
             )
-
-
-def measure_updates(params: Params) -> Path:
-    """Measure the variance of updates for those models of the studies that have no batch norm.
-
-    Studies with another optimiser than plain SGD are left out, and images that are kept encoded: a
-    measurement needs the same few batches very often.
-
-    Returns:
-        The path of the table, with a row per model, seed, batch size and point of training; without
-        rows if there is no such study.
-
-    Raises:
-        UserError: The data is not prepared with these settings.
-    """
-    import pandas as pd
-
-    from smallbatch.analysis.evaluation import write_table
-    from smallbatch.data.encoded import EncodedDataset
-    from smallbatch.engines.update_variance import measure_study
-
-    dataset = prepared(params)
-    rows: list[dict[str, Any]] = []
-    if isinstance(dataset, EncodedDataset):
-        say(params.dataset.name, "nothing is measured: the images are kept encoded")
-    elif not (studies := measured_studies(params)):
-        say(params.dataset.name, "nothing is measured: no study by plain SGD without batch norm")
-    else:
-        for name, study in studies.items():
-            rows += measure_study(name, study, dataset, seeds=params.seeds(name))
-    columns = ["dataset", "fingerprint", "study", "model", "norm", "seed", "batch_size", "base_lr",
-               "seen", "variance"]  # fmt: skip
-    path = MEASUREMENTS / f"{params.dataset.name}.csv"
-    private.refuse_links_of_others(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_table(pd.DataFrame(rows, columns=columns), path)
-    return path
-
-
-def measured_studies(params: Params) -> dict[str, StudyConfig]:
-    """The studies whose updates are measured: the first of each model without batch norm.
-
-    What is measured is plain SGD's update, so studies with another optimiser are left out.
-    """
-    first = {params.studies[name].model: name for name in reversed(params.grid.studies)
-             if params.studies[name].norm == "none"
-             and params.studies[name].optimizer == "sgd"}  # fmt: skip
-    return {name: params.studies[name] for name in reversed(first.values())}
 
 
 def best_base_lr(column: Path) -> float:

@@ -22,7 +22,6 @@ from smallbatch.pipeline.experiments import (
     MEASUREMENTS,
     PREPARED,
     column_folder,
-    measured_studies,
 )
 
 if TYPE_CHECKING:
@@ -111,10 +110,10 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
 
 def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
-    studies = measured_studies(params)
+    studies = {name: params.studies[name] for name in params.running}
     used = {f"studies.{name}": study for name, study in studies.items()}
-    models = code.of_models(studies.values())
-    return _seeds(params, studies.values()) | used | models | _prepared(params)
+    grid = _seeds(params, studies.values()) | {"grid.batch_sizes": params.grid.batch_sizes}
+    return grid | used | code.of_models(studies.values()) | _prepared(params)
 
 
 def evaluate_inputs(models: Path, file: Path | None) -> dict[str, object]:

@@ -16,7 +16,7 @@ from smallbatch.placement.workload import Method, noise
 from smallbatch.text import count
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from smallbatch.config.params import ComputeConfig
     from smallbatch.placement.workload import Workload
@@ -230,14 +230,20 @@ def _example_bytes(model: nn.Module, run: Run, workload: Workload) -> int | None
     import torch
 
     from smallbatch.engines.loop import arithmetic
+    from smallbatch.engines.update_memory import saved_for_backward
     from smallbatch.models.population import together_in_parts
+
+    def saved(examples: int) -> list[int]:
+        images = torch.randn(examples, *workload.image)
+        labels = torch.zeros(examples, dtype=torch.long)
+        return [it.nbytes() for it in saved_for_backward(model, images, labels).values()]
 
     # Of ghost batch norm several sub-batches: it keeps other tensors than for one.
     unit = together_in_parts(model)
     probe = 2 * unit if unit > 1 else _PROBE
     try:
         with arithmetic(run.settings.precision, torch.device("cpu")):
-            few, more = (_saved(model, torch.randn(n, *workload.image)) for n in (probe, 2 * probe))
+            few, more = saved(probe), saved(2 * probe)
         # What does not grow is not of an example, such as weights that autocast has copied.
         each = [(two - one) // probe for one, two in zip(few, more, strict=True)]
     except (UserError, Stopped, Stopping):
@@ -245,23 +251,3 @@ def _example_bytes(model: nn.Module, run: Run, workload: Workload) -> int | None
     except (Exception, SystemExit):  # noqa: BLE001 - it is tried again, and told of, as it trains
         return None
     return sum(each) + LARGEST * max(each, default=0)
-
-
-def _saved(model: nn.Module, images: Tensor) -> list[int]:
-    """Bytes of each tensor that a forward pass leaves in memory for the backward pass."""
-    import torch
-
-    own = {it.untyped_storage().data_ptr() for it in (*model.parameters(), *model.buffers())}
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        labels = torch.zeros(len(images), dtype=torch.long)
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
-    del loss
-    return list(found.values())

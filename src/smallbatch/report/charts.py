@@ -49,7 +49,7 @@ class Kind:
             shown until the reader chooses another.
         facet: The column of which each value has a frame of its own; empty if there is one frame.
         saved: The variants that are saved as files; no time of training, which is another on each
-            machine.
+            machine, but for the figure that is about speed.
     """
 
     variants: dict[str, dict[str, Any]]
@@ -266,13 +266,14 @@ def accuracy_axis() -> alt.Y:
     return alt.Y("accuracy:Q", title="test accuracy (%)", scale=alt.Scale(zero=False))
 
 
-def _log2() -> alt.Scale:
+def log2() -> alt.Scale:
+    """A logarithmic scale with its ticks at powers of two."""
     return alt.Scale(type="log", base=2, nice=False, padding=12)
 
 
 def _rate_axis(field: str, title: str) -> alt.Y:
     axis = alt.Axis(labelExpr=_POWER, labelOverlap=True, tickCount=6)
-    return alt.Y(f"{field}:Q", title=title, scale=_log2(), axis=axis)
+    return alt.Y(f"{field}:Q", title=title, scale=log2(), axis=axis)
 
 
 def _others(each: str, x: alt.X, y: alt.Y) -> alt.Chart:

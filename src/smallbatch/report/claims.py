@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smallbatch.analysis.cells import summarise_cells
 from smallbatch.analysis.claim import POINTS
-from smallbatch.analysis.claims import CLAIMS, Verdict, claims_record, judge_all, read_variances
+from smallbatch.analysis.claims import CLAIMS, Verdict, claims_record, judge_all
 from smallbatch.analysis.evaluation import read_runs, runs_digest
 from smallbatch.analysis.frames import load_results
+from smallbatch.analysis.measurements import read_memory, read_variances
 from smallbatch.analysis.mixed import mixed_results
 from smallbatch.records.reading import read_json
 from smallbatch.records.schema import MOST
-from smallbatch.report.environment import read_timings
 from smallbatch.report.labels import DASH
 from smallbatch.report.tables import Table
 from smallbatch.text import count
@@ -144,26 +144,20 @@ def judge_models(models: Path, measurements: Path) -> tuple[ClaimsRecord, list[s
         UserError: There is no complete column, or a file is damaged.
     """
     results = load_results(models)
-    timings, variances = read_timings(models), read_variances(measurements)
+    measured = read_variances(measurements), read_memory(measurements)
     lines = mixed_results(results.runs, summarise_cells(results.runs))
     if results.skipped:
         lines.append(f"skipped {len(results.skipped)} unfinished: {', '.join(results.skipped)}")
     if not measurements.is_dir():
         lines.append(f"{measurements}: no such folder, so no measurement is judged")
-    return judged_record(results.runs, results.history, timings, variances), lines
+    return judged_record(results.runs, results.history, *measured), lines
 
 
 def judged_record(
-    runs: pd.DataFrame, history: pd.DataFrame, timings: pd.DataFrame, variances: pd.DataFrame
+    runs: pd.DataFrame, history: pd.DataFrame, variances: pd.DataFrame, memory: pd.DataFrame
 ) -> ClaimsRecord:
-    """The content of ``claims.json`` for some runs, as `judge_all` takes them.
-
-    Timings of columns without runs, those that an evaluation set aside, do not count.
-    """
-    place = ["dataset", "study", "batch_size"]
-    if not timings.empty:
-        timings = timings.merge(runs[place].drop_duplicates(), on=place)
-    judged = claims_record(judge_all(runs, history, timings, variances))
+    """The content of ``claims.json`` for some runs, as `judge_all` takes them."""
+    judged = claims_record(judge_all(runs, history, variances, memory))
     return ClaimsRecord.model_validate({"runs_sha256": runs_digest(runs), **judged})
 
 

@@ -38,6 +38,8 @@ _LOOK: dict[str, Any] = {
     "aria": False,  # the file's reader has the caption; a label for every mark is half the size
     "axis": {"gridColor": "#e2e2e2", "titleFontWeight": "normal"},
     "header": {"labelFont": _FONT},
+    # Of several legends below a figure each has a row, as the page may be narrow.
+    "legend": {"layout": {"bottom": {"direction": "vertical", "anchor": "start"}}},
     "view": {"stroke": "#d5d5d5"},
 }
 

@@ -13,7 +13,7 @@ from smallbatch.analysis.stability import fit_upper_limit
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from smallbatch.report.page import Frames
+    from smallbatch.report.frames import Frames
 
 
 def write_tables(
@@ -22,6 +22,7 @@ def write_tables(
     curves: pd.DataFrame,
     timings: pd.DataFrame,
     under_budgets: pd.DataFrame,
+    costs: pd.DataFrame,
 ) -> None:
     """Write every table into a directory, complete or not at all.
 
@@ -31,6 +32,7 @@ def write_tables(
         curves: Of all studies, as `median_curves` makes them.
         timings: As `read_timings` makes them.
         under_budgets: As `budgets.compared` makes them.
+        costs: As `cost_table` makes them.
     """
     ranges = frames.ranges.assign(
         holes=[" ".join(f"{value:g}" for value in holes) for holes in frames.ranges["holes"]]
@@ -48,6 +50,7 @@ def write_tables(
     write_table(_fits(frames.ranges), directory / "limit_fit.csv")
     write_table(timings, directory / "timing.csv")
     write_table(under_budgets, directory / "budgets.csv")
+    write_table(costs, directory / "costs.csv")
 
 
 def _fits(ranges: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ const SHOWN_COLUMNS = {
   cells: { study: "study", m: "m", bn: "BN batch", base_lr_label: "η̃", lr_label: "η", accuracy: "accuracy (%)",
            seeds: "worst … best seed", outcome: "outcome", reliable: "reliable" },
   ranges: { study: "study", m: "m", fraction: "fraction", range: "reliable η̃", range_lr: "reliable η" },
+  costs: { study: "study", model: "model", norm: "norm", m: "m", panel: "of what", value: "value", of: "of" },
   curves: { m: "m", epoch: "epoch", updates: "updates", accuracy: "accuracy (%)", loss: "loss" },
   budgets: { frame: "budget", amount_text: "of", m: "m", epochs_text: "epochs", accuracy: "accuracy (%)",
              interval: "95 % interval (%)", base_lr_label: "best η̃", standing: "standing" },
@@ -53,7 +54,8 @@ function look() {
   return {
     font, background: "transparent", view: { stroke: line },
     axis: { labelColor: ink, titleColor: ink, gridColor: line, domainColor: soft, tickColor: soft, titleFontWeight: "normal" },
-    legend: { labelColor: ink, titleColor: ink, titleFontWeight: "normal" },
+    legend: { labelColor: ink, titleColor: ink, titleFontWeight: "normal",
+      layout: { bottom: { direction: "vertical", anchor: "start" } } }, // several, on a narrow page
     header: { labelColor: ink, labelFont: font }, text: { color: ink },
   };
 }
@@ -75,7 +77,8 @@ function specOf(name, width) {
     const frames = new Set(spec.datasets[table].map((row) => row[kind.facet])).size || 1;
     const most = Math.max(1, Math.min(frames, 6, Math.floor((width - 60) / SMALLEST_FRAME)));
     spec.columns = Math.ceil(frames / Math.ceil(frames / most)); // rows of equal length, if it can be
-    const room = Math.floor((width - 70) / spec.columns) - 22;
+    const axes = spec.resolve ? 45 : 0; // each frame has an axis of its own
+    const room = Math.floor((width - 70 - axes) / spec.columns) - 22;
     spec.spec.width = Math.max(80, Math.min(room, 320));
     spec.spec.height = Math.min(150, spec.spec.width);
   } else {
@@ -233,7 +236,7 @@ for (const details of document.querySelectorAll("details[data-rows]")) {
     const [table, of] = Object.entries(FIGURES[details.dataset.rows].tables)[0];
     const rows = rowsFor(of).filter((row) => row.part !== "dot"); // its range has a row
     const columns = Object.entries(SHOWN_COLUMNS[table]).filter(([name]) =>
-      rows.some((row) => row[name] !== undefined && row[name] !== NONE) && (name !== "study" || table === "ranges" || new Set(rows.map((row) => row.study)).size > 1));
+      rows.some((row) => row[name] !== undefined && row[name] !== NONE) && (name !== "study" || ["ranges", "costs"].includes(table) || new Set(rows.map((row) => row.study)).size > 1));
     const head = make("tr", "", columns.map(([, title]) => Object.assign(make("th", title), { scope: "col" })));
     const body = rows.map((row) => make("tr", "", columns.map(([name], i) => bodyCell(row, name, i, details))));
     const made = make("table", "", [make("thead", "", [head]), make("tbody", "", body)]);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,34 +9,32 @@ import pandas as pd
 
 from smallbatch import private
 from smallbatch.analysis.cells import MAIN_FRACTION, STUDY_KEYS
-from smallbatch.analysis.claims import read_variances
 from smallbatch.analysis.convergence import CURVES, median_curves, shown_base_lr
 from smallbatch.analysis.evaluation import (
     by_study,
-    read_evaluation,
     read_set_aside,
-    refuse_stale,
     write_text,
 )
-from smallbatch.analysis.frames import ADAMW, GRID_KEYS, on_bn_axis
-from smallbatch.analysis.generalisation import best_by_study, best_cells
-from smallbatch.analysis.ghost import bn_cells
+from smallbatch.analysis.frames import ADAMW, GRID_KEYS
 from smallbatch.analysis.limit_band import fit_band
+from smallbatch.analysis.measurements import read_memory, read_variances
 from smallbatch.analysis.mixed import mixed_results
 from smallbatch.analysis.scaling import scaling
 from smallbatch.analysis.seeds import seed_array
-from smallbatch.analysis.stability import fit_upper_limit, stable_ranges
+from smallbatch.analysis.stability import fit_upper_limit
 from smallbatch.records.columns import find_columns
 from smallbatch.report import answer, budgets, paper, second_opinions, tables
 from smallbatch.report.charts import kinds
 from smallbatch.report.claim_rows import claim_rows, verdict_counts
 from smallbatch.report.claims import as_text, claims_tables, counts_sentence, judged_record
+from smallbatch.report.costs import cost_figures, cost_kinds, cost_rows, cost_table
 from smallbatch.report.document import library, render
 from smallbatch.report.environment import environment_table, mixed_hardware, read_timings
 from smallbatch.report.figures import Figure, Gallery, remove_others, study_figures, summary_figures
 from smallbatch.report.files import write_tables
+from smallbatch.report.frames import Frames, load_frames
 from smallbatch.report.ghost import ghost_section
-from smallbatch.report.images import read_images, with_images
+from smallbatch.report.images import with_images
 from smallbatch.report.labels import rates_of
 from smallbatch.report.rows import (
     Row,
@@ -60,36 +57,6 @@ if TYPE_CHECKING:
 
 FEW = 2
 """Of so many studies all is unfolded on the page."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """The data of the page, for all studies or for one."""
-
-    runs: pd.DataFrame
-    bn_runs: pd.DataFrame
-    cells: pd.DataFrame
-    history: pd.DataFrame
-    best: pd.DataFrame
-    best_on_validation: pd.DataFrame
-    winners: pd.DataFrame
-    ranges: pd.DataFrame
-    bn_cells: pd.DataFrame
-    images: pd.DataFrame
-
-    def only(self, **where: str) -> Frames:
-        """Keep the rows of one data set, or of one study of it."""
-        kept: dict[str, pd.DataFrame] = {}
-        for name, frame in vars(self).items():
-            for key, value in where.items():
-                frame = frame[frame[key] == value]
-            kept[name] = frame
-        return Frames(**kept)
-
-    @property
-    def all_runs(self) -> pd.DataFrame:
-        """The runs of studies of either kind."""
-        return pd.concat([self.runs, self.bn_runs])
 
 
 def build_report(
@@ -116,15 +83,16 @@ def build_report(
     Raises:
         UserError: The evaluation is missing, or of other columns, or a file is damaged.
     """
-    frames = _load(evaluation_dir, models_dir)
+    frames = load_frames(evaluation_dir, models_dir)
     set_aside = read_set_aside(evaluation_dir)
     timings = read_timings(models_dir, set_aside)
-    variances = read_variances(out / "measurements")
+    variances, memory = (read(out / "measurements") for read in (read_variances, read_memory))
     private.refuse_links_of_others(out / "figures", out / "tables")
     for name in ("figures", "tables"):
         (out / name).mkdir(parents=True, exist_ok=True)
     runs = frames.all_runs
     optimisers = set(runs["optimizer"])
+    costs = cost_table(runs, timings, memory)
     drawn: dict[str, list[Row]] = {
         "cells": cell_rows(frames.cells, frames.best),
         "bn_cells": cell_rows(frames.bn_cells, frames.best.iloc[:0]),
@@ -133,10 +101,11 @@ def build_report(
         "fit": [],
         "rules": [],
         "curves": [],
+        "costs": cost_rows(costs),
     }
     under_budgets = budgets.compared(frames.runs, timings)
     drawn[budgets.KIND] = budgets.budget_rows(under_budgets)
-    specifications = {**kinds(), budgets.KIND: budgets.budget_kind()}
+    specifications = {**kinds(), **cost_kinds(), budgets.KIND: budgets.budget_kind()}
     gallery = Gallery(out / "figures", specifications, drawn)
     studies: list[dict[str, Any]] = []
     curves = [pd.DataFrame(columns=[*STUDY_KEYS, *CURVES])]
@@ -155,14 +124,15 @@ def build_report(
             str(dataset),
             frames.only(dataset=dataset),
             studies,
-            drawn["ranges"],
+            drawn,
             under_budgets[under_budgets["dataset"] == dataset],
         )
         for dataset in sorted(runs["dataset"].unique(), key=lambda name: (name != first, name))
     ]
     remove_others(gallery.directory, gallery.names)
-    write_tables(out / "tables", frames, pd.concat(curves[1:] or curves), timings, under_budgets)
-    verdicts = judged_record(runs, frames.history, timings, variances)
+    shown_curves = pd.concat(curves[1:] or curves)
+    write_tables(out / "tables", frames, shown_curves, timings, under_budgets, costs)
+    verdicts = judged_record(runs, frames.history, variances, memory)
     write_text(out / "claims.json", as_text(verdicts) + "\n")
     answered = [study for study in studies if "card" in study]
     # What says most comes first; others stay in order.
@@ -212,25 +182,6 @@ def build_report(
     path = out / "report.html"
     write_text(path, page)
     return path
-
-
-def _load(evaluation_dir: Path, models_dir: Path) -> Frames:
-    runs, cells, history = read_evaluation(evaluation_dir)
-    if models_dir.is_dir():
-        refuse_stale(runs, evaluation_dir, models_dir)
-    best = best_cells(cells)
-    return Frames(
-        runs=runs[~on_bn_axis(runs)],
-        bn_runs=runs[on_bn_axis(runs)],
-        cells=cells,
-        history=history,
-        best=best,
-        best_on_validation=best_cells(cells, "validation"),
-        winners=best_by_study(best),
-        ranges=stable_ranges(cells),
-        bn_cells=bn_cells(runs),
-        images=read_images(models_dir),
-    )
 
 
 def _study_keys(cells: pd.DataFrame) -> list[tuple[str, str]]:
@@ -295,14 +246,14 @@ def _dataset_section(
     dataset: str,
     own: Frames,
     studies: Sequence[Mapping[str, Any]],
-    ranges: Sequence[Row],
+    drawn: Mapping[str, Sequence[Row]],
     under_budgets: pd.DataFrame,
 ) -> dict[str, Any]:
     figures: list[Figure] = []
     shown: list[tables.Table] = []
     if len(own.cells):  # otherwise all studies have several BN batch sizes, and another grid
         found = summary_figures(dataset, {"dataset": dataset}, own.cells, own.best)
-        if not any(row["dataset"] == dataset for row in ranges):
+        if not any(row["dataset"] == dataset for row in drawn["ranges"]):
             found = [it for it in found if not it.kind.startswith("all-ranges")]
         found += budgets.budget_figures(dataset, under_budgets)
         figures = [gallery.add(figure) for figure in found]
@@ -311,6 +262,7 @@ def _dataset_section(
             *filter(None, [second_opinions.budget_table(own.best, own.runs)]),
             *budgets.budget_tables(under_budgets),
         ]
+    figures += [gallery.add(figure) for figure in cost_figures(dataset, drawn["costs"])]
     return {
         "name": dataset,
         "of_paper": own.all_runs["figure"].notna().any(),

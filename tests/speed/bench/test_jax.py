@@ -260,7 +260,7 @@ def test_jax_stands_for_its_three_peers(monkeypatch: pytest.MonkeyPatch) -> None
 
 def small_bench() -> Bench:
     return Bench(
-        pictures=[load("noise", path=None, size=8)], model="resnet8", norm="batch",
+        pictures=[load("noise", path=None, size=8)], models=["resnet8"], norm="batch",
         bn_batch_size=None, augment=False, batch_sizes=[2], lanes=4,
         engines=["textbook", *JAX, "stacked"], repeats=2, seconds=1.0, device="cpu", workers=2,
     )  # fmt: skip
@@ -330,7 +330,9 @@ def test_jax_is_asked_in_its_own_process_and_compared(
 def test_a_peer_that_failed_is_not_the_best(failed: int, cell: str) -> None:
     bench = small_bench()
     pictures = bench.pictures[0]
-    series = [Series(pictures, bench.workload(pictures, 2), e) for e in (*JAX, "stacked")]
+    series = [
+        Series(pictures, bench.workload(pictures, 2, "resnet8"), e) for e in (*JAX, "stacked")
+    ]
     for one in series:
         rate = 40.0 if one.engine == "stacked" else 20.0
         one.repeats.append({"images_per_second": rate, "share": 1.0})

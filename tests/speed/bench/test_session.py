@@ -23,6 +23,8 @@ from torch import nn
 from smallbatch import machine
 from smallbatch.cli.main import main
 from smallbatch.engines.lanes import native
+from smallbatch.engines.update_memory import loop_bytes
+from smallbatch.errors import UserError
 from smallbatch.placement.workload import Method, Workload
 from smallbatch.speed.bench import command, session, textbook
 from smallbatch.speed.bench.images import Pictures, load
@@ -53,7 +55,7 @@ class Undisturbed:
 
 def small_bench(**changes: Any) -> Bench:
     settings: dict[str, Any] = {
-        "pictures": [load("noise", path=None, size=8)], "model": "resnet8", "norm": "batch",
+        "pictures": [load("noise", path=None, size=8)], "models": ["resnet8"], "norm": "batch",
         "bn_batch_size": None, "augment": False, "batch_sizes": [2, 8], "lanes": 20,
         "engines": ["textbook", "loop", "stacked"], "repeats": 2, "seconds": 1.0, "device": "cpu",
         "workers": 2,
@@ -110,7 +112,9 @@ def test_a_record_states_medians_of_the_repeats_and_their_ratios() -> None:
     bench = small_bench(batch_sizes=[8], engines=["textbook", "loop"])
     pictures = bench.pictures[0]
     rates = {"textbook": (100.0, 300.0, 110.0), "loop": (900.0, 330.0, 20.0)}
-    series = [Series(pictures, bench.workload(pictures, 8), engine) for engine in bench.engines]
+    series = [
+        Series(pictures, bench.workload(pictures, 8, "resnet8"), engine) for engine in bench.engines
+    ]
     for one in series:
         one.repeats += [{"images_per_second": it, "share": 1.0} for it in rates[one.engine]]
     limits = {"sgemm_flops_per_second": [2e9, 9e9, 1e9]}
@@ -172,7 +176,7 @@ def test_a_disturbed_figure_does_not_count_and_is_named(
 
 def test_without_a_plain_speed_its_ratios_failed() -> None:
     bench = small_bench(batch_sizes=[8], engines=["textbook", "loop"])
-    workload, pictures = bench.workload(bench.pictures[0], 8), bench.pictures[0]
+    workload, pictures = bench.workload(bench.pictures[0], 8, "resnet8"), bench.pictures[0]
     textbook, loop = (Series(pictures, workload, engine) for engine in bench.engines)
     textbook.failure = "out of memory"
     loop.repeats.append({"images_per_second": 5.0, "share": 1.0})
@@ -288,6 +292,9 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     assert workload["flops_per_image"] == 3 * 2 * macs
     engines = workload["engines"]
     assert list(engines) == ["textbook", "loop", "stacked"]
+    counted = workload["update_bytes"]
+    assert counted["loop"] > 4 * 2 * 75_000  # weights and gradient alone
+    assert counted["stacked"] is None or counted["stacked"] > counted["loop"]
     for name, engine in engines.items():
         (repeat,) = engine["repeats"]
         assert repeat["images_per_second"] > 0
@@ -341,6 +348,60 @@ def test_each_optimiser_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [[row.split(" | ")[i] for i in (2, 3, 4)] for row in rows] == [
         ["sgd", "30", "300"], ["momentum", "20", "200"], ["adamw", "10", "100"],
     ]  # fmt: skip
+
+
+def test_each_model_and_batch_size_has_a_row_with_the_bytes_of_an_update() -> None:
+    models, sizes = ["resnet8", "alexnet"], [2, 64]
+    bench = small_bench(
+        pictures=[load("noise", path=None, size=32)], models=models, batch_sizes=sizes,
+        engines=["loop"],
+    )  # fmt: skip
+    pictures = bench.pictures[0]
+    series = [
+        Series(pictures, bench.workload(pictures, m, model), "loop")
+        for model in models
+        for m in sizes
+    ]
+    for one in series:
+        one.repeats.append({"images_per_second": 5.0, "share": 1.0})
+    environment = {"gpu": None, "cores": 2, "cpu": "some", "torch": "2"}
+    record = as_json(bench, Session(series, {}), [], environment)
+    assert record["settings"]["model"] == "resnet8, alexnet"
+    found = [
+        (case["model"], case["batch_size"], case["update_bytes"]["loop"])
+        for case in record["cases"]
+    ]
+    settings = {model: bench.workload(pictures, 2, model).settings() for model in models}
+    assert found == [
+        (model, m, loop_bytes(settings[model], m, (3, 32, 32), 10))
+        for model in models
+        for m in sizes
+    ]
+    text = as_markdown(record)
+    heads, _, *rows = (line.strip("| ").split(" | ") for line in text.splitlines()[:6])
+    assert heads[:3] == ["images", "model", "m"]
+    assert heads[-2:] == ["update by loop, MB", "update by stacked, MB"]
+    assert [row[1:3] for row in rows] == [[model, str(m)] for model in models for m in sizes]
+    assert [float(row[-2]) for row in rows] == [
+        pytest.approx(count / 1e6, rel=0.006) for _, _, count in found
+    ]
+    assert "of loop of 2 runs at a time, one a worker, of stacked of all lanes together" in text
+
+
+def test_a_model_that_is_named_twice_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Bench] = []
+
+    def run(bench: Bench, *_: object) -> Session:
+        seen.append(bench)
+        raise UserError("enough")
+
+    monkeypatch.setattr(command, "run", run)
+    words = ["bench", "--quick", "--model", "resnet8", "--model", "alexnet", "--model", "resnet8"]
+    assert CliRunner().invoke(main, [*words, "--image-size", "32"]).exit_code == 2
+    assert [list(bench.models) for bench in seen] == [["resnet8", "alexnet"]]
+    done = CliRunner().invoke(main, [*words, "--norm", "batch_conv"])
+    assert done.exit_code == 2
+    assert "batch_conv" in done.output
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adamw"])

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def bench(
     Raises:
         UserError: An option is wrong, or the images, the device or JAX do not exist.
     """
-    for m in settings["batch_sizes"]:
+    settings["models"] = [*dict.fromkeys(settings["models"])]
+    for model, m in product(settings["models"], settings["batch_sizes"]):
         validate_model(
-            settings["model"], settings["norm"], batch_size=m,
-            bn_batch_size=settings["bn_batch_size"],
-        )  # fmt: skip
+            model, settings["norm"], batch_size=m, bn_batch_size=settings["bn_batch_size"]
+        )
     if "jax" in engines:
         _check_jax(settings)
         engines = [*engines, *JAX]
@@ -120,7 +121,7 @@ def _check_jax(settings: dict[str, Any]) -> None:
             '`pip install "smallbatch-study[jax]"`'
         )
     for option, found, allowed in (
-        ("--model", [settings["model"]], ("resnet8",)),
+        ("--model", settings["models"], ("resnet8",)),
         ("--norm", [settings["norm"]], NORMS),
         ("--optimizer", settings.get("optimizers", ()), ("sgd",)),
         ("--augment", ["on" if settings["augment"] else "off"], ("off",)),

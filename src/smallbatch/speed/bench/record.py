@@ -10,10 +10,13 @@ from typing import Any
 
 from smallbatch.markdown import table
 from smallbatch.placement.workload import TEST_IMAGES, training_flops_of
+from smallbatch.speed.bench.memory import update_bytes
 from smallbatch.speed.bench.session import JAX, LOADER_WORKERS, Bench, Series, Session
 from smallbatch.speed.rate import BASE_LR
 from smallbatch.speed.share import LEAST
 from smallbatch.text import count
+
+_COUNTED = ("loop", "stacked")
 
 NOTES = {
     "images_per_second": (
@@ -35,7 +38,16 @@ NOTES = {
         "threads. To compile is left out"
     ),
     "over_best_jax": "images_per_second / the largest median of JAX's",
-    "loop, stacked": "through train_all, with the pipeline's worker processes",
+    "loop, stacked": (
+        "through train_all, with the pipeline's worker processes. loop: a run at a time in each, "
+        "so that the speed of a single run is images_per_second / live"
+    ),
+    "update_bytes": (
+        "of one update of one run, counted and not measured in these trainings: by loop weights, "
+        "gradient, moments, batch and what the forward pass leaves for the backward pass, by "
+        "stacked the buffers of a lone lane, which has a whole vector's places (on a GPU the "
+        "allocator's peak of either)"
+    ),
     "base_lrs": (
         f"multiples of {BASE_LR:g}, so that no lane diverges: what an update costs does not depend "
         "on the learning rate, but a lane that diverged would cost nothing more"
@@ -69,7 +81,7 @@ def as_json(
         "command": list(command),
         "environment": environment,
         "settings": {
-            "model": bench.model,
+            "model": ", ".join(bench.models),
             "norm": bench.norm,
             "bn_batch_size": bench.bn_batch_size,
             "augment": bench.augment,
@@ -95,10 +107,12 @@ def _case(group: Sequence[Series], sgemm: float | None) -> dict[str, Any]:
     jax = max((rate for name, rate in medians.items() if name in JAX and rate), default=None)
     return {
         "dataset": group[0].pictures.name,
+        "model": workload.model,
         "image": list(workload.image),
         "batch_size": workload.batch_size,
         "optimizer": workload.optimizer,
         "flops_per_image": flops,
+        "update_bytes": update_bytes(workload),
         "engines": {
             one.engine: {
                 "median": one.rate,
@@ -128,11 +142,12 @@ def as_markdown(record: dict[str, Any]) -> str:
     peers = [name for name in engines if name in JAX]
     ours = ["stacked"] if peers and "stacked" in engines else []
     several = any(case.get("optimizer", "sgd") != "sgd" for case in record["cases"])
-    what = ["images", "m", *(["optimiser"] if several else [])]
+    models = len({case["model"] for case in record["cases"]}) > 1
+    what = ["images", *(["model"] if models else []), "m", *(["optimiser"] if several else [])]
     heads = [
         *what, *(f"{name}, images/s" for name in engines),
         *(f"{name} / textbook" for name in others), *(f"{name} / best of jax" for name in ours),
-        *(f"{name}, of sgemm" for name in engines),
+        *(f"{name}, of sgemm" for name in engines), *(f"update by {name}, MB" for name in _COUNTED),
     ]  # fmt: skip
     rows: list[list[str]] = []
     for workload in record["cases"]:
@@ -140,6 +155,7 @@ def as_markdown(record: dict[str, Any]) -> str:
         rows.append(
             [
                 f"{workload['dataset']} {'×'.join(map(str, workload['image']))}",
+                *([workload["model"]] if models else []),
                 str(workload["batch_size"]),
                 *([workload["optimizer"]] if several else []),
                 *(_number(found[name], "median", "{:,.0f}") for name in engines),
@@ -154,6 +170,7 @@ def as_markdown(record: dict[str, Any]) -> str:
                     for name in ours
                 ),
                 *(_number(found[name], "fraction_of_sgemm", "{:.1%}") for name in engines),
+                *(_megabytes(workload["update_bytes"][name]) for name in _COUNTED),
             ]
         )
     return f"{table(heads, rows, right=len(heads) - len(what))}\n\n{_about(record)}\n"
@@ -183,10 +200,24 @@ def _about(record: dict[str, Any]) -> str:
     )
     return (
         f"{settings['model']}, norm {settings['norm']}, {count(settings['lanes'], 'lane')}; "
-        f"medians of {settings['repeats_done']}. {hardware}: {speeds}. "
+        f"medians of {settings['repeats_done']}. {_of_what(settings)}{hardware}: {speeds}. "
         f"torch {machine['torch']}, {_jax(every)}{record['date'][:10]}."
         f"{remark if left_out else ''}"
     )
+
+
+def _of_what(settings: dict[str, Any]) -> str:
+    """Of how many runs speeds and bytes are."""
+    workers = settings["workers"]
+    side_by_side = "single runs" if workers == 1 else f"{workers} runs at a time, one a worker"
+    return (
+        f"Speeds of textbook are of one run, of loop of {side_by_side}, of stacked of all lanes "
+        "together; the bytes of an update (MB: 10⁶) of one run alone, counted. "
+    )
+
+
+def _megabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:,.3g}" if count < 1e9 else f"{count / 1e6:,.0f}"
 
 
 def _jax(engines: Sequence[dict[str, Any]]) -> str:

@@ -45,7 +45,7 @@ class Bench:
 
     Attributes:
         pictures: The data sets.
-        model: The name of the model.
+        models: The names of the models.
         norm: Its normalisation.
         bn_batch_size: The sub-batch of ghost batch norm.
         augment: Whether to crop and flip.
@@ -60,7 +60,7 @@ class Bench:
     """
 
     pictures: Sequence[Pictures]
-    model: str
+    models: Sequence[str]
     norm: str
     bn_batch_size: int | None
     augment: bool
@@ -74,12 +74,12 @@ class Bench:
     optimizers: Sequence[Optimizer] = ("sgd",)
 
     def workload(
-        self, pictures: Pictures, batch_size: int, optimizer: Optimizer = "sgd"
+        self, pictures: Pictures, batch_size: int, model: str, optimizer: Optimizer = "sgd"
     ) -> Workload:
-        """The workload of a data set at a batch size, with an optimiser."""
+        """The workload of a model on a data set at a batch size, with an optimiser."""
         channels, height, width = pictures.images.shape[1:]
         return Workload(
-            model=self.model,
+            model=model,
             norm=self.norm,
             bn_batch_size=self.bn_batch_size,
             augment=self.augment,
@@ -173,8 +173,9 @@ def run(bench: Bench, folder: Path, say: Say, keep: Callable[[Session], object])
     least = EPOCH_BATCHES * max(bench.batch_sizes)
     files = {id(pictures): _save(pictures, least, folder) for pictures in bench.pictures}
     series = [
-        Series(pictures, bench.workload(pictures, m, optimizer), engine)
+        Series(pictures, bench.workload(pictures, m, model, optimizer), engine)
         for pictures in bench.pictures
+        for model in bench.models
         for m in bench.batch_sizes
         for optimizer in bench.optimizers
         for engine in bench.engines
@@ -344,4 +345,5 @@ def _save(pictures: Pictures, least: int, folder: Path) -> Path:
 def _name(series: Series) -> str:
     workload = series.workload
     optimizer = "" if workload.optimizer == "sgd" else f" {workload.optimizer}"
-    return f"{series.pictures.name} m={workload.batch_size}{optimizer} {series.engine}"
+    what = f"{series.pictures.name} {workload.model} m={workload.batch_size}"
+    return f"{what}{optimizer} {series.engine}"
