@@ -23,6 +23,7 @@ from smallbatch.pipeline.experiments import (
     PREPARED,
     column_folder,
 )
+from smallbatch.pipeline.measurements import measured_studies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -111,8 +112,12 @@ def train_inputs(params: Params, study: str, batch_size: int) -> dict[str, objec
 def measure_inputs(params: Params) -> dict[str, object]:
     """What `measure` depends on."""
     studies = {name: params.studies[name] for name in params.running}
-    used = {f"studies.{name}": study for name, study in studies.items()}
-    grid = _seeds(params, studies.values()) | {"grid.batch_sizes": params.grid.batch_sizes}
+    varying = measured_studies(params)  # the variance of updates has seeds, their memory has none
+    used = {
+        f"studies.{name}": study if name in varying else study.model_copy(update={"seeds": None})
+        for name, study in studies.items()
+    }
+    grid = _seeds(params, varying.values()) | {"grid.batch_sizes": params.grid.batch_sizes}
     return grid | used | code.of_models(studies.values()) | _prepared(params)
 
 
