@@ -803,7 +803,7 @@ def test_memory_is_that_of_the_columns_that_were_run() -> None:
         "grows by 0.1 octaves over 2 of m: what does not grow is weights, gradient and moments"
     )
     (part,) = finding.parts
-    assert part["name"] == "studies: grows by 0.1 octaves over 2 of m"
+    assert part["name"] == "networks: grows by 0.1 octaves over 2 of m"
     few = table[(table["study"] != "study-2") | (table["batch_size"] == 2)]
     (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
     assert (finding.verdict, finding.reason) == ("undecided", "n = 2, at least 3 needed")
@@ -829,6 +829,26 @@ def test_memory_that_hardly_grows_in_octaves_of_m_is_said() -> None:
     assert (finding.verdict, finding.n) == (HELD, 4)
     assert finding.effect == pytest.approx((3 + 1.5 + 1 + 2) / 4)
     assert finding.reason.startswith("grows by 1 to 3 octaves over 2 to 4 of m: ")
+
+
+def test_studies_of_one_network_are_one_observation_of_its_memory() -> None:
+    """Four studies of three networks: of the two alike that with the wider range of m counts."""
+    grown = {"1": (8, 3.0), "2": (8, 1.5), "3": (8, 1.0), "text": (32, 5.0)}
+    rows = [row for figure in grown for row in runs_of(figure, level())]
+    for row in rows:
+        row["model"] = "alexnet" if row["study"] in ("study-1", "study-text") else row["model"]
+    base = memory(HOLDS).query("engine == 'loop'").iloc[0]
+    models = {"1": "alexnet", "2": MODELS["2"], "3": MODELS["3"], "text": "alexnet"}
+    table = pd.DataFrame([
+        {**base, "study": f"study-{figure}", "model": models[figure],
+         "batch_size": m, "bytes": 1e6 * (1.0 if m == 2 else 2**octaves)}
+        for figure, (largest, octaves) in grown.items() for m in (2, largest)
+    ])  # fmt: skip
+    runs = pd.DataFrame(rows)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=table)])
+    assert finding.n == 3
+    assert finding.effect == pytest.approx((5 + 1.5 + 1) / 3)
 
 
 @pytest.mark.parametrize(
