@@ -21,15 +21,19 @@ import click
 import numpy as np
 import pandas as pd
 
-from smallbatch.analysis.budgets import compare_budgets, families
+from smallbatch.analysis.budgets import compare_budgets
 from smallbatch.analysis.evaluation import write_table
+from smallbatch.analysis.families import families
 from smallbatch.analysis.frames import load_results
+from smallbatch.errors import UserError
 from smallbatch.report.budgets import KIND, NAMES, budget_kind, budget_rows
 from smallbatch.report.figures import Figure, Gallery, plain_name
 
 
 def between(known: dict[int, float], batch_sizes: list[int]) -> dict[int, float]:
     """The speeds at these m; none beyond the smallest and the largest m that was measured."""
+    if not known:
+        return {}
     measured = sorted(known)
     inside = [m for m in batch_sizes if measured[0] <= m <= measured[-1]]
     logs = np.interp(np.log(inside), np.log(measured), np.log([known[m] for m in measured]))
@@ -48,6 +52,8 @@ def priced(runs: pd.DataFrame, rates: list[dict[str, Any]]) -> pd.DataFrame:
                 found = compare_budgets(family, between(known, list(family.epochs)))
                 own = found[found["budget"] == "seconds"]
                 parts.append(own.assign(frame=f"equal time: {machine['name']}"))
+    if not parts:
+        raise UserError("no studies that differ in their epochs alone")
     return pd.concat(parts, ignore_index=True)
 
 
@@ -56,8 +62,10 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     frames = table["frame"].drop_duplicates().tolist()
     rows = [row for _, own in table.groupby("frame") for row in budget_rows(own)]
     gallery = Gallery(folder, {KIND: budget_kind(frames)}, {KIND: rows})
-    for family in table["family"].unique():
-        gallery.add(Figure(plain_name(family), KIND, "", "", {KIND: (KIND, {"family": family})}))
+    for (dataset, family), _ in table.groupby(["dataset", "family"]):
+        name = plain_name(str(dataset), str(family))
+        of = {"dataset": dataset, "family": family}
+        gallery.add(Figure(name, KIND, "", "", {KIND: (KIND, of)}))
 
 
 @click.command()

@@ -42,4 +42,4 @@ def test_the_same_runs_are_priced_by_several_machines(tmp_path: Path) -> None:
     # One speed for all is equal epochs; one in proportion to m is equal updates.
     assert own["equal time: even"] == own["equal epochs"]
     assert own["equal time: steep"] == own["equal updates"]
-    assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "synthetic.net.png").read_bytes().startswith(b"\x89PNG")

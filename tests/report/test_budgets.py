@@ -56,5 +56,8 @@ def test_the_page_has_a_figure_and_a_table_of_it(reports: Path) -> None:
 def test_amounts_have_their_units() -> None:
     assert amount_text("epochs", 1) == "1 epoch"
     assert amount_text("updates", 5120) == "5,120 updates"
-    assert amount_text("seconds", 0.0412) == "0.041 s"
+    assert amount_text("seconds", 0.0412) == "0.0412 s"
+    assert amount_text("seconds", 1.04) == "1.04 s"
+    assert amount_text("seconds", 99.6) == "99.6 s"
+    assert amount_text("seconds", 110) == "110.0 s"
     assert amount_text("seconds", 150) == "2.5 min"

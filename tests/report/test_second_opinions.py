@@ -17,15 +17,19 @@ from tests.analysis.accuracies import PLAIN_SGD
 SETTINGS: dict[str, Any] = {
     "model": "resnet8", "norm": "none", "bn_batch_size": None, "augment": False,
     "weight_decay": 0.0, "milestones": "[0.5]", "lr_decay": 0.1, "warmup": 0.0,
-    "precision": "float32", "classes": 10, "n_test": 200, "base_lr": 0.25, **PLAIN_SGD,
+    "precision": "float32", **PLAIN_SGD,
+}  # fmt: skip
+PLACE: dict[str, Any] = {
+    "classes": 10, "n_test": 200, "base_lr": 0.25, "fingerprint": "f", "protocol": 2,
 }  # fmt: skip
 
 
 def runs(*budgets: tuple[str, str]) -> pd.DataFrame:
     rows = [
-        {"dataset": "d", "study": study, "batch_size": m, "budget": budget,
-         "epochs": 8 if budget == "epochs" else m, "updates": 80 // m if budget == "epochs" else 10,
-         **SETTINGS}
+        # As `load_results` has them: settings are between the updates and the parameters.
+        {"dataset": "d", "study": study, "batch_size": m, **PLACE,
+         "updates": 80 // m if budget == "epochs" else 10, "budget": budget,
+         "epochs": 8 if budget == "epochs" else m, **SETTINGS, "parameters": 10}
         for study, budget in budgets for m in (2, 8)
     ]  # fmt: skip
     return pd.DataFrame(rows)

@@ -9,201 +9,63 @@ is the number of training examples and r how many of them the machine trains in 
 
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import PchipInterpolator
 from scipy.special import stdtrit
 
-from smallbatch.analysis.answer import LEAST_SEEDS, compared
-from smallbatch.analysis.frames import on_bn_axis
+from smallbatch.analysis.answer import LEAST_SEEDS
+from smallbatch.analysis.answer import compared as rivalries
+from smallbatch.analysis.families import EQUAL
 from smallbatch.analysis.inference import cross_fitted, dependence
-from smallbatch.analysis.seeds import SeedArray, seed_array
+from smallbatch.analysis.seeds import SeedArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from smallbatch.analysis.answer import Rivalry
-    from smallbatch.analysis.seeds import Floats
-
-Budget = Literal["epochs", "updates", "seconds"]
-
-BUDGETS: tuple[Budget, ...] = ("epochs", "updates", "seconds")
-
-SHARED = [
-    "model",
-    "norm",
-    "bn_batch_size",
-    "augment",
-    "weight_decay",
-    "milestones",
-    "lr_decay",
-    "warmup",
-    "precision",
-    "optimizer",
-    "momentum",
-    "betas",
-    "beta2_examples",
-    "eps",
-    "schedule",
-]
-"""Settings that the studies of a family have in common: all that make a run, but its epochs."""
-
-LEAST = 3
-"""Of so many different numbers of epochs at least is a family; between them accuracies are
-interpolated."""
-
-_ROUNDING = 1e-9
-"""Amounts that differ by this share are the same."""
+    from smallbatch.analysis.families import Family
+    from smallbatch.analysis.seeds import Floats, Masks
 
 COLUMNS = ("dataset", "family", "budget", "amount", "batch_size", "epochs", "base_lr", "accuracy",
            "low", "high", "standing", "on_edge", "n_seeds")  # fmt: skip
 """Of the table that `compare_budgets` makes."""
 
-
-@dataclass(frozen=True)
-class Family:
-    """Studies that differ in their epochs alone, on the seeds and η̃ that all their cells have.
-
-    Attributes:
-        dataset: The data set's name.
-        name: What the studies' names begin with.
-        studies: Their names.
-        epochs: At each m, the epochs of the studies that were run there, ascending: K or more.
-        accuracies: At each m, of these studies' cells (K, C, S); chance where a seed diverged.
-        usable: At each m, whether all seeds finished (K, C).
-        base_lrs: η̃, under AdamW η, ascending (C,).
-        seeds: The seeds (S,).
-        examples: The number of training examples.
-        chance: The accuracy of guessing.
-    """
-
-    dataset: str
-    name: str
-    studies: tuple[str, ...]
-    epochs: dict[int, Floats]
-    accuracies: dict[int, Floats]
-    usable: dict[int, Floats]
-    base_lrs: Floats
-    seeds: np.ndarray[Any, np.dtype[np.int64]]
-    examples: int
-    chance: float
-
-    def amounts(self, budget: Budget, rates: Mapping[int, float]) -> dict[int, Floats]:
-        """What runs of these epochs cost at each m, (K,): epochs, updates, or seconds.
-
-        Args:
-            budget: What is counted.
-            rates: Examples a second at each m; of seconds, an m without one is left out.
-        """
-        found: dict[int, Floats] = {}
-        for m, epochs in self.epochs.items():
-            if budget == "epochs":
-                found[m] = epochs
-            elif budget == "updates":
-                found[m] = np.floor(epochs * self.examples / m)
-            elif rates.get(m, 0.0) > 0:
-                found[m] = epochs * self.examples / rates[m]
-        return found
+_ROUNDING = 1e-9
+"""Amounts that differ by this share are the same."""
 
 
-def families(runs: pd.DataFrame) -> Iterator[Family]:
-    """The families among studies with η̃ (or η) as an axis.
-
-    Args:
-        runs: As `load_results` makes them.
-    """
-    wanted = runs[~on_bn_axis(runs)]
-    for _, group in wanted.groupby(["dataset", "fingerprint", "protocol", *SHARED], dropna=False):
-        if group["epochs"].nunique() >= LEAST and (found := _family(group)):
-            yield found
-
-
-def _family(runs: pd.DataFrame) -> Family | None:
-    groups = sorted(runs.groupby(["epochs", "study"]), key=lambda it: it[0])
-    arrays = [(int(own["epochs"].iloc[0]), seed_array(own)) for _, own in groups]
-    seeds = set.intersection(*(set(array.seeds.tolist()) for _, array in arrays))
-    rates = set.intersection(*(set(array.columns.tolist()) for _, array in arrays))
-    if not seeds or not rates:
-        return None
-    by_m: dict[int, dict[int, SeedArray]] = {}
-    for epochs, array in arrays:
-        kept = array.of_seeds(seeds)
-        columns = np.isin(array.columns, list(rates))
-        for row, m in enumerate(array.batch_sizes.tolist()):
-            if array.ran[row, columns].all():  # of two studies with the same epochs the first
-                by_m.setdefault(m, {}).setdefault(epochs, _cut(kept, row, columns))
-    by_m = {m: by_m[m] for m in sorted(by_m) if len(by_m[m]) >= LEAST}
-    if len(by_m) < 2:
-        return None
-    names = sorted(runs["study"].unique())
-    return Family(
-        dataset=str(runs["dataset"].iloc[0]),
-        name=_common_start(names).rstrip("-_.") or names[0],
-        studies=tuple(names),
-        epochs={m: np.array(sorted(own), dtype=float) for m, own in by_m.items()},
-        accuracies=_stacked(by_m, lambda it: it.scored[0]),
-        usable=_stacked(by_m, lambda it: it.usable[0]),
-        base_lrs=np.array(sorted(rates)),
-        seeds=np.array(sorted(seeds), dtype=np.int64),
-        examples=int(runs["n_train"].iloc[0]),
-        chance=arrays[0][1].chance,
-    )
-
-
-def _common_start(names: Sequence[str]) -> str:
-    letters = itertools.takewhile(lambda it: len(set(it)) == 1, zip(*names, strict=False))
-    return "".join(letter for letter, *_ in letters)
-
-
-def _cut(array: SeedArray, row: int, columns: np.ndarray[Any, np.dtype[np.bool_]]) -> SeedArray:
-    return SeedArray(
-        array.name,
-        array.batch_sizes[[row]],
-        array.columns[columns],
-        array.seeds,
-        array.values[[row]][:, columns],
-        array.chance,
-    )
-
-
-def _stacked(
-    by_m: Mapping[int, Mapping[int, SeedArray]], of: Callable[[SeedArray], Any]
-) -> dict[int, Floats]:
-    return {m: np.stack([of(own[epochs]) for epochs in sorted(own)]) for m, own in by_m.items()}
-
-
-def compare_budgets(family: Family, rates: Mapping[int, float]) -> pd.DataFrame:
+def compare_budgets(family: Family, speeds: Mapping[int, float]) -> pd.DataFrame:
     """What each m reaches under each budget, and which may be the best.
 
     A budget is compared at each amount that runs of the smallest m had, among the batch sizes whose
-    runs reach from below it to above it; where fewer than half of them do, it is left out. Between
-    two numbers of epochs the accuracy of a cell's seed is linear in log₂ of the amount.
+    runs reach from below it to above it; where fewer than half of them do, it is left out.
 
     Args:
         family: The studies.
-        rates: Examples a second at each m, for equal time; empty if not known.
+        speeds: Examples a second at each m, for equal time; empty if not known.
 
     Returns:
         A row per budget, amount and batch size: ``epochs`` that the amount is at that m,
         ``accuracy``, the mean over seeds at the learning rate that is best at the other seeds, its
         95 % interval ``low`` … ``high``; ``base_lr``, the best over all seeds, and whether it is
-        ``on_edge`` of the grid; ``standing``: "worse" than some other, "unusable" if a seed
-        diverged at each learning rate, otherwise "open", as it may be the best, and "best" where
-        of these the accuracy is highest; "" with fewer than `LEAST_SEEDS` seeds.
+        ``on_edge`` of those that all studies tried; ``standing``: "worse" than some other,
+        "unusable" if a seed diverged at each learning rate, otherwise "open", as it may be the
+        best, and "best" where of these the accuracy is highest; "" with fewer than `LEAST_SEEDS`
+        seeds.
     """
     rows: list[dict[str, Any]] = []
-    for budget in BUDGETS:
-        amounts = family.amounts(budget, rates)
+    for equal in EQUAL:
+        amounts = family.amounts(equal, speeds)
         if len(amounts) < 2:
             continue
         for amount in amounts[min(amounts)].tolist():
             inside = [m for m, own in amounts.items() if _reaches(own, amount)]
             if len(inside) >= max(2, len(family.epochs) / 2):
-                shared = {"budget": budget, "amount": amount}
+                shared = {"budget": equal, "amount": amount}
                 rows += [shared | row for row in _at(family, amount, inside, amounts)]
     table = pd.DataFrame(rows).assign(dataset=family.dataset, family=family.name) if rows else None
     return pd.DataFrame(table, columns=list(COLUMNS))
@@ -218,38 +80,22 @@ def _at(
     family: Family, amount: float, batch_sizes: list[int], amounts: Mapping[int, Floats]
 ) -> list[dict[str, Any]]:
     """The rows of one budget and amount."""
-    values, epochs = [], []
-    for m in batch_sizes:
-        known = amounts[m]
-        here = float(np.clip(amount, known[0], known[-1]))
-        nearest = int(np.abs(known - here).argmin())
-        if abs(known[nearest] - here) <= _ROUNDING * here:
-            above = below = nearest
-            share = 0.0
-        else:
-            above = int(np.searchsorted(known, here))
-            below = above - 1
-            share = np.log2(here / known[below]) / np.log2(known[above] / known[below])
-        own = family.accuracies[m]
-        cells = (1 - share) * own[below] + share * own[above]
-        # A cell is usable where it was under both budgets.
-        usable = family.usable[m][below] & family.usable[m][above]
-        values.append(np.where(usable[:, np.newaxis], cells, -np.inf))
-        # Amounts are proportional to epochs, but for the rounding of updates.
-        epochs.append(float(np.interp(here, known, family.epochs[m])))
+    found = [
+        _between(amounts[m], family.accuracies[m], family.usable[m], amount) for m in batch_sizes
+    ]
     array = SeedArray(
         family.name,
         np.array(batch_sizes, dtype=np.int64),
         family.base_lrs,
         family.seeds,
-        np.stack(values),
+        np.stack([values for values, _ in found]),
         family.chance,
     )
-    rivals = compared(array) if array.n >= LEAST_SEEDS else {}
-    edges = array.at_the_edge()
+    standings, edges = _standings(array, [error for _, error in found]), array.at_the_edge()
     rows = [
-        {"batch_size": m, "epochs": epochs[index], "n_seeds": array.n}
-        | {"on_edge": bool(edges[index]), "standing": _standing(rivals, index)}
+        # Amounts are proportional to epochs, but for the rounding of updates.
+        {"batch_size": m, "epochs": float(np.interp(amount, amounts[m], family.epochs[m]))}
+        | {"n_seeds": array.n, "on_edge": bool(edges[index]), "standing": standings[index]}
         | _best(array, index)
         for index, m in enumerate(batch_sizes)
     ]
@@ -259,12 +105,58 @@ def _at(
     return rows
 
 
-def _standing(rivals: Mapping[int, Rivalry], index: int) -> str:
-    if not rivals:
-        return ""
-    if (rival := rivals.get(index)) is None:
-        return "unusable"
-    return "worse" if rival.at_least > 0 else "open"
+def _between(
+    known: Floats, accuracies: Floats, usable: Masks, amount: float
+) -> tuple[Floats, float]:
+    """The accuracies of one m's cells at an amount, and how far off they may be.
+
+    Between two amounts they follow a monotone cubic in log₂ of the amount (Fritsch & Carlson 1980),
+    as learning slows down: a straight line would be too low. How far it is from the straight line,
+    at the best cell, is taken for its error.
+
+    Args:
+        known: Amounts, ascending (K,).
+        accuracies: At these (K, C, S).
+        usable: Whether all seeds of a cell finished (K, C).
+        amount: At or between known ones.
+
+    Returns:
+        Accuracies (C, S), -inf where a seed diverged at the amount below or above; the error.
+    """
+    nearest = int(np.abs(known - amount).argmin())
+    if abs(known[nearest] - amount) <= _ROUNDING * amount:
+        below = above = nearest
+        values, error = accuracies[nearest], 0.0
+    else:
+        above = int(np.searchsorted(known, amount))
+        below = above - 1
+        logs, here = np.log2(known), np.log2(amount)
+        values = PchipInterpolator(logs, accuracies)(here)
+        share = (here - logs[below]) / (logs[above] - logs[below])
+        straight = (1 - share) * accuracies[below] + share * accuracies[above]
+        best = values.mean(axis=-1).argmax()
+        error = float(abs(values[best].mean() - straight[best].mean()))
+    both = usable[below] & usable[above]
+    return np.where(both[:, np.newaxis], values, -np.inf), error
+
+
+def _standings(array: SeedArray, errors: Sequence[float]) -> list[str]:
+    """Whether each m is worse than another, beyond noise and what interpolation may be off."""
+    if array.n < LEAST_SEEDS:
+        return [""] * len(errors)
+    rivals = rivalries(array)
+    return [
+        "unusable"
+        if not array.usable[index].any()
+        else "worse"
+        if _is_worse(rivals.get(index), error, [*errors[:index], *errors[index + 1 :]])
+        else "open"
+        for index, error in enumerate(errors)
+    ]
+
+
+def _is_worse(rival: Rivalry | None, own: float, others: Sequence[float]) -> bool:
+    return rival is not None and float(rival.at_least) > own + max(others, default=0.0)
 
 
 def _best(array: SeedArray, index: int) -> dict[str, float]:
@@ -283,25 +175,28 @@ def _best(array: SeedArray, index: int) -> dict[str, float]:
     return {"base_lr": float(best), "accuracy": accuracy} | bounds
 
 
-def rates_of_columns(family: Family, timings: pd.DataFrame) -> dict[int, float]:
+_MACHINE = ("cpu", "cores", "gpu", "device", "engine", "workers", "hardware", "kernels")
+
+
+def speeds_of_columns(family: Family, timings: pd.DataFrame) -> dict[int, float]:
     """Examples that a column trains in a second at each m: the median over a family's studies.
 
     Args:
         family: The studies.
-        timings: A row per column with ``images_per_second`` and ``environment``, see `Evidence`.
+        timings: A row per column with ``images_per_second`` and ``environment``, as
+            `report.environment.read_timings` makes them.
 
     Returns:
-        Nothing if several kinds of machine trained them: then no times can be compared.
+        Nothing if times cannot be compared: several kinds of machine, engines or numbers of workers
+        trained them, or several trained the runs of one column.
     """
     if timings.empty:
         return {}
-    here = timings["study"].isin(family.studies) & timings["dataset"].eq(family.dataset)
-    own = timings[here]
+    own = timings[timings["study"].isin(family.studies) & timings["dataset"].eq(family.dataset)]
     kinds = {
-        tuple(str(json.loads(text).get(key)) for key in ("cpu", "cores", "gpu", "device"))
-        for text in own["environment"]
+        tuple(str(json.loads(text).get(key)) for key in _MACHINE) for text in own["environment"]
     }
-    if len(kinds) != 1:
+    if len(kinds) != 1 or any(part.startswith("several:") for part in kinds.pop()):
         return {}
     known = own.dropna(subset=["images_per_second"])
     return {

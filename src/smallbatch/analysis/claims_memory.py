@@ -81,11 +81,11 @@ CLAIMS = (
         criterion="log₂ of the ratio of the bytes that one update of one run needs at the largest "
         "m run to those at the smallest: its mean over networks (model and norm; of several "
         "studies of one that with the widest range of m) is above 0. `smallbatch measure` counts "
-        "these bytes anew at every m, for the engine `loop` and a batch as a whole: on a CPU weights, "
-        "gradient, moments, images, labels and all that the forward pass leaves for the backward "
-        "pass; on a GPU the peak of the allocator over an update. Here n and the bounds are over "
-        "networks, not seeds. That a batch needs memory is nearly a matter of definition; how many "
-        "octaves remain beside what does not grow is what the number says.",
+        "these bytes anew at every m, for the engine `loop` and a batch as a whole: on a CPU "
+        "weights, gradient, moments, images, labels and all that the forward pass leaves for the "
+        "backward pass; on a GPU the peak of the allocator over an update. Here n and the bounds "
+        "are over networks, not seeds. That a batch needs memory is nearly a matter of definition; "
+        "how many octaves remain beside what does not grow is what the number says.",
         unit="octaves",
         studies=RANGE_FIGURES,
         parts=_memory_grows,

@@ -40,7 +40,7 @@ def mixed_results(runs: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 def differing_settings(runs: pd.DataFrame) -> list[str]:
     """The settings, and what else runs share, in which the columns of one study differ."""
-    return _differing(_as_written(runs))
+    return _differing(as_written(runs))
 
 
 def _differing(group: pd.DataFrame) -> list[str]:
@@ -50,7 +50,7 @@ def _differing(group: pd.DataFrame) -> list[str]:
     return [str(key) for key in counts.index[counts > 1]]
 
 
-def _as_written(runs: pd.DataFrame) -> pd.DataFrame:
+def as_written(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with the settings of params.yaml, where those at each m follow from them."""
     runs = runs.assign(epochs=_written_epochs(runs)).reset_index(drop=True)
     if not {"norm", "bn_batch_size", "bn_batch_sizes"} <= {*runs}:
@@ -112,7 +112,7 @@ def _of_other_settings(runs: pd.DataFrame) -> list[str]:
     The columns are then not one experiment and must not be read as one curve.
     """
     lines: list[str] = []
-    for (dataset, study), group in _as_written(runs).groupby(STUDY_KEYS):
+    for (dataset, study), group in as_written(runs).groupby(STUDY_KEYS):
         if differing := _differing(group):
             alike = [
                 _sizes(part["batch_size"].unique())

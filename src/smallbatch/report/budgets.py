@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import pandas as pd
 
-from smallbatch.analysis.budgets import (
-    BUDGETS,
-    COLUMNS,
-    compare_budgets,
-    families,
-    rates_of_columns,
-)
+from smallbatch.analysis.budgets import COLUMNS, compare_budgets, speeds_of_columns
+from smallbatch.analysis.families import EQUAL, families
 from smallbatch.report.charts import BEST, INK, Kind, accuracy_axis, done, m_axis
 from smallbatch.report.figures import Figure, plain_name
 from smallbatch.report.labels import DASH, duration, listed, percent, power_of_two
@@ -31,9 +26,9 @@ _PALE, _DARK = "#bcd9ee", "#003a63"
 _FRAME = (200, 240)  # pixels
 
 
-def compared(runs: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
+def under_budgets(runs: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
     """The rows of `compare_budgets` of all families; equal time is that of their columns."""
-    parts = [compare_budgets(it, rates_of_columns(it, timings)) for it in families(runs)]
+    parts = [compare_budgets(it, speeds_of_columns(it, timings)) for it in families(runs)]
     return pd.concat(parts) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
@@ -48,7 +43,7 @@ def budget_kind(frames: Sequence[str] = tuple(NAMES.values())) -> Kind:
     colours = alt.Scale(range=[_PALE, INK, _DARK], interpolate="lab")
     look: dict[str, Any] = {
         "color": alt.Color("rank:Q", scale=colours, legend=None),
-        "detail": alt.Detail("amount_text:N"),
+        "detail": alt.Detail("rank:O"),
     }
     tips = [
         alt.Tooltip("amount_text:N", title="budget"),
@@ -56,7 +51,7 @@ def budget_kind(frames: Sequence[str] = tuple(NAMES.values())) -> Kind:
         alt.Tooltip("epochs_text:N", title="epochs"),
         alt.Tooltip("accuracy:Q", title="accuracy (%)"),
         alt.Tooltip("interval:N", title="95 % interval (%)"),
-        alt.Tooltip("base_lr_label:N", title="best η̃"),
+        alt.Tooltip("base_lr_label:N", title="best learning rate"),
         alt.Tooltip("standing:N"),
     ]
     own = alt.Chart().transform_filter("isValid(datum.accuracy)")
@@ -80,7 +75,7 @@ def budget_kind(frames: Sequence[str] = tuple(NAMES.values())) -> Kind:
 
 
 def budget_rows(found: pd.DataFrame) -> list[Row]:
-    """Rows of the figures, from those of `compared`."""
+    """Rows of the figures, from those of `under_budgets`."""
     rows: list[Row] = []
     for _, own in found.groupby(["dataset", "family", "budget"]):
         amounts = sorted(own["amount"].unique())
@@ -113,7 +108,7 @@ def budget_figures(dataset: str, found: pd.DataFrame) -> list[Figure]:
     """A figure for each family of one data set."""
     figures: list[Figure] = []
     for family, own in found.groupby("family"):
-        budgets = listed([NAMES[it] for it in BUDGETS if it in set(own["budget"])])
+        budgets = listed([NAMES[it] for it in EQUAL if it in set(own["budget"])])
         where = {"dataset": dataset, "family": family}
         figures.append(
             Figure(
@@ -132,8 +127,14 @@ def budget_figures(dataset: str, found: pd.DataFrame) -> list[Figure]:
 
 def _of_time(own: pd.DataFrame) -> str:
     if not own["budget"].eq("seconds").any():
-        return "Time is not compared: it is not known, or of several kinds of machine."
-    return "Time: a run's share of that of its column, on the machine that trained it."
+        return (
+            "Time is not compared: it is not known, differs too much between the m, or is of "
+            "several kinds of machine, engines or numbers of workers."
+        )
+    return (
+        "Time: a run's share of that of its column, on the machine that trained it; between two "
+        "numbers of epochs accuracies are interpolated."
+    )
 
 
 def budget_tables(found: pd.DataFrame) -> list[Table]:
@@ -142,12 +143,22 @@ def budget_tables(found: pd.DataFrame) -> list[Table]:
         return []
     rows: list[list[str]] = []
     for family, own in found.groupby("family"):
-        for budget in BUDGETS:
+        for budget in EQUAL:
             for amount, some in own[own["budget"] == budget].groupby("amount"):
                 rows.append([str(family), NAMES[budget], amount_text(budget, float(str(amount))),
                              *_verdict(some)])  # fmt: skip
-    headers = ("studies", "budget", "of", "best m", "its accuracy", "95 % interval (%)",
-               "m that may be as good", "worse", "best η̃ at the edge of the grid at m")  # fmt: skip
+    headers = (
+        "studies",
+        "budget",
+        "of",
+        "seeds",
+        "best m",
+        "its accuracy",
+        "95 % interval (%)",
+        "m that may be as good",
+        "worse",
+        "best learning rate at the edge of the grid at m",
+    )
     caption = (
         "Which m is best under each budget. Compared are the m that were run with less and with "
         "more than the budget; between two numbers of epochs accuracies are interpolated."
@@ -158,7 +169,7 @@ def budget_tables(found: pd.DataFrame) -> list[Table]:
 def amount_text(budget: str, amount: float) -> str:
     """An amount with its unit: 10 epochs, 500 updates, 2.1 s."""
     if budget == "seconds":
-        return duration(amount) if amount >= 120 else f"{amount:.2g} s"
+        return duration(amount) if amount >= 100 else f"{amount:.3g} s"
     return f"{amount:,.0f} {budget if amount != 1 else budget.removesuffix('s')}"
 
 
@@ -169,12 +180,14 @@ def _verdict(some: pd.DataFrame) -> list[str]:
         return listed([str(it["batch_size"]) for it in rows if it["standing"] in standings]) or DASH
 
     edges = listed([str(it["batch_size"]) for it in rows if it["on_edge"]]) or DASH
+    seeds = str(rows[0]["n_seeds"])
     known = [it for it in rows if not math.isnan(it["accuracy"])]
     if not known:
-        return [DASH, DASH, DASH, DASH, DASH, edges]
+        return [seeds, DASH, DASH, DASH, DASH, DASH, edges]
     # With too few seeds nothing is compared: the highest is shown, and nothing said of others.
     best = max(known, key=lambda it: (it["standing"] == "best", it["accuracy"]))
     return [
+        seeds,
         str(best["batch_size"]),
         percent(best["accuracy"]),
         _interval(best),

@@ -31,7 +31,7 @@ def write_tables(
         frames: The data of the page.
         curves: Of all studies, as `median_curves` makes them.
         timings: As `read_timings` makes them.
-        under_budgets: As `budgets.compared` makes them.
+        under_budgets: As `budgets.under_budgets` makes them.
         costs: As `cost_table` makes them.
     """
     ranges = frames.ranges.assign(

@@ -20,7 +20,7 @@ const SHOWN_COLUMNS = {
   costs: { study: "study", model: "model", norm: "norm", m: "m", panel: "of what", value: "value", of: "of" },
   curves: { m: "m", epoch: "epoch", updates: "updates", accuracy: "accuracy (%)", loss: "loss" },
   budgets: { frame: "budget", amount_text: "of", m: "m", epochs_text: "epochs", accuracy: "accuracy (%)",
-             interval: "95 % interval (%)", base_lr_label: "best η̃", standing: "standing" },
+             interval: "95 % interval (%)", base_lr_label: "best learning rate", standing: "standing" },
 };
 
 const tables = {};

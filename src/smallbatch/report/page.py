@@ -103,7 +103,7 @@ def build_report(
         "curves": [],
         "costs": cost_rows(costs),
     }
-    under_budgets = budgets.compared(frames.runs, timings)
+    under_budgets = budgets.under_budgets(frames.runs, timings)
     drawn[budgets.KIND] = budgets.budget_rows(under_budgets)
     specifications = {**kinds(), **cost_kinds(), budgets.KIND: budgets.budget_kind()}
     gallery = Gallery(out / "figures", specifications, drawn)

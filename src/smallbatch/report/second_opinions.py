@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smallbatch.analysis.budgets import SHARED
 from smallbatch.analysis.cells import STUDY_KEYS
+from smallbatch.analysis.families import shared_settings
 from smallbatch.analysis.generalisation import best_by_study
 from smallbatch.analysis.sampling import learned
 from smallbatch.report.labels import listed, percent, points, power_of_two, rate_of, rates_of
@@ -222,7 +222,7 @@ def _under_both_budgets(runs: pd.DataFrame) -> list[pd.DataFrame]:
     """The runs of each experiment that has studies with either budget."""
     return [
         group
-        for _, group in runs.groupby(["dataset", *SHARED], dropna=False)
+        for _, group in runs.groupby(shared_settings(runs), dropna=False)
         if group["budget"].ne("epochs").any() and group["budget"].eq("epochs").any()
     ]
 
