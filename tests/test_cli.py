@@ -452,6 +452,38 @@ scales: {small: {epochs: 0.5, studies: {c: {norm: batch}}}}
     assert [studies[name].norm for name in "abc"] == ["none", "group", "batch"]
 
 
+def test_a_scales_number_of_seeds_is_that_of_every_study_unless_it_sets_its_own(
+    folder: Path,
+) -> None:
+    from smallbatch.config.params import load_params
+
+    (folder / "profiles/mine.yaml").write_text("""
+dataset: {name: digits, source: digits}
+grid: {studies: [a, b, c, d], dependent: [], batch_sizes: [8], base_lrs: [2^-8], seeds: 3}
+advise: {studies: []}
+studies:
+  a: &base {model: resnet8, norm: none, epochs: 40, weight_decay: 0.0001, seeds: 19}  # the most
+  b:
+    <<: *base
+    norm: group
+  c: *base
+  d: {model: resnet8, norm: batch, epochs: 40, weight_decay: 0.0001}
+scales:
+  small: {epochs: 0.5, grid: {seeds: 1}, studies: {c: {seeds: 2}}}
+  other: {epochs: 0.5, grid: {batch_sizes: [4]}}
+  odd: {epochs: 0.5, grid: seeds}
+""")
+    seeds = {}
+    for scale in ("small", "other"):
+        done = call("profile", "use", "mine", "--scale", scale, "--force")
+        assert done.exit_code == 0, done.output
+        params = load_params("params.yaml")
+        seeds[scale] = [params.seeds(name)[-1] + 1 for name in "abcd"]
+    assert seeds == {"small": [1, 1, 2, 1], "other": [19, 19, 19, 3]}
+    done = call("profile", "use", "mine", "--scale", "odd", "--force")
+    assert (done.exit_code, "scales.odd" in done.output) == (2, True)
+
+
 def test_names_of_others_do_not_steer_a_terminal(folder: Path) -> None:
     for split in ("train", "val", "x\x1b]0;owned\x07\x1b[2Jy"):
         for index, name in enumerate(("ant", "bee")):

@@ -1,9 +1,10 @@
 """Profiles: complete params files that come with the package, some of which have several scales.
 
 A profile's ``scales`` maps a name to the changes for a smaller copy: ``epochs`` multiplies the
-epochs of every study, and all else replaces the values of the same keys. A profile is installed as
-a plain params.yaml. Of a scale it contains only the label and the data set's name, which keeps
-results of different scales apart.
+epochs of every study, and all else replaces the values of the same keys. A number of seeds in its
+``grid`` is that of every study, also of one that has its own, unless the scale gives it another. A
+profile is installed as a plain params.yaml. Of a scale it contains only the label and the data
+set's name, which keeps results of different scales apart.
 """
 
 from __future__ import annotations
@@ -133,8 +134,14 @@ def _shrink(params: Any, scale: str, path: Path) -> None:
     factor = change.pop("epochs", None)
     if not isinstance(factor, int | float) or not 0 < factor <= 1:
         raise UserError(f"{path}: scales.{scale}.epochs: found {factor!r}, allowed: up to 1")
+    grid = change.get("grid")
+    of_the_grid = isinstance(grid, MutableMapping) and "seeds" in grid
     for study in params["studies"].values():
         study["epochs"] = max(1, round(study["epochs"] * factor))
+        if of_the_grid:
+            # ruamel removes it, and fails at what merges this study in YAML.
+            with suppress(KeyError):
+                study.pop("seeds", None)
     _replace(params, change)
 
 
