@@ -246,7 +246,9 @@ MAKERS: dict[str, Callable[[tuple[float, ...]], Rows]] = {
     "longer-training-helps-large-m-most": longer(lambda m, d: d if m >= 64 else 0.0),
     "longer-training-does-not-close-the-gap": longer(lambda m, d: d if m <= 16 else 0.0),
     "update-variance-linear": lambda _: runs_of("2", level()),
-    "memory-grows": lambda _: [row for figure in "123" for row in runs_of(figure, level())],
+    "memory-grows": lambda _: [
+        row for figure in "123" for row in runs_of(figure, level(), ms=(2, 4, 8))
+    ],
 }  # fmt: skip
 
 
@@ -790,7 +792,7 @@ def test_a_bn_batch_is_not_the_best_where_none_finishes() -> None:
 
 
 def test_memory_is_that_of_the_columns_that_were_run() -> None:
-    """What was measured at 2048 was not trained, and of a study m = 8 was trained alone."""
+    """What was measured at 2048 was not trained."""
     runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
     table = memory(HOLDS)
     more = table[table["batch_size"] == 8].assign(batch_size=2048, bytes=2.0**50)
@@ -804,19 +806,71 @@ def test_memory_is_that_of_the_columns_that_were_run() -> None:
     )
     (part,) = finding.parts
     assert part["name"] == "networks: grows by 0.1 octaves over 2 of m"
-    few = table[(table["study"] != "study-2") | (table["batch_size"] == 2)]
+    few = table[table["study"] != "study-2"]
     (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
     assert (finding.verdict, finding.reason) == ("undecided", "n = 2, at least 3 needed")
-    few = table[(table["batch_size"] == 2) | (table["engine"] == "stacked")]
-    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
+    lone = runs[(runs["study"] != "study-2") | (runs["batch_size"] == 2)]
+    for measured in (table, table[(table["study"] != "study-2") | (table["batch_size"] == 2)]):
+        (finding,) = judge(claim, [Evidence("made-up", lone, histories(lone), memory=measured)])
+        assert (finding.verdict, finding.reason) == ("undecided", "n = 2, at least 3 needed")
+    lone = runs[runs["batch_size"] == 2]
+    (finding,) = judge(claim, [Evidence("made-up", lone, histories(lone), memory=table)])
     assert finding.verdict == "undecided"
     assert finding.reason.endswith("two batch sizes that were run; run smallbatch measure")
+
+
+@pytest.mark.parametrize(
+    ("measured", "missing"), [((2,), "8"), ((4, 8), "2"), ((4,), "2 and 8"), ((2048,), "2 and 8")]
+)
+def test_memory_that_was_not_measured_over_the_whole_range_decides_nothing(
+    measured: tuple[int, ...], missing: str
+) -> None:
+    """As after the grid has grown, where nothing makes `measure` run again."""
+    runs = pd.DataFrame(MAKERS["memory-grows"](HOLDS))
+    table = memory(HOLDS)
+    base = table[(table["study"] == "study-2") & (table["batch_size"] == 2)]
+    few = [base.assign(batch_size=m) for m in measured]
+    table = pd.concat([table[table["study"] != "study-2"], *few])
+    evidence = Evidence("made-up", runs, histories(runs), memory=table)
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [evidence])
+    assert (finding.verdict, finding.reason) == (
+        "undecided",
+        f"study-2: its memory was not measured at m = {missing}; run smallbatch measure",
+    )
+
+
+def test_a_norm_that_depends_on_m_is_compared_where_it_was_measured() -> None:
+    """Under `bn_batch_size: up to 4` the norm is batch at m = 2 and 4, and ghost at 8."""
+    rows = MAKERS["memory-grows"](HOLDS)
+    for row in rows:
+        if row["study"] == "study-2":
+            large = row["batch_size"] == 8
+            row |= {"norm": "ghost", "bn_batch_size": 4} if large else {"norm": "batch"}
+    runs, table = pd.DataFrame(rows), memory(HOLDS)
+    own = table["study"] == "study-2"
+    table.loc[own, "norm"] = np.where(table.loc[own, "batch_size"] == 8, "ghost", "batch")
+    (claim,) = [claim for claim in CLAIMS if claim.name == "memory-grows"]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=table)])
+    assert (finding.verdict, finding.n) == (HELD, 3)
+    few = table[~own | (table["batch_size"] == 2)]
+    (finding,) = judge(claim, [Evidence("made-up", runs, histories(runs), memory=few)])
+    assert finding.reason == (
+        "study-2: its memory was not measured at m = 8; run smallbatch measure"
+    )
+    # What was measured at an m that was not run has a norm of its own.
+    lone = runs[(runs["study"] != "study-2") | (runs["batch_size"] < 8)]
+    more = table[own & (table["batch_size"] == 2)].assign(batch_size=4)
+    evidence = Evidence("made-up", lone, histories(lone), memory=pd.concat([table, more]))
+    (finding,) = judge(claim, [evidence])
+    assert finding.n == 3
 
 
 def test_memory_that_hardly_grows_in_octaves_of_m_is_said() -> None:
     """Four studies over two ranges of m: the fewest and the most octaves are said of both."""
     grown = {"1": (32, 3.0), "2": (8, 1.5), "3": (8, 1.0), "text": (32, 2.0)}
-    rows = [row for figure in grown for row in runs_of(figure, level())]
+    rows = [row for figure, (most, _) in grown.items()
+            for row in runs_of(figure, level(), ms=(2, most))]  # fmt: skip
     base = memory(HOLDS).query("engine == 'loop'").iloc[0]
     table = pd.DataFrame([
         {**base, "study": f"study-{figure}", "model": MODELS.get(figure, "resnet32"),
@@ -834,7 +888,8 @@ def test_memory_that_hardly_grows_in_octaves_of_m_is_said() -> None:
 def test_studies_of_one_network_are_one_observation_of_its_memory() -> None:
     """Four studies of three networks: of the two alike that with the wider range of m counts."""
     grown = {"1": (8, 3.0), "2": (8, 1.5), "3": (8, 1.0), "text": (32, 5.0)}
-    rows = [row for figure in grown for row in runs_of(figure, level())]
+    rows = [row for figure, (most, _) in grown.items()
+            for row in runs_of(figure, level(), ms=(2, most))]  # fmt: skip
     for row in rows:
         row["model"] = "alexnet" if row["study"] in ("study-1", "study-text") else row["model"]
     base = memory(HOLDS).query("engine == 'loop'").iloc[0]

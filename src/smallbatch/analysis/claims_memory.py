@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 
 def _memory_grows(evidence: Evidence) -> list[Part]:
-    rows = _of_the_runs(evidence)
-    for study in rows["study"].unique():
+    memory, runs = evidence.memory, evidence.runs
+    memory = memory[(memory["engine"] == "loop") & memory["study"].isin(evidence.as_the_papers)]
+    for study in memory["study"].unique():
         evidence.refuse_mixed(str(study))
     # Studies that train the same network, such as for other epochs, have the same memory: one of
     # them is one observation, that with the widest range of m.
     networks: dict[tuple[str, str], tuple[float, float]] = {}
-    for study, own in rows.groupby("study"):
+    for study, own in memory.groupby("study"):
         octaves = _octaves(evidence, str(study), own)
-        network = (str(own["model"].iloc[0]), str(own["norm"].iloc[0]))
+        trained = runs[runs["study"] == study].sort_values("batch_size").iloc[0]
+        network = (str(trained["model"]), str(trained["norm"]))
         networks[network] = max(networks.get(network, (0.0, 0.0)), octaves)
     found = np.array([octaves for octaves in networks.values() if octaves[0] > 0])
     if not len(found):
@@ -45,21 +47,24 @@ def _memory_grows(evidence: Evidence) -> list[Part]:
     ]
 
 
-def _of_the_runs(evidence: Evidence) -> pd.DataFrame:
-    """What `loop` needs in the columns that were run by studies that train as the paper's."""
-    memory, runs = evidence.memory, evidence.runs
-    memory = memory[(memory["engine"] == "loop") & memory["study"].isin(evidence.as_the_papers)]
-    columns = runs[["study", "batch_size"]].drop_duplicates()
-    return memory.merge(columns, on=["study", "batch_size"]).sort_values("batch_size")
-
-
 def _octaves(evidence: Evidence, study: str, rows: pd.DataFrame) -> tuple[float, float]:
-    """From the smallest to the largest batch size of a study: octaves of m, and of memory.
+    """From the smallest to the largest batch size that a study ran: octaves of m, and of memory.
 
     Raises:
-        UndecidableError: Something else was measured than was trained, or on several devices.
+        UndecidableError: Something else was measured than was trained, or not at these batch sizes,
+            or on several devices.
     """
     evidence.refuse_other_measured(study, rows)
+    runs = evidence.runs
+    run = runs.loc[runs["study"] == study, "batch_size"]
+    ends = sorted({int(run.min()), int(run.max())})
+    measured = set(rows["batch_size"])
+    if missing := [str(m) for m in ends if m not in measured]:
+        raise UndecidableError(
+            f"{study}: its memory was not measured at m = {' and '.join(missing)}; run smallbatch "
+            "measure"
+        )
+    rows = rows[rows["batch_size"].isin(ends)].sort_values("batch_size")
     if rows["device"].nunique() > 1:
         raise UndecidableError(f"{study}: measured on several devices; run smallbatch measure")
     octaves = np.log2(rows[["batch_size", "bytes"]].to_numpy(dtype=float))

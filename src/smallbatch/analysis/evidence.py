@@ -192,8 +192,15 @@ class Evidence:
             UndecidableError: The images, the model or the norm were others.
         """
         trained = self.runs[self.runs["study"] == study]
-        for key, runs in (("fingerprint", self.runs), ("model", trained), ("norm", trained)):
-            measured = set(rows[key].dropna()) if key in rows else set[str]()
+        # Under `bn_batch_size: up to N` the norm depends on m.
+        at_m = trained[trained["batch_size"].isin(rows["batch_size"])]
+        of_norm = rows[rows["batch_size"].isin(at_m["batch_size"])] if len(at_m) else rows
+        for key, table, runs in (
+            ("fingerprint", rows, self.runs),
+            ("model", rows, trained),
+            ("norm", of_norm, at_m if len(at_m) else trained),
+        ):
+            measured = set(table[key].dropna()) if key in table else set[str]()
             if measured and len(runs) and measured != set(runs[key]):
                 what = "on other images" if key == "fingerprint" else f"with another {key}"
                 raise UndecidableError(f"{study}: measured {what}; run smallbatch measure")
