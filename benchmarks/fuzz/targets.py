@@ -417,8 +417,12 @@ def _stubbed_training(plan: Callable[[], Any], *_: Any, **more: Any) -> Path:
     return folder
 
 
-def _stubbed_measurement(*_: Any, **__: Any) -> list[Any]:
+def _stubbed_variance(*_: Any, **__: Any) -> list[Any]:
     return []
+
+
+def _stubbed_memory(*_: Any, **__: Any) -> None:
+    return None
 
 
 def _stubbed_plan(*_: Any, **__: Any) -> Any:
@@ -443,8 +447,8 @@ _TRAINING = {
 }
 _PLAN = {"smallbatch.pipeline.experiments.plan_columns": _stubbed_plan}
 _MEASURE = {
-    f"smallbatch.engines.{name}.measure_study": _stubbed_measurement
-    for name in ("update_variance", "update_memory")
+    "smallbatch.engines.update_variance.measure_study": _stubbed_variance,
+    "smallbatch.engines.update_memory.measure_column": _stubbed_memory,
 }
 _BENCH = {"smallbatch.speed.bench.command.bench": _stubbed_bench}
 _PROFILES = {"smallbatch.config.profiles.FOLDER": Path("profiles")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from smallbatch.config.study import StudyConfig
-from smallbatch.data.prepared import Meta
 from smallbatch.engines import update_memory as counted
+from smallbatch.engines.kinds import Engine
 from smallbatch.engines.lanes import native
 from smallbatch.engines.lanes.native.lanes import NativeLanes
 from smallbatch.engines.loop import initial_model
-from smallbatch.engines.update_memory import loop_bytes, measure_study, stacked_bytes
+from smallbatch.engines.update_memory import loop_bytes, measure_column, stacked_bytes
 from smallbatch.errors import UserError
+from smallbatch.models.inputs import own_input
 from smallbatch.protocol.run import Run
 from tests.noise import make_dataset
 
+ENGINES: tuple[Engine, ...] = ("loop", "stacked")
 CPU = torch.device("cpu")
 OWN = """
 import torch
@@ -212,20 +215,41 @@ def test_a_timm_models_lanes_are_not_counted_on_a_cpu() -> None:
 
 
 def test_rows_are_of_every_batch_size_and_the_most_of_several_bn_batches() -> None:
-    meta = Meta(
-        name="d", source="noise", classes=("a", "b", "c"), channels=3, height=8, width=8,
-        mean=(0.0,) * 3, std=(1.0,) * 3, counts={"train": 8, "validation": 0, "test": 1},
-        fingerprint="f",
-    )  # fmt: skip
+    data = make_dataset(channels=3, size=8)
     settings = study("resnet10t", "ghost", bn_batch_sizes=(2, 4))
-    rows = measure_study("s", settings, meta, batch_sizes=(2, 8), device="cpu")
+    rows = [
+        measure_column("s", settings, data, batch_size=m, engine=engine, device="cpu")
+        for m in (2, 8) for engine in ENGINES
+    ]  # fmt: skip
+    assert rows[1::2] == [None, None]
+    rows = [row for row in rows if row is not None]
     few = settings.model_copy(update={"bn_batch_sizes": None, "bn_batch_size": 2})
     expected = [loop_bytes(few, m, (3, 8, 8), 3) for m in (2, 8)]
     assert [row["bytes"] for row in rows] == expected  # more sub-batches, more statistics
-    place = {"dataset": "d", "fingerprint": "f", "study": "s", "model": "resnet10t",
+    place = {"dataset": "noise", "fingerprint": "f" * 64, "study": "s", "model": "resnet10t",
              "norm": "ghost", "engine": "loop", "device": "cpu"}  # fmt: skip
     assert rows == [{**place, "batch_size": m, "bytes": n}
                     for m, n in zip((2, 8), expected, strict=True)]  # fmt: skip
+
+
+def test_images_have_the_size_that_the_study_trains_on() -> None:
+    data = make_dataset(channels=3, size=32)
+    data = replace(data, meta=replace(data.meta, short_side=200))
+    settings = study("resnet10t", "batch")
+    timm = settings.model_copy(update={"input": "timm"})
+    side = own_input("resnet10t").side
+    for given, pixels in ((settings, 32), (timm, side)):
+        row = measure_column("s", given, data, batch_size=4, engine="loop", device="cpu")
+        assert row is not None
+        assert row["bytes"] == loop_bytes(settings, 4, (3, pixels, pixels), 3)
+        assert row["fingerprint"] == data.meta.fingerprint
+    assert side > 100
+
+
+def test_what_cannot_be_a_column_cannot_be_measured() -> None:
+    settings = study("resnet10t", "ghost", bn_batch_sizes=(4, 8))
+    with pytest.raises(UserError, match=r"studies\.s\.bn_batch_sizes: found none up to "):
+        measure_column("s", settings, make_dataset(), batch_size=2, engine="loop", device="cpu")
 
 
 def allocated(update: Callable[[], None]) -> tuple[int, int]:

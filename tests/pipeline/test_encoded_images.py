@@ -51,7 +51,7 @@ def test_prepare_says_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert done.stderr == "own: no variance of updates is measured: the images are kept encoded\n"
     (header,) = Path("reports/measurements/own.csv").read_text().splitlines()
     assert header.endswith(",variance")
-    header, *rows = Path("reports/measurements/own-memory.csv").read_text().splitlines()
+    header, *rows = Path("reports/measurements/memory/own.csv").read_text().splitlines()
     assert header.endswith(",bytes")
     assert any(",a,resnet8,none,4,loop,cpu," in row for row in rows)
 

@@ -29,6 +29,7 @@ studies:
   other: {model: resnet8, norm: none, epochs: 6, weight_decay: 0.0001}
 """
 META = "data/prepared/digits/meta.json"
+MEMORY = "reports/measurements/memory"
 SOURCE = "models/digits/bn/m8/runs.json"
 
 
@@ -45,7 +46,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path(".smallbatch/code/train").write_text(f"{digest}  one.py\n{digest}  used/a.py\n")
     for name in ("models", "elsewhere"):
         synthetic.write_models(tmp_path / name, (synthetic.Study("tiny", batch_sizes=(2,)),))
-    for name in ("reports/evaluation/runs.parquet", "reports/measurements/digits.csv"):
+    for name in ("reports/evaluation/runs.parquet", "reports/measurements/digits.csv",
+                 f"{MEMORY}/digits.csv"):  # fmt: skip
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("as it was")
     return tmp_path
@@ -114,6 +116,11 @@ COLUMN = "models/synthetic/tiny/m2"
         ("measure", edited(*EPOCHS), "params.yaml: studies.plain"),
         ("measure", edited("seeds: 1", "seeds: 2"), "params.yaml: grid.seeds"),
         ("measure", edited("sizes: [8]", "sizes: [8, 16]"), "params.yaml: grid.batch_sizes"),
+        (
+            "measure",
+            edited("advise: {", "compute: {device: cpu}\nadvise: {"),
+            "params.yaml: compute.device",
+        ),
         ("measure", overwritten(META), META),
         ("evaluate", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
         ("evaluate", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),
@@ -130,6 +137,8 @@ COLUMN = "models/synthetic/tiny/m2"
         ("report", overwritten("reports/evaluation/runs.parquet"), "reports/evaluation/runs."),
         ("report", overwritten("reports/measurements/digits.csv"), "reports/measurements/digits"),
         ("report", overwritten("reports/measurements/new.csv"), "reports/measurements/new.csv"),
+        ("report", overwritten(f"{MEMORY}/digits.csv"), f"{MEMORY}/digits.csv"),
+        ("report", overwritten(f"{MEMORY}/new.csv"), f"{MEMORY}/new.csv"),
         ("report", overwritten(f"{COLUMN}/timing.json"), f"{COLUMN}/timing.json"),
         ("report", overwritten(f"{COLUMN}/history.parquet"), f"{COLUMN}/history.parquet"),
     ],

@@ -214,17 +214,15 @@ MEMORY = (
 )
 
 
-def test_tables_of_memory_and_of_variances_lie_in_one_folder(project: Path) -> None:
+def test_tables_of_memory_lie_in_a_folder_of_their_own(project: Path) -> None:
     folder = project / "reports/measurements"
-    (folder / "d-memory.csv").write_text(MEMORY)
+    assert read_memory(folder).empty
+    (folder / "memory").mkdir()
+    (folder / "memory/d.csv").write_text(MEMORY)
     found = read_memory(folder)
     assert found["bytes"].tolist() == [1000, 9000]
     assert found["study"].tolist() == ["null", "null"]
-    assert "variance" in read_variances(folder)
-    # A data set whose name ends as those tables' names do.
-    (folder / "d.csv").rename(folder / "d-e-memory.csv")
     assert len(read_variances(folder)) == 2
-    assert len(read_memory(folder)) == 2
 
 
 @pytest.mark.parametrize(
@@ -233,19 +231,21 @@ def test_tables_of_memory_and_of_variances_lie_in_one_folder(project: Path) -> N
      ("cpu,1", "tpu,1"), ("none,2,loop", "none,0,loop"), ("study,model", "study,net")],
 )  # fmt: skip
 def test_damaged_memory(project: Path, old: str, new: str) -> None:
-    path = project / "reports/measurements/d-memory.csv"
+    path = project / "reports/measurements/memory/d.csv"
+    path.parent.mkdir()
     assert old in MEMORY
     path.write_text(MEMORY.replace(old, new, 1))
-    with pytest.raises(UserError, match=r"d-memory\.csv: damaged .*; run smallbatch measure again"):
-        read_memory(path.parent)
+    with pytest.raises(UserError, match=r"memory/d\.csv: damaged .*; run smallbatch measure again"):
+        read_memory(path.parents[1])
 
 
 def test_memory_that_lies_there_twice(project: Path) -> None:
-    folder = project / "reports/measurements"
-    for name in ("d-memory.csv", "old.csv"):
+    folder = project / "reports/measurements/memory"
+    folder.mkdir()
+    for name in ("d.csv", "old.csv"):
         (folder / name).write_text(MEMORY)
-    with pytest.raises(UserError, match=r"old\.csv: row of d/null, m=2, loop on cpu is in .*d-mem"):
-        read_memory(folder)
+    with pytest.raises(UserError, match=r"old\.csv: row of d/null, m=2, loop on cpu is in .*/d\.c"):
+        read_memory(folder.parent)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_memory_that_lies_there_twice(project: Path) -> None:
         (f"{COLUMN}/runs.json", "evaluate"),
         (f"{COLUMN}/timing.json", "evaluate"),
         ("reports/measurements/d.csv", "report"),
-        ("reports/measurements/d-memory.csv", "report"),
+        ("reports/measurements/memory/d.csv", "report"),
         ("data/prepared/digits/meta.json", "measure"),
     ],
 )

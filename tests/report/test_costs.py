@@ -101,8 +101,8 @@ def test_without_either_there_is_no_figure(models: Path) -> None:
 def test_the_report_has_the_figure_and_its_table(models: Path) -> None:
     runs, _ = read(models)
     root = models.parent
-    (root / "measurements").mkdir()
-    counted(runs).to_csv(root / "measurements/synthetic-memory.csv", index=False)
+    (root / "measurements/memory").mkdir(parents=True)
+    counted(runs).to_csv(root / "measurements/memory/synthetic.csv", index=False)
     page = build_report(root / "evaluation", models, root).read_text()
     assert 'data-figure="synthetic.costs"' in page
     drawn = (root / "figures/synthetic.costs.svg").read_text()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from smallbatch import durable
 from smallbatch.errors import UserError
 from smallbatch.records.reading import read_csv
 from smallbatch.records.schema import MOST
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+
+MEMORY = "memory"
+"""The folder of the tables of memory, below that of the variances."""
 
 _ADVICE = "run smallbatch measure again"
 
@@ -67,12 +69,12 @@ def read_variances(folder: Path) -> pd.DataFrame:
 
 
 def read_memory(folder: Path) -> pd.DataFrame:
-    """The memory of updates that it wrote, likewise.
+    """The memory of updates that it wrote into the folder ``memory`` there, likewise.
 
     Raises:
         UserError: A table is damaged, or two hold the same measurement.
     """
-    return _read(folder, Memory)
+    return _read(folder / MEMORY, Memory)
 
 
 def _read(folder: Path, kind: type[Variance | Memory]) -> pd.DataFrame:
@@ -81,8 +83,6 @@ def _read(folder: Path, kind: type[Variance | Memory]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     places: dict[tuple[object, ...], Path] = {}
     for path in sorted(folder.glob("*.csv")):
-        if _is_of_memory(path) != (kind is Memory):
-            continue
         for row in read_csv(kind, path, _ADVICE):
             key, named = _place(row)
             if key in places:
@@ -93,15 +93,6 @@ def _read(folder: Path, kind: type[Variance | Memory]) -> pd.DataFrame:
             places[key] = path
             rows.append(row.model_dump())
     return pd.DataFrame(rows)
-
-
-def _is_of_memory(path: Path) -> bool:
-    # By its columns: the name of a data set may end as the table's does.
-    try:
-        header, _, _ = durable.read(path).partition(b"\n")
-    except OSError:
-        return False  # reading it says what is wrong
-    return b"bytes" in header.strip().split(b",")
 
 
 def _place(row: Variance | Memory) -> tuple[tuple[object, ...], str]:

@@ -26,20 +26,23 @@ from smallbatch.errors import Stopped, Stopping, UserError, first_line
 from smallbatch.machine import free_memory
 from smallbatch.models.own import generators_kept
 from smallbatch.models.population import together_in_parts
+from smallbatch.protocol.column import plan_column
 from smallbatch.protocol.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
     from smallbatch.config.study import StudyConfig
-    from smallbatch.data.prepared import Meta
+    from smallbatch.data.encoded import EncodedDataset
+    from smallbatch.data.prepared import Dataset
     from smallbatch.engines.kinds import Engine
 
 SHARE = 0.5
 """Of the free memory, that a count may take which has to compute a batch."""
 
+_ANY_BASE_LR = 2.0**-12
 _CPU, _META, _CUDA = (torch.device(name) for name in ("cpu", "meta", "cuda"))
 # Of what `NativeLanes` holds, all that no update needs: images, a plain model of the structure and
 # its state, and the buffers of evaluations.
@@ -48,52 +51,54 @@ _NOT_OF_UPDATES = {"data", "model", "_template", "_evaluation"}
 Storages = dict[int, torch.UntypedStorage]
 
 
-def measure_study(
-    name: str, study: StudyConfig, meta: Meta, *, batch_sizes: Sequence[int], device: str
-) -> list[dict[str, Any]]:
-    """Count the bytes of one update of one run of a study at every m.
+def measure_column(
+    name: str,
+    study: StudyConfig,
+    dataset: Dataset | EncodedDataset,
+    *,
+    batch_size: int,
+    engine: Engine,
+    device: str,
+) -> dict[str, Any] | None:
+    """Count the bytes of one update of one run of a study at one m, by one engine.
 
     Args:
         name: The name of the study.
         study: Its settings. Of several BN batch sizes that with the most bytes counts.
-        meta: The prepared data: its name, fingerprint, image shape and classes.
-        batch_sizes: Every m.
+        dataset: The prepared data. Under ``input: timm`` images have the model's own size, as in
+            training.
+        batch_size: m.
+        engine: ``loop`` or ``stacked``.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        A row per (m, engine): ``dataset``, its ``fingerprint``, ``study``, its ``model`` and
-        ``norm``, ``batch_size``, ``engine``, ``device`` and ``bytes``. Of ``stacked`` there is none
-        where its memory cannot be told (`stacked_bytes`).
+        A row: ``dataset``, its ``fingerprint``, ``study``, its ``model`` and ``norm``,
+        ``batch_size``, ``engine``, ``device`` and ``bytes``. None where the memory of ``stacked``
+        cannot be told (`stacked_bytes`).
 
     Raises:
         UserError: The model cannot be built for these images, or not be counted.
     """
+    column = plan_column(
+        name, study, dataset, batch_size=batch_size, base_lrs=[_ANY_BASE_LR], seeds=[0]
+    )
+    meta = column.dataset.meta
     image, classes = (meta.channels, meta.height, meta.width), len(meta.classes)
-    counts: dict[Engine, Callable[..., int | None]] = {
-        "loop": loop_bytes,
-        "stacked": stacked_bytes,
+    count: Callable[..., int | None] = loop_bytes if engine == "loop" else stacked_bytes
+    found = [count(run.settings, batch_size, image, classes, device=device) for run in column.runs]
+    if None in found:
+        return None
+    return {
+        "dataset": meta.name,
+        "fingerprint": meta.fingerprint,
+        "study": name,
+        "model": study.model,
+        "norm": column.runs[0].settings.norm,
+        "batch_size": batch_size,
+        "engine": engine,
+        "device": device,
+        "bytes": max(filter(None, found)),
     }
-    rows: list[dict[str, Any]] = []
-    for m in batch_sizes:
-        for engine, count in counts.items():
-            settings = study.at(m)
-            found = [count(it, m, image, classes, device=device) for it in settings]
-            if None in found:
-                continue
-            rows.append(
-                {
-                    "dataset": meta.name,
-                    "fingerprint": meta.fingerprint,
-                    "study": name,
-                    "model": study.model,
-                    "norm": settings[0].norm,
-                    "batch_size": m,
-                    "engine": engine,
-                    "device": device,
-                    "bytes": max(filter(None, found)),
-                }
-            )
-    return rows
 
 
 def loop_bytes(
@@ -209,7 +214,7 @@ def arrays_of(thing: object) -> dict[int, NDArray[Any]]:
 
 def _run(settings: StudyConfig, m: int) -> Run:
     """Any run; neither its learning rate nor its seed changes what it needs."""
-    return Run(settings, "", m, base_lr=2.0**-12, seed=0)
+    return Run(settings, "", m, base_lr=_ANY_BASE_LR, seed=0)
 
 
 def _blank(

@@ -118,6 +118,7 @@ def measure_inputs(params: Params) -> dict[str, object]:
         for name, study in studies.items()
     }
     grid = _seeds(params, varying.values()) | {"grid.batch_sizes": params.grid.batch_sizes}
+    grid["compute.device"] = params.compute.device
     return grid | used | code.of_models(studies.values()) | _prepared(params)
 
 
@@ -150,7 +151,7 @@ def report_inputs(models: Path) -> dict[str, object]:
     complete, unfinished = find_columns(models) if models.is_dir() else ([], [])
     columns = (column / name for column in complete for name in _TABLES)
     evaluation = [*EVALUATION.glob("*.parquet"), EVALUATION / "set_aside.json"]
-    paths = [*evaluation, *MEASUREMENTS.glob("*.csv"), *columns]
+    paths = [*evaluation, *MEASUREMENTS.rglob("*.csv"), *columns]
     return {**_digests(paths), **{f"{column}/": "unfinished" for column in unfinished}}
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from smallbatch.config.study import StudyConfig
     from smallbatch.data.encoded import EncodedDataset
     from smallbatch.data.prepared import Dataset
+    from smallbatch.engines.kinds import Engine
 
+_ENGINES: tuple[Engine, ...] = ("loop", "stacked")
 _PLACE = ["dataset", "fingerprint", "study", "model", "norm"]
 
 
@@ -73,7 +75,7 @@ def measured_studies(params: Params) -> dict[str, StudyConfig]:
 def measure_memory(params: Params, dataset: Dataset | EncodedDataset) -> Path:
     """Count the bytes of one update of one run, for every study and m of the grid.
 
-    A study that cannot be counted is left out, and a line says so.
+    What cannot be counted is left out, and a line says at which m and by which engine.
 
     Returns:
         The path of the table, with a row per study, batch size and engine.
@@ -81,24 +83,41 @@ def measure_memory(params: Params, dataset: Dataset | EncodedDataset) -> Path:
     Raises:
         UserError: The device that ``compute.device`` names does not exist.
     """
-    from smallbatch.engines.update_memory import measure_study
+    from smallbatch.analysis.measurements import MEMORY
     from smallbatch.placement.placement import resolve_device
 
     device = resolve_device(params.compute.device)
     rows: list[dict[str, Any]] = []
     for name in params.running:
-        try:
-            rows += measure_study(
-                name,
-                params.studies[name],
-                dataset.meta,
-                batch_sizes=params.grid.batch_sizes,
-                device=device,
-            )
-        except UserError as error:
-            say(f"{params.dataset.name}/{name}", f"its memory is not counted: {error}")
+        rows += _memory_of(name, params, dataset, device)
     columns = [*_PLACE, "batch_size", "engine", "device", "bytes"]
-    return _write(f"{params.dataset.name}-memory.csv", rows, columns)
+    return _write(f"{MEMORY}/{params.dataset.name}.csv", rows, columns)
+
+
+def _memory_of(
+    name: str, params: Params, dataset: Dataset | EncodedDataset, device: str
+) -> list[dict[str, Any]]:
+    """The rows of a study; a line for each reason why some are missing."""
+    from smallbatch.engines.update_memory import measure_column
+
+    rows: list[dict[str, Any]] = []
+    missing: dict[tuple[Engine, str], list[int]] = {}
+    for m in params.grid.batch_sizes:
+        for engine in _ENGINES:
+            try:
+                row = measure_column(
+                    name, params.studies[name], dataset, batch_size=m, engine=engine, device=device
+                )
+            except UserError as error:
+                missing.setdefault((engine, str(error)), []).append(m)
+            else:
+                rows += [] if row is None else [row]
+    for (engine, reason), sizes in missing.items():
+        say(
+            f"{params.dataset.name}/{name}",
+            f"its memory is not counted by {engine} at m = {', '.join(map(str, sizes))}: {reason}",
+        )
+    return rows
 
 
 def _write(name: str, rows: list[dict[str, Any]], columns: list[str]) -> Path:
