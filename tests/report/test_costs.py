@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,20 @@ import pandas as pd
 import pytest
 
 from smallbatch.analysis.evaluation import evaluate, read_evaluation
-from smallbatch.report.costs import MANY, MEMORY, ONE, SPEED, cost_figures, cost_rows, cost_table
+from smallbatch.report.costs import (
+    MANY,
+    MEMORY,
+    ONE,
+    SPEED,
+    cost_figures,
+    cost_kinds,
+    cost_rows,
+    cost_table,
+)
 from smallbatch.report.environment import read_timings
+from smallbatch.report.figures import Gallery
 from smallbatch.report.page import build_report
+from smallbatch.report.rows import Row
 from tests.analysis import synthetic
 
 STUDIES = (
@@ -96,6 +108,22 @@ def test_without_either_there_is_no_figure(models: Path) -> None:
     assert "Speed" not in figure.caption
     assert figure.alt == f"Line charts: {MEMORY} against the batch size for 2 studies on synthetic."
     assert cost_figures("other", rows) == []
+
+
+def test_no_line_joins_the_speed_of_one_run_and_of_all_together(tmp_path: Path) -> None:
+    """Of one study `stacked` trained m = 2 and 4, and `loop` 8 and 16."""
+    rows: list[Row] = [
+        {"dataset": "d", "study": "s", "model": "resnet8", "norm": "none", "m": m, "panel": panel,
+         "of": of, "value": 1000.0 / m}
+        for m, speed_of in ((2, MANY), (4, MANY), (8, ONE), (16, ONE))
+        for panel, of in ((MEMORY, ONE), (SPEED, speed_of))
+    ]  # fmt: skip
+    (figure,) = cost_figures("d", rows)
+    assert "trained by stacked; no line joins the two." in figure.caption
+    Gallery(tmp_path, cost_kinds(), {"costs": rows}).add(figure)
+    drawn = (tmp_path / "d.costs.svg").read_text()
+    paths = re.findall(r'class="mark-line [^>]*><path d="([^"]*)"', drawn)
+    assert sorted(path.count("L") for path in paths) == [1, 1, 3]
 
 
 def test_the_report_has_the_figure_and_its_table(models: Path) -> None:

@@ -132,6 +132,7 @@ def cost_figures(dataset: str, rows: Sequence[Row]) -> list[Figure]:
             "hardware named below"
             + (f"; circles: {ONE}, trained by loop" if ONE in speeds else "")
             + (f"; squares: {MANY}, trained by stacked" if MANY in speeds else "")
+            + ("; no line joins the two" if len(speeds) > 1 else "")
             + "."
         )
     return [
@@ -165,7 +166,8 @@ def cost_kinds() -> dict[str, Kind]:
         "color": alt.Color(
             "model:N", scale=alt.Scale(range=_COLOURS), legend=alt.Legend(title="model", **bottom)
         ),
-        "detail": alt.Detail("study:N"),
+        # Of one run and of all together are speeds of two kinds, which no line joins.
+        "detail": alt.Detail(["study:N", "of:N"]),
         "tooltip": [
             alt.Tooltip("study:N"),
             alt.Tooltip("model:N"),
