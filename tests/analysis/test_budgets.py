@@ -201,7 +201,8 @@ def test_a_family_differs_in_its_epochs_alone() -> None:
 
 @pytest.mark.parametrize("setting", ["pretrained", "freeze", "input", "a_setting_of_tomorrow"])
 def test_no_other_setting_may_differ(setting: str) -> None:
-    runs = family(by_updates, **{setting: None})
+    none: dict[str, Any] = {setting: None}
+    runs = family(by_updates, SIZES, **none)
     runs.loc[runs["epochs"] == 8, setting] = "something"
     (found,) = families(runs)
     assert found.studies == ("net-1", "net-2", "net-4")
