@@ -128,11 +128,11 @@ def test_no_page_installs_the_project_of_another() -> None:
 
 def test_the_readme_counts_the_verdicts_as_the_results_do() -> None:
     verdicts: dict[str, str] = {}
-    for folder in ("paper-cifar10-small", "imagenette-small"):
-        claims = json.loads((ROOT / "results" / folder / "claims.json").read_text())["claims"]
-        for claim in claims:
+    # What has more seeds comes later, and counts.
+    for folder in ("paper-cifar10-small", "imagenette-small", "cifar10-small-seeds"):
+        file = ROOT / "results" / folder / "claims.json"
+        for claim in json.loads(file.read_text())["claims"] if file.exists() else ():
             for verdict in {it["verdict"] for it in claim["findings"]} - {"not run"}:
-                assert claim["claim"] not in verdicts  # each was run in one of them
                 verdicts[claim["claim"]] = verdict
     found = Counter(verdicts.get(claim.name, "not run") for claim in CLAIMS)
     said = (

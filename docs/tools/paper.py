@@ -51,8 +51,9 @@ far.
 def page() -> str:
     """The page's Markdown."""
     records = {
-        path.parent.name: {claim.claim: claim for claim in read_claims(path).claims}
+        path.parent.name: claims
         for path in sorted(ROOT.glob("results/*/claims.json"))
+        if _anything_run(claims := {claim.claim: claim for claim in read_claims(path).claims})
     }
     counts = [_counts(*each) for each in records.items()]
     texts = [HEAD, "So far:\n", *counts, _run_nowhere(records.values()), ""]
@@ -77,6 +78,11 @@ def page() -> str:
             ]
             texts += [*(found or ["- **Not run** so far."]), ""]
     return "\n".join(texts).rstrip() + "\n"
+
+
+def _anything_run(claims: dict[str, ClaimRecord]) -> bool:
+    """Whether results are of any of the paper's studies; others say nothing about its claims."""
+    return any(it.verdict != "not run" for claim in claims.values() for it in claim.findings)
 
 
 def _verdict(results: str, claim: ClaimRecord, finding: FindingRecord) -> str:

@@ -172,6 +172,24 @@ def test_a_cell_with_a_diverged_seed_counts_as_chance() -> None:
     assert lost["on_edge"].all()
 
 
+def test_where_nothing_is_beyond_chance_nothing_is_compared() -> None:
+    # Of 100 test images 10 to 14 are right, of ten classes.
+    runs = family(lambda epochs, m: 0.1 + 0.01 * math.log2(m)).assign(n_test=100)
+    table = compared(runs)
+    assert set(table["standing"]) == {""}
+    assert set(compared(runs.assign(n_test=100_000))["standing"]) > {"best", "worse"}
+
+
+def test_times_that_differ_by_less_than_speeds_are_known_are_the_same() -> None:
+    speeds = {2: 100.0, 4: 99.0, 8: 97.0, 16: 100.0}
+    table = compared(family(by_epochs), speeds)
+    first = table[(table["budget"] == "seconds") & table["amount"].eq(N / 100)]
+    # At m = 4 the first epoch takes 1 % longer; at 8, 3 %, and there is no shorter run.
+    assert first["batch_size"].tolist() == [2, 4, 16]
+    last = table[(table["budget"] == "seconds") & table["amount"].eq(8 * N / 100)]
+    assert last["batch_size"].tolist() == [2, 4, 8, 16]
+
+
 def test_a_lone_batch_size_that_finishes_is_the_best() -> None:
     runs = pd.concat([
         rows_of({(2, 0.1): [0.4, 0.41, 0.39], (4, 0.1): [LOST] * 3}, study=f"a{e}", epochs=e)

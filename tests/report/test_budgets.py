@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,10 @@ def test_the_page_has_a_figure_and_a_table_of_it(reports: Path) -> None:
     page = (reports / "report.html").read_text(encoding="utf-8")
     assert 'data-figure="synthetic.net.budgets"' in page
     assert "Which m is best under each budget" in page
+    assert "net, by the studies net-6, net-12 and net-48: accuracy against m for" in page
+    words = re.sub("<[^>]+>", " ", page)
+    # 12,288 updates are 24 epochs at m = 2, and 96 at m = 8.
+    assert re.search(r"equal updates +3,072 updates +3 +8 ", " ".join(words.split()))
     picture = (reports / "figures/synthetic.net.budgets.svg").read_text(encoding="utf-8")
     assert "equal epochs" in picture
     assert "48 epochs" in picture

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 from smallbatch.analysis.answer import LEAST_SEEDS
 from smallbatch.analysis.answer import compared as rivalries
-from smallbatch.analysis.families import EQUAL
+from smallbatch.analysis.families import EQUAL, Equal
 from smallbatch.analysis.inference import cross_fitted, dependence
 from smallbatch.analysis.seeds import SeedArray
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from smallbatch.analysis.families import Family
     from smallbatch.analysis.seeds import Floats, Masks
 
-COLUMNS = ("dataset", "family", "budget", "amount", "batch_size", "epochs", "base_lr", "accuracy",
-           "low", "high", "standing", "on_edge", "n_seeds")  # fmt: skip
+COLUMNS = ("dataset", "family", "studies", "budget", "amount", "batch_size", "epochs", "base_lr",
+           "accuracy", "low", "high", "standing", "on_edge", "n_seeds")  # fmt: skip
 """Of the table that `compare_budgets` makes."""
 
-_ROUNDING = 1e-9
-"""Amounts that differ by this share are the same."""
+_ROUNDING: dict[Equal, float] = {"epochs": 1e-9, "updates": 1e-9, "seconds": 0.02}
+"""Amounts that differ by this share are the same: speeds are not known better."""
 
 
 def compare_budgets(family: Family, speeds: Mapping[int, float]) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def compare_budgets(family: Family, speeds: Mapping[int, float]) -> pd.DataFrame
         ``on_edge`` of those that all studies tried; ``standing``: "worse" than some other,
         "unusable" if a seed diverged at each learning rate, otherwise "open", as it may be the
         best, and "best" where of these the accuracy is highest; "" with fewer than `LEAST_SEEDS`
-        seeds.
+        seeds, or where no accuracy is beyond chance.
     """
     rows: list[dict[str, Any]] = []
     for equal in EQUAL:
@@ -63,25 +63,32 @@ def compare_budgets(family: Family, speeds: Mapping[int, float]) -> pd.DataFrame
         if len(amounts) < 2:
             continue
         for amount in amounts[min(amounts)].tolist():
-            inside = [m for m, own in amounts.items() if _reaches(own, amount)]
+            inside = [m for m, own in amounts.items() if _reaches(own, amount, _ROUNDING[equal])]
             if len(inside) >= max(2, len(family.epochs) / 2):
                 shared = {"budget": equal, "amount": amount}
-                rows += [shared | row for row in _at(family, amount, inside, amounts)]
-    table = pd.DataFrame(rows).assign(dataset=family.dataset, family=family.name) if rows else None
+                found = _at(family, amount, inside, amounts, _ROUNDING[equal])
+                rows += [shared | row for row in found]
+    named = {"dataset": family.dataset, "family": family.name, "studies": " ".join(family.studies)}
+    table = pd.DataFrame(rows).assign(**named) if rows else None
     return pd.DataFrame(table, columns=list(COLUMNS))
 
 
-def _reaches(own: Floats, amount: float) -> bool:
+def _reaches(own: Floats, amount: float, rounding: float) -> bool:
     """Whether an amount is among a batch size's, but for rounding at either end."""
-    return bool(own[0] * (1 - _ROUNDING) <= amount <= own[-1] * (1 + _ROUNDING))
+    return bool(own[0] * (1 - rounding) <= amount <= own[-1] * (1 + rounding))
 
 
 def _at(
-    family: Family, amount: float, batch_sizes: list[int], amounts: Mapping[int, Floats]
+    family: Family,
+    amount: float,
+    batch_sizes: list[int],
+    amounts: Mapping[int, Floats],
+    rounding: float,
 ) -> list[dict[str, Any]]:
     """The rows of one budget and amount."""
     found = [
-        _between(amounts[m], family.accuracies[m], family.usable[m], amount) for m in batch_sizes
+        _between(amounts[m], family.accuracies[m], family.usable[m], amount, rounding)
+        for m in batch_sizes
     ]
     array = SeedArray(
         family.name,
@@ -91,7 +98,9 @@ def _at(
         np.stack([values for values, _ in found]),
         family.chance,
     )
-    standings, edges = _standings(array, [error for _, error in found]), array.at_the_edge()
+    edges, standings = array.at_the_edge(), [""] * len(batch_sizes)
+    if array.n >= LEAST_SEEDS and np.fmax.reduce(array.sample()) >= family.least:
+        standings = _standings(array, [error for _, error in found])
     rows = [
         # Amounts are proportional to epochs, but for the rounding of updates.
         {"batch_size": m, "epochs": float(np.interp(amount, amounts[m], family.epochs[m]))}
@@ -106,7 +115,7 @@ def _at(
 
 
 def _between(
-    known: Floats, accuracies: Floats, usable: Masks, amount: float
+    known: Floats, accuracies: Floats, usable: Masks, amount: float, rounding: float
 ) -> tuple[Floats, float]:
     """The accuracies of one m's cells at an amount, and how far off they may be.
 
@@ -119,12 +128,13 @@ def _between(
         accuracies: At these (K, C, S).
         usable: Whether all seeds of a cell finished (K, C).
         amount: At or between known ones.
+        rounding: By what share amounts may differ that are the same.
 
     Returns:
         Accuracies (C, S), -inf where a seed diverged at the amount below or above; the error.
     """
     nearest = int(np.abs(known - amount).argmin())
-    if abs(known[nearest] - amount) <= _ROUNDING * amount:
+    if abs(known[nearest] - amount) <= rounding * amount:
         below = above = nearest
         values, error = accuracies[nearest], 0.0
     else:
@@ -142,8 +152,6 @@ def _between(
 
 def _standings(array: SeedArray, errors: Sequence[float]) -> list[str]:
     """Whether each m is worse than another, beyond noise and what interpolation may be off."""
-    if array.n < LEAST_SEEDS:
-        return [""] * len(errors)
     rivals = rivalries(array)
     return [
         "unusable"

@@ -11,6 +11,7 @@ import numpy as np
 from smallbatch.analysis.answer import LEAST_SEEDS
 from smallbatch.analysis.frames import on_bn_axis, settings_of
 from smallbatch.analysis.mixed import ORIGIN, as_written
+from smallbatch.analysis.sampling import least_beyond_chance
 from smallbatch.analysis.seeds import SeedArray, seed_array
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Family:
         seeds: The seeds (S,).
         examples: The number of training examples.
         chance: The accuracy of guessing.
+        least: The lowest accuracy of a best cell that is beyond chance.
     """
 
     dataset: str
@@ -62,6 +64,7 @@ class Family:
     seeds: np.ndarray[Any, np.dtype[np.int64]]
     examples: int
     chance: float
+    least: float
 
     def amounts(self, equal: Equal, speeds: Mapping[int, float]) -> dict[int, Floats]:
         """What runs of these epochs cost at each m, (K,): epochs, updates, or seconds.
@@ -188,6 +191,7 @@ def _of_arrays(
         seeds=np.array(seeds, dtype=np.int64),
         examples=int(runs["n_train"].iloc[0]),
         chance=1.0 / float(runs["classes"].iloc[0]),
+        least=least_beyond_chance(runs) or 0.0,
     )
 
 

@@ -16,7 +16,7 @@ from smallbatch.report.labels import DASH, duration, listed, percent, power_of_t
 from smallbatch.report.tables import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from smallbatch.report.rows import Row
 
@@ -110,15 +110,19 @@ def budget_figures(dataset: str, found: pd.DataFrame) -> list[Figure]:
     for family, own in found.groupby("family"):
         budgets = listed([NAMES[it] for it in EQUAL if it in set(own["budget"])])
         where = {"dataset": dataset, "family": family}
+        studies = str(own["studies"].iloc[0]).split()
+        how = "mean over seeds at the learning rate that is best at the other seeds"
+        if own["n_seeds"].eq(1).all():
+            how = "one seed at its best learning rate, which flatters"
         figures.append(
             Figure(
                 plain_name(dataset, str(family), KIND),
                 KIND,
                 f"Line charts: test accuracy of {family} against the batch size for {budgets}, a "
                 "line for each amount.",
-                f"{family}: accuracy against m for {budgets} (mean over seeds at the learning rate "
-                "that is best at the other seeds; bars: 95 % interval), a line for each amount. "
-                f"Rhomb: the best m of it. {_of_time(own)}",
+                f"{family}, by the studies {listed(studies)}: accuracy against m for {budgets} "
+                f"({how}; bars: 95 % interval), a line for each amount. Rhomb: the best m of it, "
+                f"where they were compared. {_of_time(own)}",
                 {KIND: (KIND, where)},
             )
         )
@@ -132,8 +136,9 @@ def _of_time(own: pd.DataFrame) -> str:
             "several kinds of machine, engines or numbers of workers."
         )
     return (
-        "Time: a run's share of that of its column, on the machine that trained it; between two "
-        "numbers of epochs accuracies are interpolated."
+        "Time: seconds per run when all runs of a column train together, its time divided by its "
+        "runs, on the machine that trained it; a run alone takes longer. Between two numbers of "
+        "epochs accuracies are interpolated."
     )
 
 
@@ -143,10 +148,11 @@ def budget_tables(found: pd.DataFrame) -> list[Table]:
         return []
     rows: list[list[str]] = []
     for family, own in found.groupby("family"):
+        every = own["batch_size"].unique().tolist()
         for budget in EQUAL:
             for amount, some in own[own["budget"] == budget].groupby("amount"):
                 rows.append([str(family), NAMES[budget], amount_text(budget, float(str(amount))),
-                             *_verdict(some)])  # fmt: skip
+                             *_verdict(some, every)])  # fmt: skip
     headers = (
         "studies",
         "budget",
@@ -157,11 +163,14 @@ def budget_tables(found: pd.DataFrame) -> list[Table]:
         "95 % interval (%)",
         "m that may be as good",
         "worse",
+        "m not compared",
         "best learning rate at the edge of the grid at m",
     )
     caption = (
-        "Which m is best under each budget. Compared are the m that were run with less and with "
-        "more than the budget; between two numbers of epochs accuracies are interpolated."
+        "Which m is best under each budget. Not compared are the m that were not run both with "
+        "less and with more than it; between two numbers of epochs accuracies are interpolated. "
+        "What is worse is judged more strictly than by the intervals, which are of one m each; "
+        "with fewer than three seeds, or where nothing is beyond chance, nothing is."
     )
     return [Table(caption, headers, rows)]
 
@@ -173,28 +182,21 @@ def amount_text(budget: str, amount: float) -> str:
     return f"{amount:,.0f} {budget if amount != 1 else budget.removesuffix('s')}"
 
 
-def _verdict(some: pd.DataFrame) -> list[str]:
+def _verdict(some: pd.DataFrame, every: Collection[int]) -> list[str]:
     rows: list[dict[Any, Any]] = some.to_dict("records")
 
     def sizes(*standings: str) -> str:
         return listed([str(it["batch_size"]) for it in rows if it["standing"] in standings]) or DASH
 
     edges = listed([str(it["batch_size"]) for it in rows if it["on_edge"]]) or DASH
-    seeds = str(rows[0]["n_seeds"])
-    known = [it for it in rows if not math.isnan(it["accuracy"])]
-    if not known:
-        return [seeds, DASH, DASH, DASH, DASH, DASH, edges]
-    # With too few seeds nothing is compared: the highest is shown, and nothing said of others.
-    best = max(known, key=lambda it: (it["standing"] == "best", it["accuracy"]))
+    left = listed([str(m) for m in sorted(set(every) - {it["batch_size"] for it in rows})]) or DASH
+    best = next((it for it in rows if it["standing"] == "best"), None)
+    named = [DASH, DASH, DASH] if best is None else [
+        str(best["batch_size"]), percent(best["accuracy"]), _interval(best)
+    ]  # fmt: skip
     return [
-        seeds,
-        str(best["batch_size"]),
-        percent(best["accuracy"]),
-        _interval(best),
-        sizes("open"),
-        sizes("worse", "unusable"),
-        edges,
-    ]
+        str(rows[0]["n_seeds"]), *named, sizes("open"), sizes("worse", "unusable"), left, edges
+    ]  # fmt: skip
 
 
 def _percent(value: float) -> float | None:

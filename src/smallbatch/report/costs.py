@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smallbatch.report.rows import Row
 
 KIND = "all-costs"
-MEMORY, SPEED = "memory (bytes)", "speed (images/s)"
+MEMORY, SPEED = "memory of one run by loop (bytes)", "speed (images/s)"
 ONE, MANY = "one run", "the column's runs together"
 # Okabe and Ito's, which colour-blind readers can tell apart, dark enough on white.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#882255", "#999933", "#44aa99"]
@@ -129,7 +129,8 @@ def cost_figures(dataset: str, rows: Sequence[Row]) -> list[Figure]:
     if SPEED in panels:
         said.append(
             "Speed: training images per second while these columns were trained, on the "
-            "hardware named below"
+            "hardware named below; of trainings of a few seconds it is lower, as they include "
+            "their start"
             + (f"; circles: {ONE}, trained by loop" if ONE in speeds else "")
             + (f"; squares: {MANY}, trained by stacked" if MANY in speeds else "")
             + ("; no line joins the two" if len(speeds) > 1 else "")
