@@ -172,6 +172,17 @@ def test_a_cell_with_a_diverged_seed_counts_as_chance() -> None:
     assert lost["on_edge"].all()
 
 
+def test_one_seed_has_no_interval_and_no_interval_leaves_what_an_accuracy_can_be() -> None:
+    one = compared(family(by_updates, n=1))
+    assert one[["low", "high"]].isna().all(axis=None)
+    wide = {(m, 0.1): [0.02, 0.98, 0.5] for m in (2, 4)}
+    table = compared(pd.concat([rows_of(wide, study=f"a{e}", epochs=e) for e in (1, 2, 4)]))
+    assert set(table["low"]) == {0.0}
+    assert set(table["high"]) == {1.0}
+    # One learning rate has no edge: no grid ends there.
+    assert not table["on_edge"].any()
+
+
 def test_where_nothing_is_beyond_chance_nothing_is_compared() -> None:
     # Of 100 test images 10 to 14 are right, of ten classes.
     runs = family(lambda epochs, m: 0.1 + 0.01 * math.log2(m)).assign(n_test=100)

@@ -204,7 +204,7 @@ def test_a_measurement_that_lies_there_twice(project: Path) -> None:
         read_variances(path.parent)
     other.write_text(header + first + first)
     path.unlink()
-    with pytest.raises(UserError, match=r"d\.old\.csv: .* m=2, seed 0 is in .*/d\.old\.csv"):
+    with pytest.raises(UserError, match=r"d\.old\.csv: .* m=2, seed 0 is there twice; run sm"):
         read_variances(path.parent)
 
 
@@ -236,6 +236,15 @@ def test_damaged_memory(project: Path, old: str, new: str) -> None:
     assert old in MEMORY
     path.write_text(MEMORY.replace(old, new, 1))
     with pytest.raises(UserError, match=r"memory/d\.csv: damaged .*; run smallbatch measure again"):
+        read_memory(path.parents[1])
+
+
+def test_memory_whose_last_number_was_cut_off(project: Path) -> None:
+    """It has lost digits and is a number all the same."""
+    path = project / "reports/measurements/memory/d.csv"
+    path.parent.mkdir()
+    path.write_text(MEMORY[:-3])
+    with pytest.raises(UserError, match=r"damaged \(its last line has no end\); run smallbatch"):
         read_memory(path.parents[1])
 
 

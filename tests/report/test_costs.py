@@ -98,6 +98,15 @@ def test_memory_of_something_else_is_left_out(models: Path, changed: str) -> Non
     assert MANY not in figure.caption
 
 
+def test_memory_on_two_devices_is_left_out(models: Path) -> None:
+    runs, timings = read(models)
+    memory = counted(runs)
+    memory.loc[(memory["study"] == "a") & (memory["batch_size"] == 8), "device"] = "cuda"
+    table = cost_table(runs, timings, memory)
+    assert table.loc[table["study"] == "a", "loop_bytes"].isna().all()
+    assert table.loc[table["study"] == "b", "loop_bytes"].notna().all()
+
+
 def test_without_either_there_is_no_figure(models: Path) -> None:
     runs, _ = read(models)
     table = cost_table(runs, pd.DataFrame(), pd.DataFrame())

@@ -104,7 +104,8 @@ def _at(
     rows = [
         # Amounts are proportional to epochs, but for the rounding of updates.
         {"batch_size": m, "epochs": float(np.interp(amount, amounts[m], family.epochs[m]))}
-        | {"n_seeds": array.n, "on_edge": bool(edges[index]), "standing": standings[index]}
+        | {"n_seeds": array.n, "on_edge": bool(edges[index]) and len(array.columns) > 1}
+        | {"standing": standings[index]}
         | _best(array, index)
         for index, m in enumerate(batch_sizes)
     ]
@@ -179,8 +180,8 @@ def _best(array: SeedArray, index: int) -> dict[str, float]:
         half = float(stdtrit(n - 1, 0.975) * error)
     accuracy = float(reached.mean())
     best = array.columns[usable][own[usable].mean(axis=-1).argmax()]
-    bounds = {"low": accuracy - half, "high": accuracy + half}
-    return {"base_lr": float(best), "accuracy": accuracy} | bounds
+    low, high = np.clip([accuracy - half, accuracy + half], 0.0, 1.0).tolist()
+    return {"base_lr": float(best), "accuracy": accuracy, "low": low, "high": high}
 
 
 _MACHINE = ("cpu", "cores", "gpu", "device", "engine", "workers", "hardware", "kernels")

@@ -86,9 +86,12 @@ def _read(folder: Path, kind: type[Variance | Memory]) -> pd.DataFrame:
         for row in read_csv(kind, path, _ADVICE):
             key, named = _place(row)
             if key in places:
+                where = "there twice; " if places[key] == path else (
+                    f"in {places[key]} already; delete the older one, or "
+                )  # fmt: skip
                 raise UserError(
-                    f"{path}: row of {row.dataset}/{row.study}, m={row.batch_size}, {named} is in "
-                    f"{places[key]} already; delete the older one, or {_ADVICE}"
+                    f"{path}: row of {row.dataset}/{row.study}, m={row.batch_size}, {named} is "
+                    f"{where}{_ADVICE}"
                 )
             places[key] = path
             rows.append(row.model_dump())

@@ -59,6 +59,9 @@ def read_csv(kind: type[_Parsed], path: Path, advice: str) -> list[_Parsed]:
         missing = sorted(needed - set(rows.fieldnames or ()))
         if missing:
             raise csv.Error(f"no column {missing[0]!r}")
+        if not content.endswith((b"\n", b"\r")):
+            # Cut off, a number may have lost digits and be a number all the same.
+            raise csv.Error("its last line has no end")
         return [kind.model_validate_strings(row) for row in rows]
     except (UnicodeDecodeError, csv.Error, ValidationError) as error:
         raise UserError(f"{path}: damaged ({_reason(error)}); {advice}") from error

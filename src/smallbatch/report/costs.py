@@ -48,7 +48,7 @@ def cost_table(runs: pd.DataFrame, timings: pd.DataFrame, memory: pd.DataFrame) 
     """
     rows: list[dict[str, Any]] = []
     speeds = {_key(it): it for it in timings.to_dict("records")}
-    bytes_of = {(*_key(it), it["engine"]): it for it in memory.to_dict("records")}
+    bytes_of = {(*_key(it), it["engine"]): it for it in _of_one_device(memory)}
     for (dataset, study, m), own in runs.groupby(_PLACE):
         place = (str(dataset), str(study), int(str(m)))
         # Under `bn_batch_size: up to N` the norm depends on m.
@@ -71,6 +71,14 @@ def cost_table(runs: pd.DataFrame, timings: pd.DataFrame, memory: pd.DataFrame) 
         )
     whole = dict.fromkeys(("loop_bytes", "stacked_bytes"), "Int64")
     return pd.DataFrame(rows, columns=_COLUMNS).astype(whole)
+
+
+def _of_one_device(memory: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The rows of each study that was measured on one device: those of two are not compared."""
+    if memory.empty:
+        return []
+    devices = memory.groupby(STUDY_KEYS)["device"].transform("nunique")
+    return memory[devices == 1].to_dict("records")
 
 
 def _key(row: dict[Any, Any]) -> tuple[str, str, int]:
