@@ -48,6 +48,10 @@ far.
 """
 
 
+_OVER_STUDIES = ("15", "16")
+"""Figures that sum up all studies: a verdict is one about those that were run."""
+
+
 def page() -> str:
     """The page's Markdown."""
     records = {
@@ -88,6 +92,8 @@ def _anything_run(claims: dict[str, ClaimRecord]) -> bool:
 def _verdict(results: str, claim: ClaimRecord, finding: FindingRecord) -> str:
     """One verdict, as an item of a list."""
     amount = f"n = {finding.n}, " if finding.n else ""
+    if claim.figure in _OVER_STUDIES:
+        amount += f"{count(len(finding.parts), 'study', 'studies')}, "
     head = f"- [{results}](../results/{results}/): **{finding.verdict}**, {amount}{finding.scale}."
     effect = effect_text(finding, claim.unit)
     more = [f"effect {effect}" if finding.effect is not None else "", remarks(finding, claim.unit)]
