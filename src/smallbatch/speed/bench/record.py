@@ -209,15 +209,15 @@ def _about(record: dict[str, Any]) -> str:
 def _of_what(settings: dict[str, Any]) -> str:
     """Of how many runs speeds and bytes are."""
     workers = settings["workers"]
-    side_by_side = "single runs" if workers == 1 else f"{workers} runs at a time, one a worker"
+    side_by_side = f"{count(workers, 'run')} at a time, one a worker"
     return (
         f"Speeds of textbook are of one run, of loop of {side_by_side}, of stacked of all lanes "
         "together; the bytes of an update (MB: 10⁶) of one run alone, counted. "
     )
 
 
-def _megabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e6:,.3g}" if count < 1e9 else f"{count / 1e6:,.0f}"
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:,.3g}" if size < 1e9 else f"{size / 1e6:,.0f}"
 
 
 def _jax(engines: Sequence[dict[str, Any]]) -> str:
