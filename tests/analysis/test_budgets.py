@@ -299,6 +299,14 @@ def test_names_of_families_are_whole_words_and_each_its_own() -> None:
     }
 
 
+def test_studies_of_which_parts_are_of_other_protocols_are_two_families() -> None:
+    """As after an upgrade, when some columns were trained again; their studies have one name."""
+    old = family(by_updates, (2, 4)).assign(protocol=1)
+    new = family(by_updates, (8, 16)).assign(protocol=2)
+    found = {it.name: sorted(it.epochs) for it in families(pd.concat([old, new]))}
+    assert found == {"net-1 and others (1)": [2, 4], "net-1 and others (2)": [8, 16]}
+
+
 def test_a_bn_batch_of_up_to_n_is_one_study() -> None:
     runs = family(by_updates, norm="ghost", bn_batch_size=4.0)
     small = runs["batch_size"] <= 4

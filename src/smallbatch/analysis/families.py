@@ -36,7 +36,7 @@ _SEPARATORS = ("-", "_", ".")
 _FREE = {"epochs", "budget", "figure", "base_lrs", "base_lr", "base_lr_from", "lrs", "seeds"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value
 class Family:
     """Studies that differ in their epochs alone, on the seeds and η̃ that all their cells have.
 
